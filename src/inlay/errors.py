@@ -1,0 +1,77 @@
+"""What can go wrong, as types. Each carries the exit code that the command line ends with.
+
+Message form: ``where: what is wrong (got X). What is allowed or nearest. What to do.``
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InlayError(Exception):
+    """A mistake or failure that we can explain in one line. Never shown as a traceback."""
+
+    exit_code = 1
+
+
+class UserError(InlayError):
+    """The user's input is at fault."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A setting is unknown, out of range, or cannot take effect."""
+
+
+class DataError(UserError):
+    """A data file or a row of it cannot be used as it is."""
+
+
+class DataCheckError(InlayError):
+    """The rows can be read, but training on them would not do what is meant."""
+
+    exit_code = 3
+
+
+class ModelError(UserError):
+    """The base model cannot be found, read, or used for this task."""
+
+
+class AdapterError(UserError):
+    """The adapter cannot be built on, or does not belong to, this base."""
+
+
+class RunError(UserError):
+    """A run folder is missing, finished, or in use."""
+
+
+class TrainingError(InlayError):
+    """Training began and cannot go on."""
+
+
+class StorageError(InlayError):
+    """The disk refused: full, read-only, or not ours."""
+
+
+class Interrupted(InlayError):
+    """A signal stopped the run; a resumable checkpoint is on the disk. Exit code 128 + signal."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name closest to `name`, or None when nothing is close."""
+    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def unknown_name(kind: str, got: str, allowed: Iterable[str]) -> str:
+    """One line for a name that is not in a closed set: the name, the nearest, the whole set."""
+    names = sorted(allowed)
+    guess = nearest(got, names)
+    hint = f" Did you mean {guess!r}?" if guess else ""
+    return f"unknown {kind} {got!r}.{hint} Known: {', '.join(names)}."
