@@ -70,8 +70,9 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
 
 
 def unknown_name(kind: str, got: str, allowed: Iterable[str]) -> str:
-    """One line for a name that is not in a closed set: the name, the nearest, the whole set."""
+    """One line for a name that is not in a closed set: the name, the nearest, and the set where it is short."""
     names = sorted(allowed)
     guess = nearest(got, names)
     hint = f" Did you mean {guess!r}?" if guess else ""
-    return f"unknown {kind} {got!r}.{hint} Known: {', '.join(names)}."
+    known = f" Known: {', '.join(names)}." if len(names) <= 20 or not guess else ""
+    return f"unknown {kind} {got!r}.{hint}{known}"

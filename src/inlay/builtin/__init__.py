@@ -1,1 +1,1 @@
-"""TODO."""
+"""The embedded base model and example tasks."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Rows, formats, the encoder and batches: from a file to ids."""

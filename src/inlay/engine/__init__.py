@@ -1,1 +1,1 @@
-"""TODO."""
+"""Loss and gradient of a batch."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Answers from a base with or without an adapter."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The loop and its checkpoints."""

@@ -1,0 +1,198 @@
+"""Every setting, once. The docstring under a field is its documentation everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Auto = Literal["auto"]
+PositiveInt = Annotated[int, Field(ge=1)]
+DtypeName = Literal["float32", "bfloat16", "float16"]
+
+
+class Settings(BaseModel):
+    """A frozen section, closed to unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class ModelConfig(Settings):
+    base_model: str
+    """The frozen base: a local folder, a hub id such as `Qwen/Qwen2.5-0.5B-Instruct`, or `builtin:nano`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    device: str = "auto"
+    """Where to compute: `auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:1`, `mps`."""
+    dtype: Auto | DtypeName = "auto"
+    """Number format of the base weights. `auto` takes the fastest that passes a real forward and backward."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention implementation of transformers."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """Hold the base in 4 bits (`nf4`, QLoRA) or 8 bits (`int8`). Needs the `quant` extra."""
+    double_quantization: bool = True
+    """With `nf4`: quantize the quantization constants too (saves about 0.4 bits per weight)."""
+    compute_dtype: Auto | DtypeName = "auto"
+    """With quantization: the number format that products are computed in."""
+    quantization_fallback: bool = False
+    """Go on unquantized when quantization does not work on this machine. Otherwise that is an error."""
+    chat_template: str | None = None
+    """A Jinja file to use in place of the tokenizer's own chat template."""
+
+
+class AdapterConfig(Settings):
+    rank: PositiveInt = 16
+    """Rank r of the update B·A of each adapted layer."""
+    alpha: Annotated[float, Field(gt=0)] | Literal["1x", "2x", "4x"] = "2x"
+    """Numerator of the scale alpha/r: a number, or a multiple of the rank by name."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input. Costs memory; the default needs none."""
+    target_modules: Auto | Annotated[list[str], Field(min_length=1)] = "auto"
+    """Which layers get an adapter: `auto` (all linear layers without the head) or name endings, each of which must match."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases are trained along."""
+    rslora: bool = False
+    """Scale by alpha/sqrt(r) in place of alpha/r."""
+    dora: bool = False
+    """Train magnitude and direction apart (DoRA). Slower."""
+    init: Literal["default", "gaussian", "pissa", "olora", "eva"] = "default"
+    """How A and B start. `pissa` and `olora` start from the base weights, `eva` from its activations on the data."""
+    start_from: str | None = None
+    """A run or adapter folder whose weights training starts from (`--from`). Rank and targets must agree with it."""
+
+
+class DataConfig(Settings):
+    train: str
+    """Training file (jsonl, json, csv, tsv, parquet, also .gz), or a dataset id on the hub."""
+    eval: str | None = None
+    """Held-out file. Without one, `eval_fraction` of the training rows is held out by their content."""
+    format: str = "auto"
+    """Row format; `auto` finds it from the fields. See docs/data.md for the names."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Renames fields before the format reads them: {wanted: name in the file}."""
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the rows held out when no `eval` file is given. Rows with the same prompt stay on one side."""
+    max_length: Auto | Annotated[int, Field(ge=8)] = "auto"
+    """Longest sequence in tokens. `auto` is the 99th percentile of the rows, at most the model's context."""
+    overlong: Literal["drop", "cut", "error"] = "drop"
+    """What happens to a row longer than `max_length`. `cut` keeps its first tokens."""
+    max_lost_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """More rows than this share dropped or cut is an error."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that tokenize. 0 does it in this one."""
+    cache: bool = True
+    """Keep the tokenized rows on disk and reuse them while data, tokenizer and template are the same."""
+
+
+class TrainConfig(Settings):
+    batch_size: PositiveInt = 16
+    """Examples per optimizer step, over all devices and micro batches."""
+    micro_batch_size: Auto | PositiveInt = "auto"
+    """Examples per forward and backward. Changes memory and speed, never the gradient."""
+    epochs: PositiveInt = 3
+    """Passes over the training rows."""
+    max_steps: PositiveInt | None = None
+    """Stop after so many optimizer steps, whatever `epochs` says."""
+    learning_rate: Auto | Annotated[float, Field(gt=0)] = "auto"
+    """Peak learning rate. `auto` follows hidden size and model family."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of the adapter."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this global norm."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps of linear warmup; wins over `warmup_ratio`."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the steps spent warming up."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Learning rate after warmup; `wsd` is warmup, stable, then linear decay over the last fifth."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """`adamw` keeps fp32 state; the 8-bit ones need the `quant` extra, the paged one CUDA."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    early_stopping_patience: PositiveInt | None = None
+    """Stop after so many evaluations in a row without a better held-out loss."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the adapter's start, the order of rows, and dropout."""
+    log_steps: PositiveInt = 1
+    """Write a metrics line every so many steps."""
+    eval_steps: Auto | Literal["epoch"] | PositiveInt = "auto"
+    """Held-out loss every so many steps; `auto` is ten times a run."""
+    save_steps: Auto | Literal["epoch"] | PositiveInt = "auto"
+    """Checkpoint every so many steps; `auto` is with each evaluation."""
+    keep_checkpoints: PositiveInt = 3
+    """Newest checkpoints kept; the best one is always kept beside them."""
+    export: Literal["best", "last"] = "best"
+    """Which step becomes the run's adapter."""
+    max_memory: str | None = None
+    """Memory the run may plan with, such as `8GB`. Default: what the device has free."""
+
+
+class EvalConfig(Settings):
+    max_rows: PositiveInt = 200
+    """At most so many held-out rows are scored, drawn by the training seed."""
+    batch_size: PositiveInt = 16
+    """Rows per forward pass when scoring and generating."""
+    metric: str = "auto"
+    """Metric that decides the verdict; `auto` is held-out loss."""
+    prompts: list[str] = Field(default_factory=list)
+    """Extra prompts answered by base and adapter side by side."""
+    max_new_tokens: PositiveInt = 128
+    """Longest answer generated for a comparison. Comparison is greedy."""
+    resamples: Annotated[int, Field(ge=100)] = 10_000
+    """Bootstrap resamples of the interval."""
+
+
+class GenerationConfig(Settings):
+    max_new_tokens: PositiveInt = 200
+    """Longest answer in tokens."""
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Sample from the smallest set of tokens with this much probability."""
+    top_k: Annotated[int, Field(ge=0)] = 50
+    """Sample from the k most likely tokens; 0 is all."""
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.2
+    """Above 1 makes repeated tokens less likely."""
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 3
+    """No n-gram of this size twice; 0 allows all."""
+    stop: list[str] = Field(default_factory=list)
+    """Strings that end the answer."""
+    seed: int = 0
+    """Seed of sampling."""
+
+
+class TrackConfig(Settings):
+    trackers: Auto | list[Literal["tensorboard", "wandb", "mlflow"]] = "auto"
+    """Where metrics also go. `auto` is TensorBoard where it is installed. metrics.jsonl is always written."""
+    project: str = "inlay"
+    """Project or experiment name at the tracker."""
+
+
+class OutputConfig(Settings):
+    folder: str = "results"
+    """Folder that holds all runs."""
+    name: str | None = None
+    """Name of the run; by default data and model with a number."""
+
+    @model_validator(mode="after")
+    def _name_is_one_folder(self) -> OutputConfig:
+        if self.name is not None and (not self.name.strip() or "/" in self.name or self.name.startswith(".")):
+            raise ValueError(f"name must be one plain folder name (got {self.name!r})")
+        return self
+
+
+class Config(Settings):
+    """One run, whole."""
+
+    preset: str | None = None
+    """A preset whose values stand under the ones given here."""
+    model: ModelConfig
+    adapter: AdapterConfig = AdapterConfig()
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    generation: GenerationConfig = GenerationConfig()
+    track: TrackConfig = TrackConfig()
+    output: OutputConfig = OutputConfig()

@@ -1,0 +1,68 @@
+"""Order of rows and what goes through the model at once.
+
+The order is a pure function of seed and epoch, a step is a slice of it, and a step's rows are shared out among
+micro batches and ranks only afterwards: the data cursor is the step number, whatever the world looks like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inlay.data.tokens import TokenSet
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows padded on the right to one length. B rows, L positions."""
+
+    input_ids: Tensor  # (B, L) int64
+    attention_mask: Tensor  # (B, L) int64
+    weights: Tensor  # (B, L) float32, 0 where not trained
+    rows: tuple[int, ...]  # positions in the TokenSet
+
+    def to(self, device: torch.device | str) -> Batch:
+        move = lambda tensor: tensor.to(device, non_blocking=True)  # noqa: E731
+        return Batch(move(self.input_ids), move(self.attention_mask), move(self.weights), self.rows)
+
+
+def order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """(count,) a permutation that depends on nothing else."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    return -(-count // batch_size)
+
+
+def step_rows(step: int, seed: int, count: int, batch_size: int) -> list[int]:
+    """The rows of optimizer step `step` (from 1). The last step of an epoch may hold fewer."""
+    epoch, within = divmod(step - 1, steps_per_epoch(count, batch_size))
+    return [int(i) for i in order(seed, epoch, count)[within * batch_size : (within + 1) * batch_size]]
+
+
+def micro_batches(
+    rows: Sequence[int], lengths: np.ndarray, micro_batch_size: int, rank: int = 0, size: int = 1
+) -> list[list[int]]:
+    """This rank's share of a step, rows of similar length together, longest first so that memory peaks at once."""
+    longest_first = sorted(rows, key=lambda i: (-int(lengths[i]), i))
+    groups = [longest_first[a : a + micro_batch_size] for a in range(0, len(longest_first), micro_batch_size)]
+    return groups[rank::size]
+
+
+def collate(tokens: TokenSet, rows: Sequence[int], pad_id: int) -> Batch:
+    """The rows as one padded batch. Padding is masked by position; `pad_id` may be any id, the end token too."""
+    picked = [tokens.row(i) for i in rows]
+    longest = max(len(t.input_ids) for t in picked)
+    ids = np.full((len(picked), longest), pad_id, np.int64)
+    mask = np.zeros((len(picked), longest), np.int64)
+    weights = np.zeros((len(picked), longest), np.float32)
+    for b, t in enumerate(picked):
+        ids[b, : len(t.input_ids)] = t.input_ids
+        mask[b, : len(t.input_ids)] = 1
+        weights[b, : len(t.input_ids)] = t.weights
+    return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(weights), tuple(rows))

@@ -1,0 +1,46 @@
+"""Which rows are held out: decided by what they say, not by where they stand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from inlay.data.types import Example
+
+
+def prompt_key(example: Example) -> str:
+    """Digest of what is asked: the turns before the first answer, or the whole document."""
+    asked = []
+    for message in example.messages:
+        if message.role == "assistant":
+            break
+        asked.append((message.role, " ".join(message.content.split()).casefold()))
+    return hashlib.sha256(repr(asked).encode()).hexdigest()
+
+
+def by_content(examples: Sequence[Example], eval_fraction: float) -> tuple[list[int], list[int]]:
+    """(training positions, held-out positions), each in file order.
+
+    Groups of rows with the same prompt are ordered by digest; the first ones are held out until the share is
+    reached. The same rows in another order give the same two sets, and no prompt stands in both.
+    """
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for n, example in enumerate(examples):
+        groups[prompt_key(example)].append(n)
+    wanted = round(len(examples) * eval_fraction)
+    heldout: list[int] = []
+    for key in sorted(groups):
+        if len(heldout) + len(groups[key]) <= wanted:
+            heldout += groups[key]
+    chosen = set(heldout)
+    return [n for n in range(len(examples)) if n not in chosen], sorted(heldout)
+
+
+def draw(count: int, at_most: int, seed: int) -> list[int]:
+    """At most `at_most` positions below `count`, drawn by seed, ascending."""
+    if count <= at_most:
+        return list(range(count))
+    return sorted(np.random.default_rng([seed, 0xE7A1]).choice(count, at_most, replace=False).tolist())

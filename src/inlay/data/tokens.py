@@ -1,0 +1,98 @@
+"""Many training sequences as three flat arrays, and their cache on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from inlay.data.encode import CODE_VERSION, Encoder, Tokens
+from inlay.data.types import Example, Source
+from inlay.errors import StorageError
+from inlay.storage import write_file
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSet:
+    """N sequences. Sequence i is `input_ids[offsets[i]:offsets[i+1]]`; it comes from `sources[i]`."""
+
+    input_ids: np.ndarray  # (T,) int32
+    weights: np.ndarray  # (T,) float32
+    offsets: np.ndarray  # (N+1,) int64
+    examples: np.ndarray  # (N,) int32, position of the example each sequence was made from
+    sources: tuple[Source, ...]  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) tokens in each sequence."""
+        return np.diff(self.offsets)
+
+    def row(self, i: int) -> Tokens:
+        a, b = self.offsets[i], self.offsets[i + 1]
+        return Tokens(self.input_ids[a:b], self.weights[a:b], self.sources[i])
+
+    def row_weights(self) -> np.ndarray:
+        """(N,) float64 summed token weight of each sequence."""
+        running = np.concatenate([[0.0], np.cumsum(self.weights, dtype=np.float64)])
+        return running[self.offsets[1:]] - running[self.offsets[:-1]]
+
+    def trained_tokens(self) -> int:
+        return int(np.count_nonzero(self.weights))
+
+    def take(self, rows: Sequence[int] | np.ndarray, limit: int | None = None) -> TokenSet:
+        """The named sequences in that order, each with at most its first `limit` tokens."""
+        picked = [self.row(int(i)) for i in rows]
+        return pack(((int(self.examples[i]), t) for i, t in zip(rows, picked, strict=True)), limit)
+
+
+def pack(numbered: Iterable[tuple[int, Tokens]], limit: int | None = None) -> TokenSet:
+    """A TokenSet of (example position, sequence) pairs."""
+    pairs = list(numbered)
+    ids = [t.input_ids[:limit] for _, t in pairs]
+    weights = [t.weights[:limit] for _, t in pairs]
+    offsets = np.concatenate([[0], np.cumsum([len(i) for i in ids])]).astype(np.int64)
+    empty_ids, empty_weights = np.zeros(0, np.int32), np.zeros(0, np.float32)
+    return TokenSet(
+        np.concatenate([empty_ids, *ids]),
+        np.concatenate([empty_weights, *weights]),
+        offsets,
+        np.asarray([n for n, _ in pairs], np.int32),
+        tuple(t.source for _, t in pairs),
+    )
+
+
+def cache_folder() -> Path:
+    """INLAY_CACHE, else the user's cache folder."""
+    base = os.environ.get("INLAY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "inlay"
+    return Path(base) / "tokens"
+
+
+def encode(examples: Sequence[Example], encoder: Encoder, data_key: str, use_cache: bool) -> TokenSet:
+    """The examples as ids. `data_key` stands for the file's bytes, format and columns."""
+    key = json.dumps([CODE_VERSION, data_key, encoder.tokenizer_hash, encoder.template_hash, len(examples)])
+    path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    if use_cache and path.exists():
+        try:
+            arrays = load_file(path)
+            sources = tuple(examples[int(n)].source for n in arrays["examples"])
+            return TokenSet(arrays["input_ids"], arrays["weights"], arrays["offsets"], arrays["examples"], sources)
+        except (SafetensorError, KeyError, IndexError, OSError):
+            path.unlink(missing_ok=True)  # damaged: make it again
+    tokens = pack(encoder.examples(examples))
+    if use_cache:
+        arrays = {name: getattr(tokens, name) for name in ("input_ids", "weights", "offsets", "examples")}
+        try:
+            write_file(path, save(arrays))
+        except StorageError:
+            return tokens  # a cache that cannot be written costs time at the next start, nothing else
+    return tokens

@@ -1,0 +1,67 @@
+"""Loss of a Batch on the plain path: transformers' own forward, the head only where something is trained.
+
+Shapes: B rows, L positions, K kept positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from inlay.data.batches import Batch, collate
+from inlay.data.tokens import TokenSet
+
+
+def weighted_nll(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Summed weighted negative log likelihood of each row in nats, and its summed weight: two (B,) float32 tensors.
+
+    The gradient of a step is that of the sum over all its rows, divided once by the step's whole weight.
+    """
+    weights_BK, targets_BK, logits_BKV = _kept(model, batch)
+    trained = weights_BK > 0
+    nll_T = F.cross_entropy(logits_BKV[trained].float(), targets_BK[trained], reduction="none")
+    nll_BK = torch.zeros_like(weights_BK).masked_scatter(trained, nll_T * weights_BK[trained])
+    return nll_BK.sum(1), weights_BK.sum(1)
+
+
+def _kept(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    # position t predicts token t + 1; keep a position when any row trains what it predicts
+    keep_K = (batch.weights[:, 1:] > 0).any(0).nonzero()[:, 0]
+    output = model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=keep_K, use_cache=False
+    )
+    logits = output.logits
+    if logits.shape[1] != len(keep_K):  # an architecture that ignores logits_to_keep
+        logits = logits[:, keep_K]
+    return batch.weights[:, keep_K + 1], batch.input_ids[:, keep_K + 1], logits
+
+
+def score_rows(
+    model: Any, tokens: TokenSet, shares: Iterable[Sequence[int]], pad_id: int, device: str, dtype: torch.dtype | None
+) -> Tensor:
+    """(2, N) float64 on the CPU: summed weighted nll in nats and weight of each sequence that `shares` names,
+    0 elsewhere. Draws no random numbers and leaves the model in the mode it was in."""
+    scores = torch.zeros(2, len(tokens), dtype=torch.float64)
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode(), autocast(device, dtype):
+        for rows in shares:
+            nll_B, weight_B = weighted_nll(model, collate(tokens, rows, pad_id).to(device))
+            scores[0, rows], scores[1, rows] = nll_B.double().cpu(), weight_B.double().cpu()
+    model.train(was_training)
+    return scores
+
+
+@contextlib.contextmanager
+def autocast(device: str, dtype: torch.dtype | None) -> Iterator[None]:
+    """Products in `dtype` on the device; None computes in the dtype of the weights."""
+    if dtype is None:
+        yield
+        return
+    with torch.autocast(torch.device(device).type, dtype=dtype):
+        yield

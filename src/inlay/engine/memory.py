@@ -1,0 +1,55 @@
+"""What a run will hold in memory, from shapes alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes by purpose, at the longest micro batch."""
+
+    weights: int
+    adapter: int
+    """fp32 weights, gradients and two AdamW moments."""
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.adapter + self.activations + self.logits
+
+
+def estimate(
+    model: Any, trainable: int, micro_batch_size: int, max_length: int, gradient_checkpointing: bool
+) -> MemoryEstimate:
+    """A cold estimate for a decoder: saved activations of each layer, and fp32 logits with their gradient.
+
+    Per token and layer about 12 hidden and 4 intermediate values are saved for the backward pass
+    (one hidden value with gradient checkpointing, plus one layer whole).
+    """
+    config = getattr(model.config, "text_config", None) or model.config
+    hidden = int(getattr(config, "hidden_size", None) or getattr(config, "n_embd", 768))
+    layers = int(getattr(config, "num_hidden_layers", None) or getattr(config, "n_layer", 12))
+    inner = int(getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden)
+    parameters = [p for p in model.parameters()]
+    width = next((p.element_size() for p in parameters if p.is_floating_point() and not p.requires_grad), 4)
+    tokens = micro_batch_size * max_length
+    layer = tokens * (12 * hidden + 4 * inner) * width
+    activations = layers * tokens * hidden * width + layer if gradient_checkpointing else layers * layer
+    frozen = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
+    return MemoryEstimate(frozen, trainable * 16, activations, tokens * int(config.vocab_size) * 8)
+
+
+def largest_micro_batch(
+    model: Any, trainable: int, batch_size: int, max_length: int, gradient_checkpointing: bool, room_bytes: int, token_cap: int
+) -> tuple[int, str]:
+    """The largest micro batch whose estimate fits the room and whose tokens stay under the cap, with its reason."""
+    size = batch_size
+    while size > 1:
+        needed = estimate(model, trainable, size, max_length, gradient_checkpointing).total
+        if needed <= room_bytes and size * max_length <= token_cap:
+            break
+        size = (size + 1) // 2
+    return size, f"at most {token_cap} tokens at once, and its estimate fits {room_bytes / 1e9:.1f} GB"

@@ -1,0 +1,108 @@
+"""What a long piece of work says while it runs. The command line draws it; a notebook gets plain lines."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Protocol
+
+from inlay.run import Run
+
+
+class Reporter(Protocol):
+    """Where progress goes. Nothing that it does changes a result."""
+
+    def stage(self, text: str) -> None:
+        """A piece of work has begun."""
+
+    def block(self, title: str, rows: list[tuple[str, str]]) -> None:
+        """A table of facts, such as the pre-flight block."""
+
+    def start(self, total: int, done: int, unit: str) -> None:
+        """Counted work begins at `done` of `total`."""
+
+    def progress(self, done: int, values: dict[str, Any]) -> None:
+        """Counted work has reached `done`; `values` are its latest figures."""
+
+    def note(self, text: str) -> None:
+        """A line worth keeping on the screen."""
+
+    def end(self) -> None:
+        """The counted work is over, well or not."""
+
+
+class PlainReporter:
+    """Lines on stderr: for a notebook, a log file, a pipe."""
+
+    def __init__(self, every: int = 1) -> None:
+        self._every, self._total = every, 0
+
+    def stage(self, text: str) -> None:
+        self._line(f"… {text}")
+
+    def block(self, title: str, rows: list[tuple[str, str]]) -> None:
+        width = max(len(name) for name, _ in rows)
+        self._line("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)]))
+
+    def start(self, total: int, done: int, unit: str) -> None:
+        self._total = total
+        self._every = max(1, total // 20)
+
+    def progress(self, done: int, values: dict[str, Any]) -> None:
+        if done % self._every == 0 or done == self._total:
+            self._line(f"  {done}/{self._total}  " + "  ".join(f"{k} {shown(k, v)}" for k, v in values.items()))
+
+    def note(self, text: str) -> None:
+        self._line(text)
+
+    def end(self) -> None:
+        pass
+
+    def _line(self, text: str) -> None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+class LoggedReporter:
+    """Passes everything on and keeps the lasting lines in the run's log.txt."""
+
+    def __init__(self, inner: Reporter, run: Run) -> None:
+        self._inner, self._run = inner, run
+        self.start, self.progress, self.end = inner.start, inner.progress, inner.end
+
+    def stage(self, text: str) -> None:
+        self._run.log(f"… {text}")
+        self._inner.stage(text)
+
+    def block(self, title: str, rows: list[tuple[str, str]]) -> None:
+        self._run.log("\n".join([title, *(f"  {name}: {value}" for name, value in rows)]))
+        self._inner.block(title, rows)
+
+    def note(self, text: str) -> None:
+        self._run.log(text)
+        self._inner.note(text)
+
+
+def shown(name: str, value: Any) -> str:
+    """A figure with as many digits as it deserves."""
+    if isinstance(value, float):
+        if name.endswith("_bytes") or name == "memory":
+            return bytes_shown(value)
+        return f"{value:.2e}" if value and abs(value) < 1e-3 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
+    return str(value)
+
+
+def bytes_shown(count: float) -> str:
+    """`1.2 GB`."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def duration_shown(seconds: float) -> str:
+    """`1 h 04 min`, `3 min 20 s`, `12 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

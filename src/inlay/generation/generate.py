@@ -1,0 +1,108 @@
+"""Answers from a model, in batches of similar prompt length, with the key/value cache of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from inlay.config.settings import GenerationConfig
+from inlay.data.encode import Encoder
+from inlay.errors import DataError
+from inlay.models.base import context_length
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. The default is greedy."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    @staticmethod
+    def of(config: GenerationConfig) -> Sampling:
+        return Sampling(**config.model_dump() | {"stop": tuple(config.stop)})
+
+
+def answers(
+    model: Any,
+    encoder: Encoder,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    batch_size: int = 16,
+    on_done: Callable[[int], None] = lambda done: None,
+    streamer: Any = None,
+) -> list[str]:
+    """The decoded answer to each prompt (ids), in their order, without the end of turn.
+
+    Greedy answers do not depend on `batch_size` beyond rounding. Raises: DataError for a prompt that fills the
+    model's whole context.
+    """
+    limit = context_length(model.config)
+    too_long = [n for n, prompt in enumerate(prompts) if len(prompt) >= limit]
+    if too_long:
+        raise DataError(f"prompt {too_long[0] + 1}: {len(prompts[too_long[0]])} tokens fill the context of {limit}.")
+    texts = [""] * len(prompts)
+    longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    torch.manual_seed(sampling.seed)
+    done = 0
+    for start in range(0, len(prompts), batch_size):
+        picked = longest_first[start : start + batch_size]
+        rows = _generate(model, encoder, [list(prompts[i]) for i in picked], sampling, limit, streamer)
+        for i, ids in zip(picked, rows, strict=True):
+            texts[i] = _decoded(encoder, ids, sampling.stop)
+        done += len(picked)
+        on_done(done)
+    return texts
+
+
+def _generate(
+    model: Any, encoder: Encoder, prompts: list[list[int]], sampling: Sampling, limit: int, streamer: Any
+) -> list[list[int]]:
+    from transformers import GenerationConfig as Settings
+
+    width = max(len(p) for p in prompts)
+    device = next(model.parameters()).device
+    ids = torch.tensor([[encoder.pad_id] * (width - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    options: dict[str, Any] = {}
+    if sampling.temperature > 0:
+        options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+    if sampling.stop:
+        options["stop_strings"] = list(sampling.stop)
+    settings = Settings(
+        max_new_tokens=min(sampling.max_new_tokens, limit - width),
+        repetition_penalty=sampling.repetition_penalty,
+        no_repeat_ngram_size=sampling.no_repeat_ngram_size,
+        eos_token_id=sorted(encoder.stop_ids),
+        pad_token_id=encoder.pad_id,
+        **options,
+    )
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=settings,
+            streamer=streamer,
+            **({"tokenizer": encoder.tokenizer} if sampling.stop else {}),
+        )
+    return [_until_stop(row, encoder.stop_ids) for row in output[:, width:].tolist()]
+
+
+def _until_stop(ids: list[int], stop_ids: frozenset[int]) -> list[int]:
+    return next((ids[:n] for n, i in enumerate(ids) if i in stop_ids), ids)
+
+
+def _decoded(encoder: Encoder, ids: list[int], stop: Sequence[str]) -> str:
+    text = str(encoder.tokenizer.decode(ids, skip_special_tokens=True))
+    for string in stop:
+        text = text.partition(string)[0]
+    return text.strip()

@@ -1,0 +1,136 @@
+"""The run folder: where everything of one training run lies, and who reads it.
+
+    results/<name>/ config.yaml run.json metrics.jsonl log.txt heldout.jsonl checkpoints/ adapter/ reports/
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inlay.config import Config
+from inlay.config.load import read_tree, validate
+from inlay.errors import RunError, unknown_name
+from inlay.storage import append_line, explained, move_aside, read_lines, write_file, write_json
+
+RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A folder under `output.folder`. Cheap to make; every property reads the disk."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Config:
+        """The resolved config that the run was started with."""
+        return validate(read_tree(self.path / "config.yaml"), str(self.path / "config.yaml"))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """run.json: status, seed, versions, device, data hash, base digest, results. Empty before the first write."""
+        path = self.path / "run.json"
+        if not path.exists():
+            return {}
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: cannot be read ({error}).") from None
+
+    @property
+    def status(self) -> str:
+        return str(self.record.get("status", "empty"))
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def reports(self) -> Path:
+        return self.path / "reports"
+
+    @property
+    def heldout(self) -> Path:
+        return self.path / "heldout.jsonl"
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line of metrics.jsonl."""
+        return read_lines(self.path / "metrics.jsonl")
+
+    def update(self, **values: Any) -> None:
+        """Sets keys of run.json."""
+        write_json(self.path / "run.json", self.record | values)
+
+    def log_metrics(self, values: dict[str, Any]) -> None:
+        append_line(self.path / "metrics.jsonl", values)
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forgets metrics after `step`: a resumed run writes them again."""
+        kept = [line for line in self.metrics if line.get("step", 0) <= step]
+        write_file(self.path / "metrics.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
+    def log(self, text: str) -> None:
+        """Adds to log.txt."""
+        path = self.path / "log.txt"
+        with explained(path), path.open("a", encoding="utf-8") as file:
+            file.write(text.rstrip("\n") + "\n")
+
+    def has_checkpoint(self) -> bool:
+        return self.checkpoints.is_dir() and any(self.checkpoints.glob("step-*"))
+
+
+def stem(config: Config) -> str:
+    """`<data>-<model>` as a folder name."""
+    data = re.sub(r"\.(gz|jsonl|ndjson|json|csv|tsv|parquet)\b", "", Path(config.data.train.rstrip("/")).name)
+    model = Path(config.model.base_model.rstrip("/")).name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{data}-{model.removeprefix('builtin:')}").strip("-.") or "run"
+
+
+def numbered(config: Config) -> list[Run]:
+    """The runs that were named after this data and model, oldest first."""
+    folder, prefix = Path(config.output.folder), stem(config)
+    found = [p for p in folder.glob(f"{prefix}-*") if p.name[len(prefix) + 1 :].isdigit() and p.is_dir()]
+    return [Run(path) for path in sorted(found, key=lambda p: int(p.name[len(prefix) + 1 :]))]
+
+
+def next_numbered(config: Config) -> Run:
+    """The first unused `<data>-<model>-<number>`."""
+    last = numbered(config)
+    number = int(last[-1].name.rpartition("-")[2]) + 1 if last else 1
+    return Run(Path(config.output.folder) / f"{stem(config)}-{number}")
+
+
+def find(name: str | Path | None, folder: str | Path = "results") -> Run:
+    """The run of that name or path; without a name the one trained last.
+
+    Raises: RunError naming the nearest run, or how to make one.
+    """
+    if name is not None and (Path(name) / "run.json").is_file():
+        return Run(Path(name))
+    runs = {p.parent.name: p.parent for p in Path(folder).glob("*/run.json") if ".old-" not in p.parent.name}
+    if name is None:
+        if not runs:
+            raise RunError(f"{folder}: no runs here yet. Make one: inlay train DATA.jsonl --model MODEL, or inlay demo.")
+        return Run(max(runs.values(), key=lambda p: str(Run(p).record.get("started_at", ""))))
+    if str(name) not in runs:
+        where = f"no run at {name}" if "/" in str(name) else unknown_name("run", str(name), runs) if runs else f"no run {name!r}"
+        raise RunError(f"{folder}: {where}")
+    return Run(runs[str(name)])
+
+
+def start_fresh(run: Run) -> Path | None:
+    """Moves an old run of that name aside and returns where it went; None when there was none."""
+    return move_aside(run.path) if run.path.exists() else None

@@ -1,0 +1,228 @@
+"""Write whole or not at all. Everything that inlay keeps on disk goes through here.
+
+A folder is staged beside its place, its files fsynced and listed in a manifest, then renamed into place;
+a file is written beside its place, fsynced and renamed over it. A kill at any moment leaves the old or the new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from inlay.errors import RunError, StorageError
+
+MANIFEST = "manifest.json"
+_STAGING = ".staging-"
+
+_WAY_OUT = {
+    errno.ENOSPC: "the disk is full. Free space or choose another output.folder",
+    errno.EDQUOT: "your disk quota is used up. Free space or choose another output.folder",
+    errno.EACCES: "no permission to write here. Choose another output.folder or change its owner",
+    errno.EPERM: "no permission to write here. Choose another output.folder or change its owner",
+    errno.EROFS: "this file system is read-only. Choose another output.folder",
+    errno.ENOTDIR: "a part of this path is a file, not a folder. Choose another output.folder",
+}
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns an OSError inside into a StorageError that names the place and the way out."""
+    try:
+        yield
+    except OSError as error:
+        reason = _WAY_OUT.get(error.errno or 0, error.strerror or str(error))
+        raise StorageError(f"{path}: {reason}.") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replaces the file at once with the new content, durably. Raises: StorageError."""
+    data = content.encode() if isinstance(content, str) else content
+    staging = path.with_name(f".{path.name}{_STAGING}{os.getpid()}")
+    with explained(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with staging.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            staging.rename(path)
+            _fsync_folder(path.parent)
+        except OSError:
+            staging.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces the file with `value` as indented JSON. NaN is refused: it is not JSON."""
+    write_file(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Adds one JSON line. A torn last line is dropped by `read_lines`."""
+    with explained(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file, without a last line that a kill cut short; empty when there is no file."""
+    if not path.exists():
+        return []
+    lines: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(line))
+    return lines
+
+
+def write_folder(final: Path, fill: Callable[[Path], None], about: dict[str, Any]) -> None:
+    """Makes `final` appear with what `fill` wrote and a manifest carrying `about`, or not at all.
+
+    Raises: StorageError when the disk refuses; `final` must not exist yet.
+    """
+    assert not final.exists(), f"{final} is already there"
+    staging = final.with_name(f"{_STAGING}{final.name}-{os.getpid()}")
+    with explained(final):
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            fill(staging)
+            write_manifest(staging, about)
+            staging.rename(final)
+            _fsync_folder(final.parent)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+
+def write_manifest(folder: Path, about: dict[str, Any]) -> None:
+    """Fsyncs every file below the folder and lists it with size and sha256 in `manifest.json`."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        json.dump({**about, "files": files}, file, indent=2, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    _fsync_folder(folder)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder, unverified. Raises: StorageError when it is missing or not JSON."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(manifest.get("files"), dict):
+            raise ValueError("no file list")
+    except (OSError, ValueError, AttributeError) as error:
+        raise StorageError(f"{folder}: no usable manifest ({error}).") from None
+    return dict(manifest)
+
+
+def verified(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder whose files all are what it says.
+
+    Raises: StorageError naming the first file that is missing, extra, or changed.
+    """
+    manifest = read_manifest(folder)
+    with explained(folder):
+        there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+        for name in sorted(there ^ set(manifest["files"])):
+            raise StorageError(f"{folder / name}: {'not in the manifest' if name in there else 'missing'}.")
+        for name, expected in manifest["files"].items():
+            if (folder / name).stat().st_size != expected["size"] or sha256_of(folder / name) != expected["sha256"]:
+                raise StorageError(f"{folder / name}: damaged (its bytes are not those of the manifest).")
+    return manifest
+
+
+def replace_folder(final: Path, fill: Callable[[Path], None], about: dict[str, Any]) -> None:
+    """Like `write_folder`, but an earlier folder of that name gives way once the new one is whole."""
+    if not final.exists():
+        write_folder(final, fill, about)
+        return
+    fresh = final.with_name(f"{_STAGING}new-{final.name}-{os.getpid()}")
+    old = final.with_name(f"{_STAGING}old-{final.name}-{os.getpid()}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    write_folder(fresh, fill, about)
+    with explained(final):
+        final.rename(old)
+        fresh.rename(final)
+        _fsync_folder(final.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def move_aside(folder: Path) -> Path:
+    """Renames a folder to the next free `NAME.old-N` and returns that; nothing is deleted."""
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    with explained(folder):
+        folder.rename(target)
+    return target
+
+
+def sweep_staging(folder: Path) -> None:
+    """Removes what a killed writer left half-written in this folder."""
+    for path in folder.glob(f"{_STAGING}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f".*{_STAGING}*"):
+        path.unlink(missing_ok=True)
+
+
+def require_space(folder: Path, needed_bytes: int) -> None:
+    """Raises: StorageError when the file system of `folder` has less room than needed."""
+    while not folder.exists():
+        folder = folder.parent
+    with explained(folder):
+        free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise StorageError(
+            f"{folder}: {free_bytes / 1e6:.0f} MB free, but the run needs about {needed_bytes / 1e6:.0f} MB. "
+            "Free space, choose another output.folder, or lower train.keep_checkpoints."
+        )
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process. The kernel frees it when the process ends, however it ends.
+
+    Raises: RunError naming the pid of the other owner.
+    """
+    path = folder / ".lock"
+    with explained(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(handle, 20, 0).decode() or "unknown"
+            raise RunError(f"{folder}: another process (pid {owner}) is training here. Wait for it or stop it.") from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

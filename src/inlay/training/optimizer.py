@@ -1,0 +1,54 @@
+"""The optimizer, and its state as named tensors that safetensors can hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from inlay.config.settings import TrainConfig
+from inlay.errors import ConfigError
+
+
+def make_optimizer(train: TrainConfig, parameters: list[torch.nn.Parameter]) -> Optimizer:
+    """Raises: ConfigError when the chosen optimizer does not work here."""
+    options: dict[str, Any] = {"lr": 0.0, "weight_decay": train.weight_decay}
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, **options)
+    try:
+        import bitsandbytes as bnb
+    except ImportError:
+        raise ConfigError(f'train.optimizer {train.optimizer}: needs bitsandbytes: pip install "inlay[quant]".') from None
+    if train.optimizer == "paged_adamw_8bit":
+        if parameters[0].device.type != "cuda":
+            raise ConfigError(
+                "train.optimizer paged_adamw_8bit: pages only on CUDA; here it would be the plain 8-bit one. "
+                "Use adamw_8bit."
+            )
+        return bnb.optim.PagedAdamW8bit(parameters, **options)  # type: ignore[no-any-return, unused-ignore]
+    return bnb.optim.AdamW8bit(parameters, **options)  # type: ignore[no-any-return, unused-ignore]
+
+
+def state_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, plain values) of the optimizer's per-parameter state, keyed `<index>.<name>`."""
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
+            elif value is not None:
+                values[f"{index}.{name}"] = value
+    return tensors, values
+
+
+def restore_state(optimizer: Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """Puts what `state_tensors` gave back into a fresh optimizer over the same parameters."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in [*tensors.items(), *values.items()]:
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    current = optimizer.state_dict()
+    optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})

@@ -1,0 +1,40 @@
+"""Learning rate as a pure function of the step: nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import math
+
+from inlay.config.settings import TrainConfig
+
+_DECAY_SHARE = 0.2  # of the steps, for wsd
+
+
+def warmup_steps(train: TrainConfig, total: int) -> int:
+    wanted = train.warmup_steps if train.warmup_steps is not None else math.ceil(train.warmup_ratio * total)
+    return min(wanted, total)
+
+
+def learning_rate(train: TrainConfig, peak: float, step: int, total: int) -> float:
+    """The rate of optimizer step `step` (from 1). The first step of a warmup gets peak/warmup, never 0."""
+    warmup = warmup_steps(train, total)
+    if step <= warmup:
+        return peak * step / warmup
+    left = (total - step + 1) / max(1, total - warmup)  # 1 at the first step after warmup, above 0 at the last
+    if train.schedule == "linear":
+        return peak * left
+    if train.schedule == "cosine":
+        return peak * 0.5 * (1 - math.cos(math.pi * left))
+    if train.schedule == "wsd":
+        return peak * min(1.0, (total - step + 1) / max(1, math.ceil(_DECAY_SHARE * total)))
+    return peak
+
+
+def auto_learning_rate(hidden_size: int, model_type: str) -> tuple[float, str]:
+    """Peak rate for LoRA by hidden size and family, with its reason.
+
+    Source: the power law of the "LoRA without regret" study, capped at 2e-3 for very small models.
+    """
+    qwen_like = "qwen" in model_type
+    exponent = 0.0775 if qwen_like else 0.78
+    rate = min(5e-4 * (2000 / hidden_size) ** exponent, 2e-3)
+    return float(f"{rate:.2g}"), f"5e-4·(2000/{hidden_size})^{exponent}, at most 2e-3"

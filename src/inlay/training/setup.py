@@ -1,0 +1,251 @@
+"""From a config to a Job: everything that can be wrong is found here, before anything is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inlay.config import Config
+from inlay.config.load import merge, nested, validate
+from inlay.data.batches import steps_per_epoch
+from inlay.data.encode import Encoder
+from inlay.data.prepare import PreparedData, prepare
+from inlay.engine.memory import MemoryEstimate, estimate, largest_micro_batch
+from inlay.errors import AdapterError, ConfigError, ModelError
+from inlay.events import Reporter
+from inlay.models import base as bases
+from inlay.models.adapter import AdapterState, alpha_of, attach, resolve_targets
+from inlay.models.probe import pick_device, pick_dtype
+from inlay.training.loop import Job
+from inlay.training.optimizer import make_optimizer
+from inlay.training.schedule import auto_learning_rate, warmup_steps
+
+_TOKEN_CAP = {"cpu": 4096, "mps": 4096, "cuda": 16384}  # tokens in one micro batch, beyond which speed stops growing
+
+
+@dataclass
+class Setup:
+    """A run ready to start: the resolved config, the reasons behind every `auto`, and the parts of a Job."""
+
+    config: Config
+    reasons: dict[str, str]
+    base: bases.BaseRef
+    base_digest: str
+    encoder: Encoder
+    data: PreparedData
+    model: Any
+    device: str
+    dtype: torch.dtype
+    quantization: str
+    trainable: int
+    total_parameters: int
+    memory: MemoryEstimate
+    total_steps: int
+    eval_every: int
+    save_every: int
+
+    def facts(self) -> list[tuple[str, str]]:
+        """The pre-flight block, without what only a calibration can tell."""
+        config, data, reasons = self.config, self.data, self.reasons
+        lengths = data.train_lengths
+        accumulation = -(-config.train.batch_size // int(config.train.micro_batch_size))
+        return [
+            ("base", f"{config.model.base_model} ({self.total_parameters / 1e6:.1f}M parameters, {self.base_digest[:12]})"),
+            ("device", f"{self.device} ({reasons.get('model.device', 'as set')})"),
+            ("dtype", f"{config.model.dtype} ({reasons.get('model.dtype', 'as set')})"),
+            ("quantization", f"{self.quantization} ({reasons.get('model.quantization', 'as set')})"),
+            ("data", f"{data.rows} rows, format {data.format} ({data.format_reason})"),
+            ("template", self.encoder.template_name),
+            ("rows", f"{lengths.kept} kept, {lengths.cut} cut, {lengths.dropped} dropped "
+                     f"({lengths.trained_tokens_lost} trained tokens lost); max_length {data.max_length} "
+                     f"({data.max_length_reason})"),
+            ("held out", f"{len(data.heldout)} of {data.heldout_available} rows"
+                         + (" (drawn by seed)" if len(data.heldout) < data.heldout_available else "")),
+            ("trained tokens", f"{data.train.trained_tokens():,} of {len(data.train.input_ids):,} ({data.trained_share:.0%})"),
+            ("adapter", f"rank {config.adapter.rank}, alpha {alpha_of(config):g}, on {_short(config.adapter.target_modules)}"),
+            ("trainable", f"{self.trainable:,} ({self.trainable / self.total_parameters:.2%})"),
+            ("batch", f"{config.train.batch_size} = {config.train.micro_batch_size} × {accumulation}"),
+            ("steps", f"{self.total_steps}, warmup {warmup_steps(config.train, self.total_steps)}, {config.train.schedule}, "
+                      f"learning rate {config.train.learning_rate:g} ({reasons.get('train.learning_rate', 'as set')})"),
+            ("evaluate, save", f"every {self.eval_every}, every {self.save_every} steps"),
+        ]  # fmt: skip
+
+    def job(self, run: Any) -> Job:
+        """The Job over this setup, at step 0."""
+        train = self.config.train
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        autocast = None if self.dtype == torch.float32 else self.dtype
+        return Job(
+            config=self.config,
+            run=run,
+            model=self.model,
+            parameters=parameters,
+            optimizer=make_optimizer(train, parameters),
+            train=self.data.train,
+            heldout=self.data.heldout,
+            pad_id=self.encoder.pad_id,
+            device=self.device,
+            micro_batch_size=int(train.micro_batch_size),
+            peak_learning_rate=float(train.learning_rate),
+            total_steps=self.total_steps,
+            eval_every=self.eval_every,
+            save_every=self.save_every,
+            autocast_dtype=autocast,
+        )
+
+
+def set_up(config: Config, reporter: Reporter) -> Setup:
+    """Raises: a UserError subclass for anything in the config, the data or the base that cannot work."""
+    resolved: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    torch.manual_seed(config.train.seed)
+
+    def settle(path: str, value: Any, reason: str) -> None:
+        resolved[path], reasons[path] = value, reason
+
+    base = bases.find_base(config.model.base_model, config.model.revision)
+    architecture = bases.architecture(base)
+    tokenizer = bases.load_tokenizer(base, config.model.chat_template)
+    encoder = Encoder(tokenizer)
+    reporter.stage(f"reading {config.data.train}")
+    data = prepare(
+        config.data, encoder, bases.context_length(architecture), config.eval.max_rows, config.train.seed
+    )
+    if config.data.max_length == "auto":
+        settle("data.max_length", data.max_length, data.max_length_reason)
+    if config.data.format == "auto":
+        settle("data.format", data.format, data.format_reason)
+
+    device = pick_device(config.model.device)
+    dtype = pick_dtype(device.device, config.model.dtype)
+    if config.model.device == "auto":
+        settle("model.device", device.device, device.reason)
+    if config.model.dtype == "auto":
+        settle("model.dtype", dtype.dtype, dtype.reason)
+    quantization, why = _quantization(config, device.device, dtype.dtype)
+    reasons["model.quantization"] = why
+
+    reporter.stage(f"loading {config.model.base_model}")
+    model = bases.load_model(base, config, getattr(torch, dtype.dtype), device.device, quantization)
+    total_parameters = sum(_numel(p) for p in model.parameters())
+    targets = resolve_targets(model, config.adapter.target_modules)
+    if config.adapter.target_modules == "auto":
+        settle("adapter.target_modules", targets, "all linear layers without the head")
+    torch.manual_seed(config.train.seed)
+    model = attach(model, config, targets)
+    if config.adapter.start_from:
+        _start_from(config.adapter.start_from, model)
+    if config.train.gradient_checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    hidden = int(getattr(architecture, "hidden_size", None) or getattr(architecture, "n_embd", 768))
+    if config.train.learning_rate == "auto":
+        settle("train.learning_rate", *auto_learning_rate(hidden, str(architecture.model_type)))
+    room, limit_reason = _room_bytes(config, device.device)
+    checkpointing = config.train.gradient_checkpointing
+    micro = config.train.micro_batch_size
+    if micro == "auto":
+        cap = _TOKEN_CAP[device.device.partition(":")[0]]
+        micro, reason = largest_micro_batch(
+            model, trainable, config.train.batch_size, data.max_length, checkpointing, room, cap
+        )
+        settle("train.micro_batch_size", micro, reason)
+    micro = min(int(micro), config.train.batch_size)
+    memory = estimate(model, trainable, micro, data.max_length, checkpointing)
+    if config.train.max_memory and memory.total > room:
+        raise ConfigError(
+            f"train.max_memory: the run needs about {memory.total / 1e9:.2f} GB at micro_batch_size {micro}, more than "
+            f"{limit_reason}. Lower data.max_length or adapter.rank, set train.gradient_checkpointing=true, or quantize."
+        )
+    per_epoch = steps_per_epoch(len(data.train), config.train.batch_size)
+    total = config.train.max_steps or per_epoch * config.train.epochs
+    eval_every = _every(config.train.eval_steps, max(1, math.ceil(total / 10)), per_epoch)
+    save_every = _every(config.train.save_steps, eval_every, per_epoch)
+    for name, every in (("eval_steps", eval_every), ("save_steps", save_every)):
+        if getattr(config.train, name) == "auto":
+            settle(f"train.{name}", every, "ten times a run" if name == "eval_steps" else "with each evaluation")
+    if config.data.eval is None:
+        reasons["data.eval"] = f"{config.data.eval_fraction:.0%} of the rows, by content"
+    settled = validate(merge(config.model_dump(), nested(resolved)), "resolved config")
+    return Setup(
+        config=settled, reasons=reasons, base=base, base_digest=base.digest(), encoder=encoder, data=data, model=model,
+        device=device.device, dtype=getattr(torch, dtype.dtype), quantization=quantization, trainable=trainable,
+        total_parameters=total_parameters, memory=memory, total_steps=total, eval_every=eval_every,
+        save_every=save_every,
+    )  # fmt: skip
+
+
+def _quantization(config: Config, device: str, dtype: str) -> tuple[str, str]:
+    """What is really used and why. Raises: ModelError when the wish cannot be had and no fallback is allowed."""
+    wanted = config.model.quantization
+    if wanted == "none":
+        return "none", "not asked for"
+    from inlay.models.quantization import probe_quantization
+
+    compute = config.model.compute_dtype if config.model.compute_dtype != "auto" else dtype
+    probe = probe_quantization(wanted, device, compute)
+    if probe.works:
+        return wanted, probe.reason
+    if not config.model.quantization_fallback:
+        raise ModelError(
+            f"model.quantization {wanted}: does not work here: {probe.reason}. Leave it out, or allow an unquantized "
+            "run with --set model.quantization_fallback=true."
+        )
+    return "none", f"{wanted} was asked for but does not work here: {probe.reason}"
+
+
+def _start_from(reference: str, model: Any) -> None:
+    folder = Path(reference)
+    for candidate in (folder / "adapter", folder):
+        if (candidate / "adapter_config.json").is_file():
+            AdapterState.read(candidate).load_into(model)
+            return
+    raise AdapterError(f"--from {reference}: neither a run with an adapter nor an adapter folder.")
+
+
+def _room_bytes(config: Config, device: str) -> tuple[int, str]:
+    """Memory to plan with, and what set it."""
+    if config.train.max_memory:
+        return parse_bytes(config.train.max_memory), f"train.max_memory {config.train.max_memory}"
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * 0.9), "the device's free memory"
+    import psutil
+
+    return int(psutil.virtual_memory().available * 0.7), "the memory that is free"
+
+
+def parse_bytes(text: str) -> int:
+    """`8GB`, `500 MB`, `2e9`. Raises: ConfigError."""
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    compact = text.replace(" ", "").upper()
+    number = compact.rstrip("BKMGTI")
+    try:
+        value = float(number) * units[compact[len(number) :]]
+    except (ValueError, KeyError):
+        raise ConfigError(f"train.max_memory: not an amount (got {text!r}). Write 8GB or 500MB.") from None
+    if not 0 < value < 1e18:
+        raise ConfigError(f"train.max_memory: must be above 0 (got {text!r}).")
+    return int(value)
+
+
+def _every(setting: str | int, auto: int, per_epoch: int) -> int:
+    return per_epoch if setting == "epoch" else auto if setting == "auto" else int(setting)
+
+
+def _numel(parameter: torch.nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)  # a 4-bit weight packs two values into a byte
+    return int(math.prod(state.shape)) if state is not None else parameter.numel()
+
+
+def _short(targets: list[str] | str) -> str:
+    if isinstance(targets, str):
+        return targets
+    return ", ".join(targets) if len(targets) <= 8 else f"{len(targets)} layers"

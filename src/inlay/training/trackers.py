@@ -1,0 +1,96 @@
+"""Where metrics go besides metrics.jsonl. A tracker is one class with `log` and `close`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+from inlay.config import Config
+from inlay.errors import ConfigError
+
+
+class Tracker(Protocol):
+    def log(self, step: int, values: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in the run folder."""
+
+    def __init__(self, config: Config, folder: Path, name: str) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            if key != "step" and isinstance(value, (int, float)):
+                self._writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A W&B run; offline unless a key is in the environment, so that it never asks for a login."""
+
+    def __init__(self, config: Config, folder: Path, name: str) -> None:
+        import wandb
+
+        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+        self._run = wandb.init(
+            project=config.track.project, name=name, dir=str(folder), mode=mode, config=config.model_dump()
+        )
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        self._run.log({k: v for k, v in values.items() if k != "step"}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """An MLflow run in the run folder, or at MLFLOW_TRACKING_URI."""
+
+    def __init__(self, config: Config, folder: Path, name: str) -> None:
+        import mlflow
+
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').absolute()}")
+        mlflow.set_experiment(config.track.project)
+        self._mlflow = mlflow
+        mlflow.start_run(run_name=name)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        figures = {k: float(v) for k, v in values.items() if k != "step" and isinstance(v, (int, float))}
+        self._mlflow.log_metrics(figures, step=step)
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+TRACKERS: dict[str, tuple[type[Tracker], str, str]] = {
+    "tensorboard": (TensorBoard, "tensorboard", "tensorboard"),
+    "wandb": (WeightsAndBiases, "wandb", "wandb"),
+    "mlflow": (MLflow, "mlflow", "mlflow"),
+}
+"""Name to class, the module that it needs, and the extra that installs it."""
+
+
+def chosen(config: Config) -> list[str]:
+    """The trackers that this run uses. Raises: ConfigError when one that was asked for is not installed."""
+    wanted = config.track.trackers
+    if wanted == "auto":
+        return ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
+    for name in wanted:
+        _, module, extra = TRACKERS[name]
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f'track.trackers: {name} is not installed: pip install "inlay[{extra}]".')
+    return list(wanted)
+
+
+def open_trackers(config: Config, folder: Path, name: str) -> list[Tracker]:
+    return [TRACKERS[tracker][0](config, folder, name) for tracker in chosen(config)]
