@@ -1,0 +1,140 @@
+"""Two scores on the same rows: every metric's difference with its interval, and one verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from inlay.data.types import Example
+from inlay.errors import ConfigError, unknown_name
+from inlay.evaluation.metrics import LOSS_METRICS, METRICS
+from inlay.evaluation.score import HeldOut, Score, question, reference
+from inlay.evaluation.statistics import Difference, compare_scores
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedRow:
+    """One held-out example under both models."""
+
+    source: str
+    question: str
+    reference: str
+    base_answer: str | None
+    adapter_answer: str | None
+    base_loss: float
+    adapter_loss: float
+    scores: dict[str, tuple[float, float]]
+    """Text metric to (base, adapter)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What the adapter changed, by how much, and whether that is more than luck."""
+
+    base: str
+    adapter: str
+    primary: str
+    metrics: dict[str, Difference]
+    rows: tuple[ComparedRow, ...]
+    prompts: tuple[tuple[str, str, str], ...]
+    """(prompt, base answer, adapter answer) of the extra prompts."""
+    available: int
+    """Held-out rows that there were before drawing."""
+    time_s: float
+
+    @property
+    def verdict(self) -> str:
+        """better, worse, or not distinguishable; by the primary metric."""
+        return self.metrics[self.primary].verdict
+
+    @property
+    def n(self) -> int:
+        return len(self.rows)
+
+    @property
+    def regressions(self) -> list[ComparedRow]:
+        """Rows that the adapter made worse by loss, worst first."""
+        worse = [r for r in self.rows if r.adapter_loss > r.base_loss]
+        return sorted(worse, key=lambda r: r.base_loss - r.adapter_loss)
+
+    def to_json(self) -> dict[str, Any]:
+        """The value that `compare --json` prints."""
+        return {
+            "verdict": self.verdict,
+            "reason": self.metrics[self.primary].reason,
+            "primary": self.primary,
+            "n": self.n,
+            "available": self.available,
+            "base": self.base,
+            "adapter": self.adapter,
+            "metrics": {name: _difference(d) for name, d in self.metrics.items()},
+            "prompts": [{"prompt": p, "base": b, "adapter": a} for p, b, a in self.prompts],
+            "worst": [
+                {"source": r.source, "question": r.question, "base_loss": r.base_loss, "adapter_loss": r.adapter_loss}
+                for r in self.regressions[:5]
+            ],
+            "time_s": round(self.time_s, 3),
+        }
+
+
+def _difference(d: Difference) -> dict[str, Any]:
+    values = {"base": d.base, "adapter": d.other, "difference": d.difference, "low": d.low, "high": d.high}
+    return values | {"wins": d.wins, "ties": d.ties, "losses": d.losses, "verdict": d.verdict}
+
+
+def compare_pair(
+    rows: HeldOut, base: Score, adapter: Score, *, primary: str, resamples: int, seed: int, available: int
+) -> Comparison:
+    """`adapter` against `base` on the same rows. Raises: ConfigError for a primary metric that was not measured."""
+    answered = [n for n in rows.answered if base.answers[n] is not None and adapter.answers[n] is not None]
+    losses = {
+        name: compare_scores(
+            {name: (np.stack([base.nll, base.weight], 1), np.stack([adapter.nll, adapter.weight], 1), metric)},
+            resamples=resamples,
+            seed=seed,
+        )[name]
+        for name, metric in LOSS_METRICS.items()
+    }
+    text_pairs, text_scores = {}, {}
+    if answered:
+        references = [reference(rows.examples[n]) for n in answered]
+        for name, metric in METRICS.items():
+            a = np.stack([metric.statistics(base.answers[n] or "", r) for n, r in zip(answered, references, strict=True)])
+            b = np.stack(
+                [metric.statistics(adapter.answers[n] or "", r) for n, r in zip(answered, references, strict=True)]
+            )
+            text_pairs[name] = (a, b, metric)
+            text_scores[name] = (metric.scores(a), metric.scores(b))
+    texts = compare_scores(text_pairs, resamples=resamples, seed=seed) if text_pairs else {}
+    metrics = losses | texts
+    chosen = "loss" if primary == "auto" else primary
+    if chosen not in metrics:
+        raise ConfigError(f"eval.metric: {unknown_name('metric', chosen, metrics)}")
+    place = {n: k for k, n in enumerate(answered)}
+    compared = tuple(
+        _row(example, n, base, adapter, {m: (float(s[0][place[n]]), float(s[1][place[n]])) for m, s in text_scores.items()}
+             if n in place else {})
+        for n, example in enumerate(rows.examples)
+    )  # fmt: skip
+    prompts = tuple(zip(rows.prompts, base.prompt_answers, adapter.prompt_answers, strict=False))
+    return Comparison(
+        base.name, adapter.name, chosen, metrics, compared, prompts, available, base.time_s + adapter.time_s
+    )
+
+
+def _row(example: Example, n: int, base: Score, adapter: Score, scores: dict[str, tuple[float, float]]) -> ComparedRow:
+    document = example.messages[0].role == "text"
+    asked = example.messages if document else question(example)
+    weight = max(float(base.weight[n]), 1e-9)
+    return ComparedRow(
+        source=str(example.source),
+        question=asked[-1].content if asked else "",
+        reference="" if document else reference(example),
+        base_answer=base.answers[n],
+        adapter_answer=adapter.answers[n],
+        base_loss=float(base.nll[n]) / weight,
+        adapter_loss=float(adapter.nll[n]) / weight,
+        scores=scores,
+    )

@@ -1,0 +1,79 @@
+"""A comparison as files: compare.csv with every row, compare.json, and report.md to read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from inlay.evaluation.compare import ComparedRow, Comparison
+from inlay.storage import write_file
+
+_SHOWN = 3
+
+
+def write_reports(comparison: Comparison, folder: Path, curves: bool) -> None:
+    """Writes the three files; each replaces an earlier one at once."""
+    write_file(folder / "compare.csv", as_csv(comparison))
+    write_file(folder / "compare.json", json.dumps(comparison.to_json(), indent=2, ensure_ascii=False) + "\n")
+    write_file(folder / "report.md", as_markdown(comparison, curves))
+
+
+def as_csv(comparison: Comparison) -> str:
+    """One line a held-out row."""
+    names = [m for m in comparison.metrics if any(m in row.scores for row in comparison.rows)]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    scores = [f"{m}_{side}" for m in names for side in ("base", "adapter")]
+    writer.writerow(["source", "question", "reference", "base", "adapter", "loss_base", "loss_adapter", *scores])
+    for r in comparison.rows:
+        values = [f"{v:.6g}" for m in names for v in r.scores.get(m, (float("nan"),) * 2)]
+        losses = [f"{r.base_loss:.6g}", f"{r.adapter_loss:.6g}"]
+        writer.writerow([r.source, r.question, r.reference, r.base_answer or "", r.adapter_answer or "", *losses, *values])
+    return text.getvalue()
+
+
+def as_markdown(comparison: Comparison, curves: bool) -> str:
+    """The verdict, the table, the answers side by side and the worst regressions."""
+    c, primary = comparison, comparison.metrics[comparison.primary]
+    lines = [
+        f"# {c.adapter} against {c.base}: {c.verdict}",
+        "",
+        f"By {c.primary}: {primary.difference:+.4g} [{primary.low:+.4g}, {primary.high:+.4g}] "
+        f"({100 * primary.level:g}% interval) on {c.n} of {c.available} held-out rows; {primary.reason}.",
+        "",
+        "| metric | base | adapter | difference | interval | wins / ties / losses | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, d in c.metrics.items():
+        lines.append(
+            f"| {name} | {d.base:.4g} | {d.other:.4g} | {d.difference:+.4g} | [{d.low:+.4g}, {d.high:+.4g}] "
+            f"| {d.wins} / {d.ties} / {d.losses} | {d.verdict} |"
+        )
+    if curves:
+        lines += ["", "![training and held-out loss](curves.png)"]
+    shown = [r for r in c.rows if r.adapter_answer is not None][:_SHOWN]
+    lines += ["", "## Side by side", *(line for r in shown for line in _side_by_side(r))]
+    for prompt, base, adapter in c.prompts:
+        lines += ["", f"**{_one_line(prompt)}**", "", f"- base: {_one_line(base)}", f"- adapter: {_one_line(adapter)}"]
+    worst = c.regressions[:_SHOWN]
+    lines += ["", "## Worst regressions by loss"]
+    lines += [line for r in worst for line in _side_by_side(r)] or ["", "No row got worse."]
+    return "\n".join(lines) + "\n"
+
+
+def _side_by_side(row: ComparedRow) -> list[str]:
+    return [
+        "",
+        f"**{_one_line(row.question)}** ({row.source}, loss {row.base_loss:.3f} → {row.adapter_loss:.3f})",
+        "",
+        f"- base: {_one_line(row.base_answer or '')}",
+        f"- adapter: {_one_line(row.adapter_answer or '')}",
+        f"- reference: {_one_line(row.reference)}",
+    ]
+
+
+def _one_line(text: str) -> str:
+    joined = " ".join(text.split())
+    return joined if len(joined) <= 400 else joined[:399] + "…"

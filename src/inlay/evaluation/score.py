@@ -1,0 +1,148 @@
+"""One model reference on the held-out rows: its loss on the reference answers, and what it answers itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from inlay.data.batches import micro_batches
+from inlay.data.encode import Encoder
+from inlay.data.prepare import apply_max_length
+from inlay.data.tokens import TokenSet, pack
+from inlay.data.types import Example, Message, Source
+from inlay.engine.loss import autocast, score_rows
+from inlay.errors import RunError
+from inlay.events import Reporter
+from inlay.generation.generate import Sampling, answers
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """The rows that every model of a comparison is measured on."""
+
+    examples: tuple[Example, ...]
+    tokens: TokenSet
+    """Their sequences; `tokens.examples` says which example each belongs to."""
+    prompts: tuple[str, ...]
+    """Extra prompts without a reference answer."""
+
+    @property
+    def answered(self) -> list[int]:
+        """Positions of the examples that have a last answer to compare with; a plain document has none."""
+        return [n for n, e in enumerate(self.examples) if e.messages[0].role != "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one model made of the held-out rows. N examples."""
+
+    name: str
+    nll: np.ndarray
+    """(N,) summed nll of the trained tokens, in nats."""
+    weight: np.ndarray
+    """(N,) their summed weight."""
+    answers: tuple[str | None, ...]
+    """Greedy answer to each example's last question; None for a plain document."""
+    prompt_answers: tuple[str, ...]
+    time_s: float
+
+
+def question(example: Example) -> tuple[Message, ...]:
+    """The dialogue up to its last trained answer."""
+    last = max(n for n, m in enumerate(example.messages) if m.role == "assistant" and m.weight > 0)
+    return example.messages[:last]
+
+
+def reference(example: Example) -> str:
+    """The last trained answer."""
+    return example.messages[len(question(example))].content
+
+
+def held_out(
+    examples: Iterable[Example], encoder: Encoder, max_length: int, overlong: str, prompts: Sequence[str]
+) -> HeldOut:
+    """The rows as training saw them: the same ids, the same cuts."""
+    kept = tuple(examples)
+    tokens, _ = apply_max_length(pack(encoder.examples(kept)), max_length, overlong)
+    return HeldOut(kept, tokens, tuple(prompts))
+
+
+def score(
+    model: Any,
+    name: str,
+    rows: HeldOut,
+    encoder: Encoder,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    device: str,
+    dtype: torch.dtype | None,
+    reporter: Reporter,
+    generate: bool = True,
+) -> Score:
+    """Loss of every example, then greedy answers. The adapter, if any, is the one active in `model`."""
+    began = time.perf_counter()
+    reporter.stage(f"{name}: loss on {len(rows.examples)} held-out rows")
+    shares = micro_batches(range(len(rows.tokens)), rows.tokens.lengths, batch_size)
+    sequence_scores = score_rows(model, rows.tokens, shares, encoder.pad_id, device, dtype).numpy()
+    totals = np.zeros((2, len(rows.examples)))
+    np.add.at(totals.T, rows.tokens.examples, sequence_scores.T)
+    texts: list[str | None] = [None] * len(rows.examples)
+    prompt_answers: list[str] = []
+    if generate:
+        sampling = Sampling(max_new_tokens=max_new_tokens)
+        asked = [encoder.prompt(question(rows.examples[n]), rows.examples[n].tools) for n in rows.answered]
+        asked += [encoder.prompt([Message("user", prompt)]) for prompt in rows.prompts]
+        reporter.stage(f"{name}: answering {len(asked)} prompts")
+        reporter.start(len(asked), 0, "answer")
+        try:
+            with autocast(device, dtype):
+                got = answers(model, encoder, asked, sampling, batch_size, lambda done: reporter.progress(done, {}))
+        finally:
+            reporter.end()
+        for n, text in zip(rows.answered, got, strict=False):
+            texts[n] = text
+        prompt_answers = got[len(rows.answered) :]
+    took = time.perf_counter() - began
+    return Score(name, totals[0], totals[1], tuple(texts), tuple(prompt_answers), took)
+
+
+def write_examples(examples: Iterable[Example]) -> str:
+    """The examples as JSON lines that `read_held_out` reads back unchanged."""
+    lines = []
+    for example in examples:
+        turns = [
+            {"role": m.role, "content": m.content, "weight": m.weight}
+            | ({"tool_calls": list(m.tool_calls)} if m.tool_calls else {})
+            | ({"name": m.name} if m.name else {})
+            for m in example.messages
+        ]
+        row = {"file": example.source.file, "line": example.source.line, "messages": turns, "tools": list(example.tools)}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def read_held_out(path: Path) -> tuple[Example, ...]:
+    """The held-out rows that a run kept. Raises: RunError when they are gone."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: the run's held-out rows cannot be read ({error}).") from None
+    return tuple(
+        Example(
+            tuple(
+                Message(m["role"], m["content"], m["weight"], tuple(m.get("tool_calls", ())), m.get("name"))
+                for m in row["messages"]
+            ),
+            Source(row["file"], row["line"]),
+            tuple(row["tools"]),
+        )
+        for row in rows
+    )
