@@ -96,7 +96,7 @@ def probe_quantization(kind: str, device: str, compute_dtype: str) -> Probe:
             cured = _check_fresh_layer(kind, device, compute_dtype, repack=False)
             if cured.works:
                 seen = replace(cured, reason=f"{cured.reason}; needs {CPU_REPACK_FLAG}=False ({seen.reason})")
-    return replace(seen, reason=f"{kind} on {device} in {compute_dtype}: {seen.reason}{untested(device)}")
+    return replace(seen, reason=seen.reason + untested(device))
 
 
 def _check_fresh_layer(kind: str, device: str, compute_dtype: str, *, repack: bool) -> Probe:
