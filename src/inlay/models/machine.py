@@ -1,0 +1,345 @@
+"""A record of this machine for people and bug reports: what is here, what works, how fast, what to choose.
+
+All sizes are bytes, all speeds are measured; null means that this system does not say.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import inlay
+from inlay.models.probe import (
+    DTYPES,
+    FAILURES,
+    DeviceChoice,
+    DtypeChoice,
+    devices_here,
+    first_line,
+    pick_device,
+    pick_dtype,
+    probe_dtype,
+    synchronize,
+)
+from inlay.models.quantization import QUANTIZATIONS, probe_quantization
+
+GIB = 1024**3
+
+LIBRARIES = (
+    "inlay",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "tokenizers",
+    "bitsandbytes",
+    "numpy",
+    "pydantic",
+    "pyarrow",
+    "datasets",
+)
+
+CPU_FEATURES = {"avx2": "avx2", "avx512f": "avx512f", "avx512_bf16": "avx512_bf16", "amx": "amx_tile"}
+"""Name in the record -> flag in /proc/cpuinfo."""
+
+LOW_RAM_BYTES = 8 * GIB
+LOW_DISK_BYTES = 10 * GIB
+
+GPU_TIERS_GIB = (8, 16, 24)
+
+WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.2, "nf4": 0.7}
+"""Bytes that one parameter of the frozen base takes; see `largest_billions`."""
+
+MICRO_BATCH_SIZES = ((12, 1), (20, 2), (40, 4), (10**6, 8))
+"""(GPU memory below this many GiB, rows of about 1024 tokens to start with)."""
+
+ROOMY_BILLIONS = 8.0
+"""A GPU that holds this much in its number format is not asked to quantise."""
+
+COMFORTABLE_TOKENS_PER_S = 50.0
+"""A million trained tokens in under six hours."""
+
+
+def machine_record(quick: bool, output: Path = Path("results")) -> dict[str, Any]:
+    """All of it as JSON-able values; `quick` leaves quantised layers and the training benchmark None."""
+    device = pick_device("auto")
+    dtype = pick_dtype(device.device, "auto")
+    names = [
+        name for name in ("float32", "bfloat16", "float16") if device.device != "cpu" or name != "float16"
+    ]
+    record: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": library_versions(),
+        "cpu": cpu_facts(),
+        "memory": memory_facts(),
+        "disk": disk_facts(output),
+        "gpus": gpu_facts(),
+        "mps": {"available": torch.backends.mps.is_available(), "note": "by source, untested by us"},
+        "device": asdict(device),
+        "missing_devices": devices_here()[1],
+        "dtype": asdict(dtype),
+        "dtypes": {name: asdict(probe_dtype(device.device, name)) for name in names},
+        "quantization": None,
+        "training": None,
+    }
+    if not quick:
+        record["quantization"] = {
+            kind: asdict(probe_quantization(kind, device.device, dtype.dtype)) for kind in QUANTIZATIONS
+        }
+        record["training"] = training_benchmark(device.device, dtype.dtype)
+    record["gpu_tiers"] = [gpu_tier(gib * GIB) for gib in GPU_TIERS_GIB]
+    record["recommended"] = recommended(record, device, dtype)
+    record["warnings"] = warnings_of(record)
+    return record
+
+
+def library_versions() -> dict[str, str | None]:
+    """Installed version of each library that decides what a run does, None when it is not installed."""
+    versions: dict[str, str | None] = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    versions["inlay"] = inlay.__version__  # also where it runs from a source folder
+    versions["torch"] = torch.__version__  # with its build: 2.13.0+cpu
+    return versions
+
+
+# ---------------------------------------------------------------- what is here
+
+
+def cpu_facts() -> dict[str, Any]:
+    """Model, the cores this process may use (affinity and container quota), features that matter to torch."""
+    fields: dict[str, str] = {}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    flags = set(fields["flags"].split()) if "flags" in fields else None
+    affinity = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    quota = _cgroup_cpus()
+    return {
+        "model": fields.get("model name") or platform.processor() or platform.machine(),
+        "cores": affinity if quota is None else min(affinity, max(1, round(quota))),
+        "threads": torch.get_num_threads(),
+        "torch_capability": torch.backends.cpu.get_cpu_capability(),
+        "features": {name: None if flags is None else flag in flags for name, flag in CPU_FEATURES.items()},
+    }
+
+
+def _cgroup_cpus() -> float | None:
+    """Cores that a container's quota allows, None without a quota. Source: kernel docs, cgroup-v2 cpu.max."""
+    quota, _, period = _read(Path("/sys/fs/cgroup/cpu.max")).partition(" ")
+    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
+
+
+def memory_facts() -> dict[str, int]:
+    """RAM that this process can count on: the machine's, or less where a container sets a limit."""
+    memory = importlib.import_module("psutil").virtual_memory()  # accelerate requires psutil
+    total, available = int(memory.total), int(memory.available)
+    limit, used = _read(Path("/sys/fs/cgroup/memory.max")), _read(Path("/sys/fs/cgroup/memory.current"))
+    if limit.isdecimal() and used.isdecimal():
+        total, available = min(total, int(limit)), min(available, max(0, int(limit) - int(used)))
+    return {"total_bytes": total, "available_bytes": available}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def disk_facts(output: Path) -> dict[str, Any]:
+    """Free space where runs will be written, at the nearest folder that exists."""
+    folder = output.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return {"folder": str(output), "free_bytes": shutil.disk_usage(folder).free}
+
+
+def gpu_facts() -> list[dict[str, Any]]:
+    """Each CUDA device with its memory and what fits into it; `error` instead where it cannot be asked."""
+    found: list[dict[str, Any]] = []
+    for index in range(torch.cuda.device_count()):
+        try:
+            properties = torch.cuda.get_device_properties(index)
+            free, total = torch.cuda.mem_get_info(index)
+        except FAILURES as error:
+            found.append({"index": index, "error": first_line(error)})
+            continue
+        capability = f"{properties.major}.{properties.minor}"
+        facts = {"index": index, "name": properties.name, "compute_capability": capability}
+        found.append(facts | {"total_bytes": total, "free_bytes": free, "fits": gpu_tier(total)})
+    return found
+
+
+# ---------------------------------------------------------------- how fast
+
+
+def training_benchmark(device: str, dtype: str, budget_s: float = 2.0) -> dict[str, Any]:
+    """Tokens per second of LoRA steps (rank 16, all linear) on a small random Llama; `error` if it failed."""
+    rows, length = 4, 128
+    try:
+        model, parameters = _small_lora_model(device, dtype)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-4)
+        chance = torch.Generator().manual_seed(0)
+        ids_BT = torch.randint(0, 1024, (rows, length), generator=chance).to(device)
+        steps, start = -1, 0.0  # the first step warms up
+        while steps < 1 or time.perf_counter() - start < budget_s:
+            model(input_ids=ids_BT, labels=ids_BT).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            synchronize(ids_BT.device)
+            steps += 1
+            start = start if steps else time.perf_counter()
+        elapsed_s = time.perf_counter() - start
+    except FAILURES as error:
+        return {"error": first_line(error)}
+    return {
+        "tokens_per_s": round(steps * rows * length / elapsed_s, 1),
+        "model": f"random Llama, {parameters / 1e6:.1f}M parameters",
+        "batch": [rows, length],
+        "dtype": dtype,
+        "device": device,
+    }
+
+
+def _small_lora_model(device: str, dtype: str) -> tuple[Any, int]:
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=1024,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        use_cache=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        base = LlamaForCausalLM(config)
+        parameters = sum(p.numel() for p in base.parameters())
+        lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+        # Not get_peft_model: peft 0.21 trips a FutureWarning of transformers 5.23 there.
+        model = inject_adapter_in_model(lora, base.to(DTYPES[dtype]))
+    return model.to(device).train(), parameters
+
+
+# ---------------------------------------------------------------- what to choose
+
+
+def largest_billions(memory_bytes: float, weights: str) -> float:
+    """Billions of parameters that LoRA can train in this memory, the base held as `weights` (`WEIGHT_BYTES`).
+
+    Bytes per parameter of the base, at 1024 tokens in flight with gradient checkpointing:
+    - weights: 4, 2 or 2; int8 1 and nf4 0.52 (half a byte and its scales) where the embeddings and the head,
+      about a tenth of the model, stay at 2: 1.2 and 0.7 in all
+    - adapter: rank 16 on all linear layers is 0.5% of the parameters of an 8B model, each with 4 bytes of
+      weight, 4 of gradient and 8 of AdamW state: 0.1
+    - activations: layers x tokens x width at each layer's edge, one layer recomputed, and logits: about
+      1.5 GB for 8B in 16 bits: 0.2 (0.4 in float32)
+    and 1.5 GiB for the device's own context, the library and fragmentation.
+
+    An 8 GiB GPU: (8 - 1.5) GiB / (2 + 0.1 + 0.2) = 3.0B LoRA and / (0.7 + 0.3) = 7.0B with nf4.
+    """
+    activations = 0.4 if weights == "float32" else 0.2
+    usable = max(0.0, memory_bytes - 1.5 * GIB)
+    return round(usable / (WEIGHT_BYTES[weights] + 0.1 + activations) / 1e9, 1)
+
+
+def gpu_tier(memory_bytes: int) -> dict[str, float]:
+    """What a GPU of this size trains, in billions of parameters of the base."""
+    return {
+        "memory_gib": round(memory_bytes / GIB, 1),
+        "lora_bfloat16_billions": largest_billions(memory_bytes, "bfloat16"),
+        "qlora_nf4_billions": largest_billions(memory_bytes, "nf4"),
+    }
+
+
+def comfortable_billions(gflops: float) -> float:
+    """Billions of parameters that still train at `COMFORTABLE_TOKENS_PER_S`.
+
+    A token costs 4 operations per frozen parameter (2 forward, 2 for the gradient of the input), and about
+    40% of the speed of a plain matrix product is reached.
+    """
+    return round(0.4 * gflops / (4 * COMFORTABLE_TOKENS_PER_S), 2)
+
+
+def recommended(record: dict[str, Any], device: DeviceChoice, dtype: DtypeChoice) -> dict[str, Any]:
+    """Settings to start from on this machine; the profile of a real model refines them."""
+    on_cpu = device.device == "cpu"
+    gpu = next(
+        (g for g in record["gpus"] if f"cuda:{g['index']}" == device.device and "error" not in g), None
+    )
+    memory = gpu["free_bytes"] if gpu else record["memory"]["available_bytes"]
+    gib = memory / GIB
+    largest = largest_billions(memory, dtype.dtype)
+    speed = record["dtypes"][dtype.dtype]["speed_gflops"] or 0.0
+    reach = comfortable_billions(speed * (record["cpu"]["threads"] if on_cpu else 1))
+    probes = record["quantization"]
+    nf4_works = None if probes is None else probes["nf4"]["works"]
+    quantization, why = "none", f"models up to {largest:g}B fit without it"
+    if not on_cpu and largest < ROOMY_BILLIONS and nf4_works:
+        quantization, why = "nf4", f"only models up to {largest:g}B fit without it"
+    elif nf4_works is None:
+        why += "; not tried in the quick form"
+    return {
+        "device": device.device,
+        "dtype": dtype.dtype,
+        "quantization": quantization,
+        "quantization_reason": why,
+        "micro_batch_size": 4 if on_cpu else next(rows for below, rows in MICRO_BATCH_SIZES if gib < below),
+        "gradient_checkpointing": gib < 8 if on_cpu else gib < 40,
+        "model_billions": {
+            "comfortable": min(reach, largest),
+            "largest": largest,
+            "largest_nf4": largest_billions(memory, "nf4"),
+        },
+    }
+
+
+def warnings_of(record: dict[str, Any]) -> list[str]:
+    """What will get in the way here, each with what to do."""
+    found: list[str] = []
+    total, free = record["memory"]["total_bytes"], record["disk"]["free_bytes"]
+    if total < LOW_RAM_BYTES:
+        found.append(
+            f"memory: {total / GIB:.1f} GiB is little (under {LOW_RAM_BYTES // GIB}). "
+            "Choose a model under 1B, micro_batch_size 1, gradient_checkpointing."
+        )
+    if free < LOW_DISK_BYTES:
+        found.append(
+            f"disk: {free / GIB:.1f} GiB free at {record['disk']['folder']} is little (under "
+            f"{LOW_DISK_BYTES // GIB}). Free some, point the output elsewhere, or keep fewer checkpoints."
+        )
+    if shutil.which("nvidia-smi") and not any("name" in gpu for gpu in record["gpus"]):
+        why = record["missing_devices"].get("cuda", "it cannot be asked")
+        found.append(f"gpu: nvidia-smi is here but torch has no GPU ({why}). Install a CUDA build of torch.")
+    for name, why in record["missing_devices"].items():
+        if ":" in name:
+            found.append(f"gpu: {name} is listed but does not work ({why}). Update its driver or torch.")
+    for kind, probe in (record["quantization"] or {}).items():
+        if not probe["works"]:
+            found.append(f"quantization: {kind} cannot be used ({probe['reason']}). Train without it.")
+    if "error" in (record["training"] or {}):
+        found.append(
+            f"training: the benchmark failed ({record['training']['error']}). Run inlay demo to see more."
+        )
+    return found
