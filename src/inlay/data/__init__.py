@@ -1,1 +1,24 @@
-"""Rows, formats, the encoder and batches: from a file to ids."""
+"""Data files to examples: strict reading, format detection, parsing."""
+
+from inlay.data.detection import DetectedFormat, detect
+from inlay.data.formats import FORMATS, Format, parse
+from inlay.data.read import ReadResult, read_examples, stream_examples
+from inlay.data.sources import content_hash, rows
+from inlay.data.types import Example, Message, Row, Source
+
+__all__ = [
+    "FORMATS",
+    "DetectedFormat",
+    "Example",
+    "Format",
+    "Message",
+    "ReadResult",
+    "Row",
+    "Source",
+    "content_hash",
+    "detect",
+    "parse",
+    "read_examples",
+    "rows",
+    "stream_examples",
+]

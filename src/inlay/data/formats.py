@@ -1,0 +1,308 @@
+"""Row formats: the table of them, which one a file is in, and a row to an Example.
+
+To add one: a function from Row to Example and a line in FORMATS; the contract test then runs on its row.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
+from typing import Any, Final
+
+from inlay.data import dialogue
+from inlay.data.types import Example, Message, Row
+from inlay.errors import DataError, nearest, unknown_name
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One way to write a training row."""
+
+    name: str
+    about: str
+    required: tuple[str, ...]
+    """Fields every row has; `a|b` where either will do."""
+    optional: tuple[str, ...]
+    read: Callable[[Row], Example]
+    example: dict[str, Any]
+    """A row as a user writes it; docs and the contract test take it from here."""
+    without: tuple[str, ...] = ()
+    """Fields a row of this format does not have: they make it another format's row."""
+    only: frozenset[str] | None = None
+    """When set, the fields a row may have besides the required ones."""
+
+    def matches(self, keys: Set[str]) -> bool:
+        """Whether a row with these fields is written in this format."""
+        return (
+            all(any(name in keys for name in choice.split("|")) for choice in self.required)
+            and not any(name in keys for name in self.without)
+            and (self.only is None or keys <= {*self.required, *self.optional} | self.only)
+        )
+
+    def missing(self, keys: Set[str]) -> list[str]:
+        """The required fields that are not among `keys`."""
+        return [choice for choice in self.required if not any(name in keys for name in choice.split("|"))]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Every field that the format reads."""
+        return (*(name for choice in self.required for name in choice.split("|")), *self.optional)
+
+    def parse(self, row: Row) -> Example:
+        """The Example of a row.
+
+        Raises:
+            DataError: a field is missing, of the wrong type or empty, or nothing would be trained.
+        """
+        for choice in self.missing(row.value.keys()):
+            name = choice.partition("|")[0]
+            other = written_as(row.value.keys())
+            if other and not nearest(name, row.value):
+                raise DataError(
+                    f"{row.source}: format {self.name!r} needs field {name!r}; "
+                    f"this row is written as {other!r} "
+                    f"({', '.join(row.value)}). Keep one format in a file."
+                )
+            dialogue.missing(row, "", name, row.value, self.fields)
+        return self.read(row)
+
+
+def written_as(keys: Set[str]) -> str | None:
+    """The first format that a row with these fields fits."""
+    return next((f.name for f in FORMATS.values() if f.matches(keys)), None)
+
+
+def _ask(row: Row, question: str, answer: str) -> Example:
+    return dialogue.example(row, [Message("user", question), Message("assistant", answer, 1.0)])
+
+
+def _instruction(row: Row) -> Example:
+    """system, the pairs of history, then instruction and input parted by an empty line."""
+    system = dialogue.optional_text(row, "system")
+    messages = [Message("system", system)] if system.strip() else []
+    for question, answer in _history(row):
+        messages += [Message("user", question), Message("assistant", answer, 1.0)]
+    question = dialogue.text(row, "instruction", row.value["instruction"])
+    if (context := dialogue.optional_text(row, "input")).strip():
+        question = f"{question}\n\n{context}"
+    field = "output" if "output" in row.value else "response"
+    answer = dialogue.text(row, field, row.value[field])
+    return dialogue.example(row, [*messages, Message("user", question), Message("assistant", answer, 1.0)])
+
+
+def _history(row: Row) -> list[tuple[str, str]]:
+    value = row.value.get("history")
+    if value is None or value == "":
+        return []
+    if not isinstance(value, list):
+        dialogue.fail(row, "history", value, "It must be a list of [question, answer] pairs.")
+    pairs = []
+    for index, pair in enumerate(value):
+        place = f"history[{index}]"
+        if not isinstance(pair, list) or len(pair) != 2:
+            dialogue.fail(row, place, pair, "It must be a pair: [question, answer].")
+        pairs.append((dialogue.text(row, f"{place}[0]", pair[0]), dialogue.text(row, f"{place}[1]", pair[1])))
+    return pairs
+
+
+def _sharegpt(row: Row) -> Example:
+    messages = dialogue.sharegpt_turns(row, "conversations", row.value["conversations"])
+    system = dialogue.optional_text(row, "system")
+    if system.strip():
+        if messages[0].role == "system":
+            dialogue.fail(row, "system", system, "The first turn is a system turn too. Keep one of the two.")
+        messages.insert(0, Message("system", system))
+    return dialogue.example(row, messages, dialogue.tools(row))
+
+
+def _messages(row: Row) -> Example:
+    turns = dialogue.openai_turns(row, "messages", row.value["messages"])
+    return dialogue.example(row, turns, dialogue.tools(row))
+
+
+def _prompt_completion(row: Row) -> Example:
+    prompt, completion = row.value["prompt"], row.value["completion"]
+    if isinstance(prompt, list) and isinstance(completion, list):
+        asked = dialogue.openai_turns(row, "prompt", prompt, trained=False)
+        answered = dialogue.openai_turns(row, "completion", completion)
+        return dialogue.example(row, asked + answered, dialogue.tools(row))
+    if isinstance(prompt, list) != isinstance(completion, list):
+        field = "completion" if isinstance(prompt, list) else "prompt"
+        dialogue.fail(
+            row, field, row.value[field], "prompt and completion are both strings or both lists of turns."
+        )
+    return _ask(row, dialogue.text(row, "prompt", prompt), dialogue.text(row, "completion", completion))
+
+
+def _question_answer(row: Row) -> Example:
+    question = dialogue.text(row, "question", row.value["question"])
+    return _ask(row, question, dialogue.text(row, "answer", row.value["answer"]))
+
+
+def _classification(row: Row) -> Example:
+    label = row.value["label"]
+    if isinstance(label, int | float) and not isinstance(label, bool) and math.isfinite(label):
+        label = json.dumps(label)
+    if not isinstance(label, str):
+        dialogue.fail(row, "label", label, "A label is a string or a number.")
+    return _ask(row, dialogue.text(row, "text", row.value["text"]), dialogue.text(row, "label", label))
+
+
+def _text(row: Row) -> Example:
+    document = dialogue.text(row, "text", row.value["text"])
+    return Example((Message("text", document, 1.0),), row.source)
+
+
+# fmt: off
+_NOTES: Final = frozenset({
+    "id", "uid", "uuid", "idx", "index", "source", "src", "url", "uri", "file", "path", "title", "name",
+    "author", "date", "time", "timestamp", "created", "lang", "language", "license", "licence", "meta",
+    "metadata", "split", "subset", "section", "chapter", "page", "domain", "dataset",
+})
+# fmt: on
+"""What may stand beside `text` in a file of plain documents; another field could be a label or an answer."""
+
+_WEATHER: Final = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+FORMATS: Final[dict[str, Format]] = {
+    f.name: f
+    for f in (
+        Format(
+            "messages",
+            "OpenAI chat: role and content, optional weight, tool_calls and name; tools beside it.",
+            ("messages",),
+            ("tools",),
+            _messages,
+            {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]},
+        ),
+        Format(
+            "sharegpt",
+            "Turns as from/value: system, human, gpt, function_call, observation.",
+            ("conversations",),
+            ("system", "tools"),
+            _sharegpt,
+            {
+                "conversations": [
+                    {"from": "human", "value": "Weather in Oslo?"},
+                    {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Oslo"}}'},
+                    {"from": "observation", "value": '{"celsius": 4}'},
+                    {"from": "gpt", "value": "4 degrees."},
+                ],
+                "tools": [_WEATHER],
+            },
+        ),
+        Format(
+            "prompt_completion",
+            "A prompt and its completion: two strings, or two lists of role/content turns.",
+            ("prompt", "completion"),
+            ("tools",),
+            _prompt_completion,
+            {"prompt": "The capital of France?", "completion": "Paris"},
+        ),
+        Format(
+            "question_answer",
+            "A question and its answer.",
+            ("question", "answer"),
+            (),
+            _question_answer,
+            {"question": "What is 2 + 3?", "answer": "5"},
+        ),
+        Format(
+            "instruction_output",
+            "An instruction and its output (or response), without input.",
+            ("instruction", "output|response"),
+            ("system", "history"),
+            _instruction,
+            {"instruction": "Name a primary colour.", "output": "Red"},
+            without=("input",),
+        ),
+        Format(
+            "alpaca",
+            "Instruction, input (may be empty) and output; optional system and history.",
+            ("instruction", "output"),
+            ("input", "system", "history"),
+            _instruction,
+            {"instruction": "Translate to German.", "input": "Good morning", "output": "Guten Morgen"},
+        ),
+        Format(
+            "classification",
+            "A text and its label (string or number), read as a user turn and the answer to it.",
+            ("text", "label"),
+            (),
+            _classification,
+            {"text": "Where is my card?", "label": "card_arrival"},
+        ),
+        Format(
+            "text",
+            "A plain document; every token is trained on.",
+            ("text",),
+            (),
+            _text,
+            {"text": "Once upon a time there was a fox."},
+            without=("label",),
+            only=_NOTES,
+        ),
+    )
+}
+"""Every format by name. Order is precedence only between a format and one that also reads its rows."""
+
+
+def parse(row: Row, format_name: str, columns: Mapping[str, str] | None = None) -> Example:
+    """The Example of a row in the named format, after `columns` (field of the format: column of the row).
+
+    Raises:
+        DataError: the format or a column is unknown, or the row cannot be trained on as it is.
+    """
+    return named(format_name).parse(rename(row, columns) if columns else row)
+
+
+def named(format_name: str) -> Format:
+    """The format of that name."""
+    if format_name not in FORMATS:
+        raise DataError(unknown_name("format", format_name, FORMATS))
+    return FORMATS[format_name]
+
+
+_LISTS: Final = frozenset({"messages", "conversations", "tools", "history"})
+"""Fields that are lists by nature; every other mapped field becomes text."""
+
+
+def rename(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row with columns under the names a format knows.
+
+    A mapped number, object or list becomes its JSON text, as the user asked for that column as the text.
+
+    Raises:
+        DataError: the row lacks a column.
+    """
+    for column in columns.values():
+        if column not in row.value:
+            raise DataError(f"{row.source}: columns: {unknown_name('column', column, row.value)}")
+    kept = {name: value for name, value in row.value.items() if name not in columns.values()}
+    mapped = {
+        field: row.value[column] if field in _LISTS else _as_text(row.value[column])
+        for field, column in columns.items()
+    }
+    return Row(kept | mapped, row.source)
+
+
+def _as_text(value: Any) -> Any:
+    turns = isinstance(value, list) and value and all(isinstance(v, dict) and "role" in v for v in value)
+    if value is None or isinstance(value, str) or turns:
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return value
+
+
+def check_columns(columns: Mapping[str, str], format_name: str) -> None:
+    """Refuses a mapping to a field that the format ("auto": any format) does not read."""
+    known = {name for f in FORMATS.values() for name in f.fields}
+    if format_name != "auto":
+        known = set(named(format_name).fields)
+    for field in columns:
+        if field not in known:
+            raise DataError(f"columns: {unknown_name('field', field, known)} Write columns as field=column.")
