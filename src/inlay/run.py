@@ -108,9 +108,13 @@ def numbered(config: Config) -> list[Run]:
 
 def next_numbered(config: Config) -> Run:
     """The first unused `<data>-<model>-<number>`."""
-    last = numbered(config)
-    number = int(last[-1].name.rpartition("-")[2]) + 1 if last else 1
-    return Run(Path(config.output.folder) / f"{stem(config)}-{number}")
+    return Run(Path(config.output.folder) / next_named(config.output.folder, stem(config)))
+
+
+def next_named(folder: str | Path, prefix: str) -> str:
+    """The first unused `<prefix>-<number>` in a folder."""
+    used = [p.name[len(prefix) + 1 :] for p in Path(folder).glob(f"{prefix}-*")]
+    return f"{prefix}-{max((int(n) for n in used if n.isdigit()), default=0) + 1}"
 
 
 def find(name: str | Path | None, folder: str | Path = "results") -> Run:

@@ -147,10 +147,16 @@ def nested(assignments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(
-    file: Path | None = None, assignments: Mapping[str, Any] | None = None, preset: str | None = None
+    file: Path | None = None,
+    assignments: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    tree: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The checked config. Raises: ConfigError naming every setting at fault, one per line."""
-    tree = read_tree(file) if file else {}
+    """The checked config of a file (or a nested mapping in its place), with assignments of dotted names over it.
+
+    Raises: ConfigError naming every setting at fault, one per line.
+    """
+    tree = read_tree(file) if file else dict(tree or {})
     over = nested(assignments or {})
     name = preset or over.get("preset") or tree.get("preset")
     if name is not None:

@@ -84,6 +84,27 @@ def _difference(d: Difference) -> dict[str, Any]:
     return values | {"wins": d.wins, "ties": d.ties, "losses": d.losses, "verdict": d.verdict}
 
 
+def loss_difference(
+    base: tuple[np.ndarray, np.ndarray], adapter: tuple[np.ndarray, np.ndarray], resamples: int, seed: int
+) -> Difference:
+    """Held-out loss of adapter minus base from two (nll, weight) pairs over the same sequences."""
+    sides = (np.stack(base, 1), np.stack(adapter, 1))
+    return compare_scores({"loss": (*sides, LOSS_METRICS["loss"])}, resamples=resamples, seed=seed)["loss"]
+
+
+def totals(rows: HeldOut, scored: Score) -> dict[str, float]:
+    """Every metric of one model over all rows."""
+    loss = np.array([scored.nll.sum(), scored.weight.sum()])
+    found = {name: float(metric.value(loss)) for name, metric in LOSS_METRICS.items()}
+    if rows.answered:
+        for name, metric in METRICS.items():
+            statistics = [
+                metric.statistics(scored.answers[n] or "", reference(rows.examples[n])) for n in rows.answered
+            ]
+            found[name] = float(metric.value(np.sum(statistics, 0)))
+    return found
+
+
 def compare_pair(
     rows: HeldOut, base: Score, adapter: Score, *, primary: str, resamples: int, seed: int, available: int
 ) -> Comparison:

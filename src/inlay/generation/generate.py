@@ -64,6 +64,17 @@ def answers(
     return texts
 
 
+def text_streamer(tokenizer: Any, on_text: Callable[[str], None]) -> Any:
+    """A streamer for one prompt that hands over decoded text as it becomes final."""
+    from transformers import TextStreamer
+
+    class _Streamer(TextStreamer):  # type: ignore[misc, unused-ignore]
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002
+            on_text(text)
+
+    return _Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
 def _generate(
     model: Any, encoder: Encoder, prompts: list[list[int]], sampling: Sampling, limit: int, streamer: Any
 ) -> list[list[int]]:

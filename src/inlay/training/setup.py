@@ -23,6 +23,7 @@ from inlay.models.probe import pick_device, pick_dtype
 from inlay.training.loop import Job
 from inlay.training.optimizer import make_optimizer
 from inlay.training.schedule import auto_learning_rate, warmup_steps
+from inlay.training.world import World
 
 _TOKEN_CAP = {"cpu": 4096, "mps": 4096, "cuda": 16384}  # tokens in one micro batch, beyond which speed stops growing
 
@@ -98,7 +99,7 @@ class Setup:
         )
 
 
-def set_up(config: Config, reporter: Reporter) -> Setup:
+def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     """Raises: a UserError subclass for anything in the config, the data or the base that cannot work."""
     resolved: dict[str, Any] = {}
     reasons: dict[str, str] = {}
@@ -120,7 +121,7 @@ def set_up(config: Config, reporter: Reporter) -> Setup:
     if config.data.format == "auto":
         settle("data.format", data.format, data.format_reason)
 
-    device = pick_device(config.model.device)
+    device = pick_device(world.device(config.model.device))
     dtype = pick_dtype(device.device, config.model.dtype)
     if config.model.device == "auto":
         settle("model.device", device.device, device.reason)

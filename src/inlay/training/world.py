@@ -39,6 +39,22 @@ class World:
         """Whether the flag is set on any rank."""
         return bool(self.sum(torch.tensor(float(flag))).item() > 0) if self.size > 1 else flag
 
+    def broadcast_text(self, text: str) -> str:
+        """Rank 0's text, on every rank."""
+        if self.size == 1:
+            return text
+        padded = torch.zeros(4096, dtype=torch.float32)
+        if self.is_first:
+            data = text.encode()[:4096]
+            padded[: len(data)] = torch.tensor(list(data), dtype=torch.float32)
+        return bytes(int(b) for b in self.sum(padded).tolist() if b).decode()
+
+    def device(self, wanted: str) -> str:
+        """The device of this rank: with several ranks on CUDA, each takes its own."""
+        if self.size > 1 and wanted in ("auto", "cuda") and torch.cuda.is_available():
+            return f"cuda:{os.environ.get('LOCAL_RANK', self.rank)}"
+        return wanted
+
     def barrier(self) -> None:
         if self.size > 1:
             torch.distributed.barrier()
