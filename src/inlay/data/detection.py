@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from inlay.data.formats import FORMATS, Format, written_as
+from inlay.data.strictjson import listed
 from inlay.data.types import Row
 from inlay.errors import DataError, nearest
 
@@ -49,7 +50,7 @@ def detect(rows: Sequence[Row]) -> DetectedFormat:
         found.remove("alpaca")  # it reads those rows too
     if len(found) > 1 and any(all(FORMATS[name].matches(row.value.keys()) for name in found) for row in rows):
         raise DataError(
-            f"{rows[0].source}: the fields {', '.join(fields)} fit {len(found)} formats "
+            f"{rows[0].source}: the fields {listed(fields)} fit {len(found)} formats "
             f"({', '.join(found)}). Say which with format, for example format={found[0]}."
         )
     chosen = FORMATS[found[0]]
@@ -58,7 +59,7 @@ def detect(rows: Sequence[Row]) -> DetectedFormat:
     _refuse_lost_content(rows, chosen, ignored)
     present = ", ".join(name for name in fields if name in chosen.fields)
     why = f"{best} of the first {len(rows)} rows have the fields {present}"
-    return DetectedFormat(chosen.name, why + (f"; ignored: {', '.join(ignored)}" if ignored else ""), ignored)
+    return DetectedFormat(chosen.name, why + (f"; ignored: {listed(ignored)}" if ignored else ""), ignored)
 
 
 def _refuse_preferences(rows: Sequence[Row], fields: list[str]) -> None:
@@ -66,7 +67,7 @@ def _refuse_preferences(rows: Sequence[Row], fields: list[str]) -> None:
     if "chosen" in fields and "rejected" in fields:
         mapped = ", or map them (columns: {completion: chosen})" if "prompt" in fields else ""
         raise DataError(
-            f"{place}: preference pairs (fields {', '.join(fields)}). inlay trains on one answer a row: "
+            f"{place}: preference pairs (fields {listed(fields)}). inlay trains on one answer a row: "
             f"make a file with the chosen answers{mapped}."
         )
     judged = next((row for row in rows if isinstance(row.value.get("label"), bool)), None)
@@ -85,7 +86,7 @@ def _refuse_mixture(rows: Sequence[Row], chosen: Format) -> None:
             continue
         if other := written_as(keys):
             raise DataError(
-                f"{row.source}: this row is written as {other!r} ({', '.join(keys)}), "
+                f"{row.source}: this row is written as {other!r} ({listed(keys)}), "
                 f"the others as {chosen.name!r}. Keep one format in a file."
             )
 
@@ -108,7 +109,7 @@ def _refuse_lost_content(rows: Sequence[Row], chosen: Format, ignored: tuple[str
 
 
 def _unknown(row: Row, fields: list[str]) -> NoReturn:
-    has = ", ".join(map(repr, fields[:20])) or "no fields"
+    has = listed(fields)
     if "text" in fields:
         others = [name for name in fields if name != "text"]
         other = next((name for name in others if isinstance(row.value.get(name), str)), others[0])

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any, Final, NoReturn
 
-from inlay.data.strictjson import shown, value_at
+from inlay.data.strictjson import listed, shown, value_at
 from inlay.data.types import Example, Message, Row
 from inlay.errors import DataError, nearest
 
@@ -52,9 +52,8 @@ def missing(row: Row, where: str, name: str, keys: Collection[str], known: Colle
     "one of `keys` that is not `known` may be a slip."""
     guess = nearest(name, [key for key in keys if key not in known])
     hint = f" Did you mean {name!r} where it says {guess!r}?" if guess else ""
-    has = ", ".join(map(repr, list(keys)[:12])) or "no fields"
     field = f"{where}.{name}" if where else name
-    raise DataError(f"{row.source}: field {field!r} is missing.{hint} Add it; there is {has}.")
+    raise DataError(f"{row.source}: field {field!r} is missing.{hint} Add it; there is {listed(keys)}.")
 
 
 def text(row: Row, field: str, value: object, *, may_be_empty: bool = False) -> str:

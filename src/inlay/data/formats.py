@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from inlay.data import dialogue
+from inlay.data.strictjson import listed
 from inlay.data.types import Example, Message, Row
 from inlay.errors import DataError, nearest, unknown_name
 
@@ -63,7 +64,7 @@ class Format:
                 raise DataError(
                     f"{row.source}: format {self.name!r} needs field {name!r}; "
                     f"this row is written as {other!r} "
-                    f"({', '.join(row.value)}). Keep one format in a file."
+                    f"({listed(row.value)}). Keep one format in a file."
                 )
             dialogue.missing(row, "", name, row.value, self.fields)
         return self.read(row)
@@ -94,7 +95,7 @@ def _instruction(row: Row) -> Example:
 
 def _history(row: Row) -> list[tuple[str, str]]:
     value = row.value.get("history")
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return []
     if not isinstance(value, list):
         dialogue.fail(row, "history", value, "It must be a list of [question, answer] pairs.")

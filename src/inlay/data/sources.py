@@ -206,7 +206,7 @@ def _table_rows(lines: Iterable[tuple[int, str]], path: str, delimiter: str) -> 
         elif len(record) != len(header):
             raise DataError(
                 f"{path}:{line}: {len(record)} cells where the header has {len(header)} "
-                f"({', '.join(header)}). "
+                f"({strictjson.listed(header)}). "
                 f"Quote a cell that contains {delimiter!r} or a line break."
             )
         else:
@@ -259,7 +259,9 @@ def _parquet_rows(stream: BinaryIO, path: str) -> Iterator[Row]:
         file = parquet.ParquetFile(pyarrow.BufferReader(data))
         names = file.schema_arrow.names
         if len(set(names)) != len(names):
-            raise DataError(f"{path}:1: two columns have the same name ({', '.join(names)}). Rename one.")
+            raise DataError(
+                f"{path}:1: two columns have the same name ({strictjson.listed(names)}). Rename one."
+            )
         number = 0
         for batch in file.iter_batches():
             for value in batch.to_pylist():

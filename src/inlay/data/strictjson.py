@@ -260,7 +260,7 @@ def shown(value: object) -> str:
         case bool():
             return str(value).lower()
         case int() | float():
-            return f"number {_short(repr(value) if abs(value) < 1e30 else f'{float_text(value)}')}"
+            return f"number {_short(repr(value) if abs(value) < 1e30 else float_text(value))}"
         case str() if not value:
             return "an empty string"
         case str() if not value.strip():
@@ -273,6 +273,13 @@ def shown(value: object) -> str:
             return f"an object with {_short(', '.join(map(repr, value)) or 'no fields')}"
         case _:
             return f"a value of type {type(value).__name__}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Field names as an error names them: on one line, at most twenty."""
+    every = [name if name.isprintable() and name else repr(name) for name in names]
+    more = f" and {len(every) - 20} more" if len(every) > 20 else ""
+    return (", ".join(map(_short, every[:20])) or "no fields") + more
 
 
 def float_text(value: float) -> str:
