@@ -28,11 +28,13 @@ def as_yaml(config: Config, reasons: Mapping[str, str]) -> str:
 
 
 def _setting(key: str, value: Any, reason: str | None, indent: str) -> list[str]:
-    text = yaml.safe_dump({key: value}, default_flow_style=None, allow_unicode=True, sort_keys=False, width=10_000)
-    lines = [indent + line for line in text.rstrip("\n").split("\n")]
-    if reason:
-        lines[-1] += f"  # {' '.join(reason.split())}"
-    return lines
+    return [f"{indent}{key}: {_flow(value)}" + (f"  # {' '.join(reason.split())}" if reason else "")]
+
+
+def _flow(value: Any) -> str:
+    """A value in one line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**9)
+    return text.strip().removesuffix("...").strip() or "''"
 
 
 def explicit_values(config: Config, *, everything: bool = False) -> dict[str, Any]:
@@ -96,15 +98,10 @@ def markdown() -> str:
         if head != section:
             section = head
             lines += ["", f"## {section}", "", "| setting | values | default | meaning |", "|---|---|---|---|"]
-        default = "required" if row["required"] else f"`{_yaml_value(row['default'])}`"
+        default = "required" if row["required"] else f"`{_flow(row['default'])}`"
         kind = row["type"].replace("|", "\\|")
         lines.append(f"| `{row['setting']}` | {kind} | {default} | {row['doc'].replace('|', chr(92) + '|')} |")
     return "\n".join(lines) + "\n"
-
-
-def _yaml_value(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("...").strip()
-    return text or "''"
 
 
 def starter(preset: str | None) -> str:

@@ -111,7 +111,7 @@ class Encoder:
         while chunk := list(islice(numbered, _CHUNK)):
             sequences = [(n, s) for n, example in chunk for s in self._sequences(example)]
             texts = [piece.text for _, s in sequences for piece in s.pieces]
-            ids = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+            ids = iter(self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [])
             for number, sequence in sequences:
                 yield number, self._assemble(sequence, [next(ids) for _ in sequence.pieces])
 
@@ -223,7 +223,7 @@ class Encoder:
                 )
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         # A model's own template says itself whether a BOS belongs there; ours follows the tokenizer.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def attach(model: nn.Module, config: Config, targets: list[str]) -> Any:
 
     The start is drawn from torch's global generator: seed it first.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import LoraConfig, TaskType
 
     adapter = config.adapter
     lora = LoraConfig(
@@ -81,7 +82,15 @@ def attach(model: nn.Module, config: Config, targets: list[str]) -> Any:
         init_lora_weights=_INIT[adapter.init],
         base_model_name_or_path=config.model.base_model,
     )
-    return get_peft_model(model, lora)
+    return _wrapped(model, lora)
+
+
+def _wrapped(model: nn.Module, lora: Any) -> Any:
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():  # peft 0.21 asks transformers 5 for a name it renamed
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        return get_peft_model(model, lora)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +146,13 @@ class AdapterState:
 
     def attach_to(self, model: nn.Module) -> Any:
         """A PeftModel around the base with this adapter, ready for inference."""
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig
 
         known = LoraConfig.__dataclass_fields__  # type: ignore[attr-defined, unused-ignore]
         settings = {k: v for k, v in self.settings.items() if k in known}
         # A start that rewrites the base (pissa, olora) belongs to training, never to loading.
         settings["init_lora_weights"] = True
-        peft_model = get_peft_model(model, LoraConfig(**settings))
+        peft_model = _wrapped(model, LoraConfig(**settings))
         self.load_into(peft_model)
         return peft_model.eval()
 
