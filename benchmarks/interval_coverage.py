@@ -68,9 +68,7 @@ def textbook(change: np.ndarray, counts_RN: np.ndarray) -> dict[str, tuple[float
     below = (drawn < mean).mean() + (drawn == mean).mean() / 2
     bias = NORMAL.inv_cdf(float(np.clip(below, 1 / resamples, 1 - 1 / resamples)))
     skewness = ((change - mean) ** 3).mean() / spread**3 if spread else 0.0
-    tails = [
-        NORMAL.cdf(bias + (bias + z) / (1 - skewness / 6 / np.sqrt(n) * (bias + z))) for z in (-1.96, 1.96)
-    ]
+    tails = [NORMAL.cdf(bias + (bias + z) / (1 - skewness / 6 / np.sqrt(n) * (bias + z))) for z in (-1.96, 1.96)]
     found["bca"] = between(*tails)
     variance = counts_RN @ (change - mean) ** 2 / n - (drawn - mean) ** 2
     with np.errstate(all="ignore"):

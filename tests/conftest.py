@@ -17,7 +17,18 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 NANO = Path(str(resources.files("inlay"))) / "builtin" / "nano"
-TOPICS = ["parcels", "returns", "gift cards", "sizes", "opening hours", "refunds", "teapots", "lamps", "points", "labels"]
+TOPICS = [
+    "parcels",
+    "returns",
+    "gift cards",
+    "sizes",
+    "opening hours",
+    "refunds",
+    "teapots",
+    "lamps",
+    "points",
+    "labels",
+]
 
 
 @pytest.fixture(autouse=True)

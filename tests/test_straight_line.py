@@ -21,7 +21,9 @@ def test_train_then_compare_gives_an_adapter_reports_and_a_verdict(config_tree: 
     assert {p.name for p in run.reports.iterdir()} == {"compare.csv", "compare.json", "report.md", "curves.png"}
 
 
-def test_the_resolved_config_of_a_run_reads_back_as_the_config_it_ran(config_tree: Callable[..., dict[str, Any]]) -> None:
+def test_the_resolved_config_of_a_run_reads_back_as_the_config_it_ran(
+    config_tree: Callable[..., dict[str, Any]],
+) -> None:
     run = api.train(config_tree(train={"learning_rate": "auto"}))
     assert run.config.train.learning_rate == 2e-3
     assert "at most 2e-3" in (run.path / "config.yaml").read_text()

@@ -71,7 +71,9 @@ def train(
     run = Run(Path(world.broadcast_text(str(run.path))))
     going_on = world.any(going_on)
     if going_on and run.status == FINISHED:
-        reporter.note(f"{run.path}: already finished at step {run.record.get('result', {}).get('steps')}; nothing to do.")
+        reporter.note(
+            f"{run.path}: already finished at step {run.record.get('result', {}).get('steps')}; nothing to do."
+        )
         return run
     began = time.perf_counter()
     effective = _stored_config(run, wanted) if going_on else wanted
@@ -90,9 +92,7 @@ def train(
     return run
 
 
-def _claim(
-    config: Config, resume: bool, fresh: bool, confirm: Confirm | None, reporter: Reporter
-) -> tuple[Run, bool]:
+def _claim(config: Config, resume: bool, fresh: bool, confirm: Confirm | None, reporter: Reporter) -> tuple[Run, bool]:
     """The run to write and whether it goes on from a checkpoint. Raises: RunError when that is not decided."""
     if config.output.name is not None:
         run = Run(Path(config.output.folder) / config.output.name)

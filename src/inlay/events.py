@@ -89,7 +89,9 @@ def shown(name: str, value: Any) -> str:
             return bytes_shown(value)
         if name == "tok/s":
             return f"{value:,.0f}"
-        return f"{value:.2e}" if value and abs(value) < 1e-3 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
+        return (
+            f"{value:.2e}" if value and abs(value) < 1e-3 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
+        )
     return str(value)
 
 

@@ -1,6 +1,6 @@
 """The run folder: where everything of one training run lies, and who reads it.
 
-    results/<name>/ config.yaml run.json metrics.jsonl log.txt heldout.jsonl checkpoints/ adapter/ reports/
+results/<name>/ config.yaml run.json metrics.jsonl log.txt heldout.jsonl checkpoints/ adapter/ reports/
 """
 
 from __future__ import annotations
@@ -127,10 +127,18 @@ def find(name: str | Path | None, folder: str | Path = "results") -> Run:
     runs = {p.parent.name: p.parent for p in Path(folder).glob("*/run.json") if ".old-" not in p.parent.name}
     if name is None:
         if not runs:
-            raise RunError(f"{folder}: no runs here yet. Make one: inlay train DATA.jsonl --model MODEL, or inlay demo.")
+            raise RunError(
+                f"{folder}: no runs here yet. Make one: inlay train DATA.jsonl --model MODEL, or inlay demo."
+            )
         return Run(max(runs.values(), key=lambda p: str(Run(p).record.get("started_at", ""))))
     if str(name) not in runs:
-        where = f"no run at {name}" if "/" in str(name) else unknown_name("run", str(name), runs) if runs else f"no run {name!r}"
+        where = (
+            f"no run at {name}"
+            if "/" in str(name)
+            else unknown_name("run", str(name), runs)
+            if runs
+            else f"no run {name!r}"
+        )
         raise RunError(f"{folder}: {where}")
     return Run(runs[str(name)])
 

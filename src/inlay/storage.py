@@ -212,7 +212,9 @@ def owned(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.pread(handle, 20, 0).decode() or "unknown"
-            raise RunError(f"{folder}: another process (pid {owner}) is training here. Wait for it or stop it.") from None
+            raise RunError(
+                f"{folder}: another process (pid {owner}) is training here. Wait for it or stop it."
+            ) from None
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield

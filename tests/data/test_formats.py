@@ -72,16 +72,10 @@ class TestContract:
     @pytest.mark.parametrize("name", FORMATS)
     @settings(max_examples=60, deadline=None)
     @given(data=st.data())
-    def test_any_values_in_its_fields_give_an_example_or_one_line(
-        self, name: str, data: st.DataObject
-    ) -> None:
+    def test_any_values_in_its_fields_give_an_example_or_one_line(self, name: str, data: st.DataObject) -> None:
         atoms = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-        keys = st.sampled_from(
-            ["role", "content", "from", "value", "weight", "tool_calls", "type", "text", "name"]
-        )
-        words = atoms | st.sampled_from(
-            ["user", "assistant", "human", "gpt", "function_call", "tool", "{}", "[1]"]
-        )
+        keys = st.sampled_from(["role", "content", "from", "value", "weight", "tool_calls", "type", "text", "name"])
+        words = atoms | st.sampled_from(["user", "assistant", "human", "gpt", "function_call", "tool", "{}", "[1]"])
         anything = st.recursive(
             words, lambda x: st.lists(x, max_size=3) | st.dictionaries(keys, x, max_size=3), max_leaves=10
         )
@@ -117,9 +111,7 @@ class TestDetection:
 
     def test_rendered_text_beside_the_turns_does_not_confuse(self) -> None:
         assert detect([row(FORMATS["alpaca"].example | {"text": "rendered"})]).name == "alpaca"
-        assert (
-            detect([row(FORMATS["messages"].example | {"prompt": "a", "prompt_id": "b"})]).name == "messages"
-        )
+        assert detect([row(FORMATS["messages"].example | {"prompt": "a", "prompt_id": "b"})]).name == "messages"
 
     def test_one_bad_row_leaves_the_format_to_the_others_and_is_refused_on_its_own_line(self) -> None:
         good, bad = FORMATS["alpaca"].example, {"instuction": "a", "input": "", "output": "b"}
@@ -196,11 +188,7 @@ class TestDialogues:
     @pytest.mark.parametrize(
         "call",
         [
-            {
-                "tool_calls": [
-                    {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
-                ]
-            },
+            {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}]},
             {"tool_calls": [{"id": "1", "name": "f", "arguments": {"x": 1}}]},
         ],
     )
@@ -274,10 +262,7 @@ class TestColumns:
         assert turns(result.examples[0]) == [("user", "a", 0), ("assistant", "b", 1)]
         value = {"utterance": "a", "category": "b"}
         assert (
-            parse(row(value), "classification", {"text": "utterance", "label": "category"})
-            .messages[1]
-            .content
-            == "b"
+            parse(row(value), "classification", {"text": "utterance", "label": "category"}).messages[1].content == "b"
         )
 
     def test_a_mapped_object_list_or_number_becomes_its_json(self) -> None:

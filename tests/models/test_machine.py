@@ -95,9 +95,7 @@ def with_gpu(record: dict[str, Any], gib: int, nf4_works: bool | None) -> dict[s
     [(8, True, "nf4"), (8, False, "none"), (8, None, "none"), (16, True, "nf4"), (80, True, "none")],
 )
 def test_a_small_gpu_quantises_where_that_was_seen_to_work(quick, gib, nf4_works, quantization):
-    best = recommended(
-        with_gpu(quick, gib, nf4_works), DeviceChoice("cuda:0", ""), DtypeChoice("bfloat16", "")
-    )
+    best = recommended(with_gpu(quick, gib, nf4_works), DeviceChoice("cuda:0", ""), DtypeChoice("bfloat16", ""))
     assert best["quantization"] == quantization
     assert best["gradient_checkpointing"] == (gib < 40)
     assert best["model_billions"]["largest"] == largest_billions(gib * GIB, "bfloat16")
@@ -107,9 +105,7 @@ def test_little_memory_and_little_disk_are_warned_of_with_what_to_do(quick):
     memory = {"total_bytes": 4 * GIB, "available_bytes": 2 * GIB}
     disk = {"folder": "results", "free_bytes": GIB}
     small = warnings_of({**quick, "memory": memory, "disk": disk})
-    assert any(
-        line.startswith("memory: 4.0 GiB is little") and "micro_batch_size 1" in line for line in small
-    )
+    assert any(line.startswith("memory: 4.0 GiB is little") and "micro_batch_size 1" in line for line in small)
     assert any(line.startswith("disk: 1.0 GiB free at results") and "Free some" in line for line in small)
 
 

@@ -48,9 +48,7 @@ def test_auto_takes_the_best_device_that_works_and_says_why():
 @without_cuda
 @pytest.mark.parametrize("wanted", ["cuda", "cuda:1"])
 def test_a_wanted_gpu_that_is_not_there_is_refused_with_what_is_there(wanted: str):
-    with pytest.raises(
-        ModelError, match=rf"'{wanted}' does not work here \(.+\)\. Here: (mps, )?cpu\. Choose one"
-    ):
+    with pytest.raises(ModelError, match=rf"'{wanted}' does not work here \(.+\)\. Here: (mps, )?cpu\. Choose one"):
         pick_device(wanted)
 
 

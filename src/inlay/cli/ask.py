@@ -27,9 +27,10 @@ def compare(
     """Base against adapter on the held-out rows: every metric with its interval, and a verdict."""
     from inlay import api
     from inlay.cli import view
+    from inlay.run import find
 
     comparison = api.compare(run, prompts=prompt, reporter=view.reporter(), folder=output)
-    emit(comparison.to_json(), as_json, view.comparison_text(comparison, api.runs.find(run, output)))
+    emit(comparison.to_json(), as_json, view.comparison_text(comparison, find(run, output)))
 
 
 def evaluate(run: RunName = None, base: NoAdapter = False, output: Folder = "results", as_json: Json = False) -> None:

@@ -13,9 +13,7 @@ def lines(record: dict[str, Any]) -> list[str]:
     out += ["", "machine"]
     cpu, memory, disk = record["cpu"], record["memory"], record["disk"]
     out.append(_row("cpu", f"{cpu['model']}, {cpu['cores']} cores ({_features(cpu)})"))
-    out.append(
-        _row("memory", f"{_gib(memory['available_bytes'])} available of {_gib(memory['total_bytes'])}")
-    )
+    out.append(_row("memory", f"{_gib(memory['available_bytes'])} available of {_gib(memory['total_bytes'])}"))
     out.append(_row("disk", f"{_gib(disk['free_bytes'])} free at {disk['folder']}"))
     out += _gpus(record)
     out += ["", "what works"]
@@ -27,9 +25,7 @@ def lines(record: dict[str, Any]) -> list[str]:
         out.append(_probe(name, probe, record["device"]["device"]))
     training = record["training"]
     if training and "error" not in training:
-        out.append(
-            _row("training", f"{training['tokens_per_s']:,.0f} tokens/s of LoRA on a {training['model']}")
-        )
+        out.append(_row("training", f"{training['tokens_per_s']:,.0f} tokens/s of LoRA on a {training['model']}"))
     out += ["", "what fits a GPU (billions of parameters)"]
     for tier in record["gpu_tiers"]:
         sizes = f"LoRA bfloat16 {tier['lora_bfloat16_billions']:g}, QLoRA nf4 {tier['qlora_nf4_billions']:g}"

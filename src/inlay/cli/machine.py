@@ -45,7 +45,9 @@ def init(
 
 
 def show(
-    what: Annotated[str | None, typer.Argument(help="A config file, a run, or a preset; the presets if left out.")] = None,
+    what: Annotated[
+        str | None, typer.Argument(help="A config file, a run, or a preset; the presets if left out.")
+    ] = None,
     output: Folder = "results",
     as_json: Json = False,
 ) -> None:

@@ -17,7 +17,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def train(
-    source: Annotated[str, typer.Argument(metavar="DATA|CONFIG", help="A data file, a hub dataset, or a .yaml config.")],
+    source: Annotated[
+        str, typer.Argument(metavar="DATA|CONFIG", help="A data file, a hub dataset, or a .yaml config.")
+    ],
     model: Annotated[str | None, typer.Option(help="Local folder, hub id, or builtin:nano.")] = None,
     preset: Annotated[str | None, typer.Option(help="Known settings for a task: see inlay config show.")] = None,
     settings: Sets = [],  # noqa: B006

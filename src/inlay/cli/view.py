@@ -107,7 +107,10 @@ def _argument(run: Run) -> str:
 
 def comparison_text(comparison: Comparison, run: Run) -> str:
     """The table, three rows side by side, the worst regressions, and the verdict last."""
-    lines = [f"{comparison.adapter} against {comparison.base} on {comparison.n} of {comparison.available} held-out rows", ""]
+    lines = [
+        f"{comparison.adapter} against {comparison.base} on {comparison.n} of {comparison.available} held-out rows",
+        "",
+    ]
     header = f"{'metric':<12} {'base':>10} {'adapter':>10} {'difference':>11} {'95% interval':>22}  wins/ties/losses  verdict"
     lines += [header, "-" * len(header)]
     for name, d in comparison.metrics.items():
@@ -164,7 +167,10 @@ def explanation_text(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         default = "required" if row["required"] else f"default {row['default']!r}"
-        lines += [f"{row['setting']}  ({row['type']}; {default})", *textwrap.wrap(row["doc"], 100, initial_indent="    ", subsequent_indent="    ")]
+        lines += [
+            f"{row['setting']}  ({row['type']}; {default})",
+            *textwrap.wrap(row["doc"], 100, initial_indent="    ", subsequent_indent="    "),
+        ]
     return "\n".join(lines)
 
 
@@ -175,7 +181,9 @@ def checkpoints_text(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         size = bytes_shown(row["size_bytes"]) if row["size_bytes"] else "?"
         state = ("best" if row["best"] else "whole") if row["valid"] else f"damaged: {row['fault']}"
-        losses = "  ".join(f"{row[k]:>10.4f}" if row[k] is not None else f"{'–':>10}" for k in ("train_loss", "eval_loss"))
+        losses = "  ".join(
+            f"{row[k]:>10.4f}" if row[k] is not None else f"{'–':>10}" for k in ("train_loss", "eval_loss")
+        )
         lines.append(f"{row['step']:>7}  {losses}  {size:>8}  {state}")
     return "\n".join(lines)
 

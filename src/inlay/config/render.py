@@ -62,7 +62,9 @@ def explain(path: str | None = None) -> list[dict[str, Any]]:
         {
             "setting": name,
             "type": _type_text(field.annotation),
-            "default": None if field.default is PydanticUndefined and field.default_factory is None else _default(field),
+            "default": None
+            if field.default is PydanticUndefined and field.default_factory is None
+            else _default(field),
             "required": field.is_required(),
             "doc": " ".join((field.description or "").split()),
         }
@@ -77,7 +79,7 @@ def _default(field: Any) -> Any:
 def _type_text(annotation: Any) -> str:
     literals = choices(annotation)
     text = str(annotation)
-    names = [name for name in ("bool", "int", "float", "dict", "list") if name in text or annotation is eval(name)]  # noqa: S307
+    names = [name for name in ("bool", "int", "float", "dict", "list") if name in text or annotation is eval(name)]
     if annotation is str or ("str" in text and not literals and not names):
         names.append("text")
     optional = [] if "None" not in text else ["empty"]

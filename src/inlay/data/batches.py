@@ -26,8 +26,7 @@ class Batch:
     rows: tuple[int, ...]  # positions in the TokenSet
 
     def to(self, device: torch.device | str) -> Batch:
-        move = lambda tensor: tensor.to(device, non_blocking=True)  # noqa: E731
-        return Batch(move(self.input_ids), move(self.attention_mask), move(self.weights), self.rows)
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.weights.to(device), self.rows)
 
 
 def order(seed: int, epoch: int, count: int) -> np.ndarray:

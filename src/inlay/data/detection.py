@@ -118,19 +118,14 @@ def _unknown(row: Row, fields: list[str]) -> NoReturn:
             f"a prompt with its answer (columns: {{prompt: text, completion: {other}}}), or a plain document "
             "(format=text). Say which."
         )
-    needs = "; ".join(f"{f.name} needs {' and '.join(f.required)}" for f in FORMATS.values()).replace(
-        "|", " or "
-    )
+    needs = "; ".join(f"{f.name} needs {' and '.join(f.required)}" for f in FORMATS.values()).replace("|", " or ")
     near = max(FORMATS.values(), key=lambda f: _closeness(f, fields))
     if not _closeness(near, fields):
         raise DataError(
             f"{row.source}: no format fits the fields {has}. Say which column is which "
             f"(columns: {{prompt: COLUMN, completion: COLUMN}}). Formats: {needs}."
         )
-    lacks = {
-        choice.partition("|")[0]: _slip(choice.partition("|")[0], fields)
-        for choice in near.missing(set(fields))
-    }
+    lacks = {choice.partition("|")[0]: _slip(choice.partition("|")[0], fields) for choice in near.missing(set(fields))}
     hint = "".join(f" Did you mean {name!r} where it says {slip!r}?" for name, slip in lacks.items() if slip)
     pairs = ", ".join(f"{name}: {slip or 'COLUMN'}" for name, slip in lacks.items())
     raise DataError(

@@ -242,9 +242,7 @@ def _as_calls(row: Row, field: str, value: object) -> Calls:
             fail(row, place, item, 'A call is an object: {"name": "...", "arguments": {...}}.')
         inner = item.get("function", item)
         if not isinstance(inner, dict):
-            fail(
-                row, f"{place}.function", inner, 'It must be an object: {"name": "...", "arguments": {...}}.'
-            )
+            fail(row, f"{place}.function", inner, 'It must be an object: {"name": "...", "arguments": {...}}.')
         for key in ("name", "arguments"):
             if key not in inner:
                 missing(row, place, key, inner, ("name", "arguments", "id", "type"))

@@ -131,9 +131,7 @@ def _prompt_completion(row: Row) -> Example:
         return dialogue.example(row, asked + answered, dialogue.tools(row))
     if isinstance(prompt, list) != isinstance(completion, list):
         field = "completion" if isinstance(prompt, list) else "prompt"
-        dialogue.fail(
-            row, field, row.value[field], "prompt and completion are both strings or both lists of turns."
-        )
+        dialogue.fail(row, field, row.value[field], "prompt and completion are both strings or both lists of turns.")
     return _ask(row, dialogue.text(row, "prompt", prompt), dialogue.text(row, "completion", completion))
 
 

@@ -58,9 +58,7 @@ class PreparedData:
         return self.train.trained_tokens() / max(1, len(self.train.input_ids))
 
 
-def prepare(
-    config: DataConfig, encoder: Encoder, context_length: int, max_rows: int, seed: int
-) -> PreparedData:
+def prepare(config: DataConfig, encoder: Encoder, context_length: int, max_rows: int, seed: int) -> PreparedData:
     """Raises: DataError for a row that cannot be used, DataCheckError for data that would not train as meant."""
     read = read_examples(config.train, config.format, config.columns)
     tokens = encode(read.examples, encoder, _key(read.hash, read.format, config), config.cache)

@@ -51,17 +51,12 @@ def rows(path: str, sha: Hash | None = None) -> Iterator[Row]:
             yield row
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
-            f"{path}:{line}: the gzip data is damaged or cut off after this line ({error}). "
-            "Copy the file again."
+            f"{path}:{line}: the gzip data is damaged or cut off after this line ({error}). Copy the file again."
         ) from None
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror or error}). Give a readable file."
-        ) from None
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}). Give a readable file.") from None
     if empty:
-        raise DataError(
-            f"{path}:1: no rows (the file is empty or holds only a header). Give at least one row."
-        )
+        raise DataError(f"{path}:1: no rows (the file is empty or holds only a header). Give at least one row.")
 
 
 def content_hash(paths: Iterable[str]) -> str:
@@ -217,9 +212,7 @@ def _explain_csv(error: str, delimiter: str) -> str:
     if "unexpected end of data" in error:
         return 'a cell opens with " and is never closed. Close it.'
     if "expected after" in error:
-        return (
-            f'text between a closing " and the next {delimiter!r}. Double a quote inside a quoted cell ("").'
-        )
+        return f'text between a closing " and the next {delimiter!r}. Double a quote inside a quoted cell ("").'
     if "new-line" in error:
         return "a lone carriage return outside quotes. Save the file with \\n or \\r\\n line ends."
     return f"not a readable table row ({error})."
@@ -240,8 +233,7 @@ def _header(record: list[str], place: str, delimiter: str) -> list[str]:
         raise DataError(
             f"{place}: the header is one column ({names[0][:60]!r}); "
             f"the cells seem to be separated by {other!r}. "
-            f"Save the file with {delimiter!r} between cells"
-            + (" or name it .tsv." if other == "\t" else ".")
+            f"Save the file with {delimiter!r} between cells" + (" or name it .tsv." if other == "\t" else ".")
         )
     return names
 
@@ -259,9 +251,7 @@ def _parquet_rows(stream: BinaryIO, path: str) -> Iterator[Row]:
         file = parquet.ParquetFile(pyarrow.BufferReader(data))
         names = file.schema_arrow.names
         if len(set(names)) != len(names):
-            raise DataError(
-                f"{path}:1: two columns have the same name ({strictjson.listed(names)}). Rename one."
-            )
+            raise DataError(f"{path}:1: two columns have the same name ({strictjson.listed(names)}). Rename one.")
         number = 0
         for batch in file.iter_batches():
             for value in batch.to_pylist():

@@ -35,17 +35,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(name: str) -> Any:
-    raise _RefusedError(
-        f"{name} is not a JSON number. Write a finite number, or null if the field is unused."
-    )
+    raise _RefusedError(f"{name} is not a JSON number. Write a finite number, or null if the field is unused.")
 
 
 def _float(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise _RefusedError(
-            f"number {text} is too large (infinite as a 64-bit float). Write a finite number."
-        )
+        raise _RefusedError(f"number {text} is too large (infinite as a 64-bit float). Write a finite number.")
     return value
 
 
@@ -82,9 +78,7 @@ def value_at(text: str, at: int, where: Where) -> tuple[Any, int]:
     except RecursionError:
         raise DataError(f"{where(at)}: nested too deep to read. A row is a flat object.") from None
     except ValueError as error:
-        raise DataError(
-            f"{where(at)}: a number that cannot be read ({error}). Write it as a string."
-        ) from None
+        raise DataError(f"{where(at)}: a number that cannot be read ({error}). Write it as a string.") from None
     return value, end
 
 
@@ -155,14 +149,10 @@ def _nothing_after(text: str, end: int, place: str) -> None:
         return
     rest = text[after : after + 20].split("\n")[0]
     if rest[0] == "{":
-        raise DataError(
-            f"{place}: two objects on one line (the second is {rest!r}). Put each on its own line."
-        )
+        raise DataError(f"{place}: two objects on one line (the second is {rest!r}). Put each on its own line.")
     if rest.rstrip() == ",":
         raise DataError(f"{place}: a comma after the object. JSON lines have none; remove it.")
-    raise DataError(
-        f"{place}: text after the object (got {rest!r}). One line holds one object and nothing else."
-    )
+    raise DataError(f"{place}: text after the object (got {rest!r}). One line holds one object and nothing else.")
 
 
 def _row(value: Any, source: Source, what: str) -> Row:
@@ -194,9 +184,7 @@ def document_to_rows(lines: list[tuple[int, str]], file: str) -> Iterator[Row]:
         value, end = value_at(text, start, where)
         _nothing_after(text, end, where(skip_space(text, end)))
         if not isinstance(value, dict):
-            raise DataError(
-                f"{where(start)}: the file is {shown(value)}. A .json file is an array of objects."
-            )
+            raise DataError(f"{where(start)}: the file is {shown(value)}. A .json file is an array of objects.")
         elements = _wrapped(value, where(start))
     for number, element in enumerate(elements, 1):
         yield _row(element, Source(file, number), f"row {number} of the array")
@@ -232,9 +220,7 @@ def _elements(text: str, at: int, where: Where) -> Iterator[Any]:
             raise DataError(f"{where(at)}: ',' is missing between two rows (got {text[at : at + 20]!r}).")
     after = skip_space(text, at + 1)
     if after != len(text):
-        raise DataError(
-            f"{where(after)}: text after the array (got {text[after : after + 20]!r}). Remove it."
-        )
+        raise DataError(f"{where(after)}: text after the array (got {text[after : after + 20]!r}). Remove it.")
 
 
 def _wrapped(value: dict[str, Any], place: str) -> list[Any]:

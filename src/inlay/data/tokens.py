@@ -35,7 +35,7 @@ class TokenSet:
     @property
     def lengths(self) -> np.ndarray:
         """(N,) tokens in each sequence."""
-        return np.diff(self.offsets)
+        return np.asarray(np.diff(self.offsets))
 
     def row(self, i: int) -> Tokens:
         a, b = self.offsets[i], self.offsets[i + 1]

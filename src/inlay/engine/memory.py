@@ -30,9 +30,9 @@ def estimate(
     (one hidden value with gradient checkpointing, plus one layer whole).
     """
     config = getattr(model.config, "text_config", None) or model.config
-    hidden = int(getattr(config, "hidden_size", None) or getattr(config, "n_embd", 768))
-    layers = int(getattr(config, "num_hidden_layers", None) or getattr(config, "n_layer", 12))
-    inner = int(getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden)
+    hidden = shape_of(config, "hidden_size", "n_embd", "d_model")
+    layers = shape_of(config, "num_hidden_layers", "n_layer", "num_layers")
+    inner = shape_of(config, "intermediate_size", "n_inner", "d_ff", default=4 * hidden)
     parameters = [p for p in model.parameters()]
     width = next((p.element_size() for p in parameters if p.is_floating_point() and not p.requires_grad), 4)
     tokens = micro_batch_size * max_length
@@ -42,8 +42,21 @@ def estimate(
     return MemoryEstimate(frozen, trainable * 16, activations, tokens * int(config.vocab_size) * 8)
 
 
+def shape_of(config: Any, *names: str, default: int | None = None) -> int:
+    """The first of the named sizes that a transformers config has; families name them differently."""
+    found = next((getattr(config, name) for name in names if getattr(config, name, None)), default)
+    assert found is not None, f"{type(config).__name__} has none of {names}"
+    return int(found)
+
+
 def largest_micro_batch(
-    model: Any, trainable: int, batch_size: int, max_length: int, gradient_checkpointing: bool, room_bytes: int, token_cap: int
+    model: Any,
+    trainable: int,
+    batch_size: int,
+    max_length: int,
+    gradient_checkpointing: bool,
+    room_bytes: int,
+    token_cap: int,
 ) -> tuple[int, str]:
     """The largest micro batch whose estimate fits the room and whose tokens stay under the cap, with its reason."""
     size = batch_size

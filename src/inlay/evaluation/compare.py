@@ -122,7 +122,9 @@ def compare_pair(
     if answered:
         references = [reference(rows.examples[n]) for n in answered]
         for name, metric in METRICS.items():
-            a = np.stack([metric.statistics(base.answers[n] or "", r) for n, r in zip(answered, references, strict=True)])
+            a = np.stack(
+                [metric.statistics(base.answers[n] or "", r) for n, r in zip(answered, references, strict=True)]
+            )
             b = np.stack(
                 [metric.statistics(adapter.answers[n] or "", r) for n, r in zip(answered, references, strict=True)]
             )

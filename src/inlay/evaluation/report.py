@@ -30,7 +30,9 @@ def as_csv(comparison: Comparison) -> str:
     for r in comparison.rows:
         values = [f"{v:.6g}" for m in names for v in r.scores.get(m, (float("nan"),) * 2)]
         losses = [f"{r.base_loss:.6g}", f"{r.adapter_loss:.6g}"]
-        writer.writerow([r.source, r.question, r.reference, r.base_answer or "", r.adapter_answer or "", *losses, *values])
+        writer.writerow(
+            [r.source, r.question, r.reference, r.base_answer or "", r.adapter_answer or "", *losses, *values]
+        )
     return text.getvalue()
 
 

@@ -124,7 +124,12 @@ def write_examples(examples: Iterable[Example]) -> str:
             | ({"name": m.name} if m.name else {})
             for m in example.messages
         ]
-        row = {"file": example.source.file, "line": example.source.line, "messages": turns, "tools": list(example.tools)}
+        row = {
+            "file": example.source.file,
+            "line": example.source.line,
+            "messages": turns,
+            "tools": list(example.tools),
+        }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     return "".join(lines)
 

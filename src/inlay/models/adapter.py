@@ -136,7 +136,9 @@ class AdapterState:
         there = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
         for name in sorted(set(there) ^ set(self.tensors)):
             side = "is missing from the adapter" if name in there else "has no place in this model"
-            raise AdapterError(f"adapter: {name} {side}. Rank, target modules and base must be those it was trained with.")
+            raise AdapterError(
+                f"adapter: {name} {side}. Rank, target modules and base must be those it was trained with."
+            )
         for name, tensor in self.tensors.items():
             if tensor.shape != there[name].shape:
                 raise AdapterError(

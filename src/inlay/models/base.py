@@ -83,13 +83,18 @@ def weight_files(folder: Path) -> list[Path]:
 def _checked(ref: BaseRef) -> BaseRef:
     where = f"--model {ref.name}"
     if not (ref.folder / "config.json").is_file():
-        adapter = " It holds an adapter: give its base, and the adapter with --from." if (
-            ref.folder / "adapter_config.json").is_file() else ""
+        adapter = (
+            " It holds an adapter: give its base, and the adapter with --from."
+            if (ref.folder / "adapter_config.json").is_file()
+            else ""
+        )
         raise ModelError(f"{where}: no config.json in {ref.folder}, so this is not a model folder.{adapter}")
     files = weight_files(ref.folder)
     if not files:
         pickled = [p.name for p in ref.folder.glob("*.bin")] + [p.name for p in ref.folder.glob("*.pt*")]
-        why = f" It has {pickled[0]}, which is a pickle and is not loaded: convert it to safetensors." if pickled else ""
+        why = (
+            f" It has {pickled[0]}, which is a pickle and is not loaded: convert it to safetensors." if pickled else ""
+        )
         raise ModelError(f"{where}: no *.safetensors weights in {ref.folder}.{why}")
     for path in files:
         try:

@@ -75,9 +75,7 @@ def machine_record(quick: bool, output: Path = Path("results")) -> dict[str, Any
     """All of it as JSON-able values; `quick` leaves quantised layers and the training benchmark None."""
     device = pick_device("auto")
     dtype = pick_dtype(device.device, "auto")
-    names = [
-        name for name in ("float32", "bfloat16", "float16") if device.device != "cpu" or name != "float16"
-    ]
+    names = [name for name in ("float32", "bfloat16", "float16") if device.device != "cpu" or name != "float16"]
     record: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -285,9 +283,7 @@ def comfortable_billions(gflops: float) -> float:
 def recommended(record: dict[str, Any], device: DeviceChoice, dtype: DtypeChoice) -> dict[str, Any]:
     """Settings to start from on this machine; the profile of a real model refines them."""
     on_cpu = device.device == "cpu"
-    gpu = next(
-        (g for g in record["gpus"] if f"cuda:{g['index']}" == device.device and "error" not in g), None
-    )
+    gpu = next((g for g in record["gpus"] if f"cuda:{g['index']}" == device.device and "error" not in g), None)
     memory = gpu["free_bytes"] if gpu else record["memory"]["available_bytes"]
     gib = memory / GIB
     largest = largest_billions(memory, dtype.dtype)
@@ -339,7 +335,5 @@ def warnings_of(record: dict[str, Any]) -> list[str]:
         if not probe["works"]:
             found.append(f"quantization: {kind} cannot be used ({probe['reason']}). Train without it.")
     if "error" in (record["training"] or {}):
-        found.append(
-            f"training: the benchmark failed ({record['training']['error']}). Run inlay demo to see more."
-        )
+        found.append(f"training: the benchmark failed ({record['training']['error']}). Run inlay demo to see more.")
     return found

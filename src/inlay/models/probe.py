@@ -116,9 +116,7 @@ def pick_device(wanted: str) -> DeviceChoice:
     if name in here:
         return DeviceChoice(name, f"as asked, and it ran a matrix product{untested(name)}")
     why = missing.get(name) or missing.get(f"{name}:0") or missing.get(kind) or "no GPU with this index"
-    raise ModelError(
-        f"device: {wanted!r} does not work here ({why}). Here: {', '.join(here)}. Choose one of these."
-    )
+    raise ModelError(f"device: {wanted!r} does not work here ({why}). Here: {', '.join(here)}. Choose one of these.")
 
 
 def untested(device: str) -> str:

@@ -169,9 +169,7 @@ def check_gradient(
     )
 
 
-def _output_and_gradient(
-    layer: nn.Module, x_BI: Tensor, cotangent_BO: Tensor
-) -> tuple[Tensor, Tensor | None]:
+def _output_and_gradient(layer: nn.Module, x_BI: Tensor, cotangent_BO: Tensor) -> tuple[Tensor, Tensor | None]:
     layer.train()
     leaf_BI = x_BI.detach().clone().requires_grad_()
     output_BO = layer(leaf_BI)

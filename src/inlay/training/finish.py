@@ -60,9 +60,14 @@ def _require_same(job: Job, state: AdapterState) -> None:
         before, _ = weighted_nll(job.model, batch)
         AdapterState.read(job.run.adapter).load_into(job.model)
         after, _ = weighted_nll(job.model, batch)
-    same = all(torch.equal(a, b) for a, b in zip(state.tensors.values(), AdapterState.of(job.model).tensors.values(), strict=True))
+    same = all(
+        torch.equal(a, b)
+        for a, b in zip(state.tensors.values(), AdapterState.of(job.model).tensors.values(), strict=True)
+    )
     if not same or not torch.equal(before, after):
-        raise TrainingError(f"{job.run.adapter}: the saved adapter does not give what was trained. The disk is at fault.")
+        raise TrainingError(
+            f"{job.run.adapter}: the saved adapter does not give what was trained. The disk is at fault."
+        )
 
 
 def draw_curves(run: Run) -> Path:

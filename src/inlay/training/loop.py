@@ -60,9 +60,7 @@ class Job:
         return _LOSS_SCALE if self.autocast_dtype == torch.float16 else 1.0
 
 
-def run_job(
-    job: Job, world: World, stop: StopRequest, reporter: Reporter, trackers: list[Tracker]
-) -> None:
+def run_job(job: Job, world: World, stop: StopRequest, reporter: Reporter, trackers: list[Tracker]) -> None:
     """Trains until the last step, an early stop, or a signal; progress, metrics and checkpoints are in `job.run`.
 
     Raises: TrainingError on a non-finite loss or gradient, naming its rows; Interrupted after a signal, with a

@@ -20,7 +20,9 @@ def make_optimizer(train: TrainConfig, parameters: list[torch.nn.Parameter]) -> 
     try:
         import bitsandbytes as bnb
     except ImportError:
-        raise ConfigError(f'train.optimizer {train.optimizer}: needs bitsandbytes: pip install "inlay[quant]".') from None
+        raise ConfigError(
+            f'train.optimizer {train.optimizer}: needs bitsandbytes: pip install "inlay[quant]".'
+        ) from None
     if train.optimizer == "paged_adamw_8bit":
         if parameters[0].device.type != "cuda":
             raise ConfigError(

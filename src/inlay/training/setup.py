@@ -14,7 +14,7 @@ from inlay.config.load import merge, nested, validate
 from inlay.data.batches import steps_per_epoch
 from inlay.data.encode import Encoder
 from inlay.data.prepare import PreparedData, prepare
-from inlay.engine.memory import MemoryEstimate, estimate, largest_micro_batch
+from inlay.engine.memory import MemoryEstimate, estimate, largest_micro_batch, shape_of
 from inlay.errors import AdapterError, ConfigError, ModelError
 from inlay.events import Reporter
 from inlay.models import base as bases
@@ -113,9 +113,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
     encoder = Encoder(tokenizer)
     reporter.stage(f"reading {config.data.train}")
-    data = prepare(
-        config.data, encoder, bases.context_length(architecture), config.eval.max_rows, config.train.seed
-    )
+    data = prepare(config.data, encoder, bases.context_length(architecture), config.eval.max_rows, config.train.seed)
     if config.data.max_length == "auto":
         settle("data.max_length", data.max_length, data.max_length_reason)
     if config.data.format == "auto":
@@ -146,7 +144,8 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     model.train()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-    hidden = int(getattr(architecture, "hidden_size", None) or getattr(architecture, "n_embd", 768))
+    text = getattr(architecture, "text_config", None) or architecture
+    hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
     if config.train.learning_rate == "auto":
         settle("train.learning_rate", *auto_learning_rate(hidden, str(architecture.model_type)))
     room, limit_reason = _room_bytes(config, device.device)
@@ -158,11 +157,11 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
             model, trainable, config.train.batch_size, data.max_length, checkpointing, room, cap
         )
         settle("train.micro_batch_size", micro, reason)
-    micro = min(int(micro), config.train.batch_size)
-    memory = estimate(model, trainable, micro, data.max_length, checkpointing)
+    micro_size = min(int(micro), config.train.batch_size)
+    memory = estimate(model, trainable, micro_size, data.max_length, checkpointing)
     if config.train.max_memory and memory.total > room:
         raise ConfigError(
-            f"train.max_memory: the run needs about {memory.total / 1e9:.2f} GB at micro_batch_size {micro}, more than "
+            f"train.max_memory: the run needs about {memory.total / 1e9:.2f} GB at micro_batch_size {micro_size}, more than "
             f"{limit_reason}. Lower data.max_length or adapter.rank, set train.gradient_checkpointing=true, or quantize."
         )
     per_epoch = steps_per_epoch(len(data.train), config.train.batch_size)
@@ -225,7 +224,17 @@ def _room_bytes(config: Config, device: str) -> tuple[int, str]:
 
 def parse_bytes(text: str) -> int:
     """`8GB`, `500 MB`, `2e9`. Raises: ConfigError."""
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    units = {
+        "": 1,
+        "B": 1,
+        "KB": 10**3,
+        "MB": 10**6,
+        "GB": 10**9,
+        "TB": 10**12,
+        "KIB": 2**10,
+        "MIB": 2**20,
+        "GIB": 2**30,
+    }
     compact = text.replace(" ", "").upper()
     number = compact.rstrip("BKMGTI")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,7 +73,7 @@ class MLflow:
         self._mlflow.end_run()
 
 
-TRACKERS: dict[str, tuple[type[Tracker], str, str]] = {
+TRACKERS: dict[str, tuple[Callable[[Config, Path, str], Tracker], str, str]] = {
     "tensorboard": (TensorBoard, "tensorboard", "tensorboard"),
     "wandb": (WeightsAndBiases, "wandb", "wandb"),
     "mlflow": (MLflow, "mlflow", "mlflow"),
