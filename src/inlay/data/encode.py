@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -249,4 +249,4 @@ def _turn(message: Message) -> dict[str, Any]:
 def _cut(text: str, boundaries: Sequence[tuple[int, int, int]]) -> list[str]:
     """The text between and inside the boundaries, in order: outside, inside, outside, …"""
     points = [0, *(p for _, start, end in boundaries for p in (start, end)), len(text)]
-    return [text[a:b] for a, b in zip(points, points[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(points)]

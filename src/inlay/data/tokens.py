@@ -44,7 +44,7 @@ class TokenSet:
     def row_weights(self) -> np.ndarray:
         """(N,) float64 summed token weight of each sequence."""
         running = np.concatenate([[0.0], np.cumsum(self.weights, dtype=np.float64)])
-        return running[self.offsets[1:]] - running[self.offsets[:-1]]
+        return np.asarray(running[self.offsets[1:]] - running[self.offsets[:-1]])
 
     def trained_tokens(self) -> int:
         return int(np.count_nonzero(self.weights))

@@ -33,7 +33,7 @@ def estimate(
     hidden = shape_of(config, "hidden_size", "n_embd", "d_model")
     layers = shape_of(config, "num_hidden_layers", "n_layer", "num_layers")
     inner = shape_of(config, "intermediate_size", "n_inner", "d_ff", default=4 * hidden)
-    parameters = [p for p in model.parameters()]
+    parameters = list(model.parameters())
     width = next((p.element_size() for p in parameters if p.is_floating_point() and not p.requires_grad), 4)
     tokens = micro_batch_size * max_length
     layer = tokens * (12 * hidden + 4 * inner) * width

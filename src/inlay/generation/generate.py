@@ -69,7 +69,7 @@ def text_streamer(tokenizer: Any, on_text: Callable[[str], None]) -> Any:
     from transformers import TextStreamer
 
     class _Streamer(TextStreamer):  # type: ignore[misc, unused-ignore]
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             on_text(text)
 
     return _Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
