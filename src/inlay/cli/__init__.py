@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from inlay.cli import ask, machine, stored, train
+from inlay.cli import ask, data, machine, stored, train
 from inlay.errors import InlayError
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (train, ask, machine, stored):
+for module in (train, ask, data, machine, stored):
     module.add_to(app)
 
 
