@@ -6,9 +6,9 @@ python examples/train_and_compare.py
 from __future__ import annotations
 
 import inlay
-from inlay.data.domains import domain
+from inlay.data import domains
 
-ROWS = domain("customer_support")
+ROWS = domains()["customer_support"]
 
 CONFIG = {
     "preset": "support",

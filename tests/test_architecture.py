@@ -23,12 +23,12 @@ def test_torch_is_not_imported_before_a_verb_needs_it(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_public_names_are_functions_of_the_api() -> None:
+def test_the_public_names_are_there_when_asked_for() -> None:
     import inlay
     from inlay import api
 
-    for name in set(inlay.__all__) - {"__version__"}:
-        assert getattr(inlay, name) is getattr(api, name)
+    assert [name for name in inlay.__all__ if not hasattr(inlay, name)] == []
+    assert (inlay.train, inlay.compare, inlay.load) == (api.train, api.compare, api.load)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = inlay.trian
 

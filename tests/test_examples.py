@@ -11,7 +11,7 @@ import pytest
 import inlay
 from inlay import api
 from inlay.config import Config, load
-from inlay.data.domains import domains
+from inlay.data import domains
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -68,7 +68,7 @@ def test_the_example_script_trains_compares_and_answers(
         written.append(load(tree=tree))
         return api.train(load(None, small(tiny_base, tmp_path), tree=tree))
 
-    monkeypatch.setattr(inlay, "train", train_small, raising=False)
+    monkeypatch.setattr(inlay, "train", train_small)
     runpy.run_path(str(EXAMPLES / "train_and_compare.py"), run_name="__main__")
     assert written[0].model.base_model == "builtin:nano"
     assert capsys.readouterr().out.startswith(("better", "worse", "not distinguishable"))
