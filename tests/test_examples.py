@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,20 @@ def test_an_example_config_trains_and_compares_by_its_own_metric(
     comparison = api.compare(run)
     assert comparison.primary == ("loss" if config.eval.metric == "auto" else config.eval.metric)
     assert comparison.n == 8
+    assert left_behind(run.path) == promised()
+
+
+def left_behind(run: Path) -> tuple[set[str], set[str]]:
+    """(names in the run folder, names in a checkpoint of it)."""
+    checkpoint = next(run.glob("checkpoints/step-*"))
+    return {p.name for p in run.iterdir() if not p.name.startswith(".")}, {p.name for p in checkpoint.iterdir()}
+
+
+def promised() -> tuple[set[str], set[str]]:
+    """The same, as README.md and docs/concepts.md have it."""
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("\nresults/")[1].split("```")[0]
+    table = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8").split("## Checkpoints")[1].split("## Resume")[0]
+    return set(re.findall(r"^  ([\w.]+)", tree, re.M)), set(re.findall(r"^\| `([\w.]+)` \|", table, re.M))
 
 
 def test_the_example_script_trains_compares_and_answers(
