@@ -18,7 +18,8 @@ import inlay
 from inlay import config as configs
 from inlay.cli import app
 from inlay.config.load import load, parse_yaml, presets, setting_paths
-from inlay.data import FORMATS
+from inlay.data import FORMATS, read_examples
+from inlay.errors import DataError
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -185,6 +186,35 @@ def test_the_page_on_data_shows_the_example_row_of_every_format() -> None:
     shown = dict(re.findall(r"### (\w+)\n.*?```json\n(.*?)```", section, re.S))
     assert {name: json.loads(row) for name, row in shown.items()} == {n: f.example for n, f in FORMATS.items()}
     assert list(shown) == list(FORMATS)
+
+
+BAD_FILES: list[tuple[str, bytes]] = [
+    ("a.jsonl", b'{"question": "Caf\xe9?", "answer": "Yes"}'),
+    ("a.jsonl", b'{"question": "a", "answer": NaN}'),
+    ("a.jsonl", b'{"question": "a", "answer": null}'),
+    ("a.jsonl", b'{"question": "a", "answer": ""}'),
+    ("a.jsonl", b'{"question": "a", "question": "b", "answer": "c"}'),
+    ("a.jsonl", b'{"question": "a", "answer": "b"} {"question": "c", "answer": "d"}'),
+    ("a.jsonl", b'{"messages": [{"role": "usr", "content": "a"}, {"role": "assistant", "content": "b"}]}'),
+    ("a.jsonl", b'{"question": "a", "anwser": "b"}'),
+    ("a.jsonl", b'{"question": "a", "answer": "b"}\n{"instruction": "a", "output": "b"}'),
+    ("a.jsonl", b'{"messages": [{"role": "user", "content": "a"}]}'),
+    ("a.jsonl", b'{"prompt": "a", "chosen": "b", "rejected": "c"}'),
+    ("a.jsonl", b'{"question": "a", "context": "b", "answer": "c"}'),
+    ("a.csv", b"question,answer\na,b,c"),
+]
+"""In the order of the table in docs/data.md."""
+
+
+def test_the_page_on_data_quotes_what_the_reader_says(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    quoted = [row[1] for row in tables(text.split("## Strict reading")[1])][2:]
+    for message, (name, content) in zip(quoted, BAD_FILES, strict=True):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError) as refusal:
+            read_examples(str(tmp_path / name))
+        for part in filter(None, (part.strip() for part in re.split(r"\(?…\)?", message))):
+            assert part in str(refusal.value)
 
 
 def test_the_page_on_evaluation_has_every_metric_and_signature() -> None:
