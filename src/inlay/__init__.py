@@ -1,3 +1,58 @@
-"""inlay: low-rank fine-tuning of a frozen language model, and a proof of what it changed."""
+"""inlay: low-rank fine-tuning of a frozen language model, and a proof of what it changed.
+
+    run = inlay.train({"model": {"base_model": "builtin:nano"}, "data": {"train": "data.jsonl"}})
+    print(inlay.compare(run).verdict)
+    print(inlay.load(run).generate("My parcel is late."))
+
+Names are loaded when they are first used; torch only by the verbs that compute.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inlay.api import Loaded, checkpoints, compare, demo, doctor, evaluate, init, load, resume, train
+    from inlay.config import Config
+    from inlay.errors import InlayError, Interrupted, UserError
+    from inlay.evaluation.compare import Comparison
+    from inlay.run import Run
 
 __version__ = "0.1.0"
+__all__ = [
+    "Comparison",
+    "Config",
+    "InlayError",
+    "Interrupted",
+    "Loaded",
+    "Run",
+    "UserError",
+    "__version__",
+    "checkpoints",
+    "compare",
+    "demo",
+    "doctor",
+    "evaluate",
+    "init",
+    "load",
+    "resume",
+    "train",
+]
+
+_HOME = {
+    "Comparison": "inlay.evaluation.compare",
+    "Config": "inlay.config",
+    "InlayError": "inlay.errors",
+    "Interrupted": "inlay.errors",
+    "Run": "inlay.run",
+    "UserError": "inlay.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'inlay' has no attribute {name!r}")
+    return getattr(import_module(_HOME.get(name, "inlay.api")), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__]
