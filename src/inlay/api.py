@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -64,6 +65,8 @@ def train(
     if resume and fresh:
         raise ConfigError("train: --resume and --fresh exclude each other. Give one.")
     _refuse_early(wanted)
+    if reporter is not None and os.environ.get("RANK", "0") == "0":
+        reporter.stage("loading torch")
     from inlay.training.world import join_world
 
     world = join_world(wanted.model.device)
