@@ -611,9 +611,9 @@ def explain_config(setting: str | None = None) -> list[dict[str, Any]]:
 
 def demo(*, folder: str = "results", reporter: Reporter | None = None) -> tuple[Run, Comparison]:
     """Trains the built-in base on the built-in customer-support rows and compares; a new numbered run each time."""
-    from inlay.data.domains import domain
+    from inlay.data.domain import find_domain
 
-    files = domain("customer_support")
+    files = find_domain("customer_support")
     config = configs.load(
         tree={
             "preset": "support",
@@ -626,3 +626,27 @@ def demo(*, folder: str = "results", reporter: Reporter | None = None) -> tuple[
     )
     run = train(config, reporter=reporter)
     return run, compare(run, reporter=reporter)
+
+
+# --- data ----------------------------------------------------------------------------------------------------
+
+
+def make_data(name: str, *, to: str | Path = ".") -> dict[str, Any]:
+    """Writes the training and held-out rows of an example task; gives the paths and row counts.
+
+    Raises: DataError for an unknown task or when one of the files is already there.
+    """
+    from inlay.data.domain import find_domain
+    from inlay.errors import DataError
+
+    task, written = find_domain(name), {}
+    targets = {"train": (task.train, "train"), "heldout": (task.heldout, "heldout")}
+    places = {key: Path(to) / f"{name}_{part}.jsonl" for key, (_, part) in targets.items()}
+    for path in places.values():
+        if path.exists():
+            raise DataError(f"{path}: is already there. Choose another folder with --to.")
+    for key, (source, _) in targets.items():
+        text = source.read_text(encoding="utf-8")
+        write_file(places[key], text)
+        written[key] = {"path": str(places[key]), "rows": len(text.splitlines())}
+    return {"task": name, **written}

@@ -51,4 +51,7 @@ def verb(app: typer.Typer, panel: str | None = None, name: str | None = None, ep
 
 
 def group(text: str) -> typer.Typer:
-    return typer.Typer(cls=Verbs, help=text, rich_markup_mode=None)
+    """A verb that has verbs."""
+    app = typer.Typer(cls=Verbs, help=text, rich_markup_mode=None)
+    app.callback()(lambda: None)  # keeps a verb a subcommand while it is the only one
+    return app

@@ -1,6 +1,7 @@
 """Data files to examples: strict reading, format detection, parsing."""
 
 from inlay.data.detection import DetectedFormat, detect
+from inlay.data.domain import Domain, domains
 from inlay.data.formats import FORMATS, Format, parse
 from inlay.data.read import ReadResult, read_examples, stream_examples
 from inlay.data.sources import content_hash, rows
@@ -9,6 +10,7 @@ from inlay.data.types import Example, Message, Row, Source
 __all__ = [
     "FORMATS",
     "DetectedFormat",
+    "Domain",
     "Example",
     "Format",
     "Message",
@@ -17,6 +19,7 @@ __all__ = [
     "Source",
     "content_hash",
     "detect",
+    "domains",
     "parse",
     "read_examples",
     "rows",

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from inlay.data.read import read_examples
+from inlay.data.types import Example
 from inlay.errors import DataError, unknown_name
 
 
@@ -17,6 +19,10 @@ class Domain:
     train: Path
     heldout: Path
 
+    def read(self) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+        """(training examples, held-out examples)."""
+        return read_examples(str(self.train)).examples, read_examples(str(self.heldout)).examples
+
 
 def domains() -> dict[str, Domain]:
     """Every example task by name."""
@@ -25,8 +31,8 @@ def domains() -> dict[str, Domain]:
     return {p.name: Domain(p.name, p / "train.jsonl", p / "heldout.jsonl") for p in found}
 
 
-def domain(name: str) -> Domain:
-    """Raises: DataError for a name that is not there."""
+def find_domain(name: str) -> Domain:
+    """The example task of that name. Raises: DataError when there is none."""
     known = domains()
     if name not in known:
         raise DataError(f"data: {unknown_name('example task', name, known)}")
