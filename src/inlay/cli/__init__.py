@@ -14,6 +14,7 @@ from inlay.cli import ask, data, machine, stored, train
 from inlay.cli.help import WIDTH, Verbs
 from inlay.cli.outcome import Output, finish
 from inlay.cli.quiet import quiet_libraries
+from inlay.errors import UserError
 
 _EPILOG = """\b
 Start: inlay demo
@@ -67,5 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(words: list[str]) -> Any:
+    broken = [word for word in words if not word.isprintable() and any("\udc80" <= c <= "\udcff" for c in word)]
+    if broken:
+        raise UserError(f"{broken[0]!a}: not UTF-8 text. Write it as UTF-8; rename a file with such a name.")
     result = app(args=words, prog_name="inlay", standalone_mode=False)
     return result if isinstance(result, (int, Output)) else None

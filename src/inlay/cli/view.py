@@ -75,30 +75,31 @@ def comparison_text(comparison: Comparison, run: Run, columns: int) -> str:
 
 
 def _table(comparison: Comparison, columns: int) -> list[str]:
-    """One line a metric within 79 columns; wins, ties and losses where there is room for them."""
+    """One line a metric within 78 columns; wins, ties and losses where there is room for them."""
     wide = columns >= 100
     counts_head = f" {'wins/ties/losses':>16}" if wide else ""
-    header = f"{'metric':<12} {'base':>8} {'adapter':>8} {'change':>9} {'95% interval':^20}{counts_head} verdict"
+    header = f"{'metric':<12} {'base':>8} {'adapter':>8} {'change':>8} {'95% interval':^18}{counts_head} verdict"
     lines = [header, "-" * (len(header) + len("not distinguishable") - len("verdict"))]
     for name, d in comparison.metrics.items():
         mark = "*" if name == comparison.primary else ""
         interval = f"[{_figure(d.low, '+')}, {_figure(d.high, '+')}]"
         counts = f" {f'{d.wins}/{d.ties}/{d.losses}':>16}" if wide else ""
         lines.append(
-            f"{name + mark:<12} {_figure(d.base):>8} {_figure(d.other):>8} {_figure(d.difference, '+'):>9} "
-            f"{interval:^20}{counts} {d.verdict}"
+            f"{name + mark:<12} {_figure(d.base):>8} {_figure(d.other):>8} {_figure(d.difference, '+'):>8} "
+            f"{interval:^18}{counts} {d.verdict}"
         )
     return [*lines, "* decides the verdict"]
 
 
 def _figure(value: float, sign: str = "") -> str:
-    """Three significant digits in at most seven characters and a sign."""
+    """About three significant digits in at most six characters and a sign."""
     size = abs(value)
-    if value == 0 or 0.001 <= size < 1:
-        return f"{value:{sign}.4f}"[:7] if size < 0.1 else f"{value:{sign}.3f}"
-    if size < 0.001:
+    if value == 0:
+        return "0"
+    if size < 0.001 or size >= 1e6:
         return f"{value:{sign}.0e}"
-    return f"{value:{sign}.3g}" if size < 100 else f"{value:{sign}.0f}" if size < 1e6 else f"{value:{sign}.1e}"
+    decimals = 4 if size < 0.1 else 3 if size < 1 else 2 if size < 10 else 1 if size < 1000 else 0
+    return f"{value:{sign}.{decimals}f}"
 
 
 def _block(question: str, base: str, adapter: str, reference: str | None, columns: int) -> list[str]:

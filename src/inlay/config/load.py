@@ -21,11 +21,16 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 with numbers as people write them (`2e-4`) and without silent duplicate keys."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that the loader would read as a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -52,6 +57,14 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{place}: not valid YAML: {what}.") from None
     except (RecursionError, TypeError, ValueError) as error:
         raise ConfigError(f"{where}: not usable YAML: {error}.") from None
+
+
+def in_yaml(value: Any) -> str:
+    """A value in one line of YAML, which `parse_yaml` reads back as it is."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**9
+    )
+    return text.strip().removesuffix("...").strip() or "''"
 
 
 def section_of(path: str) -> type[BaseModel] | None:

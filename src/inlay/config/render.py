@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from inlay.config.describe import allowed
-from inlay.config.load import preset_tree, section_of, setting_paths, unknown_setting
+from inlay.config.load import in_yaml, preset_tree, section_of, setting_paths, unknown_setting
 from inlay.config.settings import Config
 from inlay.errors import ConfigError
 
@@ -31,12 +30,6 @@ def as_yaml(config: Config, reasons: Mapping[str, str], head: str = _RESOLVED) -
 
 def _setting(key: str, value: Any, reason: str | None, indent: str) -> list[str]:
     return [f"{indent}{key}: {in_yaml(value)}" + (f"  # {' '.join(reason.split())}" if reason else "")]
-
-
-def in_yaml(value: Any) -> str:
-    """A value in one line of YAML."""
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**9)
-    return text.strip().removesuffix("...").strip() or "''"
 
 
 def explicit_values(config: Config, *, everything: bool = False) -> dict[str, Any]:
