@@ -47,8 +47,8 @@ BAD = {
     "unknown option": (["train", "--modle", "x"], "Did you mean --model"),
     "no data": (["train"], "Missing argument 'DATA|CONFIG'"),
     "too many": (["train", "a", "b"], "unexpected extra argument"),
-    "option without value": (["train", "data.jsonl", "--model"], "--model"),
-    "group without verb": (["checkpoints"], "inlay checkpoints: Missing command"),
+    "group without verb": (["checkpoints"], "See: inlay checkpoints --help"),
+    "option without value": (["train", "data.jsonl", "--name"], "'--name' requires an argument"),
     "no model": (["train", "data.jsonl"], "model.base_model: missing; say which model"),
     "missing file": (["train", "dat.jsonl", "--model", "builtin:nano"], "Did you mean 'data.jsonl'"),
     "missing folder": (["train", "no/d.jsonl", "--model", "builtin:nano"], "does not exist"),
@@ -89,8 +89,9 @@ BAD = {
 def test_bad_input_gives_one_error_block_and_changes_nothing(place: Path, inlay: Inlay, case: str) -> None:
     arguments, part = BAD[case]
     before = listing(place)
+    group = 2 if arguments[0] in ("config", "checkpoints") else 1
     for as_json in (False, True):
-        ended = inlay(*arguments, *(["--json"] if as_json else []))
+        ended = inlay(*arguments[:group], *(["--json"] if as_json else []), *arguments[group:])
         assert ended.code == 2
         assert ended.err.startswith("error: ")
         assert ended.err.count("error: ") == 1

@@ -47,7 +47,7 @@ def test_help_and_the_package_load_nothing_heavy() -> None:
     code = (
         "import sys, inlay; dir(inlay); inlay.InlayError\n"
         "from inlay.cli import main\n"
-        "try: main(['train', '--help'])\n"
+        "try: main(['--help'])\n"
         f"except SystemExit: print([m for m in {SLOW_IMPORTS} if m in sys.modules])"
     )
     ended = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
@@ -107,16 +107,14 @@ def test_every_verb_gives_one_json_value(with_run: Path, inlay: Inlay, arguments
     assert inlay(*arguments).out.strip()
 
 
-def test_what_a_library_prints_does_not_reach_the_json(
-    with_run: Path, inlay: Inlay, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def noisy(run: str | None, folder: str) -> list[Any]:
+def test_what_a_library_prints_does_not_reach_the_json(inlay: Inlay, monkeypatch: pytest.MonkeyPatch) -> None:
+    def noisy(what: str | None, folder: str) -> tuple[Any, str]:
         sys.stdout.write("a library speaks")
-        return [float("nan")]
+        return [float("nan"), "é\udcff"], "text"
 
-    monkeypatch.setattr(api, "checkpoints", noisy)
-    ended = inlay("checkpoints", "list", "--json")
-    assert json.loads(ended.out) == [None]
+    monkeypatch.setattr(api, "show_config", noisy)
+    ended = inlay("config", "show", "--json")
+    assert json.loads(ended.out) == [None, "é\udcff"]
     assert "a library speaks" in ended.err
 
 

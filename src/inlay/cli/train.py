@@ -15,7 +15,7 @@ _EPILOG = """\b
 Examples:
   inlay train data.jsonl --model builtin:nano
   inlay train data.jsonl --model Qwen/Qwen2.5-0.5B --preset code --name news
-  inlay train config.yaml --set adapter.rank=8 --set data.columns.prompt=question
+  inlay train config.yaml --set adapter.rank=8 --set data.columns.prompt=ask
   inlay train config.yaml --model ./llama   (write a config with: inlay init)
   inlay train config.yaml --name news --resume   (after Ctrl+C or a crash)"""
 
