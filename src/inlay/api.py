@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +16,11 @@ from inlay import config as configs
 from inlay import run as runs
 from inlay.config import Config
 from inlay.config.render import as_yaml, explicit_values
-from inlay.errors import ConfigError, InlayError, Interrupted, RunError
+from inlay.config.settings import GenerationConfig
+from inlay.errors import ConfigError, InlayError, Interrupted, RunError, nearest
 from inlay.events import LoggedReporter, PlainReporter, Reporter, bytes_shown, duration_shown
 from inlay.run import FAILED, FINISHED, INTERRUPTED, RUNNING, Run
-from inlay.storage import owned, require_space, sweep_staging, write_file
+from inlay.storage import owned, require_space, require_writable, sweep_staging, write_file
 
 if TYPE_CHECKING:
     from inlay.data.encode import Encoder
@@ -63,6 +64,9 @@ def train(
     wanted = as_config(config)
     if resume and fresh:
         raise ConfigError("train: --resume and --fresh exclude each other. Give one.")
+    _refuse_early(wanted)
+    if reporter is not None and os.environ.get("RANK", "0") == "0":
+        reporter.stage("loading torch")
     from inlay.training.world import join_world
 
     world = join_world(wanted.model.device)
@@ -86,14 +90,28 @@ def train(
         _train_in(run, setup, world, reporter, going_on, began)
         return run
     require_space(run.path, _space_needed_bytes(setup))
+    if not going_on and (aside := runs.start_fresh(run)):
+        reporter.note(f"moved the earlier run to {aside}")
     _create_folder(run, setup, going_on)
     with owned(run.path), _recorded(run):
         _train_in(run, setup, world, LoggedReporter(reporter, run), going_on, began)
     return run
 
 
+def _refuse_early(config: Config) -> None:
+    """Raises for data and folders that cannot work, before torch is loaded and anything is computed."""
+    from inlay.data import stream_examples
+    from inlay.data.sources import EXTENSIONS
+
+    require_writable(Path(config.output.folder))
+    for path in (config.data.train, config.data.eval):
+        if path and (Path(path).exists() or path.lower().removesuffix(".gz").endswith(EXTENSIONS)):
+            _, examples = stream_examples(path, config.data.format, config.data.columns)
+            next(examples, None)  # the first row shows whether the format fits
+
+
 def _claim(config: Config, resume: bool, fresh: bool, confirm: Confirm | None, reporter: Reporter) -> tuple[Run, bool]:
-    """The run to write and whether it goes on from a checkpoint. Raises: RunError when that is not decided."""
+    """The run to write and whether it goes on from a checkpoint; changes nothing. Raises: RunError if undecided."""
     if config.output.name is not None:
         run = Run(Path(config.output.folder) / config.output.name)
     else:
@@ -101,13 +119,14 @@ def _claim(config: Config, resume: bool, fresh: bool, confirm: Confirm | None, r
         if not resume or not earlier:
             unfinished = [r for r in earlier if r.status in (RUNNING, INTERRUPTED) and r.has_checkpoint()]
             if unfinished and not fresh:
-                reporter.note(f"{unfinished[-1].path} is unfinished; --resume would go on with it. This is a new run.")
+                last = unfinished[-1]
+                if confirm and confirm(f"{last.path} is unfinished. Go on with it? (no starts a new run)"):
+                    return last, True
+                if not confirm:
+                    reporter.note(f"{last.path} is unfinished; --resume would go on with it. This is a new run.")
             return runs.next_numbered(config), False
         run = earlier[-1]
-    if not run.path.exists():
-        return run, False
-    if fresh:
-        reporter.note(f"moved the earlier run to {runs.start_fresh(run)}")
+    if fresh or not run.path.exists():
         return run, False
     finished, started = run.status == FINISHED, run.has_checkpoint()
     if resume and (finished or started):
@@ -119,8 +138,6 @@ def _claim(config: Config, resume: bool, fresh: bool, confirm: Confirm | None, r
             raise RunError(f"{run.path}: has checkpoints of an earlier start. Give --resume to go on, or --fresh.")
         if confirm(f"{run.path} has checkpoints of an earlier start. Go on from there? (no starts anew)"):
             return run, True
-    if any(run.path.iterdir()):
-        reporter.note(f"moved an earlier start to {runs.start_fresh(run)}")
     return run, False
 
 
@@ -191,6 +208,11 @@ def _recorded(run: Run) -> Iterator[None]:
     except Interrupted as error:
         run.update(status=INTERRUPTED, error=str(error))
         run.log(f"interrupted: {error}")
+        if run.has_checkpoint():
+            error.add_note(f"Go on with: inlay checkpoints resume {run.path}")
+        raise
+    except KeyboardInterrupt:
+        run.update(status=INTERRUPTED, error="interrupted before the first step")
         raise
     except InlayError as error:
         with contextlib.suppress(InlayError):  # a full disk must not hide the first error
@@ -201,6 +223,7 @@ def _recorded(run: Run) -> Iterator[None]:
         with contextlib.suppress(InlayError):
             run.log(traceback.format_exc())
             run.update(status=FAILED, error=f"{type(error).__name__}: {error}")
+            error.add_note(f"traceback in {run.path / 'log.txt'}")
         raise
 
 
@@ -354,12 +377,11 @@ class Loaded:
         from inlay.generation.generate import Sampling
 
         settings = self.run.config.generation
-        tree = {"generation": settings.model_dump() | dict(over)}
-        return Sampling.of(configs.validate(_with_required(tree), "generate").generation)
+        return Sampling.of(_generation(settings.model_dump() | dict(over)))
 
 
-def _with_required(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {"model": {"base_model": "-"}, "data": {"train": "-"}} | dict(tree)
+def _generation(values: Mapping[str, Any]) -> GenerationConfig:
+    return configs.validate({"model": {"base_model": "-"}, "data": {"train": "-"}, "generation": values}).generation
 
 
 def _dialogue(prompt: str | Sequence[Mapping[str, str]]) -> list[Any]:
@@ -372,13 +394,24 @@ def _dialogue(prompt: str | Sequence[Mapping[str, str]]) -> list[Any]:
 
 def load(run: str | Path | Run | None = None, *, adapter: bool = True, folder: str = "results") -> Loaded:
     """The run's base with its adapter (`adapter=False`: without). No name is the run trained last."""
-    found = run if isinstance(run, Run) else runs.find(run, folder)
+    found = _trained(run, folder)
     model, encoder, _, _ = _load_base(found)
     if adapter:
         from inlay.models.adapter import AdapterState
 
         model = AdapterState.read(found.adapter).attach_to(model)
     return Loaded(found, model, encoder)
+
+
+def _trained(run: str | Path | Run | None, folder: str) -> Run:
+    """The run, which has an adapter. Raises: RunError."""
+    found = run if isinstance(run, Run) else runs.find(run, folder)
+    if not found.adapter.is_dir():
+        raise RunError(
+            f"{found.path}: has no adapter yet (status {found.status}). "
+            f"Finish it: inlay checkpoints resume {found.path}, or train it anew."
+        )
+    return found
 
 
 def _load_base(run: Run) -> tuple[Any, Encoder, str, Any]:
@@ -391,8 +424,6 @@ def _load_base(run: Run) -> tuple[Any, Encoder, str, Any]:
     from inlay.models.probe import pick_device
 
     config, record = run.config, run.record
-    if not run.adapter.is_dir():
-        raise RunError(f"{run.path}: has no adapter yet (status {run.status}). Finish it: inlay train … --resume.")
     base = bases.find_base(config.model.base_model, config.model.revision)
     if base.digest() != record.get("base_digest"):
         raise ModelError(
@@ -414,11 +445,11 @@ def compare(
     folder: str = "results",
 ) -> Comparison:
     """Base against adapter on the run's held-out rows, with a verdict; also written to the run's `reports/`."""
+    found = _trained(run, folder)
     from inlay.evaluation.compare import compare_pair
     from inlay.evaluation.report import write_reports
     from inlay.models.adapter import AdapterState
 
-    found = run if isinstance(run, Run) else runs.find(run, folder)
     config = found.config
     reporter = reporter or PlainReporter()
     model, encoder, device, dtype = _load_base(found)
@@ -460,10 +491,10 @@ def evaluate(
     folder: str = "results",
 ) -> dict[str, Any]:
     """{"name", "n", "metrics": {metric: value}, "time_s"} of one model on the run's held-out rows."""
+    found = _trained(run, folder)
     from inlay.evaluation.compare import totals
     from inlay.models.adapter import AdapterState
 
-    found = run if isinstance(run, Run) else runs.find(run, folder)
     model, encoder, device, dtype = _load_base(found)
     rows = _rows(found, encoder, ())
     if adapter:
@@ -523,19 +554,6 @@ def init(path: str | Path = "inlay.yaml", *, preset: str | None = None, force: b
     return target
 
 
-def write_json_safe(value: Any) -> str:
-    """One JSON value; a number that JSON has no word for (NaN, infinity) becomes null."""
-    return json.dumps(_finite(value), ensure_ascii=False, indent=2)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and value - value != 0 else value
-
-
 # --- config --------------------------------------------------------------------------------------------------
 
 
@@ -551,9 +569,11 @@ def config_of(
 
 
 def sampling_of(settings: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts of the generation section, with or without its name."""
-    full = [text if text.startswith("generation.") else f"generation.{text}" for text in settings]
-    return {path.removeprefix("generation."): value for path, value in map(configs.parse_assignment, full)}
+    """`key=value` texts of the generation section, with or without its name. Raises: ConfigError."""
+    full = [text if text.startswith(("generation.", "=")) else f"generation.{text}" for text in settings]
+    values = {path.removeprefix("generation."): value for path, value in map(configs.parse_assignment, full)}
+    _generation(values)
+    return values
 
 
 def show_config(what: str | None, *, folder: str = "results") -> tuple[Any, str]:
@@ -566,16 +586,17 @@ def show_config(what: str | None, *, folder: str = "results") -> tuple[Any, str]
         width = max(map(len, about), default=0)
         return about, "\n".join(f"{name:<{width}}  {text}" for name, text in about.items())
     if what in found:
-        tree = preset_tree(what)
-        import yaml
-
-        return tree, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).rstrip()
+        return preset_tree(what), found[what].read_text(encoding="utf-8").rstrip()
     if what.endswith((".yaml", ".yml")):
         config = configs.load(Path(what))
-    else:
-        config = runs.find(what, folder).config
-        return config.model_dump(), (runs.find(what, folder).path / "config.yaml").read_text(encoding="utf-8").rstrip()
-    return config.model_dump(), as_yaml(config, {}).rstrip()
+        return config.model_dump(), as_yaml(config, {}, f"{what} with every default filled in.").rstrip()
+    try:
+        run = runs.find(what, folder)
+    except RunError:
+        guess = nearest(what, found)
+        hint = f" Did you mean the preset {guess!r}?" if guess else f" Presets: {', '.join(found)}."
+        raise ConfigError(f"{what}: neither a preset, nor a .yaml file, nor a run in {folder}.{hint}") from None
+    return run.config.model_dump(), (run.path / "config.yaml").read_text(encoding="utf-8").rstrip()
 
 
 def explain_config(setting: str | None = None) -> list[dict[str, Any]]:

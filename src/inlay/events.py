@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any, Protocol
 
@@ -30,6 +31,25 @@ class Reporter(Protocol):
         """The counted work is over, well or not."""
 
 
+class Unbreakable:
+    """A text stream whose reader may go away: a closed pipe or terminal must not end a run."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class PlainReporter:
     """Lines on stderr: for a notebook, a log file, a pipe."""
 
@@ -49,7 +69,8 @@ class PlainReporter:
 
     def progress(self, done: int, values: dict[str, Any]) -> None:
         if done % self._every == 0 or done == self._total:
-            self._line(f"  {done}/{self._total}  " + "  ".join(f"{k} {shown(k, v)}" for k, v in values.items()))
+            figures = [f"{done}/{self._total}", *(f"{name} {shown(name, value)}" for name, value in values.items())]
+            self._line("  " + "  ".join(figures))
 
     def note(self, text: str) -> None:
         self._line(text)
@@ -58,8 +79,9 @@ class PlainReporter:
         pass
 
     def _line(self, text: str) -> None:
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        screen = Unbreakable(sys.stderr)
+        screen.write(text + "\n")
+        screen.flush()
 
 
 class LoggedReporter:

@@ -198,6 +198,18 @@ def require_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
+def require_writable(folder: Path) -> None:
+    """Raises: StorageError when nothing could be written into the folder, or when it could not be made."""
+    with explained(folder):
+        existing = folder.absolute()
+        while not existing.exists():
+            existing = existing.parent
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Holds the folder for this process. The kernel frees it when the process ends, however it ends.

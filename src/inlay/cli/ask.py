@@ -2,72 +2,87 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
-from inlay.cli.options import Folder, Json, RunName, emit
+from inlay.cli.help import verb
+from inlay.cli.options import Folder, Json, NoAdapter, RunName, RunOption, Sampling
+from inlay.cli.outcome import Output
 
-NoAdapter = Annotated[bool, typer.Option("--base", help="The base without the adapter.")]
+PANEL = "Use a run"
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command()(compare)
-    app.command("eval")(evaluate)
-    app.command()(generate)
-    app.command()(chat)
+    verb(app, PANEL)(compare)
+    verb(app, PANEL, "eval")(evaluate)
+    verb(app, PANEL)(generate)
+    verb(app, PANEL)(chat)
 
 
 def compare(
     run: RunName = None,
-    prompt: Annotated[list[str], typer.Option("--prompt", help="An extra prompt to answer side by side.")] = [],  # noqa: B006
+    prompt: Annotated[
+        list[str],
+        typer.Option("--prompt", metavar="TEXT", help="An extra prompt to answer side by side. May be repeated."),
+    ] = [],  # noqa: B006
     output: Folder = "results",
     as_json: Json = False,
-) -> None:
+) -> Output:
     """Base against adapter on the held-out rows: every metric with its interval, and a verdict."""
     from inlay import api
-    from inlay.cli import view
+    from inlay.cli import progress, view
     from inlay.run import find
 
-    comparison = api.compare(run, prompts=prompt, reporter=view.reporter(), folder=output)
-    emit(comparison.to_json(), as_json, view.comparison_text(comparison, find(run, output)))
+    comparison = api.compare(run, prompts=prompt, reporter=progress.reporter(), folder=output)
+    return Output(comparison.to_json(), view.comparison_text(comparison, find(run, output), view.width()))
 
 
-def evaluate(run: RunName = None, base: NoAdapter = False, output: Folder = "results", as_json: Json = False) -> None:
+def evaluate(run: RunName = None, base: NoAdapter = False, output: Folder = "results", as_json: Json = False) -> Output:
     """Score one model on the run's held-out rows."""
     from inlay import api
-    from inlay.cli import view
+    from inlay.cli import progress, view
 
-    result = api.evaluate(run, adapter=not base, reporter=view.reporter(), folder=output)
-    emit(result, as_json, view.evaluation_text(result))
+    result = api.evaluate(run, adapter=not base, reporter=progress.reporter(), folder=output)
+    return Output(result, view.evaluation_text(result))
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to ask.")],
-    run: Annotated[str | None, typer.Option(help="A run's name or folder [the one trained last].")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="PROMPT", help="What to ask; - or a pipe reads it from stdin.", show_default=False),
+    ] = None,
+    run: RunOption = None,
     base: NoAdapter = False,
-    settings: Annotated[list[str], typer.Option("--set", help="A generation setting, e.g. temperature=0.")] = [],  # noqa: B006
+    settings: Sampling = [],  # noqa: B006
     output: Folder = "results",
     as_json: Json = False,
-) -> None:
+) -> Output:
     """Answer one prompt."""
     from inlay import api
+    from inlay.cli import talk
 
     sampling = api.sampling_of(settings)
-    answer = api.load(run, adapter=not base, folder=output).generate(prompt, **sampling)
-    emit({"prompt": prompt, "answer": answer}, as_json, answer)
+    asked = talk.prompt_text(prompt, sys.stdin)
+    answer = api.load(run, adapter=not base, folder=output).generate(asked, **sampling)
+    return Output({"prompt": asked, "answer": answer}, answer)
 
 
 def chat(
     run: RunName = None,
     base: NoAdapter = False,
-    settings: Annotated[list[str], typer.Option("--set", help="A generation setting, e.g. temperature=0.")] = [],  # noqa: B006
+    settings: Sampling = [],  # noqa: B006
     output: Folder = "results",
     as_json: Json = False,
-) -> None:
-    """Talk to a run. An empty line or Ctrl+D ends it; /reset forgets the dialogue."""
-    from inlay import api
-    from inlay.cli import view
+) -> Output:
+    """Talk to a run. /reset forgets the dialogue, Ctrl+C cuts an answer short, /exit or Ctrl+D ends.
 
-    dialogue = view.talk(api.load(run, adapter=not base, folder=output), api.sampling_of(settings), quiet=as_json)
-    emit(dialogue, as_json)
+    On a pipe every line of stdin is a turn and every answer goes to stdout. --json gives the dialogue at its end as
+    a list of {"role", "content"}.
+    """
+    from inlay import api
+    from inlay.cli import talk
+
+    sampling = api.sampling_of(settings)
+    return Output(talk.talk(api.load(run, adapter=not base, folder=output), sampling, quiet=as_json))

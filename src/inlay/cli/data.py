@@ -6,21 +6,22 @@ from typing import Annotated
 
 import typer
 
-from inlay.cli.options import Json, emit
+from inlay.cli.help import group, verb
+from inlay.cli.options import Json
+from inlay.cli.outcome import Output
 
 
 def add_to(app: typer.Typer) -> None:
-    group = typer.Typer(help="Look at data and make some.", no_args_is_help=True, rich_markup_mode=None)
-    group.callback()(lambda: None)  # keeps `make` a subcommand while it is the only one
-    group.command("make")(make)
-    app.add_typer(group, name="data")
+    data = group("Look at data and make some.")
+    verb(data)(make)
+    app.add_typer(data, name="data", rich_help_panel="Prepare")
 
 
 def make(
-    task: Annotated[str, typer.Argument(help="An example task, such as customer_support.")],
-    to: Annotated[str, typer.Option(help="Folder to write into.")] = ".",
+    task: Annotated[str, typer.Argument(metavar="TASK", help="An example task, such as customer_support.")],
+    to: Annotated[str, typer.Option(metavar="FOLDER", help="Folder to write into.")] = ".",
     as_json: Json = False,
-) -> None:
+) -> Output:
     """Write the training and held-out rows of an example task as files."""
     from inlay import api
 
@@ -28,4 +29,4 @@ def make(
     train, heldout = made["train"], made["heldout"]
     text = f"wrote {train['path']} ({train['rows']} rows) and {heldout['path']} ({heldout['rows']} rows)\n"
     next_step = f"Next: inlay train {train['path']} --set data.eval={heldout['path']} --model builtin:nano"
-    emit(made, as_json, text + next_step)
+    return Output(made, text + next_step)

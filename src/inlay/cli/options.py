@@ -1,23 +1,23 @@
-"""Options that several verbs share, and what they do to the output."""
+"""Options that several verbs share."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout and nothing else there.")]
 RunName = Annotated[
-    str | None, typer.Argument(metavar="[RUN]", help="A run's name or folder; the one trained last if left out.")
+    str | None,
+    typer.Argument(metavar="RUN", help="A run's name or folder; the one trained last if left out.", show_default=False),
 ]
-Folder = Annotated[str, typer.Option("--output", help="Folder that holds the runs.")]
-
-
-def emit(value: Any, as_json: bool, text: str | None = None) -> None:
-    """The verb's result: the JSON value, or the text for people."""
-    from inlay.api import write_json_safe
-
-    if as_json:
-        typer.echo(write_json_safe(value))
-    elif text is not None:
-        typer.echo(text)
+RunOption = Annotated[
+    str | None,
+    typer.Option("--run", metavar="RUN", help="A run's name or folder; the one trained last if left out."),
+]
+Folder = Annotated[str, typer.Option("--output", metavar="FOLDER", help="Folder that holds the runs.")]
+NoAdapter = Annotated[bool, typer.Option("--base", help="Take the base without the adapter.")]
+Sampling = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="A generation setting, e.g. temperature=0. May be repeated."),
+]

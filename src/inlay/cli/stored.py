@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import typer
 
-from inlay.cli.options import Folder, Json, RunName, emit
+from inlay.cli.help import group, verb
+from inlay.cli.options import Folder, Json, RunName
+from inlay.cli.outcome import Output
 
 
 def add_to(app: typer.Typer) -> None:
-    group = typer.Typer(help="The checkpoints of a run.", no_args_is_help=True, rich_markup_mode=None)
-    group.command("list")(listed)
-    group.command("resume")(resume)
-    app.add_typer(group, name="checkpoints")
+    checkpoints = group("The checkpoints of a run: list them, or go on from the newest.")
+    verb(checkpoints, name="list")(listed)
+    verb(checkpoints, name="resume")(resume)
+    app.add_typer(checkpoints, name="checkpoints", rich_help_panel="Train")
 
 
-def listed(run: RunName = None, output: Folder = "results", as_json: Json = False) -> None:
+def listed(run: RunName = None, output: Folder = "results", as_json: Json = False) -> Output:
     """Every checkpoint with its step, losses, size, and whether its files are whole."""
     from inlay import api
     from inlay.cli import view
 
     rows = api.checkpoints(run, folder=output)
-    emit(rows, as_json, view.checkpoints_text(rows))
+    return Output(rows, view.checkpoints_text(rows))
 
 
-def resume(run: RunName = None, output: Folder = "results", as_json: Json = False) -> None:
+def resume(run: RunName = None, output: Folder = "results", as_json: Json = False) -> Output:
     """Go on with a run from its newest whole checkpoint."""
     from inlay import api
-    from inlay.cli import view
+    from inlay.cli import progress, view
 
-    finished = api.resume(run, reporter=view.reporter(), folder=output)
-    emit(finished.record.get("result"), as_json, view.after_training(finished))
+    finished = api.resume(run, reporter=progress.reporter(), folder=output)
+    return Output(finished.record.get("result"), view.after_training(finished))

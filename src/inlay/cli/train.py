@@ -6,48 +6,112 @@ from typing import Annotated
 
 import typer
 
-from inlay.cli.options import Folder, Json, emit
+from inlay.cli.help import verb
+from inlay.cli.options import Folder, Json
+from inlay.cli.outcome import Output
 
-Sets = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. adapter.rank=8.")]
+PANEL = "Train"
+_EPILOG = """\b
+Examples:
+  inlay train data.jsonl --model builtin:nano
+  inlay train data.jsonl --model Qwen/Qwen2.5-0.5B --preset code --name news
+  inlay train config.yaml --set adapter.rank=8 --set data.columns.prompt=ask
+  inlay train config.yaml --model ./llama   (write a config with: inlay init)
+  inlay train config.yaml --name news --resume   (after Ctrl+C or a crash)"""
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA|CONFIG",
+        help="A data file (.jsonl .json .csv .tsv .parquet, also .gz), a hub dataset id, or a .yaml config.",
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The base to fine-tune: a local folder, a hub id, or builtin:nano.",
+        rich_help_panel="What to train",
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Known settings for a task; inlay config show lists them.", rich_help_panel="What to train"
+    ),
+]
+Sets = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="KEY=VALUE", rich_help_panel="What to train",
+        help="Any setting, e.g. adapter.rank=8; wins over the config and the preset. May be repeated. "
+        "inlay config explain lists all.",
+    ),
+]  # fmt: skip
+StartFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--from", metavar="RUN", help="Start from the adapter of this run or folder.", rich_help_panel="What to train"
+    ),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Name of the run. [default: data and model with a number]", rich_help_panel="The run"
+    ),
+]
+Output_ = Annotated[
+    str | None,
+    typer.Option(
+        "--output", metavar="FOLDER", help="Folder that holds the runs. [default: results]", rich_help_panel="The run"
+    ),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the last checkpoint of the run.", rich_help_panel="The run")
+]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", help="Move an earlier run of that name aside and start anew.", rich_help_panel="The run"),
+]
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command()(train)
-    app.command()(demo)
+    verb(app, PANEL, epilog=_EPILOG)(train)
+    verb(app, PANEL)(demo)
 
 
 def train(
-    source: Annotated[
-        str, typer.Argument(metavar="DATA|CONFIG", help="A data file, a hub dataset, or a .yaml config.")
-    ],
-    model: Annotated[str | None, typer.Option(help="Local folder, hub id, or builtin:nano.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Known settings for a task: see inlay config show.")] = None,
+    source: Source,
+    model: Model = None,
+    preset: Preset = None,
     settings: Sets = [],  # noqa: B006
-    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
-    start_from: Annotated[str | None, typer.Option("--from", help="Start from the adapter of this run.")] = None,
-    output: Annotated[str | None, typer.Option(help="Folder that holds the runs [results].")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run of that name aside.")] = False,
+    start_from: StartFrom = None,
+    name: Name = None,
+    output: Output_ = None,
+    resume: Resume = False,
+    fresh: Fresh = False,
     as_json: Json = False,
-) -> None:
-    """Train an adapter: check the data, split it, train, save, and judge it on held-out rows."""
+) -> Output:
+    """Train an adapter on your data, save it, and judge it on held-out rows.
+
+    Finds the format of the data, checks every row, holds some rows out, shows what it is going to do, trains, and
+    measures whether the result is better than the base. Everything of a run lies in one folder.
+    """
     from inlay import api
-    from inlay.cli import view
+    from inlay.cli import progress, view
 
     given = {"model.base_model": model, "output.name": name, "adapter.start_from": start_from, "output.folder": output}
     config = api.config_of(source, settings, preset, given)
-    run = api.train(config, resume=resume, fresh=fresh, reporter=view.reporter(), confirm=view.confirm(as_json))
-    emit(run.record.get("result"), as_json, view.after_training(run))
+    run = api.train(config, resume=resume, fresh=fresh, reporter=progress.reporter(), confirm=progress.confirm(as_json))
+    return Output(run.record.get("result"), view.after_training(run))
 
 
-def demo(
-    output: Folder = "results",
-    as_json: Json = False,
-) -> None:
+def demo(output: Folder = "results", as_json: Json = False) -> Output:
     """Fine-tune the built-in model on customer support and compare it with its base, in about two minutes."""
     from inlay import api
-    from inlay.cli import view
+    from inlay.cli import progress, view
 
-    run, comparison = api.demo(folder=output, reporter=view.reporter())
+    run, comparison = api.demo(folder=output, reporter=progress.reporter())
     value = {"run": run.record.get("result"), "comparison": comparison.to_json()}
-    emit(value, as_json, view.comparison_text(comparison, run) + view.after_demo(run))
+    return Output(value, view.comparison_text(comparison, run, view.width()) + view.after_demo(run))

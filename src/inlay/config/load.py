@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from inlay.config.describe import allowed, is_mapping, is_text
 from inlay.config.settings import Config
-from inlay.errors import ConfigError, unknown_name
+from inlay.errors import ConfigError, nearest, unknown_name
 
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 with numbers as people write them (`2e-4`) and without silent duplicate keys."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that the loader would read as a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -46,9 +53,18 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else where
-        raise ConfigError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+        what = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(f"{place}: not valid YAML: {what}.") from None
     except (RecursionError, TypeError, ValueError) as error:
         raise ConfigError(f"{where}: not usable YAML: {error}.") from None
+
+
+def in_yaml(value: Any) -> str:
+    """A value in one line of YAML, which `parse_yaml` reads back as it is."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**9
+    )
+    return text.strip().removesuffix("...").strip() or "''"
 
 
 def section_of(path: str) -> type[BaseModel] | None:
@@ -80,7 +96,7 @@ def read_tree(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file.") from None
+        raise ConfigError(f"{path}: no such config file.{_near_by(path)}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}). Save it as UTF-8.") from None
     except OSError as error:
@@ -89,40 +105,67 @@ def read_tree(path: Path) -> dict[str, Any]:
     if tree is None:
         raise ConfigError(f"{path}: empty. Write at least model.base_model and data.train.")
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a config is a mapping of sections (got {type(tree).__name__}).")
+        raise ConfigError(
+            f"{path}: a config is a mapping of sections (got {_KINDS.get(type(tree), type(tree).__name__)}). "
+            "Training data is read from .jsonl, .json, .csv, .tsv and .parquet files."
+        )
     return tree
+
+
+_KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
+
+
+def _near_by(path: Path) -> str:
+    """A hint at a config file of a similar name in the same folder, or at how to make one."""
+    there = path.parent.glob("*.y*ml") if path.parent.is_dir() else []
+    close = nearest(path.name, [p.name for p in there])
+    return f" Did you mean {path.with_name(close)}?" if close else f" Write one with: inlay init {path}"
 
 
 def preset_tree(name: str) -> dict[str, Any]:
     """The settings of a preset, without its description."""
     found = presets()
     if name not in found:
-        raise ConfigError(f"--preset: {unknown_name('preset', name, found)}")
+        raise ConfigError(unknown_name("preset", name, found))
     tree = read_tree(found[name])
     tree.pop("description", None)
     return tree
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """`adapter.rank=8` as a dotted name and its YAML value."""
+    """`adapter.rank=8` as a dotted name and its YAML value; a setting that is text takes the text as it stands."""
     key, sign, value = text.partition("=")
-    if not sign or not key.strip():
-        raise ConfigError(f"--set: needs key=value (got {text!r}), for example --set adapter.rank=8.")
     key = key.strip()
+    if not sign or not key:
+        raise ConfigError(f"--set: needs key=value (got {text!r}), for example --set adapter.rank=8.")
     known = setting_paths()
-    if key not in known and key.rpartition(".")[0] not in known:  # data.columns.prompt=utterance reaches into a mapping
-        raise ConfigError(f"--set: {_unknown_setting(key, known)}")
+    parent = key.rpartition(".")[0]
+    inside_mapping = parent in known and is_mapping(known[parent])  # data.columns.prompt=utterance
+    if key not in known and not inside_mapping:
+        raise ConfigError(f"--set: {unknown_setting(key, known)}")
+    if inside_mapping or (is_text(known[key]) and value not in ("null", "~")):
+        return key, value
     return key, parse_yaml(value, f"--set {key}") if value else ""
 
 
-def _unknown_setting(key: str, known: Mapping[str, Any]) -> str:
-    tail = key.rpartition(".")[2]
-    same_tail = [path for path in known if path.rpartition(".")[2] == tail]
-    if same_tail:
-        return f"unknown setting {key!r}. Did you mean {same_tail[0]!r}?"
-    section = key.partition(".")[0]
-    inside = [path for path in known if path.startswith(section + ".")]
-    return unknown_name("setting", key, inside or known)
+def unknown_setting(key: str, known: Mapping[str, Any]) -> str:
+    """What is wrong with a name that is no setting, and which one was meant."""
+    head, _, tail = key.rpartition(".")
+    if key in Config.model_fields:
+        first = next(path for path in known if path.startswith(key + "."))
+        return f"{key!r} is a section. Name one of its settings, for example {first}."
+    if head in known:
+        return f"unknown setting {key!r}: {head} is one value and has no parts."
+    tails = {path: path.rpartition(".")[2] for path in known}
+    inside = [path for path in known if path.startswith(key.partition(".")[0] + ".")]
+    close = nearest(key, inside) or nearest(tail, tails.values())
+    meant = [path for path in known if tails[path] == tail] or [p for p in known if close in (p, tails[p])]
+    if len(meant) > 1 and "." in key:
+        meant = [nearest(key, meant) or meant[0]]
+    if meant:
+        return f"unknown setting {key!r}. Did you mean {' or '.join(map(repr, meant))}?"
+    section = key.partition(".")[0] if inside else ""
+    return f"unknown setting {key!r}. Look them up with: inlay config explain {section}".rstrip()
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,13 +178,15 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nested(assignments: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names as a nested mapping."""
+    """Dotted names as a nested mapping. Raises: ConfigError when a name reaches into a value that another name set."""
     tree: dict[str, Any] = {}
     for path, value in assignments.items():
         *sections, leaf = path.split(".")
         here = tree
         for section in sections:
             here = here.setdefault(section, {})
+            if not isinstance(here, dict):
+                raise ConfigError(f"--set {path}: {'.'.join(sections)} was already set to {here!r}. Leave one out.")
         here[leaf] = value
     return tree
 
@@ -161,69 +206,80 @@ def load(
     name = preset or over.get("preset") or tree.get("preset")
     if name is not None:
         tree = merge(preset_tree(str(name)), tree) | {"preset": name}
-    return validate(merge(tree, over), str(file) if file else "config")
+    return validate(merge(tree, over), str(file) if file else "", set(assignments or {}))
 
 
-def validate(tree: Mapping[str, Any], where: str) -> Config:
-    """The Config of a nested mapping; every fault named by its dotted setting."""
-    _refuse_unknown(tree, where)
+def validate(tree: Mapping[str, Any], where: str = "", given: Collection[str] = ()) -> Config:
+    """The Config of a nested mapping. `where` names the file it is from, `given` what was set on the command line.
+
+    Raises: ConfigError with one line for every setting at fault.
+    """
+    known_part, faults = _sift(tree)
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(known_part)
     except ValidationError as error:
-        lines = dict.fromkeys(_fault_lines(error))  # a union reports a field several times
-        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+        faults |= _faults(error, known_part, ignore_missing=bool(faults))
+    if not faults:
+        return config
+    places = {path: f"{where}: " if where and path not in given else "" for path in faults}
+    raise ConfigError("\n".join(f"{places[path]}{text}" for path, text in faults.items()))
 
 
-def _refuse_unknown(tree: Mapping[str, Any], where: str) -> None:
+def _sift(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """(the settings there are, a fault for each of the others). An empty section is as if it were not there."""
     known = setting_paths()
+    kept: dict[str, Any] = {}
+    faults: dict[str, str] = {}
     for name, value in tree.items():
         if name not in Config.model_fields:
-            guess = [path for path in known if path.rpartition(".")[2] == name]
-            hint = f"unknown section {name!r}. Did you mean {guess[0]!r}?" if guess else None
-            raise ConfigError(f"{where}: {hint or unknown_name('section', str(name), Config.model_fields)}")
-        section = section_of(name)
-        if section is None:
-            continue
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where}: {name}: a section holds settings (got {value!r}).")
-        for key in value:
-            if f"{name}.{key}" not in known:
-                raise ConfigError(f"{where}: {_unknown_setting(f'{name}.{key}', known)}")
+            text = unknown_setting(str(name), known) if "." in str(name) else _unknown_section(str(name), known)
+            faults[str(name)] = text
+        elif section_of(name) is None:
+            kept[name] = _plain_value(value)
+        elif isinstance(value, Mapping):
+            unknown = [key for key in value if f"{name}.{key}" not in known]
+            faults |= {f"{name}.{key}": unknown_setting(f"{name}.{key}", known) for key in unknown}
+            kept[name] = {key: _plain_value(inner) for key, inner in value.items() if key not in unknown}
+        elif value is not None:
+            faults[name] = f"{name}: a section holds settings (got {value!r})."
+    return kept, faults
+
+
+def _unknown_section(name: str, known: Mapping[str, Any]) -> str:
+    inside = [path for path in known if path.rpartition(".")[2] == name]
+    hint = f"unknown section {name!r}. Did you mean {' or '.join(map(repr, inside))}?" if inside else None
+    return hint or unknown_name("section", name, Config.model_fields)
+
+
+def _plain_value(value: Any) -> Any:
+    """As YAML would give it: a notebook may pass paths and tuples."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return [_plain_value(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 _REQUIRED = {
     "model.base_model": "say which model to fine-tune: --model FOLDER, a hub id, or builtin:nano",
-    "data.train": "say what to train on: inlay train DATA.jsonl",
-    "model": "say which model to fine-tune: --model FOLDER, a hub id, or builtin:nano",
-    "data": "say what to train on: inlay train DATA.jsonl",
+    "data.train": "say what to train on: inlay train DATA.jsonl, or data.train in a config",
 }
 
 
-def _fault_lines(error: ValidationError) -> list[str]:
+def _faults(error: ValidationError, tree: Mapping[str, Any], *, ignore_missing: bool) -> dict[str, str]:
     known = setting_paths()
-    by_path: dict[str, list[Any]] = {}
+    faults: dict[str, str] = {}
     for fault in error.errors(include_url=False, include_context=False):
         parts = [str(part) for part in fault["loc"]]
         path = next((p for p in (".".join(parts[:2]), parts[0] if parts else "") if p in known), ".".join(parts[:2]))
-        by_path.setdefault(path or "config", []).append(fault)
-    lines = []
-    for path, faults in by_path.items():
-        fault = faults[-1]
         if fault["type"] == "missing":
-            lines.append(f"{path}: missing; {_REQUIRED.get(path, 'it has no default')}.")
-            continue
-        wanted = " or ".join(dict.fromkeys(_plain(f["msg"]) for f in faults))
-        lines.append(f"{path}: {wanted} (got {fault['input']!r}).")
-    return lines
-
-
-def _plain(message: str) -> str:
-    return message.removeprefix("Input ").removeprefix("Value error, ").removeprefix("should be ").strip()
-
-
-def choices(annotation: Any) -> list[str]:
-    """The literal values an annotation allows, flattened."""
-    found: list[str] = []
-    for argument in get_args(annotation):
-        found += choices(argument) if get_args(argument) else [argument] if isinstance(argument, str) else []
-    return found
+            path = {"model": "model.base_model", "data": "data.train"}.get(path, path)
+            if not ignore_missing:
+                faults[path] = f"{path}: missing; {_REQUIRED[path]}."
+        elif fault["type"] == "value_error":  # a rule of our own
+            faults[path] = f"{path}: {fault['msg'].removeprefix('Value error, ')}."
+        elif path in known:
+            section, _, key = path.rpartition(".")
+            value = tree[section][key] if section else tree[key]
+            faults[path] = f"{path}: must be {allowed(known[path])} (got {value!r})."
+        else:
+            faults[path] = f"{path}: {fault['msg']} (got {fault['input']!r})."
+    return faults

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
-from inlay.config.load import choices, preset_tree, section_of, setting_paths
+from inlay.config.describe import allowed
+from inlay.config.load import in_yaml, preset_tree, section_of, setting_paths, unknown_setting
 from inlay.config.settings import Config
-from inlay.errors import ConfigError, unknown_name
+from inlay.errors import ConfigError
+
+_RESOLVED = "Resolved: what this run used. A comment gives the reason of a value that was left to inlay."
 
 
-def as_yaml(config: Config, reasons: Mapping[str, str]) -> str:
+def as_yaml(config: Config, reasons: Mapping[str, str], head: str = _RESOLVED) -> str:
     """The whole config; a value that was `auto` carries its reason behind it. Loads back as it is."""
-    lines = ["# Resolved: what this run used. A comment gives the reason of a value that was left to inlay."]
+    lines = [f"# {head}"]
     for name, value in config.model_dump().items():
         if section_of(name) is None:
             lines += _setting(name, value, reasons.get(name), "")
@@ -28,13 +29,7 @@ def as_yaml(config: Config, reasons: Mapping[str, str]) -> str:
 
 
 def _setting(key: str, value: Any, reason: str | None, indent: str) -> list[str]:
-    return [f"{indent}{key}: {_flow(value)}" + (f"  # {' '.join(reason.split())}" if reason else "")]
-
-
-def _flow(value: Any) -> str:
-    """A value in one line of YAML."""
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**9)
-    return text.strip().removesuffix("...").strip() or "''"
+    return [f"{indent}{key}: {in_yaml(value)}" + (f"  # {' '.join(reason.split())}" if reason else "")]
 
 
 def explicit_values(config: Config, *, everything: bool = False) -> dict[str, Any]:
@@ -53,22 +48,24 @@ def explicit_values(config: Config, *, everything: bool = False) -> dict[str, An
 
 
 def explain(path: str | None = None) -> list[dict[str, Any]]:
-    """Name, type, default and documentation of one setting, of a section, or of all. Raises: ConfigError."""
+    """Name, type, default and documentation of one setting, of a section, or of all.
+
+    The last part of a name is enough (`rank`). Raises: ConfigError naming the nearest.
+    """
     known = setting_paths()
-    chosen = {p: f for p, f in known.items() if path is None or p == path or p.startswith(f"{path}.")}
+    chosen = [name for name in known if path is None or name == path or name.startswith(f"{path}.")]
+    chosen = chosen or [name for name in known if name.rpartition(".")[2] == path]
     if not chosen:
-        raise ConfigError(f"config explain: {unknown_name('setting', str(path), [*known, *Config.model_fields])}")
+        raise ConfigError(f"config explain: {unknown_setting(str(path), known)}")
     return [
         {
             "setting": name,
-            "type": _type_text(field.annotation),
-            "default": None
-            if field.default is PydanticUndefined and field.default_factory is None
-            else _default(field),
-            "required": field.is_required(),
-            "doc": " ".join((field.description or "").split()),
+            "type": allowed(known[name]),
+            "default": None if known[name].is_required() else _default(known[name]),
+            "required": known[name].is_required(),
+            "doc": " ".join((known[name].description or "").split()),
         }
-        for name, field in chosen.items()
+        for name in chosen
     ]
 
 
@@ -76,14 +73,9 @@ def _default(field: Any) -> Any:
     return field.get_default(call_default_factory=True)
 
 
-def _type_text(annotation: Any) -> str:
-    literals = choices(annotation)
-    text = str(annotation)
-    names = [name for name in ("bool", "int", "float", "dict", "list") if name in text or annotation is eval(name)]
-    if annotation is str or ("str" in text and not literals and not names):
-        names.append("text")
-    optional = [] if "None" not in text else ["empty"]
-    return " or ".join([*[f"`{value}`" for value in literals], *names, *optional]) or "text"
+def default_text(row: Mapping[str, Any]) -> str:
+    """The default of an explained setting as YAML, or that there is none."""
+    return "required" if row["required"] else f"default {in_yaml(row['default'])}"
 
 
 def markdown() -> str:
@@ -100,7 +92,7 @@ def markdown() -> str:
         if head != section:
             section = head
             lines += ["", f"## {section}", "", "| setting | values | default | meaning |", "|---|---|---|---|"]
-        default = "required" if row["required"] else f"`{_flow(row['default'])}`"
+        default = "required" if row["required"] else f"`{in_yaml(row['default'])}`"
         kind = row["type"].replace("|", "\\|")
         lines.append(f"| `{row['setting']}` | {kind} | {default} | {row['doc'].replace('|', chr(92) + '|')} |")
     return "\n".join(lines) + "\n"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -15,7 +16,12 @@ class Settings(BaseModel):
     """A frozen section, closed to unknown keys."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        strict=True,  # `rank: true` and `rank: "8"` are mistakes, not 1 and 8
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
     )
 
 
@@ -176,11 +182,12 @@ class OutputConfig(Settings):
     name: str | None = None
     """Name of the run; by default data and model with a number."""
 
-    @model_validator(mode="after")
-    def _name_is_one_folder(self) -> OutputConfig:
-        if self.name is not None and (not self.name.strip() or "/" in self.name or self.name.startswith(".")):
-            raise ValueError(f"name must be one plain folder name (got {self.name!r})")
-        return self
+    @field_validator("name")
+    @classmethod
+    def _is_one_folder(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[^\s./\\][^/\\\x00-\x1f]{0,199}", name):
+            raise ValueError(f"must be one plain folder name of at most 200 characters (got {name!r})")
+        return name
 
 
 class Config(Settings):

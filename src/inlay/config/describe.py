@@ -1,0 +1,68 @@
+"""What a setting may be, in words, from its type: for `config explain`, the page of settings, and error messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
+_BOUNDS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def allowed(field: FieldInfo) -> str:
+    """``a whole number of at least 1, or `auto` `` for a field of that type and range."""
+    return _joined(_alternatives(field.annotation, field.metadata))
+
+
+def is_text(field: FieldInfo) -> bool:
+    """Whether every value but null is free text, so that a text needs no quotes to be one."""
+    kinds = set(_members(field.annotation)) - {NoneType}
+    return kinds == {str}
+
+
+def is_mapping(field: FieldInfo) -> bool:
+    """Whether the setting is a mapping that a dotted name may reach into."""
+    return any(get_origin(member) is dict for member in _members(field.annotation))
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) in (Union, UnionType):
+        return tuple(inner for member in get_args(annotation) for inner in _members(member))
+    return (annotation,)
+
+
+def _alternatives(annotation: Any, metadata: Sequence[Any] = ()) -> list[str]:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        inner = [m for extra in arguments[1:] for m in (extra.metadata if isinstance(extra, FieldInfo) else [extra])]
+        return _alternatives(arguments[0], inner)
+    if origin in (Union, UnionType):
+        named = [text for member in arguments for text in _alternatives(member, metadata)]
+        return sorted(dict.fromkeys(named), key=lambda text: text == _WORDS[NoneType])  # null comes last
+    if origin is Literal:
+        return [f"`{value}`" for value in arguments]
+    if origin is list:
+        return [f"a list of {_joined(_alternatives(arguments[0]))}{_entries(metadata)}"]
+    if origin is dict:
+        key, value = (_joined(_alternatives(argument)) for argument in arguments)
+        return [f"a mapping of {key} to {value}"]
+    return [_WORDS[annotation] + _range(metadata)]
+
+
+def _range(metadata: Sequence[Any]) -> str:
+    found = {name: bound for m in metadata for name in _BOUNDS if (bound := getattr(m, name, None)) is not None}
+    if set(found) == {"ge", "le"}:
+        return f" from {found['ge']} to {found['le']}"
+    return "".join(f"{' and' if n else ''} {_BOUNDS[name]} {bound}" for n, (name, bound) in enumerate(found.items()))
+
+
+def _entries(metadata: Sequence[Any]) -> str:
+    least = next((m.min_length for m in metadata if getattr(m, "min_length", None)), None)
+    return f", at least {least}" if least else ""
+
+
+def _joined(texts: Sequence[str]) -> str:
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
