@@ -82,28 +82,29 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(inner)
 
 
-def refuse_lost_content(
-    prompt: str, answer: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source
+def refuse_lost_prompt(
+    prompt: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source
 ) -> None:
-    """Raises: DataError when the template does not show a part of the dialogue.
+    """Raises: DataError when the template does not show a part of what is asked.
 
-    `answer` renders the last message, or is empty where that is asked for. Earlier assistant turns may be
-    shortened: templates leave out old reasoning.
+    Assistant turns may be shortened: templates leave out old reasoning.
     """
     for n, message in enumerate(messages, 1):
-        last = bool(answer) and n == len(messages)
-        if message.role == "assistant" and not last:
-            continue
-        text = answer if last else prompt
-        if not _shows(text, message.content):
+        if message.role != "assistant" and not _shows(prompt, message.content):
             raise _lost(source, f"what turn {n} ({message.role}) says")
-        for call in message.tool_calls if last else ():
-            function = call["function"]
-            if not _shows(text, function["name"]) or not all(_shows(text, s) for s in _strings(function["arguments"])):
-                raise _lost(source, f"the tool calls of turn {n}")
     for tool in tools:
         if not _shows(prompt, tool["function"]["name"]):
             raise _lost(source, f"the tool {tool['function']['name']!r}")
+
+
+def refuse_lost_answer(answer: str, n: int, message: Message, source: Source) -> None:
+    """Raises: DataError when the template does not show a part of trained turn `n` (from 0)."""
+    if not _shows(answer, message.content):
+        raise _lost(source, f"what turn {n + 1} ({message.role}) says")
+    for call in message.tool_calls:
+        function = call["function"]
+        if not all(_shows(answer, text) for text in (function["name"], *_strings(function["arguments"]))):
+            raise _lost(source, f"the tool calls of turn {n + 1}")
 
 
 def _lost(source: Source, what: str) -> DataError:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jinja2.exceptions import TemplateError
 
-from inlay.data.control import ControlTokens, refuse_lost_content
+from inlay.data.control import ControlTokens, refuse_lost_answer, refuse_lost_prompt
 from inlay.data.pieces import PieceTokenizer
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError, ModelError
@@ -109,10 +109,14 @@ class Encoder:
             return self._bos + self._tokenize([messages[0].content], [True])[0]
         dialogue = _Dialogue(self.tokenizer, messages, tools, _PROMPT)
         text = dialogue.asked(len(messages))
-        refuse_lost_content(text, "", messages, tools, _PROMPT)
+        refuse_lost_prompt(text, messages, tools, _PROMPT)
         pieces = _cut(text, dialogue.boundaries(text, len(messages)))
         ids = self._tokenize(pieces, [k == 0 for k in range(len(pieces))])
         return [i for piece in ids for i in piece]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What an answer says: its ids without control tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def examples(self, examples: Iterable[Example]) -> Iterator[tuple[int, Tokens]]:
         """Each training sequence with the position of its example: usually one a row, one per trained turn where
@@ -150,7 +154,7 @@ class Encoder:
                 "(model.chat_template)."
             )
         answer = whole[len(prompt) :]
-        refuse_lost_content(prompt, answer, dialogue.messages[: last + 1], dialogue.tools, dialogue.source)
+        refuse_lost_prompt(prompt, dialogue.messages[:last], dialogue.tools, dialogue.source)
         boundaries = dialogue.boundaries(prompt, last)
         cuts = [*_cut(prompt, boundaries), answer]
         weights = [0.0] * len(cuts)
@@ -160,6 +164,13 @@ class Encoder:
             if self._control.closing(cuts[2 * k + 1]):  # without an end the turn is its own sequence, for eos to follow
                 weights[2 * k + 1] = dialogue.messages[turn].weight
                 done.add(turn)
+        trained = [
+            *((turn, cuts[2 * k + 1]) for k, (turn, _, _) in enumerate(boundaries) if turn in done),
+            (last, answer),
+        ]
+        for turn, text in trained:
+            if dialogue.messages[turn].weight > 0:
+                refuse_lost_answer(text, turn, dialogue.messages[turn], dialogue.source)
         lacks_end = self._control.closing(answer) is None
         return _Sequence(tuple(cuts), tuple(weights), lacks_end, False), done
 
