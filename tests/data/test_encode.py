@@ -244,9 +244,9 @@ def test_a_template_that_leaves_out_a_part_of_the_dialogue_is_refused() -> None:
 
 def test_a_template_that_asks_otherwise_than_it_answers_is_refused() -> None:
     thinking = toys.CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>{% endif %}")
-    with pytest.raises(DataError, match="rows.jsonl:7: the chat template renders turn 2 differently"):
+    with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template renders turn 2 differently"):
         encoded(Encoder(toys.nano(thinking)), user("a"), said("b"))
-    with pytest.raises(DataError, match="rows.jsonl:7: the chat template refuses this dialogue: no, thanks"):
+    with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template refuses this dialogue: no, thanks"):
         encoded(Encoder(toys.nano("{{ raise_exception('no, thanks') }}")), user("a"), said("b"))
 
 
