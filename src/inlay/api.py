@@ -67,8 +67,10 @@ def train(
     _refuse_early(wanted)
     if reporter is not None and os.environ.get("RANK", "0") == "0":
         reporter.stage("loading torch")
+    from inlay.evaluation.compare import primary_metric
     from inlay.training.world import join_world
 
+    primary_metric(wanted.eval.metric)
     world = join_world(wanted.model.device)
     reporter = (reporter or PlainReporter()) if world.is_first else _Silent()
     run, going_on = _claim(wanted, resume, fresh, confirm, reporter) if world.is_first else (Run(Path()), False)
@@ -84,6 +86,8 @@ def train(
     from inlay.training.setup import set_up
 
     setup = set_up(effective, reporter, world)
+    has_answers = any(e.messages[0].role != "text" for e in setup.data.heldout_examples)
+    primary_metric(effective.eval.metric, has_answers=has_answers)
     if going_on:
         _refuse_other_inputs(run, setup)
     if not world.is_first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -79,20 +80,34 @@ def cache_folder() -> Path:
 
 def encode(examples: Sequence[Example], encoder: Encoder, data_key: str, use_cache: bool) -> TokenSet:
     """The examples as ids. `data_key` stands for the file's bytes, format and columns."""
+    if not use_cache:
+        return pack(encoder.examples(examples))
     key = json.dumps([CODE_VERSION, data_key, encoder.tokenizer_hash, encoder.template_hash, len(examples)])
     path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-    if use_cache and path.exists():
-        try:
-            arrays = load_file(path)
-            sources = tuple(examples[int(n)].source for n in arrays["examples"])
-            return TokenSet(arrays["input_ids"], arrays["weights"], arrays["offsets"], arrays["examples"], sources)
-        except (SafetensorError, KeyError, IndexError, OSError):
-            path.unlink(missing_ok=True)  # damaged: make it again
+    cached = _cached(path, examples)
+    if cached is not None:
+        return cached
     tokens = pack(encoder.examples(examples))
-    if use_cache:
-        arrays = {name: getattr(tokens, name) for name in ("input_ids", "weights", "offsets", "examples")}
-        try:
-            write_file(path, save(arrays))
-        except StorageError:
-            return tokens  # a cache that cannot be written costs time at the next start, nothing else
+    arrays = {name: getattr(tokens, name) for name in _ARRAYS}
+    # a cache that cannot be written costs time at the next start, nothing else
+    with contextlib.suppress(StorageError):
+        write_file(path, save(arrays | {"digest": np.frombuffer(_digest(arrays), np.uint8)}))
     return tokens
+
+
+_ARRAYS = ("input_ids", "weights", "offsets", "examples")
+
+
+def _cached(path: Path, examples: Sequence[Example]) -> TokenSet | None:
+    """What the file holds; None when it is not there, or not what was written."""
+    try:
+        arrays = load_file(path)
+        if arrays.pop("digest").tobytes() != _digest(arrays):
+            return None
+        return TokenSet(**arrays, sources=tuple(examples[int(n)].source for n in arrays["examples"]))
+    except (SafetensorError, KeyError, TypeError, OSError):
+        return None
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> bytes:
+    return hashlib.sha256(b"".join(hashlib.sha256(arrays[name].tobytes()).digest() for name in _ARRAYS)).digest()

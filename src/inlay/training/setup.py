@@ -64,8 +64,9 @@ class Setup:
             ("rows", f"{lengths.kept} kept, {lengths.cut} cut, {lengths.dropped} dropped "
                      f"({lengths.trained_tokens_lost} trained tokens lost); max_length {data.max_length} "
                      f"({data.max_length_reason})"),
-            ("held out", f"{len(data.heldout)} of {data.heldout_available} rows"
-                         + (" (drawn by seed)" if len(data.heldout) < data.heldout_available else "")),
+            ("held out", f"{len(data.heldout_examples)} of {data.heldout_available} rows"
+                         + (" (drawn by seed)" if len(data.heldout_examples) < data.heldout_available else "")
+                         + (f"; {data.leaked} ask what a training row asks" if data.leaked else "")),
             ("trained tokens", f"{data.train.trained_tokens():,} of {len(data.train.input_ids):,} ({data.trained_share:.0%})"),
             ("adapter", f"rank {config.adapter.rank}, alpha {alpha_of(config):g}, on {_short(config.adapter.target_modules)}"),
             ("trainable", f"{self.trainable:,} ({self.trainable / self.total_parameters:.2%})"),
