@@ -232,9 +232,10 @@ def _train_in(run: Run, setup: Setup, world: World, reporter: Reporter, going_on
     if not world.is_first:
         return
     from inlay.evaluation.compare import loss_difference
+    from inlay.models.adapter import base_view
     from inlay.training.world import World as Alone
 
-    with job.model.disable_adapter():
+    with base_view(job.model):
         base = heldout_nll(job, Alone())
     adapter = heldout_nll(job, Alone())
     difference = loss_difference(base, adapter, setup.config.eval.resamples, setup.config.train.seed)
@@ -377,7 +378,7 @@ def load(run: str | Path | Run | None = None, *, adapter: bool = True, folder: s
     if adapter:
         from inlay.models.adapter import AdapterState
 
-        model = AdapterState.read(found.adapter).attach_to(model)
+        model = AdapterState.read(found.adapter, found.record["base_digest"]).attach_to(model)
     return Loaded(found, model, encoder)
 
 
@@ -424,7 +425,7 @@ def compare(
     model, encoder, device, dtype = _load_base(found)
     rows = _rows(found, encoder, [*config.eval.prompts, *prompts])
     base = _score(model, config.model.base_model, rows, encoder, config, device, dtype, reporter)
-    adapted = AdapterState.read(found.adapter).attach_to(model)
+    adapted = AdapterState.read(found.adapter, found.record["base_digest"]).attach_to(model)
     adapter = _score(adapted, found.name, rows, encoder, config, device, dtype, reporter)
     comparison = compare_pair(
         rows, base, adapter, primary=config.eval.metric, resamples=config.eval.resamples,
@@ -467,7 +468,7 @@ def evaluate(
     model, encoder, device, dtype = _load_base(found)
     rows = _rows(found, encoder, ())
     if adapter:
-        model = AdapterState.read(found.adapter).attach_to(model)
+        model = AdapterState.read(found.adapter, found.record["base_digest"]).attach_to(model)
     name = found.name if adapter else found.config.model.base_model
     scored = _score(model, name, rows, encoder, found.config, device, dtype, reporter or PlainReporter())
     return {"name": name, "n": len(rows.examples), "metrics": totals(rows, scored), "time_s": round(scored.time_s, 3)}

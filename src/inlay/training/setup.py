@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +14,15 @@ from inlay.data.batches import steps_per_epoch
 from inlay.data.encode import Encoder
 from inlay.data.prepare import PreparedData, prepare
 from inlay.engine.memory import MemoryEstimate, estimate, largest_micro_batch, shape_of
-from inlay.errors import AdapterError, ConfigError, ModelError
+from inlay.errors import ConfigError
 from inlay.events import Reporter
 from inlay.models import base as bases
-from inlay.models.adapter import AdapterState, alpha_of, attach, resolve_targets
+from inlay.models.adapter import alpha_of, attach
 from inlay.models.probe import pick_device, pick_dtype
+from inlay.models.quantization import held
 from inlay.training.loop import Job
 from inlay.training.optimizer import make_optimizer
+from inlay.training.resolve import choose_quantization, sample_batches, start_from, targets_of
 from inlay.training.schedule import auto_learning_rate, warmup_steps
 from inlay.training.world import World
 
@@ -44,6 +45,7 @@ class Setup:
     quantization: str
     trainable: int
     total_parameters: int
+    targets: list[str]
     memory: MemoryEstimate
     total_steps: int
     eval_every: int
@@ -67,13 +69,27 @@ class Setup:
             ("held out", f"{len(data.heldout)} of {data.heldout_available} rows"
                          + (" (drawn by seed)" if len(data.heldout) < data.heldout_available else "")),
             ("trained tokens", f"{data.train.trained_tokens():,} of {len(data.train.input_ids):,} ({data.trained_share:.0%})"),
-            ("adapter", f"rank {config.adapter.rank}, alpha {alpha_of(config):g}, on {_short(config.adapter.target_modules)}"),
+            ("adapter", f"rank {config.adapter.rank}, alpha {alpha_of(config):g}, on {_short(self.targets)}"
+                        f"{self._variant()}"),
             ("trainable", f"{self.trainable:,} ({self.trainable / self.total_parameters:.2%})"),
             ("batch", f"{config.train.batch_size} = {config.train.micro_batch_size} × {accumulation}"),
             ("steps", f"{self.total_steps}, warmup {warmup_steps(config.train, self.total_steps)}, {config.train.schedule}, "
                       f"learning rate {config.train.learning_rate:g} ({reasons.get('train.learning_rate', 'as set')})"),
             ("evaluate, save", f"every {self.eval_every}, every {self.save_every} steps"),
         ]  # fmt: skip
+
+    def _variant(self) -> str:
+        adapter = self.config.adapter
+        said = [
+            "DoRA" if adapter.dora else "",
+            "scaled by alpha/sqrt(r)" if adapter.rslora else "",
+            f"started by {adapter.init}" if adapter.init != "default" else "",
+            f"started from {adapter.start_from}" if adapter.start_from else "",
+            f"dropout {adapter.dropout:g}" if adapter.dropout else "",
+            f"biases {adapter.bias}" if adapter.bias != "none" else "",
+            self.reasons.get("adapter.target_modules", ""),
+        ]
+        return "".join(f", {text}" for text in said if text)
 
     def job(self, run: Any) -> Job:
         """The Job over this setup, at step 0."""
@@ -125,21 +141,22 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
         settle("model.device", device.device, device.reason)
     if config.model.dtype == "auto":
         settle("model.dtype", dtype.dtype, dtype.reason)
-    quantization, why = _quantization(config, device.device, dtype.dtype)
-    reasons["model.quantization"] = why
-
+    quantization, why = choose_quantization(config, device.device, dtype.dtype)
     reporter.stage(f"loading {config.model.base_model}")
     model = bases.load_model(base, config, getattr(torch, dtype.dtype), device.device, quantization)
+    base_digest = base.digest()
     total_parameters = sum(_numel(p) for p in model.parameters())
-    targets = resolve_targets(model, config.adapter.target_modules)
+    reasons["model.quantization"] = f"{held(model, quantization)}; {why}" if quantization != "none" else why
+    targets, why = targets_of(config, model)
     if config.adapter.target_modules == "auto":
-        settle("adapter.target_modules", targets, "all linear layers without the head")
+        settle("adapter.target_modules", targets, why)
+    elif why:  # a preset's words stay in the config, their meaning here goes beside them
+        reasons["adapter.target_modules"] = why
     torch.manual_seed(config.train.seed)
-    model = attach(model, config, targets)
+    model = attach(model, config, targets, lambda: sample_batches(config, data, encoder, device.device))
     if config.adapter.start_from:
-        _start_from(config.adapter.start_from, model)
+        start_from(config, model, base_digest)
     if config.train.gradient_checkpointing:
-        model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -175,39 +192,11 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
         reasons["data.eval"] = f"{config.data.eval_fraction:.0%} of the rows, by content"
     settled = validate(merge(config.model_dump(), nested(resolved)), "resolved config")
     return Setup(
-        config=settled, reasons=reasons, base=base, base_digest=base.digest(), encoder=encoder, data=data, model=model,
+        config=settled, reasons=reasons, base=base, base_digest=base_digest, encoder=encoder, data=data, model=model,
         device=device.device, dtype=getattr(torch, dtype.dtype), quantization=quantization, trainable=trainable,
-        total_parameters=total_parameters, memory=memory, total_steps=total, eval_every=eval_every,
+        total_parameters=total_parameters, targets=targets, memory=memory, total_steps=total, eval_every=eval_every,
         save_every=save_every,
     )  # fmt: skip
-
-
-def _quantization(config: Config, device: str, dtype: str) -> tuple[str, str]:
-    """What is really used and why. Raises: ModelError when the wish cannot be had and no fallback is allowed."""
-    wanted = config.model.quantization
-    if wanted == "none":
-        return "none", "not asked for"
-    from inlay.models.quantization import probe_quantization
-
-    compute = config.model.compute_dtype if config.model.compute_dtype != "auto" else dtype
-    probe = probe_quantization(wanted, device, compute)
-    if probe.works:
-        return wanted, probe.reason
-    if not config.model.quantization_fallback:
-        raise ModelError(
-            f"model.quantization {wanted}: does not work here: {probe.reason}. Leave it out, or allow an unquantized "
-            "run with --set model.quantization_fallback=true."
-        )
-    return "none", f"{wanted} was asked for but does not work here: {probe.reason}"
-
-
-def _start_from(reference: str, model: Any) -> None:
-    folder = Path(reference)
-    for candidate in (folder / "adapter", folder):
-        if (candidate / "adapter_config.json").is_file():
-            AdapterState.read(candidate).load_into(model)
-            return
-    raise AdapterError(f"--from {reference}: neither a run with an adapter nor an adapter folder.")
 
 
 def _room_bytes(config: Config, device: str) -> tuple[int, str]:
@@ -255,7 +244,5 @@ def _numel(parameter: torch.nn.Parameter) -> int:
     return int(math.prod(state.shape)) if state is not None else parameter.numel()
 
 
-def _short(targets: list[str] | str) -> str:
-    if isinstance(targets, str):
-        return targets
+def _short(targets: list[str]) -> str:
     return ", ".join(targets) if len(targets) <= 8 else f"{len(targets)} layers"
