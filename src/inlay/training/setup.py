@@ -157,7 +157,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     if config.adapter.start_from:
         start_from(config, model, base_digest)
     if config.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
