@@ -328,6 +328,9 @@ class Loaded:
     run: Run
     model: Any
     encoder: Encoder
+    device: str
+    autocast_dtype: Any
+    """As in training and scoring: products in the format of a 16-bit base, None for that of the weights."""
 
     def generate(self, prompt: str | Sequence[Mapping[str, str]], **sampling: Any) -> str:
         """The answer to a prompt or a dialogue; keywords override the run's `generation` settings.
@@ -338,18 +341,22 @@ class Loaded:
 
     def generate_many(self, prompts: Sequence[str | Sequence[Mapping[str, str]]], **sampling: Any) -> list[str]:
         """The answers to several prompts, computed together."""
+        from inlay.engine.loss import autocast
         from inlay.generation.generate import answers
 
         asked = [self.encoder.prompt(_dialogue(prompt)) for prompt in prompts]
-        return answers(self.model, self.encoder, asked, self._sampling(sampling))
+        with autocast(self.device, self.autocast_dtype):
+            return answers(self.model, self.encoder, asked, self._sampling(sampling))
 
     def stream(self, messages: Sequence[Mapping[str, str]], on_text: Callable[[str], None], **sampling: Any) -> str:
         """Like `generate`, handing over the text piece by piece as it comes."""
+        from inlay.engine.loss import autocast
         from inlay.generation.generate import answers, text_streamer
 
         asked = [self.encoder.prompt(_dialogue(messages))]
         streamer = text_streamer(self.encoder.tokenizer, on_text)
-        return answers(self.model, self.encoder, asked, self._sampling(sampling), streamer=streamer)[0]
+        with autocast(self.device, self.autocast_dtype):
+            return answers(self.model, self.encoder, asked, self._sampling(sampling), streamer=streamer)[0]
 
     def _sampling(self, over: Mapping[str, Any]) -> Any:
         from inlay.generation.generate import Sampling
@@ -374,12 +381,12 @@ def _dialogue(prompt: str | Sequence[Mapping[str, str]]) -> list[Any]:
 def load(run: str | Path | Run | None = None, *, adapter: bool = True, folder: str = "results") -> Loaded:
     """The run's base with its adapter (`adapter=False`: without). No name is the run trained last."""
     found = run if isinstance(run, Run) else runs.find(run, folder)
-    model, encoder, _, _ = _load_base(found)
+    model, encoder, device, dtype = _load_base(found)
     if adapter:
         from inlay.models.adapter import AdapterState
 
         model = AdapterState.read(found.adapter, found.record["base_digest"]).attach_to(model)
-    return Loaded(found, model, encoder)
+    return Loaded(found, model, encoder, device, dtype)
 
 
 def _load_base(run: Run) -> tuple[Any, Encoder, str, Any]:

@@ -213,7 +213,8 @@ def _fault_lines(error: ValidationError) -> list[str]:
             lines.append(f"{path}: missing; {_REQUIRED.get(path, 'it has no default')}.")
             continue
         wanted = " or ".join(dict.fromkeys(_plain(f["msg"]) for f in faults))
-        lines.append(f"{path}: {wanted} (got {fault['input']!r}).")
+        got = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"  # a fault between settings
+        lines.append(f"{path}: {wanted}{got}.")
     return lines
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
@@ -16,7 +14,7 @@ from safetensors.numpy import load_file, save
 from inlay.data.encode import CODE_VERSION, Encoder, Tokens
 from inlay.data.types import Example, Source
 from inlay.errors import StorageError
-from inlay.storage import write_file
+from inlay.storage import cache_folder, write_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +69,10 @@ def pack(numbered: Iterable[tuple[int, Tokens]], limit: int | None = None) -> To
     )
 
 
-def cache_folder() -> Path:
-    """INLAY_CACHE, else the user's cache folder."""
-    base = os.environ.get("INLAY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "inlay"
-    return Path(base) / "tokens"
-
-
 def encode(examples: Sequence[Example], encoder: Encoder, data_key: str, use_cache: bool) -> TokenSet:
     """The examples as ids. `data_key` stands for the file's bytes, format and columns."""
     key = json.dumps([CODE_VERSION, data_key, encoder.tokenizer_hash, encoder.template_hash, len(examples)])
-    path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    path = cache_folder("tokens") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     if use_cache and path.exists():
         try:
             arrays = load_file(path)

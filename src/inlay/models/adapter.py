@@ -107,9 +107,11 @@ def _all_conv1d(model: nn.Module, targets: Iterable[str]) -> bool:
 def _wrapped(model: nn.Module, lora: Any) -> Any:
     from peft import get_peft_model
 
+    name, lora.base_model_name_or_path = lora.base_model_name_or_path, None
     with warnings.catch_warnings():  # peft 0.21 asks transformers 5 for a name it renamed
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         peft_model: Any = get_peft_model(model, lora)
+    lora.base_model_name_or_path = name  # peft puts the folder there, which is a cache's for a hub id
     named = peft_model.named_parameters()
     peft_model.base_biases = {
         n: (p, p.detach().clone()) for n, p in named if n.endswith("bias") and "lora_" not in n and p.requires_grad

@@ -130,6 +130,8 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     encoder = Encoder(tokenizer)
     reporter.stage(f"reading {config.data.train}")
     data = prepare(config.data, encoder, bases.context_length(architecture), config.eval.max_rows, config.train.seed)
+    used = max(int(tokens.input_ids.max()) for tokens in (data.train, data.heldout))
+    bases.require_vocabulary(base, tokenizer, architecture, max(used, *encoder.stop_ids))
     if config.data.max_length == "auto":
         settle("data.max_length", data.max_length, data.max_length_reason)
     if config.data.format == "auto":
