@@ -18,6 +18,7 @@ from inlay import config as configs
 from inlay.config import Config
 from inlay.errors import AdapterError, ConfigError
 from inlay.models.adapter import AdapterState, attach, base_view, detach, lora_layers
+from inlay.models.starts import leading
 from inlay.models.targets import ROLES, layers_for_roles, linear_layers, resolve_targets
 from inlay.training.resolve import targets_of
 
@@ -275,6 +276,8 @@ def test_settings_that_cannot_take_effect_are_refused():
             settings(**adapter)
     with pytest.raises(AdapterError, match="this base has no such biases"):
         attach(decoder("llama"), settings(bias="all"), ["q_proj"])
+    with pytest.raises(AdapterError, match="would round most steps away"):
+        attach(decoder("gpt2").to(torch.bfloat16), settings(bias="all"), ["c_attn"])
     with pytest.raises(AdapterError, match=r"adapter\.rank=8 or less"):
         attach(decoder("llama"), settings(init="pissa", rank=10), ["k_proj"])
 
@@ -283,3 +286,12 @@ def test_the_shipped_presets_fit_the_built_in_architecture():
     assert json.loads((NANO / "config.json").read_text())["model_type"] == "llama"
     for name in configs.presets():
         assert targets_of(settings(preset=name), decoder("llama"))[0]
+
+
+def test_the_randomised_svd_of_a_large_weight_is_nearly_the_exact_one():
+    torch.manual_seed(0)
+    falling = torch.arange(1, 301, dtype=torch.float32).pow(-0.5)
+    weight = torch.linalg.qr(torch.randn(400, 300))[0] * falling @ torch.linalg.qr(torch.randn(300, 300))[0]
+    u, s, v = leading(weight, 16)
+    best = float(falling[16:].norm())
+    assert float((weight - u * s @ v).norm()) <= 1.001 * best

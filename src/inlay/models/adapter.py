@@ -75,6 +75,12 @@ def attach(
     peft_model = _wrapped(model, lora)
     if adapter.bias != "none" and not peft_model.base_biases:
         raise AdapterError(f"adapter.bias {adapter.bias}: this base has no such biases. Leave it at none.")
+    coarse = {p.dtype for p, _ in peft_model.base_biases.values()} - {torch.float32}
+    if coarse:
+        raise AdapterError(
+            f"adapter.bias {adapter.bias}: biases are trained in the base's own format, and {coarse.pop()} would round "
+            "most steps away. Set model.dtype=float32, or leave adapter.bias at none."
+        )
     if adapter.init in FROM_WEIGHTS:
         _start_from_weights(peft_model, adapter.init)
     elif adapter.init == "eva":

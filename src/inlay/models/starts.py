@@ -13,21 +13,25 @@ from torch import Tensor, nn
 
 from inlay.errors import AdapterError
 
-_EXACT_SVD_SIZE = 1024
+
+def leading(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(U, S, Vh) of the `count` largest singular values; by a randomised method where the matrix is much larger."""
+    if min(matrix.shape) <= 4 * count + 64:
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    else:
+        u, s, v_t = torch.svd_lowrank(matrix, q=count + 16, niter=8)
+        v = v_t.T
+    return u[:, :count], s[:count], v[:count]
 
 
 def pissa(weight_OI: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     """(B, A) with scale·B·A the best rank-R approximation of the weight, split evenly between both.
 
-    Source: PiSSA (arXiv 2404.02948), section 3. A large weight takes a randomised SVD, as the paper's fast form does.
+    Source: PiSSA (arXiv 2404.02948), section 3, and its fast form for large weights.
     """
-    if min(weight_OI.shape) <= _EXACT_SVD_SIZE:
-        u_OR, s_R, v_RI = torch.linalg.svd(weight_OI, full_matrices=False)
-    else:
-        u_OR, s_R, v_IR = torch.svd_lowrank(weight_OI, q=min(2 * rank, *weight_OI.shape), niter=4)
-        v_RI = v_IR.T
-    root_R = (s_R[:rank] / scale).sqrt()
-    return u_OR[:, :rank] * root_R, root_R[:, None] * v_RI[:rank]
+    u_OR, s_R, v_RI = leading(weight_OI, rank)
+    root_R = (s_R / scale).sqrt()
+    return u_OR * root_R, root_R[:, None] * v_RI
 
 
 def olora(weight_OI: Tensor, rank: int, _scale: float) -> tuple[Tensor, Tensor]:
@@ -70,12 +74,12 @@ def principal_inputs(
     present_BL: Tensor
 
     def see(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def hook(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             rows_TI = inputs[0].detach()[present_BL].float()
             if name in sketches:
                 rows_TI = torch.cat([sketches[name], rows_TI])
-            _, s_K, v_KI = torch.linalg.svd(rows_TI, full_matrices=False)
-            sketches[name] = s_K[:kept, None] * v_KI[:kept]
+            _, s_K, v_KI = leading(rows_TI, kept)
+            sketches[name] = s_K[:, None] * v_KI
 
         return hook
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from inlay.config import Config
 from inlay.config.load import merge, nested, validate
@@ -115,15 +117,28 @@ class Setup:
         )
 
 
+@dataclass
+class _Choices:
+    """What `auto` became, by setting, and why."""
+
+    config: Config
+    values: dict[str, Any] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def settle(self, path: str, value: Any, reason: str) -> None:
+        """Takes the value where the config leaves it open."""
+        section, _, name = path.partition(".")
+        if getattr(getattr(self.config, section), name) == "auto":
+            self.values[path], self.reasons[path] = value, reason
+
+    def config_settled(self) -> Config:
+        return validate(merge(self.config.model_dump(), nested(self.values)), "resolved config")
+
+
 def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     """Raises: a UserError subclass for anything in the config, the data or the base that cannot work."""
-    resolved: dict[str, Any] = {}
-    reasons: dict[str, str] = {}
+    choices = _Choices(config)
     torch.manual_seed(config.train.seed)
-
-    def settle(path: str, value: Any, reason: str) -> None:
-        resolved[path], reasons[path] = value, reason
-
     base = bases.find_base(config.model.base_model, config.model.revision)
     architecture = bases.architecture(base)
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
@@ -132,73 +147,80 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     data = prepare(config.data, encoder, bases.context_length(architecture), config.eval.max_rows, config.train.seed)
     used = max(int(tokens.input_ids.max()) for tokens in (data.train, data.heldout))
     bases.require_vocabulary(base, tokenizer, architecture, max(used, *encoder.stop_ids))
-    if config.data.max_length == "auto":
-        settle("data.max_length", data.max_length, data.max_length_reason)
-    if config.data.format == "auto":
-        settle("data.format", data.format, data.format_reason)
+    choices.settle("data.max_length", data.max_length, data.max_length_reason)
+    choices.settle("data.format", data.format, data.format_reason)
+    if config.data.eval is None:
+        choices.reasons["data.eval"] = f"{config.data.eval_fraction:.0%} of the rows, by content"
 
     device = pick_device(world.device(config.model.device))
     dtype = pick_dtype(device.device, config.model.dtype)
-    if config.model.device == "auto":
-        settle("model.device", device.device, device.reason)
-    if config.model.dtype == "auto":
-        settle("model.dtype", dtype.dtype, dtype.reason)
+    choices.settle("model.device", device.device, device.reason)
+    choices.settle("model.dtype", dtype.dtype, dtype.reason)
     quantization, why = choose_quantization(config, device.device, dtype.dtype)
     reporter.stage(f"loading {config.model.base_model}")
     model = bases.load_model(base, config, getattr(torch, dtype.dtype), device.device, quantization)
     base_digest = base.digest()
     total_parameters = sum(_numel(p) for p in model.parameters())
-    reasons["model.quantization"] = f"{held(model, quantization)}; {why}" if quantization != "none" else why
+    choices.reasons["model.quantization"] = f"{held(model, quantization)}; {why}" if quantization != "none" else why
+    model, targets = _adapted(model, choices, base_digest, lambda: sample_batches(config, data, encoder, device.device))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    text = getattr(architecture, "text_config", None) or architecture
+    hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
+    choices.settle("train.learning_rate", *auto_learning_rate(hidden, str(architecture.model_type)))
+    memory = _fitted(model, choices, trainable, data.max_length, device.device)
+    per_epoch = steps_per_epoch(len(data.train), config.train.batch_size)
+    total = config.train.max_steps or per_epoch * config.train.epochs
+    eval_every = _every(config.train.eval_steps, max(1, math.ceil(total / 10)), per_epoch)
+    save_every = _every(config.train.save_steps, eval_every, per_epoch)
+    choices.settle("train.eval_steps", eval_every, "ten times a run")
+    choices.settle("train.save_steps", save_every, "with each evaluation")
+    return Setup(
+        config=choices.config_settled(), reasons=choices.reasons, base=base, base_digest=base_digest, encoder=encoder,
+        data=data, model=model, device=device.device, dtype=getattr(torch, dtype.dtype), quantization=quantization,
+        trainable=trainable, total_parameters=total_parameters, targets=targets, memory=memory, total_steps=total,
+        eval_every=eval_every, save_every=save_every,
+    )  # fmt: skip
+
+
+def _adapted(
+    model: Any, choices: _Choices, base_digest: str, sample: Callable[[], Iterable[Mapping[str, Tensor]]]
+) -> tuple[Any, list[str]]:
+    """(the base with its adapter as training starts from it, the target modules)"""
+    config = choices.config
     targets, why = targets_of(config, model)
-    if config.adapter.target_modules == "auto":
-        settle("adapter.target_modules", targets, why)
-    elif why:  # a preset's words stay in the config, their meaning here goes beside them
-        reasons["adapter.target_modules"] = why
+    choices.settle("adapter.target_modules", targets, why)
+    if why:  # a preset's words stay in the config, their meaning here goes beside them
+        choices.reasons["adapter.target_modules"] = why
     torch.manual_seed(config.train.seed)
-    model = attach(model, config, targets, lambda: sample_batches(config, data, encoder, device.device))
+    model = attach(model, config, targets, sample)
     if config.adapter.start_from:
         start_from(config, model, base_digest)
     if config.train.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return model, targets
 
-    text = getattr(architecture, "text_config", None) or architecture
-    hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
-    if config.train.learning_rate == "auto":
-        settle("train.learning_rate", *auto_learning_rate(hidden, str(architecture.model_type)))
-    room, limit_reason = _room_bytes(config, device.device)
-    checkpointing = config.train.gradient_checkpointing
-    micro = config.train.micro_batch_size
+
+def _fitted(model: Any, choices: _Choices, trainable: int, max_length: int, device: str) -> MemoryEstimate:
+    """Settles the micro batch and estimates what it needs. Raises: ConfigError when that is more than was allowed."""
+    train = choices.config.train
+    room, limit_reason = _room_bytes(choices.config, device)
+    micro = train.micro_batch_size
     if micro == "auto":
-        cap = _TOKEN_CAP[device.device.partition(":")[0]]
+        cap = _TOKEN_CAP[device.partition(":")[0]]
         micro, reason = largest_micro_batch(
-            model, trainable, config.train.batch_size, data.max_length, checkpointing, room, cap
+            model, trainable, train.batch_size, max_length, train.gradient_checkpointing, room, cap
         )
-        settle("train.micro_batch_size", micro, reason)
-    micro_size = min(int(micro), config.train.batch_size)
-    memory = estimate(model, trainable, micro_size, data.max_length, checkpointing)
-    if config.train.max_memory and memory.total > room:
+        choices.settle("train.micro_batch_size", micro, reason)
+    micro_size = min(int(micro), train.batch_size)
+    memory = estimate(model, trainable, micro_size, max_length, train.gradient_checkpointing)
+    if train.max_memory and memory.total > room:
         raise ConfigError(
             f"train.max_memory: the run needs about {memory.total / 1e9:.2f} GB at micro_batch_size {micro_size}, more than "
             f"{limit_reason}. Lower data.max_length or adapter.rank, set train.gradient_checkpointing=true, or quantize."
         )
-    per_epoch = steps_per_epoch(len(data.train), config.train.batch_size)
-    total = config.train.max_steps or per_epoch * config.train.epochs
-    eval_every = _every(config.train.eval_steps, max(1, math.ceil(total / 10)), per_epoch)
-    save_every = _every(config.train.save_steps, eval_every, per_epoch)
-    for name, every in (("eval_steps", eval_every), ("save_steps", save_every)):
-        if getattr(config.train, name) == "auto":
-            settle(f"train.{name}", every, "ten times a run" if name == "eval_steps" else "with each evaluation")
-    if config.data.eval is None:
-        reasons["data.eval"] = f"{config.data.eval_fraction:.0%} of the rows, by content"
-    settled = validate(merge(config.model_dump(), nested(resolved)), "resolved config")
-    return Setup(
-        config=settled, reasons=reasons, base=base, base_digest=base_digest, encoder=encoder, data=data, model=model,
-        device=device.device, dtype=getattr(torch, dtype.dtype), quantization=quantization, trainable=trainable,
-        total_parameters=total_parameters, targets=targets, memory=memory, total_steps=total, eval_every=eval_every,
-        save_every=save_every,
-    )  # fmt: skip
+    return memory
 
 
 def _room_bytes(config: Config, device: str) -> tuple[int, str]:
