@@ -259,9 +259,10 @@ def _train_in(run: Run, setup: Setup, world: World, reporter: Reporter, going_on
     if not world.is_first:
         return
     from inlay.evaluation.compare import loss_difference
+    from inlay.models.adapter import base_view
     from inlay.training.world import World as Alone
 
-    with job.model.disable_adapter():
+    with base_view(job.model):
         base = heldout_nll(job, Alone())
     adapter = heldout_nll(job, Alone())
     difference = loss_difference(base, adapter, setup.config.eval.resamples, setup.config.train.seed)
@@ -354,6 +355,9 @@ class Loaded:
     run: Run
     model: Any
     encoder: Encoder
+    device: str
+    autocast_dtype: Any
+    """As in training and scoring: products in the format of a 16-bit base, None for that of the weights."""
 
     def generate(self, prompt: str | Sequence[Mapping[str, str]], **sampling: Any) -> str:
         """The answer to a prompt or a dialogue; keywords override the run's `generation` settings.
@@ -364,18 +368,22 @@ class Loaded:
 
     def generate_many(self, prompts: Sequence[str | Sequence[Mapping[str, str]]], **sampling: Any) -> list[str]:
         """The answers to several prompts, computed together."""
+        from inlay.engine.loss import autocast
         from inlay.generation.generate import answers
 
         asked = [self.encoder.prompt(_dialogue(prompt)) for prompt in prompts]
-        return answers(self.model, self.encoder, asked, self._sampling(sampling))
+        with autocast(self.device, self.autocast_dtype):
+            return answers(self.model, self.encoder, asked, self._sampling(sampling))
 
     def stream(self, messages: Sequence[Mapping[str, str]], on_text: Callable[[str], None], **sampling: Any) -> str:
         """Like `generate`, handing over the text piece by piece as it comes."""
+        from inlay.engine.loss import autocast
         from inlay.generation.generate import answers, text_streamer
 
         asked = [self.encoder.prompt(_dialogue(messages))]
         streamer = text_streamer(self.encoder.tokenizer, on_text)
-        return answers(self.model, self.encoder, asked, self._sampling(sampling), streamer=streamer)[0]
+        with autocast(self.device, self.autocast_dtype):
+            return answers(self.model, self.encoder, asked, self._sampling(sampling), streamer=streamer)[0]
 
     def _sampling(self, over: Mapping[str, Any]) -> Any:
         from inlay.generation.generate import Sampling
@@ -399,12 +407,12 @@ def _dialogue(prompt: str | Sequence[Mapping[str, str]]) -> list[Any]:
 def load(run: str | Path | Run | None = None, *, adapter: bool = True, folder: str = "results") -> Loaded:
     """The run's base with its adapter (`adapter=False`: without). No name is the run trained last."""
     found = _trained(run, folder)
-    model, encoder, _, _ = _load_base(found)
+    model, encoder, device, dtype = _load_base(found)
     if adapter:
         from inlay.models.adapter import AdapterState
 
-        model = AdapterState.read(found.adapter).attach_to(model)
-    return Loaded(found, model, encoder)
+        model = AdapterState.read(found.adapter, found.record["base_digest"]).attach_to(model)
+    return Loaded(found, model, encoder, device, dtype)
 
 
 def _trained(run: str | Path | Run | None, folder: str) -> Run:
@@ -459,7 +467,7 @@ def compare(
     model, encoder, device, dtype = _load_base(found)
     rows = _rows(found, encoder, [*config.eval.prompts, *prompts])
     base = _score(model, config.model.base_model, rows, encoder, config, device, dtype, reporter)
-    adapted = AdapterState.read(found.adapter).attach_to(model)
+    adapted = AdapterState.read(found.adapter, found.record["base_digest"]).attach_to(model)
     adapter = _score(adapted, found.name, rows, encoder, config, device, dtype, reporter)
     comparison = compare_pair(
         rows, base, adapter, primary=config.eval.metric, resamples=config.eval.resamples,
@@ -502,7 +510,7 @@ def evaluate(
     model, encoder, device, dtype = _load_base(found)
     rows = _rows(found, encoder, ())
     if adapter:
-        model = AdapterState.read(found.adapter).attach_to(model)
+        model = AdapterState.read(found.adapter, found.record["base_digest"]).attach_to(model)
     name = found.name if adapter else found.config.model.base_model
     scored = _score(model, name, rows, encoder, found.config, device, dtype, reporter or PlainReporter())
     return {"name": name, "n": len(rows.examples), "metrics": totals(rows, scored), "time_s": round(scored.time_s, 3)}

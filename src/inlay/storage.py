@@ -42,6 +42,12 @@ def explained(path: Path) -> Iterator[None]:
         raise StorageError(f"{path}: {reason}.") from error
 
 
+def cache_folder(name: str) -> Path:
+    """Where things that can be made again are kept: in INLAY_CACHE, else in the user's cache folder."""
+    base = os.environ.get("INLAY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "inlay"
+    return Path(base) / name
+
+
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors.numpy import load_file, save
 from inlay.data.encode import CODE_VERSION, Encoder, Tokens
 from inlay.data.types import Example, Source
 from inlay.errors import StorageError
-from inlay.storage import write_file
+from inlay.storage import cache_folder, write_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +71,12 @@ def pack(numbered: Iterable[tuple[int, Tokens]], limit: int | None = None) -> To
     )
 
 
-def cache_folder() -> Path:
-    """INLAY_CACHE, else the user's cache folder."""
-    base = os.environ.get("INLAY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "inlay"
-    return Path(base) / "tokens"
-
-
 def encode(examples: Sequence[Example], encoder: Encoder, data_key: str, use_cache: bool) -> TokenSet:
     """The examples as ids. `data_key` stands for the file's bytes, format and columns."""
     if not use_cache:
         return pack(encoder.examples(examples))
     key = json.dumps([CODE_VERSION, data_key, encoder.tokenizer_hash, encoder.template_hash, len(examples)])
-    path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    path = cache_folder("tokens") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     cached = _cached(path, examples)
     if cached is not None:
         return cached

@@ -21,7 +21,7 @@ from inlay.data.tokens import TokenSet
 from inlay.engine.loss import autocast, score_rows, weighted_nll
 from inlay.errors import Interrupted, TrainingError
 from inlay.events import Reporter
-from inlay.models.adapter import AdapterState
+from inlay.models.adapter import AdapterState, base_view
 from inlay.run import Run
 from inlay.training import checkpoint as checkpoints
 from inlay.training.checkpoint import Progress
@@ -166,7 +166,7 @@ def heldout_nll(job: Job, world: World) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _evaluate_base(job: Job, world: World) -> None:
-    with job.model.disable_adapter():
+    with base_view(job.model):
         nll, weight = heldout_nll(job, world)
     loss = float(nll.sum() / weight.sum())
     if not math.isfinite(loss):
