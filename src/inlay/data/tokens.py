@@ -46,6 +46,11 @@ class TokenSet:
         running = np.concatenate([[0.0], np.cumsum(self.weights, dtype=np.float64)])
         return np.asarray(running[self.offsets[1:]] - running[self.offsets[:-1]])
 
+    def trained_counts(self) -> np.ndarray:
+        """(N,) trained tokens of each sequence."""
+        running = np.concatenate([[0], np.cumsum(self.weights > 0)])
+        return np.asarray(running[self.offsets[1:]] - running[self.offsets[:-1]])
+
     def trained_tokens(self) -> int:
         return int(np.count_nonzero(self.weights))
 
@@ -59,7 +64,7 @@ def pack(numbered: Iterable[tuple[int, Tokens]], limit: int | None = None) -> To
     """A TokenSet of (example position, sequence) pairs."""
     pairs = list(numbered)
     ids = [t.input_ids[:limit] for _, t in pairs]
-    weights = [t.weights[:limit] for _, t in pairs]
+    weights = [_predicted(t.weights[:limit]) for _, t in pairs]
     offsets = np.concatenate([[0], np.cumsum([len(i) for i in ids])]).astype(np.int64)
     empty_ids, empty_weights = np.zeros(0, np.int32), np.zeros(0, np.float32)
     return TokenSet(
@@ -69,6 +74,11 @@ def pack(numbered: Iterable[tuple[int, Tokens]], limit: int | None = None) -> To
         np.asarray([n for n, _ in pairs], np.int32),
         tuple(t.source for _, t in pairs),
     )
+
+
+def _predicted(weights: np.ndarray) -> np.ndarray:
+    # nothing stands before the first token, so it is never predicted: a plain document without BOS starts with one
+    return np.concatenate([np.zeros(1, np.float32), weights[1:]])
 
 
 def encode(examples: Sequence[Example], encoder: Encoder, data_key: str, use_cache: bool) -> TokenSet:

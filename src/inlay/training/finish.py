@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from torch import Tensor
 
 from inlay.data.batches import collate
 from inlay.engine.loss import autocast, weighted_nll
-from inlay.errors import TrainingError
+from inlay.errors import StorageError, TrainingError
 from inlay.models.adapter import CARD, AdapterState, detach
 from inlay.run import Run
-from inlay.storage import replace_folder, write_json
+from inlay.storage import replace_folder, write_file, write_json
 from inlay.training import checkpoint as checkpoints
 from inlay.training.loop import Job
 from inlay.training.setup import Setup
@@ -26,7 +27,13 @@ def export(setup: Setup, job: Job) -> int:
         step = progress.best_step
     if step != progress.step:
         kept = checkpoints.Checkpoint(job.run.checkpoints / f"step-{step:06d}")
-        checkpoints.load(kept)[0].load_into(job.model)
+        try:
+            checkpoints.load(kept)[0].load_into(job.model)
+        except StorageError as error:
+            raise StorageError(
+                f"{error} It was the best step. To take the last one instead, set train.export to last in "
+                f"{job.run.path / 'config.yaml'} and resume."
+            ) from None
     trained = AdapterState.of(job.model)
     state = trained.exported()
     card = {
@@ -86,8 +93,9 @@ def draw_curves(run: Run) -> Path:
     from matplotlib.figure import Figure
 
     lines = run.metrics
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(9, 6), dpi=110)
+    canvas = FigureCanvasAgg(figure)
+    figure.subplots_adjust(left=0.08, right=0.9, bottom=0.08, top=0.94)  # laying out by measuring triples the time
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     trained = [line for line in lines if "loss" in line]
     steps = [line["step"] for line in trained]
@@ -108,8 +116,9 @@ def draw_curves(run: Run) -> Path:
     norm.plot(steps, [line["grad_norm"] for line in trained], color="#a0a0a0", linewidth=0.8)
     norm.set_ylabel("gradient norm")
     path = run.reports / "curves.png"
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=110)
+    drawn = io.BytesIO()
+    canvas.print_png(drawn)
+    write_file(path, drawn.getvalue())
     return path
 
 
