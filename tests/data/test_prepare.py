@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from inlay.data.domains import domain, domains
 
-from conftest import qa_rows, write_rows
 from inlay.config.settings import DataConfig
 from inlay.data.encode import Encoder, Tokens
 from inlay.data.prepare import PreparedData, apply_max_length, prepare
 from inlay.data.tokens import TokenSet, cache_folder, pack
 from inlay.data.types import Source
 from inlay.errors import DataCheckError, DataError
+from parts import qa_rows, write_rows
 
 
 @pytest.fixture

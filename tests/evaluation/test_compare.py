@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import make_base, write_rows
 from inlay import api
 from inlay.config import load
 from inlay.data.encode import Encoder
@@ -29,6 +28,7 @@ from inlay.evaluation.report import as_csv, as_markdown, write_reports
 from inlay.evaluation.score import HeldOut, Score, held_out, read_held_out, score, write_examples
 from inlay.events import PlainReporter
 from inlay.models.adapter import attach
+from parts import make_base, write_rows
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}

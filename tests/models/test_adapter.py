@@ -13,7 +13,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from conftest import NANO
 from inlay import config as configs
 from inlay.config import Config
 from inlay.errors import AdapterError, ConfigError
@@ -21,6 +20,7 @@ from inlay.models.adapter import AdapterState, attach, base_view, detach, lora_l
 from inlay.models.starts import leading
 from inlay.models.targets import ROLES, layers_for_roles, linear_layers, resolve_targets
 from inlay.training.resolve import targets_of
+from parts import NANO
 
 SMALL = {
     "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -15,7 +15,6 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from conftest import NANO, make_base
 from inlay import api
 from inlay import config as configs
 from inlay.errors import ConfigError, ModelError
@@ -24,6 +23,7 @@ from inlay.models.base import BaseRef, architecture, find_base, known_sha256, lo
 from inlay.models.probe import pick_dtype
 from inlay.models.quantization import QUANTIZATIONS, check_gradient, constant_bytes, held
 from inlay.training.resolve import choose_quantization
+from parts import NANO, make_base
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
-from conftest import NANO, make_base
 from inlay import config as configs
 from inlay.engine.loss import autocast
 from inlay.errors import AdapterError
@@ -26,6 +25,7 @@ from inlay.training.loop import Job, run_job
 from inlay.training.setup import Setup, set_up
 from inlay.training.signals import StopRequest
 from inlay.training.world import World
+from parts import NANO, make_base
 
 # plain PEFT, as others will load our adapters, asks transformers 5 for a name it renamed
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
