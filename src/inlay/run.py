@@ -143,6 +143,16 @@ def find(name: str | Path | None, folder: str | Path = "results") -> Run:
     return Run(runs[str(name)])
 
 
+def created(run: Run) -> bool:
+    """Makes the folder of a new run; False when somebody else has made it first."""
+    with explained(run.path):
+        try:
+            run.path.mkdir(parents=True)
+        except FileExistsError:
+            return False
+    return True
+
+
 def start_fresh(run: Run) -> Path | None:
     """Moves an old run of that name aside and returns where it went; None when there was none."""
     return move_aside(run.path) if run.path.exists() else None

@@ -12,15 +12,17 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from inlay.errors import RunError, StorageError
+from inlay.errors import InlayError, RunError, StorageError
 
 MANIFEST = "manifest.json"
 _STAGING = ".staging-"
+_OLD = f"{_STAGING}old-"  # an earlier folder in the moment when its successor takes its place
 
 _WAY_OUT = {
     errno.ENOSPC: "the disk is full. Free space or choose another output.folder",
@@ -34,12 +36,30 @@ _WAY_OUT = {
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turns an OSError inside into a StorageError that names the place and the way out."""
+    """Turns what the disk refused inside into a StorageError that names the place and the way out."""
     try:
         yield
-    except OSError as error:
-        reason = _WAY_OUT.get(error.errno or 0, error.strerror or str(error))
-        raise StorageError(f"{path}: {reason}.") from error
+    except InlayError:
+        raise
+    except Exception as error:
+        code = _errno_of(error)
+        if code is None:
+            raise
+        raise StorageError(f"{path}: {_WAY_OUT.get(code, getattr(error, 'strerror', None) or error)}.") from error
+
+
+def _errno_of(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno or 0
+    # safetensors and tokenizers write in Rust, whose errors keep the number in their text only
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found.group(1)) if found else None
+
+
+def cache_folder(name: str) -> Path:
+    """Where things that can be made again are kept: in INLAY_CACHE, else in the user's cache folder."""
+    base = os.environ.get("INLAY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "inlay"
+    return Path(base) / name
 
 
 def sha256_of(path: Path) -> str:
@@ -61,7 +81,7 @@ def write_file(path: Path, content: str | bytes) -> None:
                 os.fsync(file.fileno())
             staging.rename(path)
             _fsync_folder(path.parent)
-        except OSError:
+        except BaseException:
             staging.unlink(missing_ok=True)
             raise
 
@@ -78,13 +98,20 @@ def append_line(path: Path, value: Any) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file, without a last line that a kill cut short; empty when there is no file."""
+    """The JSON lines of a file, without a last line that a kill cut short; empty when there is no file.
+
+    Raises: StorageError naming any other line that is not JSON.
+    """
     if not path.exists():
         return []
+    with explained(path):
+        *whole, _torn = path.read_bytes().split(b"\n")  # a whole line ends with a newline
     lines: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(line))
+    for number, line in enumerate(whole, 1):
+        try:
+            lines.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise StorageError(f"{path}:{number}: damaged, not a line of JSON ({error}).") from None
     return lines
 
 
@@ -152,12 +179,15 @@ def verified(folder: Path) -> dict[str, Any]:
 
 
 def replace_folder(final: Path, fill: Callable[[Path], None], about: dict[str, Any]) -> None:
-    """Like `write_folder`, but an earlier folder of that name gives way once the new one is whole."""
+    """Like `write_folder`, but an earlier folder of that name gives way once the new one is whole.
+
+    A kill between the two renames leaves the earlier one under a staging name, from which `sweep_staging` puts it back.
+    """
     if not final.exists():
         write_folder(final, fill, about)
         return
     fresh = final.with_name(f"{_STAGING}new-{final.name}-{os.getpid()}")
-    old = final.with_name(f"{_STAGING}old-{final.name}-{os.getpid()}")
+    old = final.with_name(f"{_OLD}{final.name}-{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)
     write_folder(fresh, fill, about)
     with explained(final):
@@ -167,10 +197,10 @@ def replace_folder(final: Path, fill: Callable[[Path], None], about: dict[str, A
         shutil.rmtree(old, ignore_errors=True)
 
 
-def move_aside(folder: Path) -> Path:
-    """Renames a folder to the next free `NAME.old-N` and returns that; nothing is deleted."""
+def move_aside(folder: Path, why: str = "old") -> Path:
+    """Renames a folder to the next free `NAME.<why>-N` and returns that; nothing is deleted."""
     number = 1
-    while (target := folder.with_name(f"{folder.name}.old-{number}")).exists():
+    while (target := folder.with_name(f"{folder.name}.{why}-{number}")).exists():
         number += 1
     with explained(folder):
         folder.rename(target)
@@ -178,7 +208,12 @@ def move_aside(folder: Path) -> Path:
 
 
 def sweep_staging(folder: Path) -> None:
-    """Removes what a killed writer left half-written in this folder."""
+    """Removes what a killed writer left half-written in this folder; call it only as the folder's owner."""
+    for path in folder.glob(f"{_OLD}*"):
+        place = path.with_name(path.name.removeprefix(_OLD).rpartition("-")[0])
+        if not place.exists():
+            with explained(place):
+                path.rename(place)
     for path in folder.glob(f"{_STAGING}*"):
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(f".*{_STAGING}*"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -41,11 +41,21 @@ class ModelConfig(Settings):
     double_quantization: bool = True
     """With `nf4`: quantize the quantization constants too (saves about 0.4 bits per weight)."""
     compute_dtype: Auto | DtypeName = "auto"
-    """With quantization: the number format that products are computed in."""
+    """With `nf4`: the number format that products are computed in."""
     quantization_fallback: bool = False
     """Go on unquantized when quantization does not work on this machine. Otherwise that is an error."""
     chat_template: str | None = None
     """A Jinja file to use in place of the tokenizer's own chat template."""
+
+    @model_validator(mode="after")
+    def _quantization_settings_take_effect(self) -> ModelConfig:
+        if self.quantization != "nf4":
+            for name, idle in (("compute_dtype", "auto"), ("double_quantization", True)):
+                if getattr(self, name) != idle:
+                    raise ValueError(
+                        f"{name} has no effect with quantization {self.quantization}, only with nf4; leave it out"
+                    )
+        return self
 
 
 class AdapterConfig(Settings):
@@ -64,9 +74,20 @@ class AdapterConfig(Settings):
     dora: bool = False
     """Train magnitude and direction apart (DoRA). Slower."""
     init: Literal["default", "gaussian", "pissa", "olora", "eva"] = "default"
-    """How A and B start. `pissa` and `olora` start from the base weights, `eva` from its activations on the data."""
+    """How A and B start. `pissa` and `olora` start from the base weights (the saved adapter then has
+    twice the rank), `eva` from its activations on the data."""
     start_from: str | None = None
     """A run or adapter folder whose weights training starts from (`--from`). Rank and targets must agree with it."""
+
+    @model_validator(mode="after")
+    def _start_takes_effect(self) -> AdapterConfig:
+        if self.init in ("pissa", "olora") and self.dora:
+            raise ValueError(f"init {self.init} cannot be combined with dora; leave one out")
+        if self.start_from is not None and self.init != "default":
+            raise ValueError(
+                f"init {self.init} has no effect with start_from, whose weights come instead; leave one out"
+            )
+        return self
 
 
 class DataConfig(Settings):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -29,9 +30,12 @@ class Batch:
         return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.weights.to(device), self.rows)
 
 
+@lru_cache(maxsize=2)
 def order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """(count,) a permutation that depends on nothing else."""
-    return np.random.default_rng([seed, epoch]).permutation(count)
+    """(count,) a permutation that depends on nothing else. Read only: the steps of an epoch share it."""
+    permutation = np.random.default_rng([seed, epoch]).permutation(count)
+    permutation.setflags(write=False)
+    return permutation
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
@@ -42,6 +46,13 @@ def step_rows(step: int, seed: int, count: int, batch_size: int) -> list[int]:
     """The rows of optimizer step `step` (from 1). The last step of an epoch may hold fewer."""
     epoch, within = divmod(step - 1, steps_per_epoch(count, batch_size))
     return [int(i) for i in order(seed, epoch, count)[within * batch_size : (within + 1) * batch_size]]
+
+
+def epochs_done(step: int, count: int, batch_size: int) -> float:
+    """Passes over the rows after optimizer step `step`; the short last step of an epoch ends it exactly."""
+    per_epoch = steps_per_epoch(count, batch_size)
+    epoch, within = divmod(step, per_epoch)
+    return epoch + within * batch_size / count
 
 
 def micro_batches(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -18,10 +17,12 @@ from typing import Any
 import numpy as np
 from jinja2.exceptions import TemplateError
 
+from inlay.data.control import ControlTokens, refuse_lost_answer, refuse_lost_prompt
+from inlay.data.pieces import PieceTokenizer
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError, ModelError
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised when the same row would give other ids than before; part of the cache key."""
 
 QUESTION_ANSWER = (
@@ -32,9 +33,10 @@ QUESTION_ANSWER = (
     "{% else %}Question: {{ message.content }}\n{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
 )
-"""The template of a base that has none."""
+"""The template of a base that has none; after `{{ bos_token }}` where the tokenizer adds one."""
 
 _CHUNK = 2048
+_PROMPT, _TEMPLATE = Source("prompt", 1), Source("chat template", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +49,13 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    text: str
-    weight: float
-    """Weight of its tokens up to the end of turn."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Sequence:
-    pieces: tuple[_Piece, ...]
-    source: Source
+    pieces: tuple[str, ...]
+    weights: tuple[float, ...]
+    """Of each piece's tokens up to the end of turn."""
+    lacks_end: bool
+    """The last piece needs the end-of-sequence token after it."""
+    lacks_bos: bool
 
 
 class Encoder:
@@ -64,20 +63,24 @@ class Encoder:
 
     def __init__(self, tokenizer: Any) -> None:
         if tokenizer.eos_token_id is None:
-            raise ModelError("tokenizer: it names no end-of-sequence token, so an answer could never end.")
+            raise ModelError(
+                "tokenizer: it names no end-of-sequence token, so an answer could never end. "
+                "Set eos_token in the base's tokenizer_config.json."
+            )
         self.tokenizer = tokenizer
-        self.own_template = not tokenizer.chat_template
-        if self.own_template:
-            tokenizer.chat_template = QUESTION_ANSWER
-        self.pad_id = int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
-        added = {int(i): t for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-        self._special_ids = frozenset(added) | {int(i) for i in tokenizer.all_special_ids}
-        strings = {t.content for t in added.values()} | set(tokenizer.all_special_tokens)
-        longest_first = sorted((re.escape(s) for s in strings if s.strip()), key=len, reverse=True)
-        self._control = re.compile("|".join(longest_first)) if longest_first else None
-        self._bos = self._default_bos()
-        self.ends_turn = True
+        self.eos_id = int(tokenizer.eos_token_id)
+        self.pad_id = int(self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+        self._bos = _added_bos(tokenizer)
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = ("{{ bos_token }}" if self._bos else "") + QUESTION_ANSWER
+        self._control = ControlTokens(tokenizer)
+        self._tokenize = PieceTokenizer(tokenizer)
         self.stop_ids = self._find_stop_ids()
+
+    @property
+    def own_template(self) -> bool:
+        template = self.tokenizer.chat_template
+        return isinstance(template, str) and template.endswith(QUESTION_ANSWER)
 
     @property
     def template_name(self) -> str:
@@ -90,151 +93,178 @@ class Encoder:
 
     @property
     def tokenizer_hash(self) -> str:
-        """Hex digest of the tokenizer's whole behaviour."""
-        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+        """Hex digest of everything besides the template that decides the ids."""
+        named = [self.eos_id, self._bos, sorted(self._control.ids), self.tokenizer.special_tokens_map]
+        whole = self.tokenizer.backend_tokenizer.to_str() + json.dumps(named, sort_keys=True, default=str)
+        return hashlib.sha256(whole.encode()).hexdigest()
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
-        """The ids that generation starts from: the dialogue and the opening of an assistant turn."""
-        source = Source("prompt", 1)
-        if len(messages) == 1 and messages[0].role == "text":
-            return self._bos_of_text() + self._ids(messages[0].content)
-        self._refuse_control_tokens(messages, source)
-        text = self._render(messages, tools, source, opens_turn=True)
-        pieces = _cut(text, self._boundaries(text, messages, tools, source))
-        ids = [i for piece in pieces for i in self._ids(piece)]
-        return self._with_bos(ids)
+        """The ids that generation starts from: the dialogue and the opening of an assistant turn.
+
+        Raises: DataError for text that the tokenizer would read as a control token, and for a dialogue that the
+        template refuses or does not show whole.
+        """
+        self._control.refuse(messages, tools, _PROMPT)
+        if _is_document(messages):
+            return self._bos + self._tokenize([messages[0].content], [True])[0]
+        dialogue = _Dialogue(self.tokenizer, messages, tools, _PROMPT)
+        text = dialogue.asked(len(messages))
+        refuse_lost_prompt(text, messages, tools, _PROMPT)
+        pieces = _cut(text, dialogue.boundaries(text, len(messages)))
+        ids = self._tokenize(pieces, [k == 0 for k in range(len(pieces))])
+        return [i for piece in ids for i in piece]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What an answer says: its ids without control tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def examples(self, examples: Iterable[Example]) -> Iterator[tuple[int, Tokens]]:
         """Each training sequence with the position of its example: usually one a row, one per trained turn where
         the template rewrites earlier turns."""
         numbered = enumerate(examples)
         while chunk := list(islice(numbered, _CHUNK)):
-            sequences = [(n, s) for n, example in chunk for s in self._sequences(example)]
-            texts = [piece.text for _, s in sequences for piece in s.pieces]
-            ids = iter(self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [])
-            for number, sequence in sequences:
-                yield number, self._assemble(sequence, [next(ids) for _ in sequence.pieces])
+            sequences = [(n, e.source, s) for n, e in chunk for s in self._sequences(e)]
+            texts = [piece for _, _, s in sequences for piece in s.pieces]
+            starts = [k == 0 for _, _, s in sequences for k in range(len(s.pieces))]
+            ids = iter(self._tokenize(texts, starts))
+            for number, source, sequence in sequences:
+                yield number, self._assemble(sequence, [next(ids) for _ in sequence.pieces], source)
 
     def _sequences(self, example: Example) -> list[_Sequence]:
-        messages, tools, source = example.messages, example.tools, example.source
-        if messages[0].role == "text":
-            return [_Sequence((_Piece(messages[0].content, messages[0].weight),), source)]
-        self._refuse_control_tokens(messages, source)
+        messages, source = example.messages, example.source
+        self._control.refuse(messages, example.tools, source)
+        if _is_document(messages):
+            return [_Sequence((messages[0].content,), (messages[0].weight,), True, True)]
+        dialogue = _Dialogue(self.tokenizer, messages, example.tools, source)
         remaining = [n for n, m in enumerate(messages) if m.role == "assistant" and m.weight > 0]
         found = []
         while remaining:
-            sequence, done = self._sequence_ending_at(remaining[-1], messages, tools, source)
+            sequence, done = self._sequence_ending_at(remaining[-1], dialogue)
             found.append(sequence)
             remaining = [n for n in remaining if n not in done]
         return found[::-1]
 
-    def _sequence_ending_at(
-        self, last: int, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source
-    ) -> tuple[_Sequence, set[int]]:
+    def _sequence_ending_at(self, last: int, dialogue: _Dialogue) -> tuple[_Sequence, set[int]]:
         """The sequence whose last trained turn is `last`, and every turn that it trains."""
-        before = messages[:last]
-        prompt = self._render(before, tools, source, opens_turn=True)
-        whole = self._render(messages[: last + 1], tools, source, opens_turn=False)
+        prompt, whole = dialogue.asked(last), dialogue.said(last + 1)
         if not whole.startswith(prompt):
             raise DataError(
-                f"{source}: the chat template renders turn {last + 1} differently when it is answered than when it is "
-                "asked, so what is trained could not be served. Use another template (model.chat_template)."
+                f"{dialogue.source}: the chat template renders turn {last + 1} differently when it is answered than "
+                "when it is asked, so what is trained could not be served. Use another template "
+                "(model.chat_template)."
             )
-        boundaries = self._boundaries(prompt, before, tools, source)
-        cuts = [*_cut(prompt, boundaries), whole[len(prompt) :]]
-        trained = {piece: n for piece, n in self._turn_of_piece(boundaries).items() if self.ends_turn}
-        weights = [messages[trained[k]].weight if k in trained else 0.0 for k in range(len(cuts) - 1)]
-        pieces = [_Piece(t, w) for t, w in zip(cuts, [*weights, messages[last].weight], strict=True)]
-        return _Sequence(tuple(pieces), source), {last, *trained.values()}
+        answer = whole[len(prompt) :]
+        refuse_lost_prompt(prompt, dialogue.messages[:last], dialogue.tools, dialogue.source)
+        boundaries = dialogue.boundaries(prompt, last)
+        cuts = [*_cut(prompt, boundaries), answer]
+        weights = [0.0] * len(cuts)
+        weights[-1] = dialogue.messages[last].weight
+        done = {last}
+        for k, (turn, _, _) in enumerate(boundaries):
+            if self._control.closing(cuts[2 * k + 1]):  # without an end the turn is its own sequence, for eos to follow
+                weights[2 * k + 1] = dialogue.messages[turn].weight
+                done.add(turn)
+        trained = [
+            *((turn, cuts[2 * k + 1]) for k, (turn, _, _) in enumerate(boundaries) if turn in done),
+            (last, answer),
+        ]
+        for turn, text in trained:
+            if dialogue.messages[turn].weight > 0:
+                refuse_lost_answer(text, turn, dialogue.messages[turn], dialogue.source)
+        lacks_end = self._control.closing(answer) is None
+        return _Sequence(tuple(cuts), tuple(weights), lacks_end, False), done
 
-    def _boundaries(
-        self, text: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source
-    ) -> list[tuple[int, int, int]]:
-        """(turn, start, end) of each earlier assistant turn that stands unchanged in the rendered text."""
-        found = []
-        for n, message in enumerate(messages):
-            if message.role != "assistant" or n == 0:
+    def _assemble(self, sequence: _Sequence, ids: list[list[int]], source: Source) -> Tokens:
+        input_ids = list(self._bos) if sequence.lacks_bos else []
+        weights = [0.0] * len(input_ids)
+        for weight, piece_ids in zip(sequence.weights, ids, strict=True):
+            end = self._control.end_of_turn(piece_ids) if weight > 0 else 0
+            input_ids += piece_ids
+            weights += [weight] * end + [0.0] * (len(piece_ids) - end)
+        if sequence.lacks_end:
+            input_ids.append(self.eos_id)
+            weights.append(sequence.weights[-1])
+        weights[0] = 0.0  # nothing comes before it to predict it from
+        return Tokens(np.asarray(input_ids, np.int32), np.asarray(weights, np.float32), source)
+
+    def _find_stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer: the end-of-sequence token and the template's own ends of turn."""
+        call = {"type": "function", "id": "abcdefghi", "function": {"name": "f", "arguments": {}}}
+        tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
+        found = {self.eos_id}
+        for answer, tools in ((Message("assistant", "b"), []), (Message("assistant", "", 0.0, (call,)), [tool])):
+            dialogue = _Dialogue(self.tokenizer, [Message("user", "a"), answer], tools, _TEMPLATE)
+            if (text := dialogue.try_said(2)) and (closing := self._control.closing(text)):
+                found.add(int(self.tokenizer.convert_tokens_to_ids(closing)))
+        return frozenset(found)
+
+
+class _Dialogue:
+    """The renderings of a dialogue's beginnings, each made once."""
+
+    def __init__(
+        self, tokenizer: Any, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source
+    ) -> None:
+        self.messages, self.tools, self.source = messages, tools, source
+        self._tokenizer = tokenizer
+        self._turns = [_turn(message) for message in messages]
+        self._rendered: dict[tuple[int, bool], str] = {}
+
+    def asked(self, count: int) -> str:
+        """The first `count` turns and the opening of an answer. Raises: DataError when the template refuses."""
+        return self._render(count, opens_turn=True)
+
+    def said(self, count: int) -> str:
+        """The first `count` turns. Raises: DataError when the template refuses."""
+        return self._render(count, opens_turn=False)
+
+    def try_said(self, count: int) -> str | None:
+        """`said`, or None where the template refuses."""
+        try:
+            return self.said(count)
+        except DataError:
+            return None
+
+    def boundaries(self, text: str, count: int) -> list[tuple[int, int, int]]:
+        """(turn, start, end) of each of the first `count` turns that is the assistant's and stands unchanged in the
+        text."""
+        found: list[tuple[int, int, int]] = []
+        for n in range(1, count):
+            if self.messages[n].role != "assistant":
                 continue
-            opening = self._render(messages[:n], tools, source, opens_turn=True)
-            closing = self._render(messages[: n + 1], tools, source, opens_turn=False)
-            if text.startswith(opening) and text.startswith(closing) and closing.startswith(opening):
+            try:
+                opening, closing = self.asked(n), self.said(n + 1)
+            except DataError:  # a dialogue that cannot end here: no cut, and its own sequence would be refused
+                continue
+            after_last = not found or len(opening) >= found[-1][2]
+            if after_last and text.startswith(closing) and closing.startswith(opening):
                 found.append((n, len(opening), len(closing)))
         return found
 
-    @staticmethod
-    def _turn_of_piece(boundaries: Sequence[tuple[int, int, int]]) -> dict[int, int]:
-        # _cut puts turn k of the boundaries at piece 2k + 1
-        return {2 * k + 1: turn for k, (turn, _, _) in enumerate(boundaries)}
-
-    def _assemble(self, sequence: _Sequence, ids: list[list[int]]) -> Tokens:
-        input_ids: list[int] = []
-        weights: list[float] = []
-        for piece, piece_ids in zip(sequence.pieces, ids, strict=True):
-            end = self._end_of_turn(piece_ids) if piece.weight > 0 else 0
-            input_ids += piece_ids
-            weights += [piece.weight] * end + [0.0] * (len(piece_ids) - end)
-        if len(sequence.pieces) == 1 or not self.ends_turn:
-            input_ids.append(int(self.tokenizer.eos_token_id))
-            weights.append(sequence.pieces[-1].weight)
-        whole = self._bos_of_text() + input_ids if len(sequence.pieces) == 1 else self._with_bos(input_ids)
-        weights = [0.0] * (len(whole) - len(weights)) + weights
-        return Tokens(np.asarray(whole, np.int32), np.asarray(weights, np.float32), sequence.source)
-
-    def _end_of_turn(self, ids: Sequence[int]) -> int:
-        """How many ids of an assistant piece are trained: through its closing control token, without what follows."""
-        for position in range(len(ids) - 1, -1, -1):
-            if ids[position] in self._special_ids:
-                rest = self.tokenizer.decode(ids[position + 1 :]) if position + 1 < len(ids) else ""
-                return position + 1 if not rest.strip() else len(ids)
-        return len(ids)
-
-    def _find_stop_ids(self) -> frozenset[int]:
-        """Ids that end an answer: the end-of-sequence token and the template's own end of turn."""
-        ask, answer = Message("user", "a"), Message("assistant", "b", 1.0)
-        source = Source("chat template", 1)
-        prompt = self._render([ask], (), source, opens_turn=True)
-        whole = self._render([ask, answer], (), source, opens_turn=False)
-        ids = self._ids(whole[len(prompt) :]) if whole.startswith(prompt) else []
-        end = self._end_of_turn(ids)
-        self.ends_turn = bool(ids) and ids[end - 1] in self._special_ids
-        closing = {ids[end - 1]} if self.ends_turn else set()
-        return frozenset(closing | {int(self.tokenizer.eos_token_id)})
-
-    def _render(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source, *, opens_turn: bool
-    ) -> str:
-        turns = [_turn(message) for message in messages]
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    turns, tools=list(tools) or None, tokenize=False, add_generation_prompt=opens_turn
+    def _render(self, count: int, *, opens_turn: bool) -> str:
+        key = (count, opens_turn)
+        if key not in self._rendered:
+            try:
+                self._rendered[key] = self._tokenizer.apply_chat_template(
+                    self._turns[:count],
+                    tools=list(self.tools) or None,
+                    tokenize=False,
+                    add_generation_prompt=opens_turn,
                 )
-            )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise DataError(f"{source}: the chat template refuses this dialogue: {error}") from None
+            except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+                reason = str(error) or type(error).__name__
+                raise DataError(f"{self.source}: the chat template refuses this dialogue: {reason}") from None
+        return self._rendered[key]
 
-    def _refuse_control_tokens(self, messages: Sequence[Message], source: Source) -> None:
-        for n, message in enumerate(messages, 1):
-            found = self._control.search(message.content) if self._control else None
-            if found:
-                raise DataError(
-                    f"{source}: turn {n} ({message.role}) contains {found.group()!r}, which this tokenizer reads as a "
-                    "control token. Remove or rewrite it."
-                )
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
+def _is_document(messages: Sequence[Message]) -> bool:
+    return len(messages) == 1 and messages[0].role == "text"
 
-    def _with_bos(self, ids: list[int]) -> list[int]:
-        # A model's own template says itself whether a BOS belongs there; ours follows the tokenizer.
-        return self._bos + ids if self.own_template and ids[:1] != self._bos else ids
 
-    def _bos_of_text(self) -> list[int]:
-        return self._bos
-
-    def _default_bos(self) -> list[int]:
-        bos = self.tokenizer.bos_token_id
-        return [int(bos)] if bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos] else []
+def _added_bos(tokenizer: Any) -> list[int]:
+    """The BOS that the tokenizer puts before plain text, or nothing."""
+    bos = tokenizer.bos_token_id
+    return [int(bos)] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
 
 
 def _turn(message: Message) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from inlay.config.settings import DataConfig
 from inlay.data.encode import Encoder
 from inlay.data.read import read_examples
-from inlay.data.splits import by_content, draw
+from inlay.data.splits import by_content, draw, leaked
 from inlay.data.tokens import TokenSet, encode
 from inlay.data.types import Example
 from inlay.errors import DataCheckError, DataError
@@ -40,9 +40,11 @@ class PreparedData:
     train: TokenSet
     heldout: TokenSet
     heldout_examples: tuple[Example, ...]
-    """The examples behind `heldout`, in its order."""
+    """The examples behind `heldout`, each once, in its order."""
     heldout_available: int
-    """Held-out rows before `eval.max_rows` was applied."""
+    """Held-out examples before `eval.max_rows` was applied."""
+    leaked: int
+    """Held-out examples that ask what a training row asks; 0 where the split is by content."""
     rows: int
     format: str
     format_reason: str
@@ -77,12 +79,16 @@ def prepare(config: DataConfig, encoder: Encoder, context_length: int, max_rows:
     _require_enough(config, train_lengths, max_length, reason)
     if len(heldout) == 0:
         raise DataError(f"{config.eval or config.train}: no held-out rows are left to measure with. Add rows.")
-    drawn = heldout.take(draw(len(heldout), max_rows, seed))
+    available = np.unique(heldout.examples)
+    chosen = available[draw(len(available), max_rows, seed)]
+    drawn = _of_examples(heldout, chosen)
+    drawn_examples = tuple(heldout_examples[int(n)] for n in chosen)
     return PreparedData(
         train=train,
         heldout=drawn,
-        heldout_examples=tuple(heldout_examples[int(n)] for n in drawn.examples),
-        heldout_available=len(heldout),
+        heldout_examples=drawn_examples,
+        heldout_available=len(available),
+        leaked=leaked(read.examples, drawn_examples) if config.eval else 0,
         rows=len(read.examples),
         format=read.format,
         format_reason=read.why,
@@ -108,7 +114,8 @@ def _split(examples: Sequence[Example], config: DataConfig) -> tuple[list[int], 
     return train, heldout
 
 
-def _of_examples(tokens: TokenSet, wanted: Sequence[int]) -> TokenSet:
+def _of_examples(tokens: TokenSet, wanted: Sequence[int] | np.ndarray) -> TokenSet:
+    """The sequences of the named examples, in the order they are in."""
     return tokens.take(np.flatnonzero(np.isin(tokens.examples, np.asarray(wanted, np.int64))))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -25,18 +25,27 @@ def by_content(examples: Sequence[Example], eval_fraction: float) -> tuple[list[
     """(training positions, held-out positions), each in file order.
 
     Groups of rows with the same prompt are ordered by digest; the first ones are held out until the share is
-    reached. The same rows in another order give the same two sets, and no prompt stands in both.
+    reached, at least one where there are two. The same rows in another order give the same two sets, and no prompt
+    stands in both.
     """
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for n, example in enumerate(examples):
         groups[prompt_key(example)].append(n)
-    wanted = round(len(examples) * eval_fraction)
+    wanted = min(max(1, round(len(examples) * eval_fraction)), len(examples) - 1)
     heldout: list[int] = []
     for key in sorted(groups):
         if len(heldout) + len(groups[key]) <= wanted:
             heldout += groups[key]
+    if not heldout and len(groups) > 1:
+        heldout = groups[min(groups, key=lambda key: (len(groups[key]), key))]
     chosen = set(heldout)
     return [n for n in range(len(examples)) if n not in chosen], sorted(heldout)
+
+
+def leaked(train: Iterable[Example], heldout: Iterable[Example]) -> int:
+    """How many held-out examples ask what a training row asks too."""
+    asked = {prompt_key(example) for example in train}
+    return sum(prompt_key(example) in asked for example in heldout)
 
 
 def draw(count: int, at_most: int, seed: int) -> list[int]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save
 from inlay.data.encode import CODE_VERSION, Encoder, Tokens
 from inlay.data.types import Example, Source
 from inlay.errors import StorageError
-from inlay.storage import write_file
+from inlay.storage import cache_folder, write_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,11 @@ class TokenSet:
         running = np.concatenate([[0.0], np.cumsum(self.weights, dtype=np.float64)])
         return np.asarray(running[self.offsets[1:]] - running[self.offsets[:-1]])
 
+    def trained_counts(self) -> np.ndarray:
+        """(N,) trained tokens of each sequence."""
+        running = np.concatenate([[0], np.cumsum(self.weights > 0)])
+        return np.asarray(running[self.offsets[1:]] - running[self.offsets[:-1]])
+
     def trained_tokens(self) -> int:
         return int(np.count_nonzero(self.weights))
 
@@ -59,7 +64,7 @@ def pack(numbered: Iterable[tuple[int, Tokens]], limit: int | None = None) -> To
     """A TokenSet of (example position, sequence) pairs."""
     pairs = list(numbered)
     ids = [t.input_ids[:limit] for _, t in pairs]
-    weights = [t.weights[:limit] for _, t in pairs]
+    weights = [_predicted(t.weights[:limit]) for _, t in pairs]
     offsets = np.concatenate([[0], np.cumsum([len(i) for i in ids])]).astype(np.int64)
     empty_ids, empty_weights = np.zeros(0, np.int32), np.zeros(0, np.float32)
     return TokenSet(
@@ -71,28 +76,41 @@ def pack(numbered: Iterable[tuple[int, Tokens]], limit: int | None = None) -> To
     )
 
 
-def cache_folder() -> Path:
-    """INLAY_CACHE, else the user's cache folder."""
-    base = os.environ.get("INLAY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "inlay"
-    return Path(base) / "tokens"
+def _predicted(weights: np.ndarray) -> np.ndarray:
+    # nothing stands before the first token, so it is never predicted: a plain document without BOS starts with one
+    return np.concatenate([np.zeros(1, np.float32), weights[1:]])
 
 
 def encode(examples: Sequence[Example], encoder: Encoder, data_key: str, use_cache: bool) -> TokenSet:
     """The examples as ids. `data_key` stands for the file's bytes, format and columns."""
+    if not use_cache:
+        return pack(encoder.examples(examples))
     key = json.dumps([CODE_VERSION, data_key, encoder.tokenizer_hash, encoder.template_hash, len(examples)])
-    path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-    if use_cache and path.exists():
-        try:
-            arrays = load_file(path)
-            sources = tuple(examples[int(n)].source for n in arrays["examples"])
-            return TokenSet(arrays["input_ids"], arrays["weights"], arrays["offsets"], arrays["examples"], sources)
-        except (SafetensorError, KeyError, IndexError, OSError):
-            path.unlink(missing_ok=True)  # damaged: make it again
+    path = cache_folder("tokens") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    cached = _cached(path, examples)
+    if cached is not None:
+        return cached
     tokens = pack(encoder.examples(examples))
-    if use_cache:
-        arrays = {name: getattr(tokens, name) for name in ("input_ids", "weights", "offsets", "examples")}
-        try:
-            write_file(path, save(arrays))
-        except StorageError:
-            return tokens  # a cache that cannot be written costs time at the next start, nothing else
+    arrays = {name: getattr(tokens, name) for name in _ARRAYS}
+    # a cache that cannot be written costs time at the next start, nothing else
+    with contextlib.suppress(StorageError):
+        write_file(path, save(arrays | {"digest": np.frombuffer(_digest(arrays), np.uint8)}))
     return tokens
+
+
+_ARRAYS = ("input_ids", "weights", "offsets", "examples")
+
+
+def _cached(path: Path, examples: Sequence[Example]) -> TokenSet | None:
+    """What the file holds; None when it is not there, or not what was written."""
+    try:
+        arrays = load_file(path)
+        if arrays.pop("digest").tobytes() != _digest(arrays):
+            return None
+        return TokenSet(**arrays, sources=tuple(examples[int(n)].source for n in arrays["examples"]))
+    except (SafetensorError, KeyError, TypeError, OSError):
+        return None
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> bytes:
+    return hashlib.sha256(b"".join(hashlib.sha256(arrays[name].tobytes()).digest() for name in _ARRAYS)).digest()

@@ -6,6 +6,7 @@ Shapes: B rows, L positions, K kept positions, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -32,13 +33,19 @@ def weighted_nll(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 def _kept(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     # position t predicts token t + 1; keep a position when any row trains what it predicts
     keep_K = (batch.weights[:, 1:] > 0).any(0).nonzero()[:, 0]
-    output = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=keep_K, use_cache=False
-    )
+    kept = {"logits_to_keep": keep_K} if takes_logits_to_keep(model) else {}
+    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **kept)
     logits = output.logits
-    if logits.shape[1] != len(keep_K):  # an architecture that ignores logits_to_keep
+    if logits.shape[1] != len(keep_K):  # an architecture that takes logits_to_keep and ignores it
         logits = logits[:, keep_K]
     return batch.weights[:, keep_K + 1], batch.input_ids[:, keep_K + 1], logits
+
+
+def takes_logits_to_keep(model: Any) -> bool:
+    """Whether the forward of the model, or of the base under its adapter, knows `logits_to_keep`."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kinds = inspect.signature(base.forward).parameters
+    return "logits_to_keep" in kinds or any(p.kind is p.VAR_KEYWORD for p in kinds.values())
 
 
 def score_rows(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from inlay.models.quantization import constant_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
@@ -39,6 +41,7 @@ def estimate(
     layer = tokens * (12 * hidden + 4 * inner) * width
     activations = layers * tokens * hidden * width + layer if gradient_checkpointing else layers * layer
     frozen = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
+    frozen += sum(constant_bytes(m) for m in model.modules())
     return MemoryEstimate(frozen, trainable * 16, activations, tokens * int(config.vocab_size) * 8)
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from inlay.data.types import Example
 from inlay.errors import ConfigError, unknown_name
-from inlay.evaluation.metrics import LOSS_METRICS, METRICS
-from inlay.evaluation.score import HeldOut, Score, question, reference
+from inlay.evaluation.metrics import LOSS_METRICS, METRICS, TextMetric
+from inlay.evaluation.score import HeldOut, Score, question
 from inlay.evaluation.statistics import Difference, compare_scores
 
 
@@ -96,12 +95,8 @@ def totals(rows: HeldOut, scored: Score) -> dict[str, float]:
     """Every metric of one model over all rows."""
     loss = np.array([scored.nll.sum(), scored.weight.sum()])
     found = {name: float(metric.value(loss)) for name, metric in LOSS_METRICS.items()}
-    if rows.answered:
-        for name, metric in METRICS.items():
-            statistics = [
-                metric.statistics(scored.answers[n] or "", reference(rows.examples[n])) for n in rows.answered
-            ]
-            found[name] = float(metric.value(np.sum(statistics, 0)))
+    for name, metric in METRICS.items() if rows.asked else ():
+        found[name] = float(metric.value(_statistics(metric, rows, scored).sum(0)))
     return found
 
 
@@ -109,7 +104,7 @@ def compare_pair(
     rows: HeldOut, base: Score, adapter: Score, *, primary: str, resamples: int, seed: int, available: int
 ) -> Comparison:
     """`adapter` against `base` on the same rows. Raises: ConfigError for a primary metric that was not measured."""
-    answered = [n for n in rows.answered if base.answers[n] is not None and adapter.answers[n] is not None]
+    chosen = primary_metric(primary, has_answers=bool(rows.asked))
     losses = {
         name: compare_scores(
             {name: (np.stack([base.nll, base.weight], 1), np.stack([adapter.nll, adapter.weight], 1), metric)},
@@ -119,27 +114,17 @@ def compare_pair(
         for name, metric in LOSS_METRICS.items()
     }
     text_pairs, text_scores = {}, {}
-    if answered:
-        references = [reference(rows.examples[n]) for n in answered]
-        for name, metric in METRICS.items():
-            a = np.stack(
-                [metric.statistics(base.answers[n] or "", r) for n, r in zip(answered, references, strict=True)]
-            )
-            b = np.stack(
-                [metric.statistics(adapter.answers[n] or "", r) for n, r in zip(answered, references, strict=True)]
-            )
-            text_pairs[name] = (a, b, metric)
-            text_scores[name] = (metric.scores(a), metric.scores(b))
+    for name, metric in METRICS.items() if rows.asked else ():
+        a, b = _statistics(metric, rows, base), _statistics(metric, rows, adapter)
+        text_pairs[name] = (a, b, metric)
+        text_scores[name] = (metric.scores(a), metric.scores(b))
     texts = compare_scores(text_pairs, resamples=resamples, seed=seed) if text_pairs else {}
     metrics = losses | texts
-    chosen = "loss" if primary == "auto" else primary
-    if chosen not in metrics:
-        raise ConfigError(f"eval.metric: {unknown_name('metric', chosen, metrics)}")
-    place = {n: k for k, n in enumerate(answered)}
+    place = {n: k for k, n in enumerate(rows.asked)}
     compared = tuple(
-        _row(example, n, base, adapter, {m: (float(s[0][place[n]]), float(s[1][place[n]])) for m, s in text_scores.items()}
+        _row(rows, n, base, adapter, {m: (float(s[0][place[n]]), float(s[1][place[n]])) for m, s in text_scores.items()}
              if n in place else {})
-        for n, example in enumerate(rows.examples)
+        for n in range(len(rows.examples))
     )  # fmt: skip
     prompts = tuple(zip(rows.prompts, base.prompt_answers, adapter.prompt_answers, strict=False))
     return Comparison(
@@ -147,14 +132,33 @@ def compare_pair(
     )
 
 
-def _row(example: Example, n: int, base: Score, adapter: Score, scores: dict[str, tuple[float, float]]) -> ComparedRow:
-    document = example.messages[0].role == "text"
-    asked = example.messages if document else question(example)
+def _statistics(metric: TextMetric, rows: HeldOut, scored: Score) -> np.ndarray:
+    """(answered rows, S) statistics of a text metric."""
+    return np.stack([metric.statistics(scored.answers[n] or "", rows.references[n]) for n in rows.asked])
+
+
+def primary_metric(wanted: str, *, has_answers: bool = True) -> str:
+    """The metric that decides the verdict. Raises: ConfigError for one that is unknown or cannot be measured."""
+    if wanted == "auto":
+        return "loss"
+    if wanted not in LOSS_METRICS and wanted not in METRICS:
+        raise ConfigError(f"eval.metric: {unknown_name('metric', wanted, [*LOSS_METRICS, *METRICS, 'auto'])}")
+    if wanted in METRICS and not has_answers:
+        raise ConfigError(
+            f"eval.metric: {wanted} compares answers, and no held-out row has a question to answer. "
+            f"Use {' or '.join(LOSS_METRICS)}."
+        )
+    return wanted
+
+
+def _row(rows: HeldOut, n: int, base: Score, adapter: Score, scores: dict[str, tuple[float, float]]) -> ComparedRow:
+    example = rows.examples[n]
+    asked = example.messages if example.messages[0].role == "text" else question(example)
     weight = max(float(base.weight[n]), 1e-9)
     return ComparedRow(
         source=str(example.source),
         question=asked[-1].content if asked else "",
-        reference="" if document else reference(example),
+        reference=rows.references.get(n, ""),
         base_answer=base.answers[n],
         adapter_answer=adapter.answers[n],
         base_loss=float(base.nll[n]) / weight,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 
 from inlay.evaluation.compare import ComparedRow, Comparison
-from inlay.storage import write_file
+from inlay.storage import write_file, write_json
 
 _SHOWN = 3
 
@@ -16,7 +15,7 @@ _SHOWN = 3
 def write_reports(comparison: Comparison, folder: Path, curves: bool) -> None:
     """Writes the three files; each replaces an earlier one at once."""
     write_file(folder / "compare.csv", as_csv(comparison))
-    write_file(folder / "compare.json", json.dumps(comparison.to_json(), indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / "compare.json", comparison.to_json())
     write_file(folder / "report.md", as_markdown(comparison, curves))
 
 

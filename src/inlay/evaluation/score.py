@@ -30,13 +30,13 @@ class HeldOut:
     examples: tuple[Example, ...]
     tokens: TokenSet
     """Their sequences; `tokens.examples` says which example each belongs to."""
+    asked: dict[int, list[int]]
+    """Prompt ids of each example that has a last answer to compare with, by its position. A plain document has none;
+    nor is a question asked that `max_length` cut off."""
+    references: dict[int, str]
+    """That answer, by the same positions."""
     prompts: tuple[str, ...]
     """Extra prompts without a reference answer."""
-
-    @property
-    def answered(self) -> list[int]:
-        """Positions of the examples that have a last answer to compare with; a plain document has none."""
-        return [n for n, e in enumerate(self.examples) if e.messages[0].role != "text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +60,27 @@ def question(example: Example) -> tuple[Message, ...]:
     return example.messages[:last]
 
 
-def reference(example: Example) -> str:
-    """The last trained answer."""
-    return example.messages[len(question(example))].content
-
-
 def held_out(
     examples: Iterable[Example], encoder: Encoder, max_length: int, overlong: str, prompts: Sequence[str]
 ) -> HeldOut:
     """The rows as training saw them: the same ids, the same cuts."""
     kept = tuple(examples)
-    tokens, _ = apply_max_length(pack(encoder.examples(kept)), max_length, overlong)
-    return HeldOut(kept, tokens, tuple(prompts))
+    whole = pack(encoder.examples(kept))
+    last = {int(n): whole.row(i) for i, n in enumerate(whole.examples)}
+    asked, references = {}, {}
+    for n, example in enumerate(kept):
+        if example.messages[0].role == "text":
+            continue
+        before = question(example)
+        prompt = encoder.prompt(before, example.tools)
+        if len(prompt) < max_length:
+            asked[n] = prompt
+            answer = example.messages[len(before)]
+            # a tool call is compared as the template writes it
+            rendered = encoder.text(last[n].input_ids[len(prompt) :].tolist())
+            references[n] = rendered if answer.tool_calls else answer.content
+    tokens, _ = apply_max_length(whole, max_length, overlong)
+    return HeldOut(kept, tokens, asked, references, tuple(prompts))
 
 
 def score(
@@ -98,8 +107,7 @@ def score(
     prompt_answers: list[str] = []
     if generate:
         sampling = Sampling(max_new_tokens=max_new_tokens)
-        asked = [encoder.prompt(question(rows.examples[n]), rows.examples[n].tools) for n in rows.answered]
-        asked += [encoder.prompt([Message("user", prompt)]) for prompt in rows.prompts]
+        asked = [*rows.asked.values(), *(encoder.prompt([Message("user", prompt)]) for prompt in rows.prompts)]
         reporter.stage(f"{name}: answering {len(asked)} prompts")
         reporter.start(len(asked), 0, "answer")
         try:
@@ -107,9 +115,9 @@ def score(
                 got = answers(model, encoder, asked, sampling, batch_size, lambda done: reporter.progress(done, {}))
         finally:
             reporter.end()
-        for n, text in zip(rows.answered, got, strict=False):
+        for n, text in zip(rows.asked, got, strict=False):
             texts[n] = text
-        prompt_answers = got[len(rows.answered) :]
+        prompt_answers = got[len(rows.asked) :]
     took = time.perf_counter() - began
     return Score(name, totals[0], totals[1], tuple(texts), tuple(prompt_answers), took)
 
@@ -121,7 +129,7 @@ def write_examples(examples: Iterable[Example]) -> str:
         turns = [
             {"role": m.role, "content": m.content, "weight": m.weight}
             | ({"tool_calls": list(m.tool_calls)} if m.tool_calls else {})
-            | ({"name": m.name} if m.name else {})
+            | ({"name": m.name} if m.name is not None else {})
             for m in example.messages
         ]
         row = {
@@ -137,17 +145,14 @@ def write_examples(examples: Iterable[Example]) -> str:
 def read_held_out(path: Path) -> tuple[Example, ...]:
     """The held-out rows that a run kept. Raises: RunError when they are gone."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: the run's held-out rows cannot be read ({error}).") from None
-    return tuple(
-        Example(
-            tuple(
-                Message(m["role"], m["content"], m["weight"], tuple(m.get("tool_calls", ())), m.get("name"))
-                for m in row["messages"]
-            ),
-            Source(row["file"], row["line"]),
-            tuple(row["tools"]),
-        )
-        for row in rows
+        return tuple(_example(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunError(f"{path}: the run's held-out rows cannot be read ({error}). Train again.") from None
+
+
+def _example(row: dict[str, Any]) -> Example:
+    messages = tuple(
+        Message(m["role"], m["content"], m["weight"], tuple(m.get("tool_calls", ())), m.get("name"))
+        for m in row["messages"]
     )
+    return Example(messages, Source(row["file"], row["line"]), tuple(row["tools"]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -43,25 +45,37 @@ def answers(
 ) -> list[str]:
     """The decoded answer to each prompt (ids), in their order, without the end of turn.
 
-    Greedy answers do not depend on `batch_size` beyond rounding. Raises: DataError for a prompt that fills the
-    model's whole context.
+    Greedy answers do not depend on `batch_size` beyond rounding. An answer ends at the latest where the model's
+    context does. Raises: DataError for a prompt that is empty or fills the whole context.
     """
     limit = context_length(model.config)
-    too_long = [n for n, prompt in enumerate(prompts) if len(prompt) >= limit]
-    if too_long:
-        raise DataError(f"prompt {too_long[0] + 1}: {len(prompts[too_long[0]])} tokens fill the context of {limit}.")
+    for n, prompt in enumerate(prompts, 1):
+        if not prompt:
+            raise DataError(f"prompt {n}: no tokens. Give it some text.")
+        if len(prompt) >= limit:
+            raise DataError(f"prompt {n}: {len(prompt)} tokens fill the context of {limit}. Shorten it.")
     texts = [""] * len(prompts)
-    longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    torch.manual_seed(sampling.seed)
+    if sampling.temperature > 0:
+        torch.manual_seed(sampling.seed)
     done = 0
-    for start in range(0, len(prompts), batch_size):
-        picked = longest_first[start : start + batch_size]
-        rows = _generate(model, encoder, [list(prompts[i]) for i in picked], sampling, limit, streamer)
+    for picked, room in _batches([len(p) for p in prompts], sampling.max_new_tokens, limit, batch_size):
+        rows = _generate(model, encoder, [list(prompts[i]) for i in picked], sampling, room, streamer)
         for i, ids in zip(picked, rows, strict=True):
             texts[i] = _decoded(encoder, ids, sampling.stop)
         done += len(picked)
         on_done(done)
     return texts
+
+
+def _batches(
+    lengths: Sequence[int], max_new_tokens: int, limit: int, batch_size: int
+) -> Iterator[tuple[list[int], int]]:
+    """(prompts, new tokens for each), longest first; only prompts with the same room left share a batch."""
+    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for room, group in groupby(longest_first, key=lambda i: min(max_new_tokens, limit - lengths[i])):
+        members = list(group)
+        for start in range(0, len(members), batch_size):
+            yield members[start : start + batch_size], room
 
 
 def text_streamer(tokenizer: Any, on_text: Callable[[str], None]) -> Any:
@@ -76,7 +90,7 @@ def text_streamer(tokenizer: Any, on_text: Callable[[str], None]) -> Any:
 
 
 def _generate(
-    model: Any, encoder: Encoder, prompts: list[list[int]], sampling: Sampling, limit: int, streamer: Any
+    model: Any, encoder: Encoder, prompts: list[list[int]], sampling: Sampling, room: int, streamer: Any
 ) -> list[list[int]]:
     from transformers import GenerationConfig as Settings
 
@@ -84,7 +98,7 @@ def _generate(
     device = next(model.parameters()).device
     ids = torch.tensor([[encoder.pad_id] * (width - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
         options = {
             "do_sample": True,
@@ -95,14 +109,14 @@ def _generate(
     if sampling.stop:
         options["stop_strings"] = list(sampling.stop)
     settings = Settings(
-        max_new_tokens=min(sampling.max_new_tokens, limit - width),
+        max_new_tokens=room,
         repetition_penalty=sampling.repetition_penalty,
         no_repeat_ngram_size=sampling.no_repeat_ngram_size,
         eos_token_id=sorted(encoder.stop_ids),
         pad_token_id=encoder.pad_id,
         **options,
     )
-    with torch.inference_mode():
+    with torch.inference_mode(), _only(model, settings):
         output = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -113,12 +127,24 @@ def _generate(
     return [_until_stop(row, encoder.stop_ids) for row in output[:, width:].tolist()]
 
 
+@contextlib.contextmanager
+def _only(model: Any, settings: Any) -> Iterator[None]:
+    """Keeps the settings that a checkpoint brings along out: generate() would take them where ours say nothing."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = base.generation_config
+    base.generation_config = settings
+    try:
+        yield
+    finally:
+        base.generation_config = before
+
+
 def _until_stop(ids: list[int], stop_ids: frozenset[int]) -> list[int]:
     return next((ids[:n] for n, i in enumerate(ids) if i in stop_ids), ids)
 
 
 def _decoded(encoder: Encoder, ids: list[int], stop: Sequence[str]) -> str:
-    text = str(encoder.tokenizer.decode(ids, skip_special_tokens=True))
+    text = encoder.text(ids)
     for string in stop:
         text = text.partition(string)[0]
     return text.strip()

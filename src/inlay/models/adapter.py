@@ -1,9 +1,16 @@
-"""Low-rank adapters on a base: which layers, how they start, and how they lie on the disk (PEFT's file format)."""
+"""Low-rank adapters on a base: how they are put on, taken off, and lie on the disk (PEFT's file format).
+
+The base's own weights are never changed, whatever the adapter: PiSSA and OLoRA start from a part B₀A₀ of the weight
+W and train A and B in (W - B₀A₀) + BA; here that is W + BA - B₀A₀ with a second, frozen adapter for the last term.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,46 +21,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from inlay.config import Config
-from inlay.errors import AdapterError, unknown_name
+from inlay.errors import AdapterError
+from inlay.models.starts import FROM_WEIGHTS, factors, principal_inputs
 
 WEIGHTS, SETTINGS, CARD = "adapter_model.safetensors", "adapter_config.json", "card.json"
-_INIT: dict[str, Any] = {"default": True, "gaussian": "gaussian", "pissa": "pissa", "olora": "olora", "eva": "eva"}
-
-
-def linear_layers(model: nn.Module) -> list[str]:
-    """Names of all linear layers (Conv1D of GPT-2 too) of the language model, without its output head."""
-    from transformers.pytorch_utils import Conv1D
-
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    vision = ("vision_tower", "vision_model", "visual", "multi_modal_projector", "embed_vision")
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D))
-        and module is not head
-        and not name.endswith(("lm_head", "classifier", "score", "cls.predictions.decoder", "pooler.dense"))
-        and not any(part in vision for part in name.split("."))
-    ]
-
-
-def resolve_targets(model: nn.Module, wanted: str | list[str]) -> list[str]:
-    """The shortest name endings that hit the wanted layers and no others.
-
-    Raises: AdapterError when an ending matches no linear layer.
-    """
-    layers = linear_layers(model)
-    endings = sorted({name.rpartition(".")[2] for name in layers})
-    if wanted == "auto":
-        if not layers:
-            raise AdapterError("adapter.target_modules: this model has no linear layers to adapt.")
-        everything = [name for name, _ in model.named_modules()]
-        hit = {n for n in everything if n.rpartition(".")[2] in endings}
-        return endings if hit == set(layers) else sorted(layers)
-    assert isinstance(wanted, list)
-    for ending in wanted:
-        if not any(name == ending or name.endswith("." + ending) for name in layers):
-            raise AdapterError(f"adapter.target_modules: {unknown_name('layer', ending, endings)}")
-    return sorted(set(wanted))
+TRAINED, START = "default", "inlay_start"
+_LARGEST_ALPHA = 1e6
+_APPLIED = (
+    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "bias", "use_rslora", "use_dora",
+    "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "task_type",
+    "base_model_name_or_path", "inference_mode",
+)  # fmt: skip
+_NOT_LOADED = (
+    "modules_to_save", "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
+    "use_qalora", "lora_bias", "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
+)  # fmt: skip
+"""Settings of PEFT that change what an adapter computes in ways that inlay does not keep track of."""
 
 
 def alpha_of(config: Config) -> float:
@@ -62,10 +45,16 @@ def alpha_of(config: Config) -> float:
     return float(alpha.removesuffix("x")) * config.adapter.rank if isinstance(alpha, str) else float(alpha)
 
 
-def attach(model: nn.Module, config: Config, targets: list[str]) -> Any:
-    """A PeftModel around the base with a fresh trainable adapter (A random, B zero) in fp32.
+def attach(
+    model: nn.Module,
+    config: Config,
+    targets: list[str],
+    sample: Callable[[], Iterable[Mapping[str, Tensor]]] = lambda: (),
+) -> Any:
+    """A PeftModel around the base with a fresh trainable adapter in fp32.
 
-    The start is drawn from torch's global generator: seed it first.
+    The start is drawn from torch's global generator: seed it first. `sample` gives batches of training rows for an
+    adapter that starts from activations (`eva`). Raises: AdapterError for what this base cannot have.
     """
     from peft import LoraConfig, TaskType
 
@@ -79,18 +68,128 @@ def attach(model: nn.Module, config: Config, targets: list[str]) -> Any:
         bias=adapter.bias,
         use_rslora=adapter.rslora,
         use_dora=adapter.dora,
-        init_lora_weights=_INIT[adapter.init],
+        fan_in_fan_out=_all_conv1d(model, targets),
+        init_lora_weights="gaussian" if adapter.init == "gaussian" else True,
         base_model_name_or_path=config.model.base_model,
     )
-    return _wrapped(model, lora)
+    peft_model = _wrapped(model, lora)
+    if adapter.bias != "none" and not peft_model.base_biases:
+        raise AdapterError(f"adapter.bias {adapter.bias}: this base has no such biases. Leave it at none.")
+    coarse = {p.dtype for p, _ in peft_model.base_biases.values()} - {torch.float32}
+    if coarse:
+        raise AdapterError(
+            f"adapter.bias {adapter.bias}: biases are trained in the base's own format, and {coarse.pop()} would round "
+            "most steps away. Set model.dtype=float32, or leave adapter.bias at none."
+        )
+    if adapter.init in FROM_WEIGHTS:
+        _start_from_weights(peft_model, adapter.init)
+    elif adapter.init == "eva":
+        peft_model.eval()
+        layers = dict(lora_layers(peft_model))
+        with base_view(peft_model):
+            directions = principal_inputs(peft_model, layers, sample(), adapter.rank)
+        for name, layer in layers.items():
+            layer.lora_A[TRAINED].weight.data.copy_(directions[name])
+    return peft_model
+
+
+def lora_layers(peft_model: Any) -> Iterator[tuple[str, Any]]:
+    """(name in the base, adapted layer) of every layer that really has an adapter."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in peft_model.base_model.model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def _all_conv1d(model: nn.Module, targets: Iterable[str]) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    endings = tuple(targets)
+    kinds = {type(m) for n, m in model.named_modules() if n.endswith(endings) and isinstance(m, (nn.Linear, Conv1D))}
+    return kinds == {Conv1D}
 
 
 def _wrapped(model: nn.Module, lora: Any) -> Any:
     from peft import get_peft_model
 
+    name, lora.base_model_name_or_path = lora.base_model_name_or_path, None
     with warnings.catch_warnings():  # peft 0.21 asks transformers 5 for a name it renamed
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        return get_peft_model(model, lora)
+        peft_model: Any = get_peft_model(model, lora)
+    lora.base_model_name_or_path = name  # peft puts the folder there, which is a cache's for a hub id
+    named = peft_model.named_parameters()
+    peft_model.base_biases = {
+        n: (p, p.detach().clone()) for n, p in named if n.endswith("bias") and "lora_" not in n and p.requires_grad
+    }
+    return peft_model
+
+
+def _start_from_weights(peft_model: Any, init: str) -> None:
+    from peft import LoraConfig
+
+    trained = peft_model.peft_config[TRAINED]
+    _add_frozen(peft_model, LoraConfig, trained)
+    for _, layer in lora_layers(peft_model):
+        up_OR, down_RI = factors(init, layer, layer.r[TRAINED], layer.scaling[TRAINED])
+        for name, sign in ((TRAINED, 1), (START, -1)):
+            layer.lora_A[name].weight.data.copy_(down_RI)
+            layer.lora_B[name].weight.data.copy_(sign * up_OR)
+
+
+def _add_frozen(peft_model: Any, kind: Any, trained: Any) -> None:
+    """The second adapter of the same shape beside the trained one, both at work, without dropout."""
+    same = {
+        key: getattr(trained, key)
+        for key in ("task_type", "r", "lora_alpha", "target_modules", "use_rslora", "fan_in_fan_out")
+    }
+    peft_model.add_adapter(START, kind(**same))
+    peft_model.base_model.set_adapter([TRAINED, START])
+    _freeze_start(peft_model)
+
+
+def _freeze_start(peft_model: Any) -> None:
+    for name, parameter in peft_model.named_parameters():
+        if f".{START}." in name:
+            parameter.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def base_view(model: Any) -> Iterator[None]:
+    """Inside, the model computes what the base without any adapter computes, bit for bit; its weights are not copied.
+
+    A model without an adapter is left as it is.
+    """
+    if not hasattr(model, "peft_config"):
+        yield
+        return
+    trained = {name: parameter.detach().clone() for name, (parameter, _) in model.base_biases.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")
+        with model.disable_adapter():
+            try:
+                _restore_biases(model)
+                yield
+            finally:
+                for name, (parameter, _) in model.base_biases.items():
+                    parameter.data.copy_(trained[name])
+    _freeze_start(model)  # enabling the adapters again makes all of them trainable
+
+
+def _restore_biases(peft_model: Any) -> None:
+    for parameter, original in peft_model.base_biases.values():
+        parameter.data.copy_(original)
+
+
+def detach(peft_model: Any) -> Any:
+    """The bare base again, as it was before the adapter."""
+    _restore_biases(peft_model)
+    base = peft_model.unload()
+    for parameter in base.parameters():
+        parameter.requires_grad_(False)
+    if hasattr(base, "peft_config"):
+        del base.peft_config
+    return base.eval()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,41 +198,63 @@ class AdapterState:
 
     settings: dict[str, Any]
     tensors: dict[str, Tensor]
+    """Those of a frozen start have its name in theirs; only checkpoints hold them."""
 
     @staticmethod
     def of(peft_model: Any) -> AdapterState:
         """A copy of the adapter in a PeftModel, in fp32 on the CPU."""
-        from peft import get_peft_model_state_dict
+        settings = peft_model.peft_config[TRAINED].to_dict() | {"inference_mode": True}
+        tensors = {k: v.detach().float().cpu().clone() for k, v in _tensors_of(peft_model).items()}
+        return AdapterState(_plain(settings), tensors)
 
-        tensors = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-        settings = peft_model.peft_config["default"].to_dict() | {"inference_mode": True}
-        return AdapterState(_plain(settings), {k: v.detach().float().cpu().clone() for k, v in tensors.items()})
+    def exported(self) -> AdapterState:
+        """As one ordinary LoRA on the untouched base: where there is a frozen start the rank doubles, else it is itself."""
+        starts = {name: tensor for name, tensor in self.tensors.items() if f".{START}." in name}
+        if not starts:
+            return self
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name not in starts}
+        for name, tensor in starts.items():
+            plain = name.replace(f".{START}.", ".")
+            tensors[plain] = torch.cat([tensors[plain], tensor], dim=0 if ".lora_A." in plain else 1)
+        wider = math.sqrt(2.0) if self.settings["use_rslora"] else 2.0  # keeps alpha/r, or alpha/sqrt(r)
+        settings = {"r": 2 * self.settings["r"], "lora_alpha": wider * self.settings["lora_alpha"]}
+        return AdapterState(self.settings | settings, tensors)
 
     def write(self, folder: Path) -> None:
         """Puts `adapter_model.safetensors` and `adapter_config.json` into the folder."""
+        assert not any(f".{START}." in name for name in self.tensors), "export it first"
         for name, tensor in self.tensors.items():
             assert torch.isfinite(tensor).all(), f"{name} is not finite"
         save_file({k: v.contiguous() for k, v in self.tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / SETTINGS).write_text(json.dumps(self.settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @staticmethod
-    def read(folder: Path) -> AdapterState:
-        """The adapter in a folder. Raises: AdapterError when a file is missing, broken or not finite."""
+    def read(folder: Path, base_digest: str | None = None) -> AdapterState:
+        """The adapter in a folder.
+
+        Raises: AdapterError when a file is missing or broken, a value is not finite or absurd, or its card names
+        another base than the one with `base_digest`.
+        """
         try:
             settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
             tensors = load_file(folder / WEIGHTS)
-        except (OSError, ValueError, SafetensorError) as error:
+            card = json.loads((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else {}
+            made_on = card.get("base_digest")
+            _refuse_absurd(folder, settings, tensors)
+        except (OSError, ValueError, AttributeError, SafetensorError) as error:
             raise AdapterError(f"{folder}: not a usable adapter folder ({error}).") from None
-        bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-        if bad:
-            raise AdapterError(f"{folder}: {bad[0]} holds values that are not finite. The adapter is damaged.")
+        if base_digest is not None and made_on is not None and made_on != base_digest:
+            raise AdapterError(
+                f"{folder}: was trained on another base ({card.get('base_model')}, {str(made_on)[:12]}) than this one "
+                f"({base_digest[:12]}). It would not do what was measured."
+            )
         return AdapterState(settings, tensors)
 
     def load_into(self, peft_model: Any) -> None:
         """Puts the tensors into the adapter of a PeftModel. Raises: AdapterError on any name or shape that differs."""
-        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+        from peft import set_peft_model_state_dict
 
-        there = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+        there = _tensors_of(peft_model)
         for name in sorted(set(there) ^ set(self.tensors)):
             side = "is missing from the adapter" if name in there else "has no place in this model"
             raise AdapterError(
@@ -144,19 +265,60 @@ class AdapterState:
                 raise AdapterError(
                     f"adapter: {name} has shape {tuple(tensor.shape)}, this model needs {tuple(there[name].shape)}."
                 )
-        set_peft_model_state_dict(peft_model, self.tensors)
+        starts = {k: v for k, v in self.tensors.items() if f".{START}." in k}
+        set_peft_model_state_dict(peft_model, {k: v for k, v in self.tensors.items() if k not in starts})
+        if starts:
+            plain = {k.replace(f".{START}.", "."): v for k, v in starts.items()}
+            set_peft_model_state_dict(peft_model, plain, adapter_name=START)
 
     def attach_to(self, model: nn.Module) -> Any:
-        """A PeftModel around the base with this adapter, ready for inference."""
+        """A PeftModel around the base with this adapter, ready for inference. Raises: AdapterError if it does not fit."""
         from peft import LoraConfig
 
-        known = LoraConfig.__dataclass_fields__  # type: ignore[attr-defined, unused-ignore]
-        settings = {k: v for k, v in self.settings.items() if k in known}
         # A start that rewrites the base (pissa, olora) belongs to training, never to loading.
-        settings["init_lora_weights"] = True
-        peft_model = _wrapped(model, LoraConfig(**settings))
-        self.load_into(peft_model)
+        settings = {k: self.settings[k] for k in _APPLIED if k in self.settings} | {"init_lora_weights": True}
+        try:
+            peft_model = _wrapped(model, LoraConfig(**settings))
+        except (ValueError, TypeError) as error:
+            raise AdapterError(f"adapter: cannot be put on this base ({error}).") from None
+        try:
+            self.load_into(peft_model)
+        except AdapterError:
+            detach(peft_model)  # the base stays usable
+            raise
         return peft_model.eval()
+
+
+def _tensors_of(peft_model: Any) -> dict[str, Tensor]:
+    from peft import get_peft_model_state_dict
+
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    if START not in peft_model.peft_config:
+        return tensors
+    starts = get_peft_model_state_dict(peft_model, adapter_name=START, save_embedding_layers=False)
+    # lora_A.weight -> lora_A.inlay_start.weight
+    return tensors | {".".join([*k.split(".")[:-1], START, k.split(".")[-1]]): v for k, v in starts.items()}
+
+
+def _refuse_absurd(folder: Path, settings: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Raises: AdapterError, or a ValueError that says what is wrong."""
+    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
+        raise ValueError(f"{SETTINGS} does not describe a LoRA adapter")
+    used = [name for name in _NOT_LOADED if settings.get(name)]
+    if used:
+        raise AdapterError(f"{folder}: uses PEFT's {used[0]}, which inlay does not load.")
+    rank = settings.get("r")
+    for name, value in {"lora_alpha": settings.get("lora_alpha"), **(settings.get("alpha_pattern") or {})}.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _LARGEST_ALPHA:
+            raise AdapterError(f"{folder}: alpha of {name} is {value!r}; it must be above 0 and at most 1e6.")
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise AdapterError(f"{folder}: its rank is {rank!r}; it must be a whole number of at least 1.")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{folder}: {name} holds values that are not finite. The adapter is damaged.")
+        held = tensor.shape[0] if name.endswith("lora_A.weight") else None
+        if held is not None and held != rank and not settings.get("rank_pattern"):
+            raise AdapterError(f"{folder}: {name} has rank {held}, but {SETTINGS} says {rank}.")
 
 
 def _plain(value: Any) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,10 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from inlay.config import Config
-from inlay.errors import ModelError, nearest
-from inlay.storage import sha256_of
+from inlay.errors import ModelError, StorageError, nearest
+from inlay.storage import cache_folder, sha256_of, write_file
 
 BUILTIN = {"builtin:nano": "builtin/nano"}
+_QUICK_TO_HASH_BYTES = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +33,28 @@ class BaseRef:
 
     def digest(self) -> str:
         """Hex digest over config and weights: two bases with the same digest compute the same."""
-        parts = {p.name: sha256_of(p) for p in [self.folder / "config.json", *weight_files(self.folder)]}
+        parts = {p.name: known_sha256(p) for p in [self.folder / "config.json", *weight_files(self.folder)]}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """The sha256 of a file, remembered while the file system says that nobody touched it.
+
+    Hashing costs 1 to 5 seconds per gigabyte. Every write moves the change time, which no program can set back.
+    """
+    about = path.stat()
+    if about.st_size < _QUICK_TO_HASH_BYTES:
+        return sha256_of(path)
+    identity = [str(path.resolve()), about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
+    note = cache_folder("digests") / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        kept = note.read_text(encoding="ascii")
+        if len(kept) == 64:
+            return kept
+    digest = sha256_of(path)
+    with contextlib.suppress(StorageError):  # a cache that cannot be written costs time, nothing else
+        write_file(note, digest)
+    return digest
 
 
 def find_base(name: str, revision: str | None = None) -> BaseRef:
@@ -43,10 +67,13 @@ def find_base(name: str, revision: str | None = None) -> BaseRef:
             raise ModelError(f"--model {name}: no such built-in model. Built in: {', '.join(BUILTIN)}.")
         return _checked(BaseRef(name, Path(str(resources.files("inlay"))) / BUILTIN[name]))
     folder = Path(name).expanduser()
+    if revision is not None and folder.exists():
+        raise ModelError(f"model.revision {revision}: has no effect on the local folder {name}. Leave it out.")
     if folder.is_dir():
         return _checked(BaseRef(name, folder))
     if folder.exists():
-        raise ModelError(f"--model {name}: a file. Give the folder that holds config.json and *.safetensors.")
+        gguf = " GGUF files are for inference and are not loaded." if folder.suffix == ".gguf" else ""
+        raise ModelError(f"--model {name}: a file.{gguf} Give the folder that holds config.json and *.safetensors.")
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         close = nearest(folder.name, siblings)
@@ -81,28 +108,43 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _checked(ref: BaseRef) -> BaseRef:
-    where = f"--model {ref.name}"
-    if not (ref.folder / "config.json").is_file():
-        adapter = (
-            " It holds an adapter: give its base, and the adapter with --from."
-            if (ref.folder / "adapter_config.json").is_file()
+    where, folder = f"--model {ref.name}", ref.folder
+    gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
+    if not (folder / "config.json").is_file():
+        hint = f" It holds {gguf.name}: GGUF is for inference; get the model's safetensors form." if gguf else ""
+        if (folder / "adapter_config.json").is_file():
+            hint = " It holds an adapter: give its base with --model, and the adapter with --from."
+        raise ModelError(f"{where}: no config.json in {folder}, so this is not a model folder.{hint}")
+    files = weight_files(folder)
+    if not files:
+        pickled = next(iter(sorted([*folder.glob("*.bin"), *folder.glob("*.pt*"), *folder.glob("*.ckpt")])), None)
+        why = (
+            f" It has {pickled.name}, which is a pickle and is not loaded: convert it to safetensors."
+            if pickled
             else ""
         )
-        raise ModelError(f"{where}: no config.json in {ref.folder}, so this is not a model folder.{adapter}")
-    files = weight_files(ref.folder)
-    if not files:
-        pickled = [p.name for p in ref.folder.glob("*.bin")] + [p.name for p in ref.folder.glob("*.pt*")]
-        why = (
-            f" It has {pickled[0]}, which is a pickle and is not loaded: convert it to safetensors." if pickled else ""
-        )
-        raise ModelError(f"{where}: no *.safetensors weights in {ref.folder}.{why}")
+        why = f" It has {gguf.name}, which is for inference: get the safetensors form." if gguf else why
+        raise ModelError(f"{where}: no *.safetensors weights in {folder}.{why}")
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
                 file.keys()
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{where}: {path.name} is not a readable safetensors file ({error}).") from None
+            raise ModelError(f"{where}: {path.name} is not a whole safetensors file ({error}). Get it again.") from None
+    missing = _shards_of_index(where, folder) - {p.name for p in files}
+    if missing:
+        raise ModelError(f"{where}: {min(missing)} is missing ({len(missing)} of its weight files). Get it again.")
     return ref
+
+
+def _shards_of_index(where: str, folder: Path) -> set[str]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return set()
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{where}: {index.name} cannot be read ({_first_line(error)}). Get it again.") from None
 
 
 def load_tokenizer(ref: BaseRef, chat_template: str | None = None) -> Any:
@@ -124,13 +166,41 @@ def load_tokenizer(ref: BaseRef, chat_template: str | None = None) -> Any:
 
 
 def architecture(ref: BaseRef) -> Any:
-    """The transformers config of a base. Raises: ModelError when this transformers does not know it."""
-    from transformers import AutoConfig
+    """The transformers config of a base that generates text from left to right.
 
+    Raises: ModelError when this transformers does not know it, or when it is another kind of model.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+    where = f"--model {ref.name}"
     try:
-        return AutoConfig.from_pretrained(str(ref.folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"--model {ref.name}: its config.json cannot be used ({_first_line(error)}).") from None
+        known = AutoConfig.from_pretrained(str(ref.folder), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{where}: its config.json cannot be used ({_first_line(error)}).") from None
+    kind = str(known.model_type)
+    if getattr(known, "is_encoder_decoder", False):
+        raise ModelError(f"{where}: a {kind} is an encoder-decoder (seq2seq). inlay trains decoders, such as Qwen.")
+    if kind not in DECODERS or (kind in ENCODERS and not getattr(known, "is_decoder", False)):
+        raise ModelError(f"{where}: a {kind} does not generate text. inlay trains decoders, such as Qwen.")
+    return known
+
+
+def require_vocabulary(ref: BaseRef, tokenizer: Any, model_config: Any, used: int) -> None:
+    """Raises: ModelError when the tokenizer is not this base's: it gives ids that the base has no row for.
+
+    `used` is the largest id in the data. A token that was added to the tokenizer and is not used may lie beyond:
+    Gemma 3 has one for images.
+    """
+    text = getattr(model_config, "text_config", None) or model_config
+    rows = int(text.vocab_size)
+    plain = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False) - 1
+    if max(plain, used) >= rows:
+        raise ModelError(
+            f"--model {ref.name}: its tokenizer gives ids up to {max(plain, used)}, but the base has only {rows} rows "
+            "of embeddings. Put the base's own tokenizer into the folder."
+        )
 
 
 def context_length(model_config: Any) -> int:
@@ -146,18 +216,26 @@ def context_length(model_config: Any) -> int:
 def load_model(ref: BaseRef, config: Config, dtype: torch.dtype, device: str, quantization: str) -> Any:
     """The base on its device, frozen, in eval mode."""
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    options["ignore_mismatched_sizes"] = True  # they come back in the loading report, and are an error below
     if config.model.attention != "auto":
         options["attn_implementation"] = config.model.attention
     if quantization != "none":
         options |= _quantized(config, quantization, dtype, device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(ref.folder), **options)
+        with _without_reports():
+            model, found = AutoModelForCausalLM.from_pretrained(str(ref.folder), output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"--model {ref.name}: cannot be loaded ({_first_line(error)}).") from None
+    absent = sorted(found["missing_keys"]) or sorted(str(entry[0]) for entry in found["mismatched_keys"])
+    if absent:
+        raise ModelError(
+            f"--model {ref.name}: {len(absent)} weights are missing or of another shape, first {absent[0]}; they would "
+            "be random. Give a whole causal language model."
+        )
     if quantization == "none":
         model.to(device)
     else:
@@ -188,6 +266,18 @@ def _quantized(config: Config, kind: str, dtype: torch.dtype, device: str) -> di
         bnb_4bit_compute_dtype=compute,
     )
     return {"quantization_config": settings, "device_map": {"": device}}
+
+
+@contextlib.contextmanager
+def _without_reports() -> Iterator[None]:
+    """Without transformers' table of weights that did not fit: what matters there is an error of ours."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:

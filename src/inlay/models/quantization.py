@@ -188,3 +188,30 @@ def _quiet_bitsandbytes() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def held(model: nn.Module, kind: str) -> str:
+    """How many linear layers of a loaded base really are quantised, and their bytes. Raises: ModelError when none is."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    layers = [m for m in model.modules() if isinstance(m, Linear4bit if kind == "nf4" else Linear8bitLt)]
+    if not layers:
+        raise ModelError(f"model.quantization {kind}: no layer of this base could be quantised. Leave it out.")
+    size = sum(m.weight.numel() * m.weight.element_size() + constant_bytes(m) for m in layers)
+    values = sum(m.in_features * m.out_features for m in layers)
+    return f"{len(layers)} linear layers hold {values:,} weights in {size:,} bytes ({8 * size / values:.2f} bits each)"
+
+
+def constant_bytes(layer: nn.Module) -> int:
+    """Bytes of the quantization constants that bitsandbytes keeps beside a layer's weight; 0 for an ordinary layer."""
+    weight = getattr(layer, "weight", None)
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        constants = [state.absmax, state.code]
+        if state.nested:
+            constants += [state.offset, state.state2.absmax, state.state2.code]
+    else:
+        scales = getattr(weight, "SCB", None)
+        moved = getattr(getattr(layer, "state", None), "SCB", None)  # the first forward moves them
+        constants = [c for c in (scales if scales is not None else moved,) if c is not None]
+    return sum(c.numel() * c.element_size() for c in constants)

@@ -1,19 +1,17 @@
 """Everything a run needs to go on as if it had never stopped, in one folder that appears whole or not at all.
 
-`step-000120/`: adapter.safetensors optimizer.safetensors rng.safetensors state.json manifest.json. No pickle.
+`step-000120/`: adapter.safetensors optimizer.safetensors state.json manifest.json. No pickle. The learning rate,
+the order of rows and dropout are pure functions of seed and step, so the step number is all that they need.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,13 +19,13 @@ from torch.optim import Optimizer
 
 from inlay.errors import StorageError
 from inlay.models.adapter import AdapterState
-from inlay.storage import explained, read_manifest, verified, write_folder
-from inlay.training.optimizer import restore_state, state_tensors
+from inlay.storage import explained, move_aside, read_manifest, replace_folder, verified
+from inlay.training.optimizer import state_tensors
 
 
 @dataclass
 class Progress:
-    """Where the run is. The step number is the data cursor: order is a pure function of seed and step."""
+    """Where the run is, as of its last optimizer step."""
 
     step: int = 0
     best_step: int | None = None
@@ -35,11 +33,13 @@ class Progress:
     base_eval_loss: float | None = None
     evals_without_gain: int = 0
     tokens_seen: int = 0
+    trained_tokens_seen: int = 0
     train_loss: float | None = None
     eval_loss: float | None = None
     stopped_early: bool = False
     train_time_s: float = 0.0
-    extra: dict[str, Any] = field(default_factory=dict)
+    unfinished: dict[str, Any] | None = None
+    """Metrics of the last step while its evaluation and its line in metrics.jsonl are still to come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,54 +57,38 @@ class Checkpoint:
         return read_manifest(self.path)
 
 
-def rng_state() -> dict[str, Tensor]:
-    """Every generator that training may draw from."""
-    version, words, gauss = random.getstate()
-    assert gauss is None
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    assert kind == "MT19937"
-    state = {
-        "torch": torch.get_rng_state(),
-        "python": torch.tensor([version, *words], dtype=torch.int64),
-        "numpy": torch.tensor([*(int(k) for k in keys), position, has_gauss], dtype=torch.int64),  # type: ignore[arg-type, unused-ignore]
-        "numpy_cached": torch.tensor([cached], dtype=torch.float64),
-    }
-    if torch.cuda.is_available():
-        state |= {f"cuda.{n}": s for n, s in enumerate(torch.cuda.get_rng_state_all())}
-    return state
+def write(folder: Path, adapter: AdapterState, optimizer: Optimizer, progress: Progress) -> Checkpoint:
+    """The checkpoint of `progress.step`.
 
-
-def restore_rng(state: dict[str, Tensor]) -> None:
-    torch.set_rng_state(state["torch"])
-    version, *words = state["python"].tolist()
-    random.setstate((version, tuple(words), None))
-    *keys, position, has_gauss = state["numpy"].tolist()
-    cached = float(state["numpy_cached"][0])
-    np.random.set_state(("MT19937", np.asarray(keys, np.uint32), position, has_gauss, cached))
-    devices = sorted((k for k in state if k.startswith("cuda.")), key=lambda k: int(k.partition(".")[2]))
-    if devices and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([state[k] for k in devices])
-
-
-def write(
-    folder: Path, adapter: AdapterState, optimizer: Optimizer, progress: Progress, rng: dict[str, Tensor]
-) -> Checkpoint:
-    """The checkpoint of `progress.step`. Nothing is done when it is there already."""
+    One that is there already stays when it says the same, gives way when the step had not been finished in it, and is
+    moved aside when it is damaged.
+    """
     final = folder / f"step-{progress.step:06d}"
-    if final.exists():
-        return Checkpoint(final)
     tensors, values = state_tensors(optimizer)
+    state = {"progress": asdict(progress), "optimizer": values, "adapter": adapter.settings}
+    text = json.dumps(state, indent=2, allow_nan=False)
+    if final.exists():
+        try:
+            verified(final)
+        except StorageError:
+            set_aside(Checkpoint(final))
+        else:
+            if (final / "state.json").read_text(encoding="utf-8") == text:
+                return Checkpoint(final)
 
     def fill(staging: Path) -> None:
         save_file({k: v.contiguous() for k, v in adapter.tensors.items()}, staging / "adapter.safetensors")
         save_file(tensors, staging / "optimizer.safetensors")
-        save_file(rng, staging / "rng.safetensors")
-        state = {"progress": asdict(progress), "optimizer": values, "adapter": adapter.settings}
-        (staging / "state.json").write_text(json.dumps(state, indent=2, allow_nan=False), encoding="utf-8")
+        (staging / "state.json").write_text(text, encoding="utf-8")
 
     about = {"step": progress.step, "eval_loss": progress.eval_loss, "train_loss": progress.train_loss}
-    write_folder(final, fill, about)
+    replace_folder(final, fill, about)
     return Checkpoint(final)
+
+
+def set_aside(checkpoint: Checkpoint) -> Path:
+    """Renames a damaged checkpoint to `step-N.damaged-K`, where nothing looks for it and nothing deletes it."""
+    return move_aside(checkpoint.path, "damaged")
 
 
 def listed(folder: Path) -> list[Checkpoint]:
@@ -113,35 +97,30 @@ def listed(folder: Path) -> list[Checkpoint]:
     return [Checkpoint(p) for p in sorted(found, key=lambda p: int(p.name.removeprefix("step-")))]
 
 
-def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint whose files are all what its manifest says, and what was wrong with newer ones."""
+def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[tuple[Checkpoint, str]]]:
+    """The newest checkpoint whose files are all what its manifest says, and the newer ones with what is wrong."""
     faults = []
     for checkpoint in reversed(listed(folder)):
         try:
             verified(checkpoint.path)
         except StorageError as error:
-            faults.append(str(error))
+            faults.append((checkpoint, str(error)))
             continue
         return checkpoint, faults
     return None, faults
 
 
-def load(checkpoint: Checkpoint) -> tuple[AdapterState, dict[str, Tensor], dict[str, Any], Progress, dict[str, Tensor]]:
-    """(adapter, optimizer tensors, optimizer values, progress, rng). Raises: StorageError when it is damaged."""
+def load(checkpoint: Checkpoint) -> tuple[AdapterState, dict[str, Tensor], dict[str, Any], Progress]:
+    """(adapter, optimizer tensors, optimizer values, progress). Raises: StorageError when it is damaged."""
     path = checkpoint.path
     verified(path)
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         adapter = AdapterState(state["adapter"], load_file(path / "adapter.safetensors"))
-        optimizer, rng = load_file(path / "optimizer.safetensors"), load_file(path / "rng.safetensors")
-        return adapter, optimizer, state["optimizer"], Progress(**state["progress"]), rng
+        optimizer = load_file(path / "optimizer.safetensors")
+        return adapter, optimizer, state["optimizer"], Progress(**state["progress"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StorageError(f"{path}: cannot be read ({error}).") from None
-
-
-def restore(optimizer: Optimizer, tensors: dict[str, Tensor], values: dict[str, Any], rng: dict[str, Tensor]) -> None:
-    restore_state(optimizer, tensors, values)
-    restore_rng(rng)
 
 
 def prune(folder: Path, keep: int, best_step: int | None) -> None:

@@ -1,12 +1,15 @@
 """The loop. Every variation of training is a function that it calls.
 
-A step sums the weighted loss over all its rows, on all ranks, and divides once by their whole weight.
+A step sums the weighted loss over all its rows, on all ranks, and divides once by their whole weight. It has two
+halves: the optimizer's, then evaluation, metrics and checkpoint. A stop between them is resumed between them.
 """
 
 from __future__ import annotations
 
 import math
+import shlex
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +19,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from inlay.config import Config
-from inlay.data.batches import collate, micro_batches, step_rows
+from inlay.data.batches import collate, epochs_done, micro_batches, step_rows
 from inlay.data.tokens import TokenSet
 from inlay.engine.loss import autocast, score_rows, weighted_nll
 from inlay.errors import Interrupted, TrainingError
 from inlay.events import Reporter
-from inlay.models.adapter import AdapterState
+from inlay.models.adapter import AdapterState, base_view
 from inlay.run import Run
 from inlay.training import checkpoint as checkpoints
+from inlay.training import guards
 from inlay.training.checkpoint import Progress
 from inlay.training.schedule import learning_rate
 from inlay.training.signals import StopRequest
@@ -54,6 +58,14 @@ class Job:
     save_every: int
     autocast_dtype: torch.dtype | None = None
     progress: Progress = field(default_factory=Progress)
+    # of each training row: tokens, summed weight, trained tokens
+    lengths: np.ndarray = field(init=False)
+    row_weights: np.ndarray = field(init=False)
+    trained_counts: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lengths, self.row_weights = self.train.lengths, self.train.row_weights()
+        self.trained_counts = self.train.trained_counts()
 
     @property
     def loss_scale(self) -> float:
@@ -67,123 +79,152 @@ def run_job(job: Job, world: World, stop: StopRequest, reporter: Reporter, track
     checkpoint of the last whole step on the disk.
     """
     progress = job.progress
-    lengths, row_weights = job.train.lengths, job.train.row_weights()
     reporter.start(job.total_steps, progress.step, "step")
     try:
-        if progress.step == 0 and progress.base_eval_loss is None:
-            _evaluate_base(job, world)
-        while progress.step < job.total_steps and not progress.stopped_early:
-            _one_step(job, world, stop, reporter, trackers, lengths, row_weights)
+        if progress.base_eval_loss is None:
+            _evaluate_base(job, world, stop)
+        while progress.unfinished is not None or (progress.step < job.total_steps and not progress.stopped_early):
+            if progress.unfinished is None:
+                progress.unfinished = _optimizer_step(job, world, stop)
+            _finish_step(job, world, stop, reporter, trackers, progress.unfinished)
     finally:
         reporter.end()
 
 
-def _one_step(
-    job: Job,
-    world: World,
-    stop: StopRequest,
-    reporter: Reporter,
-    trackers: list[Tracker],
-    lengths: np.ndarray,
-    row_weights: np.ndarray,
-) -> None:
+def _optimizer_step(job: Job, world: World, stop: StopRequest) -> dict[str, float]:
+    """Makes the step after `job.progress.step` and returns its metrics."""
     config, progress = job.config.train, job.progress
-    began, rng = time.perf_counter(), checkpoints.rng_state()
+    began = time.perf_counter()
     step = progress.step + 1
     rows = step_rows(step, config.seed, len(job.train), config.batch_size)
-    shares = micro_batches(rows, lengths, job.micro_batch_size, world.rank, world.size)
-    loss = accumulate(job, shares, float(row_weights[rows].sum()), stop)
-    if world.any(stop.signal is not None):
-        _save_and_leave(job, world, rng, stop.signal or 15)
+    shares = micro_batches(rows, job.lengths, job.micro_batch_size, world.rank, world.size)
+    loss, bad_rows = accumulate(job, step, shares, float(job.row_weights[rows].sum()), stop)
+    leave_if_asked(job, world, stop)
     world.sum(loss)
     world.sum_gradients(job.parameters)
     norm = torch.nn.utils.clip_grad_norm_(job.parameters, config.max_grad_norm)
-    _require_finite(job, step, rows, float(loss), float(norm))
+    guards.require_finite(world, job.train, step, rows, bad_rows, float(loss), float(norm))
     rate = learning_rate(config, job.peak_learning_rate, step, job.total_steps)
     for group in job.optimizer.param_groups:
         group["lr"] = rate
-    before = _adapter_outputs(job) if step == 1 else {}
+    before = guards.adapter_outputs(job.model) if step == 1 else {}
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
-    _require_moved(before)
+    guards.require_moved(before)
+    took_s = time.perf_counter() - began
     progress.step, progress.train_loss = step, float(loss)
-    progress.tokens_seen += int(lengths[rows].sum())
-    took = time.perf_counter() - began
-    progress.train_time_s += took
-    values = {
+    progress.tokens_seen += int(job.lengths[rows].sum())
+    progress.trained_tokens_seen += int(job.trained_counts[rows].sum())
+    progress.train_time_s += took_s
+    return {
         "step": step,
-        "epoch": round(step * config.batch_size / len(job.train), 4),
+        "epoch": round(epochs_done(step, len(job.train), config.batch_size), 4),
         "loss": float(loss),
         "learning_rate": rate,
         "grad_norm": float(norm),
-        "tokens_per_s": float(lengths[rows].sum() / took),
+        "tokens_per_s": float(job.lengths[rows].sum() / took_s),
         "memory_bytes": float(memory_bytes(job.device)),
         "time_s": round(progress.train_time_s, 3),
     }
-    evaluated = _evaluate_if_due(job, world, step)
+
+
+def _finish_step(
+    job: Job, world: World, stop: StopRequest, reporter: Reporter, trackers: list[Tracker], values: dict[str, Any]
+) -> None:
+    """Evaluation, metrics and checkpoint of a step that the optimizer has made, where they are due."""
+    progress, step = job.progress, job.progress.step
+    evaluated = _evaluate_if_due(job, world, stop)
+    progress.unfinished = None
     if world.is_first:
-        if step % config.log_steps == 0 or evaluated or step == job.total_steps:
+        if step % job.config.train.log_steps == 0 or evaluated or step == job.total_steps:
             job.run.log_metrics(values | evaluated)
             for tracker in trackers:
                 tracker.log(step, values | evaluated)
-        shown = {"loss": values["loss"], "eval": progress.eval_loss, "lr": rate, "norm": values["grad_norm"]}
-        shown |= {"tok/s": values["tokens_per_s"], "memory": values["memory_bytes"]}
+        shown = {"loss": values["loss"], "eval": progress.eval_loss, "lr": values["learning_rate"]}
+        shown |= {"norm": values["grad_norm"], "tok/s": values["tokens_per_s"], "memory": values["memory_bytes"]}
         reporter.progress(step, {k: v for k, v in shown.items() if v is not None})
-    _save_if_due(job, world, step, improved=evaluated.get("best", False))
+    improved, last = evaluated.get("best", False), step == job.total_steps or progress.stopped_early
+    if step % job.save_every == 0 or improved or last:
+        if world.is_first:
+            save_checkpoint(job)
+        world.barrier()
 
 
-def accumulate(job: Job, shares: list[list[int]], step_weight: float, stop: StopRequest) -> Tensor:
-    """Leaves the gradient of this rank's rows in the parameters and returns their part of the step's mean loss."""
-    total = torch.zeros((), device=job.device)
+def accumulate(
+    job: Job, step: int, shares: list[list[int]], step_weight: float, stop: StopRequest
+) -> tuple[Tensor, list[int]]:
+    """Leaves the gradient of this rank's rows in the parameters.
+
+    Returns their part of the step's mean loss, and the rows of the first micro batch whose loss is not finite.
+    """
+    total, bad_rows = torch.zeros((), device=job.device), []
     for rows in shares:
-        if stop.signal is not None:
+        if stop.asked:
             break
+        _seed_draws(job.config.train.seed, step, rows[0])
         batch = collate(job.train, rows, job.pad_id).to(job.device)
         with autocast(job.device, job.autocast_dtype):
             nll_B, _ = weighted_nll(job.model, batch)
         loss = nll_B.sum() / step_weight
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"step {job.progress.step + 1}: loss is {float(loss)} on {_named(job, rows)}. "
-                "Look at these rows, or lower train.learning_rate."
-            )
-        (loss * job.loss_scale).backward()
         total += loss.detach()
+        if not torch.isfinite(loss):
+            finite_B = torch.isfinite(nll_B).tolist()
+            bad_rows = [row for row, finite in zip(rows, finite_B, strict=True) if not finite] or rows
+            break
+        (loss * job.loss_scale).backward()
     if job.loss_scale != 1.0:
         for parameter in job.parameters:
             if parameter.grad is not None:
                 parameter.grad.div_(job.loss_scale)
-    return total
+    return total, bad_rows
 
 
-def heldout_nll(job: Job, world: World) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) summed nll in nats and (N,) weight of each held-out sequence, computed by all ranks together."""
+def _seed_draws(seed: int, step: int, first_row: int) -> None:
+    # Dropout of a micro batch depends on what it holds and on nothing before it: there is no generator state to
+    # save, and a resumed run or another number of ranks draws the same.
+    low, high = np.random.SeedSequence([seed, step, first_row]).generate_state(2)
+    torch.manual_seed(int(low) | int(high) << 32)
+
+
+def heldout_nll(job: Job, world: World, stop: StopRequest) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) summed nll in nats and (N,) weight of each held-out sequence, computed by all ranks together.
+
+    What it returns after a stop was asked for is incomplete.
+    """
     rows = range(len(job.heldout))
     shares = micro_batches(rows, job.heldout.lengths, job.config.eval.batch_size, world.rank, world.size)
-    scores = score_rows(job.model, job.heldout, shares, job.pad_id, job.device, job.autocast_dtype)
-    nll, weight = world.sum(scores if job.device == "mps" else scores.to(job.device)).cpu().numpy()
+    until = _until_asked(shares, stop)
+    nll, weight = world.sum(
+        score_rows(job.model, job.heldout, until, job.pad_id, job.device, job.autocast_dtype)
+    ).numpy()
     return nll, weight
 
 
-def _evaluate_base(job: Job, world: World) -> None:
-    with job.model.disable_adapter():
-        nll, weight = heldout_nll(job, world)
+def _until_asked(shares: Iterable[list[int]], stop: StopRequest) -> Iterator[list[int]]:
+    for rows in shares:
+        if stop.asked:
+            return
+        yield rows
+
+
+def _evaluate_base(job: Job, world: World, stop: StopRequest) -> None:
+    with base_view(job.model):
+        nll, weight = heldout_nll(job, world, stop)
+    leave_if_asked(job, world, stop)
     loss = float(nll.sum() / weight.sum())
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"before step 1: the base's own held-out loss is {loss}. Its weights or dtype are at fault; "
-            "try --set model.dtype=float32."
-        )
+    guards.require_finite_base(loss)
     job.progress.base_eval_loss = loss
     if world.is_first:
         job.run.log_metrics({"step": 0, "eval_loss": loss})
 
 
-def _evaluate_if_due(job: Job, world: World, step: int) -> dict[str, Any]:
+def _evaluate_if_due(job: Job, world: World, stop: StopRequest) -> dict[str, Any]:
+    progress, step = job.progress, job.progress.step
     if step % job.eval_every and step != job.total_steps:
         return {}
-    nll, weight = heldout_nll(job, world)
-    progress, loss = job.progress, float(nll.sum() / weight.sum())
+    nll, weight = heldout_nll(job, world, stop)
+    leave_if_asked(job, world, stop)
+    loss = float(nll.sum() / weight.sum())
     if not math.isfinite(loss):
         raise TrainingError(f"step {step}: held-out loss is {loss}. Lower train.learning_rate.")
     progress.eval_loss = loss
@@ -197,55 +238,32 @@ def _evaluate_if_due(job: Job, world: World, step: int) -> dict[str, Any]:
     return {"eval_loss": loss, "best": best}
 
 
-def _save_if_due(job: Job, world: World, step: int, *, improved: bool) -> None:
-    if step % job.save_every and not improved and step != job.total_steps and not job.progress.stopped_early:
-        return
-    if world.is_first:
-        save_checkpoint(job, checkpoints.rng_state())
-    world.barrier()
-
-
-def save_checkpoint(job: Job, rng: dict[str, Tensor]) -> None:
+def save_checkpoint(job: Job) -> None:
     """Writes the checkpoint of the last whole step and forgets those that retention does not keep."""
-    state = AdapterState.of(job.model)
-    checkpoints.write(job.run.checkpoints, state, job.optimizer, job.progress, rng)
+    checkpoints.write(job.run.checkpoints, AdapterState.of(job.model), job.optimizer, job.progress)
     checkpoints.prune(job.run.checkpoints, job.config.train.keep_checkpoints, job.progress.best_step)
 
 
-def _save_and_leave(job: Job, world: World, rng: dict[str, Tensor], signal_number: int) -> None:
+def leave_if_asked(job: Job, world: World, stop: StopRequest) -> None:
+    """Raises: Interrupted when any rank was asked to stop, with a checkpoint of the last step on the disk."""
+    if not world.any(stop.asked):
+        return
     job.optimizer.zero_grad(set_to_none=True)
     step = job.progress.step
     if world.is_first and step > 0:
-        save_checkpoint(job, rng)
+        save_checkpoint(job)
     world.barrier()
-    kept = f"checkpoint of step {step} saved" if step else "nothing was trained yet"
-    raise Interrupted(f"interrupted at step {step + 1} of {job.total_steps}; {kept}.", signal_number)
+    raise Interrupted(f"interrupted after step {step} of {job.total_steps}. {way_on(job.run)}", stop.signal or 15)
 
 
-def _require_finite(job: Job, step: int, rows: list[int], loss: float, norm: float) -> None:
-    if not math.isfinite(loss) or not math.isfinite(norm):
-        raise TrainingError(
-            f"step {step}: loss {loss}, gradient norm {norm} on {_named(job, rows)}. "
-            "Lower train.learning_rate, or look at these rows."
-        )
-
-
-def _adapter_outputs(job: Job) -> dict[str, tuple[torch.nn.Parameter, Tensor]]:
-    named = job.model.named_parameters()
-    return {n: (p, p.detach().clone()) for n, p in named if p.requires_grad and "lora_B" in n}
-
-
-def _require_moved(before: dict[str, tuple[torch.nn.Parameter, Tensor]]) -> None:
-    still = [name for name, (parameter, old) in before.items() if torch.equal(parameter.detach(), old)]
-    if still:
-        raise TrainingError(
-            f"after step 1 {len(still)} of {len(before)} adapter matrices B have not moved, first {still[0]}: "
-            "no gradient reaches them. Leave them out of adapter.target_modules."
-        )
-
-
-def _named(job: Job, rows: list[int]) -> str:
-    return "rows " + ", ".join(str(job.train.sources[i]) for i in rows)
+def way_on(run: Run) -> str:
+    """What the user can do with a run that was stopped."""
+    if not run.has_checkpoint():
+        return "Nothing was trained yet: start it again with the same command."
+    return (
+        "A checkpoint is saved. Go on with the same command and --resume, or with: "
+        f"inlay checkpoints resume {shlex.quote(str(run.path))}"
+    )
 
 
 def memory_bytes(device: str) -> int:

@@ -38,9 +38,11 @@ def state_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, An
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
+        nested = [part for part in state.values() if isinstance(part, dict)]  # where bitsandbytes hides 8-bit state
+        flat = {name: value for part in [state, *nested] for name, value in part.items() if not isinstance(value, dict)}
+        for name, value in flat.items():
             if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
+                tensors[f"{index}.{name}"] = value.detach().cpu().clone()  # bitsandbytes shares its tables
             elif value is not None:
                 values[f"{index}.{name}"] = value
     return tensors, values

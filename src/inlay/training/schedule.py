@@ -10,8 +10,8 @@ _DECAY_SHARE = 0.2  # of the steps, for wsd
 
 
 def warmup_steps(train: TrainConfig, total: int) -> int:
-    wanted = train.warmup_steps if train.warmup_steps is not None else math.ceil(train.warmup_ratio * total)
-    return min(wanted, total)
+    by_ratio = math.ceil(train.warmup_ratio * total - 1e-9)  # 0.07 * 100 is a little above 7
+    return min(by_ratio if train.warmup_steps is None else train.warmup_steps, total)
 
 
 def learning_rate(train: TrainConfig, peak: float, step: int, total: int) -> float:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from inlay.config import Config
 from inlay.config.load import merge, nested, validate
@@ -15,13 +16,15 @@ from inlay.data.batches import steps_per_epoch
 from inlay.data.encode import Encoder
 from inlay.data.prepare import PreparedData, prepare
 from inlay.engine.memory import MemoryEstimate, estimate, largest_micro_batch, shape_of
-from inlay.errors import AdapterError, ConfigError, ModelError
+from inlay.errors import ConfigError
 from inlay.events import Reporter
 from inlay.models import base as bases
-from inlay.models.adapter import AdapterState, alpha_of, attach, resolve_targets
+from inlay.models.adapter import alpha_of, attach
 from inlay.models.probe import pick_device, pick_dtype
+from inlay.models.quantization import held
 from inlay.training.loop import Job
 from inlay.training.optimizer import make_optimizer
+from inlay.training.resolve import choose_quantization, sample_batches, start_from, targets_of
 from inlay.training.schedule import auto_learning_rate, warmup_steps
 from inlay.training.world import World
 
@@ -44,6 +47,7 @@ class Setup:
     quantization: str
     trainable: int
     total_parameters: int
+    targets: list[str]
     memory: MemoryEstimate
     total_steps: int
     eval_every: int
@@ -64,16 +68,31 @@ class Setup:
             ("rows", f"{lengths.kept} kept, {lengths.cut} cut, {lengths.dropped} dropped "
                      f"({lengths.trained_tokens_lost} trained tokens lost); max_length {data.max_length} "
                      f"({data.max_length_reason})"),
-            ("held out", f"{len(data.heldout)} of {data.heldout_available} rows"
-                         + (" (drawn by seed)" if len(data.heldout) < data.heldout_available else "")),
+            ("held out", f"{len(data.heldout_examples)} of {data.heldout_available} rows"
+                         + (" (drawn by seed)" if len(data.heldout_examples) < data.heldout_available else "")
+                         + (f"; {data.leaked} ask what a training row asks" if data.leaked else "")),
             ("trained tokens", f"{data.train.trained_tokens():,} of {len(data.train.input_ids):,} ({data.trained_share:.0%})"),
-            ("adapter", f"rank {config.adapter.rank}, alpha {alpha_of(config):g}, on {_short(config.adapter.target_modules)}"),
+            ("adapter", f"rank {config.adapter.rank}, alpha {alpha_of(config):g}, on {_short(self.targets)}"
+                        f"{self._variant()}"),
             ("trainable", f"{self.trainable:,} ({self.trainable / self.total_parameters:.2%})"),
             ("batch", f"{config.train.batch_size} = {config.train.micro_batch_size} × {accumulation}"),
             ("steps", f"{self.total_steps}, warmup {warmup_steps(config.train, self.total_steps)}, {config.train.schedule}, "
                       f"learning rate {config.train.learning_rate:g} ({reasons.get('train.learning_rate', 'as set')})"),
             ("evaluate, save", f"every {self.eval_every}, every {self.save_every} steps"),
         ]  # fmt: skip
+
+    def _variant(self) -> str:
+        adapter = self.config.adapter
+        said = [
+            "DoRA" if adapter.dora else "",
+            "scaled by alpha/sqrt(r)" if adapter.rslora else "",
+            f"started by {adapter.init}" if adapter.init != "default" else "",
+            f"started from {adapter.start_from}" if adapter.start_from else "",
+            f"dropout {adapter.dropout:g}" if adapter.dropout else "",
+            f"biases {adapter.bias}" if adapter.bias != "none" else "",
+            self.reasons.get("adapter.target_modules", ""),
+        ]
+        return "".join(f", {text}" for text in said if text)
 
     def job(self, run: Any) -> Job:
         """The Job over this setup, at step 0."""
@@ -99,115 +118,110 @@ class Setup:
         )
 
 
+@dataclass
+class _Choices:
+    """What `auto` became, by setting, and why."""
+
+    config: Config
+    values: dict[str, Any] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def settle(self, path: str, value: Any, reason: str) -> None:
+        """Takes the value where the config leaves it open."""
+        section, _, name = path.partition(".")
+        if getattr(getattr(self.config, section), name) == "auto":
+            self.values[path], self.reasons[path] = value, reason
+
+    def config_settled(self) -> Config:
+        return validate(merge(self.config.model_dump(), nested(self.values)), "resolved config")
+
+
 def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     """Raises: a UserError subclass for anything in the config, the data or the base that cannot work."""
-    resolved: dict[str, Any] = {}
-    reasons: dict[str, str] = {}
+    choices = _Choices(config)
     torch.manual_seed(config.train.seed)
-
-    def settle(path: str, value: Any, reason: str) -> None:
-        resolved[path], reasons[path] = value, reason
-
     base = bases.find_base(config.model.base_model, config.model.revision)
     architecture = bases.architecture(base)
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
     encoder = Encoder(tokenizer)
     reporter.stage(f"reading {config.data.train}")
     data = prepare(config.data, encoder, bases.context_length(architecture), config.eval.max_rows, config.train.seed)
-    if config.data.max_length == "auto":
-        settle("data.max_length", data.max_length, data.max_length_reason)
-    if config.data.format == "auto":
-        settle("data.format", data.format, data.format_reason)
+    used = max(int(tokens.input_ids.max()) for tokens in (data.train, data.heldout))
+    bases.require_vocabulary(base, tokenizer, architecture, max(used, *encoder.stop_ids))
+    choices.settle("data.max_length", data.max_length, data.max_length_reason)
+    choices.settle("data.format", data.format, data.format_reason)
+    if config.data.eval is None:
+        choices.reasons["data.eval"] = f"{config.data.eval_fraction:.0%} of the rows, by content"
 
     device = pick_device(world.device(config.model.device))
     dtype = pick_dtype(device.device, config.model.dtype)
-    if config.model.device == "auto":
-        settle("model.device", device.device, device.reason)
-    if config.model.dtype == "auto":
-        settle("model.dtype", dtype.dtype, dtype.reason)
-    quantization, why = _quantization(config, device.device, dtype.dtype)
-    reasons["model.quantization"] = why
-
+    choices.settle("model.device", device.device, device.reason)
+    choices.settle("model.dtype", dtype.dtype, dtype.reason)
+    quantization, why = choose_quantization(config, device.device, dtype.dtype)
     reporter.stage(f"loading {config.model.base_model}")
     model = bases.load_model(base, config, getattr(torch, dtype.dtype), device.device, quantization)
+    base_digest = base.digest()
     total_parameters = sum(_numel(p) for p in model.parameters())
-    targets = resolve_targets(model, config.adapter.target_modules)
-    if config.adapter.target_modules == "auto":
-        settle("adapter.target_modules", targets, "all linear layers without the head")
-    torch.manual_seed(config.train.seed)
-    model = attach(model, config, targets)
-    if config.adapter.start_from:
-        _start_from(config.adapter.start_from, model)
-    if config.train.gradient_checkpointing:
-        model.enable_input_require_grads()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.train()
+    choices.reasons["model.quantization"] = f"{held(model, quantization)}; {why}" if quantization != "none" else why
+    model, targets = _adapted(model, choices, base_digest, lambda: sample_batches(config, data, encoder, device.device))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     text = getattr(architecture, "text_config", None) or architecture
     hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
-    if config.train.learning_rate == "auto":
-        settle("train.learning_rate", *auto_learning_rate(hidden, str(architecture.model_type)))
-    room, limit_reason = _room_bytes(config, device.device)
-    checkpointing = config.train.gradient_checkpointing
-    micro = config.train.micro_batch_size
-    if micro == "auto":
-        cap = _TOKEN_CAP[device.device.partition(":")[0]]
-        micro, reason = largest_micro_batch(
-            model, trainable, config.train.batch_size, data.max_length, checkpointing, room, cap
-        )
-        settle("train.micro_batch_size", micro, reason)
-    micro_size = min(int(micro), config.train.batch_size)
-    memory = estimate(model, trainable, micro_size, data.max_length, checkpointing)
-    if config.train.max_memory and memory.total > room:
-        raise ConfigError(
-            f"train.max_memory: the run needs about {memory.total / 1e9:.2f} GB at micro_batch_size {micro_size}, more than "
-            f"{limit_reason}. Lower data.max_length or adapter.rank, set train.gradient_checkpointing=true, or quantize."
-        )
+    choices.settle("train.learning_rate", *auto_learning_rate(hidden, str(architecture.model_type)))
+    memory = _fitted(model, choices, trainable, data.max_length, device.device)
     per_epoch = steps_per_epoch(len(data.train), config.train.batch_size)
     total = config.train.max_steps or per_epoch * config.train.epochs
     eval_every = _every(config.train.eval_steps, max(1, math.ceil(total / 10)), per_epoch)
     save_every = _every(config.train.save_steps, eval_every, per_epoch)
-    for name, every in (("eval_steps", eval_every), ("save_steps", save_every)):
-        if getattr(config.train, name) == "auto":
-            settle(f"train.{name}", every, "ten times a run" if name == "eval_steps" else "with each evaluation")
-    if config.data.eval is None:
-        reasons["data.eval"] = f"{config.data.eval_fraction:.0%} of the rows, by content"
-    settled = validate(merge(config.model_dump(), nested(resolved)), "resolved config")
+    choices.settle("train.eval_steps", eval_every, "ten times a run")
+    choices.settle("train.save_steps", save_every, "with each evaluation")
     return Setup(
-        config=settled, reasons=reasons, base=base, base_digest=base.digest(), encoder=encoder, data=data, model=model,
-        device=device.device, dtype=getattr(torch, dtype.dtype), quantization=quantization, trainable=trainable,
-        total_parameters=total_parameters, memory=memory, total_steps=total, eval_every=eval_every,
-        save_every=save_every,
+        config=choices.config_settled(), reasons=choices.reasons, base=base, base_digest=base_digest, encoder=encoder,
+        data=data, model=model, device=device.device, dtype=getattr(torch, dtype.dtype), quantization=quantization,
+        trainable=trainable, total_parameters=total_parameters, targets=targets, memory=memory, total_steps=total,
+        eval_every=eval_every, save_every=save_every,
     )  # fmt: skip
 
 
-def _quantization(config: Config, device: str, dtype: str) -> tuple[str, str]:
-    """What is really used and why. Raises: ModelError when the wish cannot be had and no fallback is allowed."""
-    wanted = config.model.quantization
-    if wanted == "none":
-        return "none", "not asked for"
-    from inlay.models.quantization import probe_quantization
+def _adapted(
+    model: Any, choices: _Choices, base_digest: str, sample: Callable[[], Iterable[Mapping[str, Tensor]]]
+) -> tuple[Any, list[str]]:
+    """(the base with its adapter as training starts from it, the target modules)"""
+    config = choices.config
+    targets, why = targets_of(config, model)
+    choices.settle("adapter.target_modules", targets, why)
+    if why:  # a preset's words stay in the config, their meaning here goes beside them
+        choices.reasons["adapter.target_modules"] = why
+    torch.manual_seed(config.train.seed)
+    model = attach(model, config, targets, sample)
+    if config.adapter.start_from:
+        start_from(config, model, base_digest)
+    if config.train.gradient_checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    return model, targets
 
-    compute = config.model.compute_dtype if config.model.compute_dtype != "auto" else dtype
-    probe = probe_quantization(wanted, device, compute)
-    if probe.works:
-        return wanted, probe.reason
-    if not config.model.quantization_fallback:
-        raise ModelError(
-            f"model.quantization {wanted}: does not work here: {probe.reason}. Leave it out, or allow an unquantized "
-            "run with --set model.quantization_fallback=true."
+
+def _fitted(model: Any, choices: _Choices, trainable: int, max_length: int, device: str) -> MemoryEstimate:
+    """Settles the micro batch and estimates what it needs. Raises: ConfigError when that is more than was allowed."""
+    train = choices.config.train
+    room, limit_reason = _room_bytes(choices.config, device)
+    micro = train.micro_batch_size
+    if micro == "auto":
+        cap = _TOKEN_CAP[device.partition(":")[0]]
+        micro, reason = largest_micro_batch(
+            model, trainable, train.batch_size, max_length, train.gradient_checkpointing, room, cap
         )
-    return "none", f"{wanted} was asked for but does not work here: {probe.reason}"
-
-
-def _start_from(reference: str, model: Any) -> None:
-    folder = Path(reference)
-    for candidate in (folder / "adapter", folder):
-        if (candidate / "adapter_config.json").is_file():
-            AdapterState.read(candidate).load_into(model)
-            return
-    raise AdapterError(f"--from {reference}: neither a run with an adapter nor an adapter folder.")
+        choices.settle("train.micro_batch_size", micro, reason)
+    micro_size = min(int(micro), train.batch_size)
+    memory = estimate(model, trainable, micro_size, max_length, train.gradient_checkpointing)
+    if train.max_memory and memory.total > room:
+        raise ConfigError(
+            f"train.max_memory: the run needs about {memory.total / 1e9:.2f} GB at micro_batch_size {micro_size}, more than "
+            f"{limit_reason}. Lower data.max_length or adapter.rank, set train.gradient_checkpointing=true, or quantize."
+        )
+    return memory
 
 
 def _room_bytes(config: Config, device: str) -> tuple[int, str]:
@@ -255,7 +269,5 @@ def _numel(parameter: torch.nn.Parameter) -> int:
     return int(math.prod(state.shape)) if state is not None else parameter.numel()
 
 
-def _short(targets: list[str] | str) -> str:
-    if isinstance(targets, str):
-        return targets
+def _short(targets: list[str]) -> str:
     return ", ".join(targets) if len(targets) <= 8 else f"{len(targets)} layers"

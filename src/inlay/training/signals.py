@@ -15,6 +15,10 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
 
+    @property
+    def asked(self) -> bool:
+        return self.signal is not None
+
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
@@ -23,7 +27,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
         yield request
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, _frame: FrameType | None) -> None:
         request.signal = number

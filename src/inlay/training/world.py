@@ -1,12 +1,15 @@
-"""How many processes train together, and the two things they do together."""
+"""How many processes train together, and the few things they do together."""
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from inlay.training.launcher import launched_rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,7 @@ class World:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The tensor summed over all ranks, in place."""
+        """The tensor summed over all ranks, in place; the same bits on every rank."""
         if self.size > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
@@ -43,11 +46,9 @@ class World:
         """Rank 0's text, on every rank."""
         if self.size == 1:
             return text
-        padded = torch.zeros(4096, dtype=torch.float32)
-        if self.is_first:
-            data = text.encode()[:4096]
-            padded[: len(data)] = torch.tensor(list(data), dtype=torch.float32)
-        return bytes(int(b) for b in self.sum(padded).tolist() if b).decode()
+        shared = [text]
+        torch.distributed.broadcast_object_list(shared, src=0, device=torch.device("cpu"))
+        return shared[0]
 
     def device(self, wanted: str) -> str:
         """The device of this rank: with several ranks on CUDA, each takes its own."""
@@ -61,10 +62,15 @@ class World:
 
 
 def join_world(device: str) -> World:
-    """The world that the launcher (torchrun, accelerate launch) describes in the environment."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """The world of this process. Waits until every rank has joined."""
+    rank, size = launched_rank()
+    if size == 1:
         return World()
-    from accelerate import PartialState
-
-    state = PartialState(cpu=device == "cpu")
-    return World(state.process_index, state.num_processes)
+    if not torch.distributed.is_initialized():
+        on_cuda = device != "cpu" and torch.cuda.is_available()
+        if on_cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
+        # flags and texts travel on the CPU, gradients where they are
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+        atexit.register(torch.distributed.destroy_process_group)
+    return World(rank, size)

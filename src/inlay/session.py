@@ -1,0 +1,378 @@
+"""One call of train: which run it is, what must be true before it begins, the training, and the verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inlay import run as runs
+from inlay.config import Config
+from inlay.config.render import as_yaml, explicit_values
+from inlay.errors import ConfigError, InlayError, Interrupted, RunError
+from inlay.events import LoggedReporter, Reporter, bytes_shown, duration_shown
+from inlay.run import FAILED, FINISHED, INTERRUPTED, RUNNING, Run
+from inlay.storage import explained, owned, require_space, require_writable, sweep_staging, write_file
+from inlay.training.launcher import launched_rank
+
+if TYPE_CHECKING:
+    from inlay.training.loop import Job
+    from inlay.training.setup import Setup
+    from inlay.training.signals import StopRequest
+    from inlay.training.world import World
+
+Confirm = Callable[[str], bool]
+_FREE_TO_CHANGE = ("output.", "track.", "preset")  # settings that a resumed run does not read from its own config
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Which run is meant, and what to do about what lies there."""
+
+    run: Run
+    goes_on: bool = False
+    """From its newest checkpoint; finished runs go nowhere."""
+    moves_aside: bool = False
+    """What lies there now makes room first."""
+
+
+def train(config: Config, resume: bool, fresh: bool, reporter: Reporter, confirm: Confirm | None) -> Run:
+    """See `inlay.api.train`."""
+    if resume and fresh:
+        raise ConfigError("train: --resume and --fresh exclude each other. Give one.")
+    began = time.perf_counter()
+    _refuse_early(config)
+    with contextlib.ExitStack() as held:
+        # decided before torch is imported: who is refused learns it at once
+        claim = Claim(Run(Path()))
+        first = launched_rank()[0] == 0
+        if first:
+            claim = _claim(config, resume, fresh, confirm, reporter, held)
+            reporter.stage("loading torch")
+        from inlay.evaluation.compare import primary_metric
+        from inlay.training.world import join_world
+
+        primary_metric(config.eval.metric)
+        world = join_world(config.model.device)
+        reporter = reporter if first else _Silent()
+        run = Run(Path(world.broadcast_text(str(claim.run.path))))
+        goes_on = world.any(claim.goes_on)
+        if goes_on and run.status == FINISHED:
+            reporter.note(f"{run.path}: already finished at step {run.record['result']['steps']}; nothing to do.")
+            return run
+        effective = _stored_config(run, config) if goes_on else config
+        from inlay.training.setup import set_up
+        from inlay.training.signals import stop_on_signals
+
+        setup = set_up(effective, reporter, world)
+        has_answers = any(e.messages[0].role != "text" for e in setup.data.heldout_examples)
+        primary_metric(effective.eval.metric, has_answers=has_answers)
+        if goes_on:
+            _refuse_other_inputs(run, setup)
+        stop = held.enter_context(stop_on_signals())
+        if first:
+            require_space(run.path, _space_needed_bytes(setup))
+            run = _open_folder(claim, setup, reporter, held, named=config.output.name is not None or world.size > 1)
+            reporter = LoggedReporter(reporter, run)
+            held.enter_context(_recorded(run))
+        run = Run(Path(world.broadcast_text(str(run.path))))  # from here on the folder is there
+        _work(run, setup, world, reporter, stop, goes_on, began)
+    return run
+
+
+def _refuse_early(config: Config) -> None:
+    """Raises for data and folders that cannot work, before torch is loaded and anything is computed."""
+    from inlay.data import stream_examples
+    from inlay.data.sources import EXTENSIONS
+
+    require_writable(Path(config.output.folder))
+    for path in (config.data.train, config.data.eval):
+        if path and (Path(path).exists() or path.lower().removesuffix(".gz").endswith(EXTENSIONS)):
+            _, examples = stream_examples(path, config.data.format, config.data.columns)
+            next(examples, None)  # the first row shows whether the format fits
+
+
+def _claim(
+    config: Config, resume: bool, fresh: bool, confirm: Confirm | None, reporter: Reporter, held: contextlib.ExitStack
+) -> Claim:
+    """What is meant by the name and the flags; a run that lies there is locked. Raises: RunError when undecided."""
+    if config.output.name is None:
+        earlier = runs.numbered(config)
+        if not resume or not earlier:
+            unfinished = [r for r in earlier if r.status != FINISHED and r.has_checkpoint()]
+            if unfinished and not fresh:
+                last = unfinished[-1]
+                if confirm and confirm(f"{last.path} is unfinished. Go on with it? (no starts a new run)"):
+                    held.enter_context(owned(last.path))
+                    return Claim(last, goes_on=True)
+                if not confirm:
+                    reporter.note(f"{last.path} is unfinished; --resume would go on with it. This is a new run.")
+            return Claim(runs.next_numbered(config))
+        run = earlier[-1]
+    else:
+        run = Run(Path(config.output.folder) / config.output.name)
+    if not run.path.exists():
+        return Claim(run)
+    if not run.path.is_dir():
+        raise RunError(f"{run.path}: a file, not the folder of a run. Give another --name.")
+    if not any(run.path.iterdir()):
+        return Claim(run, moves_aside=True)
+    held.enter_context(owned(run.path))
+    finished, started = run.status == FINISHED, run.has_checkpoint()
+    if fresh:
+        return Claim(run, moves_aside=True)
+    if resume and (finished or started):
+        return Claim(run, goes_on=True)
+    if finished:
+        raise RunError(f"{run.path}: this run is finished. Give another --name, or --fresh to move it aside.")
+    if started:
+        if confirm is None:
+            raise RunError(f"{run.path}: has checkpoints of an earlier start. Give --resume to go on, or --fresh.")
+        if confirm(f"{run.path} has checkpoints of an earlier start. Go on from there? (no starts anew)"):
+            return Claim(run, goes_on=True)
+    return Claim(run, moves_aside=True)
+
+
+def _stored_config(run: Run, wanted: Config) -> Config:
+    """The config that the run began with. Raises: ConfigError listing what was now asked to be otherwise."""
+    stored = run.config
+    before, now = explicit_values(stored, everything=True), explicit_values(wanted)
+    differing = [
+        f"  {path}: {before.get(path)!r} then, {value!r} now"
+        for path, value in now.items()
+        if value != "auto" and before.get(path) != value and not path.startswith(_FREE_TO_CHANGE)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{run.path}: was started with other settings:\n" + "\n".join(differing) + "\n"
+            "Leave them out to resume, or start anew with --fresh or another --name."
+        )
+    return stored
+
+
+def _inputs(setup: Setup) -> dict[str, tuple[str, str]]:
+    """Key in run.json to (what it stands for, digest), of everything besides the config that decides the numbers."""
+    return {
+        "data_hash": ("the data file", setup.data.data_hash),
+        "base_digest": ("the base model", setup.base_digest),
+        "tokenizer_hash": ("the tokenizer", setup.encoder.tokenizer_hash),
+        "chat_template_hash": ("the chat template", setup.encoder.template_hash),
+    }
+
+
+def _refuse_other_inputs(run: Run, setup: Setup) -> None:
+    from inlay.evaluation.score import write_examples
+
+    record = run.record
+    changed = [what for key, (what, digest) in _inputs(setup).items() if record.get(key) != digest]
+    if not changed:
+        with explained(run.heldout):
+            if run.heldout.read_text(encoding="utf-8") != write_examples(setup.data.heldout_examples):
+                changed = ["the held-out rows"]
+    if changed:
+        raise RunError(
+            f"{run.path}: {' and '.join(changed)} changed since this run began; going on would mix two runs. "
+            "Put it back, or start anew with --fresh or another --name."
+        )
+
+
+def _open_folder(claim: Claim, setup: Setup, reporter: Reporter, held: contextlib.ExitStack, *, named: bool) -> Run:
+    """The run's folder, locked and with its first files in it."""
+    from inlay.evaluation.score import write_examples
+    from inlay.training.finish import versions
+
+    run = claim.run
+    if claim.goes_on:
+        run.update(status=RUNNING, error=None, resumed_at=datetime.now(UTC).isoformat(timespec="seconds"))
+        sweep_staging(run.path)
+        sweep_staging(run.checkpoints)
+        return run
+    if claim.moves_aside:
+        reporter.note(f"moved what was at {run.path} to {runs.start_fresh(run)}")
+    while not runs.created(run):
+        if named:
+            raise RunError(f"{run.path}: another process made this run just now. Give another --name.")
+        run = runs.next_numbered(setup.config)
+    held.enter_context(owned(run.path))
+    write_file(run.path / "config.yaml", as_yaml(setup.config, setup.reasons))
+    write_file(run.heldout, write_examples(setup.data.heldout_examples))
+    run.update(
+        status=RUNNING,
+        started_at=datetime.now(UTC).isoformat(timespec="microseconds"),
+        seed=setup.config.train.seed,
+        versions=versions(),
+        device=setup.device,
+        dtype=str(setup.dtype).removeprefix("torch."),
+        quantization=setup.quantization,
+        heldout_available=setup.data.heldout_available,
+        max_length=setup.data.max_length,
+        **{key: digest for key, (_, digest) in _inputs(setup).items()},
+    )
+    return run
+
+
+@contextlib.contextmanager
+def _recorded(run: Run) -> Iterator[None]:
+    """Leaves the way the run ended in run.json, and a traceback in log.txt for what nobody foresaw."""
+    try:
+        yield
+    except KeyboardInterrupt:  # a second Ctrl+C, which waits for nothing
+        from inlay.training.loop import way_on
+
+        message = f"stopped at once. {way_on(run)}"
+        run.update(status=INTERRUPTED, error=message)
+        raise Interrupted(message, 2) from None
+    except InlayError as error:
+        with contextlib.suppress(InlayError):  # a full disk must not hide the first error
+            sweep_staging(run.checkpoints)
+            run.update(status=INTERRUPTED if isinstance(error, Interrupted) else FAILED, error=str(error))
+            run.log(f"ended: {error}")
+        raise
+    except BaseException as error:
+        with contextlib.suppress(InlayError):
+            run.update(status=FAILED, error=f"{type(error).__name__}: {error}")
+            run.log(traceback.format_exc())
+            error.add_note(f"traceback in {run.path / 'log.txt'}")
+        raise
+
+
+def _work(
+    run: Run, setup: Setup, world: World, reporter: Reporter, stop: StopRequest, goes_on: bool, began: float
+) -> None:
+    from inlay.training import finish
+    from inlay.training.calibrate import seconds_per_token
+    from inlay.training.loop import leave_if_asked, run_job
+    from inlay.training.trackers import open_trackers
+
+    job = setup.job(run)
+    if goes_on:
+        _restore(job, world, reporter)
+    pace_s = seconds_per_token(job, stop)
+    leave_if_asked(job, world, stop)
+    reporter.block("pre-flight", [*setup.facts(), *_forecast(setup, job, pace_s)])
+    trackers = open_trackers(setup.config, run.path, run.name) if world.is_first else []
+    try:
+        run_job(job, world, stop, reporter, trackers)
+    finally:
+        for tracker in trackers:
+            tracker.close()
+    leave_if_asked(job, world, stop)
+    if world.is_first:
+        reporter.stage("saving the adapter and checking that it is what was trained")
+        _conclude(job, setup, finish.export(setup, job), reporter, stop, began)
+    world.barrier()
+
+
+def _conclude(job: Job, setup: Setup, step: int, reporter: Reporter, stop: StopRequest, began: float) -> None:
+    """Judges the exported adapter, which is the one in the model, and finishes the run."""
+    from inlay.evaluation.compare import loss_difference
+    from inlay.models.adapter import base_view
+    from inlay.training import finish
+    from inlay.training.loop import heldout_nll
+    from inlay.training.world import World as Alone
+
+    with base_view(job.model):
+        base = heldout_nll(job, Alone(), stop)
+    adapter = heldout_nll(job, Alone(), stop)
+    _leave_finished(job, stop)
+    difference = loss_difference(base, adapter, setup.config.eval.resamples, setup.config.train.seed)
+    finish.draw_curves(job.run)
+    progress = job.progress
+    result = {
+        "run": str(job.run.path),
+        "status": FINISHED,
+        "steps": progress.step,
+        "adapter_step": step,
+        "best_step": progress.best_step,
+        "train_loss": progress.train_loss,
+        "eval_loss": difference.other,
+        "base_eval_loss": difference.base,
+        "difference": difference.difference,
+        "low": difference.low,
+        "high": difference.high,
+        "verdict": difference.verdict,
+        "stopped_early": progress.stopped_early,
+        "tokens_seen": progress.tokens_seen,
+        "trained_tokens_seen": progress.trained_tokens_seen,
+        "train_time_s": round(progress.train_time_s, 3),
+        "time_s": round(time.perf_counter() - began, 3),
+        "adapter": str(job.run.adapter),
+    }
+    job.run.update(status=FINISHED, error=None, result=result)
+    reporter.note(
+        f"held-out loss {difference.base:.4f} → {difference.other:.4f}: {difference.difference:+.4f} "
+        f"[{difference.low:+.4f}, {difference.high:+.4f}] {difference.verdict}"
+    )
+
+
+def _leave_finished(job: Job, stop: StopRequest) -> None:
+    """Like `leave_if_asked` after the last step, whose checkpoint is on the disk while the model holds the best one."""
+    if stop.signal is not None:
+        from inlay.training.loop import way_on
+
+        raise Interrupted(f"interrupted after the last step, before the verdict. {way_on(job.run)}", stop.signal)
+
+
+def _restore(job: Job, world: World, reporter: Reporter) -> None:
+    """Puts the newest whole checkpoint into the job; damaged newer ones are moved aside."""
+    from inlay.training import checkpoint as checkpoints
+    from inlay.training.optimizer import restore_state
+
+    chosen = ""
+    if world.is_first:
+        newest, faults = checkpoints.newest_valid(job.run.checkpoints)
+        if newest is None:
+            told = "".join(f"\n  {fault}" for _, fault in faults)
+            raise RunError(f"{job.run.path}: no checkpoint can be read. Start anew with --fresh.{told}")
+        for damaged, fault in faults:
+            reporter.note(f"passed over a damaged checkpoint, now {checkpoints.set_aside(damaged).name}: {fault}")
+        chosen = str(newest.path)
+    newest = checkpoints.Checkpoint(Path(world.broadcast_text(chosen)))
+    adapter, tensors, values, progress = checkpoints.load(newest)
+    adapter.load_into(job.model)
+    restore_state(job.optimizer, tensors, values)
+    job.progress = progress
+    if world.is_first:
+        last_logged = progress.step - (progress.unfinished is not None)
+        job.run.truncate_metrics(last_logged)
+    reporter.note(f"going on after step {progress.step} of {job.total_steps} from {newest.path}")
+
+
+def _forecast(setup: Setup, job: Job, pace_s: float) -> list[tuple[str, str]]:
+    remaining = job.total_steps - job.progress.step
+    per_step = len(job.train.input_ids) / len(job.train) * min(setup.config.train.batch_size, len(job.train))
+    evaluations = remaining // job.eval_every + 1
+    # a forward pass alone costs about a third of forward and backward
+    expected_s = pace_s * (remaining * per_step + evaluations * len(job.heldout.input_ids) / 3)
+    memory = setup.memory
+    return [
+        (
+            "memory",
+            f"about {bytes_shown(memory.total)}: weights {bytes_shown(memory.weights)}, adapter and optimizer "
+            f"{bytes_shown(memory.adapter)}, activations {bytes_shown(memory.activations)}, "
+            f"logits {bytes_shown(memory.logits)}",
+        ),
+        ("expected time", f"about {duration_shown(expected_s)} ({1 / pace_s:,.0f} tokens/s in one micro batch)"),
+        ("run folder", str(job.run.path)),
+    ]
+
+
+def _space_needed_bytes(setup: Setup) -> int:
+    checkpoints = setup.config.train.keep_checkpoints + 2
+    return setup.trainable * 12 * checkpoints + 20_000_000
+
+
+class _Silent:
+    """The reporter of the ranks that do not speak."""
+
+    def stage(self, text: str) -> None: ...
+    def block(self, title: str, rows: list[tuple[str, str]]) -> None: ...
+    def start(self, total: int, done: int, unit: str) -> None: ...
+    def progress(self, done: int, values: dict[str, Any]) -> None: ...
+    def note(self, text: str) -> None: ...
+    def end(self) -> None: ...

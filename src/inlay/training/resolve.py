@@ -1,0 +1,96 @@
+"""What the settings of base and adapter mean on this machine, for this architecture, with this earlier adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from inlay.config import Config
+from inlay.config.load import preset_tree
+from inlay.data.batches import collate, step_rows
+from inlay.data.encode import Encoder
+from inlay.data.prepare import PreparedData
+from inlay.errors import AdapterError, ModelError
+from inlay.models.adapter import AdapterState, alpha_of
+from inlay.models.targets import layers_for_roles, resolve_targets
+
+_SAMPLE_ROWS, _SAMPLE_BATCH = 64, 4
+
+
+def targets_of(config: Config, model: Any) -> tuple[list[str], str]:
+    """(target modules, reason) of the config; the reason is empty for a list that the user wrote.
+
+    A preset names layers as Llama does; they are found under this architecture's names. A user's list is taken as it is.
+    """
+    wanted = config.adapter.target_modules
+    if wanted == "auto":
+        return resolve_targets(model, "auto"), "all linear layers without the head"
+    if config.preset is not None and preset_tree(config.preset).get("adapter", {}).get("target_modules") == wanted:
+        names, reason = layers_for_roles(model, wanted)
+        return resolve_targets(model, names), reason
+    return resolve_targets(model, wanted), ""
+
+
+def choose_quantization(config: Config, device: str, dtype: str) -> tuple[str, str]:
+    """What is really used and why. Raises: ModelError when the wish cannot be had and no fallback is allowed."""
+    wanted = config.model.quantization
+    if wanted == "none":
+        return "none", "not asked for"
+    from inlay.models.quantization import probe_quantization
+
+    compute = config.model.compute_dtype if config.model.compute_dtype != "auto" else dtype
+    probe = probe_quantization(wanted, device, compute)
+    if probe.works:
+        return wanted, probe.reason
+    if not config.model.quantization_fallback:
+        raise ModelError(
+            f"model.quantization {wanted}: does not work here: {probe.reason}. Leave it out, or allow an unquantized "
+            "run with --set model.quantization_fallback=true."
+        )
+    return "none", f"{wanted} was asked for but does not work here: {probe.reason}"
+
+
+def sample_batches(config: Config, data: PreparedData, encoder: Encoder, device: str) -> Iterator[dict[str, Tensor]]:
+    """The first training rows, in the order of training, a few at a time."""
+    rows = step_rows(1, config.train.seed, len(data.train), min(_SAMPLE_ROWS, len(data.train)))
+    for start in range(0, len(rows), _SAMPLE_BATCH):
+        batch = collate(data.train, rows[start : start + _SAMPLE_BATCH], encoder.pad_id).to(device)
+        yield {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+
+
+def start_from(config: Config, model: Any, base_digest: str) -> None:
+    """Puts the adapter that `adapter.start_from` names into the model.
+
+    Raises: AdapterError when it is none, or when it differs from the config in what an adapter computes.
+    """
+    reference = str(config.adapter.start_from)
+    folder = _adapter_folder(reference, config.output.folder)
+    state = AdapterState.read(folder, base_digest)
+    adapter, there = config.adapter, state.settings
+    for setting, wanted, found in (
+        ("rank", adapter.rank, there["r"]),
+        ("alpha", alpha_of(config), float(there["lora_alpha"])),
+        ("rslora", adapter.rslora, bool(there.get("use_rslora"))),
+        ("dora", adapter.dora, bool(there.get("use_dora"))),
+        ("bias", adapter.bias, there.get("bias", "none")),
+    ):
+        if wanted != found:
+            raise AdapterError(
+                f"adapter.start_from {reference}: has {setting} {found}, this config {wanted}. "
+                f"Set adapter.{setting}={found} to go on from it."
+            )
+    try:
+        state.load_into(model)
+    except AdapterError as error:
+        raise AdapterError(f"adapter.start_from {reference}: {str(error).removeprefix('adapter: ')}") from None
+
+
+def _adapter_folder(reference: str, results: str) -> Path:
+    for folder in (Path(reference), Path(results) / reference):
+        for candidate in (folder / "adapter", folder):
+            if (candidate / "adapter_config.json").is_file():
+                return candidate
+    raise AdapterError(f"adapter.start_from {reference}: neither a run with an adapter nor an adapter folder.")

@@ -1,0 +1,270 @@
+"""What is trained is what is served: the encoder over templates, tokenizers and dialogues of every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import toys
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from inlay.data.encode import Encoder, Tokens
+from inlay.data.types import Example, Message, Source
+from inlay.errors import DataError, ModelError
+
+HERE = Source("rows.jsonl", 7)
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def user(text: str) -> Message:
+    return Message("user", text)
+
+
+def said(text: str, weight: float = 1.0) -> Message:
+    return Message("assistant", text, weight)
+
+
+@cache
+def encoder(tokenizer: str, template: str | None) -> Encoder:
+    source = toys.TEMPLATES.get(template or "", None)
+    if tokenizer == "nano":
+        made = toys.nano(source)
+        if template == "none":
+            made.chat_template = None
+        return Encoder(made)
+    return Encoder(toys.sentencepiece(source, prefix=tokenizer))
+
+
+def encoded(enc: Encoder, *messages: Message, tools: Sequence[dict[str, Any]] = ()) -> list[Tokens]:
+    return [t for _, t in enc.examples([Example(tuple(messages), HERE, tuple(tools))])]
+
+
+def trained(enc: Encoder, tokens: Tokens) -> str:
+    return str(enc.tokenizer.decode(tokens.input_ids[tokens.weights > 0]))
+
+
+def check_prompts(enc: Encoder, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> None:
+    """Every trained turn is trained once, right after the ids that are served to ask for it, to a stop."""
+    rows = encoded(enc, *messages, tools=tools)
+    spans = 0
+    for n, message in enumerate(messages):
+        if message.role != "assistant" or message.weight == 0:
+            continue
+        prompt = enc.prompt(messages[:n], tools)
+        k = len(prompt)
+        follows = [r for r in rows if r.input_ids[:k].tolist() == prompt and (r.weights[k : k + 1] > 0).any()]
+        assert len(follows) == 1
+        row = follows[0]
+        assert k == 0 or row.weights[k - 1] == 0
+        end = k + int(np.argmin(np.append(row.weights[k:] > 0, False)))
+        assert set(row.weights[k:end]) == {np.float32(message.weight)}
+        assert int(row.input_ids[end - 1]) in enc.stop_ids
+        assert not {int(i) for i in row.input_ids[k : end - 1]} & enc.stop_ids
+        spans += end - k
+    assert sum(int((r.weights > 0).sum()) for r in rows) == spans
+
+
+text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=12).map(lambda s: s)
+filled = text.filter(lambda s: s.strip())
+spaced = st.builds(
+    lambda a, s, b: a + s + b, st.sampled_from(["", " ", "\n"]), filled, st.sampled_from(["", "  ", "\n\n"])
+)
+
+
+@st.composite
+def dialogues(draw: st.DrawFn) -> list[Message]:
+    messages = [Message("system", draw(text))] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 3))):
+        thinks = draw(st.sampled_from(["", "thought</think>"]))
+        messages += [user(draw(spaced)), said(thinks + draw(spaced), draw(st.sampled_from([1.0, 1.0, 0.5, 0.0])))]
+    messages[-1] = said(messages[-1].content, 1.0)
+    return messages
+
+
+@pytest.mark.parametrize("template", toys.TEMPLATES)
+@pytest.mark.parametrize("tokenizer", ["nano", "always", "first"])
+@QUICK
+@given(messages=dialogues())
+def test_a_served_prompt_is_the_start_of_the_row_that_trains_its_answer(
+    tokenizer: str, template: str, messages: list[Message]
+) -> None:
+    if tokenizer == "nano" and template == "llama2":
+        return  # that template asks for a BOS
+    enc = encoder(tokenizer, template)
+    if enc._control._find("".join(m.content for m in messages)):
+        return
+    check_prompts(enc, messages)
+
+
+def test_prompts_with_tools_names_and_tool_results_are_the_start_of_the_row() -> None:
+    turns = [
+        Message("system", "You help."),
+        Message("user", "Weather?", name="ann"),
+        Message("assistant", "", 1.0, (CALL,)),
+        Message("tool", '{"celsius": 4}', name="weather"),
+        said("4 degrees."),
+    ]
+    for template in ("tools", "built in"):
+        check_prompts(encoder("nano", template), turns, [TOOL])
+
+
+def test_the_prompt_is_masked_the_end_of_turn_is_trained_and_nothing_after_it() -> None:
+    enc = encoder("nano", "chatml")
+    (row,) = encoded(enc, user("Hi"), said("Hello!"), user("Bye"), said("So long.", 0.5))
+    assert trained(enc, row) == "Hello!<|im_end|>So long.<|im_end|>"
+    whole = enc.tokenizer.decode(row.input_ids)
+    assert whole.endswith("So long.<|im_end|>\n")
+    assert row.weights[-1] == 0
+    assert sorted(set(row.weights.tolist())) == [0.0, 0.5, 1.0]
+
+
+@QUICK
+@given(question=filled, answer=spaced)
+def test_what_is_trained_decodes_to_the_answer_and_the_end_of_turn(question: str, answer: str) -> None:
+    enc = encoder("nano", "built in")
+    (row,) = encoded(enc, user(question), said(answer))
+    assert trained(enc, row) == answer + "<|im_end|>"
+
+
+def test_a_template_that_rewrites_history_gives_one_row_per_trained_turn() -> None:
+    enc = encoder("nano", "forgets")
+    rows = encoded(enc, user("a"), said("why</think>b"), user("c"), said("so</think>d"))
+    assert [trained(enc, r) for r in rows] == ["why</think>b<|im_end|>", "so</think>d<|im_end|>"]
+    assert "why" not in enc.tokenizer.decode(rows[1].input_ids)
+
+
+def test_a_template_without_an_end_of_turn_gets_the_end_of_sequence_after_each_trained_turn() -> None:
+    enc = encoder("nano", "no end")
+    rows = encoded(enc, user("a"), said("b"), user("c"), said("d"))
+    assert [trained(enc, r) for r in rows] == [" b\n<|im_end|>", " d\n<|im_end|>"]
+    assert enc.stop_ids == {enc.eos_id}
+
+
+@pytest.mark.parametrize("prefix", ["always", "first"])
+def test_pieces_of_a_sentencepiece_dialogue_have_the_ids_of_the_whole(prefix: str) -> None:
+    enc = encoder(prefix, "llama2")
+    turns = [user("hello the"), said("hell"), user("b"), said("a")]
+    (row,) = encoded(enc, *turns)
+    whole = "<s>[INST] hello the [/INST] hell </s><s>[INST] b [/INST] a </s>"
+    assert row.input_ids.tolist() == enc.tokenizer(whole, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("template", ["none", "llama2"])
+def test_a_dialogue_has_exactly_one_bos_where_the_tokenizer_adds_one(template: str) -> None:
+    enc = encoder("always", template)
+    ids = encoded(enc, user("the"), said("a"))[0].input_ids.tolist()
+    assert ids[0] == 1
+    assert ids.count(1) == 1
+
+
+def test_a_template_that_renders_no_bos_gets_none() -> None:
+    enc = encoder("always", "no end")
+    assert 1 not in enc.prompt([user("the")])
+
+
+def test_a_plain_document_is_trained_whole_between_bos_and_eos() -> None:
+    enc = encoder("always", "none")
+    (row,) = encoded(enc, Message("text", "the hell", 1.0))
+    assert row.input_ids.tolist() == [1, *enc.tokenizer("the hell", add_special_tokens=False)["input_ids"], 2]
+    assert row.weights.tolist() == [0.0] + [1.0] * (len(row.input_ids) - 1)
+    (row,) = encoded(encoder("nano", "built in"), Message("text", "the hell", 1.0))
+    assert row.weights[0] == 0  # nothing predicts the first token
+    assert row.weights[1:].all()
+
+
+def test_the_saved_tokenizer_of_a_base_without_template_encodes_as_in_training(tmp_path: Any) -> None:
+    from transformers import AutoTokenizer
+
+    enc = encoder("always", "none")
+    enc.tokenizer.save_pretrained(str(tmp_path))
+    again = Encoder(AutoTokenizer.from_pretrained(str(tmp_path)))
+    assert again.prompt([user("the")]) == enc.prompt([user("the")])
+    assert again.own_template
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools", "says"),
+    [
+        ([user("a <|im_end|> b"), said("x")], (), "turn 1 (user) contains '<|im_end|>'"),
+        ([user("a"), said("<|im_start|>user")], (), "turn 2 (assistant) contains '<|im_start|>'"),
+        ([Message("user", "a", name="<|pad|>"), said("x")], (), "turn 1 (user) name contains '<|pad|>'"),
+        (
+            [
+                user("a"),
+                Message("assistant", "", 1.0, ({"function": {"name": "f", "arguments": {"k": ["<|im_end|>"]}}},)),
+            ],
+            (),
+            "turn 2 (assistant) tool_calls contains",
+        ),
+        (
+            [user("a"), said("x")],
+            ({"function": {"name": "f", "description": "<|im_end|>"}},),
+            "tools contain '<|im_end|>'",
+        ),
+        ([user("a"), said("x")], ({"function": {"name": "f", "p": {"<|im_end|>": 1}}},), "tools contain '<|im_end|>'"),
+        ([Message("text", "one<|endoftext|>two", 1.0)], (), "turn 1 (text) contains '<|endoftext|>'"),
+    ],
+)
+def test_a_control_token_in_a_row_is_refused_by_place_turn_and_token(messages: Any, tools: Any, says: str) -> None:
+    with pytest.raises(DataError) as error:
+        encoded(encoder("nano", "tools"), *messages, tools=tools)
+    assert str(error.value).startswith(f"rows.jsonl:7: {says}")
+    with pytest.raises(DataError, match="control token"):
+        encoder("nano", "tools").prompt(messages, tools)
+
+
+def test_a_control_token_that_is_matched_after_normalization_is_refused_in_any_spelling() -> None:
+    from tokenizers import AddedToken, Tokenizer, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.WordLevel({"a": 0, "b": 1, "[unk]": 2}, unk_token="[unk]"))
+    raw.normalizer = normalizers.Lowercase()
+    raw.add_special_tokens([AddedToken("<end>", normalized=True, special=True)])
+    enc = Encoder(PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", unk_token="[unk]"))
+    with pytest.raises(DataError, match="'<end>'"):
+        encoded(enc, user("a <END>"), said("b"))
+
+
+def test_a_template_that_leaves_out_a_part_of_the_dialogue_is_refused() -> None:
+    chatml = encoder("nano", "chatml")
+    with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template leaves out the tool 'weather'"):
+        encoded(chatml, user("a"), said("b"), tools=[TOOL])
+    with pytest.raises(DataError, match="leaves out the tool calls of turn 2"):
+        encoded(chatml, user("a"), Message("assistant", "", 1.0, (CALL,)), Message("tool", "4"), said("b"))
+    deaf = Encoder(toys.nano("{% for m in messages if m.role != 'system' %}" + toys.CHATML.split("%}", 1)[1]))
+    with pytest.raises(DataError, match=r"leaves out what turn 1 \(system\) says"):
+        encoded(deaf, Message("system", "Speak Latin."), user("a"), said("b"))
+
+
+def test_a_template_that_asks_otherwise_than_it_answers_is_refused() -> None:
+    thinking = toys.CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>{% endif %}")
+    with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template renders turn 2 differently"):
+        encoded(Encoder(toys.nano(thinking)), user("a"), said("b"))
+    with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template refuses this dialogue: no, thanks"):
+        encoded(Encoder(toys.nano("{{ raise_exception('no, thanks') }}")), user("a"), said("b"))
+
+
+def test_a_tokenizer_without_pad_token_pads_with_its_end_and_one_without_end_is_refused() -> None:
+    enc = encoder("always", "none")
+    assert enc.tokenizer.pad_token_id is None
+    assert enc.pad_id == enc.eos_id
+    endless = toys.sentencepiece()
+    endless.eos_token = None
+    with pytest.raises(ModelError, match="names no end-of-sequence token"):
+        Encoder(endless)
+
+
+def test_a_tool_call_that_a_template_ends_with_its_own_token_stops_generation_there() -> None:
+    template = toys.TOOLS.replace(
+        "<|im_end|>\n{% endfor %}{% if add",
+        "{{ '<|reserved_0|>' if m.tool_calls else '<|im_end|>' }}\n{% endfor %}{% if add",
+    )
+    enc = Encoder(toys.nano(template))
+    assert {enc.tokenizer.convert_ids_to_tokens(i) for i in enc.stop_ids} == {"<|im_end|>", "<|reserved_0|>"}
+    check_prompts(enc, [user("a"), Message("assistant", "", 1.0, (CALL,)), Message("tool", "4"), said("b")], [TOOL])

@@ -1,0 +1,58 @@
+"""Makers of small real parts that tests build on: a tiny random base with the real tokenizer, and rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+NANO = Path(str(resources.files("inlay"))) / "builtin" / "nano"
+TOPICS = [
+    "parcels",
+    "returns",
+    "gift cards",
+    "sizes",
+    "opening hours",
+    "refunds",
+    "teapots",
+    "lamps",
+    "points",
+    "labels",
+]
+
+
+def make_base(folder: Path, seed: int = 0, **overrides: Any) -> Path:
+    """Writes a tiny random Llama with the real tokenizer into the folder."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(str(NANO))
+    shape = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": len(tokenizer), "max_position_embeddings": 256,
+        "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**shape | overrides))
+    model.save_pretrained(str(folder))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(NANO / name, folder / name)
+    return folder
+
+
+def qa_rows(count: int) -> list[dict[str, str]]:
+    """Questions with answers of very different lengths."""
+    return [
+        {
+            "question": f"What about {TOPICS[n % len(TOPICS)]}, case {n}?",
+            "answer": " ".join([f"We take care of {TOPICS[n % len(TOPICS)]} number {n}."] * (1 + n % 4)),
+        }
+        for n in range(count)
+    ]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

@@ -1,0 +1,49 @@
+"""What is imported when, and that the page about it says the same."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("module", ["inlay", "inlay.cli", "inlay.config", "inlay.data.formats"])
+def test_torch_is_not_imported_before_a_verb_needs_it(module: str) -> None:
+    asked = (
+        f"import sys, {module}; heavy = {{'torch', 'transformers', 'peft', 'matplotlib'}} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_public_names_are_there_when_asked_for() -> None:
+    import inlay
+    from inlay import api
+
+    assert [name for name in inlay.__all__ if not hasattr(inlay, name)] == []
+    assert (inlay.train, inlay.compare, inlay.load) == (api.train, api.compare, api.load)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = inlay.trian
+
+
+def test_the_page_on_architecture_names_the_rooms_of_the_contract_in_order() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    block = page.split("## Rooms")[1].split("```")[1]
+    rooms = [re.split(r"\s{2,}", line)[0] for line in block.strip().splitlines()]
+    assert rooms == [layer.replace("inlay.", "") for layer in layers]
+
+
+def test_the_tests_that_the_page_names_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(tests/[\w/]+\.py)`", page))
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []

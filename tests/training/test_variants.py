@@ -1,0 +1,308 @@
+"""Every kind of adapter trains, leaves the base alone, and lies on the disk as what it was in memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+
+from inlay import config as configs
+from inlay.engine.loss import autocast
+from inlay.errors import AdapterError
+from inlay.events import PlainReporter
+from inlay.models.adapter import START, AdapterState, base_view, detach
+from inlay.models.base import load_model
+from inlay.run import Run
+from inlay.training import checkpoint as checkpoints
+from inlay.training import finish
+from inlay.training.loop import Job, run_job
+from inlay.training.setup import Setup, set_up
+from inlay.training.signals import StopRequest
+from inlay.training.world import World
+from parts import NANO, make_base
+
+# plain PEFT, as others will load our adapters, asks transformers 5 for a name it renamed
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+Tree = Callable[..., dict[str, Any]]
+
+
+class Quiet(PlainReporter):
+    def stage(self, text: str) -> None: ...
+    def progress(self, done: int, values: dict[str, Any]) -> None: ...
+
+
+@pytest.fixture
+def ready(config_tree: Tree, tmp_path: Path, data_file: Path) -> Callable[..., tuple[Setup, Job]]:
+    """A run at step 0 of a config with the given sections."""
+
+    def make(name: str = "run", **sections: dict[str, Any]) -> tuple[Setup, Job]:
+        data = {"max_length": 64, "max_lost_share": 1.0}
+        tree = config_tree(**({"data": data, "eval": {"max_rows": 4}} | sections))
+        tree["data"]["train"] = str(data_file)
+        tree["train"] |= {"max_steps": 3, "export": "last"}
+        setup = set_up(configs.validate(tree, "test"), Quiet(), World())
+        run = Run(tmp_path / name)
+        run.path.mkdir()
+        run.update(status="running")
+        return setup, setup.job(run)
+
+    return make
+
+
+def train(job: Job) -> Job:
+    run_job(job, World(), StopRequest(), Quiet(), [])
+    return job
+
+
+IDS = torch.arange(3, 43).view(2, 20)
+
+
+def logits(model: Any, dtype: torch.dtype | None = None) -> Tensor:
+    model.eval()
+    with torch.inference_mode(), autocast("cpu", dtype):
+        return model(input_ids=IDS).logits.float().clone()
+
+
+def bare(setup: Setup) -> Any:
+    return load_model(setup.base, setup.config, setup.dtype, setup.device, setup.quantization)
+
+
+@pytest.fixture(scope="module")
+def gpt2_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers with biases everywhere and Conv1D for Linear."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(str(NANO))
+    torch.manual_seed(0)
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "vocab_size": len(tokenizer)}
+    model = GPT2LMHeadModel(GPT2Config(**shape, **ends, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_(0.0, 0.1)
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    return folder
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "dora": {"dora": True},
+    "rslora": {"rslora": True, "alpha": "1x"},
+    "alpha-number": {"alpha": 7.5, "dropout": 0.1},
+    "gaussian": {"init": "gaussian", "alpha": "4x"},
+    "pissa": {"init": "pissa"},
+    "pissa-rslora-dropout": {"init": "pissa", "rslora": True, "dropout": 0.1},
+    "olora": {"init": "olora"},
+    "eva": {"init": "eva"},
+}
+FOLDED = 2e-6
+"""Largest difference of logits (about 1 in size) where a frozen start is folded into the exported adapter: sums in
+another order. All others are bit for bit."""
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_trained_adapter_on_the_original_base_gives_the_logits_of_memory(variant: str, ready: Any, capsys: Any):
+    check_variant(*ready(adapter={"rank": 4} | VARIANTS[variant]), capsys)
+
+
+@pytest.mark.parametrize("adapter", [{"bias": "all"}, {"bias": "lora_only"}, {"bias": "all", "init": "pissa"}], ids=str)
+def test_trained_biases_are_part_of_the_adapter_and_not_of_the_base(adapter: Any, ready: Any, gpt2_base: Path, capsys):
+    model = {"base_model": str(gpt2_base), "device": "cpu", "dtype": "float32"}
+    setup, job = ready(model=model, adapter={"rank": 4} | adapter)
+    check_variant(setup, job, capsys)
+    biases = [name for name in AdapterState.read(job.run.adapter).tensors if name.endswith("bias")]
+    assert any("ln_1" in name for name in biases) == (adapter["bias"] == "all")
+    assert biases
+    trained = {name: (parameter, original) for name, (parameter, original) in job.model.base_biases.items()}
+    assert len(trained) == len(biases)
+    assert not any(torch.equal(parameter, original) for parameter, original in trained.values())
+
+
+def check_variant(setup: Setup, job: Job, capsys: Any) -> None:
+    original = logits(bare(setup))
+    start = logits(job.model)
+    folded = START in job.model.peft_config
+    assert torch.allclose(start, original, atol=FOLDED if folded else 0, rtol=0)
+    train(job)
+    with base_view(job.model):
+        assert torch.equal(logits(job.model), original)
+    assert sum(p.requires_grad for p in job.model.parameters()) == len(job.parameters)
+    memory = logits(job.model)
+    assert not torch.allclose(memory, original, atol=1e-3)
+    finish.export(setup, job)
+    here = AdapterState.read(job.run.adapter, setup.base_digest).attach_to(bare(setup))
+    elsewhere = PeftModel.from_pretrained(bare(setup), str(job.run.adapter)).eval()
+    for loaded in (job.model, here, elsewhere):
+        distance = float((logits(loaded) - memory).abs().max())
+        assert distance <= (FOLDED if folded else 0.0)
+    with capsys.disabled():
+        print(f"\n  saved against memory: largest difference of logits {distance:.1e}", end="")  # noqa: T201
+    assert torch.equal(logits(detach(here)), original)
+    with base_view(job.model):
+        assert torch.equal(logits(job.model), original)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_start_from_the_weights_trains_as_in_peft(init: str, ready: Any):
+    setup, job = ready(adapter={"rank": 4, "init": init})
+    theirs = get_peft_model(
+        bare(setup), LoraConfig(r=4, lora_alpha=8, target_modules=setup.targets, init_lora_weights=init)
+    )
+    got, expected = gradients(job.model), gradients(theirs)
+    assert set(got) == set(expected)
+    for name in got:
+        assert torch.allclose(got[name].abs(), expected[name].abs(), rtol=1e-3, atol=1e-5), name
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    """Gradients of the trainable parameters on fixed ids; a singular vector's sign is free, so compare sizes."""
+    model.train()
+    model.zero_grad()
+    out = model(input_ids=IDS).logits[:, :-1].flatten(0, 1)
+    torch.nn.functional.cross_entropy(out.float(), IDS[:, 1:].flatten()).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+
+
+def test_eva_starts_along_the_inputs_of_the_data(ready: Any):
+    _, job = ready(adapter={"rank": 4, "init": "eva"})
+    weights = {n: p.detach() for n, p in job.model.named_parameters() if "lora_A" in n}
+    for weight in weights.values():
+        assert torch.allclose(weight @ weight.T, torch.eye(4), atol=1e-4)
+    _, other = ready("other", adapter={"rank": 4, "init": "eva"}, train={"seed": 5})
+    name, weight = next(iter(weights.items()))
+    same_span = torch.linalg.svdvals(weight @ dict(other.model.named_parameters())[name].detach().T)
+    assert float(same_span.min()) > 0.8  # rows in another order lie along the same directions
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"adapter": {"rank": 4, "init": "pissa", "dropout": 0.1}},
+        {"adapter": {"rank": 4, "dora": True}},
+        {"train": {"optimizer": "adamw_8bit"}, "adapter": {"rank": 16}},
+        {"model": {"quantization": "nf4"}, "adapter": {"rank": 4, "init": "olora"}},
+        {"model": {"quantization": "int8"}},
+    ],
+    ids=["pissa", "dora", "adamw_8bit", "nf4-olora", "int8"],
+)
+def test_going_on_from_a_checkpoint_equals_never_having_stopped(sections: Any, ready: Any, tiny_base: Path):
+    sections = copy.deepcopy(sections)
+    sections["train"] = {"save_steps": 2, "eval_steps": 2, "batch_size": 8} | sections.get("train", {})
+    if "model" in sections:
+        pytest.importorskip("bitsandbytes")
+        sections["model"] |= {"base_model": str(tiny_base), "device": "cpu", "dtype": "float32"}
+    _, unbroken = ready("unbroken", **sections)
+    train(unbroken)
+    _, again = ready("again", **sections)
+    adapter, tensors, values, progress, rng = checkpoints.load(
+        checkpoints.Checkpoint(unbroken.run.checkpoints / "step-000002")
+    )
+    adapter.load_into(again.model)
+    checkpoints.restore(again.optimizer, tensors, values, rng)
+    again.progress = progress
+    assert progress.step == 2
+    state, restored = checkpoints.state_tensors(again.optimizer)[0], tensors
+    assert all(torch.equal(state[name], restored[name]) and state[name].dtype == restored[name].dtype for name in state)
+    train(again)
+    expected, got = AdapterState.of(unbroken.model).tensors, AdapterState.of(again.model).tensors
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    with base_view(again.model), base_view(unbroken.model):
+        assert torch.equal(logits(again.model), logits(unbroken.model))
+
+
+def test_8_bit_adamw_really_keeps_8_bits(ready: Any):
+    pytest.importorskip("bitsandbytes")
+    _, job = ready(train={"optimizer": "adamw_8bit"}, adapter={"rank": 128})
+    train(job)
+    kinds = {t.dtype for t in checkpoints.state_tensors(job.optimizer)[0].values()}
+    assert torch.uint8 in kinds
+
+
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        ({"rank": 8, "alpha": 16}, "has rank 4, this config 8. Set adapter.rank=4"),
+        ({"rank": 4, "alpha": "4x"}, "has alpha 8.0, this config 16.0"),
+        ({"rank": 4, "rslora": True}, "has rslora False"),
+        ({"rank": 4, "target_modules": ["q_proj"]}, "has no place in this model"),
+    ],
+)
+def test_from_refuses_another_shape_in_one_line(over: dict[str, Any], said: str, ready: Any, saved: Path):
+    with pytest.raises(AdapterError, match=said) as caught:
+        ready("other", adapter=over | {"start_from": str(saved)})
+    assert "\n" not in str(caught.value)
+    assert str(saved) in str(caught.value)
+
+
+@pytest.fixture
+def saved(ready: Any) -> Path:
+    """The run folder of a trained adapter of rank 4."""
+    setup, job = ready("saved", adapter={"rank": 4})
+    finish.export(setup, train(job))
+    return job.run.path
+
+
+def test_from_starts_where_the_other_run_ended(saved: Path, ready: Any, tmp_path: Path):
+    setup, job = ready("next", adapter={"rank": 4, "start_from": str(saved)})
+    before = AdapterState.read(saved / "adapter")
+    assert torch.equal(logits(job.model), logits(before.attach_to(bare(setup))))
+    train(job)
+    moved = AdapterState.of(job.model).tensors
+    assert not any(torch.equal(moved[name], tensor) for name, tensor in before.tensors.items() if "lora_B" in name)
+
+
+def test_from_refuses_an_adapter_of_another_base(saved: Path, ready: Any, tmp_path: Path):
+    other = make_base(tmp_path / "other-base", seed=1)
+    model = {"base_model": str(other), "device": "cpu", "dtype": "float32"}
+    with pytest.raises(AdapterError, match="was trained on another base"):
+        ready("next", model=model, adapter={"rank": 4, "start_from": str(saved)})
+    with pytest.raises(AdapterError, match="neither a run with an adapter nor an adapter folder"):
+        ready("nowhere", adapter={"rank": 4, "start_from": str(tmp_path)})
+
+
+def test_gradient_checkpointing_changes_no_gradient(ready: Any):
+    _, plain = ready("plain", train={"batch_size": 8})
+    _, saving = ready("saving", train={"batch_size": 8, "gradient_checkpointing": True})
+    assert any(getattr(m, "gradient_checkpointing", False) for m in saving.model.modules())
+    for job in (plain, saving):  # B is zero at first and would hide the gradient of A
+        for name, parameter in job.model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.fill_(0.01)
+    expected, got = gradients(plain.model), gradients(saving.model)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert float(sum(g.abs().sum() for g in got.values())) > 0
+    train(saving)
+
+
+def test_eager_attention_computes_what_sdpa_computes(ready: Any, tiny_base: Path):
+    models = []
+    for attention in ("eager", "sdpa"):
+        model = {"base_model": str(tiny_base), "device": "cpu", "dtype": "float32", "attention": attention}
+        models.append(ready(attention, model=model)[1].model)
+    assert models[0].config._attn_implementation == "eager"
+    assert torch.allclose(logits(models[0]), logits(models[1]), atol=1e-5)
+    expected, got = (gradients(model) for model in models)
+    assert all(torch.allclose(expected[name], got[name], atol=1e-5) for name in expected)
+
+
+@pytest.mark.parametrize("init", ["default", "pissa"])
+def test_a_bfloat16_base_trains_and_its_adapter_comes_back(init: str, ready: Any, tiny_base: Path):
+    model = {"base_model": str(tiny_base), "device": "cpu", "dtype": "bfloat16"}
+    setup, job = ready(model=model, adapter={"rank": 4, "init": init})
+    assert {p.dtype for p in job.parameters} == {torch.float32}
+    train(job)
+    assert job.progress.eval_loss < job.progress.base_eval_loss
+    memory = logits(job.model, torch.bfloat16)
+    finish.export(setup, job)
+    loaded = AdapterState.read(job.run.adapter).attach_to(bare(setup))
+    distance = float((logits(loaded, torch.bfloat16) - memory).abs().max())
+    assert distance <= (0.03 if init == "pissa" else 0.0)
