@@ -308,10 +308,17 @@ def documents(name: str, folders: list[Path], seed: int) -> tuple[list[str], lis
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE: no text has an unknown token, a digit is always one token."""
+    """A byte-level BPE: no text has an unknown token; a digit and a line break are always one token each.
+
+    No token crosses a line break, so the ids of a prompt ending in one are a prefix of the ids of prompt and answer.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     marks = [AddedToken(t, normalized=False, special=True) for t in SPECIAL]

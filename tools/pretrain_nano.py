@@ -115,17 +115,21 @@ class Optimizer:
                 self.state[f"{name}/m"], self.state[f"{name}/v"] = torch.zeros_like(p), torch.zeros_like(p)
 
     @torch.no_grad()
-    def step(self, number: int, factor: float) -> None:
+    def step(self, number: int, factor: float, pool: ThreadPoolExecutor) -> None:
         """One update with the learning rates times `factor`; `number` counts from 1."""
         momentum = 0.85 + 0.1 * min(1.0, number / 200)
-        for shape, members in self.groups.items():
-            updates = []
+
+        @torch.no_grad()
+        def turn(group: tuple[tuple[int, ...], list[tuple[str, Tensor]]]) -> None:
+            (shape, members), updates = group, []
             for name, p in members:
                 m = self.state[f"{name}/m"].lerp_(p.grad, 1 - momentum)
                 updates.append(p.grad.lerp(m, momentum))
             scale = self.muon_lr * factor * math.sqrt(max(1.0, shape[0] / shape[1]))
             for (_, p), update in zip(members, orthogonal(torch.stack(updates)), strict=True):
                 p.mul_(1 - 0.1 * self.muon_lr * factor).add_(update, alpha=-scale)
+
+        list(pool.map(turn, self.groups.items()))
         for name, p in self.rest:
             m = self.state[f"{name}/m"].lerp_(p.grad, 0.1)
             v = self.state[f"{name}/v"].lerp_(p.grad.square(), 0.05)
@@ -332,7 +336,7 @@ def train(args: argparse.Namespace, tokenizer: Tokenizer) -> None:
             loss = gradient(model, rows_BT, pad, pool)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             factor *= min(1.0, state["step"] / WARMUP_STEPS)
-            optimizer.step(state["step"], factor)
+            optimizer.step(state["step"], factor, pool)
             state["tokens"] += int((rows_BT != pad).sum())
             state["seconds"] = before + time.monotonic() - began
             line = {"step": state["step"], "loss": round(loss, 4), "factor": round(factor, 5),
@@ -401,7 +405,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--inner", type=int, default=704)
-    parser.add_argument("--rows", type=int, default=16, help=f"rows of {CONTEXT} tokens in a step")
+    parser.add_argument("--rows", type=int, default=8, help=f"rows of {CONTEXT} tokens in a step")
     parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=0.004)
