@@ -154,11 +154,14 @@ def stories(paths: list[Path], rng: random.Random) -> Iterator[str]:
 
 
 def standard_library(paths: list[Path], rng: random.Random) -> Iterator[str]:  # noqa: ARG001
-    skip = re.compile(r"test|site-packages|encodings|idlelib|turtledemo|lib2to3|pydoc_data|ensurepip")
     for root in paths:
-        for path in sorted(root.rglob("*.py")):
-            if not skip.search(str(path.relative_to(root))) and 500 < path.stat().st_size < 60_000:
-                yield tidy(path.read_text(encoding="utf-8", errors="replace"))
+        yield from (tidy(f.read_text(encoding="utf-8", errors="replace")) for f in standard_library_files(root))
+
+
+def standard_library_files(root: Path) -> list[Path]:
+    skip = re.compile(r"test|site-packages|encodings|idlelib|turtledemo|lib2to3|pydoc_data|ensurepip")
+    found = (f for f in sorted(root.rglob("*.py")) if not skip.search(str(f.relative_to(root))))
+    return [f for f in found if 500 < f.stat().st_size < 60_000]
 
 
 def gsm8k(row: dict, rng: random.Random) -> str:  # noqa: ARG001
