@@ -3,8 +3,8 @@
     python tools/nano_card.py --text TEXT --sft SFT CHAT --run RUN --model src/inlay/builtin/nano \\
         --baseline TINYSTORIES --hardware "two cores of ..."
 
-RUN is the folder pretrain_nano.py trained in; BASELINE is another causal LM to compare with. Nothing is edited: the
-text of the model is what greedy search and one fixed seed gave.
+RUN is the folder pretrain_nano.py trained in; BASELINE is another causal LM to compare with. Nothing is
+edited: the text of the model is what greedy search and one fixed seed gave.
 """
 
 import argparse
@@ -17,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nano_corpus import END, PAD, SOURCES, documents, find, standard_library_files
+from nano_chat import END, PAD
+from nano_corpus import SOURCES, documents, find, standard_library_files
+from nano_model import CONTEXT
 from ngram import KneserNey
-from pretrain_nano import CONTEXT, Mixture, latest
+from pretrain_nano import Mixture, latest
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -140,13 +142,17 @@ def samples(folder: Path) -> str:
             text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
         out.append(f"**{kind}:** {json.dumps(prompt, ensure_ascii=False)}\n")
-        for how, options in (("greedy", {}), ("sampled", {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 0})):
+        for how, options in (
+            ("greedy", {}),
+            ("sampled", {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 0}),
+        ):
             torch.manual_seed(0)
             ids = model.generate(**inputs, max_new_tokens=NEW_TOKENS, **{"do_sample": False, **options})[0]
             new = ids[inputs.input_ids.shape[1] :]
             stopped = int(new[-1]) in (tokenizer.eos_token_id, end)
             body = tokenizer.decode(new, skip_special_tokens=True)
-            out.append(f"{how}{' (stopped by itself)' if stopped else f' (cut at {NEW_TOKENS} tokens)'}:\n\n~~~~text\n{body}\n~~~~\n")
+            ending = "stopped by itself" if stopped else f"cut at {NEW_TOKENS} tokens"
+            out.append(f"{how} ({ending}):\n\n~~~~text\n{body}\n~~~~\n")
     return "\n".join(out)
 
 
@@ -159,7 +165,9 @@ def sources_table(args: argparse.Namespace, state: dict) -> str:
         named = "<br>".join(f"{f.parent.name}/{f.name} `{sha256(f)[:16]}…`" for f in files)
         if name == "standard_library":
             library = Path(sysconfig.get_paths()["stdlib"])
-            digest = hashlib.sha256(b"".join(f.read_bytes() for f in standard_library_files(library))).hexdigest()
+            digest = hashlib.sha256(
+                b"".join(f.read_bytes() for f in standard_library_files(library))
+            ).hexdigest()
             named = f"Python {sysconfig.get_python_version()} standard library without tests `{digest[:16]}…`"
         passes = state["taken"].get(name, 0) / rows
         lines.append([name, named, source.licence, source.credit, f"{counts['tokens']:,}", f"{passes:.2f}"])
@@ -178,19 +186,31 @@ def curve(run: Path) -> str:
         part = entries[i : i + 100]
         mean = sum(e["loss"] for e in part) / len(part)
         last = part[-1]
-        lines.append([last["step"], f"{mean:.3f}", f"{last['factor']:.3f}", f"{last['tokens']:,}", f"{last['seconds'] / 60:.1f}"])
+        lines.append(
+            [
+                last["step"],
+                f"{mean:.3f}",
+                f"{last['factor']:.3f}",
+                f"{last['tokens']:,}",
+                f"{last['seconds'] / 60:.1f}",
+            ]
+        )
     return table(["to step", "mean loss, nats/token", "learning rate factor", "tokens", "minutes"], lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--sft", type=Path, nargs="*", default=[])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--baseline", type=Path)
     parser.add_argument("--hardware", required=True)
-    parser.add_argument("--licence-text", type=Path, default=Path("LICENSE"), help="the Apache-2.0 text to put beside")
+    parser.add_argument(
+        "--licence-text", type=Path, default=Path("LICENSE"), help="the Apache-2.0 text to put beside"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     state = json.loads((latest(args.run) / "state.json").read_text())
@@ -219,7 +239,9 @@ def main() -> None:
         "COMPARISON": comparison,
         "CURVE": curve(args.run),
         "SOURCES": sources_table(args, state),
-        "FILES": table(["file", "bytes", "sha256"], [[f"`{f.name}`", f.stat().st_size, f"`{sha256(f)}`"] for f in files]),
+        "FILES": table(
+            ["file", "bytes", "sha256"], [[f"`{f.name}`", f.stat().st_size, f"`{sha256(f)}`"] for f in files]
+        ),
         "SAMPLES": samples(args.model),
     }
     for key, value in filled.items():

@@ -1,7 +1,7 @@
-"""The text `builtin:nano` is pretrained on: which files, under which licence, rendered how, and the tokenizer.
+"""The text `builtin:nano` is pretrained on: which files, under which licence, rendered how.
 
-Every source is one line of SOURCES. A document is a plain string that already carries its chat markup; one document
-in fifty, by the hash of its text, is held out and never trained on.
+Every source is one line of SOURCES. A document is a plain string that already carries its chat markup; one
+document in fifty, by the hash of its text, is held out and never trained on.
 """
 
 import csv
@@ -16,72 +16,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import nano_basics
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from nano_chat import render
 
-END, START, STOP, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
-CALL, RESULT, IMAGE = "<|tool_call|>", "<|tool_result|>", "<|image|>"
-SPECIAL = [END, START, STOP, PAD, CALL, RESULT, IMAGE] + [f"<|reserved_{i}|>" for i in range(9)]
 HELD_OUT_ONE_IN = 50
-
-CHAT_TEMPLATE = """\
-{%- macro body(content) -%}
-{%- if content is string -%}{{ content }}
-{%- elif content is mapping or content is not iterable -%}{{ content if content is not none else '' }}
-{%- else -%}
-{%- for part in content -%}
-{{- '<|image|>' if part is mapping and part.type in ('image', 'image_url') else part if part is string \
-else part.text -}}
-{%- endfor -%}
-{%- endif -%}
-{%- endmacro -%}
-{%- set system_first = messages and messages[0].role == 'system' -%}
-{%- if tools and not system_first -%}
-{{- '<|im_start|>system\\nTools:\\n' -}}
-{%- for tool in tools -%}{{- tool | tojson + '\\n' -}}{%- endfor -%}
-{{- '<|im_end|>\\n' -}}
-{%- endif -%}
-{%- for message in messages -%}
-{{- '<|im_start|>' + message.role + '\\n' -}}
-{%- if message.role == 'tool' -%}{{- '<|tool_result|>' -}}{%- endif -%}
-{{- body(message.content) -}}
-{%- if loop.first and system_first and tools -%}
-{{- '\\n\\nTools:\\n' -}}
-{%- for tool in tools -%}{{- tool | tojson + '\\n' -}}{%- endfor -%}
-{%- endif -%}
-{%- for call in message.tool_calls or [] -%}
-{%- set function = call.function or call -%}
-{{- '<|tool_call|>{"name": ' + (function.name | tojson) + ', "arguments": ' -}}
-{{- function.arguments if function.arguments is string else function.arguments | tojson -}}
-{{- '}' -}}
-{%- endfor -%}
-{{- '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
-"""
-
-
-def render(messages: list[dict], tools: list[dict] | None = None) -> str:
-    """The text of a conversation, equal to what CHAT_TEMPLATE gives (tests hold the two together)."""
-    listed = "Tools:\n" + "".join(json.dumps(t, ensure_ascii=False) + "\n" for t in tools) if tools else ""
-    turns = []
-    for i, m in enumerate(messages):
-        text = (RESULT if m["role"] == "tool" else "") + (m.get("content") or "")
-        if listed and i == 0 and m["role"] == "system":
-            text, listed = f"{text}\n\n{listed}", ""
-        for call in m.get("tool_calls") or []:
-            function = call.get("function", call)
-            name, arguments = function["name"], function["arguments"]
-            if not isinstance(arguments, str):
-                arguments = json.dumps(arguments, ensure_ascii=False)
-            text += f'{CALL}{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}'
-        turns.append(f"{START}{m['role']}\n{text}{STOP}\n")
-    head = f"{START}system\n{listed}{STOP}\n" if listed else ""
-    return head + "".join(turns)
 
 
 def ask(question: str, answer: str, system: str | None = None) -> str:
     messages = [{"role": "system", "content": system}] if system else []
-    messages += [{"role": "user", "content": question.strip()}, {"role": "assistant", "content": answer.strip()}]
+    messages += [
+        {"role": "user", "content": question.strip()},
+        {"role": "assistant", "content": answer.strip()},
+    ]
     return render(messages)
 
 
@@ -107,7 +52,7 @@ def rows(path: Path) -> Iterator[dict]:
         yield from json.loads(path.read_text(encoding="utf-8"))
 
 
-# Parsers: (paths, seed) -> documents -------------------------------------------------------------------------
+# Parsers: (paths, rng) -> documents
 
 CHILDREN = re.compile(
     r"aesop|household-tales|oz/|wonderland|black-beauty|five-children|railway-children|little-princess|secret-garden"
@@ -115,15 +60,19 @@ CHILDREN = re.compile(
 )
 
 
-def plain(keep: Callable[[dict], bool] = lambda row: True) -> Callable[[list[Path], random.Random], Iterator[str]]:
-    def parse(paths: list[Path], rng: random.Random) -> Iterator[str]:  # noqa: ARG001
+def plain(
+    keep: Callable[[dict], bool] = lambda _: True,
+) -> Callable[[list[Path], random.Random], Iterator[str]]:
+    def parse(paths: list[Path], _rng: random.Random) -> Iterator[str]:
         for path in paths:
             yield from (tidy(row["text"]) for row in rows(path) if keep(row))
 
     return parse
 
 
-def each(chat: Callable[[dict, random.Random], str | None]) -> Callable[[list[Path], random.Random], Iterator[str]]:
+def each(
+    chat: Callable[[dict, random.Random], str | None],
+) -> Callable[[list[Path], random.Random], Iterator[str]]:
     def parse(paths: list[Path], rng: random.Random) -> Iterator[str]:
         for path in paths:
             yield from filter(None, (chat(row, rng) for row in rows(path)))
@@ -133,15 +82,22 @@ def each(chat: Callable[[dict, random.Random], str | None]) -> Callable[[list[Pa
 
 def stories(paths: list[Path], rng: random.Random) -> Iterator[str]:
     """Short tales told on request, and passages continued on request."""
-    asks = ["Tell me the story of {}.", "Tell me a story called {}.", "Please tell me the tale of {}.",
-            "Write a short story with the title {}.", "Tell me a story about {}."]  # fmt: skip
+    asks = [
+        "Tell me the story of {}.",
+        "Tell me a story called {}.",
+        "Please tell me the tale of {}.",
+        "Write a short story with the title {}.",
+        "Tell me a story about {}.",
+    ]
     for path in paths:
         for row in rows(path):
             if not CHILDREN.search(row["source"]) or held_out(tidy(row["text"])):
                 continue
             blocks = tidy(row["text"]).split("\n\n")
             if re.search("aesop|household-tales", row["source"]):
-                titles = [i for i, b in enumerate(blocks) if len(b) < 60 and b[-1].isalpha() and "\n" not in b]
+                titles = [
+                    i for i, b in enumerate(blocks) if len(b) < 60 and b[-1].isalpha() and "\n" not in b
+                ]
                 for i, end in zip(titles, [*titles[1:], len(blocks)], strict=False):
                     tale = "\n\n".join(blocks[i + 1 : end])
                     if 200 < len(tale) < 1900:
@@ -153,9 +109,11 @@ def stories(paths: list[Path], rng: random.Random) -> Iterator[str]:
                     yield ask(f"{how}\n\n{given}", rest)
 
 
-def standard_library(paths: list[Path], rng: random.Random) -> Iterator[str]:  # noqa: ARG001
+def standard_library(paths: list[Path], _rng: random.Random) -> Iterator[str]:
     for root in paths:
-        yield from (tidy(f.read_text(encoding="utf-8", errors="replace")) for f in standard_library_files(root))
+        yield from (
+            tidy(f.read_text(encoding="utf-8", errors="replace")) for f in standard_library_files(root)
+        )
 
 
 def standard_library_files(root: Path) -> list[Path]:
@@ -164,23 +122,28 @@ def standard_library_files(root: Path) -> list[Path]:
     return [f for f in found if 500 < f.stat().st_size < 60_000]
 
 
-def gsm8k(row: dict, rng: random.Random) -> str:  # noqa: ARG001
+def gsm8k(row: dict, _rng: random.Random) -> str:
     return ask(row["question"], re.sub(r"<<[^>]*>>", "", row["answer"]))
 
 
-def svamp(row: dict, rng: random.Random) -> str:  # noqa: ARG001
+def svamp(row: dict, _rng: random.Random) -> str:
     answer = f"{row['Answer']:g}"
     body = row["Body"].strip().rstrip(".")
-    return ask(f"{body}. {row['Question']}", f"{row['Equation'].strip('() ').replace('.0', '')} = {answer}\n#### {answer}")
+    return ask(
+        f"{body}. {row['Question']}",
+        f"{row['Equation'].strip('() ').replace('.0', '')} = {answer}\n#### {answer}",
+    )
 
 
-def aqua(row: dict, rng: random.Random) -> str | None:  # noqa: ARG001
+def aqua(row: dict, _rng: random.Random) -> str | None:
     if row["split"] != "dev":
         return None
-    return ask(row["question"] + "\n" + "\n".join(row["options"]), f"{row['rationale']}\nAnswer: {row['correct']}")
+    return ask(
+        row["question"] + "\n" + "\n".join(row["options"]), f"{row['rationale']}\nAnswer: {row['correct']}"
+    )
 
 
-def mbpp(row: dict, rng: random.Random) -> str | None:  # noqa: ARG001
+def mbpp(row: dict, _rng: random.Random) -> str | None:
     if 11 <= row["task_id"] <= 510:  # the published test split
         return None
     return ask(tidy(row["text"]), f"```python\n{tidy(row['code'])}\n```")
@@ -193,10 +156,12 @@ def instruct(row: dict, rng: random.Random) -> str:
 
 def glossary(row: dict, rng: random.Random) -> str:
     how = rng.choice(["What is {}?", "Define {}.", "What does {} mean?", "Explain the term {}.", "{}?"])
-    return ask(how.format(row["term"]), row["definition"][:1].upper() + row["definition"][1:].rstrip(".") + ".")
+    return ask(
+        how.format(row["term"]), row["definition"][:1].upper() + row["definition"][1:].rstrip(".") + "."
+    )
 
 
-def shell(row: dict, rng: random.Random) -> str:  # noqa: ARG001
+def shell(row: dict, _rng: random.Random) -> str:
     return ask(f"{row['instruction']}\n{row['input']}", row["output"])
 
 
@@ -207,14 +172,14 @@ def scitldr(row: dict, rng: random.Random) -> str | None:
     return ask(f"{how}\n\n{row['abstract']}", row["tldr"])
 
 
-def snips(row: dict, rng: random.Random) -> str | None:  # noqa: ARG001
+def snips(row: dict, _rng: random.Random) -> str | None:
     if row["split"] != "train":
         return None
     answer = json.dumps({"intent": row["intent"], "slots": row["slots"]}, ensure_ascii=False)
     return ask(row["text"], answer, system="Answer with the intent and the slots as JSON.")
 
 
-def defog(row: dict, rng: random.Random) -> str:  # noqa: ARG001
+def defog(row: dict, _rng: random.Random) -> str:
     return ask(row["question"], row["query"].split(";")[0] + ";", system="Answer with one SQL query.")
 
 
@@ -223,11 +188,13 @@ def taskmaster(row: dict, rng: random.Random) -> str:
     tools = None
     if rng.random() < 0.3:
         described = {"type": "object", "properties": {}}
-        tools = [{"type": "function", "function": {"name": n, "parameters": described}} for n in sorted(names)]
+        tools = [
+            {"type": "function", "function": {"name": n, "parameters": described}} for n in sorted(names)
+        ]
     return render(row["messages"], tools)
 
 
-def basics(paths: list[Path], rng: random.Random) -> Iterator[str]:  # noqa: ARG001
+def basics(_paths: list[Path], rng: random.Random) -> Iterator[str]:
     yield from (render(messages) for messages in nano_basics.conversations(rng))
 
 
@@ -245,54 +212,114 @@ class Source(NamedTuple):
 OPENSTAX = "© 2014 OpenStax College, https://openstax.org, via philschatz/*-book; cleaned"
 SOURCES: dict[str, Source] = {
     "children": Source(
-        ("standard_ebooks.jsonl.gz",), plain(lambda r: bool(CHILDREN.search(r["source"]))), 24, 24,
-        "US public domain, production CC0-1.0", "Standard Ebooks"),
+        ("standard_ebooks.jsonl.gz",),
+        plain(lambda r: bool(CHILDREN.search(r["source"]))),
+        24,
+        24,
+        "US public domain, production CC0-1.0",
+        "Standard Ebooks",
+    ),
     "classics": Source(
-        ("standard_ebooks.jsonl.gz",), plain(lambda r: not CHILDREN.search(r["source"])), 11, 4,
-        "US public domain, production CC0-1.0", "Standard Ebooks"),
-    "openstax": Source(("openstax-00.jsonl.gz", "openstax-01.jsonl.gz"), plain(), 22, 12, "CC-BY-3.0", OPENSTAX),
-    "python_docs": Source(("python_docs_en.jsonl.gz",), plain(), 4, 1, "PSF-2.0", "Python Software Foundation"),
+        ("standard_ebooks.jsonl.gz",),
+        plain(lambda r: not CHILDREN.search(r["source"])),
+        11,
+        4,
+        "US public domain, production CC0-1.0",
+        "Standard Ebooks",
+    ),
+    "openstax": Source(
+        ("openstax-00.jsonl.gz", "openstax-01.jsonl.gz"), plain(), 22, 12, "CC-BY-3.0", OPENSTAX
+    ),
+    "python_docs": Source(
+        ("python_docs_en.jsonl.gz",), plain(), 4, 1, "PSF-2.0", "Python Software Foundation"
+    ),
     "handbook": Source(("18f_handbook.jsonl.gz",), plain(), 1.5, 0.5, "CC0-1.0", "18F"),
     "playbook": Source(
-        ("ms_engineering_playbook.jsonl.gz",), plain(), 1.5, 0.5, "CC-BY-4.0",
-        "Microsoft, code-with-engineering-playbook"),
-    "opensource_guide": Source(("opensource_guide.jsonl.gz",), plain(), 0.5, 0.2, "CC-BY-4.0", "GitHub, opensource.guide"),
+        ("ms_engineering_playbook.jsonl.gz",),
+        plain(),
+        1.5,
+        0.5,
+        "CC-BY-4.0",
+        "Microsoft, code-with-engineering-playbook",
+    ),
+    "opensource_guide": Source(
+        ("opensource_guide.jsonl.gz",), plain(), 0.5, 0.2, "CC-BY-4.0", "GitHub, opensource.guide"
+    ),
     "plain_language": Source(("plainlanguage_guidelines.jsonl.gz",), plain(), 0.4, 0.3, "CC0-1.0", "GSA"),
     "system_design": Source(
-        ("system_design_primer.jsonl.gz",), plain(), 0.3, 0.1, "CC-BY-4.0", "Donne Martin, system-design-primer"),
-    "addresses": Source(("us_presidential_addresses.jsonl.gz",), plain(), 1.8, 0.5, "public domain", "via nltk_data"),
-    "rust_book": Source(("rust_book.jsonl.gz",), plain(), 0.5, 0.1, "MIT OR Apache-2.0", "The Rust Project Developers"),
-    "scipy_notes": Source(("scipy_lecture_notes.jsonl.gz",), plain(), 1, 0.3, "CC-BY-4.0", "Scipy Lecture Notes authors"),
-    "whirlwind": Source(("whirlwind_tour_of_python.jsonl.gz",), plain(), 0.5, 0.5, "CC0-1.0", "Jake VanderPlas"),
+        ("system_design_primer.jsonl.gz",),
+        plain(),
+        0.3,
+        0.1,
+        "CC-BY-4.0",
+        "Donne Martin, system-design-primer",
+    ),
+    "addresses": Source(
+        ("us_presidential_addresses.jsonl.gz",), plain(), 1.8, 0.5, "public domain", "via nltk_data"
+    ),
+    "rust_book": Source(
+        ("rust_book.jsonl.gz",), plain(), 0.5, 0.1, "MIT OR Apache-2.0", "The Rust Project Developers"
+    ),
+    "scipy_notes": Source(
+        ("scipy_lecture_notes.jsonl.gz",), plain(), 1, 0.3, "CC-BY-4.0", "Scipy Lecture Notes authors"
+    ),
+    "whirlwind": Source(
+        ("whirlwind_tour_of_python.jsonl.gz",), plain(), 0.5, 0.5, "CC0-1.0", "Jake VanderPlas"
+    ),
     "standard_library": Source((), standard_library, 4, 1, "PSF-2.0", "Python Software Foundation"),
     "stories": Source(
-        ("standard_ebooks.jsonl.gz",), stories, 4, 10, "US public domain, production CC0-1.0", "Standard Ebooks"),
+        ("standard_ebooks.jsonl.gz",),
+        stories,
+        4,
+        10,
+        "US public domain, production CC0-1.0",
+        "Standard Ebooks",
+    ),
     "basics": Source((), basics, 4, 8, "Apache-2.0", "generated by tools/nano_basics.py"),
     "gsm8k": Source(("gsm8k_train.jsonl",), each(gsm8k), 5, 8, "MIT", "OpenAI, grade-school-math"),
     "svamp": Source(("svamp.json",), each(svamp), 0.6, 1.5, "MIT", "Arkil Patel and others, SVAMP"),
     "aqua_rat": Source(("aqua_rat.jsonl",), each(aqua), 0.3, 0.4, "Apache-2.0", "DeepMind, AQuA"),
-    "mbpp": Source(("mbpp.jsonl",), each(mbpp), 0.5, 1.2, "CC-BY-4.0", "Google, Mostly Basic Python Problems"),
+    "mbpp": Source(
+        ("mbpp.jsonl",), each(mbpp), 0.5, 1.2, "CC-BY-4.0", "Google, Mostly Basic Python Problems"
+    ),
     "self_instruct": Source(
-        ("self_instruct_seed.jsonl", "self_instruct_user_oriented.jsonl"), each(instruct), 0.6, 1.5, "Apache-2.0",
-        "Yizhong Wang and others, self-instruct"),
+        ("self_instruct_seed.jsonl", "self_instruct_user_oriented.jsonl"),
+        each(instruct),
+        0.6,
+        1.5,
+        "Apache-2.0",
+        "Yizhong Wang and others, self-instruct",
+    ),
     "openstax_questions": Source(
-        ("openstax_review_questions.jsonl",), each(lambda r, _: ask(r["question"], r["answer"])), 4, 8, "CC-BY-3.0",
-        OPENSTAX),
+        ("openstax_review_questions.jsonl",),
+        each(lambda r, _: ask(r["question"], r["answer"])),
+        4,
+        8,
+        "CC-BY-3.0",
+        OPENSTAX,
+    ),
     "openstax_glossary": Source(("openstax_glossary.jsonl",), each(glossary), 4, 9, "CC-BY-3.0", OPENSTAX),
-    "tldr": Source(("tldr_shell_alpaca.jsonl",), each(shell), 1.5, 1.5, "CC-BY-4.0", "tldr-pages team and contributors"),
-    "scitldr": Source(("scitldr_a.jsonl",), each(scitldr), 1.5, 1.5, "Apache-2.0", "Allen Institute for AI, SciTLDR"),
+    "tldr": Source(
+        ("tldr_shell_alpaca.jsonl",), each(shell), 1.5, 1.5, "CC-BY-4.0", "tldr-pages team and contributors"
+    ),
+    "scitldr": Source(
+        ("scitldr_a.jsonl",), each(scitldr), 1.5, 1.5, "Apache-2.0", "Allen Institute for AI, SciTLDR"
+    ),
     "snips": Source(("snips_json_extraction.jsonl",), each(snips), 1, 2, "CC0-1.0", "Snips, nlu-benchmark"),
     "defog": Source(("defog_sql_questions.csv",), each(defog), 0.2, 0.3, "Apache-2.0", "Defog, sql-eval"),
     "taskmaster": Source(
-        ("taskmaster4_coffee_tools.jsonl",), each(taskmaster), 1.5, 2, "CC-BY-4.0", "Google, Taskmaster-4"),
-}  # fmt: skip
+        ("taskmaster4_coffee_tools.jsonl",), each(taskmaster), 1.5, 2, "CC-BY-4.0", "Google, Taskmaster-4"
+    ),
+}
 
 
 def find(name: str, folders: list[Path]) -> Path:
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
-    raise SystemExit(f"{name}: not found in {[str(f) for f in folders]}. Pass its folder with --text or --sft.")
+    raise SystemExit(
+        f"{name}: not found in {[str(f) for f in folders]}. Pass its folder with --text or --sft."
+    )
 
 
 def documents(name: str, folders: list[Path], seed: int) -> tuple[list[str], list[str]]:
@@ -308,43 +335,3 @@ def documents(name: str, folders: list[Path], seed: int) -> tuple[list[str], lis
             (kept_back if held_out(text) else training).append(text)
     rng.shuffle(training)
     return training, kept_back
-
-
-def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE: no text has an unknown token; a digit and a line break are always one token each.
-
-    No token crosses a line break, so the ids of a prompt ending in one are a prefix of the ids of prompt and answer.
-    """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.Split("\n", "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    marks = [AddedToken(t, normalized=False, special=True) for t in SPECIAL]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=marks, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )  # fmt: skip
-    markup = re.compile("|".join(map(re.escape, SPECIAL)))
-    tokenizer.train_from_iterator((markup.sub(" ", t) for t in texts), trainer)
-    return tokenizer
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
-    """The files AutoTokenizer reads. PreTrainedTokenizerFast, so that transformers keeps the pre-tokenizer as it is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": STOP,
-        "pad_token": PAD,
-        "additional_special_tokens": [t for t in SPECIAL if t not in (STOP, PAD)],
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": context,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")

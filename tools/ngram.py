@@ -24,7 +24,7 @@ class KneserNey:
 
     @staticmethod
     def table(grams: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, ...]:
-        """(n-grams, their discounted counts, contexts, total of each context, mass it leaves to the lower order)."""
+        """n-grams, their discounted counts; contexts, their totals, the mass each leaves to lower orders."""
         n1, n2, n3, n4 = (max(1, int((counts == k).sum())) for k in (1, 2, 3, 4))
         y = n1 / (n1 + 2 * n2)
         discounts = np.array([0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]).clip(0)

@@ -3,17 +3,16 @@
     python tools/pretrain_nano.py --text TEXT --sft SFT CHAT --run RUN --minutes 100 --decay-minutes 25
     python tools/pretrain_nano.py --text TEXT --sft SFT CHAT --run RUN --export src/inlay/builtin/nano
 
-Kill it at any time and start it again with the same command: it goes on from the last checkpoint. Everything drawn
-at random follows from --seed and the step. With --minutes the learning rate falls by the clock over the last
---decay-minutes of this invocation, so the number of steps depends on the machine; RUN/log.jsonl keeps the factor of
-every step. With --steps and --decay-steps the schedule depends on the step alone.
+Kill it at any time and start it again with the same command: it goes on from the last checkpoint. Everything
+drawn at random follows from --seed and the step. With --minutes the learning rate falls by the clock over the
+last --decay-minutes of this invocation, so the number of steps depends on the machine; RUN/log.jsonl keeps
+the factor of every step. With --steps and --decay-steps the schedule depends on the step alone.
 
-Shapes: B rows, T tokens, C channels, H heads, V vocabulary.
+Shapes: B rows, T tokens.
 """
 
 import argparse
 import json
-import math
 import os
 import random
 import shutil
@@ -23,131 +22,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from nano_corpus import END, PAD, SOURCES, STOP, documents, save_tokenizer, train_tokenizer
+from nano_chat import END, PAD, STOP, save_tokenizer, train_tokenizer
+from nano_corpus import SOURCES, documents
+from nano_model import CONTEXT, NORM_EPS, ROPE_THETA, Nano, Optimizer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-CONTEXT = 512
-ROPE_THETA, NORM_EPS = 10_000.0, 1e-5
 WARMUP_STEPS = 40
 MICRO_ROWS = 2
 
 
-class Layer(nn.Module):
-    """One Llama layer; parameters are named as in transformers."""
-
-    def __init__(self, width: int, heads: int, inner: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.input_layernorm = nn.RMSNorm(width, NORM_EPS)
-        self.post_attention_layernorm = nn.RMSNorm(width, NORM_EPS)
-        self.self_attn = nn.ModuleDict({f"{n}_proj": nn.Linear(width, width, bias=False) for n in "qkvo"})
-        self.mlp = nn.ModuleDict(
-            {
-                "gate_proj": nn.Linear(width, inner, bias=False),
-                "up_proj": nn.Linear(width, inner, bias=False),
-                "down_proj": nn.Linear(inner, width, bias=False),
-            }
-        )
-
-    def forward(self, x_BTC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        B, T, C = x_BTC.shape
-        normed = self.input_layernorm(x_BTC)
-        q, k, v = (self.self_attn[f"{n}_proj"](normed).view(B, T, self.heads, -1).transpose(1, 2) for n in "qkv")
-        mixed = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True)
-        x_BTC = x_BTC + self.self_attn["o_proj"](mixed.transpose(1, 2).reshape(B, T, C))
-        normed = self.post_attention_layernorm(x_BTC)
-        gated = F.silu(self.mlp["gate_proj"](normed)) * self.mlp["up_proj"](normed)
-        return x_BTC + self.mlp["down_proj"](gated)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-
-
-class Nano(nn.Module):
-    def __init__(self, vocab: int, width: int, layers: int, heads: int, inner: int) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(vocab, width)
-        self.layers = nn.ModuleList(Layer(width, heads, inner) for _ in range(layers))
-        self.norm = nn.RMSNorm(width, NORM_EPS)
-        half = width // heads // 2
-        angles = torch.outer(torch.arange(CONTEXT), ROPE_THETA ** (-torch.arange(half) / half))
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
-        for name, p in self.named_parameters():
-            if p.dim() == 2:
-                nn.init.normal_(p, std=0.02 if "embed" in name else 0.6 / math.sqrt(p.shape[1]))
-            if "o_proj" in name or "down_proj" in name:
-                nn.init.zeros_(p)
-
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        x_BTC = self.embed_tokens(ids_BT)
-        T = ids_BT.shape[1]
-        for layer in self.layers:
-            x_BTC = layer(x_BTC, self.cos[:T], self.sin[:T])
-        return F.linear(self.norm(x_BTC), self.embed_tokens.weight)
-
-    def loss(self, rows_BT: Tensor, pad: int, reduction: str = "mean") -> Tensor:
-        logits_BTV, targets_BT = self(rows_BT[:, :-1]), rows_BT[:, 1:]
-        return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=pad, reduction=reduction)
-
-
-class Optimizer:
-    """Muon (in fp32, all matrices of one shape at once) for the layers, AdamW for embeddings and norms.
-
-    Source: https://kellerjordan.github.io/posts/muon/ . torch.optim.Muon computes in bf16, which most CPUs emulate.
-    """
-
-    def __init__(self, model: Nano, muon_lr: float, adam_lr: float, muon: bool = True) -> None:
-        self.muon_lr, self.adam_lr, self.state = muon_lr, adam_lr, {}
-        self.groups: dict[tuple[int, ...], list[tuple[str, Tensor]]] = {}
-        self.rest: list[tuple[str, Tensor]] = []
-        for name, p in model.named_parameters():
-            if muon and p.dim() == 2 and "embed" not in name:
-                self.groups.setdefault(tuple(p.shape), []).append((name, p))
-                self.state[f"{name}/m"] = torch.zeros_like(p)
-            else:
-                self.rest.append((name, p))
-                self.state[f"{name}/m"], self.state[f"{name}/v"] = torch.zeros_like(p), torch.zeros_like(p)
-
-    @torch.no_grad()
-    def step(self, number: int, factor: float, pool: ThreadPoolExecutor) -> None:
-        """One update with the learning rates times `factor`; `number` counts from 1."""
-        momentum = 0.85 + 0.1 * min(1.0, number / 200)
-
-        @torch.no_grad()
-        def turn(group: tuple[tuple[int, ...], list[tuple[str, Tensor]]]) -> None:
-            (shape, members), updates = group, []
-            for name, p in members:
-                m = self.state[f"{name}/m"].lerp_(p.grad, 1 - momentum)
-                updates.append(p.grad.lerp(m, momentum))
-            scale = self.muon_lr * factor * math.sqrt(max(1.0, shape[0] / shape[1]))
-            for (_, p), update in zip(members, orthogonal(torch.stack(updates)), strict=True):
-                p.mul_(1 - 0.1 * self.muon_lr * factor).add_(update, alpha=-scale)
-
-        list(pool.map(turn, self.groups.items()))
-        for name, p in self.rest:
-            m = self.state[f"{name}/m"].lerp_(p.grad, 0.1)
-            v = self.state[f"{name}/v"].lerp_(p.grad.square(), 0.05)
-            denominator = (v / (1 - 0.95**number)).sqrt_().add_(1e-10)
-            p.addcdiv_(m, denominator, value=-self.adam_lr * factor / (1 - 0.9**number))
-
-
-def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly, by Newton-Schulz iteration."""
-    wide = x if x.shape[1] <= x.shape[2] else x.mT
-    wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = wide @ wide.mT
-        wide = 3.4445 * wide + (-4.775 * gram + 2.0315 * gram @ gram) @ wide
-    return wide if x.shape[1] <= x.shape[2] else wide.mT
-
-
-# Tokens ------------------------------------------------------------------------------------------------------
+# Tokens
 
 
 def pieces(ids: list[int], newline: set[int]) -> list[list[int]]:
@@ -201,8 +87,11 @@ def prepare(args: argparse.Namespace, folders: list[Path]) -> Tokenizer:
             continue
         counts = {}
         for part, texts in zip(("train", "held_out"), documents(name, folders, args.seed), strict=True):
-            ids = [e.ids + [end] for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
-            np.save(tokens / f"{name}.{part}.npy", pack(ids, newline, pad) if ids else np.zeros((0, CONTEXT), np.uint16))
+            ids = [[*e.ids, end] for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+            np.save(
+                tokens / f"{name}.{part}.npy",
+                pack(ids, newline, pad) if ids else np.zeros((0, CONTEXT), np.uint16),
+            )
             counts[part] = {
                 "documents": len(texts),
                 "tokens": sum(map(len, ids)),
@@ -214,7 +103,7 @@ def prepare(args: argparse.Namespace, folders: list[Path]) -> Tokenizer:
 
 
 class Mixture:
-    """Rows of the training files in the shares of SOURCES; its whole state is `taken`, rows drawn per source."""
+    """Rows of the training files in the shares of SOURCES; its state is `taken`, rows drawn per source."""
 
     def __init__(self, run: Path, seed: int, taken: dict[str, int]) -> None:
         self.seed, self.taken = seed, taken
@@ -238,7 +127,7 @@ class Mixture:
         return self.rows[name][self.order[name][1][row]]
 
 
-# Checkpoints -------------------------------------------------------------------------------------------------
+# Checkpoints
 
 
 def latest(run: Path) -> Path | None:
@@ -276,15 +165,15 @@ def held_out(model: Nano, run: Path, pad: int, rows: int) -> dict[str, float]:
     return losses
 
 
-# Training ----------------------------------------------------------------------------------------------------
+# Training
 
 
 def gradient(model: Nano, rows_BT: Tensor, pad: int, pool: ThreadPoolExecutor) -> float:
     """Mean loss; leaves its gradient in the parameters.
 
-    Each thread takes the next MICRO_ROWS rows on one core: about twice as fast as two cores in one matrix product when
-    other programs compete for them. The parts are summed in the order of the rows, so the result does not depend on
-    which thread took which.
+    Each thread takes the next MICRO_ROWS rows on one core: beside other programs that is about twice as fast as
+    two cores in one matrix product. The parts are summed in the order of the rows, so the result does not depend
+    on which thread took which.
     """
     parameters = list(model.parameters())
     trained_tokens = (rows_BT[:, 1:] != pad).sum()
@@ -306,8 +195,13 @@ def gradient(model: Nano, rows_BT: Tensor, pad: int, pool: ThreadPoolExecutor) -
 def train(args: argparse.Namespace, tokenizer: Tokenizer) -> None:
     torch.manual_seed(args.seed)
     pad = tokenizer.token_to_id(PAD)
-    shape = {"vocab": tokenizer.get_vocab_size(), "width": args.width, "layers": args.layers, "heads": args.heads,
-             "inner": args.inner}  # fmt: skip
+    shape = {
+        "vocab": tokenizer.get_vocab_size(),
+        "width": args.width,
+        "layers": args.layers,
+        "heads": args.heads,
+        "inner": args.inner,
+    }
     state = {"step": 0, "tokens": 0, "seconds": 0.0, "taken": {}, "shape": shape, "seed": args.seed}
     found = latest(args.run)
     if found:
@@ -339,9 +233,14 @@ def train(args: argparse.Namespace, tokenizer: Tokenizer) -> None:
             optimizer.step(state["step"], factor, pool)
             state["tokens"] += int((rows_BT != pad).sum())
             state["seconds"] = before + time.monotonic() - began
-            line = {"step": state["step"], "loss": round(loss, 4), "factor": round(factor, 5),
-                    "tokens": state["tokens"], "seconds": round(state["seconds"], 1),
-                    "step_s": round(time.monotonic() - started, 2)}  # fmt: skip
+            line = {
+                "step": state["step"],
+                "loss": round(loss, 4),
+                "factor": round(factor, 5),
+                "tokens": state["tokens"],
+                "seconds": round(state["seconds"], 1),
+                "step_s": round(time.monotonic() - started, 2),
+            }
             if state["step"] % args.eval_every == 0:
                 line["held_out"] = held_out(model, args.run, pad, rows=4)
             log.write(json.dumps(line) + "\n")
@@ -355,7 +254,7 @@ def train(args: argparse.Namespace, tokenizer: Tokenizer) -> None:
 
 
 def export(run: Path, folder: Path) -> None:
-    """Write the newest checkpoint as a transformers folder, bf16, and check that transformers computes the same."""
+    """Write the newest checkpoint as a transformers folder in bf16; transformers must compute the same."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     found = latest(run) or exit(f"{run}: no checkpoint to export. Train first.")
@@ -366,12 +265,20 @@ def export(run: Path, folder: Path) -> None:
     stop, end, pad = (tokenizer.token_to_id(t) for t in (STOP, END, PAD))
     shape = state["shape"]
     config = LlamaConfig(
-        vocab_size=shape["vocab"], hidden_size=shape["width"], num_hidden_layers=shape["layers"],
-        num_attention_heads=shape["heads"], num_key_value_heads=shape["heads"], intermediate_size=shape["inner"],
-        max_position_embeddings=CONTEXT, rms_norm_eps=NORM_EPS, tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA}, bos_token_id=None, eos_token_id=stop,
+        vocab_size=shape["vocab"],
+        hidden_size=shape["width"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=shape["heads"],
+        intermediate_size=shape["inner"],
+        max_position_embeddings=CONTEXT,
+        rms_norm_eps=NORM_EPS,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+        bos_token_id=None,
+        eos_token_id=stop,
         pad_token_id=pad,
-    )  # fmt: skip
+    )
     theirs = LlamaForCausalLM(config).eval()
     missing, unexpected = theirs.model.load_state_dict(model.state_dict(), strict=False)
     assert not missing, missing
@@ -390,9 +297,13 @@ def export(run: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--text", type=Path, required=True, help="folder with the text files of SOURCES")
-    parser.add_argument("--sft", type=Path, nargs="*", default=[], help="folders with its question/answer files")
+    parser.add_argument(
+        "--sft", type=Path, nargs="*", default=[], help="folders with its question/answer files"
+    )
     parser.add_argument("--run", type=Path, required=True, help="tokenizer, token cache, checkpoints and log")
     parser.add_argument("--export", type=Path, help="write the newest checkpoint here and stop")
     parser.add_argument("--minutes", type=float, default=0.0, help="length of this invocation")
