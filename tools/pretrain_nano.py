@@ -171,9 +171,9 @@ def held_out(model: Nano, run: Path, pad: int, rows: int) -> dict[str, float]:
 def gradient(model: Nano, rows_BT: Tensor, pad: int, pool: ThreadPoolExecutor) -> float:
     """Mean loss; leaves its gradient in the parameters.
 
-    Each thread takes the next MICRO_ROWS rows on one core: beside other programs that is about twice as fast as
-    two cores in one matrix product. The parts are summed in the order of the rows, so the result does not depend
-    on which thread took which.
+    Each thread takes the next MICRO_ROWS rows on one core: beside other programs that is about twice as fast
+    as two cores in one matrix product. The parts are summed in the order of the rows, so the result does not
+    depend on which thread took which.
     """
     parameters = list(model.parameters())
     trained_tokens = (rows_BT[:, 1:] != pad).sum()
@@ -312,10 +312,10 @@ def main() -> None:
     parser.add_argument("--decay-steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocab-size", type=int, default=4096)
-    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=5)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--inner", type=int, default=704)
+    parser.add_argument("--heads", type=int, default=3)
+    parser.add_argument("--inner", type=int, default=512)
     parser.add_argument("--rows", type=int, default=8, help=f"rows of {CONTEXT} tokens in a step")
     parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
     parser.add_argument("--muon-lr", type=float, default=0.02)
