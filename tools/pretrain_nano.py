@@ -255,7 +255,7 @@ def train(args: argparse.Namespace, tokenizer: Tokenizer) -> None:
 
 def export(run: Path, folder: Path) -> None:
     """Write the newest checkpoint as a transformers folder in bf16; transformers must compute the same."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    import transformers
 
     found = latest(run) or exit(f"{run}: no checkpoint to export. Train first.")
     state = json.loads((found / "state.json").read_text())
@@ -264,7 +264,7 @@ def export(run: Path, folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(run / "tokenizer" / "tokenizer.json"))
     stop, end, pad = (tokenizer.token_to_id(t) for t in (STOP, END, PAD))
     shape = state["shape"]
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=shape["vocab"],
         hidden_size=shape["width"],
         num_hidden_layers=shape["layers"],
@@ -279,20 +279,21 @@ def export(run: Path, folder: Path) -> None:
         eos_token_id=stop,
         pad_token_id=pad,
     )
-    theirs = LlamaForCausalLM(config).eval()
+    theirs = transformers.LlamaForCausalLM(config).eval()
     missing, unexpected = theirs.model.load_state_dict(model.state_dict(), strict=False)
     assert not missing, missing
     assert not unexpected, unexpected
     ids = torch.randint(shape["vocab"], (2, 64), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=1e-4, atol=1e-4)
-    theirs.generation_config.update(eos_token_id=[stop, end], pad_token_id=pad)
+    theirs.generation_config = transformers.GenerationConfig(eos_token_id=[stop, end], pad_token_id=pad)
     theirs.bfloat16().save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     save_tokenizer(tokenizer, folder, CONTEXT)
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     text = "Once upon a time, 1234 naïve 日本 people\n\n    said <|im_start|>user\n🙂<|im_end|>\n"
-    assert AutoTokenizer.from_pretrained(folder)(text).input_ids == tokenizer.encode(text).ids
+    assert transformers.AutoTokenizer.from_pretrained(folder)(text).input_ids == tokenizer.encode(text).ids
     print(f"{folder}: step {state['step']}, {state['tokens']:,} tokens", flush=True)
 
 
