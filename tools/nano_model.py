@@ -74,9 +74,11 @@ class Nano(nn.Module):
         return nn.functional.linear(self.norm(x_BTC), self.embed_tokens.weight)
 
     def loss(self, rows_BT: Tensor, pad: int, reduction: str = "mean") -> Tensor:
-        logits_BTV, targets_BT = self(rows_BT[:, :-1]), rows_BT[:, 1:]
+        """Cross entropy of each token given those before it; the last position, which has no target, stays in
+        the products because their sizes are then multiples of 64."""
+        targets_BT = nn.functional.pad(rows_BT[:, 1:], (0, 1), value=pad)
         return nn.functional.cross_entropy(
-            logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=pad, reduction=reduction
+            self(rows_BT).flatten(0, 1), targets_BT.flatten(), ignore_index=pad, reduction=reduction
         )
 
 
