@@ -25,7 +25,7 @@ from pretrain_nano import Mixture, latest
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-HELD_OUT_BYTES = 40_000  # measured per source
+HELD_OUT_BYTES = 20_000  # measured per source
 STRIDE = CONTEXT // 2
 NEW_TOKENS = 80
 TEXT_PROMPTS = [

@@ -248,7 +248,6 @@ def train(args: argparse.Namespace, tokenizer: Tokenizer) -> None:
             if time.monotonic() - saved > args.checkpoint_s:
                 save_checkpoint(args.run, model, optimizer, state)
                 saved = time.monotonic()
-    state["held_out"] = held_out(model, args.run, pad, rows=16)
     save_checkpoint(args.run, model, optimizer, state)
     print(json.dumps({k: v for k, v in state.items() if k != "taken"}), flush=True)
 
