@@ -137,11 +137,7 @@ def test_a_run_without_a_name_is_numbered_and_never_overwritten(config_tree: Tre
         train(config_tree(), reporter=stop_after(2))
     assert train(config_tree(), resume=True, reporter=reporter).name == "data-tiny-base0-3"
     assert any("going on after step 2" in note for note in reporter.notes)
-    assert untimed_outcome(Run(tmp_path / "results" / "data-tiny-base0-3")) == untimed_outcome(second)
-
-
-def untimed_outcome(run: Run) -> dict[str, Any]:
-    return outcome(run)
+    assert outcome(Run(tmp_path / "results" / "data-tiny-base0-3")) == outcome(second)
 
 
 def test_a_folder_that_appears_meanwhile_is_not_shared(config_tree: Tree, tmp_path: Path) -> None:
@@ -169,7 +165,7 @@ def test_a_second_trainer_is_refused_within_a_second_naming_the_first(
         before = contents(stopped.path)
         for flag in ("--resume", "--fresh"):
             began = time.process_time()
-            with pytest.raises(RunError, match="another process .pid"):
+            with pytest.raises(RunError, match=r"another process \(pid"):
                 train(named(config_tree), **{flag.removeprefix("--"): True})
             assert time.process_time() - began < 1
         code = "import sys; from inlay.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"

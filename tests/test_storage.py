@@ -44,7 +44,7 @@ def test_a_kill_at_any_moment_leaves_only_whole_folders_and_files(tmp_path: Path
         )
         assert child.stdout is not None
         child.stdout.readline()
-        time.sleep(generator.uniform(0, 0.06))
+        time.sleep(generator.uniform(0, 0.1))
         child.kill()
         child.wait()
         child.stdout.close()
@@ -59,7 +59,7 @@ def test_a_kill_at_any_moment_leaves_only_whole_folders_and_files(tmp_path: Path
         assert not list(where.glob(".*")) + list(where.glob("*staging*"))
         if had_adapter:
             storage.verified(where / "adapter")
-    assert found > 30
+    assert found > 10, "too few saves to have proved anything"
 
 
 def _env() -> dict[str, str]:
@@ -76,8 +76,12 @@ def test_a_folder_that_cannot_be_filled_does_not_appear(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def write_a(folder: Path) -> None:
+    (folder / "a").write_text("abc")
+
+
 def test_an_earlier_folder_survives_a_kill_between_the_two_renames(tmp_path: Path) -> None:
-    storage.write_folder(tmp_path / "adapter", lambda f: None if (f / "a").write_text("1") else None, {"step": 1})
+    storage.write_folder(tmp_path / "adapter", write_a, {"step": 1})
     (tmp_path / "adapter").rename(tmp_path / ".staging-old-adapter-77")
     (tmp_path / ".staging-new-adapter-77").mkdir()
     storage.sweep_staging(tmp_path)
@@ -88,7 +92,7 @@ def test_an_earlier_folder_survives_a_kill_between_the_two_renames(tmp_path: Pat
 @pytest.mark.parametrize("fault", ["changed", "longer", "missing", "extra", "no manifest", "manifest without files"])
 def test_verified_names_what_is_wrong(tmp_path: Path, fault: str) -> None:
     folder = tmp_path / "x"
-    storage.write_folder(folder, lambda f: None if (f / "a").write_text("abc") else None, {})
+    storage.write_folder(folder, write_a, {})
     storage.verified(folder)
     named = "a"
     if fault == "changed":
@@ -177,11 +181,10 @@ def test_a_full_disk_stops_training_with_one_line_and_every_checkpoint_whole(sma
 
     def fill_up(step: int) -> None:
         if step == 3:
-            with (small_disk / "filler").open("wb") as file:
+            with (small_disk / "filler").open("wb", buffering=0) as file:
                 try:
                     while True:
                         file.write(b"x" * 4096)
-                        file.flush()
                 except OSError:
                     pass
 
