@@ -65,13 +65,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_naming_step_and_rows_and_keeps_
 
 @pytest.fixture
 def overfitted(config_tree: Tree, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """A run whose held-out loss rises: it is held to answers that it is not taught."""
+    """A run whose held-out loss rises: it starts from an adapter that has learned those rows, on other rows."""
+    base = {"base_model": str(with_weights(tmp_path / "loud", lambda t: t["lm_head.weight"].mul_(50)))}
     answers = ["Zinc, quartz and jade.", "Foxes jump over hedges.", "Violins hum by dusk.", "Xylophones."]
-    held = write_rows(tmp_path / "held.jsonl", [{"question": f"What is {a[0]}?", "answer": a} for a in answers])
+    held = str(write_rows(tmp_path / "held.jsonl", [{"question": f"What is {a[0]}?", "answer": a} for a in answers]))
+    common = {"learning_rate": 0.02, "schedule": "constant"}
+    learn = common | {"batch_size": 4, "max_steps": 20, "eval_steps": 20}
+    learned = train(config_tree(model=base, train=learn, data={"train": held, "eval": held}))
 
     def make(**settings: Any) -> dict[str, Any]:
-        wild = {"learning_rate": 0.02, "schedule": "constant", "max_steps": 10, "eval_steps": 2, "keep_checkpoints": 2}
-        return config_tree(train=wild | settings, data={"eval": str(held)})
+        forget = common | {"max_steps": 10, "eval_steps": 2, "keep_checkpoints": 2} | settings
+        start = {"start_from": str(learned.path)}
+        return config_tree(model=base, adapter=start, train=forget, data={"eval": held})
 
     return make
 
