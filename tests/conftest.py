@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +52,36 @@ def config_tree(tmp_path: Path, tiny_base: Path, data_file: Path) -> Callable[..
         return tree
 
     return make
+
+
+@pytest.fixture
+def inlay(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """`inlay(*arguments, **environment)` starts a process."""
+    from training_runs import Inlay
+
+    started: list[Inlay] = []
+
+    def start(*arguments: str, **env: str) -> Any:
+        env = {"INLAY_CACHE": os.environ["INLAY_CACHE"]} | env
+        started.append(Inlay(list(arguments), tmp_path / f"process-{len(started)}", env))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process._process.is_alive():
+            process._process.kill()
+            process._process.join()
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, config_tree: Callable[..., dict[str, Any]]) -> Callable[..., str]:
+    """Writes a config and returns its path; keywords are sections over `config_tree`."""
+
+    def write(name: str = "a", **sections: dict[str, Any]) -> str:
+        path = tmp_path / f"{name}.yaml"
+        tree = config_tree(**sections)
+        tree["output"] = tree["output"] | {"name": name}
+        path.write_text(json.dumps(tree))
+        return str(path)
+
+    return write

@@ -22,6 +22,8 @@ from inlay.models.adapter import AdapterState
 from inlay.storage import explained, move_aside, read_manifest, replace_folder, verified
 from inlay.training.optimizer import state_tensors
 
+ADAPTER, OPTIMIZER = "adapter.safetensors", "optimizer.safetensors"
+
 
 @dataclass
 class Progress:
@@ -77,8 +79,8 @@ def write(folder: Path, adapter: AdapterState, optimizer: Optimizer, progress: P
                 return Checkpoint(final)
 
     def fill(staging: Path) -> None:
-        save_file({k: v.contiguous() for k, v in adapter.tensors.items()}, staging / "adapter.safetensors")
-        save_file(tensors, staging / "optimizer.safetensors")
+        save_file({k: v.contiguous() for k, v in adapter.tensors.items()}, staging / ADAPTER)
+        save_file(tensors, staging / OPTIMIZER)
         (staging / "state.json").write_text(text, encoding="utf-8")
 
     about = {"step": progress.step, "eval_loss": progress.eval_loss, "train_loss": progress.train_loss}
@@ -116,9 +118,11 @@ def load(checkpoint: Checkpoint) -> tuple[AdapterState, dict[str, Tensor], dict[
     verified(path)
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        adapter = AdapterState(state["adapter"], load_file(path / "adapter.safetensors"))
-        optimizer = load_file(path / "optimizer.safetensors")
-        return adapter, optimizer, state["optimizer"], Progress(**state["progress"])
+        # copies: what safetensors hands out is the file itself, mapped, and dies with it
+        adapter, optimizer = (
+            {k: v.clone() for k, v in load_file(path / name).items()} for name in (ADAPTER, OPTIMIZER)
+        )
+        return AdapterState(state["adapter"], adapter), optimizer, state["optimizer"], Progress(**state["progress"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StorageError(f"{path}: cannot be read ({error}).") from None
 

@@ -161,7 +161,7 @@ def accumulate(
     for rows in shares:
         if stop.asked:
             break
-        _seed_draws(job.config.train.seed, step, rows[0])
+        _seed_draws(job.device, job.config.train.seed, step, rows[0])
         batch = collate(job.train, rows, job.pad_id).to(job.device)
         with autocast(job.device, job.autocast_dtype):
             nll_B, _ = weighted_nll(job.model, batch)
@@ -179,11 +179,16 @@ def accumulate(
     return total, bad_rows
 
 
-def _seed_draws(seed: int, step: int, first_row: int) -> None:
+def _seed_draws(device: str, *key: int) -> None:
     # Dropout of a micro batch depends on what it holds and on nothing before it: there is no generator state to
     # save, and a resumed run or another number of ranks draws the same.
-    low, high = np.random.SeedSequence([seed, step, first_row]).generate_state(2)
-    torch.manual_seed(int(low) | int(high) << 32)
+    low, high = np.random.SeedSequence(key).generate_state(2)
+    seed = int(low) | int(high) << 32
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed formats a stack trace for every device not in use
+    if device.startswith("cuda"):
+        torch.cuda.manual_seed(seed)
+    elif device == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def heldout_nll(job: Job, world: World, stop: StopRequest) -> tuple[np.ndarray, np.ndarray]:

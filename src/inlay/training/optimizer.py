@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,25 +35,35 @@ def make_optimizer(train: TrainConfig, parameters: list[torch.nn.Parameter]) -> 
 
 
 def state_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, plain values) of the optimizer's per-parameter state, keyed `<index>.<name>`."""
+    """(tensors, plain values) of the optimizer's per-parameter state, keyed `<index>.<name>`.
+
+    bitsandbytes keeps its 8-bit state one level down, which becomes `<index>.<group>/<name>`.
+    """
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     for index, state in optimizer.state_dict()["state"].items():
-        nested = [part for part in state.values() if isinstance(part, dict)]  # where bitsandbytes hides 8-bit state
-        flat = {name: value for part in [state, *nested] for name, value in part.items() if not isinstance(value, dict)}
-        for name, value in flat.items():
+        for name, value in _flat(state).items():
             if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value.detach().cpu().clone()  # bitsandbytes shares its tables
+                tensors[f"{index}.{name}"] = value.detach().cpu().clone()  # the 8-bit ones share their tables
             elif value is not None:
                 values[f"{index}.{name}"] = value
     return tensors, values
+
+
+def _flat(state: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in state.items():
+        flat |= {f"{name}/{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def restore_state(optimizer: Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Puts what `state_tensors` gave back into a fresh optimizer over the same parameters."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *values.items()]:
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
+        index, _, path = key.partition(".")
+        here = state.setdefault(int(index), {})
+        group, _, name = path.rpartition("/")
+        (here.setdefault(group, {}) if group else here)[name] = value
     current = optimizer.state_dict()
     optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})

@@ -1,0 +1,163 @@
+"""The gradient of a step belongs to its rows, however they are shared out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import qa_rows, write_rows
+from inlay.config import load
+from inlay.data.batches import micro_batches, step_rows
+from inlay.data.tokens import TokenSet
+from inlay.run import Run
+from inlay.training.loop import Job, accumulate, heldout_nll
+from inlay.training.setup import Setup, set_up
+from inlay.training.signals import StopRequest
+from inlay.training.world import World
+
+Tree = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def setup(tiny_base: Any, tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    """32 training rows whose answers are 1 to 4 sentences long, every token with a weight of its own."""
+    from training_runs import Quiet
+
+    data = write_rows(tmp_path_factory.mktemp("gradient") / "data.jsonl", qa_rows(40))
+    tree = {
+        "model": {"base_model": str(tiny_base), "device": "cpu", "dtype": "float32"},
+        "adapter": {"rank": 4, "init": "gaussian"},
+        "data": {"train": str(data), "cache": False},
+        "train": {"batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2},
+    }
+    made = set_up(load(tree=tree), Quiet(), World())
+    torch.manual_seed(1)
+    for name, parameter in made.model.named_parameters():
+        if "lora_B" in name:  # at zero, A has no gradient
+            parameter.data.normal_(0, 0.05)
+    made.data = replace(made.data, train=weighted(made.data.train))
+    return made
+
+
+def weighted(tokens: TokenSet) -> TokenSet:
+    factors = np.random.default_rng(0).uniform(0.1, 3, len(tokens.weights)).astype(np.float32)
+    return replace(tokens, weights=tokens.weights * factors)
+
+
+def job_of(setup: Setup, tmp_path: Any, micro_batch_size: int) -> Job:
+    job = setup.job(Run(tmp_path))
+    job.micro_batch_size = micro_batch_size
+    return job
+
+
+def gradient(job: Job, rows: list[int], size: int = 1) -> tuple[torch.Tensor, float]:
+    """The step's gradient as one vector and its loss, added up over the shares of `size` ranks."""
+    weight, loss = float(job.row_weights[rows].sum()), 0.0
+    for rank in range(size):
+        shares = micro_batches(rows, job.lengths, job.micro_batch_size, rank, size)
+        part, bad = accumulate(job, 1, shares, weight, StopRequest())
+        assert not bad
+        loss += float(part)
+    found = torch.cat([p.grad.reshape(-1).clone() for p in job.parameters if p.grad is not None])
+    job.optimizer.zero_grad(set_to_none=True)
+    return found, loss
+
+
+def full_batch(job: Job, rows: list[int]) -> tuple[torch.Tensor, float]:
+    """The gradient of transformers' own logits under a loss written by hand, row by row in float64."""
+    total = torch.zeros((), dtype=torch.float64)
+    for row in rows:
+        tokens = job.train.row(row)
+        ids = torch.tensor(tokens.input_ids[None].astype(np.int64))
+        log_p = job.model(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
+        nll = -log_p[torch.arange(ids.shape[1] - 1), ids[0, 1:]]
+        total = total + (nll * torch.tensor(tokens.weights[1:])).sum()
+    loss = total / sum(float(job.train.row(r).weights.sum()) for r in rows)
+    loss.backward()
+    found = torch.cat([p.grad.reshape(-1).clone() for p in job.parameters])
+    job.optimizer.zero_grad(set_to_none=True)
+    return found, float(loss.detach())
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize(
+    ("micro_batch_size", "ranks"), [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (2, 3), (3, 2), (8, 4)]
+)
+def test_the_gradient_and_the_loss_do_not_depend_on_how_the_rows_are_shared_out(
+    setup: Setup, tmp_path: Any, micro_batch_size: int, ranks: int
+) -> None:
+    rows = step_rows(1, 0, len(setup.data.train), 8)
+    job = job_of(setup, tmp_path, micro_batch_size)
+    wanted, wanted_loss = full_batch(job, rows)
+    found, loss = gradient(job, rows, ranks)
+    assert difference(found, wanted) < 1e-6
+    assert loss == pytest.approx(wanted_loss, rel=1e-6)
+
+
+def test_a_mean_of_means_would_have_been_seen(setup: Setup, tmp_path: Any) -> None:
+    rows = step_rows(1, 0, len(setup.data.train), 8)
+    job = job_of(setup, tmp_path, 1)
+    wanted, _ = full_batch(job, rows)
+    for row in rows:
+        accumulate(job, 1, [[row]], float(job.row_weights[row]) * len(rows), StopRequest())
+    found = torch.cat([p.grad.reshape(-1).clone() for p in job.parameters if p.grad is not None])
+    job.optimizer.zero_grad(set_to_none=True)
+    assert difference(found, wanted) > 0.05
+
+
+def test_padding_may_be_any_token(setup: Setup, tmp_path: Any) -> None:
+    rows = step_rows(1, 0, len(setup.data.train), 8)
+    job = job_of(setup, tmp_path, 8)
+    wanted, _ = gradient(job, rows)
+    job.pad_id = 17
+    assert difference(gradient(job, rows)[0], wanted) < 1e-6
+
+
+def test_held_out_loss_is_the_same_for_any_number_of_ranks_and_leaves_training_untouched(
+    setup: Setup, tmp_path: Any
+) -> None:
+    job = job_of(setup, tmp_path, 8)
+    rows = step_rows(1, 0, len(setup.data.train), 8)
+    before, _ = gradient(job, rows)
+    alone = heldout_nll(job, World(), StopRequest())
+    assert torch.equal(gradient(job, rows)[0], before)
+    assert (alone[1] > 0).all()
+
+
+def test_dropout_depends_on_the_micro_batch_and_not_on_who_computes_it(setup: Setup, tmp_path: Any) -> None:
+    job = job_of(setup, tmp_path, 2)
+    rows = step_rows(1, 0, len(setup.data.train), 8)
+    dropouts = [m for name, m in job.model.named_modules() if name.endswith("lora_dropout")]
+    before = [dict(d) for d in dropouts]
+    for each in dropouts:
+        each["default"] = torch.nn.Dropout(0.3).train()
+    try:
+        one, _ = gradient(job, rows, 1)
+        two, _ = gradient(job, rows, 2)
+        shares = micro_batches(rows, job.lengths, 2)
+        accumulate(job, 2, shares, float(job.row_weights[rows].sum()), StopRequest())
+        other_step = torch.cat([p.grad.reshape(-1).clone() for p in job.parameters if p.grad is not None])
+    finally:
+        job.optimizer.zero_grad(set_to_none=True)
+        for each, old in zip(dropouts, before, strict=True):
+            each["default"] = old["default"]
+    assert difference(two, one) < 1e-6
+    assert difference(other_step, one) > 1e-2
+
+
+def test_the_first_token_of_a_plain_document_counts_in_no_loss(setup: Setup) -> None:
+    from inlay.data.tokens import pack
+    from inlay.data.types import Example, Message, Source
+
+    document = Example((Message("text", "Tea is served at four.", 1.0),), Source("a", 1))
+    tokens = pack(setup.encoder.examples([document]))
+    assert tokens.weights[0] == 0
+    assert tokens.trained_counts()[0] == tokens.lengths[0] - 1 == tokens.trained_tokens()

@@ -1,0 +1,129 @@
+"""What stops a run, what is kept of it, and that its result is the adapter it names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from conftest import make_base, write_rows
+from inlay import api
+from inlay.errors import TrainingError
+from inlay.models.adapter import AdapterState
+from inlay.run import Run
+from inlay.storage import verified
+from training_runs import Quiet, train
+
+Tree = Callable[..., dict[str, Any]]
+
+
+def with_weights(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A tiny base whose tensors were changed by hand."""
+    make_base(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_base_with_nan_weights_is_refused_before_the_first_step(config_tree: Tree, tmp_path: Path) -> None:
+    base = with_weights(tmp_path / "nan", lambda t: t["model.layers.1.mlp.up_proj.weight"].fill_(float("nan")))
+    with pytest.raises(TrainingError, match="before step 1: the base's own held-out loss is nan"):
+        train(config_tree(model={"base_model": str(base)}))
+
+
+def test_an_adapter_matrix_that_no_gradient_reaches_is_named(config_tree: Tree, tmp_path: Path) -> None:
+    base = with_weights(tmp_path / "cut", lambda t: t["model.layers.1.self_attn.o_proj.weight"].zero_())
+    with pytest.raises(TrainingError, match=r"after step 1 3 of 14 .* not moved, first .*layers\.1\.self_attn\.q_proj"):
+        train(config_tree(model={"base_model": str(base)}))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_naming_step_and_rows_and_keeps_the_last_checkpoint(
+    config_tree: Tree, tmp_path: Path, data_file: Path
+) -> None:
+    # the rate grows in a line: the first steps are sane, a later one is not
+    absurd = {"learning_rate": 1e25, "schedule": "constant", "max_steps": 4, "eval_steps": 4, "save_steps": 1}
+    with pytest.raises(TrainingError) as caught:
+        train(config_tree(train=absurd, output={"name": "a"}))
+    assert caught.value.exit_code == 1
+    text = str(caught.value)
+    assert text.startswith("step 2: loss is ")
+    assert f"rows {data_file}:" in text or "rows data.jsonl:" in text
+    run = Run(tmp_path / "results" / "a")
+    assert run.status == "failed"
+    assert run.record["error"] == text
+    assert [p.name for p in run.checkpoints.iterdir()] == ["step-000001"]
+    verified(run.checkpoints / "step-000001")
+    assert all(np.isfinite(line["loss"]) for line in run.metrics if "loss" in line)
+
+
+@pytest.fixture
+def overfitted(config_tree: Tree, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """A run whose held-out loss rises: it starts from an adapter that has learned those rows, on other rows."""
+    base = {"base_model": str(with_weights(tmp_path / "loud", lambda t: t["lm_head.weight"].mul_(50)))}
+    answers = ["Zinc, quartz and jade.", "Foxes jump over hedges.", "Violins hum by dusk.", "Xylophones."]
+    held = str(write_rows(tmp_path / "held.jsonl", [{"question": f"What is {a[0]}?", "answer": a} for a in answers]))
+    common = {"learning_rate": 0.02, "schedule": "constant"}
+    learn = common | {"batch_size": 4, "max_steps": 20, "eval_steps": 20}
+    learned = train(config_tree(model=base, train=learn, data={"train": held, "eval": held}))
+
+    def make(**settings: Any) -> dict[str, Any]:
+        forget = common | {"max_steps": 10, "eval_steps": 2, "keep_checkpoints": 2} | settings
+        start = {"start_from": str(learned.path)}
+        return config_tree(model=base, adapter=start, train=forget, data={"eval": held})
+
+    return make
+
+
+def test_the_best_checkpoint_outlives_retention_and_is_exported(overfitted: Tree) -> None:
+    run = train(overfitted())
+    held = {line["step"]: line["eval_loss"] for line in run.metrics if line["step"] and "eval_loss" in line}
+    result = run.record["result"]
+    best = min(held, key=lambda step: held[step])
+    assert best < 5, "this run must be worse at its end"
+    assert (result["best_step"], result["adapter_step"]) == (best, best)
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == [f"step-{s:06d}" for s in sorted({best, 8, 10})]
+    assert result["eval_loss"] == pytest.approx(held[best], rel=1e-6)
+    card = json.loads((run.adapter / "card.json").read_text())
+    assert card["step"] == best
+    assert card["metrics"]["eval_loss"] == pytest.approx(result["eval_loss"], rel=1e-6)
+    assert api.evaluate(run, reporter=Quiet())["metrics"]["loss"] == pytest.approx(result["eval_loss"], rel=1e-5)
+
+    last = train(overfitted(export="last"))
+    assert last.record["result"]["adapter_step"] == 10
+    assert last.record["result"]["eval_loss"] == pytest.approx(held[10], rel=1e-6)
+    assert not same_adapter(run, last)
+
+    stopped = train(overfitted(early_stopping_patience=2))
+    assert stopped.record["result"]["stopped_early"]
+    assert stopped.record["result"]["steps"] == best + 4
+    assert same_adapter(stopped, run)
+    assert train(stopped.config.model_copy(update={"output": named(stopped)}), resume=True).record == stopped.record
+
+
+def named(run: Run) -> Any:
+    return run.config.output.model_copy(update={"name": run.name, "folder": str(run.path.parent)})
+
+
+def same_adapter(a: Run, b: Run) -> bool:
+    one, two = (AdapterState.read(r.adapter).tensors for r in (a, b))
+    return all((one[name] == two[name]).all() for name in one)
+
+
+def test_the_figures_of_a_run_count_what_they_say(config_tree: Tree, tmp_path: Path) -> None:
+    run = train(config_tree(train={"batch_size": 10, "max_steps": 5, "eval_steps": 5}, eval={"max_rows": 3}))
+    result, lines = run.record["result"], [line for line in run.metrics if "loss" in line]
+    # 32 training rows, ten at a time: the fourth step holds two
+    assert [line["epoch"] for line in lines] == [0.3125, 0.625, 0.9375, 1.0, 1.3125]
+    assert 0 < result["trained_tokens_seen"] < result["tokens_seen"]
+    assert run.record["heldout_available"] == 8
+    assert len(run.heldout.read_text().splitlines()) == 3
+    assert result["train_loss"] == lines[-1]["loss"]
+    assert {"step", "epoch", "loss", "learning_rate", "grad_norm", "eval_loss", "best"} <= lines[-1].keys()
+    assert (run.reports / "curves.png").read_bytes()[:4] == b"\x89PNG"
