@@ -304,7 +304,11 @@ def test_a_bfloat16_run_answers_as_it_was_scored(config_tree: Callable[..., dict
     comparison = api.compare(run)
     assert abs(comparison.metrics["loss"].base - run.record["result"]["base_eval_loss"]) < 0.01
     plain = {"temperature": 0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "max_new_tokens": 6}
-    loaded = api.load(run)
+    loaded, formats = api.load(run), set[object]()
+    loaded.model.get_output_embeddings().register_forward_pre_hook(
+        lambda *_: formats.add(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+    )
     assert [loaded.generate(row.question, **plain) for row in comparison.rows] == [
         row.adapter_answer for row in comparison.rows
     ]
+    assert formats == {torch.bfloat16}

@@ -22,6 +22,7 @@ from inlay.run import Run
 from inlay.training import checkpoint as checkpoints
 from inlay.training import finish
 from inlay.training.loop import Job, run_job
+from inlay.training.optimizer import restore_state, state_tensors
 from inlay.training.setup import Setup, set_up
 from inlay.training.signals import StopRequest
 from inlay.training.world import World
@@ -203,14 +204,14 @@ def test_going_on_from_a_checkpoint_equals_never_having_stopped(sections: Any, r
     _, unbroken = ready("unbroken", **sections)
     train(unbroken)
     _, again = ready("again", **sections)
-    adapter, tensors, values, progress, rng = checkpoints.load(
+    adapter, tensors, values, progress = checkpoints.load(
         checkpoints.Checkpoint(unbroken.run.checkpoints / "step-000002")
     )
     adapter.load_into(again.model)
-    checkpoints.restore(again.optimizer, tensors, values, rng)
+    restore_state(again.optimizer, tensors, values)
     again.progress = progress
     assert progress.step == 2
-    state, restored = checkpoints.state_tensors(again.optimizer)[0], tensors
+    state, restored = state_tensors(again.optimizer)[0], tensors
     assert all(torch.equal(state[name], restored[name]) and state[name].dtype == restored[name].dtype for name in state)
     train(again)
     expected, got = AdapterState.of(unbroken.model).tensors, AdapterState.of(again.model).tensors
@@ -223,7 +224,7 @@ def test_8_bit_adamw_really_keeps_8_bits(ready: Any):
     pytest.importorskip("bitsandbytes")
     _, job = ready(train={"optimizer": "adamw_8bit"}, adapter={"rank": 128})
     train(job)
-    kinds = {t.dtype for t in checkpoints.state_tensors(job.optimizer)[0].values()}
+    kinds = {t.dtype for t in state_tensors(job.optimizer)[0].values()}
     assert torch.uint8 in kinds
 
 

@@ -224,6 +224,7 @@ def load_model(ref: BaseRef, config: Config, dtype: torch.dtype, device: str, qu
     if config.model.attention != "auto":
         options["attn_implementation"] = config.model.attention
     if quantization != "none":
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # int8 on float32 would say so at every product
         options |= _quantized(config, quantization, dtype, device)
     try:
         with _without_reports():
