@@ -139,6 +139,13 @@ def test_a_template_that_rewrites_history_gives_one_row_per_trained_turn() -> No
     assert "why" not in enc.tokenizer.decode(rows[1].input_ids)
 
 
+def test_a_turn_that_stands_in_two_rows_is_trained_in_one() -> None:
+    enc = encoder("nano", "forgets")
+    turns = [user("a"), said("b"), user("c"), said("so</think>d"), user("e"), said("f")]
+    assert [trained(enc, r) for r in encoded(enc, *turns)] == ["so</think>d<|im_end|>", "b<|im_end|>f<|im_end|>"]
+    check_prompts(enc, turns)
+
+
 def test_a_template_without_an_end_of_turn_gets_the_end_of_sequence_after_each_trained_turn() -> None:
     enc = encoder("nano", "no end")
     rows = encoded(enc, user("a"), said("b"), user("c"), said("d"))

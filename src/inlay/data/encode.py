@@ -139,13 +139,14 @@ class Encoder:
         remaining = [n for n, m in enumerate(messages) if m.role == "assistant" and m.weight > 0]
         found = []
         while remaining:
-            sequence, done = self._sequence_ending_at(remaining[-1], dialogue)
+            sequence, done = self._sequence_ending_at(remaining, dialogue)
             found.append(sequence)
             remaining = [n for n in remaining if n not in done]
         return found[::-1]
 
-    def _sequence_ending_at(self, last: int, dialogue: _Dialogue) -> tuple[_Sequence, set[int]]:
-        """The sequence whose last trained turn is `last`, and every turn that it trains."""
+    def _sequence_ending_at(self, wanted: Sequence[int], dialogue: _Dialogue) -> tuple[_Sequence, set[int]]:
+        """The sequence that ends with the last wanted turn, and those of the wanted turns that it trains."""
+        last = wanted[-1]
         prompt, whole = dialogue.asked(last), dialogue.said(last + 1)
         if not whole.startswith(prompt):
             raise DataError(
@@ -161,7 +162,8 @@ class Encoder:
         weights[-1] = dialogue.messages[last].weight
         done = {last}
         for k, (turn, _, _) in enumerate(boundaries):
-            if self._control.closing(cuts[2 * k + 1]):  # without an end the turn is its own sequence, for eos to follow
+            # without an end the turn is its own sequence, for eos to follow
+            if turn in wanted and self._control.closing(cuts[2 * k + 1]):
                 weights[2 * k + 1] = dialogue.messages[turn].weight
                 done.add(turn)
         trained = [
@@ -169,8 +171,7 @@ class Encoder:
             (last, answer),
         ]
         for turn, text in trained:
-            if dialogue.messages[turn].weight > 0:
-                refuse_lost_answer(text, turn, dialogue.messages[turn], dialogue.source)
+            refuse_lost_answer(text, turn, dialogue.messages[turn], dialogue.source)
         lacks_end = self._control.closing(answer) is None
         return _Sequence(tuple(cuts), tuple(weights), lacks_end, False), done
 

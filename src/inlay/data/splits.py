@@ -31,7 +31,7 @@ def by_content(examples: Sequence[Example], eval_fraction: float) -> tuple[list[
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for n, example in enumerate(examples):
         groups[prompt_key(example)].append(n)
-    wanted = min(max(1, round(len(examples) * eval_fraction)), len(examples) - 1)
+    wanted = min(round(len(examples) * eval_fraction), len(examples) - 1)
     heldout: list[int] = []
     for key in sorted(groups):
         if len(heldout) + len(groups[key]) <= wanted:
