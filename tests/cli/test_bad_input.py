@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import Ended, environment, listing, program
-from tests.conftest import NANO, qa_rows, write_rows
+
+from parts import NANO, qa_rows, write_rows
+from program import Ended, environment, listing, program
 
 Inlay = Callable[..., Ended]
 
@@ -36,6 +37,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "nothing").mkdir()
     (folder / "results" / "begun").mkdir(parents=True)
     (folder / "results" / "begun" / "run.json").write_text('{"status": "interrupted"}')
+    (folder / "results" / "begun" / ".lock").touch()
     (folder / "file").touch()
     monkeypatch.chdir(folder)
     return folder

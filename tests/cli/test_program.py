@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.conftest import QUICK, Ended, environment, program
 
 from inlay import api
 from inlay.cli import app
 from inlay.errors import Interrupted
+from program import QUICK, Ended, environment, program
 
 Inlay = Callable[..., Ended]
 VERBS = [

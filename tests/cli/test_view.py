@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from inlay import api
+from inlay import api, session
 from inlay import run as runs
 from inlay.cli import progress, view
 from inlay.config import load
@@ -49,5 +50,6 @@ def test_an_unnamed_run_that_is_unfinished_is_asked_about(tmp_path: Path, answer
         asked.append(question)
         return answer
 
-    run, going_on = api._claim(config, False, False, confirm, PlainReporter())
-    assert (run.name, going_on, len(asked)) == (name, answer, 1)
+    with contextlib.ExitStack() as held:
+        claim = session._claim(config, False, False, confirm, PlainReporter(), held)
+    assert (claim.run.name, claim.goes_on, len(asked)) == (name, answer, 1)
