@@ -137,6 +137,9 @@ def latest(run: Path) -> Path | None:
 
 def save_checkpoint(run: Path, model: Nano, optimizer: Optimizer, state: dict) -> None:
     """A whole new folder or none: written beside, synced, renamed; then the older ones go."""
+    final = run / f"checkpoint-{state['step']}"
+    if final.exists():
+        return
     staging = run / "checkpoint.partial"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
@@ -146,9 +149,7 @@ def save_checkpoint(run: Path, model: Nano, optimizer: Optimizer, state: dict) -
     for file in staging.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-    final = run / f"checkpoint-{state['step']}"
-    if not final.exists():
-        staging.rename(final)
+    staging.rename(final)
     for old in run.glob("checkpoint-[0-9]*"):
         if old != final:
             shutil.rmtree(old)
