@@ -88,9 +88,7 @@ def test_special_tokens_are_one_id_each_and_padding_is_distinct():
 @pytest.mark.parametrize("talk", [TALK, TALK[1:]], ids=["system", "no system"])
 def test_fewer_messages_render_to_a_prefix(talk: list[dict], tools: list[dict] | None):
     def text(count: int, prompt: bool = False) -> str:
-        return TOKENIZER.apply_chat_template(
-            talk[:count], tools=tools, tokenize=False, add_generation_prompt=prompt
-        )
+        return TOKENIZER.apply_chat_template(talk[:count], tools=tools, tokenize=False, add_generation_prompt=prompt)
 
     whole = text(len(talk))
     for count in range(1, len(talk)):
@@ -103,9 +101,7 @@ def test_fewer_messages_render_to_a_prefix(talk: list[dict], tools: list[dict] |
 @given(st.text(), st.text())
 def test_the_ids_of_a_prompt_begin_the_ids_of_prompt_and_answer(question: str, answer: str):
     talk = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    prompt = TOKENIZER.apply_chat_template(
-        talk[:1], tokenize=True, return_dict=False, add_generation_prompt=True
-    )
+    prompt = TOKENIZER.apply_chat_template(talk[:1], tokenize=True, return_dict=False, add_generation_prompt=True)
     whole = TOKENIZER.apply_chat_template(talk, tokenize=True, return_dict=False)
     assert whole[: len(prompt)] == prompt
 
@@ -116,9 +112,7 @@ def test_the_pretraining_script_renders_turns_as_the_template_does():
     talk = TALK[:5]
     for tools in (None, TOOLS):
         for part in (talk, talk[1:]):
-            assert TOKENIZER.apply_chat_template(part, tools=tools, tokenize=False) == chat.render(
-                part, tools
-            )
+            assert TOKENIZER.apply_chat_template(part, tools=tools, tokenize=False) == chat.render(part, tools)
 
 
 def test_greedy_answers_equal_the_golden_file_made_with_these_weights():
@@ -133,9 +127,7 @@ def test_an_answer_to_a_greeting_ends_by_itself():
         [{"role": "user", "content": "Hello!"}], tokenize=False, add_generation_prompt=True
     )
     model = AutoModelForCausalLM.from_pretrained(NANO, dtype=torch.float32)
-    ids = model.generate(**TOKENIZER(text, return_tensors="pt"), max_new_tokens=60, do_sample=False)[
-        0
-    ].tolist()
+    ids = model.generate(**TOKENIZER(text, return_tensors="pt"), max_new_tokens=60, do_sample=False)[0].tolist()
     assert ids[-1] == TOKENIZER.eos_token_id
 
 

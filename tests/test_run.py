@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from conftest import make_base, qa_rows, write_rows
 from inlay import api
 from inlay import run as runs
 from inlay.errors import ConfigError, DataError, InlayError, Interrupted, RunError
 from inlay.run import Run
+from parts import make_base, qa_rows, write_rows
 from training_runs import Quiet, outcome, stop_after, train
 
 Tree = Callable[..., dict[str, Any]]

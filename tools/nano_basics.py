@@ -38,10 +38,7 @@ IDENTITY = [
     ),
     (
         ["What can you do?", "How can you help me?", "What are you good at?"],
-        [
-            "I can chat, tell short stories and answer simple questions. "
-            "I am small, so please check what I say."
-        ],
+        ["I can chat, tell short stories and answer simple questions. I am small, so please check what I say."],
     ),
     (
         ["Are you a human?", "Are you a person?", "Are you a robot?"],
@@ -228,9 +225,7 @@ def turn(rng: random.Random) -> tuple[str, str]:
 def conversations(rng: random.Random, count: int = 6000) -> Iterator[list[dict]]:
     """Conversations of one to four turns, some under a system message."""
     for _ in range(count):
-        messages = (
-            [{"role": "system", "content": "You are a helpful assistant."}] if rng.random() < 0.3 else []
-        )
+        messages = [{"role": "system", "content": "You are a helpful assistant."}] if rng.random() < 0.3 else []
         for _ in range(rng.choice([1, 1, 2, 3, 4])):
             question, answer = turn(rng)
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -165,9 +165,7 @@ def sources_table(args: argparse.Namespace, state: dict) -> str:
         named = "<br>".join(f"{f.parent.name}/{f.name} `{sha256(f)[:16]}…`" for f in files)
         if name == "standard_library":
             library = Path(sysconfig.get_paths()["stdlib"])
-            digest = hashlib.sha256(
-                b"".join(f.read_bytes() for f in standard_library_files(library))
-            ).hexdigest()
+            digest = hashlib.sha256(b"".join(f.read_bytes() for f in standard_library_files(library))).hexdigest()
             named = f"Python {sysconfig.get_python_version()} standard library without tests `{digest[:16]}…`"
         passes = state["taken"].get(name, 0) / rows
         lines.append([name, named, source.licence, source.credit, f"{counts['tokens']:,}", f"{passes:.2f}"])
@@ -199,18 +197,14 @@ def curve(run: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--sft", type=Path, nargs="*", default=[])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--baseline", type=Path)
     parser.add_argument("--hardware", required=True)
-    parser.add_argument(
-        "--licence-text", type=Path, default=Path("LICENSE"), help="the Apache-2.0 text to put beside"
-    )
+    parser.add_argument("--licence-text", type=Path, default=Path("LICENSE"), help="the Apache-2.0 text to put beside")
     args = parser.parse_args()
     torch.set_num_threads(1)
     state = json.loads((latest(args.run) / "state.json").read_text())

@@ -95,9 +95,7 @@ def stories(paths: list[Path], rng: random.Random) -> Iterator[str]:
                 continue
             blocks = tidy(row["text"]).split("\n\n")
             if re.search("aesop|household-tales", row["source"]):
-                titles = [
-                    i for i, b in enumerate(blocks) if len(b) < 60 and b[-1].isalpha() and "\n" not in b
-                ]
+                titles = [i for i, b in enumerate(blocks) if len(b) < 60 and b[-1].isalpha() and "\n" not in b]
                 for i, end in zip(titles, [*titles[1:], len(blocks)], strict=False):
                     tale = "\n\n".join(blocks[i + 1 : end])
                     if 200 < len(tale) < 1900:
@@ -111,9 +109,7 @@ def stories(paths: list[Path], rng: random.Random) -> Iterator[str]:
 
 def standard_library(paths: list[Path], _rng: random.Random) -> Iterator[str]:
     for root in paths:
-        yield from (
-            tidy(f.read_text(encoding="utf-8", errors="replace")) for f in standard_library_files(root)
-        )
+        yield from (tidy(f.read_text(encoding="utf-8", errors="replace")) for f in standard_library_files(root))
 
 
 def standard_library_files(root: Path) -> list[Path]:
@@ -138,9 +134,7 @@ def svamp(row: dict, _rng: random.Random) -> str:
 def aqua(row: dict, _rng: random.Random) -> str | None:
     if row["split"] != "dev":
         return None
-    return ask(
-        row["question"] + "\n" + "\n".join(row["options"]), f"{row['rationale']}\nAnswer: {row['correct']}"
-    )
+    return ask(row["question"] + "\n" + "\n".join(row["options"]), f"{row['rationale']}\nAnswer: {row['correct']}")
 
 
 def mbpp(row: dict, _rng: random.Random) -> str | None:
@@ -156,9 +150,7 @@ def instruct(row: dict, rng: random.Random) -> str:
 
 def glossary(row: dict, rng: random.Random) -> str:
     how = rng.choice(["What is {}?", "Define {}.", "What does {} mean?", "Explain the term {}.", "{}?"])
-    return ask(
-        how.format(row["term"]), row["definition"][:1].upper() + row["definition"][1:].rstrip(".") + "."
-    )
+    return ask(how.format(row["term"]), row["definition"][:1].upper() + row["definition"][1:].rstrip(".") + ".")
 
 
 def shell(row: dict, _rng: random.Random) -> str:
@@ -188,9 +180,7 @@ def taskmaster(row: dict, rng: random.Random) -> str:
     tools = None
     if rng.random() < 0.3:
         described = {"type": "object", "properties": {}}
-        tools = [
-            {"type": "function", "function": {"name": n, "parameters": described}} for n in sorted(names)
-        ]
+        tools = [{"type": "function", "function": {"name": n, "parameters": described}} for n in sorted(names)]
     return render(row["messages"], tools)
 
 
@@ -227,12 +217,8 @@ SOURCES: dict[str, Source] = {
         "US public domain, production CC0-1.0",
         "Standard Ebooks",
     ),
-    "openstax": Source(
-        ("openstax-00.jsonl.gz", "openstax-01.jsonl.gz"), plain(), 22, 12, "CC-BY-3.0", OPENSTAX
-    ),
-    "python_docs": Source(
-        ("python_docs_en.jsonl.gz",), plain(), 4, 1, "PSF-2.0", "Python Software Foundation"
-    ),
+    "openstax": Source(("openstax-00.jsonl.gz", "openstax-01.jsonl.gz"), plain(), 22, 12, "CC-BY-3.0", OPENSTAX),
+    "python_docs": Source(("python_docs_en.jsonl.gz",), plain(), 4, 1, "PSF-2.0", "Python Software Foundation"),
     "handbook": Source(("18f_handbook.jsonl.gz",), plain(), 1.5, 0.5, "CC0-1.0", "18F"),
     "playbook": Source(
         ("ms_engineering_playbook.jsonl.gz",),
@@ -254,18 +240,12 @@ SOURCES: dict[str, Source] = {
         "CC-BY-4.0",
         "Donne Martin, system-design-primer",
     ),
-    "addresses": Source(
-        ("us_presidential_addresses.jsonl.gz",), plain(), 1.8, 0.5, "public domain", "via nltk_data"
-    ),
-    "rust_book": Source(
-        ("rust_book.jsonl.gz",), plain(), 0.5, 0.1, "MIT OR Apache-2.0", "The Rust Project Developers"
-    ),
+    "addresses": Source(("us_presidential_addresses.jsonl.gz",), plain(), 1.8, 0.5, "public domain", "via nltk_data"),
+    "rust_book": Source(("rust_book.jsonl.gz",), plain(), 0.5, 0.1, "MIT OR Apache-2.0", "The Rust Project Developers"),
     "scipy_notes": Source(
         ("scipy_lecture_notes.jsonl.gz",), plain(), 1, 0.3, "CC-BY-4.0", "Scipy Lecture Notes authors"
     ),
-    "whirlwind": Source(
-        ("whirlwind_tour_of_python.jsonl.gz",), plain(), 0.5, 0.5, "CC0-1.0", "Jake VanderPlas"
-    ),
+    "whirlwind": Source(("whirlwind_tour_of_python.jsonl.gz",), plain(), 0.5, 0.5, "CC0-1.0", "Jake VanderPlas"),
     "standard_library": Source((), standard_library, 4, 1, "PSF-2.0", "Python Software Foundation"),
     "stories": Source(
         ("standard_ebooks.jsonl.gz",),
@@ -279,9 +259,7 @@ SOURCES: dict[str, Source] = {
     "gsm8k": Source(("gsm8k_train.jsonl",), each(gsm8k), 5, 6, "MIT", "OpenAI, grade-school-math"),
     "svamp": Source(("svamp.json",), each(svamp), 0.6, 1.5, "MIT", "Arkil Patel and others, SVAMP"),
     "aqua_rat": Source(("aqua_rat.jsonl",), each(aqua), 0.3, 0.4, "Apache-2.0", "DeepMind, AQuA"),
-    "mbpp": Source(
-        ("mbpp.jsonl",), each(mbpp), 0.5, 1.2, "CC-BY-4.0", "Google, Mostly Basic Python Problems"
-    ),
+    "mbpp": Source(("mbpp.jsonl",), each(mbpp), 0.5, 1.2, "CC-BY-4.0", "Google, Mostly Basic Python Problems"),
     "self_instruct": Source(
         ("self_instruct_seed.jsonl", "self_instruct_user_oriented.jsonl"),
         each(instruct),
@@ -302,9 +280,7 @@ SOURCES: dict[str, Source] = {
     "tldr": Source(
         ("tldr_shell_alpaca.jsonl",), each(shell), 1.5, 1.5, "CC-BY-4.0", "tldr-pages team and contributors"
     ),
-    "scitldr": Source(
-        ("scitldr_a.jsonl",), each(scitldr), 1.5, 1.5, "Apache-2.0", "Allen Institute for AI, SciTLDR"
-    ),
+    "scitldr": Source(("scitldr_a.jsonl",), each(scitldr), 1.5, 1.5, "Apache-2.0", "Allen Institute for AI, SciTLDR"),
     "snips": Source(("snips_json_extraction.jsonl",), each(snips), 1, 2, "CC0-1.0", "Snips, nlu-benchmark"),
     "defog": Source(("defog_sql_questions.csv",), each(defog), 0.2, 0.3, "Apache-2.0", "Defog, sql-eval"),
     "taskmaster": Source(
@@ -317,9 +293,7 @@ def find(name: str, folders: list[Path]) -> Path:
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
-    raise SystemExit(
-        f"{name}: not found in {[str(f) for f in folders]}. Pass its folder with --text or --sft."
-    )
+    raise SystemExit(f"{name}: not found in {[str(f) for f in folders]}. Pass its folder with --text or --sft.")
 
 
 def documents(name: str, folders: list[Path], seed: int) -> tuple[list[str], list[str]]:

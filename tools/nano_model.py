@@ -33,12 +33,8 @@ class Layer(nn.Module):
     def forward(self, x_BTC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         B, T, C = x_BTC.shape
         normed = self.input_layernorm(x_BTC)
-        q, k, v = (
-            self.self_attn[f"{n}_proj"](normed).view(B, T, self.heads, -1).transpose(1, 2) for n in "qkv"
-        )
-        mixed = nn.functional.scaled_dot_product_attention(
-            rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True
-        )
+        q, k, v = (self.self_attn[f"{n}_proj"](normed).view(B, T, self.heads, -1).transpose(1, 2) for n in "qkv")
+        mixed = nn.functional.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True)
         x_BTC = x_BTC + self.self_attn["o_proj"](mixed.transpose(1, 2).reshape(B, T, C))
         normed = self.post_attention_layernorm(x_BTC)
         gated = nn.functional.silu(self.mlp["gate_proj"](normed)) * self.mlp["up_proj"](normed)

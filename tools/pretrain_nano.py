@@ -298,13 +298,9 @@ def export(run: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="folder with the text files of SOURCES")
-    parser.add_argument(
-        "--sft", type=Path, nargs="*", default=[], help="folders with its question/answer files"
-    )
+    parser.add_argument("--sft", type=Path, nargs="*", default=[], help="folders with its question/answer files")
     parser.add_argument("--run", type=Path, required=True, help="tokenizer, token cache, checkpoints and log")
     parser.add_argument("--export", type=Path, help="write the newest checkpoint here and stop")
     parser.add_argument("--minutes", type=float, default=0.0, help="length of this invocation")

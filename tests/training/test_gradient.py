@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import qa_rows, write_rows
 from inlay.config import load
 from inlay.data.batches import micro_batches, step_rows
 from inlay.data.tokens import TokenSet
@@ -19,6 +18,7 @@ from inlay.training.loop import Job, accumulate, heldout_nll
 from inlay.training.setup import Setup, set_up
 from inlay.training.signals import StopRequest
 from inlay.training.world import World
+from parts import qa_rows, write_rows
 
 Tree = Callable[..., dict[str, Any]]
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from conftest import make_base, write_rows
 from inlay import api
 from inlay.errors import TrainingError
 from inlay.models.adapter import AdapterState
 from inlay.run import Run
 from inlay.storage import verified
+from parts import make_base, write_rows
 from training_runs import Quiet, train
 
 Tree = Callable[..., dict[str, Any]]

@@ -28,9 +28,9 @@ SECTIONS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def config(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
     """`config(folder, train={…})`: the config of a short run with dropout."""
-    import conftest
+    import parts
 
-    data = conftest.write_rows(tmp_path_factory.mktemp("resume") / "data.jsonl", conftest.qa_rows(40))
+    data = parts.write_rows(tmp_path_factory.mktemp("resume") / "data.jsonl", conftest.qa_rows(40))
 
     def make(folder: Path, optimizer: str = "adamw", rank: int = 4) -> Config:
         return load(
