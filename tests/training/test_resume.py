@@ -30,7 +30,7 @@ def config(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     """`config(folder, train={…})`: the config of a short run with dropout."""
     import parts
 
-    data = parts.write_rows(tmp_path_factory.mktemp("resume") / "data.jsonl", conftest.qa_rows(40))
+    data = parts.write_rows(tmp_path_factory.mktemp("resume") / "data.jsonl", parts.qa_rows(40))
 
     def make(folder: Path, optimizer: str = "adamw", rank: int = 4) -> Config:
         return load(
