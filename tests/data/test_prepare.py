@@ -11,7 +11,7 @@ import pytest
 import toys
 from hypothesis import given
 from hypothesis import strategies as st
-from inlay.data.domains import domain, domains
+from inlay.data.domain import domains, find_domain
 
 from inlay.config.settings import DataConfig
 from inlay.data.encode import Encoder, Tokens
@@ -25,7 +25,7 @@ from parts import qa_rows, write_rows
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("INLAY_CACHE", str(tmp_path / "own"))
-    return cache_folder()
+    return cache_folder("tokens")
 
 
 @pytest.fixture(scope="module")
@@ -187,12 +187,12 @@ def test_one_prompt_cannot_be_split(tmp_path: Path, enc: Encoder) -> None:
 def test_every_example_task_trains_with_a_held_out_file_that_asks_other_things(enc: Encoder) -> None:
     assert domains()
     for name in domains():
-        files = domain(name)
+        files = find_domain(name)
         data = prepare(DataConfig(train=str(files.train), eval=str(files.heldout)), enc, 512, 50, 0)
         assert len(data.train) > 20
         assert data.leaked == 0, name
     with pytest.raises(DataError, match=r"unknown example task .* Did you mean"):
-        domain(next(iter(domains()))[:-1])
+        find_domain(next(iter(domains()))[:-1])
 
 
 def test_rows_of_json_lines_keep_what_they_say(tmp_path: Path, enc: Encoder) -> None:

@@ -224,6 +224,7 @@ def test_an_unknown_metric_is_refused_before_anything_is_done(
 
 def test_the_loss_of_a_score_is_the_held_out_loss_of_training(tmp_path: Path, encoder: Encoder, rows: HeldOut) -> None:
     from inlay.training.loop import heldout_nll
+    from inlay.training.signals import StopRequest
     from inlay.training.world import World
 
     model = base_model(make_base(tmp_path / "base", seed=3)).eval()
@@ -231,6 +232,6 @@ def test_the_loss_of_a_score_is_the_held_out_loss_of_training(tmp_path: Path, en
     job: Any = SimpleNamespace(
         model=model, heldout=rows.tokens, pad_id=encoder.pad_id, device="cpu", autocast_dtype=None, config=config
     )
-    nll, weight = heldout_nll(job, World())
+    nll, weight = heldout_nll(job, World(), StopRequest())
     result = scored(model, "base", rows, encoder, generate=False)
     assert result.nll.sum() / result.weight.sum() == pytest.approx(nll.sum() / weight.sum(), rel=1e-12)

@@ -187,7 +187,7 @@ def test_a_signal_ends_a_real_process_with_a_checkpoint_and_the_way_on(
     exit_code, output = process.wait()
     assert exit_code == code, output
     assert "Traceback" not in output
-    assert output.splitlines()[-1].startswith("error: interrupted after step")
+    assert output.splitlines()[-1].startswith("interrupted after step")
     command = output.strip().rpartition("or with: ")[2].split()
     assert command[:3] == ["inlay", "checkpoints", "resume"]
     assert run.status == "interrupted"
