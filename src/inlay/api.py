@@ -245,18 +245,19 @@ def checkpoints(run: str | Path | Run | None = None, *, folder: str = "results")
     from inlay.training import checkpoint as stored
 
     found = run if isinstance(run, Run) else runs.find(run, folder)
-    listed = []
+    listed: list[dict[str, Any]] = []
+    best_step = None
     for checkpoint in stored.listed(found.checkpoints):
         row: dict[str, Any] = {"step": checkpoint.step, "path": str(checkpoint.path), "valid": True, "fault": None}
         try:
             about = verified(checkpoint.path)
             row |= {"train_loss": about.get("train_loss"), "eval_loss": about.get("eval_loss")}
             row["size_bytes"] = sum(f["size"] for f in about["files"].values())
+            best_step = about.get("best_step")
         except StorageError as error:
             row |= {"valid": False, "fault": str(error), "train_loss": None, "eval_loss": None, "size_bytes": None}
         listed.append(row)
-    losses = [row["eval_loss"] for row in listed if row["eval_loss"] is not None]
-    return [row | {"best": bool(losses) and row["eval_loss"] == min(losses)} for row in listed]
+    return [row | {"best": row["step"] == best_step} for row in listed]
 
 
 def resume(run: str | Path | Run | None = None, *, reporter: Reporter | None = None, folder: str = "results") -> Run:

@@ -66,9 +66,13 @@ def train(config: Config, resume: bool, fresh: bool, reporter: Reporter, confirm
             reporter.note(f"{run.path}: already finished at step {run.record['result']['steps']}; nothing to do.")
             return run
         effective = _stored_config(run, config) if goes_on else config
+        from inlay.models.machine import machine_record
         from inlay.training.setup import set_up
         from inlay.training.signals import stop_on_signals
 
+        machine = machine_record(True, Path(config.output.folder)) if first else {}
+        for warning in machine.get("warnings", ()):
+            reporter.note(f"warning: {warning}")
         setup = set_up(effective, reporter, world)
         has_answers = any(e.messages[0].role != "text" for e in setup.data.heldout_examples)
         primary_metric(effective.eval.metric, has_answers=has_answers)
@@ -78,6 +82,7 @@ def train(config: Config, resume: bool, fresh: bool, reporter: Reporter, confirm
         if first:
             require_space(run.path, _space_needed_bytes(setup))
             run = _open_folder(claim, setup, reporter, held, named=config.output.name is not None or world.size > 1)
+            run.update(machine=machine)
             reporter = LoggedReporter(reporter, run)
             held.enter_context(_recorded(run))
         run = Run(Path(world.broadcast_text(str(run.path))))  # from here on the folder is there

@@ -11,9 +11,9 @@ import pytest
 import toys
 from hypothesis import given
 from hypothesis import strategies as st
-from inlay.data.domain import domains, find_domain
 
 from inlay.config.settings import DataConfig
+from inlay.data.domain import domains, find_domain
 from inlay.data.encode import Encoder, Tokens
 from inlay.data.prepare import PreparedData, apply_max_length, prepare
 from inlay.data.tokens import TokenSet, cache_folder, pack

@@ -61,13 +61,15 @@ class _Sequence:
 class Encoder:
     """Dialogues to ids for one tokenizer and its chat template."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, template_file: str | None = None) -> None:
+        """`template_file` is where the tokenizer's template came from, if not with the tokenizer."""
         if tokenizer.eos_token_id is None:
             raise ModelError(
                 "tokenizer: it names no end-of-sequence token, so an answer could never end. "
                 "Set eos_token in the base's tokenizer_config.json."
             )
         self.tokenizer = tokenizer
+        self._template_file = template_file
         self.eos_id = int(tokenizer.eos_token_id)
         self.pad_id = int(self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
         self._bos = _added_bos(tokenizer)
@@ -84,6 +86,8 @@ class Encoder:
 
     @property
     def template_name(self) -> str:
+        if self._template_file:
+            return self._template_file
         return "question-answer (inlay's own; the base has none)" if self.own_template else "the tokenizer's own"
 
     @property

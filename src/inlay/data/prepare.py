@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,6 +63,7 @@ class PreparedData:
 
 def prepare(config: DataConfig, encoder: Encoder, context_length: int, max_rows: int, seed: int) -> PreparedData:
     """Raises: DataError for a row that cannot be used, DataCheckError for data that would not train as meant."""
+    _use_threads(config.workers)
     read = read_examples(config.train, config.format, config.columns)
     tokens = encode(read.examples, encoder, _key(read.hash, read.format, config), config.cache)
     if config.eval is None:
@@ -98,6 +100,13 @@ def prepare(config: DataConfig, encoder: Encoder, context_length: int, max_rows:
         heldout_lengths=heldout_lengths,
         data_hash=read.hash,
     )
+
+
+def _use_threads(workers: int) -> None:
+    # the tokenizers library reads these when it first works in parallel
+    if workers:
+        os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers > 1 else "false"
+        os.environ["RAYON_NUM_THREADS"] = str(workers)
 
 
 def _key(file_hash: str, format_name: str, config: DataConfig) -> str:

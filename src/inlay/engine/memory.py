@@ -7,6 +7,8 @@ from typing import Any
 
 from inlay.models.quantization import constant_bytes
 
+LAYER_NAMES = ("num_hidden_layers", "n_layer", "num_layers")
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
@@ -33,7 +35,7 @@ def estimate(
     """
     config = getattr(model.config, "text_config", None) or model.config
     hidden = shape_of(config, "hidden_size", "n_embd", "d_model")
-    layers = shape_of(config, "num_hidden_layers", "n_layer", "num_layers")
+    layers = shape_of(config, *LAYER_NAMES)
     inner = shape_of(config, "intermediate_size", "n_inner", "d_ff", default=4 * hidden)
     parameters = list(model.parameters())
     width = next((p.element_size() for p in parameters if p.is_floating_point() and not p.requires_grad), 4)

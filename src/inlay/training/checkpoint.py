@@ -38,6 +38,8 @@ class Progress:
     trained_tokens_seen: int = 0
     train_loss: float | None = None
     eval_loss: float | None = None
+    """Of the last evaluation, which was after `eval_step`."""
+    eval_step: int | None = None
     stopped_early: bool = False
     train_time_s: float = 0.0
     unfinished: dict[str, Any] | None = None
@@ -83,7 +85,9 @@ def write(folder: Path, adapter: AdapterState, optimizer: Optimizer, progress: P
         save_file(tensors, staging / OPTIMIZER)
         (staging / "state.json").write_text(text, encoding="utf-8")
 
-    about = {"step": progress.step, "eval_loss": progress.eval_loss, "train_loss": progress.train_loss}
+    evaluated = progress.eval_loss if progress.eval_step == progress.step else None
+    about = {"step": progress.step, "eval_loss": evaluated, "train_loss": progress.train_loss}
+    about |= {"best_step": progress.best_step}
     replace_folder(final, fill, about)
     return Checkpoint(final)
 

@@ -232,7 +232,7 @@ def _evaluate_if_due(job: Job, world: World, stop: StopRequest) -> dict[str, Any
     loss = float(nll.sum() / weight.sum())
     if not math.isfinite(loss):
         raise TrainingError(f"step {step}: held-out loss is {loss}. Lower train.learning_rate.")
-    progress.eval_loss = loss
+    progress.eval_loss, progress.eval_step = loss, step
     best = progress.best_eval_loss is None or loss < progress.best_eval_loss
     if best:
         progress.best_eval_loss, progress.best_step, progress.evals_without_gain = loss, step, 0

@@ -15,11 +15,11 @@ from inlay.config.load import merge, nested, validate
 from inlay.data.batches import steps_per_epoch
 from inlay.data.encode import Encoder
 from inlay.data.prepare import PreparedData, prepare
-from inlay.engine.memory import MemoryEstimate, estimate, largest_micro_batch, shape_of
+from inlay.engine.memory import LAYER_NAMES, MemoryEstimate, estimate, largest_micro_batch, shape_of
 from inlay.errors import ConfigError
 from inlay.events import Reporter
 from inlay.models import base as bases
-from inlay.models.adapter import alpha_of, attach
+from inlay.models.adapter import alpha_of, attach, lora_layers
 from inlay.models.probe import pick_device, pick_dtype
 from inlay.models.quantization import held
 from inlay.training.loop import Job
@@ -143,7 +143,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     base = bases.find_base(config.model.base_model, config.model.revision)
     architecture = bases.architecture(base)
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, config.model.chat_template)
     reporter.stage(f"reading {config.data.train}")
     data = prepare(config.data, encoder, bases.context_length(architecture), config.eval.max_rows, config.train.seed)
     used = max(int(tokens.input_ids.max()) for tokens in (data.train, data.heldout))
@@ -162,9 +162,12 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     model = bases.load_model(base, config, getattr(torch, dtype.dtype), device.device, quantization)
     base_digest = base.digest()
     total_parameters = sum(_numel(p) for p in model.parameters())
+    layers = shape_of(getattr(architecture, "text_config", None) or architecture, *LAYER_NAMES)
+    reporter.stage(f"base: {type(model).__name__}, {layers} layers, {total_parameters:,} parameters, all frozen")
     choices.reasons["model.quantization"] = f"{held(model, quantization)}; {why}" if quantization != "none" else why
     model, targets = _adapted(model, choices, base_digest, lambda: sample_batches(config, data, encoder, device.device))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    reporter.stage(f"adapter: {trainable:,} trainable parameters on {sum(1 for _ in lora_layers(model))} layers")
 
     text = getattr(architecture, "text_config", None) or architecture
     hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
