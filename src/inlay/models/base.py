@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ def find_base(name: str, revision: str | None = None) -> BaseRef:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 

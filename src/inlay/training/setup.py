@@ -26,6 +26,7 @@ from inlay.training.loop import Job
 from inlay.training.optimizer import make_optimizer
 from inlay.training.resolve import choose_quantization, sample_batches, start_from, targets_of
 from inlay.training.schedule import auto_learning_rate, warmup_steps
+from inlay.training.trackers import chosen
 from inlay.training.world import World
 
 _TOKEN_CAP = {"cpu": 4096, "mps": 4096, "cuda": 16384}  # tokens in one micro batch, beyond which speed stops growing
@@ -139,6 +140,7 @@ class _Choices:
 def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     """Raises: a UserError subclass for anything in the config, the data or the base that cannot work."""
     choices = _Choices(config)
+    chosen(config)
     torch.manual_seed(config.train.seed)
     base = bases.find_base(config.model.base_model, config.model.revision)
     architecture = bases.architecture(base)

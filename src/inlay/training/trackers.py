@@ -94,4 +94,7 @@ def chosen(config: Config) -> list[str]:
 
 
 def open_trackers(config: Config, folder: Path, name: str) -> list[Tracker]:
+    """The chosen trackers, none of which reports home about itself."""
+    for name_of_switch, off in (("MLFLOW_DISABLE_TELEMETRY", "true"), ("WANDB_ERROR_REPORTING", "false")):
+        os.environ.setdefault(name_of_switch, off)
     return [TRACKERS[tracker][0](config, folder, name) for tracker in chosen(config)]
