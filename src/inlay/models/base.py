@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
