@@ -195,3 +195,25 @@ def test_data_errors_stay_data_errors(config_tree: Tree, tmp_path: Path) -> None
     with pytest.raises(DataError):
         train(named(config_tree, data={"train": str(tmp_path / "none.jsonl")}))
     assert not (tmp_path / "results").exists()
+
+
+def test_a_folder_that_is_not_a_run_is_never_moved(config_tree: Tree, tmp_path: Path) -> None:
+    mine = tmp_path / "results" / "a"
+    mine.mkdir(parents=True)
+    (mine / "thesis.txt").write_text("years of work")
+    for fresh in (False, True):
+        with pytest.raises(RunError, match="not one of a run"):
+            train(named(config_tree), fresh=fresh)
+    assert [p.name for p in mine.iterdir()] == ["thesis.txt"]
+
+
+def test_an_optimizer_that_is_not_here_leaves_no_folder(config_tree: Tree, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="pages only on CUDA"):
+        train(config_tree(train={"optimizer": "paged_adamw_8bit"}))
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_run_says_what_the_machine_was(config_tree: Tree) -> None:
+    machine = train(config_tree()).record["machine"]
+    assert machine["versions"]["torch"]
+    assert machine["memory"]["total_bytes"] > 0

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from inlay.training.world import World
 
 Confirm = Callable[[str], bool]
+_SMALLER = "set train.gradient_checkpointing=true, or quantize the base."
 _FREE_TO_CHANGE = ("output.", "track.", "preset")  # settings that a resumed run does not read from its own config
 
 
@@ -66,11 +67,10 @@ def train(config: Config, resume: bool, fresh: bool, reporter: Reporter, confirm
             reporter.note(f"{run.path}: already finished at step {run.record['result']['steps']}; nothing to do.")
             return run
         effective = _stored_config(run, config) if goes_on else config
-        from inlay.models.machine import machine_record
         from inlay.training.setup import set_up
         from inlay.training.signals import stop_on_signals
 
-        machine = machine_record(True, Path(config.output.folder)) if first else {}
+        machine = _machine(effective, world) if first else {}
         for warning in machine.get("warnings", ()):
             reporter.note(f"warning: {warning}")
         setup = set_up(effective, reporter, world)
@@ -102,6 +102,16 @@ def _refuse_early(config: Config) -> None:
             next(examples, None)  # the first row shows whether the format fits
 
 
+def _machine(config: Config, world: World) -> dict[str, Any]:
+    """The doctor's quick look. What cannot be looked at is no reason to stop."""
+    from inlay.models.machine import machine_record
+
+    try:
+        return machine_record(True, Path(config.output.folder), world.device(config.model.device))
+    except OSError as error:
+        return {"warnings": [f"this machine cannot be looked at: {error}"]}
+
+
 def _claim(
     config: Config, resume: bool, fresh: bool, confirm: Confirm | None, reporter: Reporter, held: contextlib.ExitStack
 ) -> Claim:
@@ -109,7 +119,7 @@ def _claim(
     if config.output.name is None:
         earlier = runs.numbered(config)
         if not resume or not earlier:
-            unfinished = [r for r in earlier if r.status != FINISHED and r.has_checkpoint()]
+            unfinished = [r for r in earlier if r.status != FINISHED and r.has_checkpoint() and _is_free(r)]
             if unfinished and not fresh:
                 last = unfinished[-1]
                 if confirm and confirm(f"{last.path} is unfinished. Go on with it? (no starts a new run)"):
@@ -127,6 +137,8 @@ def _claim(
         raise RunError(f"{run.path}: a file, not the folder of a run. Give another --name.")
     if not any(run.path.iterdir()):
         return Claim(run, moves_aside=True)
+    if not run.record and not (run.path / "config.yaml").exists():
+        raise RunError(f"{run.path}: a folder, but not one of a run. Give another --name.")
     held.enter_context(owned(run.path))
     finished, started = run.status == FINISHED, run.has_checkpoint()
     if fresh:
@@ -143,6 +155,14 @@ def _claim(
     return Claim(run, moves_aside=True)
 
 
+def _is_free(run: Run) -> bool:
+    try:
+        with owned(run.path):
+            return True
+    except RunError:
+        return False
+
+
 def _stored_config(run: Run, wanted: Config) -> Config:
     """The config that the run began with. Raises: ConfigError listing what was now asked to be otherwise."""
     stored = run.config
@@ -157,7 +177,7 @@ def _stored_config(run: Run, wanted: Config) -> Config:
             f"{run.path}: was started with other settings:\n" + "\n".join(differing) + "\n"
             "Leave them out to resume, or start anew with --fresh or another --name."
         )
-    return stored
+    return stored.model_copy(update={"track": wanted.track}) if "track" in wanted.model_fields_set else stored
 
 
 def _inputs(setup: Setup) -> dict[str, tuple[str, str]]:
@@ -189,7 +209,7 @@ def _refuse_other_inputs(run: Run, setup: Setup) -> None:
 def _open_folder(claim: Claim, setup: Setup, reporter: Reporter, held: contextlib.ExitStack, *, named: bool) -> Run:
     """The run's folder, locked and with its first files in it."""
     from inlay.evaluation.score import write_examples
-    from inlay.training.finish import versions
+    from inlay.models.machine import library_versions
 
     run = claim.run
     if claim.goes_on:
@@ -210,7 +230,7 @@ def _open_folder(claim: Claim, setup: Setup, reporter: Reporter, held: contextli
         status=RUNNING,
         started_at=datetime.now(UTC).isoformat(timespec="microseconds"),
         seed=setup.config.train.seed,
-        versions=versions(),
+        versions=library_versions(),
         device=setup.device,
         dtype=str(setup.dtype).removeprefix("torch."),
         quantization=setup.quantization,
@@ -249,6 +269,7 @@ def _recorded(run: Run) -> Iterator[None]:
 def _work(
     run: Run, setup: Setup, world: World, reporter: Reporter, stop: StopRequest, goes_on: bool, began: float
 ) -> None:
+    from inlay.engine.memory import enough_memory
     from inlay.training import finish
     from inlay.training.calibrate import seconds_per_token
     from inlay.training.loop import leave_if_asked, run_job
@@ -257,20 +278,21 @@ def _work(
     job = setup.job(run)
     if goes_on:
         _restore(job, world, reporter)
-    pace_s = seconds_per_token(job, stop)
-    leave_if_asked(job, world, stop)
-    reporter.block("pre-flight", [*setup.facts(), *_forecast(setup, job, pace_s)])
-    trackers = open_trackers(setup.config, run.path, run.name) if world.is_first else []
-    try:
-        run_job(job, world, stop, reporter, trackers)
-    finally:
-        for tracker in trackers:
-            tracker.close()
-    leave_if_asked(job, world, stop)
-    if world.is_first:
-        reporter.stage("saving the adapter and checking that it is what was trained")
-        _conclude(job, setup, finish.export(setup, job), reporter, stop, began)
-    world.barrier()
+    with enough_memory(f"Lower train.micro_batch_size (now {job.micro_batch_size}) or eval.batch_size, {_SMALLER}"):
+        pace_s = seconds_per_token(job, stop)
+        leave_if_asked(job, world, stop)
+        reporter.block("pre-flight", [*setup.facts(), *_forecast(setup, job, pace_s)])
+        trackers = open_trackers(setup.config, run.path, run.name, job.progress.step) if world.is_first else []
+        try:
+            run_job(job, world, stop, reporter, trackers)
+        finally:
+            for tracker in trackers:
+                tracker.close()
+        leave_if_asked(job, world, stop)
+        if world.is_first:
+            reporter.stage("saving the adapter and checking that it is what was trained")
+            _conclude(job, setup, finish.export(setup, job), reporter, stop, began)
+        world.barrier()
 
 
 def _conclude(job: Job, setup: Setup, step: int, reporter: Reporter, stop: StopRequest, began: float) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from inlay.config import load
-from inlay.errors import ConfigError
+from inlay.errors import ConfigError, Interrupted
 from inlay.training import trackers
-from training_runs import train
+from training_runs import stop_after, train
 
 
 def test_tensorboard_holds_the_figures_of_metrics_jsonl(config_tree: Callable[..., dict[str, Any]]) -> None:
@@ -32,3 +32,12 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_command_that_instal
     assert trackers.chosen(load(tree=config_tree(track={"trackers": "auto"}))) == []
     with pytest.raises(ConfigError, match="wandb is not installed: pip install"):
         trackers.chosen(load(tree=config_tree(track={"trackers": ["wandb"]})))
+
+
+def test_a_resumed_run_takes_the_trackers_that_are_asked_for_now(config_tree: Callable[..., dict[str, Any]]) -> None:
+    tree = config_tree()
+    tree["output"]["name"] = "a"
+    with pytest.raises(Interrupted):
+        train(tree, reporter=stop_after(2))
+    run = train(tree | {"track": {"trackers": ["tensorboard"]}}, resume=True)
+    assert list((run.path / "tensorboard").iterdir())

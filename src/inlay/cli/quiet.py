@@ -17,6 +17,5 @@ def quiet_libraries() -> None:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for library in _LIBRARIES:
         warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")

@@ -59,7 +59,7 @@ def score_rows(
     with torch.inference_mode(), autocast(device, dtype):
         for rows in shares:
             nll_B, weight_B = weighted_nll(model, collate(tokens, rows, pad_id).to(device))
-            scores[0, rows], scores[1, rows] = nll_B.double().cpu(), weight_B.double().cpu()
+            scores[0, rows], scores[1, rows] = nll_B.cpu().double(), weight_B.cpu().double()
     model.train(was_training)
     return scores
 

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from inlay.errors import TrainingError
 from inlay.models.quantization import constant_bytes
+
+
+@contextlib.contextmanager
+def enough_memory(way_out: str) -> Iterator[None]:
+    """Turns running out of memory inside into one line with the way out. Raises: TrainingError."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise TrainingError(f"out of memory ({_first_line(error)}). {way_out}") from None
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        raise TrainingError(f"out of memory ({_first_line(error)}). {way_out}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no more is known"])[0][:200].rstrip(".")
+
 
 LAYER_NAMES = ("num_hidden_layers", "n_layer", "num_layers")
 

@@ -71,9 +71,12 @@ COMFORTABLE_TOKENS_PER_S = 50.0
 """A million trained tokens in under six hours."""
 
 
-def machine_record(quick: bool, output: Path = Path("results")) -> dict[str, Any]:
-    """All of it as JSON-able values; `quick` leaves quantised layers and the training benchmark None."""
-    device = pick_device("auto")
+def machine_record(quick: bool, output: Path = Path("results"), wanted: str = "auto") -> dict[str, Any]:
+    """All of it as JSON-able values; `quick` leaves quantised layers and the training benchmark None.
+
+    A `wanted` device that is named keeps the others untouched.
+    """
+    device = pick_device(wanted)
     dtype = pick_dtype(device.device, "auto")
     names = [name for name in ("float32", "bfloat16", "float16") if device.device != "cpu" or name != "float16"]
     record: dict[str, Any] = {
@@ -83,10 +86,10 @@ def machine_record(quick: bool, output: Path = Path("results")) -> dict[str, Any
         "cpu": cpu_facts(),
         "memory": memory_facts(),
         "disk": disk_facts(output),
-        "gpus": gpu_facts(),
+        "gpus": gpu_facts() if device.device != "cpu" or wanted == "auto" else [],
         "mps": {"available": torch.backends.mps.is_available(), "note": "by source, untested by us"},
         "device": asdict(device),
-        "missing_devices": devices_here()[1],
+        "missing_devices": devices_here()[1] if wanted == "auto" else {},
         "dtype": asdict(dtype),
         "dtypes": {name: asdict(probe_dtype(device.device, name)) for name in names},
         "quantization": None,

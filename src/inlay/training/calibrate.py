@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import torch
 
+from inlay.models.probe import synchronize
 from inlay.training.loop import Job, accumulate
 from inlay.training.signals import StopRequest
 
@@ -22,6 +24,7 @@ def seconds_per_token(job: Job, stop: StopRequest) -> float:
     for _ in range(2):  # the first also pays for warming up
         began = time.perf_counter()
         accumulate(job, 0, [rows], float(job.row_weights[rows].sum()), stop)
+        synchronize(torch.device(job.device))
         times_s.append(time.perf_counter() - began)
     job.optimizer.zero_grad(set_to_none=True)
     return min(times_s) / int(job.lengths[rows].sum())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,17 +119,3 @@ def draw_curves(run: Run) -> Path:
     canvas.print_png(drawn)
     write_file(path, drawn.getvalue())
     return path
-
-
-def versions() -> dict[str, Any]:
-    """Python and the libraries that decide the numbers."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    found: dict[str, Any] = {"python": platform.python_version()}
-    for name in ("inlay", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "bitsandbytes"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found

@@ -20,6 +20,7 @@ from inlay.errors import ConfigError
 from inlay.events import Reporter
 from inlay.models import base as bases
 from inlay.models.adapter import alpha_of, attach, lora_layers
+from inlay.models.machine import memory_facts
 from inlay.models.probe import pick_device, pick_dtype
 from inlay.models.quantization import held
 from inlay.training.loop import Job
@@ -156,6 +157,8 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
         choices.reasons["data.eval"] = f"{config.data.eval_fraction:.0%} of the rows, by content"
 
     device = pick_device(world.device(config.model.device))
+    if device.device.startswith("cuda"):
+        torch.cuda.set_device(device.device)  # what torch measures and seeds without being told where
     dtype = pick_dtype(device.device, config.model.dtype)
     choices.settle("model.device", device.device, device.reason)
     choices.settle("model.dtype", dtype.dtype, dtype.reason)
@@ -181,6 +184,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     save_every = _every(config.train.save_steps, eval_every, per_epoch)
     choices.settle("train.eval_steps", eval_every, "ten times a run")
     choices.settle("train.save_steps", save_every, "with each evaluation")
+    make_optimizer(config.train, [p for p in model.parameters() if p.requires_grad])  # refuses what is not here
     return Setup(
         config=choices.config_settled(), reasons=choices.reasons, base=base, base_digest=base_digest, encoder=encoder,
         data=data, model=model, device=device.device, dtype=getattr(torch, dtype.dtype), quantization=quantization,
@@ -236,9 +240,7 @@ def _room_bytes(config: Config, device: str) -> tuple[int, str]:
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * 0.9), "the device's free memory"
-    import psutil
-
-    return int(psutil.virtual_memory().available * 0.7), "the memory that is free"
+    return int(memory_facts()["available_bytes"] * 0.7), "the memory that is free"
 
 
 def parse_bytes(text: str) -> int:

@@ -21,10 +21,10 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in the run folder."""
 
-    def __init__(self, config: Config, folder: Path, name: str) -> None:
+    def __init__(self, config: Config, folder: Path, name: str, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         for key, value in values.items():
@@ -38,7 +38,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """A W&B run; offline unless a key is in the environment, so that it never asks for a login."""
 
-    def __init__(self, config: Config, folder: Path, name: str) -> None:
+    def __init__(self, config: Config, folder: Path, name: str, step: int) -> None:
         import wandb
 
         mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
@@ -56,7 +56,7 @@ class WeightsAndBiases:
 class MLflow:
     """An MLflow run in the run folder, or at MLFLOW_TRACKING_URI."""
 
-    def __init__(self, config: Config, folder: Path, name: str) -> None:
+    def __init__(self, config: Config, folder: Path, name: str, step: int) -> None:
         import mlflow
 
         if not os.environ.get("MLFLOW_TRACKING_URI"):
@@ -73,7 +73,7 @@ class MLflow:
         self._mlflow.end_run()
 
 
-TRACKERS: dict[str, tuple[Callable[[Config, Path, str], Tracker], str, str]] = {
+TRACKERS: dict[str, tuple[Callable[[Config, Path, str, int], Tracker], str, str]] = {
     "tensorboard": (TensorBoard, "tensorboard", "tensorboard"),
     "wandb": (WeightsAndBiases, "wandb", "wandb"),
     "mlflow": (MLflow, "mlflow", "mlflow"),
@@ -93,8 +93,8 @@ def chosen(config: Config) -> list[str]:
     return list(wanted)
 
 
-def open_trackers(config: Config, folder: Path, name: str) -> list[Tracker]:
-    """The chosen trackers, none of which reports home about itself."""
+def open_trackers(config: Config, folder: Path, name: str, step: int) -> list[Tracker]:
+    """The chosen trackers, going on after `step`. None of them reports home about itself."""
     for name_of_switch, off in (("MLFLOW_DISABLE_TELEMETRY", "true"), ("WANDB_ERROR_REPORTING", "false")):
         os.environ.setdefault(name_of_switch, off)
-    return [TRACKERS[tracker][0](config, folder, name) for tracker in chosen(config)]
+    return [TRACKERS[tracker][0](config, folder, name, step) for tracker in chosen(config)]

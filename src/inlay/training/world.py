@@ -52,7 +52,7 @@ class World:
 
     def device(self, wanted: str) -> str:
         """The device of this rank: with several ranks on CUDA, each takes its own."""
-        if self.size > 1 and wanted in ("auto", "cuda") and torch.cuda.is_available():
+        if self.size > 1 and (wanted == "auto" or wanted.startswith("cuda")) and torch.cuda.is_available():
             return f"cuda:{os.environ.get('LOCAL_RANK', self.rank)}"
         return wanted
 
