@@ -14,7 +14,16 @@ import pytest
 
 from inlay import api
 from inlay import run as runs
-from inlay.errors import ConfigError, DataError, InlayError, Interrupted, RunError
+from inlay.errors import (
+    ConfigError,
+    DataError,
+    InlayError,
+    Interrupted,
+    ModelError,
+    RunError,
+    StorageError,
+    UserError,
+)
 from inlay.run import Run
 from parts import make_base, qa_rows, write_rows
 from training_runs import Quiet, outcome, stop_after, train
@@ -211,6 +220,30 @@ def test_an_optimizer_that_is_not_here_leaves_no_folder(config_tree: Tree, tmp_p
     with pytest.raises(ConfigError, match="pages only on CUDA"):
         train(config_tree(train={"optimizer": "paged_adamw_8bit"}))
     assert not (tmp_path / "results").exists()
+
+
+def test_one_broken_folder_hides_no_run_and_a_run_may_be_called_old(config_tree: Tree, tmp_path: Path) -> None:
+    tree = config_tree()
+    tree["output"]["name"] = "a.old-school"
+    run = train(tree)
+    broken = tmp_path / "results" / "broken"
+    broken.mkdir()
+    (broken / "run.json").write_text("[1]")
+    assert runs.find(None, tmp_path / "results").path == run.path
+    assert runs.find("a.old-school", tmp_path / "results").path == run.path
+    (run.adapter / "adapter_model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(StorageError, match="damaged"):
+        api.load(run)
+
+
+def test_a_path_that_cannot_be_looked_at_is_one_line(config_tree: Tree) -> None:
+    with pytest.raises(UserError, match="cannot be looked at"):
+        train(config_tree(data={"train": "x" * 5000}))
+
+
+def test_a_model_name_that_is_neither_folder_nor_hub_id_is_one_line(config_tree: Tree) -> None:
+    with pytest.raises(ModelError, match="not a hub id"):
+        train(config_tree(model={"base_model": "models/tiny stories"}))
 
 
 def test_a_run_says_what_the_machine_was(config_tree: Tree) -> None:

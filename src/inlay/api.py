@@ -16,7 +16,7 @@ from inlay.config.settings import GenerationConfig
 from inlay.errors import ConfigError, RunError, nearest
 from inlay.events import PlainReporter, Reporter
 from inlay.run import Run
-from inlay.storage import write_file
+from inlay.storage import verified, write_file
 
 if TYPE_CHECKING:
     from inlay.data.encode import Encoder
@@ -135,6 +135,7 @@ def _trained(run: str | Path | Run | None, folder: str) -> Run:
             f"{found.path}: has no adapter yet (status {found.status}). "
             f"Finish it: inlay checkpoints resume {found.path}, or train it anew."
         )
+    verified(found.adapter)
     return found
 
 
@@ -155,7 +156,8 @@ def _load_base(run: Run) -> tuple[Any, Encoder, str, Any]:
             "The adapter would not do what was measured."
         )
     tokenizer = bases.load_tokenizer(bases.BaseRef(f"{run.name}'s tokenizer", run.adapter))
-    device = pick_device("auto" if str(config.model.device).startswith("cuda") else config.model.device).device
+    # answering needs no particular device: any GPU for a run of a GPU, whatever there is
+    device = pick_device("cpu" if config.model.device == "cpu" else "auto").device
     dtype = getattr(torch, str(record["dtype"]))
     model = bases.load_model(base, config, dtype, device, str(record.get("quantization", "none")))
     return model, Encoder(tokenizer), device, None if dtype == torch.float32 else dtype

@@ -14,7 +14,7 @@ from typing import Any
 from inlay.config import Config
 from inlay.config.load import read_tree, validate
 from inlay.errors import RunError, unknown_name
-from inlay.storage import append_line, explained, move_aside, read_lines, write_file, write_json
+from inlay.storage import append_line, explained, is_there, move_aside, read_lines, write_file, write_json
 
 RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
 
@@ -42,7 +42,7 @@ class Run:
             return {}
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise RunError(f"{path}: cannot be read ({error}).") from None
 
     @property
@@ -117,20 +117,30 @@ def next_named(folder: str | Path, prefix: str) -> str:
     return f"{prefix}-{max((int(n) for n in used if n.isdigit()), default=0) + 1}"
 
 
+_MOVED_ASIDE = re.compile(r"\.old-\d+$")
+
+
+def _started_at(path: Path) -> str:
+    try:
+        return str(Run(path).record.get("started_at", ""))
+    except RunError:  # one broken folder must not hide the others
+        return ""
+
+
 def find(name: str | Path | None, folder: str | Path = "results") -> Run:
     """The run of that name or path; without a name the one trained last.
 
     Raises: RunError naming the nearest run, or how to make one.
     """
-    if name is not None and (Path(name) / "run.json").is_file():
+    if name is not None and is_there(Path(name) / "run.json"):
         return Run(Path(name))
-    runs = {p.parent.name: p.parent for p in Path(folder).glob("*/run.json") if ".old-" not in p.parent.name}
+    runs = {p.parent.name: p.parent for p in Path(folder).glob("*/run.json") if not _MOVED_ASIDE.search(p.parent.name)}
     if name is None:
         if not runs:
             raise RunError(
                 f"{folder}: no runs here yet. Make one: inlay train DATA.jsonl --model MODEL, or inlay demo."
             )
-        return Run(max(runs.values(), key=lambda p: str(Run(p).record.get("started_at", ""))))
+        return Run(max(runs.values(), key=_started_at))
     if str(name) not in runs:
         where = (
             f"no run at {name}"

@@ -17,7 +17,7 @@ from inlay.config.render import as_yaml, explicit_values
 from inlay.errors import ConfigError, InlayError, Interrupted, RunError
 from inlay.events import LoggedReporter, Reporter, bytes_shown, duration_shown
 from inlay.run import FAILED, FINISHED, INTERRUPTED, RUNNING, Run
-from inlay.storage import explained, owned, require_space, require_writable, sweep_staging, write_file
+from inlay.storage import explained, is_there, owned, require_space, require_writable, sweep_staging, write_file
 from inlay.training.launcher import launched_rank
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _refuse_early(config: Config) -> None:
 
     require_writable(Path(config.output.folder))
     for path in (config.data.train, config.data.eval):
-        if path and (Path(path).exists() or path.lower().removesuffix(".gz").endswith(EXTENSIONS)):
+        if path and (is_there(Path(path)) or path.lower().removesuffix(".gz").endswith(EXTENSIONS)):
             _, examples = stream_examples(path, config.data.format, config.data.columns)
             next(examples, None)  # the first row shows whether the format fits
 

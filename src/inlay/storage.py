@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from inlay.errors import InlayError, RunError, StorageError
+from inlay.errors import InlayError, RunError, StorageError, UserError
 
 MANIFEST = "manifest.json"
 _STAGING = ".staging-"
@@ -60,6 +60,15 @@ def cache_folder(name: str) -> Path:
     """Where things that can be made again are kept: in INLAY_CACHE, else in the user's cache folder."""
     base = os.environ.get("INLAY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "inlay"
     return Path(base) / name
+
+
+def is_there(path: Path) -> bool:
+    """Whether something lies at a path that a user gave. Raises: UserError where that cannot be known."""
+    try:
+        return path.exists()
+    except OSError as error:  # a name that is too long, a folder that is closed to us
+        shown = str(path) if len(str(path)) < 200 else f"{str(path)[:199]}…"
+        raise UserError(f"{shown}: cannot be looked at ({error.strerror}). Give another path.") from None
 
 
 def sha256_of(path: Path) -> str:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from inlay.config import Config
 from inlay.errors import ModelError, StorageError, nearest
-from inlay.storage import cache_folder, sha256_of, write_file
+from inlay.storage import cache_folder, is_there, sha256_of, write_file
 
 BUILTIN = {"builtin:nano": "builtin/nano"}
 _QUICK_TO_HASH_BYTES = 50_000_000
@@ -68,9 +68,9 @@ def find_base(name: str, revision: str | None = None) -> BaseRef:
             raise ModelError(f"--model {name}: no such built-in model. Built in: {', '.join(BUILTIN)}.")
         return _checked(BaseRef(name, Path(str(resources.files("inlay"))) / BUILTIN[name]))
     folder = Path(name).expanduser()
-    if revision is not None and folder.exists():
+    if revision is not None and is_there(folder):
         raise ModelError(f"model.revision {revision}: has no effect on the local folder {name}. Leave it out.")
-    if folder.is_dir():
+    if is_there(folder) and folder.is_dir():
         return _checked(BaseRef(name, folder))
     if folder.exists():
         gguf = " GGUF files are for inference and are not loaded." if folder.suffix == ".gguf" else ""
@@ -88,11 +88,22 @@ def find_base(name: str, revision: str | None = None) -> BaseRef:
 def _from_hub(name: str, revision: str | None) -> Path:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    copies = ["consolidated*", "*/*"]  # the same weights again, for other programs
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=copies))
+    except HFValidationError:
+        raise ModelError(f"--model {name}: no such folder here, and not a hub id (owner/name).") from None
+    except RevisionNotFoundError:
+        raise ModelError(f"model.revision {revision}: {name} has no such branch, tag or commit.") from None
     except RepositoryNotFoundError:
         raise ModelError(
             f"--model {name}: no such folder here and no such model on the hub (or it is gated: set HF_TOKEN)."
