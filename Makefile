@@ -31,7 +31,7 @@ check: .venv/.dev           ## style, types, import order
 slow: .venv/.dev            ## the long forms
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow || $(NONE_YET)
 
-mount: .venv/.dev           ## a full and a read-only disk; needs root
+mount: .venv/.dev           ## a full disk; needs root
 	$(BIN)/python -m pytest -m mount || $(NONE_YET)
 
 gpu: .venv/.dev             ## needs a CUDA device

@@ -117,7 +117,7 @@ class TrainConfig(Settings):
     batch_size: PositiveInt = 16
     """Examples per optimizer step, over all devices and micro batches."""
     micro_batch_size: Auto | PositiveInt = "auto"
-    """Examples per forward and backward. Changes memory and speed, never the gradient."""
+    """Examples per forward and backward. Changes memory and speed, not the gradient; only dropout draws otherwise."""
     epochs: PositiveInt = 3
     """Passes over the training rows."""
     max_steps: PositiveInt | None = None
