@@ -11,6 +11,7 @@ from inlay.config import load, parse_assignment, presets, validate
 from inlay.config.load import preset_tree, setting_paths
 from inlay.config.render import as_yaml, explain, markdown, starter
 from inlay.errors import ConfigError
+from inlay.run import Run
 
 LEAST: dict[str, Any] = {"model": {"base_model": "m"}, "data": {"train": "d.jsonl"}}
 ROOT = Path(__file__).parents[2]
@@ -106,6 +107,8 @@ def test_a_config_that_is_missing_or_not_utf8_is_refused(tmp_path: Path) -> None
         ("adapter.rank", 8.5, "(got 8.5)"),
         ("adapter.alpha", "3x", "must be a number above 0, `1x`, `2x` or `4x` (got '3x')"),
         ("train.learning_rate", float("nan"), "must be `auto` or a number above 0 (got nan)"),
+        ("generation.seed", -1, "at least 0 and below 4294967296 (got -1)"),
+        ("generation.seed", 2**32, "(got 4294967296)"),
         ("data.eval_fraction", 1, "above 0 and below 1"),
         ("data.max_lost_share", 2, "from 0 to 1"),
         ("data.columns", {"prompt": 5}, "a mapping of text to text"),
@@ -121,6 +124,38 @@ def test_a_value_out_of_range_is_refused_with_what_is_allowed(key: str, value: A
     text = refusal(tree=LEAST, assignments={key: value})
     assert text.startswith(f"{key}: ")
     assert part in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"train.micro_batch_size": 17}, "train: micro_batch_size 17 is more than the batch_size of 16"),
+        ({"train.batch_size": 2, "train.micro_batch_size": 4}, "more than the batch_size of 2"),
+        ({"data.eval": "e", "data.eval_fraction": 0.3}, "data: eval_fraction has no effect with data.eval"),
+        ({"train.warmup_steps": 0, "train.warmup_ratio": 0.1}, "train: warmup_ratio has no effect with warmup_steps"),
+        ({"model.quantization_fallback": True}, "model: quantization_fallback has no effect with quantization none"),
+    ],
+)
+def test_a_setting_that_another_one_makes_idle_is_refused(settings: dict[str, Any], part: str) -> None:
+    assert part in refusal(tree=LEAST, assignments=settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train.micro_batch_size": 16},
+        {"data.eval": "e"},
+        {"train.warmup_steps": 3},
+        {"train.warmup_ratio": 0.1},
+        {"model.quantization": "int8", "model.quantization_fallback": True},
+    ],
+)
+def test_a_setting_stands_beside_the_default_of_one_that_it_makes_idle(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    config = load(tree=LEAST, assignments=settings)
+    (tmp_path / "config.yaml").write_text(as_yaml(config, {}))
+    assert Run(tmp_path).config == config
 
 
 def test_every_fault_of_a_config_has_its_line() -> None:

@@ -12,13 +12,18 @@ import toys
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inlay.data.encode import Encoder, Tokens
+from inlay.data.encode import TODAY, Encoder, Tokens
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError, ModelError
 
 HERE = Source("rows.jsonl", 7)
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+DATED = (
+    "{% macro day() %}{{ strftime_now('%A') }}{% endmacro %}{% if strftime_now is defined %}<|im_start|>system\n"
+    "{{ strftime_now('%d %b %Y') }} is {{ day() }}, {{ strftime_now('100%%d') }} {{ strftime_now('%-m/%d') }}."
+    "<|im_end|>\n{% endif %}" + toys.CHATML
+)
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -112,6 +117,28 @@ def test_prompts_with_tools_names_and_tool_results_are_the_start_of_the_row() ->
     ]
     for template in ("tools", "built in"):
         check_prompts(encoder("nano", template), turns, [TOOL])
+
+
+@pytest.mark.parametrize("template", [DATED, "\n" + DATED, [DATED]])
+def test_a_template_that_writes_the_date_gives_the_same_ids_on_every_day(template: Any) -> None:
+    tokenizer = toys.nano(toys.CHATML)
+    # several named templates, as some tokenizers have
+    tokenizer.chat_template = {"default": template[0]} if isinstance(template, list) else template
+    enc = Encoder(tokenizer)
+    ids = enc.prompt([user("Hi")])
+    start = "\n" if isinstance(template, str) and template[0] == "\n" else ""
+    assert enc.tokenizer.decode(ids).startswith(
+        f"{start}<|im_start|>system\n26 Jul 2024 is Friday, 100%d 7/26.<|im_end|>"
+    )
+    check_prompts(enc, [user("Hi"), said("Hello!")])
+    assert enc.tokenizer.chat_template == tokenizer.chat_template
+
+
+@pytest.mark.parametrize("code", [*"aAbBcdDeFGHIjmMpRSTuUVwWxXyYzZf%", "-d", "-m", "-H", "-I", "-j", "-M", "-S", "-y"])
+def test_the_date_of_a_template_is_formatted_as_strftime_does(code: str) -> None:
+    enc = Encoder(toys.nano("{{ '[' ~ strftime_now(format='a %" + code + " b') ~ ']' }}" + toys.CHATML))
+    shown = enc.tokenizer.decode(enc.prompt([user("Hi")]))
+    assert shown.startswith(TODAY.strftime(f"[a %{code} b]"))
 
 
 def test_the_prompt_is_masked_the_end_of_turn_is_trained_and_nothing_after_it() -> None:

@@ -108,6 +108,24 @@ def test_losing_more_rows_than_allowed_is_a_data_check_that_ends_with_3(tmp_path
         made(everything, enc, max_length=8, max_lost_share=1.0)
 
 
+def test_held_out_rows_that_are_too_long_are_counted_and_guarded_too(
+    tmp_path: Path, data_file: Path, enc: Encoder
+) -> None:
+    few, many = (str(write_rows(tmp_path / f"{n}.jsonl", long_rows(10, n))) for n in (2, 3))
+    data = made(data_file, enc, eval=few, max_length=128, max_rows=100)
+    assert (data.heldout_available, data.heldout_fitting, len(data.heldout_examples)) == (10, 8, 8)
+    assert data.heldout_lengths.dropped == 2
+    with pytest.raises(DataCheckError) as error:
+        made(data_file, enc, eval=many, max_length=128)
+    assert str(error.value).startswith(f"{many}: 3 of 10 held-out rows are longer than 128 tokens (as set);")
+    assert "data.max_lost_share=0.31" in str(error.value)
+    with pytest.raises(DataCheckError, match="held-out"):
+        made(data_file, enc, eval=many, max_length=128, overlong="cut")
+    cut = made(data_file, enc, eval=many, max_length=128, overlong="cut", max_lost_share=0.31, max_rows=4)
+    assert (cut.heldout_available, cut.heldout_fitting, len(cut.heldout_examples)) == (10, 10, 4)
+    assert cut.heldout_lengths.cut == 3
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=20),
     st.integers(8, 20),

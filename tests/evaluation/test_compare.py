@@ -21,8 +21,8 @@ from inlay import api
 from inlay.config import load
 from inlay.data.encode import Encoder
 from inlay.data.types import Example, Message, Source
-from inlay.errors import ConfigError, RunError
-from inlay.evaluation.compare import Comparison, compare_pair, primary_metric, totals
+from inlay.errors import ConfigError, DataError, RunError
+from inlay.evaluation.compare import Comparison, compare_pair, loss_difference, primary_metric, totals
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
 from inlay.evaluation.report import as_csv, as_markdown, write_reports
 from inlay.evaluation.score import HeldOut, Score, held_out, read_held_out, score, write_examples
@@ -120,6 +120,42 @@ def test_the_primary_metric_decides_the_verdict(rows: HeldOut, pair: tuple[Score
     assert compared(rows, base, worse, "perplexity").verdict == "worse"
     assert compared(rows, base, worse, "exact_match").verdict == "better"
     assert len(compared(rows, base, worse).regressions) == len(ROWS)
+
+
+def test_the_verdict_of_training_draws_examples_as_compare_does(rows: HeldOut, pair: tuple[Score, Score]) -> None:
+    base, adapter = pair
+    wanted = compared(rows, base, adapter).metrics["loss"]
+    # each example in three sequences, at positions of a file in which other rows are trained on
+    parts = np.array([0.5, 0.25, 0.25])
+    sequences = [(np.outer(s.nll, parts).ravel(), np.outer(s.weight, parts).ravel()) for s in pair]
+    examples = np.repeat(np.arange(len(ROWS)) * 7 + 3, 3)
+    assert loss_difference(*sequences, 200, 0, examples) == wanted
+    alone = loss_difference(*sequences, 200, 0)
+    assert (alone.n, wanted.n) == (3 * len(ROWS), len(ROWS))
+    assert alone.difference == pytest.approx(wanted.difference)
+    assert (alone.low, alone.high) != (wanted.low, wanted.high)
+
+
+def test_a_prompt_that_fills_the_context_is_refused_before_anything_is_scored(
+    encoder: Encoder, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "Tell me about the sea.\n" + "and more " * 300
+    asked = held_out(ROWS[:1], encoder, 256, "drop", ["Short?", long])
+    monkeypatch.setattr("inlay.evaluation.score.score_rows", lambda *_: pytest.fail("scored"))
+    with pytest.raises(DataError) as caught:
+        scored(base_model(tiny_base), "base", asked, encoder)
+    assert str(caught.value).startswith("prompt 'Tell me about the sea. and more and more")
+    assert "…'" in str(caught.value)
+    assert len(str(caught.value)) < 160
+    assert f"context of {base_model(tiny_base).config.max_position_embeddings}" in str(caught.value)
+
+
+def test_the_report_says_when_the_rows_were_drawn(rows: HeldOut, pair: tuple[Score, Score]) -> None:
+    assert "on 11 of 20 held-out rows (drawn by seed from those within max_length);" in as_markdown(
+        compared(rows, *pair), False
+    )
+    every = compare_pair(rows, *pair, primary="auto", resamples=200, seed=0, available=len(ROWS))
+    assert "on 11 of 11 held-out rows;" in as_markdown(every, False)
 
 
 def test_plain_documents_have_a_loss_and_no_answer(encoder: Encoder, rows: HeldOut, pair: tuple[Score, Score]) -> None:

@@ -84,6 +84,13 @@ def full_batch(job: Job, rows: list[int]) -> tuple[torch.Tensor, float]:
     return found, float(loss.detach())
 
 
+class Share(World):
+    """One rank's own part, not summed with the others."""
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
@@ -125,11 +132,17 @@ def test_held_out_loss_is_the_same_for_any_number_of_ranks_and_leaves_training_u
     setup: Setup, tmp_path: Any
 ) -> None:
     job = job_of(setup, tmp_path, 8)
+    two_each = job.config.eval.model_copy(update={"batch_size": 2})  # four micro batches
+    job.config = job.config.model_copy(update={"eval": two_each})
     rows = step_rows(1, 0, len(setup.data.train), 8)
     before, _ = gradient(job, rows)
-    alone = heldout_nll(job, World(), StopRequest())
+    alone = np.stack(heldout_nll(job, World(), StopRequest()))
     assert torch.equal(gradient(job, rows)[0], before)
     assert (alone[1] > 0).all()
+    for size in (2, 3, 5):
+        shares = [np.stack(heldout_nll(job, Share(rank, size), StopRequest())) for rank in range(size)]
+        assert sum((share[1] > 0).any() for share in shares) == min(size, 4)
+        np.testing.assert_allclose(sum(shares), alone, rtol=1e-12)
 
 
 def test_dropout_depends_on_the_micro_batch_and_not_on_who_computes_it(setup: Setup, tmp_path: Any) -> None:

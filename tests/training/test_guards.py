@@ -12,10 +12,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from inlay import api
+from inlay.config import load
 from inlay.errors import TrainingError
 from inlay.models.adapter import AdapterState
 from inlay.run import Run
 from inlay.storage import verified
+from inlay.training.setup import set_up
+from inlay.training.world import World
 from parts import make_base, write_rows
 from training_runs import Quiet, train
 
@@ -114,6 +117,18 @@ def named(run: Run) -> Any:
 def same_adapter(a: Run, b: Run) -> bool:
     one, two = (AdapterState.read(r.adapter).tensors for r in (a, b))
     return all((one[name] == two[name]).all() for name in one)
+
+
+def test_the_pre_flight_block_says_what_was_held_out_and_what_was_lost(config_tree: Tree, tmp_path: Path) -> None:
+    def said(long: int, **settings: Any) -> str:
+        rows = [{"question": f"Number {n}?", "answer": "word " * (150 if n < long else 3)} for n in range(20)]
+        evaluated = {"eval": str(write_rows(tmp_path / "eval.jsonl", rows)), "max_length": 128}
+        tree = config_tree(data=evaluated | settings.pop("data", {}), **settings)
+        return dict(set_up(load(tree=tree), Quiet(), World()).facts())["held out"]
+
+    assert said(0) == "20 of 20 rows"
+    assert said(2) == "18 of 20 rows; 2 dropped, 0 cut"
+    assert said(2, data={"overlong": "cut"}, eval={"max_rows": 5}) == "5 of 20 rows (drawn by seed); 0 dropped, 2 cut"
 
 
 def test_the_figures_of_a_run_count_what_they_say(config_tree: Tree, tmp_path: Path) -> None:

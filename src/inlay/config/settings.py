@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
 
@@ -23,6 +24,11 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+
+
+def _is_changed(section: Settings, name: str) -> bool:
+    """Whether a setting is not its default. Who set it says nothing: a run's own config writes every setting out."""
+    return bool(getattr(section, name) != type(section).model_fields[name].default)
 
 
 class ModelConfig(Settings):
@@ -55,6 +61,8 @@ class ModelConfig(Settings):
                     raise ValueError(
                         f"{name} has no effect with quantization {self.quantization}, only with nf4; leave it out"
                     )
+        if self.quantization == "none" and self.quantization_fallback:
+            raise ValueError("quantization_fallback has no effect with quantization none; leave it out")
         return self
 
 
@@ -112,6 +120,12 @@ class DataConfig(Settings):
     cache: bool = True
     """Keep the tokenized rows on disk and reuse them while data, tokenizer and template are the same."""
 
+    @model_validator(mode="after")
+    def _fraction_takes_effect(self) -> DataConfig:
+        if self.eval is not None and _is_changed(self, "eval_fraction"):
+            raise ValueError("eval_fraction has no effect with data.eval, whose rows are held out; leave one out")
+        return self
+
 
 class TrainConfig(Settings):
     batch_size: PositiveInt = 16
@@ -140,7 +154,7 @@ class TrainConfig(Settings):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     early_stopping_patience: PositiveInt | None = None
     """Stop after so many evaluations in a row without a better held-out loss."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
     """Seed of the adapter's start, the order of rows, and dropout."""
     log_steps: PositiveInt = 1
     """Write a metrics line every so many steps."""
@@ -154,6 +168,17 @@ class TrainConfig(Settings):
     """Which step becomes the run's adapter."""
     max_memory: str | None = None
     """Memory the run may plan with, such as `8GB`. Default: what the device has free."""
+
+    @model_validator(mode="after")
+    def _settings_take_effect(self) -> TrainConfig:
+        if self.micro_batch_size != "auto" and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} is more than the batch_size of {self.batch_size} that it is "
+                "a part of; lower it, or leave it out"
+            )
+        if self.warmup_steps is not None and _is_changed(self, "warmup_ratio"):
+            raise ValueError("warmup_ratio has no effect with warmup_steps; leave one out")
+        return self
 
 
 class EvalConfig(Settings):
@@ -186,7 +211,7 @@ class GenerationConfig(Settings):
     """No n-gram of this size twice; 0 allows all."""
     stop: list[str] = Field(default_factory=list)
     """Strings that end the answer."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of sampling."""
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice, pairwise
 from typing import Any
 
@@ -22,7 +23,7 @@ from inlay.data.pieces import PieceTokenizer
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError, ModelError
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raised when the same row would give other ids than before; part of the cache key."""
 
 QUESTION_ANSWER = (
@@ -34,6 +35,11 @@ QUESTION_ANSWER = (
     "{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
 )
 """The template of a base that has none; after `{{ bos_token }}` where the tokenizer adds one."""
+
+TODAY = datetime(2024, 7, 26)
+"""What `strftime_now` tells a chat template, on every day. Some templates write the date into the system turn: with the
+real one, the same prompt would be other ids tomorrow than those that were trained. This is the date that Llama 3's
+template writes where it is told none."""
 
 _CHUNK = 2048
 _PROMPT, _TEMPLATE = Source("prompt", 1), Source("chat template", 1)
@@ -249,10 +255,12 @@ class _Dialogue:
     def _render(self, count: int, *, opens_turn: bool) -> str:
         key = (count, opens_turn)
         if key not in self._rendered:
+            tools = list(self.tools) or None
             try:
                 self._rendered[key] = self._tokenizer.apply_chat_template(
                     self._turns[:count],
-                    tools=list(self.tools) or None,
+                    tools=tools,
+                    chat_template=_dated(self._tokenizer.get_chat_template(tools=tools)),
                     tokenize=False,
                     add_generation_prompt=opens_turn,
                 )
@@ -260,6 +268,25 @@ class _Dialogue:
                 reason = str(error) or type(error).__name__
                 raise DataError(f"{self.source}: the chat template refuses this dialogue: {reason}") from None
         return self._rendered[key]
+
+
+def _dated(template: str) -> str:
+    """The template, with `strftime_now` telling the time of `TODAY`."""
+    # a function cannot be handed over: transformers shows templates plain values only
+    return _STRFTIME_TODAY + template if "strftime_now" in template else template
+
+
+def _strftime_today() -> str:
+    """A Jinja macro that formats `TODAY` as strftime does, and leaves no white space before what follows it."""
+    told = {f"%{code}": TODAY.strftime(f"%{code}") for code in "aAbBcdDeFGHIjmMpRSTuUVwWxXyYzZ"}
+    told["%f"] = f"{TODAY.microsecond:06}"
+    told |= {f"%-{code}": told[f"%{code}"].lstrip("0") or "0" for code in "dHIjmMSUWy"}
+    steps = [("%%", "\0"), *told.items(), ("\0", "%")]
+    replaced = "".join(f"|replace({code!r}, {text!r})" for code, text in steps)
+    return "{% macro strftime_now(format) %}{{ format" + replaced + " }}{% endmacro %}\n"
+
+
+_STRFTIME_TODAY = _strftime_today()
 
 
 def _is_document(messages: Sequence[Message]) -> bool:

@@ -43,7 +43,9 @@ class PreparedData:
     heldout_examples: tuple[Example, ...]
     """The examples behind `heldout`, each once, in its order."""
     heldout_available: int
-    """Held-out examples before `eval.max_rows` was applied."""
+    """Held-out examples before `data.max_length` and `eval.max_rows` were applied."""
+    heldout_fitting: int
+    """Those that `data.max_length` left; more than `eval.max_rows` of them are drawn from."""
     leaked: int
     """Held-out examples that ask what a training row asks; 0 where the split is by content."""
     rows: int
@@ -77,19 +79,25 @@ def prepare(config: DataConfig, encoder: Encoder, context_length: int, max_rows:
         heldout_examples = other.examples
     max_length, reason = _max_length(config, train, context_length)
     train, train_lengths = apply_max_length(train, max_length, config.overlong)
+    available = len(np.unique(heldout.examples))
     heldout, heldout_lengths = apply_max_length(heldout, max_length, config.overlong)
-    _require_enough(config, train_lengths, max_length, reason)
+    limit = f"{max_length} tokens ({reason})"
+    _require_enough(config, config.train, "training", train_lengths, limit)
+    _require_enough(config, config.eval or config.train, "held-out", heldout_lengths, limit)
+    if len(train) == 0:
+        raise DataCheckError(f"{config.train}: no training rows are left at data.max_length {max_length}.")
     if len(heldout) == 0:
         raise DataError(f"{config.eval or config.train}: no held-out rows are left to measure with. Add rows.")
-    available = np.unique(heldout.examples)
-    chosen = available[draw(len(available), max_rows, seed)]
+    fitting = np.unique(heldout.examples)
+    chosen = fitting[draw(len(fitting), max_rows, seed)]
     drawn = _of_examples(heldout, chosen)
     drawn_examples = tuple(heldout_examples[int(n)] for n in chosen)
     return PreparedData(
         train=train,
         heldout=drawn,
         heldout_examples=drawn_examples,
-        heldout_available=len(available),
+        heldout_available=available,
+        heldout_fitting=len(fitting),
         leaked=leaked(read.examples, drawn_examples) if config.eval else 0,
         rows=len(read.examples),
         format=read.format,
@@ -164,13 +172,11 @@ def apply_max_length(tokens: TokenSet, max_length: int, overlong: str) -> tuple[
     return result, Lengths(len(result), cut, len(tokens) - len(result), untrainable, lost)
 
 
-def _require_enough(config: DataConfig, lengths: Lengths, max_length: int, reason: str) -> None:
+def _require_enough(config: DataConfig, path: str, kind: str, lengths: Lengths, limit: str) -> None:
     lost = lengths.dropped + lengths.cut
     if lengths.total and lost / lengths.total > config.max_lost_share:
         raise DataCheckError(
-            f"{config.train}: {lost} of {lengths.total} training rows are longer than {max_length} tokens ({reason}); "
+            f"{path}: {lost} of {lengths.total} {kind} rows are longer than {limit}; "
             f"{lengths.trained_tokens_lost} trained tokens would be lost. Raise data.max_length, shorten the rows, "
             f"or allow it with --set data.max_lost_share={min(1.0, round(lost / lengths.total + 0.01, 2))}."
         )
-    if lengths.kept == 0:
-        raise DataCheckError(f"{config.train}: no training rows are left at data.max_length {max_length}.")

@@ -84,11 +84,30 @@ def _difference(d: Difference) -> dict[str, Any]:
 
 
 def loss_difference(
-    base: tuple[np.ndarray, np.ndarray], adapter: tuple[np.ndarray, np.ndarray], resamples: int, seed: int
+    base: tuple[np.ndarray, np.ndarray],
+    adapter: tuple[np.ndarray, np.ndarray],
+    resamples: int,
+    seed: int,
+    examples: np.ndarray | None = None,
 ) -> Difference:
-    """Held-out loss of adapter minus base from two (nll, weight) pairs over the same sequences."""
-    sides = (np.stack(base, 1), np.stack(adapter, 1))
-    return compare_scores({"loss": (*sides, LOSS_METRICS["loss"])}, resamples=resamples, seed=seed)["loss"]
+    """Held-out loss of adapter minus base from two (nll, weight) pairs over the same sequences.
+
+    `examples` names the example of each sequence. The sequences of one are drawn together, as `compare_pair` does;
+    without it each is drawn by itself.
+    """
+    sides = [np.stack(side, 1).astype(np.float64) for side in (base, adapter)]
+    if examples is not None:
+        sides = [_per_example(side, examples) for side in sides]
+    pair = (sides[0], sides[1], LOSS_METRICS["loss"])
+    return compare_scores({"loss": pair}, resamples=resamples, seed=seed)["loss"]
+
+
+def _per_example(statistics_NS: np.ndarray, examples: np.ndarray) -> np.ndarray:
+    """Statistics summed over the sequences of each example, by its position."""
+    found, places = np.unique(examples, return_inverse=True)
+    summed = np.zeros((len(found), statistics_NS.shape[1]))
+    np.add.at(summed, places, statistics_NS)
+    return summed
 
 
 def totals(rows: HeldOut, scored: Score) -> dict[str, float]:

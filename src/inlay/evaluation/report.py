@@ -38,11 +38,13 @@ def as_csv(comparison: Comparison) -> str:
 def as_markdown(comparison: Comparison, curves: bool) -> str:
     """The verdict, the table, the answers side by side and the worst regressions."""
     c, primary = comparison, comparison.metrics[comparison.primary]
+    # a row may also be missing because it did not fit, which is decided before the draw
+    drawn = " (drawn by seed from those within max_length)" if c.n < c.available else ""
     lines = [
         f"# {c.adapter} against {c.base}: {c.verdict}",
         "",
         f"By {c.primary}: {primary.difference:+.4g} [{primary.low:+.4g}, {primary.high:+.4g}] "
-        f"({100 * primary.level:g}% interval) on {c.n} of {c.available} held-out rows; {primary.reason}.",
+        f"({100 * primary.level:g}% interval) on {c.n} of {c.available} held-out rows{drawn}; {primary.reason}.",
         "",
         "| metric | base | adapter | difference | interval | wins / ties / losses | verdict |",
         "|---|---|---|---|---|---|---|",

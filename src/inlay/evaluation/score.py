@@ -18,9 +18,10 @@ from inlay.data.prepare import apply_max_length
 from inlay.data.tokens import TokenSet, pack
 from inlay.data.types import Example, Message, Source
 from inlay.engine.loss import autocast, score_rows
-from inlay.errors import RunError
+from inlay.errors import DataError, RunError
 from inlay.events import Reporter
 from inlay.generation.generate import Sampling, answers
+from inlay.models.base import context_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +97,12 @@ def score(
     reporter: Reporter,
     generate: bool = True,
 ) -> Score:
-    """Loss of every example, then greedy answers. The adapter, if any, is the one active in `model`."""
+    """Loss of every example, then greedy answers. The adapter, if any, is the one active in `model`.
+
+    Raises: DataError for an extra prompt that leaves no room for an answer, before anything is scored.
+    """
     began = time.perf_counter()
+    prompts = _prompt_ids(rows.prompts, encoder, context_length(model.config)) if generate else []
     reporter.stage(f"{name}: loss on {len(rows.examples)} held-out rows")
     shares = micro_batches(range(len(rows.tokens)), rows.tokens.lengths, batch_size)
     sequence_scores = score_rows(model, rows.tokens, shares, encoder.pad_id, device, dtype).numpy()
@@ -107,7 +112,7 @@ def score(
     prompt_answers: list[str] = []
     if generate:
         sampling = Sampling(max_new_tokens=max_new_tokens)
-        asked = [*rows.asked.values(), *(encoder.prompt([Message("user", prompt)]) for prompt in rows.prompts)]
+        asked = [*rows.asked.values(), *prompts]
         reporter.stage(f"{name}: answering {len(asked)} prompts")
         reporter.start(len(asked), 0, "answer")
         try:
@@ -120,6 +125,16 @@ def score(
         prompt_answers = got[len(rows.asked) :]
     took = time.perf_counter() - began
     return Score(name, totals[0], totals[1], tuple(texts), tuple(prompt_answers), took)
+
+
+def _prompt_ids(prompts: Sequence[str], encoder: Encoder, limit: int) -> list[list[int]]:
+    found = [encoder.prompt([Message("user", prompt)]) for prompt in prompts]
+    for prompt, ids in zip(prompts, found, strict=True):
+        if len(ids) >= limit:
+            text = " ".join(prompt.split())
+            named = text if len(text) <= 60 else f"{text[:59]}…"
+            raise DataError(f"prompt {named!r}: {len(ids)} tokens fill the base's context of {limit}. Shorten it.")
+    return found
 
 
 def write_examples(examples: Iterable[Example]) -> str:

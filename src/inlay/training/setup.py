@@ -71,7 +71,9 @@ class Setup:
                      f"({lengths.trained_tokens_lost} trained tokens lost); max_length {data.max_length} "
                      f"({data.max_length_reason})"),
             ("held out", f"{len(data.heldout_examples)} of {data.heldout_available} rows"
-                         + (" (drawn by seed)" if len(data.heldout_examples) < data.heldout_available else "")
+                         + (" (drawn by seed)" if len(data.heldout_examples) < data.heldout_fitting else "")
+                         + (f"; {data.heldout_lengths.dropped} dropped, {data.heldout_lengths.cut} cut"
+                            if data.heldout_lengths.dropped + data.heldout_lengths.cut else "")
                          + (f"; {data.leaked} ask what a training row asks" if data.leaked else "")),
             ("trained tokens", f"{data.train.trained_tokens():,} of {len(data.train.input_ids):,} ({data.trained_share:.0%})"),
             ("adapter", f"rank {config.adapter.rank}, alpha {alpha_of(config):g}, on {_short(self.targets)}"
