@@ -307,7 +307,8 @@ def _conclude(job: Job, setup: Setup, step: int, reporter: Reporter, stop: StopR
         base = heldout_nll(job, Alone(), stop)
     adapter = heldout_nll(job, Alone(), stop)
     _leave_finished(job, stop)
-    difference = loss_difference(base, adapter, setup.config.eval.resamples, setup.config.train.seed)
+    examples = setup.data.heldout.examples
+    difference = loss_difference(base, adapter, setup.config.eval.resamples, setup.config.train.seed, examples=examples)
     finish.draw_curves(job.run)
     progress = job.progress
     result = {
