@@ -225,8 +225,12 @@ def test_a_second_ctrl_c_waits_for_nothing(config: Callable[..., Config], tmp_pa
                 time.sleep(0.001)
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(Interrupted, match="stopped at once") as caught:
-        train(config(tmp_path), reporter=Quiet(twice))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.raises(Interrupted, match="stopped at once") as caught:
+            train(config(tmp_path), reporter=Quiet(twice))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert caught.value.exit_code == 130
     assert Run(tmp_path / "run").status == "interrupted"
 
