@@ -208,7 +208,7 @@ BAD_FILES: list[tuple[str, bytes]] = [
 
 def test_the_page_on_data_quotes_what_the_reader_says(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    quoted = [row[1] for row in tables(text.split("## Strict reading")[1])][2:]
+    quoted = [row[1] for row in tables(text.split("## Strict reading")[1].split("\n## ")[0])][2:]
     for message, (name, content) in zip(quoted, BAD_FILES, strict=True):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError) as refusal:

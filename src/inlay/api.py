@@ -19,6 +19,7 @@ from inlay.run import Run
 from inlay.storage import verified, write_file
 
 if TYPE_CHECKING:
+    from inlay.data.checks.report import DataReport
     from inlay.data.encode import Encoder
     from inlay.evaluation.compare import Comparison
 
@@ -356,6 +357,23 @@ def demo(*, folder: str = "results", reporter: Reporter | None = None) -> tuple[
 
 
 # --- data ----------------------------------------------------------------------------------------------------
+
+
+def check_data(
+    *sources: str | Path,
+    eval: str | Path | None = None,  # noqa: A002
+    settings: Sequence[str] = (),
+) -> DataReport:
+    """What is in the files, or in the file of a config, and what is wrong with it; `eval` names held-out rows.
+
+    `settings` are `key=value` texts, such as data.format=alpaca. Raises: ConfigError, DataError.
+    """
+    from inlay.data.checks.report import check_files
+
+    first, given = str(sources[0]), {"data.eval": eval and str(eval)}
+    is_config = first.endswith((".yaml", ".yml"))
+    config = config_of(first, settings, given=given | ({} if is_config else {"model.base_model": "-"}))
+    return check_files([config.data.train, *map(str, sources[1:])], config.data)
 
 
 def make_data(name: str, *, to: str | Path = ".") -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Output:
 
     value: Any
     text: str | None = None
+    exit_code: int = 0
 
 
 def finish(call: Callable[[], Any], as_json: bool) -> int:
@@ -38,6 +39,7 @@ def finish(call: Callable[[], Any], as_json: bool) -> int:
                 _fail("interrupted; nothing was being trained.", result, as_json) if result == SIGINT_CODE else result
             )
         _print(result, as_json)
+        return result.exit_code if isinstance(result, Output) else 0
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SIGPIPE_CODE
@@ -54,7 +56,6 @@ def finish(call: Callable[[], Any], as_json: bool) -> int:
         if debugging:
             traceback.print_exc()
         return _fail(f"internal error: {_kind(error)} (traceback in {_traceback_place(error)})", 1, as_json)
-    return 0
 
 
 @contextlib.contextmanager

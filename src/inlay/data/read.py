@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import TypeVar
 
 from inlay.data import formats, sources
 from inlay.data.detection import PREVIEW, DetectedFormat, detect
-from inlay.data.types import Example
+from inlay.data.types import Example, OnFault, Row
+from inlay.errors import DataError
+
+Changed = TypeVar("Changed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,11 @@ def stream_examples(
     format: str = "auto",  # noqa: A002
     columns: Mapping[str, str] | None = None,
     sha: sources.Hash | None = None,
+    on_fault: OnFault | None = None,
 ) -> tuple[DetectedFormat, Iterator[Example]]:
     """The format and the examples one by one; only the rows that decide the format are held at once.
+
+    With `on_fault`, a row that cannot be used is told to it and left out.
 
     Raises:
         DataError: as `read_examples`, for a row when the iterator reaches it.
@@ -50,14 +57,42 @@ def stream_examples(
         formats.named(format)
     if columns:
         formats.check_columns(columns, format)
-    rows = sources.rows(path, sha)
+    rows = sources.rows(path, sha, on_fault)
     if columns:
-        rows = (formats.rename(row, columns) for row in rows)
+        rows = _each(rows, lambda row: formats.rename(row, columns), on_fault)
     if format == "auto":
-        first = list(islice(rows, PREVIEW))
+        first, rows = _preview(rows, on_fault)
         found = detect(first)
-        rows = chain(first, rows)
     else:
         found = DetectedFormat(format, "named by the caller")
-    chosen = formats.FORMATS[found.name]
-    return found, (chosen.parse(row) for row in rows)
+    return found, _each(rows, formats.FORMATS[found.name].parse, on_fault)
+
+
+def _preview(rows: Iterator[Row], on_fault: OnFault | None) -> tuple[list[Row], Iterator[Row]]:
+    """The first rows, and all rows. With `on_fault` damage that ends the file is met where it stands, not here."""
+    first: list[Row] = []
+    try:
+        for row in islice(rows, PREVIEW):
+            first.append(row)
+    except DataError as error:
+        if on_fault is None or not first:
+            raise
+        rows = _ends_in(error)
+    return first, chain(first, rows)
+
+
+def _ends_in(error: DataError) -> Iterator[Row]:
+    raise error
+    yield
+
+
+def _each(rows: Iterator[Row], change: Callable[[Row], Changed], on_fault: OnFault | None) -> Iterator[Changed]:
+    for row in rows:
+        try:
+            changed = change(row)
+        except DataError as error:
+            if on_fault is None:
+                raise
+            on_fault(error)
+        else:
+            yield changed

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, cast
 
 from inlay.data import strictjson
-from inlay.data.types import Row, Source
+from inlay.data.types import OnFault, Row, Source
 from inlay.errors import DataError, nearest
 
 EXTENSIONS: Final = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -32,18 +32,26 @@ class Hash(Protocol):
     def update(self, data: bytes, /) -> None: ...
 
 
-def rows(path: str, sha: Hash | None = None) -> Iterator[Row]:
+def rows(path: str, sha: Hash | None = None, on_fault: OnFault | None = None) -> Iterator[Row]:
     """The rows of a data file or of a hub dataset (`hub:owner/name[:split]`), in order.
 
     JSON lines, CSV and TSV are streamed. `sha` has seen every byte of the file when all rows are read.
+    With `on_fault`, a damaged line or record is told to it and left out, where the ones after it can still be read.
 
     Raises:
         DataError: the file cannot be read, is damaged, or holds no rows.
     """
     hub = _hub_name(path)
-    source = _hub_rows(*hub, sha) if hub else _file_rows(path, sha)
     line = 1
     empty = True
+
+    def told(error: DataError) -> None:
+        nonlocal empty
+        empty = False
+        assert on_fault
+        on_fault(error)
+
+    source = _hub_rows(*hub, sha) if hub else _file_rows(path, sha, told if on_fault else None)
     try:
         for row in source:
             empty = False
@@ -89,7 +97,7 @@ class _Hashed(io.RawIOBase):
         super().close()
 
 
-def _file_rows(path: str, sha: Hash | None) -> Iterator[Row]:
+def _file_rows(path: str, sha: Hash | None, on_fault: OnFault | None) -> Iterator[Row]:
     name = path.lower()
     packed = name.endswith(".gz")
     kind = Path(name.removesuffix(".gz")).suffix
@@ -105,11 +113,11 @@ def _file_rows(path: str, sha: Hash | None) -> Iterator[Row]:
             case ".parquet":
                 yield from _parquet_rows(stream, path)
             case ".csv" | ".tsv":
-                yield from _table_rows(_lines(stream, path), path, "\t" if kind == ".tsv" else ",")
+                yield from _table_rows(_lines(stream, path), path, "\t" if kind == ".tsv" else ",", on_fault)
             case ".json":
                 yield from strictjson.document_to_rows(list(_lines(stream, path)), path)
             case _:
-                yield from strictjson.lines_to_rows(_lines(stream, path), path)
+                yield from strictjson.lines_to_rows(_lines(stream, path, on_fault), path, on_fault)
         while sha and hashed.read(_CHUNK_BYTES):
             pass  # bytes that the reader had no need of belong to the hash too
 
@@ -142,30 +150,40 @@ def _nearest_file(path: Path) -> str:
     return f" Did you mean {str(path.parent / guess)!r}?" if guess else " Nothing there has a similar name."
 
 
-def _lines(stream: BinaryIO, path: str) -> Iterator[tuple[int, str]]:
+def _lines(stream: BinaryIO, path: str, on_fault: OnFault | None = None) -> Iterator[tuple[int, str]]:
     """Numbered lines with their line breaks, decoded as UTF-8; a byte order mark is dropped."""
     offset = 0
     for number, raw in enumerate(stream, 1):
-        text = raw
         if number == 1:
             _refuse_other_kinds(raw, path)
-            text = raw.removeprefix(b"\xef\xbb\xbf")
-        if (at := raw.find(b"\0")) >= 0:
-            raise DataError(
-                f"{path}:{number}: NUL byte at byte {offset + at} (binary data, "
-                "or a write that was cut off). "
-                "Write the file again as UTF-8 text."
-            )
         try:
-            yield number, text.decode("utf-8")
-        except UnicodeDecodeError as error:
-            at = offset + len(raw) - len(text) + error.start
-            guess = text[max(0, error.start - 10) : error.start + 10].decode("latin-1")
-            raise DataError(
-                f"{path}:{number}: byte 0x{text[error.start]:02x} at byte {at} is not UTF-8 "
-                f"(as latin-1 it reads {guess!r}). Convert the file: iconv -f latin1 -t utf-8."
-            ) from None
+            text = _decoded(raw, path, number, offset)
+        except DataError as error:
+            if on_fault is None:
+                raise
+            on_fault(error)
+        else:
+            yield number, text
         offset += len(raw)
+
+
+def _decoded(raw: bytes, path: str, number: int, offset: int) -> str:
+    """The text of line `number`, which begins at byte `offset`. Raises: DataError."""
+    text = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+    if (at := raw.find(b"\0")) >= 0:
+        raise DataError(
+            f"{path}:{number}: NUL byte at byte {offset + at} (binary data, or a write that was cut off). "
+            "Write the file again as UTF-8 text."
+        )
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        at = offset + len(raw) - len(text) + error.start
+        guess = text[max(0, error.start - 10) : error.start + 10].decode("latin-1")
+        raise DataError(
+            f"{path}:{number}: byte 0x{text[error.start]:02x} at byte {at} is not UTF-8 "
+            f"(as latin-1 it reads {guess!r}). Convert the file: iconv -f latin1 -t utf-8."
+        ) from None
 
 
 def _refuse_other_kinds(first: bytes, path: str) -> None:
@@ -180,7 +198,7 @@ def _refuse_other_kinds(first: bytes, path: str) -> None:
             raise DataError(f"{path}:1: the content is {what}, not what the name says. {fix}")
 
 
-def _table_rows(lines: Iterable[tuple[int, str]], path: str, delimiter: str) -> Iterator[Row]:
+def _table_rows(lines: Iterable[tuple[int, str]], path: str, delimiter: str, on_fault: OnFault | None) -> Iterator[Row]:
     """Rows of a CSV or TSV; each names the line where its record begins."""
     # The module's own limit of 128 KiB a cell refuses long documents; it can only be set for the process.
     csv.field_size_limit(2**31 - 1)
@@ -190,8 +208,8 @@ def _table_rows(lines: Iterable[tuple[int, str]], path: str, delimiter: str) -> 
         line = reader.line_num + 1
         try:
             record = next(reader, None)
-        except csv.Error as error:
-            raise DataError(f"{path}:{line}: {_explain_csv(str(error), delimiter)}") from None
+        except csv.Error as reason:
+            raise DataError(f"{path}:{line}: {_explain_csv(str(reason), delimiter)}") from None
         if record is None:
             return
         if not record:
@@ -199,11 +217,14 @@ def _table_rows(lines: Iterable[tuple[int, str]], path: str, delimiter: str) -> 
         if not header:
             header = _header(record, f"{path}:{line}", delimiter)
         elif len(record) != len(header):
-            raise DataError(
+            error = DataError(
                 f"{path}:{line}: {len(record)} cells where the header has {len(header)} "
                 f"({strictjson.listed(header)}). "
                 f"Quote a cell that contains {delimiter!r} or a line break."
             )
+            if on_fault is None:
+                raise error
+            on_fault(error)
         else:
             yield Row(dict(zip(header, record, strict=True)), Source(path, line))
 

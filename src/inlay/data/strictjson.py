@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
-from inlay.data.types import Row, Source
+from inlay.data.types import OnFault, Row, Source
 from inlay.errors import DataError
 
 Where = Callable[[int], str]
@@ -115,8 +115,8 @@ def _explain(text: str, error: json.JSONDecodeError) -> str:
     return f'not JSON at column {column} (got {found!r}). Write one object such as {{"prompt": "..."}}.'
 
 
-def lines_to_rows(lines: Iterable[tuple[int, str]], file: str) -> Iterator[Row]:
-    """One row for each line that is not blank.
+def lines_to_rows(lines: Iterable[tuple[int, str]], file: str, on_fault: OnFault | None = None) -> Iterator[Row]:
+    """One row for each line that is not blank. A damaged line goes to `on_fault` where that is given.
 
     Raises:
         DataError: a line is not exactly one object.
@@ -134,9 +134,16 @@ def lines_to_rows(lines: Iterable[tuple[int, str]], file: str) -> Iterator[Row]:
                 "A row is an object; if the file is one JSON array, name it .json."
             )
         first = False
-        value, end = value_at(line, start, _always(place))
-        _nothing_after(line, end, place)
-        yield _row(value, Source(file, number), "the row")
+        try:
+            value, end = value_at(line, start, _always(place))
+            _nothing_after(line, end, place)
+            row = _row(value, Source(file, number), "the row")
+        except DataError as error:
+            if on_fault is None:
+                raise
+            on_fault(error)
+            continue
+        yield row
 
 
 def _always(place: str) -> Where:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from inlay.errors import DataError
+
+OnFault = Callable[[DataError], None]
+"""Told of a defect, so that reading can go on with the next row."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,34 @@
+"""Checks of rows that can be read: what would train on something else than is meant.
+
+A check sees every row once, training rows before held-out ones, and then says what it found. To add one: a class with
+`see` and `findings`, and a line in `CHECKS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from inlay.data.checks.answers import Answers
+from inlay.data.checks.findings import SEVERITIES, Finding, Kind, Place, Severity
+from inlay.data.checks.repeats import Repeats
+from inlay.data.checks.row import CheckedRow
+from inlay.data.checks.secrets import Secrets
+from inlay.data.checks.text import TextDamage
+
+
+class Check(Protocol):
+    """One concern, looked at row by row in memory that does not hold the rows."""
+
+    def see(self, row: CheckedRow) -> None: ...
+    def findings(self) -> list[Finding]: ...
+
+
+CHECKS: Final[dict[str, Callable[[], Check]]] = {
+    "repeats": Repeats,
+    "text": TextDamage,
+    "answers": Answers,
+    "secrets": Secrets,
+}
+
+__all__ = ["CHECKS", "SEVERITIES", "Check", "CheckedRow", "Finding", "Kind", "Place", "Severity"]

@@ -1,0 +1,110 @@
+"""What a check says: findings with severity, places and a way out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from inlay.data.checks.patterns import masked
+from inlay.data.types import Source
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
+"""Gravest first. An error refuses training, a warning is likely a mistake, a note is good to know."""
+
+KEPT: Final = 100
+"""Places that a finding names; all are counted."""
+_AROUND: Final = 4000  # looked at on both sides, so that a secret at the rim of an excerpt is seen whole
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A row that a finding speaks of, and what stands there (nothing secret)."""
+
+    source: Source
+    shown: str = ""
+    other: Source | None = None
+    """The second row of a pair."""
+
+    def to_json(self) -> dict[str, Any]:
+        value: dict[str, Any] = {"file": self.source.file, "line": self.source.line}
+        if self.shown:
+            value["shown"] = self.shown
+        if self.other:
+            value["other"] = {"file": self.other.file, "line": self.other.line}
+        return value
+
+    def __str__(self) -> str:
+        pair = f" and {self.other}" if self.other else ""
+        return f"{self.source}{pair}" + (f": {self.shown}" if self.shown else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One thing that a check can find."""
+
+    name: str
+    severity: Severity
+    title: str
+    """What was found, in words that go before a number."""
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was found, at all of its places."""
+
+    kind: str
+    severity: Severity
+    title: str
+    fix: str
+    count: int
+    """Places in all."""
+    places: tuple[Place, ...]
+    """The first `KEPT` of them; at least one."""
+
+    def to_json(self) -> dict[str, Any]:
+        value = {name: getattr(self, name) for name in ("kind", "severity", "title", "fix", "count")}
+        return value | {"places": [place.to_json() for place in self.places]}
+
+
+@dataclass(slots=True)
+class Tally:
+    """Places by kind, gathered row by row."""
+
+    counts: dict[Kind, int] = field(default_factory=dict)
+    places: dict[Kind, list[Place]] = field(default_factory=dict)
+
+    def add(
+        self, kind: Kind, source: Source, text: str = "", at: int = 0, *, other: Source | None = None, width: int = 80
+    ) -> None:
+        """Counts the place, and keeps what stands in `text` around character `at` for the first ones."""
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        kept = self.places.setdefault(kind, [])
+        if len(kept) < KEPT:
+            kept.append(Place(source, excerpt(text, at, width), other))
+
+    def count(self, kind: Kind) -> int:
+        return self.counts.get(kind, 0)
+
+    def finding(self, kind: Kind, severity: Severity | None = None) -> Finding:
+        """What was gathered of one kind."""
+        places = tuple(self.places[kind])
+        return Finding(kind.name, severity or kind.severity, kind.title, kind.fix, self.counts[kind], places)
+
+    def findings(self) -> list[Finding]:
+        return [self.finding(kind) for kind in self.counts]
+
+
+def excerpt(text: str, at: int, width: int) -> str:
+    """A piece of the text around character `at`, on one line, secrets masked and control characters as �."""
+    start = max(0, at - width // 4)
+    before = max(0, start - _AROUND)
+    piece = masked(text[before : start + width + _AROUND])[start - before :][:width]
+    line = " ".join("".join(c if c.isprintable() else " " if c.isspace() else "�" for c in piece).split())
+    return ("…" if start else "") + line + ("…" if start + width < len(text) else "")
+
+
+def by_gravity(findings: list[Finding]) -> list[Finding]:
+    """Errors first, then by how many places; otherwise in order."""
+    return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -f.count))

@@ -1,0 +1,114 @@
+"""All checks over some files, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from inlay.config.settings import DataConfig
+from inlay.data.checks import CHECKS, Check
+from inlay.data.checks.findings import SEVERITIES, Finding, Kind, Severity, Tally, by_gravity
+from inlay.data.checks.row import CheckedRow
+from inlay.data.checks.survey import FileFacts
+from inlay.data.read import stream_examples
+from inlay.data.types import Source
+from inlay.errors import DataError
+
+UNREADABLE: Final = Kind(
+    "unreadable-row",
+    "error",
+    "rows that cannot be used as they are",
+    "Each place says what is wrong and how it is right.",
+)
+UNREADABLE_FILE: Final = Kind(
+    "unreadable-file", "error", "files that cannot be read to the end", "See what each place says."
+)
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What is in the files and what is wrong with it."""
+
+    files: tuple[FileFacts, ...]
+    findings: tuple[Finding, ...]
+    """Gravest first."""
+
+    @property
+    def rows(self) -> int:
+        return sum(facts.rows for facts in self.files)
+
+    def count(self, severity: Severity) -> int:
+        """Findings of a severity."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+    @property
+    def has_errors(self) -> bool:
+        return self.count("error") > 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "files": [facts.to_json() for facts in self.files],
+            "rows": self.rows,
+            "counts": {severity: self.count(severity) for severity in SEVERITIES},
+            "findings": [finding.to_json() for finding in self.findings],
+        }
+
+
+def check_files(paths: Sequence[str], config: DataConfig) -> DataReport:
+    """Every check over the files, and over `config.eval` as held-out rows.
+
+    `config` gives format and columns for all of them; its `train` is not read.
+
+    Raises: DataError for a file that is not there or of no known kind, and for a setting that is wrong.
+    """
+    parts = [FileFacts(path, False) for path in paths]
+    parts += [FileFacts(config.eval, True)] if config.eval else []
+    checks = [make() for make in CHECKS.values()]
+    faults = Tally()
+    for row in _rows(parts, config, faults):
+        for check in checks:
+            check.see(row)
+    return DataReport(tuple(parts), tuple(by_gravity([*faults.findings(), *_all_findings(checks)])))
+
+
+def _all_findings(checks: Sequence[Check]) -> Iterator[Finding]:
+    for check in checks:
+        yield from check.findings()
+
+
+def _rows(parts: Sequence[FileFacts], config: DataConfig, faults: Tally) -> Iterator[CheckedRow]:
+    """The rows of all parts that can be read; the others are counted as faults."""
+    number = 0
+    for facts in parts:
+
+        def fault(error: DataError, facts: FileFacts = facts) -> None:
+            facts.faulty += 1
+            _add(faults, UNREADABLE, error, facts.file)
+
+        try:
+            found, examples = stream_examples(facts.file, config.format, config.columns, on_fault=fault)
+            facts.format, facts.why = found.name, found.why
+            for example in examples:
+                row = CheckedRow(example, number, facts.held_out)
+                facts.see(row)
+                yield row
+                number += 1
+        except DataError as error:
+            if _place(error, facts.file) is not None:
+                _add(faults, UNREADABLE_FILE, error, facts.file)
+            elif not facts.faulty:  # with faults only, there is no row to find the format from
+                raise
+
+
+def _place(error: DataError, file: str) -> int | None:
+    """The line that the error names, if it speaks of one in the file."""
+    text = str(error)
+    line = text.removeprefix(f"{file}:").partition(": ")[0]
+    return int(line) if line != text and line.isdigit() else None
+
+
+def _add(faults: Tally, kind: Kind, error: DataError, file: str) -> None:
+    line = _place(error, file)
+    told = str(error).removeprefix(f"{file}:{line}: ")
+    faults.add(kind, Source(file, line or 1), told, width=400)

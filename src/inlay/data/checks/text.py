@@ -1,0 +1,88 @@
+"""Damage to text: wrong decoding, lost characters, control characters, leftovers of markup."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from inlay.data.checks.findings import Finding, Kind, Tally
+from inlay.data.checks.row import CheckedRow
+
+NUL: Final = Kind(
+    "nul-character", "error", "rows with the character NUL",
+    "Find what wrote it (binary data, a fixed-width field) and remove it; a model would learn to write it.",
+)  # fmt: skip
+REPLACEMENT: Final = Kind(
+    "replacement-character", "warning", "rows with �, the mark of a character that was lost in decoding",
+    "Decode the original file again with its right encoding; what was lost cannot be brought back from here.",
+)  # fmt: skip
+MOJIBAKE: Final = Kind(
+    "mojibake", "warning", "rows with UTF-8 that was read as another encoding, such as Ã© for é",
+    "Read the original as UTF-8, or undo it: text.encode('cp1252').decode('utf-8').",
+)  # fmt: skip
+CONTROL: Final = Kind(
+    "control-character", "warning", "rows with invisible control characters",
+    "Remove them; terminal colours (ESC) and form feeds come from copied output.",
+)  # fmt: skip
+ENTITIES: Final = Kind(
+    "html-entity", "note", "rows with HTML entities such as &amp;",
+    "If they are rests of a web page: html.unescape(text).",
+)  # fmt: skip
+
+_CONTROL = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x84\x86-\x9f\ufeff\ufffe\uffff]")
+_ENTITY = re.compile(r"&(?:amp|lt|gt|quot|nbsp|#39|#x27|#\d{2,5});")
+
+# the characters that bytes 0x80-0xBF become when cp1252 or latin-1 reads them
+_CP1252 = "".join(bytes([b]).decode("cp1252", "ignore") for b in range(0x80, 0xC0))
+_NEXT = f"[\x80-\xbf{re.escape(_CP1252)}]"
+_QUOTES = "»«“”‘’–—…›‹"  # what may really stand behind a capital letter
+_MOJIBAKE = re.compile(
+    f"[ÃÄÅ](?:(?![{_QUOTES}]){_NEXT}|[{_QUOTES}](?=[a-z]))"
+    f"|Â(?![{_QUOTES}]){_NEXT}|â€{_NEXT}|ðŸ{_NEXT}{_NEXT}|(?:[ÐÑ]{_NEXT}){{2,}}|(?:[×ØÙ]{_NEXT}){{3,}}"
+    f"|(?:[ä-é]{_NEXT}{_NEXT}){{2,}}"
+)
+
+
+class TextDamage:
+    """Looks at every turn; a row counts once for each kind."""
+
+    def __init__(self) -> None:
+        self._tally = Tally()
+
+    def see(self, row: CheckedRow) -> None:
+        found = {kind: (text, at) for text in row.texts for kind, at in damage(text)}
+        for kind, (text, at) in found.items():
+            self._tally.add(kind, row.source, text, at)
+
+    def findings(self) -> list[Finding]:
+        return self._tally.findings()
+
+
+def damage(text: str) -> list[tuple[Kind, int]]:
+    """Each kind of damage in the text, with the position of the first."""
+    found = []
+    if (at := text.find("\0")) >= 0:
+        found.append((NUL, at))
+    if (match := _CONTROL.search(text)) is not None:
+        found.append((CONTROL, match.start()))
+    if "&" in text and (match := _ENTITY.search(text)):
+        found.append((ENTITIES, match.start()))
+    if not text.isascii():
+        if (at := text.find("�")) >= 0:
+            found.append((REPLACEMENT, at))
+        if (at := mojibake(text)) >= 0:
+            found.append((MOJIBAKE, at))
+    return found
+
+
+def mojibake(text: str) -> int:
+    """Where UTF-8 bytes stand that were read as cp1252 or latin-1; -1 where none do."""
+    return next((m.start() for m in _MOJIBAKE.finditer(text) if _decodes(m.group())), -1)
+
+
+def _decodes(run: str) -> bool:
+    try:
+        raw = b"".join(c.encode("cp1252") if c in _CP1252 else c.encode("latin-1") for c in run)
+        return len(raw.decode("utf-8")) < len(run)
+    except UnicodeError:
+        return False
