@@ -131,13 +131,17 @@ def load(run: str | Path | Run | None = None, *, adapter: bool = True, folder: s
 def _trained(run: str | Path | Run | None, folder: str) -> Run:
     """The run, which has an adapter. Raises: RunError."""
     found = run if isinstance(run, Run) else runs.find(run, folder)
-    if not found.adapter.is_dir():
-        raise RunError(
-            f"{found.path}: has no adapter yet (status {found.status}). "
-            f"Finish it: inlay checkpoints resume {found.path}, or train it anew."
-        )
+    _require_adapter(found)
     verified(found.adapter)
     return found
+
+
+def _require_adapter(run: Run) -> None:
+    if not run.adapter.is_dir():
+        raise RunError(
+            f"{run.path}: has no adapter yet (status {run.status}). "
+            f"Finish it: inlay checkpoints resume {run.path}, or train it anew."
+        )
 
 
 def _load_base(run: Run) -> tuple[Any, Encoder, str, Any]:
@@ -208,6 +212,20 @@ def _score(
         model, name, rows, encoder, batch_size=config.eval.batch_size, max_new_tokens=config.eval.max_new_tokens,
         device=device, dtype=dtype, reporter=reporter,
     )  # fmt: skip
+
+
+def verify(run: str | Path | Run | None = None, *, folder: str = "results") -> dict[str, Any]:
+    """{"run", "passed", "proofs": [{"name", "passed", "found", "samples"}]} of a run that has an adapter.
+
+    `passed` of a proof is None where what it needs is not here any more, such as the data file. Raises: RunError.
+    """
+    found = run if isinstance(run, Run) else runs.find(run, folder)
+    _require_adapter(found)
+    from inlay.proof.verify import prove_stored
+
+    proofs = prove_stored(found, lambda: _load_base(found))
+    passed = all(proof.passed is not False for proof in proofs)
+    return {"run": str(found.path), "passed": passed, "proofs": [proof.to_json() for proof in proofs]}
 
 
 def evaluate(

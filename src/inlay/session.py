@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from inlay import run as runs
 from inlay.config import Config
 from inlay.config.render import as_yaml, explicit_values
-from inlay.errors import ConfigError, InlayError, Interrupted, RunError
+from inlay.errors import ConfigError, InlayError, Interrupted, RunError, TrainingError
 from inlay.events import LoggedReporter, Reporter, bytes_shown, duration_shown
 from inlay.run import FAILED, FINISHED, INTERRUPTED, RUNNING, Run
 from inlay.storage import explained, is_there, owned, require_space, require_writable, sweep_staging, write_file
 from inlay.training.launcher import launched_rank
 
 if TYPE_CHECKING:
+    from inlay.proof.verify import Start
     from inlay.training.loop import Job
     from inlay.training.setup import Setup
     from inlay.training.signals import StopRequest
@@ -270,12 +271,13 @@ def _work(
     run: Run, setup: Setup, world: World, reporter: Reporter, stop: StopRequest, goes_on: bool, began: float
 ) -> None:
     from inlay.engine.memory import enough_memory
-    from inlay.training import finish
+    from inlay.proof.verify import Start
     from inlay.training.calibrate import seconds_per_token
     from inlay.training.loop import leave_if_asked, run_job
     from inlay.training.trackers import open_trackers
 
     job = setup.job(run)
+    start = Start.of(job)
     if goes_on:
         _restore(job, world, reporter)
     with enough_memory(f"Lower train.micro_batch_size (now {job.micro_batch_size}) or eval.batch_size, {_SMALLER}"):
@@ -291,8 +293,25 @@ def _work(
         leave_if_asked(job, world, stop)
         if world.is_first:
             reporter.stage("saving the adapter and checking that it is what was trained")
-            _conclude(job, setup, finish.export(setup, job), reporter, stop, began)
+            _conclude(job, setup, _exported(job, setup, start, reporter), reporter, stop, began)
         world.barrier()
+
+
+def _exported(job: Job, setup: Setup, start: Start, reporter: Reporter) -> int:
+    """The step whose adapter now lies in `adapter/`. Raises: TrainingError when a proof fails."""
+    from inlay.proof.verify import prove_trained
+    from inlay.training import finish
+
+    step = finish.export(setup, job)
+    found = prove_trained(setup, job, step, start)
+    failed = [f"  {one.name}: {one.found}" for one in found if one.passed is False]
+    if failed:
+        raise TrainingError(
+            f"{job.run.path}: {len(failed)} of {len(found)} proofs failed, so this adapter is not what training "
+            "promises:\n" + "\n".join(failed)
+        )
+    reporter.note(f"proofs: {len(found)} of {len(found)} hold: {', '.join(one.name for one in found)}")
+    return step
 
 
 def _conclude(job: Job, setup: Setup, step: int, reporter: Reporter, stop: StopRequest, began: float) -> None:

@@ -72,7 +72,9 @@ def test_train_gives_one_json_value_and_says_nothing_that_is_not_ours(trained: t
     assert {"train_loss", "eval_loss", "best_step", "adapter", "verdict"} <= set(value)
     assert value["adapter_step"] == value["best_step"]
     foreign = [
-        line for line in ended.stderr.splitlines() if not line.startswith(("… ", "  ", "pre-flight", "held-out loss"))
+        line
+        for line in ended.stderr.splitlines()
+        if not line.startswith(("… ", "  ", "pre-flight", "proofs", "held-out loss"))
     ]
     assert foreign == []
 

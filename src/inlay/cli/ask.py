@@ -1,4 +1,4 @@
-"""compare, eval, generate, chat: what a run can do now."""
+"""compare, eval, generate, chat, verify: what a run can do now."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def add_to(app: typer.Typer) -> None:
     verb(app, PANEL, "eval")(evaluate)
     verb(app, PANEL)(generate)
     verb(app, PANEL)(chat)
+    verb(app, PANEL)(verify)
+
+
+def verify(run: RunName = None, output: Folder = "results", as_json: Json = False) -> Output:
+    """Prove again what a run claims: files, mask, counts, adapter, base, prompts. Exit code 1 when a proof fails."""
+    from inlay import api
+    from inlay.cli import view
+
+    proved = api.verify(run, folder=output)
+    return Output(proved, view.proofs_text(proved), 0 if proved["passed"] else 1)
 
 
 def compare(

@@ -45,6 +45,17 @@ def _argument(run: Run) -> str:
     return run.name if str(run.path.parent) == "results" else str(run.path)
 
 
+def proofs_text(proved: dict[str, Any]) -> str:
+    """A line for each proof, then how many of them hold."""
+    words = {True: "pass", False: "FAIL", None: "?   "}
+    lines = []
+    for proof in proved["proofs"]:
+        lines.append(f"{words[proof['passed']]}  {proof['name']:<18}  {proof['found']}")
+        lines += [f"{'':26}{sample}" for sample in proof["samples"]]
+    held = sum(proof["passed"] is True for proof in proved["proofs"])
+    return "\n".join([*lines, "", f"{held} of {len(proved['proofs'])} proofs hold for {proved['run']}"])
+
+
 def comparison_text(comparison: Comparison, run: Run, columns: int) -> str:
     """The table, three rows side by side, the worst regressions, and the verdict last."""
     lines = [

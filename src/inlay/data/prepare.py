@@ -17,6 +17,8 @@ from inlay.data.tokens import TokenSet, encode
 from inlay.data.types import Example
 from inlay.errors import DataCheckError, DataError
 
+_SAMPLE = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
@@ -39,6 +41,8 @@ class PreparedData:
     """Everything that training and comparison need of the data."""
 
     train: TokenSet
+    train_sample: tuple[Example, ...]
+    """The examples behind a few rows of `train` that were not cut."""
     heldout: TokenSet
     heldout_examples: tuple[Example, ...]
     """The examples behind `heldout`, each once, in its order."""
@@ -94,6 +98,7 @@ def prepare(config: DataConfig, encoder: Encoder, context_length: int, max_rows:
     drawn_examples = tuple(heldout_examples[int(n)] for n in chosen)
     return PreparedData(
         train=train,
+        train_sample=_sample(train, read.examples, max_length),
         heldout=drawn,
         heldout_examples=drawn_examples,
         heldout_available=available,
@@ -108,6 +113,11 @@ def prepare(config: DataConfig, encoder: Encoder, context_length: int, max_rows:
         heldout_lengths=heldout_lengths,
         data_hash=read.hash,
     )
+
+
+def _sample(train: TokenSet, examples: Sequence[Example], max_length: int) -> tuple[Example, ...]:
+    whole = [int(train.examples[i]) for i in np.flatnonzero(train.lengths < max_length)]
+    return tuple(examples[n] for n in dict.fromkeys(whole[:: max(1, len(whole) // _SAMPLE)][:_SAMPLE]))
 
 
 def _use_threads(workers: int) -> None:

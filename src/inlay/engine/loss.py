@@ -23,16 +23,18 @@ def weighted_nll(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 
     The gradient of a step is that of the sum over all its rows, divided once by the step's whole weight.
     """
-    weights_BK, targets_BK, logits_BKV = _kept(model, batch)
+    weights_BK, targets_BK, logits_BKV = predictions(model, batch)
     trained = weights_BK > 0
     nll_T = F.cross_entropy(logits_BKV[trained].float(), targets_BK[trained], reduction="none")
     nll_BK = torch.zeros_like(weights_BK).masked_scatter(trained, nll_T * weights_BK[trained])
     return nll_BK.sum(1), weights_BK.sum(1)
 
 
-def _kept(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def predictions(model: Any, batch: Batch, last: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, K) weights, (B, K) target ids and (B, K, V) logits of the positions that predict a trained token in any row;
+    of the last so many where `last` is given."""
     # position t predicts token t + 1; keep a position when any row trains what it predicts
-    keep_K = (batch.weights[:, 1:] > 0).any(0).nonzero()[:, 0]
+    keep_K = (batch.weights[:, 1:] > 0).any(0).nonzero()[-last:, 0]
     kept = {"logits_to_keep": keep_K} if takes_logits_to_keep(model) else {}
     output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **kept)
     logits = output.logits

@@ -166,7 +166,7 @@ def load_tokenizer(ref: BaseRef, chat_template: str | None = None) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(ref.folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 -- tokenizers raises plain Exception for a damaged file
         raise ModelError(f"--model {ref.name}: its tokenizer cannot be loaded ({_first_line(error)}).") from None
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"--model {ref.name}: its tokenizer has no tokenizer.json (fast form), which inlay needs.")

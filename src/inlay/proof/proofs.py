@@ -1,0 +1,226 @@
+"""What must be true of a finished run: each function says what it found, or raises.
+
+Shapes: B rows, K positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inlay.data.batches import step_rows, steps_per_epoch
+from inlay.data.encode import Encoder, Tokens
+from inlay.data.tokens import TokenSet
+from inlay.data.types import Example
+from inlay.errors import InlayError
+from inlay.evaluation.score import question
+from inlay.events import bytes_shown
+from inlay.run import Run
+from inlay.storage import sha256_of, verified
+from inlay.training import checkpoint as checkpoints
+
+_SHOWN_CHARACTERS = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """One statement about a run and how it came out."""
+
+    name: str
+    passed: bool | None
+    """None: it cannot be looked at here; `found` says why."""
+    found: str
+    samples: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Refuted(InlayError):
+    """The run is not what it claims to be."""
+
+
+class Unknown(InlayError):
+    """What the proof needs is not here."""
+
+
+def proof(name: str, statement: Callable[[], str | tuple[str, Sequence[str]]]) -> Proof:
+    """The statement's outcome under this name."""
+    try:
+        found = statement()
+    except Unknown as error:
+        return Proof(name, None, str(error))
+    except InlayError as error:
+        return Proof(name, False, str(error))
+    return Proof(name, True, found) if isinstance(found, str) else Proof(name, True, found[0], tuple(found[1]))
+
+
+def files_are_whole(run: Run, digests: Mapping[str, str]) -> str:
+    """Adapter, checkpoints and the files with these digests are byte for byte what was written."""
+    stored = checkpoints.listed(run.checkpoints)
+    listed = [about for folder in [run.adapter, *(c.path for c in stored)] for about in _files_of(verified(folder))]
+    for name, digest in digests.items():
+        path = run.path / name
+        if not path.is_file():
+            raise Refuted(f"{path}: missing.")
+        if sha256_of(path) != digest:
+            raise Refuted(f"{path}: changed since the run ended.")
+    size = bytes_shown(sum(file["size"] for file in listed))
+    return f"adapter and {len(stored)} checkpoints, {len(listed) + len(digests)} files, {size}, have their sha256"
+
+
+def _files_of(about: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    return list(about["files"].values())
+
+
+def tokens_were_counted(train: TokenSet, seed: int, batch_size: int, steps: int, seen: int) -> str:
+    """The trained tokens that the run says it saw are those of the rows of its steps."""
+    counts = train.trained_counts()
+    epochs, rest = divmod(steps, steps_per_epoch(len(train), batch_size))
+    first = steps - rest + 1
+    last_rows = [i for step in range(first, steps + 1) for i in step_rows(step, seed, len(train), batch_size)]
+    expected = epochs * int(counts.sum()) + int(counts[last_rows].sum())
+    if expected != seen or seen <= 0:
+        raise Refuted(f"the rows of {steps} steps hold {expected:,} trained tokens, the run says {seen:,}.")
+    return f"{seen:,} in {steps} steps over {len(train)} rows, counted anew from the data"
+
+
+def answers_are_trained(sample: Sequence[tuple[Example, Sequence[Tokens]]], encoder: Encoder) -> tuple[str, list[str]]:
+    """In rows drawn for it, what has weight is trained and nothing else is. Gives the trained text too."""
+    if not sample:
+        raise Unknown("every row was cut by data.max_length.")
+    shown = []
+    for example, sequences in sample:
+        trained, untrained = (_text(encoder, sequences, weighed) for weighed in (True, False))
+        if example.messages[0].role == "text":
+            if not all((s.weights[1:] > 0).all() for s in sequences):
+                raise Refuted(f"{example.source}: a part of this document is not trained.")
+        else:
+            _require_apart(example, _text(encoder, sequences, None), trained, untrained)
+        shown.append(f"{example.source}: {_short(trained)}")
+    return f"{len(sample)} rows: what has weight is trained, nothing else is", shown
+
+
+def _require_apart(example: Example, whole: str, trained: str, untrained: str) -> None:
+    for n, message in enumerate(example.messages, 1):
+        content = _compact(message.content)
+        if content not in _compact(whole):  # a template or tokenizer that writes it otherwise
+            content = max(re.findall(r"\w+", message.content) or [""], key=len)
+        side, name = (trained, "is not trained") if message.weight > 0 else (untrained, "is trained")
+        if content not in _compact(side):
+            raise Refuted(f"{example.source}: a part of turn {n} ({message.role}) {name}: trained is {_short(trained)}")
+
+
+def _text(encoder: Encoder, sequences: Sequence[Tokens], weighed: bool | None) -> str:
+    """The text of the tokens with weight (True), without (False), or of all (None), control tokens included."""
+    picked = [s.input_ids if weighed is None else s.input_ids[(s.weights > 0) == weighed] for s in sequences]
+    return " ".join(str(encoder.tokenizer.decode(ids.tolist(), skip_special_tokens=False)) for ids in picked)
+
+
+def _compact(text: str) -> str:
+    return re.sub(r"\s+", "", text)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…")
+
+
+def last_trained_ids(train: TokenSet) -> np.ndarray:
+    """(N,) the id of the last trained token of each sequence; -1 where nothing is trained."""
+    positions = np.where(train.weights > 0, np.arange(len(train.weights)), -1)
+    last = np.maximum.reduceat(positions, train.offsets[:-1])
+    return np.where(last < train.offsets[:-1], -1, train.input_ids[last])
+
+
+def answers_end(train: TokenSet, stop_ids: Collection[int], max_length: int) -> str:
+    """Every trained answer that was not cut ends with a token at which generation stops, and that token is trained."""
+    ends = np.isin(last_trained_ids(train), list(stop_ids))
+    uncut = train.lengths < max_length
+    open_ended = np.flatnonzero(uncut & ~ends)
+    if len(open_ended):
+        raise Refuted(
+            f"{train.sources[open_ended[0]]}: the end of its answer is not trained ({len(open_ended)} of {len(train)} "
+            "rows); a model trained on it would not stop."
+        )
+    if not ends.any():
+        raise Refuted("no row trains an end of turn: all were cut by data.max_length.")
+    return f"{int(ends.sum())} of {len(train)} rows" + ("" if ends.all() else "; data.max_length cut the others")
+
+
+def digests_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name to sha256 of every tensor's bytes."""
+    return {name: hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest() for name, t in tensors.items()}
+
+
+def every_matrix_moved(start: Mapping[str, str], tensors: Mapping[str, Tensor], rank: int, step: int) -> str:
+    """No matrix A or B has the bytes that it had before step 1. An exported frozen start behind them is left out."""
+    matrices = {name: tensor for name, tensor in tensors.items() if ".lora_A." in name or ".lora_B." in name}
+    own = {n: t[:rank] if ".lora_A." in n else t[:, :rank] for n, t in matrices.items()}
+    still = [name for name, digest in digests_of(own).items() if start.get(name) == digest]
+    if step == 1:  # where B is zero no gradient reaches A
+        still = [name for name in still if ".lora_B." in name]
+    unknown = sorted(set(own) - set(start))
+    if unknown:
+        raise Refuted(f"{unknown[0]} was not there when training began.")
+    if still or not own:
+        raise Refuted(f"{len(still)} of {len(own)} matrices are as they were before step 1, first {still[:1]}.")
+    return f"{len(own)} matrices differ from what they were before step 1"
+
+
+def every_value_is_finite(tensors: Mapping[str, Tensor]) -> str:
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise Refuted(f"{len(bad)} of {len(tensors)} tensors hold NaN or infinity, first {bad[0]}.")
+    largest = max(float(tensor.abs().max()) for tensor in tensors.values())
+    return f"{sum(t.numel() for t in tensors.values()):,} values, the largest {largest:.3g}"
+
+
+def same_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, str]) -> str:
+    """The tensors have, bit for bit, the digests of those that were in memory at the end of training."""
+    there = digests_of(tensors)
+    differing = [name for name in set(there) | set(expected) if there.get(name) != expected.get(name)]
+    if differing:
+        raise Refuted(
+            f"adapter/ is not what was trained: {len(differing)} of {len(expected)} tensors differ, first {min(differing)}."
+        )
+    return f"{len(expected)} tensors bit for bit"
+
+
+def same_logits(a_BKV: Tensor, b_BKV: Tensor, tolerance: float, what: str) -> str:
+    """The logits are equal; bit for bit where the tolerance is 0."""
+    difference = float((a_BKV - b_BKV).abs().max())
+    if not (torch.equal(a_BKV, b_BKV) or torch.allclose(a_BKV, b_BKV, rtol=tolerance, atol=tolerance)):
+        raise Refuted(f"{what}: logits differ by up to {difference:.3g}.")
+    exactly = "bit for bit" if difference == 0 else f"within {difference:.1g}"
+    return f"{what}: {a_BKV.numel():,} logits equal {exactly}"
+
+
+def same_losses(now: Sequence[float], then: Sequence[float], tolerance: float, what: str) -> str:
+    """The losses of the same rows are those that were recorded."""
+    apart = max(abs(a - b) for a, b in zip(now, then, strict=True))
+    if not apart <= tolerance * max(1.0, *map(abs, then)):  # NaN is no agreement
+        raise Refuted(f"{what}: loss {list(now)}, at the end of training {list(then)}.")
+    return f"{what}: loss as at the end of training" + ("" if apart == 0 else f", within {apart:.1g}")
+
+
+def prompts_are_prefixes(sample: Sequence[tuple[Example, Sequence[Tokens]]], served: Encoder, training: Encoder) -> str:
+    """With the tokenizer of `adapter/`, what would be served are the first ids of what was trained."""
+    for what in ("tokenizer_hash", "template_hash"):
+        if getattr(served, what) != getattr(training, what):
+            raise Refuted(f"adapter/ has another {what.replace('_hash', '')} than training had.")
+    asked = [(example, sequences) for example, sequences in sample if example.messages[0].role != "text"]
+    for example, sequences in asked:
+        prompt = served.prompt(question(example), example.tools)
+        last = sequences[-1].input_ids.tolist()
+        if last[: len(prompt)] != prompt[: len(last)]:
+            raise Refuted(f"{example.source}: the prompt that would be served is not how its training row begins.")
+    if not asked:
+        return "plain documents: same tokenizer as in training"
+    return f"{len(asked)} rows, with the tokenizer in adapter/"

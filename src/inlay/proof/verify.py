@@ -1,0 +1,281 @@
+"""The proofs of a run: at the end of train from what is in memory, later from its folder alone.
+
+`proofs.json` in the run folder keeps the outcome, and what a later look needs: digests of the adapter before step 1
+and at the end, losses on a few held-out rows, digests of the run's files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inlay.config import Config
+from inlay.data.batches import Batch, collate
+from inlay.data.encode import Encoder, Tokens
+from inlay.data.prepare import PreparedData, prepare
+from inlay.data.tokens import TokenSet
+from inlay.data.types import Example
+from inlay.engine.loss import autocast, predictions
+from inlay.errors import InlayError, StorageError
+from inlay.evaluation.score import held_out, read_held_out
+from inlay.models import base as bases
+from inlay.models.adapter import AdapterState, base_view, detach
+from inlay.proof import proofs as p
+from inlay.proof.proofs import Proof, Refuted, Unknown, proof
+from inlay.run import Run
+from inlay.storage import sha256_of, write_json
+from inlay.training.loop import Job
+from inlay.training.setup import Setup
+
+PROOFS = "proofs.json"
+_FILES = ("config.yaml", "heldout.jsonl", "metrics.jsonl")
+_ROWS, _POSITIONS, _SAMPLE = 2, 16, 4
+_EXACT, _ROUNDING, _COARSE = 0.0, 1e-4, 3e-2
+Loaded = tuple[Any, Encoder, str, torch.dtype | None]
+"""(base, encoder of the adapter folder, device, autocast dtype)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What was there before step 1."""
+
+    digests: dict[str, str]
+    """Of the adapter's tensors."""
+    base_logits: Tensor
+    """(B, K, V), of a few held-out rows."""
+
+    @staticmethod
+    def of(job: Job) -> Start:
+        """Take it before a checkpoint is loaded: a resumed run starts from the same adapter."""
+        with base_view(job.model):
+            logits = _logits(job.model, _few(job.heldout, job.pad_id), job.device, job.autocast_dtype)[0]
+        return Start(p.digests_of(AdapterState.of(job.model).tensors), logits)
+
+
+def prove_trained(setup: Setup, job: Job, step: int, start: Start) -> list[Proof]:
+    """The proofs of the run that has just exported its adapter from `step`; writes proofs.json.
+
+    Reads the adapter back: the model then holds what the folder holds.
+    """
+    run, data, config = job.run, setup.data, setup.config
+    few = _few(job.heldout, job.pad_id)
+
+    def look() -> tuple[Tensor, list[float]]:
+        return _logits(job.model, few, job.device, job.autocast_dtype)
+
+    trained = AdapterState.of(job.model)
+    exported = trained.exported()
+    memory, _ = look()
+    job.model = detach(job.model)
+    base, base_losses = look()
+    stored = _read_onto(job, run)
+    back, losses = look()
+    with base_view(job.model):
+        off, _ = look()
+    rounding = _ROUNDING if job.autocast_dtype is None else _COARSE
+
+    def saved() -> str:
+        same = p.same_tensors(_tensors(stored), evidence["adapter"])
+        # folding a frozen start into the adapter sums in another order
+        return f"{same}; {p.same_logits(memory, back, _EXACT if exported is trained else rounding, 'read back')}"
+
+    def untouched() -> str:
+        before = p.same_logits(base, start.base_logits, _EXACT, "base before and after training")
+        return f"{before}; {p.same_logits(off, base, _EXACT, 'adapter off and bare base')}"
+
+    evidence: dict[str, Any] = {
+        "start": start.digests,
+        "adapter": p.digests_of(exported.tensors),
+        "losses": losses,
+        "base_losses": base_losses,
+        "files": {name: sha256_of(run.path / name) for name in _FILES if (run.path / name).is_file()},
+    }
+    found = [
+        *_of_folder(run, step, evidence, lambda: _tensors(stored), config),
+        *_of_data(data.train, sample_of(data.train, data.train_sample), setup.encoder, config, job.progress.step,
+                  job.progress.trained_tokens_seen, ""),
+        proof("saved = in memory", saved),
+        proof("adapter off = base", untouched),
+        _served(sample_of(data.train, data.train_sample), lambda: _encoder_of(run), setup.encoder),
+    ]  # fmt: skip
+    _write(run, found, evidence)
+    return found
+
+
+def prove_stored(run: Run, load: Callable[[], Loaded]) -> list[Proof]:
+    """The proofs of a finished run from its folder, its base and, where it is still there, its data.
+
+    `load` gives the run's base and the encoder of its adapter folder, or raises an InlayError: then the proofs that
+    need them fail with its words.
+    """
+    load = lru_cache(load)
+    record, config = run.record, run.config
+    result = record.get("result") or {}
+    steps, step = int(result.get("steps", 0)), int(result.get("adapter_step", 0))
+    evidence = _evidence(run)
+    training = _training_encoder(config)
+    data, why = _data(config, training, str(record.get("data_hash")))
+    heldout = held_out(read_held_out(run.heldout), training, int(config.data.max_length), config.data.overlong, ())
+    rows, examples = (data.train, data.train_sample) if data else (heldout.tokens, heldout.examples[:_SAMPLE])
+    sample = sample_of(rows, examples)
+
+    @lru_cache
+    def tensors() -> dict[str, Tensor]:
+        return AdapterState.read(run.adapter, record["base_digest"]).tensors
+
+    @lru_cache
+    def looks() -> tuple[Tensor, Tensor, list[float], list[float], float]:
+        base, _, device, dtype = load()
+        few = _few(heldout.tokens, training.pad_id)
+        bare, base_losses = _logits(base, few, device, dtype)
+        model = AdapterState.read(run.adapter, record["base_digest"]).attach_to(base)
+        _, losses = _logits(model, few, device, dtype)
+        with base_view(model):
+            off, _ = _logits(model, few, device, dtype)
+        return bare, off, base_losses, losses, _ROUNDING if dtype is None else _COARSE
+
+    def saved() -> str:
+        said = p.same_tensors(tensors(), _recorded(evidence, "adapter"))
+        _, _, _, losses, rounding = looks()
+        return f"{said}; {p.same_losses(losses, _recorded(evidence, 'losses'), rounding, 'adapter')}"
+
+    def untouched() -> str:
+        bare, off, losses, _, rounding = looks()
+        said = p.same_logits(off, bare, _EXACT, "adapter off and bare base")
+        return f"{said}; {p.same_losses(losses, _recorded(evidence, 'base_losses'), rounding, 'base')}"
+
+    return [
+        *_of_folder(run, step, evidence, tensors, config),
+        *_of_data(rows, sample, training, config, steps, int(result.get("trained_tokens_seen", 0)), why),
+        proof("saved = in memory", saved),
+        proof("adapter off = base", untouched),
+        _served(sample, lambda: load()[1], training),
+    ]
+
+
+def _read_onto(job: Job, run: Run) -> AdapterState | InlayError:
+    """The adapter in the folder, now on the job's bare base; or why it cannot be."""
+    try:
+        stored = AdapterState.read(run.adapter)
+        job.model = stored.attach_to(job.model)
+    except InlayError as error:
+        return error
+    return stored
+
+
+def _of_folder(
+    run: Run, step: int, evidence: dict[str, Any] | InlayError,
+    tensors: Callable[[], dict[str, Tensor]], config: Config,
+) -> list[Proof]:  # fmt: skip
+    return [
+        proof("files", lambda: p.files_are_whole(run, _recorded(evidence, "files"))),
+        proof("adapter finite", lambda: p.every_value_is_finite(tensors())),
+        proof(
+            "adapter moved",
+            lambda: p.every_matrix_moved(_recorded(evidence, "start"), tensors(), config.adapter.rank, step),
+        ),
+    ]
+
+
+def _of_data(
+    rows: TokenSet, sample: list[tuple[Example, list[Tokens]]], encoder: Encoder, config: Config,
+    steps: int, seen: int, missing: str,
+) -> list[Proof]:  # fmt: skip
+    """`missing` says why `rows` are the held-out ones instead of those that were trained; empty when they are not."""
+
+    def counted() -> str:
+        if missing:
+            raise Unknown(missing)
+        return p.tokens_were_counted(rows, config.train.seed, config.train.batch_size, steps, seen)
+
+    return [
+        proof("trained tokens", counted),
+        proof("mask", lambda: p.answers_are_trained(sample, encoder)),
+        proof("end of turn", lambda: p.answers_end(rows, encoder.stop_ids, int(config.data.max_length))),
+    ]
+
+
+def _served(sample: list[tuple[Example, list[Tokens]]], served: Callable[[], Encoder], training: Encoder) -> Proof:
+    return proof("served = trained", lambda: p.prompts_are_prefixes(sample, served(), training))
+
+
+def sample_of(rows: TokenSet, examples: tuple[Example, ...]) -> list[tuple[Example, list[Tokens]]]:
+    """Each example that `max_length` left whole, with its sequences."""
+    found: dict[Any, list[Tokens]] = {example.source: [] for example in examples}
+    for i, source in enumerate(rows.sources):
+        if source in found:
+            found[source].append(rows.row(i))
+    return [(example, found[example.source]) for example in examples if found[example.source]]
+
+
+def _few(tokens: TokenSet, pad_id: int) -> Batch:
+    return collate(tokens, range(min(_ROWS, len(tokens))), pad_id)
+
+
+def _logits(model: Any, batch: Batch, device: str, dtype: torch.dtype | None) -> tuple[Tensor, list[float]]:
+    """((B, K, V) float32 logits of the last trained positions, mean loss of each row there); leaves the mode alone."""
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode(), autocast(device, dtype):
+        weights_BK, targets_BK, logits_BKV = predictions(model, batch.to(device), last=_POSITIONS)
+        logits_BKV = logits_BKV.float()
+        nll_BK = -logits_BKV.log_softmax(-1).gather(-1, targets_BK[..., None])[..., 0] * (weights_BK > 0)
+    model.train(was_training)
+    means_B = nll_BK.sum(1) / (weights_BK > 0).sum(1).clamp(min=1)
+    return logits_BKV.cpu(), [float(mean) for mean in means_B]
+
+
+def _tensors(stored: AdapterState | InlayError) -> dict[str, Tensor]:
+    if isinstance(stored, InlayError):
+        raise stored
+    return stored.tensors
+
+
+def _encoder_of(run: Run) -> Encoder:
+    """That of the adapter folder, as serving makes it."""
+    return Encoder(bases.load_tokenizer(bases.BaseRef(f"{run.name}'s tokenizer", run.adapter)))
+
+
+def _training_encoder(config: Config) -> Encoder:
+    base = bases.find_base(config.model.base_model, config.model.revision)
+    return Encoder(bases.load_tokenizer(base, config.model.chat_template), config.model.chat_template)
+
+
+def _data(config: Config, encoder: Encoder, data_hash: str) -> tuple[PreparedData | None, str]:
+    """The data as it was trained, or why it cannot be had any more."""
+    try:
+        data = prepare(config.data, encoder, int(config.data.max_length), config.eval.max_rows, config.train.seed)
+    except InlayError as error:
+        return None, f"the data cannot be read any more ({error})"
+    if data.data_hash != data_hash:
+        return None, f"{config.data.train}: changed since the run; the mask is shown on the held-out rows."
+    return data, ""
+
+
+def _evidence(run: Run) -> dict[str, Any] | InlayError:
+    try:
+        return dict(json.loads((run.path / PROOFS).read_text(encoding="utf-8"))["evidence"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return StorageError(f"{run.path / PROOFS}: what the end of training recorded cannot be read ({error}).")
+
+
+def _recorded(evidence: dict[str, Any] | InlayError, key: str) -> Any:
+    if isinstance(evidence, InlayError):
+        raise evidence
+    if key not in evidence:
+        raise Refuted(f"{PROOFS}: holds no {key}.")
+    return evidence[key]
+
+
+def _write(run: Run, found: list[Proof], evidence: dict[str, Any]) -> None:
+    passed = all(one.passed is not False for one in found)
+    write_json(
+        run.path / PROOFS,
+        {"passed": passed, "proofs": [one.to_json() for one in found], "evidence": evidence},
+    )
