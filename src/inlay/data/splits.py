@@ -28,10 +28,15 @@ def by_content(examples: Sequence[Example], eval_fraction: float) -> tuple[list[
     reached, at least one where there are two. The same rows in another order give the same two sets, and no prompt
     stands in both.
     """
+    return by_key([prompt_key(example) for example in examples], eval_fraction)
+
+
+def by_key(keys: Sequence[str], eval_fraction: float) -> tuple[list[int], list[int]]:
+    """`by_content` of rows whose prompts have these keys."""
     groups: defaultdict[str, list[int]] = defaultdict(list)
-    for n, example in enumerate(examples):
-        groups[prompt_key(example)].append(n)
-    wanted = min(round(len(examples) * eval_fraction), len(examples) - 1)
+    for n, key in enumerate(keys):
+        groups[key].append(n)
+    wanted = min(round(len(keys) * eval_fraction), len(keys) - 1)
     heldout: list[int] = []
     for key in sorted(groups):
         if len(heldout) + len(groups[key]) <= wanted:
@@ -39,7 +44,7 @@ def by_content(examples: Sequence[Example], eval_fraction: float) -> tuple[list[
     if not heldout and len(groups) > 1:
         heldout = groups[min(groups, key=lambda key: (len(groups[key]), key))]
     chosen = set(heldout)
-    return [n for n in range(len(examples)) if n not in chosen], sorted(heldout)
+    return [n for n in range(len(keys)) if n not in chosen], sorted(heldout)
 
 
 def leaked(train: Iterable[Example], heldout: Iterable[Example]) -> int:

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from inlay.data.checks.answers import Answers
 from inlay.data.checks.findings import SEVERITIES, Finding, Kind, Place, Severity
+from inlay.data.checks.near import NearDuplicates
 from inlay.data.checks.repeats import Repeats
 from inlay.data.checks.row import CheckedRow
 from inlay.data.checks.secrets import Secrets
@@ -29,6 +30,7 @@ CHECKS: Final[dict[str, Callable[[], Check]]] = {
     "text": TextDamage,
     "answers": Answers,
     "secrets": Secrets,
+    "near": NearDuplicates,
 }
 
 __all__ = ["CHECKS", "SEVERITIES", "Check", "CheckedRow", "Finding", "Kind", "Place", "Severity"]

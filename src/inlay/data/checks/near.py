@@ -1,0 +1,94 @@
+"""Rows that are nearly the same as another: among themselves, and across training and held-out rows."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from inlay.data.checks.findings import Finding, Kind, Tally
+from inlay.data.checks.minhash import SIZE, near_pairs, signatures
+from inlay.data.checks.row import CheckedRow
+from inlay.data.splits import by_key, prompt_key
+from inlay.data.types import Source
+
+SIMILARITY: Final = 0.8
+"""From which two rows count as nearly the same."""
+MOST_ROWS: Final = 500_000
+"""Signatures that are held at once: 480 bytes each."""
+
+NEAR: Final = Kind(
+    "near-duplicate", "warning", "rows nearly the same as an earlier one",
+    "Look at the pairs. Keep one of each where the difference means nothing.",
+)  # fmt: skip
+NEAR_LEAKED: Final = Kind(
+    "near-leaked-row", "warning", "held-out rows nearly the same as a training row",
+    "Put near duplicates on one side; what is measured on them is too good.",
+)  # fmt: skip
+TOO_MANY: Final = Kind(
+    "near-not-searched", "note", f"rows not searched for near duplicates, being after the first {MOST_ROWS:,}",
+    "Check the file in parts.",
+)  # fmt: skip
+
+_BUFFER: Final = 1 << 22  # characters
+
+
+class NearDuplicates:
+    """Compares all rows by MinHash; exact copies are left to `Repeats`.
+
+    Without held-out rows of their own, those that `train` would hold out are taken for the leakage.
+    """
+
+    def __init__(self, eval_fraction: float = 0.2) -> None:
+        self._eval_fraction = eval_fraction
+        self._signatures = [np.zeros((0, SIZE), np.uint32)]
+        self._waiting: list[str] = []
+        self._characters = 0
+        self._seen: set[int] = set()
+        self._sources: list[Source] = []
+        self._shown: list[str] = []
+        self._held_out: list[bool] = []
+        self._prompts: list[str] = []
+        self._tally = Tally()
+
+    def see(self, row: CheckedRow) -> None:
+        if row.whole_key in self._seen:
+            return
+        if len(self._sources) >= MOST_ROWS:
+            self._tally.add(TOO_MANY, row.source)
+            return
+        self._seen.add(row.whole_key)
+        text = "\n".join(text for _, text in row.normal)
+        self._sources.append(row.source)
+        self._shown.append(row.question[:100])
+        self._held_out.append(row.held_out)
+        self._prompts.append(prompt_key(row.example))
+        self._waiting.append(text)
+        self._characters += len(text)
+        if self._characters > _BUFFER:
+            self._sign()
+
+    def _sign(self) -> None:
+        self._signatures.append(signatures(self._waiting))
+        self._waiting, self._characters = [], 0
+
+    def findings(self) -> list[Finding]:
+        self._sign()
+        held_out = self._held_out
+        if not any(held_out) and len(self._sources) > 1:
+            would_be = set(by_key(self._prompts, self._eval_fraction)[1])
+            held_out = [n in would_be for n in range(len(self._sources))]
+        pairs, similar = near_pairs(np.concatenate(self._signatures), SIMILARITY)
+        best: dict[Kind, dict[int, tuple[float, int]]] = {NEAR: {}, NEAR_LEAKED: {}}
+        for (i, j), s in zip(pairs.tolist(), similar.tolist(), strict=True):
+            if held_out[i] != held_out[j]:
+                i, j = (j, i) if held_out[i] else (i, j)
+                kind = NEAR_LEAKED
+            else:
+                kind = NEAR
+            best[kind][j] = max(best[kind].get(j, (0.0, i)), (s, i))
+        for kind, found in best.items():
+            for j, (s, i) in sorted(found.items(), key=lambda item: (-item[1][0], item[0])):
+                told = f"{s:.0%} alike: {self._shown[j]}"
+                self._tally.add(kind, self._sources[j], told, other=self._sources[i])
+        return self._tally.findings()
