@@ -19,6 +19,7 @@ from inlay.run import Run
 from inlay.storage import verified, write_file
 
 if TYPE_CHECKING:
+    from inlay.data.checks.lengths import Model
     from inlay.data.checks.report import DataReport
     from inlay.data.encode import Encoder
     from inlay.evaluation.compare import Comparison
@@ -380,18 +381,69 @@ def demo(*, folder: str = "results", reporter: Reporter | None = None) -> tuple[
 def check_data(
     *sources: str | Path,
     eval: str | Path | None = None,  # noqa: A002
+    model: str | None = None,
     settings: Sequence[str] = (),
+    only_count: bool = False,
 ) -> DataReport:
     """What is in the files, or in the file of a config, and what is wrong with it; `eval` names held-out rows.
 
-    `settings` are `key=value` texts, such as data.format=alpaca. Raises: ConfigError, DataError.
+    With a model lengths are in its tokens and its chat template is tried on every row. `settings` are `key=value`
+    texts, such as data.format=alpaca. `only_count` looks for nothing that is wrong. Raises: ConfigError, DataError,
+    ModelError.
     """
     from inlay.data.checks.report import check_files
 
-    first, given = str(sources[0]), {"data.eval": eval and str(eval)}
+    first = str(sources[0])
     is_config = first.endswith((".yaml", ".yml"))
-    config = config_of(first, settings, given=given | ({} if is_config else {"model.base_model": "-"}))
-    return check_files([config.data.train, *map(str, sources[1:])], config.data)
+    base = model or (None if is_config else "-")
+    config = config_of(first, settings, given={"data.eval": eval and str(eval), "model.base_model": base})
+    files = [config.data.train, *map(str, sources[1:])]
+    base_of = None if config.model.base_model == "-" else _checked_model(config)
+    return check_files(files, config.data, base_of, only_count=only_count)
+
+
+def _checked_model(config: Config) -> Model:
+    from inlay.data.checks.lengths import Model
+    from inlay.data.encode import Encoder
+    from inlay.models import base as bases
+
+    base = bases.find_base(config.model.base_model, config.model.revision)
+    tokenizer = bases.load_tokenizer(base, config.model.chat_template)
+    return Model(
+        name=config.model.base_model,
+        encoder=Encoder(tokenizer, config.model.chat_template),
+        context_length=bases.context_length(bases.architecture(base)),
+        parameters=bases.parameter_count(base),
+    )
+
+
+def write_data_page(report: DataReport, path: str | Path) -> Path:
+    """Writes the report of `check_data` as one HTML file that needs no other. Raises: StorageError."""
+    from inlay.data.checks.html import check_page
+
+    write_file(Path(path), check_page(report))
+    return Path(path)
+
+
+def data_stats(
+    *sources: str | Path, model: str | None = None, price: float | None = None, settings: Sequence[str] = ()
+) -> tuple[DataReport, dict[str, Any]]:
+    """What is in the files, and what an epoch over it costs; `price` is that of a million training tokens.
+
+    Raises: as `check_data`.
+    """
+    from inlay.data.checks.advice import cost
+
+    report = check_data(*sources, model=model, settings=settings, only_count=True)
+    return report, cost(report.lengths, report.parameters, price)
+
+
+def split_data(source: str | Path, *, to: str | Path = ".", settings: Sequence[str] = ()) -> dict[str, Any]:
+    """Writes the two parts that `train` would make of a file; gives their paths and row counts. Raises: DataError."""
+    from inlay.data.divide import divide
+
+    config = config_of(str(source), settings, given={"model.base_model": "-"})
+    return divide(config.data.train, Path(to), config.data)
 
 
 def make_data(name: str, *, to: str | Path = ".") -> dict[str, Any]:

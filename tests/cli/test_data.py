@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from inlay.data import read_examples
+from inlay.data.splits import by_content
 from parts import qa_rows, write_rows
 from program import Ended
 
@@ -46,3 +48,35 @@ def test_data_check_takes_a_config_and_its_columns(inlay: Inlay, tmp_path: Path)
 
 def test_data_check_of_a_file_that_is_not_there_is_wrong_input(inlay: Inlay, tmp_path: Path) -> None:
     assert inlay("data", "check", str(tmp_path / "none.jsonl")).code == 2
+
+
+def test_data_check_with_a_model_counts_its_tokens_and_writes_a_page(
+    inlay: Inlay, tmp_path: Path, data_file: Path, tiny_base: Path
+) -> None:
+    page = tmp_path / "report.html"
+    ended = inlay("data", "check", str(data_file), "--model", str(tiny_base), "--html", str(page))
+    assert ended.code == 0
+    assert "lengths in tokens of" in ended.out
+    assert all(part in page.read_text() for part in ("Nothing was found", "What a max_length would cost", "<svg"))
+
+
+def test_data_stats_tells_tokens_and_cost(inlay: Inlay, data_file: Path, tiny_base: Path) -> None:
+    ended = inlay("data", "stats", str(data_file), "--model", str(tiny_base), "--price", "3", "--json")
+    value = json.loads(ended.out)
+    assert value["lengths"]["sequences"] == 40
+    assert value["cost"]["tokens"] == value["lengths"]["total"]
+    assert value["cost"]["price"] > 0
+    assert "an epoch: " in inlay("data", "stats", str(data_file), "--model", str(tiny_base)).out
+
+
+def test_data_split_writes_the_two_parts_that_train_would_make(inlay: Inlay, tmp_path: Path) -> None:
+    rows = qa_rows(40) + [row | {"answer": "Another one."} for row in qa_rows(9)]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    value = json.loads(inlay("data", "split", str(path), "--to", str(tmp_path), "--json").out)
+    train, held_out = by_content(read_examples(str(path)).examples, 0.2)
+    for part, numbers in (("train", train), ("heldout", held_out)):
+        assert value[part]["rows"] == len(numbers)
+        written = [json.loads(line) for line in Path(value[part]["path"]).read_text().splitlines()]
+        assert written == [rows[n] for n in numbers]
+    again = inlay("data", "split", str(path), "--to", str(tmp_path))
+    assert (again.code, "is already there" in again.err) == (2, True)

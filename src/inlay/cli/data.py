@@ -13,29 +13,38 @@ from inlay.cli.outcome import Output
 Files = Annotated[
     list[str],
     typer.Argument(
-        metavar="FILE...",
-        help="Data files (.jsonl .json .csv .tsv .parquet, also .gz), or one .yaml config.",
+        metavar="FILE...", help="Data files (.jsonl .json .csv .tsv .parquet, also .gz), or one .yaml config.",
         show_default=False,
     ),
-]
+]  # fmt: skip
 HeldOut = Annotated[str | None, typer.Option("--eval", metavar="FILE", help="Held-out rows, checked for leakage.")]
-DataSets = Annotated[
+Model = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Base whose tokens, chat template and context count, e.g. builtin:nano."),
+]
+Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Also write the report as one HTML file.")]
+Sets = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. data.columns.question=ask. May be repeated."),
+]
+Price = Annotated[
+    float | None, typer.Option(metavar="AMOUNT", min=0, help="Price of a million training tokens, to reckon with.")
 ]
 
 
 def add_to(app: typer.Typer) -> None:
     data = group("Look at data and make some.")
-    verb(data)(check)
-    verb(data)(make)
+    for function in (check, stats, split, make):
+        verb(data)(function)
     app.add_typer(data, name="data", rich_help_panel="Prepare")
 
 
 def check(
     files: Files,
     held_out: HeldOut = None,
-    settings: DataSets = [],  # noqa: B006
+    model: Model = None,
+    html: Html = None,
+    settings: Sets = [],  # noqa: B006
     as_json: Json = False,
 ) -> Output:
     """Look for everything in the rows that would spoil training: damage, duplicates, leakage, secrets.
@@ -45,8 +54,44 @@ def check(
     from inlay import api
     from inlay.cli import check_view, view
 
-    report = api.check_data(*files, eval=held_out, settings=settings)
+    report = api.check_data(*files, eval=held_out, model=model, settings=settings)
+    if html is not None:
+        api.write_data_page(report, html)
     return Output(report.to_json(), check_view.report_text(report, view.width()), 3 if report.has_errors else 0)
+
+
+def stats(
+    files: Files,
+    model: Model = None,
+    price: Price = None,
+    settings: Sets = [],  # noqa: B006
+    as_json: Json = False,
+) -> Output:
+    """Rows, roles, lengths, tokens and what training on them costs; looks for nothing that is wrong."""
+    from inlay import api
+    from inlay.cli import check_view, view
+
+    report, cost = api.data_stats(*files, model=model, price=price, settings=settings)
+    value = report.to_json() | {"cost": cost}
+    return Output(value, check_view.stats_text(report, cost, view.width()), 3 if report.has_errors else 0)
+
+
+def split(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file to split.", show_default=False)],
+    to: Annotated[str, typer.Option(metavar="FOLDER", help="Folder to write into.")] = ".",
+    settings: Sets = [],  # noqa: B006
+    as_json: Json = False,
+) -> Output:
+    """Write the two parts that train would make of a file: rows to train on, and rows to hold out.
+
+    Rows with the same question stay on one side. data.eval_fraction is the share that is held out.
+    """
+    from inlay import api
+
+    made = api.split_data(file, to=to, settings=settings)
+    train, held_out = made["train"], made["heldout"]
+    text = f"wrote {train['path']} ({train['rows']:,} rows) and {held_out['path']} ({held_out['rows']:,} rows)\n"
+    return Output(made, text + f"Next: inlay train {train['path']} --set data.eval={held_out['path']}")
 
 
 def make(

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -158,6 +159,15 @@ def _shards_of_index(where: str, folder: Path) -> set[str]:
         return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{where}: {index.name} cannot be read ({_first_line(error)}). Get it again.") from None
+
+
+def parameter_count(ref: BaseRef) -> int:
+    """Numbers in the weight files, without loading them."""
+    count = 0
+    for path in weight_files(ref.folder):
+        with safe_open(path, framework="pt") as file:
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return count
 
 
 def load_tokenizer(ref: BaseRef, chat_template: str | None = None) -> Any:

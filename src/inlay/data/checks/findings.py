@@ -25,6 +25,7 @@ class Place:
     shown: str = ""
     other: Source | None = None
     """The second row of a pair."""
+    other_shown: str = ""
 
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = {"file": self.source.file, "line": self.source.line}
@@ -32,11 +33,17 @@ class Place:
             value["shown"] = self.shown
         if self.other:
             value["other"] = {"file": self.other.file, "line": self.other.line}
+        if self.other_shown:
+            value["other_shown"] = self.other_shown
         return value
 
-    def __str__(self) -> str:
-        pair = f" and {self.other}" if self.other else ""
-        return f"{self.source}{pair}" + (f": {self.shown}" if self.shown else "")
+    @property
+    def where(self) -> str:
+        """`file:line`, and that of the second row."""
+        if self.other is None:
+            return str(self.source)
+        same = self.other.file == self.source.file
+        return f"{self.source} and {self.other.line if same else self.other}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +83,21 @@ class Tally:
     places: dict[Kind, list[Place]] = field(default_factory=dict)
 
     def add(
-        self, kind: Kind, source: Source, text: str = "", at: int = 0, *, other: Source | None = None, width: int = 80
+        self,
+        kind: Kind,
+        source: Source,
+        text: str = "",
+        at: int = 0,
+        *,
+        other: Source | None = None,
+        other_text: str = "",
+        width: int = 80,
     ) -> None:
         """Counts the place, and keeps what stands in `text` around character `at` for the first ones."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
         kept = self.places.setdefault(kind, [])
         if len(kept) < KEPT:
-            kept.append(Place(source, excerpt(text, at, width), other))
+            kept.append(Place(source, excerpt(text, at, width), other, excerpt(other_text, 0, width)))
 
     def count(self, kind: Kind) -> int:
         return self.counts.get(kind, 0)

@@ -1,7 +1,11 @@
-"""Rows that are nearly the same as another: among themselves, and across training and held-out rows."""
+"""Rows that are nearly the same as another: among themselves, and across training and held-out rows.
+
+Rows with other numbers in them are other rows, however alike: sums, dates, and forms that were filled in.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import numpy as np
@@ -30,6 +34,7 @@ TOO_MANY: Final = Kind(
     "Check the file in parts.",
 )  # fmt: skip
 
+_NUMBER: Final = re.compile(r"\d+")
 _BUFFER: Final = 1 << 22  # characters
 
 
@@ -47,6 +52,7 @@ class NearDuplicates:
         self._seen: set[int] = set()
         self._sources: list[Source] = []
         self._shown: list[str] = []
+        self._numbers: list[int] = []
         self._held_out: list[bool] = []
         self._prompts: list[str] = []
         self._tally = Tally()
@@ -61,6 +67,7 @@ class NearDuplicates:
         text = "\n".join(text for _, text in row.normal)
         self._sources.append(row.source)
         self._shown.append(row.question[:100])
+        self._numbers.append(hash(tuple(_NUMBER.findall(text))))
         self._held_out.append(row.held_out)
         self._prompts.append(prompt_key(row.example))
         self._waiting.append(text)
@@ -81,6 +88,8 @@ class NearDuplicates:
         pairs, similar = near_pairs(np.concatenate(self._signatures), SIMILARITY)
         best: dict[Kind, dict[int, tuple[float, int]]] = {NEAR: {}, NEAR_LEAKED: {}}
         for (i, j), s in zip(pairs.tolist(), similar.tolist(), strict=True):
+            if self._numbers[i] != self._numbers[j]:
+                continue
             if held_out[i] != held_out[j]:
                 i, j = (j, i) if held_out[i] else (i, j)
                 kind = NEAR_LEAKED
@@ -90,5 +99,5 @@ class NearDuplicates:
         for kind, found in best.items():
             for j, (s, i) in sorted(found.items(), key=lambda item: (-item[1][0], item[0])):
                 told = f"{s:.0%} alike: {self._shown[j]}"
-                self._tally.add(kind, self._sources[j], told, other=self._sources[i])
+                self._tally.add(kind, self._sources[j], told, other=self._sources[i], other_text=self._shown[i])
         return self._tally.findings()

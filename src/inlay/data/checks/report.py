@@ -8,7 +8,9 @@ from typing import Any, Final
 
 from inlay.config.settings import DataConfig
 from inlay.data.checks import CHECKS, Check
+from inlay.data.checks.advice import Advice, Task, advise
 from inlay.data.checks.findings import SEVERITIES, Finding, Kind, Severity, Tally, by_gravity
+from inlay.data.checks.lengths import LengthFacts, Lengths, Model
 from inlay.data.checks.row import CheckedRow
 from inlay.data.checks.survey import FileFacts
 from inlay.data.read import stream_examples
@@ -22,7 +24,10 @@ UNREADABLE: Final = Kind(
     "Each place says what is wrong and how it is right.",
 )
 UNREADABLE_FILE: Final = Kind(
-    "unreadable-file", "error", "files that cannot be read to the end", "See what each place says."
+    "unreadable-file",
+    "error",
+    "files that cannot be read to the end",
+    "The place says what is wrong; what stands after it was not looked at.",
 )
 
 
@@ -33,6 +38,11 @@ class DataReport:
     files: tuple[FileFacts, ...]
     findings: tuple[Finding, ...]
     """Gravest first."""
+    lengths: LengthFacts
+    advice: tuple[Advice, ...]
+    model: str | None = None
+    parameters: int | None = None
+    """Of the model."""
 
     @property
     def rows(self) -> int:
@@ -51,30 +61,38 @@ class DataReport:
             "files": [facts.to_json() for facts in self.files],
             "rows": self.rows,
             "counts": {severity: self.count(severity) for severity in SEVERITIES},
+            "model": self.model,
+            "lengths": self.lengths.to_json(),
+            "advice": [advice.to_json() for advice in self.advice],
             "findings": [finding.to_json() for finding in self.findings],
         }
 
 
-def check_files(paths: Sequence[str], config: DataConfig) -> DataReport:
+def check_files(
+    paths: Sequence[str], config: DataConfig, model: Model | None = None, *, only_count: bool = False
+) -> DataReport:
     """Every check over the files, and over `config.eval` as held-out rows.
 
-    `config` gives format and columns for all of them; its `train` is not read.
+    `config` gives format and columns for all of them; its `train` is not read. With a model lengths are in its
+    tokens. `only_count` leaves out the checks that need no model.
 
     Raises: DataError for a file that is not there or of no known kind, and for a setting that is wrong.
     """
     parts = [FileFacts(path, False) for path in paths]
     parts += [FileFacts(config.eval, True)] if config.eval else []
-    checks = [make() for make in CHECKS.values()]
+    lengths = Lengths(model, None if config.max_length == "auto" else config.max_length)
+    task = Task()
+    checks: list[Check] = [lengths, *([] if only_count else [make() for make in CHECKS.values()])]
     faults = Tally()
     for row in _rows(parts, config, faults):
+        task.see(row)
         for check in checks:
             check.see(row)
-    return DataReport(tuple(parts), tuple(by_gravity([*faults.findings(), *_all_findings(checks)])))
-
-
-def _all_findings(checks: Sequence[Check]) -> Iterator[Finding]:
-    for check in checks:
-        yield from check.findings()
+    findings = by_gravity([*faults.findings(), *(finding for check in checks for finding in check.findings())])
+    measured = lengths.facts()
+    advice = advise(task, measured, model)
+    named = (model.name, model.parameters) if model else ()
+    return DataReport(tuple(parts), tuple(findings), measured, tuple(advice), *named)
 
 
 def _rows(parts: Sequence[FileFacts], config: DataConfig, faults: Tally) -> Iterator[CheckedRow]:
@@ -111,4 +129,4 @@ def _place(error: DataError, file: str) -> int | None:
 def _add(faults: Tally, kind: Kind, error: DataError, file: str) -> None:
     line = _place(error, file)
     told = str(error).removeprefix(f"{file}:{line}: ")
-    faults.add(kind, Source(file, line or 1), told, width=400)
+    faults.add(kind, Source(file, line or 1), told, width=700)

@@ -1,0 +1,48 @@
+"""A file written as two: the rows that would be trained on and those that would be held out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from inlay.config.settings import DataConfig
+from inlay.data import sources
+from inlay.data.read import read_examples
+from inlay.data.splits import by_content
+from inlay.data.types import Row
+from inlay.errors import DataError
+from inlay.storage import is_there, write_file
+
+
+def divide(path: str, folder: Path, config: DataConfig) -> dict[str, Any]:
+    """Writes NAME_train.jsonl and NAME_heldout.jsonl with the fields of the file; gives paths and row counts.
+
+    They are the two parts that training on the file would make, row for row, in its order.
+
+    Raises: DataError for a row that cannot be used, a file that is already there, or rows that cannot be split.
+    """
+    read = read_examples(path, config.format, config.columns)
+    train, held_out = by_content(read.examples, config.eval_fraction)
+    if not train or not held_out:
+        raise DataError(
+            f"{path}: {len(read.examples)} rows cannot be split into training and held-out rows "
+            f"(data.eval_fraction {config.eval_fraction}). Add rows with other prompts."
+        )
+    name = Path(path).name.removesuffix(".gz").rpartition(".")[0] or "data"
+    parts = {"train": train, "heldout": held_out}
+    places = {part: folder / f"{name}_{part}.jsonl" for part in parts}
+    for place in places.values():
+        if is_there(place):
+            raise DataError(f"{place}: is already there. Choose another folder with --to.")
+    lines = [_line(row) for row in sources.rows(path)]
+    for part, numbers in parts.items():
+        write_file(places[part], "".join(lines[n] for n in numbers))
+    return {part: {"path": str(places[part]), "rows": len(numbers)} for part, numbers in parts.items()}
+
+
+def _line(row: Row) -> str:
+    try:
+        return json.dumps(row.value, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{row.source}: a value that JSON cannot hold ({error}). Take the column out.") from None

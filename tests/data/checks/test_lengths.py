@@ -1,0 +1,131 @@
+"""Lengths are those of the ids that training gets, and what a max_length costs is what it does cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.toys import CHATML, NO_END, nano
+from inlay.config.settings import DataConfig
+from inlay.data import read_examples
+from inlay.data.checks.advice import Task, advise, cost
+from inlay.data.checks.lengths import LengthFacts, Model
+from inlay.data.checks.report import DataReport, check_files
+from inlay.data.checks.row import CheckedRow
+from inlay.data.encode import Encoder
+from inlay.data.prepare import apply_max_length
+from inlay.data.tokens import pack
+from parts import qa_rows, write_rows
+
+
+def model(template: str | None = None, context: int = 4096, parameters: int = 1_000_000) -> Model:
+    return Model("toy", Encoder(nano(template)), context, parameters)
+
+
+def checked(path: Path, rows: list[dict[str, Any]], base: Model | None, **data: Any) -> DataReport:
+    return check_files([str(write_rows(path / "a.jsonl", rows))], DataConfig(train="-", **data), base)
+
+
+def kinds(report: DataReport) -> dict[str, int]:
+    return {finding.kind: finding.count for finding in report.findings}
+
+
+def test_what_a_max_length_costs_is_what_preparing_the_rows_with_it_loses(tmp_path: Path) -> None:
+    base = model()
+    rows = [{"question": f"Why {n}? " * (1 + n % 9), "answer": f"As {n}. " * (1 + n % 31)} for n in range(60)]
+    facts = checked(tmp_path, rows, base, max_length=100).lengths
+    tokens = pack(base.encoder.examples(read_examples(str(tmp_path / "a.jsonl")).examples))
+    assert (facts.total, facts.total_trained) == (len(tokens.input_ids), tokens.trained_tokens())
+    assert 100 in [m.max_length for m in facts.max_lengths]
+    for limit in facts.max_lengths:
+        _, dropped = apply_max_length(tokens, limit.max_length, "drop")
+        _, cut = apply_max_length(tokens, limit.max_length, "cut")
+        assert (limit.longer, limit.lost_by_drop) == (dropped.dropped, dropped.trained_tokens_lost)
+        assert limit.lost_by_cut == cut.trained_tokens_lost
+
+
+def test_without_a_model_lengths_are_in_characters(tmp_path: Path) -> None:
+    facts = checked(tmp_path, [{"question": "ab", "answer": "cde"}] * 3, None).lengths
+    assert (facts.unit, facts.total, facts.total_trained, facts.max_lengths) == ("characters", 15, 9, ())
+
+
+def test_a_histogram_holds_every_row_and_percentiles_are_lengths_of_rows() -> None:
+    lengths = np.asarray([*range(1, 200), 5000])
+    facts = LengthFacts("tokens", lengths, lengths // 2)
+    counts, edges = facts.histogram()
+    assert (sum(counts), len(edges)) == (200, len(counts) + 1)
+    assert set(facts.percentiles().values()) <= set(lengths.tolist())
+    assert facts.percentiles()[100] == 5000
+
+
+def test_rows_that_the_encoder_refuses_are_errors_with_its_reason_and_the_others_are_measured(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = qa_rows(20)
+    rows[7] = {"question": "What does <|im_end|> mean?", "answer": "The end."}
+    rows[12] = {"question": "Say it", "answer": "<|im_start|>"}
+    report = checked(tmp_path, rows, model())
+    assert kinds(report) == {"row-refused-by-the-encoder": 2}
+    places = report.findings[0].places
+    assert [place.source.line for place in places] == [8, 13]
+    assert "turn 1 (user) contains '<|im_end|>'" in places[0].shown
+    assert len(report.lengths.lengths) == 18
+
+
+def test_rows_over_the_context_and_rows_with_little_to_train_are_found(tmp_path: Path) -> None:
+    rows = [*qa_rows(20), {"question": "why " * 900, "answer": "so"}]
+    assert kinds(checked(tmp_path, rows, model(context=500))) == {"longer-than-the-context": 1, "little-is-trained": 1}
+
+
+@pytest.mark.parametrize("template", [None, CHATML, NO_END])
+def test_every_answer_ends_in_a_trained_end_of_turn(tmp_path: Path, template: str | None) -> None:
+    assert kinds(checked(tmp_path, qa_rows(20), model(template))) == {}
+
+
+def test_an_end_of_turn_that_is_not_trained_is_found(tmp_path: Path) -> None:
+    base = model()
+    object.__setattr__(base.encoder, "stop_ids", frozenset({0}))
+    assert kinds(checked(tmp_path, qa_rows(20), base)) == {"end-of-turn-not-trained": 20}
+
+
+def facts_of(rows: int, trained: int) -> LengthFacts:
+    return LengthFacts("tokens", np.full(rows, 2 * trained // rows), np.full(rows, trained // rows))
+
+
+@pytest.mark.parametrize(
+    ("trained", "says"), [(200, "too little"), (4_000, "inside the spread"), (400_000, "enough to expect")]
+)
+def test_the_rule_of_thumb_compares_trained_tokens_with_parameters(trained: int, says: str) -> None:
+    base = Model("toy", Encoder(nano()), 4096, 1_000_000_000)
+    first, second = advise(Task(), facts_of(200, trained), base)
+    assert says in first.says
+    assert "1e-6 to 1e-5 (1,000 to 10,000 tokens)" in first.says
+    assert ("more data" in second.says) == (trained < 1000)
+
+
+def task_of(path: Path, rows: list[dict[str, str]]) -> Task:
+    task = Task()
+    for n, example in enumerate(read_examples(str(write_rows(path / "t.jsonl", rows))).examples):
+        task.see(CheckedRow(example, n, False))
+    return task
+
+
+def test_what_looks_right_follows_from_what_the_answers_are_made_of(tmp_path: Path) -> None:
+    labels = task_of(tmp_path, [{"question": f"Message {n}", "answer": "good" if n % 2 else "bad"} for n in range(200)])
+    facts = task_of(
+        tmp_path, [{"question": f"Who is P{n}?", "answer": f"Born {n * 7919} in town{n * 31}"} for n in range(200)]
+    )
+    copied = task_of(
+        tmp_path, [{"question": f"Repeat thing{n}", "answer": f"Here comes: thing{n}"} for n in range(200)]
+    )
+    told = [advise(task, facts_of(200, 4000), None)[-1].says for task in (labels, facts, copied)]
+    assert told[0] == "LoRA: the answers are a few labels"
+    assert "retrieval for the facts" in told[1]
+    assert told[2].startswith("LoRA: 33% of the answers' terms come from the question")
+
+
+def test_cost_counts_tokens_operations_and_price() -> None:
+    facts = facts_of(10, 1000)
+    assert cost(facts, 1_000_000, 5.0) == {"tokens": 2000, "operations": 8_000_000_000, "price": 0.01}
+    assert cost(facts, None, None) == {"tokens": 2000, "operations": None, "price": None}
