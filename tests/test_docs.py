@@ -199,7 +199,7 @@ BAD_FILES: list[tuple[str, bytes]] = [
     ("a.jsonl", b'{"question": "a", "anwser": "b"}'),
     ("a.jsonl", b'{"question": "a", "answer": "b"}\n{"instruction": "a", "output": "b"}'),
     ("a.jsonl", b'{"messages": [{"role": "user", "content": "a"}]}'),
-    ("a.jsonl", b'{"prompt": "a", "chosen": "b", "rejected": "c"}'),
+    ("a.jsonl", b'{"chosen": "b", "rejected": "c"}'),
     ("a.jsonl", b'{"question": "a", "context": "b", "answer": "c"}'),
     ("a.csv", b"question,answer\na,b,c"),
 ]

@@ -308,3 +308,94 @@ def test_examples_can_be_streamed(tmp_path: Path) -> None:
 def test_the_hash_of_a_read_file_is_its_sha256(tmp_path: Path) -> None:
     path = written(tmp_path, [FORMATS["text"].example] * 300)
     assert read_examples(path).hash == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+ASK, SAY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "good"}
+WORSE = {"role": "assistant", "content": "bad"}
+CHOSEN = [("user", "q", 0), ("assistant", "good", 1)]
+
+
+class TestPreferences:
+    @pytest.mark.parametrize(
+        "value",
+        [
+            {"prompt": "q", "chosen": "good", "rejected": "bad"},
+            {"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"},
+            {"prompt": [ASK], "chosen": [SAY], "rejected": [WORSE]},
+            {"prompt": "q", "chosen": SAY, "rejected": WORSE},
+            {"chosen": [ASK, SAY], "rejected": [ASK, WORSE]},
+            {"prompt": "q", "chosen": [ASK, SAY], "rejected": [ASK, WORSE], "messages": [ASK, SAY]},
+            {"chosen": [ASK, SAY], "rejected": [ASK, SAY]},
+            {
+                "conversations": [{"from": "human", "value": "q"}],
+                "chosen": {"from": "gpt", "value": "good"},
+                "rejected": {"from": "gpt", "value": "bad"},
+            },
+        ],
+    )
+    def test_every_shape_is_found_and_trains_the_chosen_answer_alone(
+        self, value: dict[str, Any], tmp_path: Path
+    ) -> None:
+        read = read_examples(written(tmp_path, [value]))
+        assert read.format == "preference"
+        assert "the chosen answer is trained, the rejected one is not" in read.why
+        assert turns(read.examples[0]) == CHOSEN
+
+    def test_of_whole_dialogues_only_what_parts_them_is_trained(self) -> None:
+        before = [ASK, {"role": "assistant", "content": "both"}, {"role": "user", "content": "more"}]
+        value = {"chosen": [*before, SAY], "rejected": [*before, WORSE]}
+        assert [weight for _, _, weight in parsed(value, "preference")] == [0, 0, 0, 1]
+
+    def test_a_prompt_of_several_turns_is_not_trained(self) -> None:
+        value = {"prompt": [ASK, SAY, ASK], "chosen": "good", "rejected": "bad", "system": "s"}
+        assert [(role, weight) for role, _, weight in parsed(value, "preference")] == [
+            ("system", 0), ("user", 0), ("assistant", 0), ("user", 0), ("assistant", 1),
+        ]  # fmt: skip
+
+    def test_openai_preference_files_train_the_preferred_output_with_the_tools_of_the_input(self) -> None:
+        tool = {"type": "function", "function": {"name": "f"}}
+        value = FORMATS["openai_preference"].example
+        value = value | {"input": value["input"] | {"tools": [tool], "parallel_tool_calls": True}}
+        example = parse(row(value), detect([row(value)]).name)
+        assert turns(example) == [("user", "Hi", 0), ("assistant", "Hello!", 1)]
+        assert example.tools == (tool,)
+
+    def test_a_named_format_says_what_is_trained_too(self, tmp_path: Path) -> None:
+        path = written(tmp_path, [FORMATS["preference"].example])
+        assert "the chosen answer is trained" in read_examples(path, "preference").why
+
+
+class TestPairs:
+    @pytest.mark.parametrize(("question", "answer"), [("input", "output"), ("source", "target")])
+    def test_a_pair_is_a_question_and_its_answer(self, question: str, answer: str) -> None:
+        value = {question: "q", answer: "a"}
+        assert detect([row(value)]).name == f"{question}_{answer}"
+        assert parsed(value, f"{question}_{answer}") == [("user", "q", 0), ("assistant", "a", 1)]
+
+    def test_a_note_of_the_source_makes_no_source_of_it(self) -> None:
+        assert detect([row({"input": "q", "output": "a", "source": "web"})]).name == "input_output"
+
+
+class TestVariants:
+    @pytest.mark.parametrize("ask", ["human", "user"])
+    @pytest.mark.parametrize("say", ["gpt", "assistant", "chatgpt", "model", "bot"])
+    @pytest.mark.parametrize("tool", ["tool", "observation", "function_response", "tool_response"])
+    @pytest.mark.parametrize("call", ["function_call", "tool_call"])
+    def test_sharegpt_roles_have_many_names(self, ask: str, say: str, tool: str, call: str) -> None:
+        value = {
+            "conversations": [
+                {"from": "system", "value": "s"},
+                {"from": ask, "value": "q"},
+                {"from": call, "value": '{"name": "f", "arguments": {}}'},
+                {"from": tool, "value": "4"},
+                {"from": say, "value": "a"},
+            ]
+        }
+        assert [role for role, _, _ in parsed(value, "sharegpt")] == [
+            "system", "user", "assistant", "tool", "assistant",
+        ]  # fmt: skip
+
+    def test_functions_are_the_older_name_of_tools(self) -> None:
+        value = FORMATS["messages"].example | {"functions": [{"name": "f"}], "parallel_tool_calls": False}
+        assert detect([row(value)]).ignored == ()
+        assert parse(row(value), "messages").tools == ({"type": "function", "function": {"name": "f"}},)

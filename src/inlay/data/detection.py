@@ -34,20 +34,24 @@ def detect(rows: Sequence[Row]) -> DetectedFormat:
     """The one format that the first rows are written in.
 
     Raises:
-        DataError: no format fits, several do, rows are in different formats, or they are preference data.
+        DataError: no format fits, several do, rows are in different formats, or they judge their answers.
     """
     rows = rows[:PREVIEW]
     if not rows:
         raise DataError("no rows to detect a format from. Give at least one row.")
     fields = list(dict.fromkeys(name for row in rows for name in row.value))
-    _refuse_preferences(rows, fields)
+    _refuse_judged(rows, fields)
     counts = Counter({name: sum(f.matches(row.value.keys()) for row in rows) for name, f in FORMATS.items()})
+    if _slip("instruction", fields):
+        del counts["input_output"]  # alpaca rows with a misspelt field
     best = max(counts.values())
     if not best:
         _unknown(rows[0], fields)
     found = [name for name in FORMATS if counts[name] == best]
     if "instruction_output" in found and "alpaca" in found:
         found.remove("alpaca")  # it reads those rows too
+    if "preference" in found:
+        found = ["preference"]  # turns beside a pair are its question, or the chosen answer once more
     if len(found) > 1 and any(all(FORMATS[name].matches(row.value.keys()) for name in found) for row in rows):
         raise DataError(
             f"{rows[0].source}: the fields {listed(fields)} fit {len(found)} formats "
@@ -59,17 +63,11 @@ def detect(rows: Sequence[Row]) -> DetectedFormat:
     _refuse_lost_content(rows, chosen, ignored)
     present = ", ".join(name for name in fields if name in chosen.fields)
     why = f"{best} of the first {len(rows)} rows have the fields {present}"
+    why += f"; {chosen.trains}" if chosen.trains else ""
     return DetectedFormat(chosen.name, why + (f"; ignored: {listed(ignored)}" if ignored else ""), ignored)
 
 
-def _refuse_preferences(rows: Sequence[Row], fields: list[str]) -> None:
-    place = rows[0].source
-    if "chosen" in fields and "rejected" in fields:
-        mapped = ", or map them (columns: {completion: chosen})" if "prompt" in fields else ""
-        raise DataError(
-            f"{place}: preference pairs (fields {listed(fields)}). inlay trains on one answer a row: "
-            f"make a file with the chosen answers{mapped}."
-        )
+def _refuse_judged(rows: Sequence[Row], fields: list[str]) -> None:
     judged = next((row for row in rows if isinstance(row.value.get("label"), bool)), None)
     if judged and any(name in fields for name in ("messages", "conversations", "completion")):
         raise DataError(
@@ -93,7 +91,7 @@ def _refuse_mixture(rows: Sequence[Row], chosen: Format) -> None:
 
 def _refuse_lost_content(rows: Sequence[Row], chosen: Format, ignored: tuple[str, ...]) -> None:
     """A question is not asked without the text it is about, unless the user says so."""
-    if chosen.name in ("messages", "sharegpt", "text"):
+    if chosen.name in ("messages", "sharegpt", "preference", "text"):
         return
     lost = [(row, name) for name in _CONTENT if name in ignored for row in rows if row.value.get(name)]
     if not lost:
@@ -119,7 +117,7 @@ def _unknown(row: Row, fields: list[str]) -> NoReturn:
             "(format=text). Say which."
         )
     needs = "; ".join(f"{f.name} needs {' and '.join(f.required)}" for f in FORMATS.values()).replace("|", " or ")
-    near = max(FORMATS.values(), key=lambda f: _closeness(f, fields))
+    near = max((f for f in FORMATS.values() if f.missing(set(fields))), key=lambda f: _closeness(f, fields))
     if not _closeness(near, fields):
         raise DataError(
             f"{row.source}: no format fits the fields {has}. Say which column is which "

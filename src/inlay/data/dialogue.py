@@ -24,9 +24,15 @@ SHAREGPT_ROLES: Final = {
     "user": "user",
     "gpt": "assistant",
     "assistant": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "tool": "tool",
     "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
 }
 _TURN_FIELDS: Final = ("role", "content", "from", "value", "weight", "name", "tool_calls", "function_call")
 _OTHER_NAMES: Final = {
@@ -147,7 +153,7 @@ def _sharegpt_turn(row: Row, where: str, turn: dict[str, Any]) -> Message:
     role = _role(row, f"{where}.from", turn["from"], SHAREGPT_ROLES)
     weight = _weight(row, where, turn, role, True)
     value = text(row, f"{where}.value", turn["value"], may_be_empty=True)
-    if turn["from"] == "function_call":
+    if turn["from"] in ("function_call", "tool_call"):
         calls = _as_calls(row, f"{where}.value", _json(row, f"{where}.value", value))
         return Message(role, "", weight, calls)
     _refuse_empty(row, f"{where}.value", value, role, weight, ())
@@ -265,21 +271,25 @@ def _as_calls(row: Row, field: str, value: object) -> Calls:
 
 
 def tools(row: Row) -> Calls:
-    """The row's `tools` in one shape, {"type": "function", "function": {...}}; a JSON string is read too."""
-    value = row.value.get("tools")
+    """The row's `tools` in one shape, {"type": "function", "function": {...}}; a JSON string is read too.
+
+    `functions` is what OpenAI called them before.
+    """
+    field = "functions" if row.value.get("functions") and not row.value.get("tools") else "tools"
+    value = row.value.get(field)
     if isinstance(value, str) and value.strip():
-        value = _json(row, "tools", value)
+        value = _json(row, field, value)
     if value is None or value == "" or (isinstance(value, str) and not value.strip()):
         return ()
     if not isinstance(value, list):
-        fail(row, "tools", value, "It must be a list of tools, or a string that holds one as JSON.")
+        fail(row, field, value, "It must be a list of tools, or a string that holds one as JSON.")
     found = []
     for index, item in enumerate(value):
         inner = item.get("function", item) if isinstance(item, dict) else item
         if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
             fail(
                 row,
-                f"tools[{index}]",
+                f"{field}[{index}]",
                 item,
                 'A tool is {"type": "function", "function": {"name": "...", ...}}.',
             )

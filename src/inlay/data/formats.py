@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
-from inlay.data import dialogue
+from inlay.data import dialogue, preferences
 from inlay.data.strictjson import listed
 from inlay.data.types import Example, Message, Row
 from inlay.errors import DataError, nearest, unknown_name
@@ -33,6 +33,8 @@ class Format:
     """Fields a row of this format does not have: they make it another format's row."""
     only: frozenset[str] | None = None
     """When set, the fields a row may have besides the required ones."""
+    trains: str = ""
+    """What of a row is trained, where a reader of the file might think otherwise; part of the reason."""
 
     def matches(self, keys: Set[str]) -> bool:
         """Whether a row with these fields is written in this format."""
@@ -136,8 +138,19 @@ def _prompt_completion(row: Row) -> Example:
 
 
 def _question_answer(row: Row) -> Example:
-    question = dialogue.text(row, "question", row.value["question"])
-    return _ask(row, question, dialogue.text(row, "answer", row.value["answer"]))
+    return _pair(row, "question", "answer")
+
+
+def _input_output(row: Row) -> Example:
+    return _pair(row, "input", "output")
+
+
+def _source_target(row: Row) -> Example:
+    return _pair(row, "source", "target")
+
+
+def _pair(row: Row, question: str, answer: str) -> Example:
+    return _ask(row, dialogue.text(row, question, row.value[question]), dialogue.text(row, answer, row.value[answer]))
 
 
 def _classification(row: Row) -> Example:
@@ -172,13 +185,13 @@ FORMATS: Final[dict[str, Format]] = {
             "messages",
             "OpenAI chat: role and content, optional weight, tool_calls and name; tools beside it.",
             ("messages",),
-            ("tools",),
+            ("tools", "functions", "parallel_tool_calls"),
             _messages,
             {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]},
         ),
         Format(
             "sharegpt",
-            "Turns as from/value: system, human, gpt, function_call, observation.",
+            "Turns as from/value: system, human, gpt, function_call, observation or tool.",
             ("conversations",),
             ("system", "tools"),
             _sharegpt,
@@ -234,6 +247,45 @@ FORMATS: Final[dict[str, Format]] = {
             {"text": "Where is my card?", "label": "card_arrival"},
         ),
         Format(
+            "input_output",
+            "An input and its output, read as a user turn and the answer to it.",
+            ("input", "output"),
+            (),
+            _input_output,
+            {"input": "Good morning", "output": "Guten Morgen"},
+            without=("instruction",),
+        ),
+        Format(
+            "source_target",
+            "A source text and its target text, read as a user turn and the answer to it.",
+            ("source", "target"),
+            (),
+            _source_target,
+            {"source": "Good morning", "target": "Guten Morgen"},
+        ),
+        Format(
+            "preference",
+            "A prompt with a chosen and a rejected answer; the chosen one is trained.",
+            ("chosen", "rejected"),
+            ("prompt", "instruction", "input", "conversations", "system", "tools"),
+            preferences.preference,
+            {"prompt": "The capital of France?", "chosen": "Paris", "rejected": "Lyon"},
+            trains="the chosen answer is trained, the rejected one is not",
+        ),
+        Format(
+            "openai_preference",
+            "OpenAI's preference files: input.messages with two outputs; the preferred one is trained.",
+            ("input", "preferred_output", "non_preferred_output"),
+            (),
+            preferences.openai_preference,
+            {
+                "input": {"messages": [{"role": "user", "content": "Hi"}]},
+                "preferred_output": [{"role": "assistant", "content": "Hello!"}],
+                "non_preferred_output": [{"role": "assistant", "content": "What?"}],
+            },
+            trains="the preferred answer is trained, the other one is not",
+        ),
+        Format(
             "text",
             "A plain document; every token is trained on.",
             ("text",),
@@ -264,7 +316,7 @@ def named(format_name: str) -> Format:
     return FORMATS[format_name]
 
 
-_LISTS: Final = frozenset({"messages", "conversations", "tools", "history"})
+_LISTS: Final = frozenset({"messages", "conversations", "tools", "functions", "history"})
 """Fields that are lists by nature; every other mapped field becomes text."""
 
 

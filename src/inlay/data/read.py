@@ -64,7 +64,8 @@ def stream_examples(
         first, rows = _preview(rows, on_fault)
         found = detect(first)
     else:
-        found = DetectedFormat(format, "named by the caller")
+        trains = formats.FORMATS[format].trains
+        found = DetectedFormat(format, "named by the caller" + (f"; {trains}" if trains else ""))
     return found, _each(rows, formats.FORMATS[found.name].parse, on_fault)
 
 

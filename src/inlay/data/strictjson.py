@@ -14,7 +14,10 @@ from inlay.errors import DataError
 Where = Callable[[int], str]
 """Character position in a text to the `file:line` that an error names."""
 
-ROW_LISTS: Final = frozenset({"messages", "conversations", "prompt", "completion", "tools", "instances"})
+ROW_LISTS: Final = frozenset({
+    "messages", "conversations", "prompt", "completion", "tools", "functions", "instances",
+    "chosen", "rejected", "preferred_output", "non_preferred_output",
+})  # fmt: skip
 """Fields of one row that hold lists of objects, so such a list is not the list of rows."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
