@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,11 @@ class Run:
     def log_metrics(self, values: dict[str, Any]) -> None:
         append_line(self.path / "metrics.jsonl", values)
 
-    def truncate_metrics(self, step: int) -> None:
-        """Forgets metrics after `step`: a resumed run writes them again."""
+    def truncate_metrics(self, step: int, rollbacks: Sequence[dict[str, Any]] = ()) -> None:
+        """Forgets metrics after `step`, which a resumed run writes again, and holds just these lines of rollbacks."""
         kept = [line for line in self.metrics if line.get("step", 0) <= step]
+        kept = [line for line in kept if line.get("event") != "rollback" or line in rollbacks]
+        kept += [line for line in rollbacks if line not in kept]
         write_file(self.path / "metrics.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
     def log(self, text: str) -> None:

@@ -274,6 +274,7 @@ def _work(
     from inlay.proof.verify import Start
     from inlay.training.calibrate import seconds_per_token
     from inlay.training.loop import leave_if_asked, run_job
+    from inlay.training.shortage import TRAINING, with_memory
     from inlay.training.trackers import open_trackers
 
     job = setup.job(run)
@@ -281,7 +282,9 @@ def _work(
     if goes_on:
         _restore(job, world, reporter)
     with enough_memory(f"Lower train.micro_batch_size (now {job.micro_batch_size}) or eval.batch_size, {_SMALLER}"):
-        pace_s = seconds_per_token(job, stop)
+        pace_s, _ = with_memory(
+            job, world, TRAINING, job.progress.step, reporter, lambda size: seconds_per_token(job, size, stop)
+        )
         leave_if_asked(job, world, stop)
         reporter.block("pre-flight", [*setup.facts(), *_forecast(setup, job, pace_s)])
         trackers = open_trackers(setup.config, run.path, run.name, job.progress.step) if world.is_first else []
@@ -323,8 +326,8 @@ def _conclude(job: Job, setup: Setup, step: int, reporter: Reporter, stop: StopR
     from inlay.training.world import World as Alone
 
     with base_view(job.model):
-        base = heldout_nll(job, Alone(), stop)
-    adapter = heldout_nll(job, Alone(), stop)
+        base = heldout_nll(job, Alone(), stop, reporter)
+    adapter = heldout_nll(job, Alone(), stop, reporter)
     _leave_finished(job, stop)
     examples = setup.data.heldout.examples
     difference = loss_difference(base, adapter, setup.config.eval.resamples, setup.config.train.seed, examples=examples)
@@ -344,6 +347,11 @@ def _conclude(job: Job, setup: Setup, step: int, reporter: Reporter, stop: StopR
         "high": difference.high,
         "verdict": difference.verdict,
         "stopped_early": progress.stopped_early,
+        "skipped_steps": len(progress.skipped),
+        "trained_batches": progress.trained_batches(),
+        "rollbacks": len(progress.rollbacks),
+        "gradient_spikes": progress.spikes,
+        "out_of_memory": len(job.shortages),
         "tokens_seen": progress.tokens_seen,
         "trained_tokens_seen": progress.trained_tokens_seen,
         "train_time_s": round(progress.train_time_s, 3),
@@ -368,7 +376,8 @@ def _leave_finished(job: Job, stop: StopRequest) -> None:
 def _restore(job: Job, world: World, reporter: Reporter) -> None:
     """Puts the newest whole checkpoint into the job; damaged newer ones are moved aside."""
     from inlay.training import checkpoint as checkpoints
-    from inlay.training.optimizer import restore_state
+    from inlay.training.recovery import put_back
+    from inlay.training.shortage import recorded
 
     chosen = ""
     if world.is_first:
@@ -380,13 +389,11 @@ def _restore(job: Job, world: World, reporter: Reporter) -> None:
             reporter.note(f"passed over a damaged checkpoint, now {checkpoints.set_aside(damaged).name}: {fault}")
         chosen = str(newest.path)
     newest = checkpoints.Checkpoint(Path(world.broadcast_text(chosen)))
-    adapter, tensors, values, progress = checkpoints.load(newest)
-    adapter.load_into(job.model)
-    restore_state(job.optimizer, tensors, values)
-    job.progress = progress
+    put_back(job, newest)
+    job.shortages, progress = recorded(job.run), job.progress
     if world.is_first:
         last_logged = progress.step - (progress.unfinished is not None)
-        job.run.truncate_metrics(last_logged)
+        job.run.truncate_metrics(last_logged, progress.rollbacks)
     reporter.note(f"going on after step {progress.step} of {job.total_steps} from {newest.path}")
 
 

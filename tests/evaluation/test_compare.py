@@ -29,6 +29,7 @@ from inlay.evaluation.score import HeldOut, Score, held_out, read_held_out, scor
 from inlay.events import PlainReporter
 from inlay.models.adapter import attach
 from parts import make_base, write_rows
+from training_runs import Quiet
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -266,8 +267,15 @@ def test_the_loss_of_a_score_is_the_held_out_loss_of_training(tmp_path: Path, en
     model = base_model(make_base(tmp_path / "base", seed=3)).eval()
     config = SimpleNamespace(eval=SimpleNamespace(batch_size=4))
     job: Any = SimpleNamespace(
-        model=model, heldout=rows.tokens, pad_id=encoder.pad_id, device="cpu", autocast_dtype=None, config=config
+        model=model,
+        heldout=rows.tokens,
+        pad_id=encoder.pad_id,
+        device="cpu",
+        autocast_dtype=None,
+        config=config,
+        progress=SimpleNamespace(step=0),
+        shortages=[],
     )
-    nll, weight = heldout_nll(job, World(), StopRequest())
+    nll, weight = heldout_nll(job, World(), StopRequest(), Quiet())
     result = scored(model, "base", rows, encoder, generate=False)
     assert result.nll.sum() / result.weight.sum() == pytest.approx(nll.sum() / weight.sum(), rel=1e-12)

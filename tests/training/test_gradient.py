@@ -19,6 +19,7 @@ from inlay.training.setup import Setup, set_up
 from inlay.training.signals import StopRequest
 from inlay.training.world import World
 from parts import qa_rows, write_rows
+from training_runs import Quiet
 
 Tree = Callable[..., dict[str, Any]]
 
@@ -26,8 +27,6 @@ Tree = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="module")
 def setup(tiny_base: Any, tmp_path_factory: pytest.TempPathFactory) -> Setup:
     """32 training rows whose answers are 1 to 4 sentences long, every token with a weight of its own."""
-    from training_runs import Quiet
-
     data = write_rows(tmp_path_factory.mktemp("gradient") / "data.jsonl", qa_rows(40))
     tree = {
         "model": {"base_model": str(tiny_base), "device": "cpu", "dtype": "float32"},
@@ -136,11 +135,11 @@ def test_held_out_loss_is_the_same_for_any_number_of_ranks_and_leaves_training_u
     job.config = job.config.model_copy(update={"eval": two_each})
     rows = step_rows(1, 0, len(setup.data.train), 8)
     before, _ = gradient(job, rows)
-    alone = np.stack(heldout_nll(job, World(), StopRequest()))
+    alone = np.stack(heldout_nll(job, World(), StopRequest(), Quiet()))
     assert torch.equal(gradient(job, rows)[0], before)
     assert (alone[1] > 0).all()
     for size in (2, 3, 5):
-        shares = [np.stack(heldout_nll(job, Share(rank, size), StopRequest())) for rank in range(size)]
+        shares = [np.stack(heldout_nll(job, Share(rank, size), StopRequest(), Quiet())) for rank in range(size)]
         assert sum((share[1] > 0).any() for share in shares) == min(size, 4)
         np.testing.assert_allclose(sum(shares), alone, rtol=1e-12)
 

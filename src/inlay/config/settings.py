@@ -162,6 +162,11 @@ class TrainConfig(Settings):
     """Held-out loss every so many steps; `auto` is ten times a run."""
     save_steps: Auto | Literal["epoch"] | PositiveInt = "auto"
     """Checkpoint every so many steps; `auto` is with each evaluation."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """On a loss, gradient, weight or optimizer state that is not finite: stop, skip the batch, or roll back to the
+    last checkpoint with half the learning rate and past the batches since."""
+    max_nonfinite: PositiveInt = 3
+    """With skip or rollback: stop after so many of them."""
     keep_checkpoints: PositiveInt = 3
     """Newest checkpoints kept; the best one is always kept beside them."""
     export: Literal["best", "last"] = "best"
@@ -176,6 +181,8 @@ class TrainConfig(Settings):
                 f"micro_batch_size {self.micro_batch_size} is more than the batch_size of {self.batch_size} that it is "
                 "a part of; lower it, or leave it out"
             )
+        if self.on_nonfinite == "stop" and _is_changed(self, "max_nonfinite"):
+            raise ValueError("max_nonfinite has no effect with on_nonfinite stop; leave one out")
         if self.warmup_steps is not None and _is_changed(self, "warmup_ratio"):
             raise ValueError("warmup_ratio has no effect with warmup_steps; leave one out")
         return self

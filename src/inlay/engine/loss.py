@@ -58,11 +58,13 @@ def score_rows(
     scores = torch.zeros(2, len(tokens), dtype=torch.float64)
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), autocast(device, dtype):
-        for rows in shares:
-            nll_B, weight_B = weighted_nll(model, collate(tokens, rows, pad_id).to(device))
-            scores[0, rows], scores[1, rows] = nll_B.cpu().double(), weight_B.cpu().double()
-    model.train(was_training)
+    try:
+        with torch.inference_mode(), autocast(device, dtype):
+            for rows in shares:
+                nll_B, weight_B = weighted_nll(model, collate(tokens, rows, pad_id).to(device))
+                scores[0, rows], scores[1, rows] = nll_B.cpu().double(), weight_B.cpu().double()
+    finally:
+        model.train(was_training)
     return scores
 
 

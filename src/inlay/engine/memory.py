@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,18 +19,32 @@ def enough_memory(way_out: str) -> Iterator[None]:
     """Turns running out of memory inside into one line with the way out. Raises: TrainingError."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise TrainingError(f"out of memory ({_first_line(error)}). {way_out}") from None
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        raise TrainingError(f"out of memory ({_first_line(error)}). {way_out}") from None
+        raise TrainingError(f"out of memory ({first_line(error)}). {way_out}") from None
 
 
-def _first_line(error: BaseException) -> str:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator of CUDA, MPS or the CPU, or a planned limit, had no room."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_ROOM)
+
+
+def first_line(error: BaseException) -> str:
+    """What an allocator says first, without its advice."""
     return (str(error).strip().splitlines() or ["no more is known"])[0][:200].rstrip(".")
 
 
+def release(device: str) -> None:
+    """Hands back what the allocator holds but nobody uses."""
+    if device != "cpu":  # which keeps nothing back
+        gc.collect()
+        (torch.mps if device == "mps" else torch.cuda).empty_cache()
+
+
+_NO_ROOM = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 LAYER_NAMES = ("num_hidden_layers", "n_layer", "num_layers")
 
 

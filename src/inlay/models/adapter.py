@@ -221,10 +221,14 @@ class AdapterState:
         return AdapterState(self.settings | settings, tensors)
 
     def write(self, folder: Path) -> None:
-        """Puts `adapter_model.safetensors` and `adapter_config.json` into the folder."""
+        """Puts `adapter_model.safetensors` and `adapter_config.json` into the folder.
+
+        Raises: AdapterError when a value is not finite, with nothing written.
+        """
         assert not any(f".{START}." in name for name in self.tensors), "export it first"
         for name, tensor in self.tensors.items():
-            assert torch.isfinite(tensor).all(), f"{name} is not finite"
+            if not torch.isfinite(tensor).all():
+                raise AdapterError(f"{folder}: {name} is not finite; nothing was written.")
         save_file({k: v.contiguous() for k, v in self.tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / SETTINGS).write_text(json.dumps(self.settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

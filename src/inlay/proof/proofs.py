@@ -80,13 +80,17 @@ def _files_of(about: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     return list(about["files"].values())
 
 
-def tokens_were_counted(train: TokenSet, seed: int, batch_size: int, steps: int, seen: int) -> str:
-    """The trained tokens that the run says it saw are those of the rows of its steps."""
+def tokens_were_counted(train: TokenSet, seed: int, batch_size: int, batches: list[list[int]], seen: int) -> str:
+    """The trained tokens that the run says it saw are those of its batches, given as stretches [first, last]."""
     counts = train.trained_counts()
-    epochs, rest = divmod(steps, steps_per_epoch(len(train), batch_size))
-    first = steps - rest + 1
-    last_rows = [i for step in range(first, steps + 1) for i in step_rows(step, seed, len(train), batch_size)]
-    expected = epochs * int(counts.sum()) + int(counts[last_rows].sum())
+
+    def up_to(batch: int) -> int:
+        epochs, rest = divmod(batch, steps_per_epoch(len(train), batch_size))
+        started = [i for n in range(batch - rest + 1, batch + 1) for i in step_rows(n, seed, len(train), batch_size)]
+        return epochs * int(counts.sum()) + int(counts[started].sum())
+
+    steps = sum(last - first + 1 for first, last in batches)
+    expected = sum(up_to(last) - up_to(first - 1) for first, last in batches)
     if expected != seen or seen <= 0:
         raise Refuted(f"the rows of {steps} steps hold {expected:,} trained tokens, the run says {seen:,}.")
     return f"{seen:,} in {steps} steps over {len(train)} rows, counted anew from the data"

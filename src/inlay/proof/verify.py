@@ -98,7 +98,7 @@ def prove_trained(setup: Setup, job: Job, step: int, start: Start) -> list[Proof
     }
     found = [
         *_of_folder(run, step, evidence, lambda: _tensors(stored), config),
-        *_of_data(data.train, sample_of(data.train, data.train_sample), setup.encoder, config, job.progress.step,
+        *_of_data(data.train, sample_of(data.train, data.train_sample), setup.encoder, config, job.progress.trained_batches(),
                   job.progress.trained_tokens_seen, ""),
         proof("saved = in memory", saved),
         proof("adapter off = base", untouched),
@@ -117,7 +117,8 @@ def prove_stored(run: Run, load: Callable[[], Loaded]) -> list[Proof]:
     load = lru_cache(load)
     record, config = run.record, run.config
     result = record.get("result") or {}
-    steps, step = int(result.get("steps", 0)), int(result.get("adapter_step", 0))
+    step = int(result.get("adapter_step", 0))
+    batches = result.get("trained_batches") or [[1, int(result.get("steps", 0))]]
     evidence = _evidence(run)
     training = _training_encoder(config)
     data, why = _data(config, training, str(record.get("data_hash")))
@@ -152,7 +153,7 @@ def prove_stored(run: Run, load: Callable[[], Loaded]) -> list[Proof]:
 
     return [
         *_of_folder(run, step, evidence, tensors, config),
-        *_of_data(rows, sample, training, config, steps, int(result.get("trained_tokens_seen", 0)), why),
+        *_of_data(rows, sample, training, config, batches, int(result.get("trained_tokens_seen", 0)), why),
         proof("saved = in memory", saved),
         proof("adapter off = base", untouched),
         _served(sample, lambda: load()[1], training),
@@ -185,14 +186,14 @@ def _of_folder(
 
 def _of_data(
     rows: TokenSet, sample: list[tuple[Example, list[Tokens]]], encoder: Encoder, config: Config,
-    steps: int, seen: int, missing: str,
+    batches: list[list[int]], seen: int, missing: str,
 ) -> list[Proof]:  # fmt: skip
     """`missing` says why `rows` are the held-out ones instead of those that were trained; empty when they are not."""
 
     def counted() -> str:
         if missing:
             raise Unknown(missing)
-        return p.tokens_were_counted(rows, config.train.seed, config.train.batch_size, steps, seen)
+        return p.tokens_were_counted(rows, config.train.seed, config.train.batch_size, batches, seen)
 
     return [
         proof("trained tokens", counted),

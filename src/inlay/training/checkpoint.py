@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from inlay.errors import StorageError
 from inlay.models.adapter import AdapterState
 from inlay.storage import explained, move_aside, read_manifest, replace_folder, verified
+from inlay.training.guards import require_finite_state
 from inlay.training.optimizer import state_tensors
 
 ADAPTER, OPTIMIZER = "adapter.safetensors", "optimizer.safetensors"
@@ -42,8 +43,36 @@ class Progress:
     eval_step: int | None = None
     stopped_early: bool = False
     train_time_s: float = 0.0
+    saved_step: int = 0
+    """Of the last checkpoint that was due; one that a signal caused is no place to roll back to."""
+    skipped: list[int] = field(default_factory=list)
+    """Steps whose batch was not finite and changed nothing."""
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)
+    """Their lines in metrics.jsonl, which name what has held since."""
+    recent_norms: list[float] = field(default_factory=list)
+    spikes: int = 0
     unfinished: dict[str, Any] | None = None
     """Metrics of the last step while its evaluation and its line in metrics.jsonl are still to come."""
+
+    def position(self, step: int) -> int:
+        """Which batch of the data order a step takes: its own, or a later one where rollbacks have passed some."""
+        last = next((r for r in reversed(self.rollbacks) if r["step"] < step), None)
+        return step + (last["batches_passed"][1] - last["step"] if last else 0)
+
+    def trained_batches(self) -> list[list[int]]:
+        """[first, last] of every stretch of the data order that the weights have seen."""
+        stretches: list[list[int]] = []
+        for step in sorted({*range(1, self.step + 1)} - {*self.skipped}):
+            batch = self.position(step)
+            if stretches and stretches[-1][1] == batch - 1:
+                stretches[-1][1] = batch
+            else:
+                stretches.append([batch, batch])
+        return stretches
+
+    @property
+    def learning_rate_factor(self) -> float:
+        return float(self.rollbacks[-1]["learning_rate_factor"]) if self.rollbacks else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +98,7 @@ def write(folder: Path, adapter: AdapterState, optimizer: Optimizer, progress: P
     """
     final = folder / f"step-{progress.step:06d}"
     tensors, values = state_tensors(optimizer)
+    require_finite_state({**adapter.tensors, **{f"optimizer state {k}": v for k, v in tensors.items()}})
     state = {"progress": asdict(progress), "optimizer": values, "adapter": adapter.settings}
     text = json.dumps(state, indent=2, allow_nan=False)
     if final.exists():
@@ -131,11 +161,16 @@ def load(checkpoint: Checkpoint) -> tuple[AdapterState, dict[str, Tensor], dict[
         raise StorageError(f"{path}: cannot be read ({error}).") from None
 
 
-def prune(folder: Path, keep: int, best_step: int | None) -> None:
-    """Deletes all but the newest `keep` and the best. A delete that a kill cuts short leaves no half checkpoint."""
+def prune(folder: Path, keep: int, kept_steps: set[int | None]) -> None:
+    """Deletes all but the newest `keep` and those of `kept_steps`."""
     for checkpoint in listed(folder)[:-keep]:
-        if checkpoint.step != best_step:
-            doomed = checkpoint.path.with_name(f".staging-delete-{checkpoint.path.name}")
-            with explained(checkpoint.path):
-                checkpoint.path.rename(doomed)
-                shutil.rmtree(doomed)
+        if checkpoint.step not in kept_steps:
+            delete(checkpoint)
+
+
+def delete(checkpoint: Checkpoint) -> None:
+    """A delete that a kill cuts short leaves no half checkpoint."""
+    doomed = checkpoint.path.with_name(f".staging-delete-{checkpoint.path.name}")
+    with explained(checkpoint.path):
+        checkpoint.path.rename(doomed)
+        shutil.rmtree(doomed)

@@ -3,31 +3,87 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from inlay.data.tokens import TokenSet
 from inlay.errors import TrainingError
 from inlay.training.world import World
 
 _NAMED_ROWS = 16
+SPIKE_WINDOW = 50
+"""Earlier gradient norms that a norm is held against."""
+_SPIKE_NEEDS, _SPIKE_DEVIATIONS = 20, 8.0
+
+
+class NonFinite(TrainingError):
+    """A loss, gradient, weight or optimizer state that is not finite, on every rank alike."""
+
+    def __init__(self, message: str, step: int, *, before_update: bool) -> None:
+        super().__init__(message)
+        self.step = step
+        self.before_update = before_update
+        """The weights are still those of the step before."""
 
 
 def require_finite(
     world: World, train: TokenSet, step: int, rows: Sequence[int], bad: Sequence[int], loss: float, norm: float
 ) -> None:
-    """Raises: TrainingError, on every rank alike, naming the rows whose loss is not finite: `bad` on this rank."""
+    """Raises: NonFinite naming the rows whose loss is not finite: `bad` on this rank."""
     if math.isfinite(loss) and math.isfinite(norm):
         return
     found = world.sum(torch.tensor([float(row in bad) for row in rows])).tolist()
     culprits = [row for row, flag in zip(rows, found, strict=True) if flag] or list(rows)
     what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm} (loss {loss:.4f})"
-    raise TrainingError(
-        f"step {step}: {what} on {named(train, culprits)}. Look at these rows, or lower train.learning_rate."
+    raise NonFinite(
+        f"step {step}: {what} on {named(train, culprits)}. Look at these rows, or lower train.learning_rate.",
+        step,
+        before_update=True,
     )
+
+
+def require_finite_update(parameters: list[torch.nn.Parameter], optimizer: Optimizer, step: int) -> None:
+    """Raises: NonFinite when a step has left a weight or a number of the optimizer's state not finite."""
+    held = [parameter.detach() for parameter in parameters]
+    for what, tensors in (("a weight of the adapter", held), ("the optimizer's state", _floats(optimizer.state))):
+        # the largest magnitude: one fused pass, and it is NaN where one value is
+        if tensors and not math.isfinite(float(torch.nn.utils.get_total_norm(tensors, math.inf))):
+            raise NonFinite(
+                f"step {step}: {what} is no longer finite. Lower train.learning_rate.", step, before_update=False
+            )
+
+
+def _floats(state: Any) -> list[Tensor]:
+    if isinstance(state, Tensor):
+        return [state.detach().float()] if state.is_floating_point() and state.numel() else []
+    return [tensor for inner in state.values() for tensor in _floats(inner)] if isinstance(state, Mapping) else []
+
+
+def require_finite_state(tensors: Mapping[str, Tensor]) -> None:
+    """Raises: TrainingError: what is not finite never reaches the disk."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(f"{name} is not finite: nothing was written. Lower train.learning_rate.")
+
+
+def spike(norm: float, earlier: Sequence[float]) -> float | None:
+    """How many robust deviations a gradient norm stands above the median of the earlier ones, where that is a spike:
+    above 8, and above twice the median. None too for the first 20, from which no spread can be told.
+
+    The deviation is 1.4826 times the median absolute deviation, which equals the standard deviation of a normal.
+    """
+    if len(earlier) < _SPIKE_NEEDS:
+        return None
+    median = statistics.median(earlier)
+    deviation = 1.4826 * statistics.median(abs(value - median) for value in earlier)
+    if norm <= 2 * median or norm - median <= _SPIKE_DEVIATIONS * deviation:
+        return None
+    return (norm - median) / max(deviation, 1e-3 * median)
 
 
 def named(tokens: TokenSet, rows: Sequence[int]) -> str:

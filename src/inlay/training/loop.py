@@ -22,19 +22,22 @@ from inlay.config import Config
 from inlay.data.batches import collate, epochs_done, micro_batches, step_rows
 from inlay.data.tokens import TokenSet
 from inlay.engine.loss import autocast, score_rows, weighted_nll
-from inlay.errors import Interrupted, TrainingError
+from inlay.errors import Interrupted
 from inlay.events import Reporter
 from inlay.models.adapter import AdapterState, base_view
 from inlay.run import Run
 from inlay.training import checkpoint as checkpoints
 from inlay.training import guards
 from inlay.training.checkpoint import Progress
+from inlay.training.recovery import recover
 from inlay.training.schedule import learning_rate
+from inlay.training.shortage import EVALUATION, TRAINING, Shortage, with_memory
 from inlay.training.signals import StopRequest
 from inlay.training.trackers import Tracker
 from inlay.training.world import World
 
 _LOSS_SCALE = 1024.0  # of float16, whose small gradients would vanish
+_SHOWN = {"loss": "loss", "lr": "learning_rate", "norm": "grad_norm", "tok/s": "tokens_per_s", "memory": "memory_bytes"}
 
 
 @dataclass
@@ -58,6 +61,8 @@ class Job:
     save_every: int
     autocast_dtype: torch.dtype | None = None
     progress: Progress = field(default_factory=Progress)
+    shortages: list[Shortage] = field(default_factory=list)
+    """Where memory ran out, and what a batch has held since."""
     # of each training row: tokens, summed weight, trained tokens
     lengths: np.ndarray = field(init=False)
     row_weights: np.ndarray = field(init=False)
@@ -68,6 +73,10 @@ class Job:
         self.trained_counts = self.train.trained_counts()
 
     @property
+    def is_over(self) -> bool:
+        return self.progress.step >= self.total_steps or self.progress.stopped_early
+
+    @property
     def loss_scale(self) -> float:
         return _LOSS_SCALE if self.autocast_dtype == torch.float16 else 1.0
 
@@ -75,42 +84,57 @@ class Job:
 def run_job(job: Job, world: World, stop: StopRequest, reporter: Reporter, trackers: list[Tracker]) -> None:
     """Trains until the last step, an early stop, or a signal; progress, metrics and checkpoints are in `job.run`.
 
-    Raises: TrainingError on a non-finite loss or gradient, naming its rows; Interrupted after a signal, with a
+    Raises: NonFinite where `train.on_nonfinite` stops, naming step and rows; Interrupted after a signal, with a
     checkpoint of the last whole step on the disk.
     """
     progress = job.progress
     reporter.start(job.total_steps, progress.step, "step")
     try:
-        if progress.base_eval_loss is None:
-            _evaluate_base(job, world, stop)
-        while progress.unfinished is not None or (progress.step < job.total_steps and not progress.stopped_early):
-            if progress.unfinished is None:
-                progress.unfinished = _optimizer_step(job, world, stop)
-            _finish_step(job, world, stop, reporter, trackers, progress.unfinished)
+        if job.progress.base_eval_loss is None:
+            _evaluate_base(job, world, stop, reporter)
+        if job.progress.step == 0 and job.config.train.on_nonfinite == "rollback":
+            _save(job, world)  # so that there is a place to go back to
+        while job.progress.unfinished is not None or not job.is_over:
+            try:
+                if job.progress.unfinished is None:
+                    job.progress.unfinished = _optimizer_step(job, world, stop, reporter)
+                _finish_step(job, world, stop, reporter, trackers, job.progress.unfinished)
+            except guards.NonFinite as found:
+                recover(job, world, found, reporter, lambda: _save(job, world))
     finally:
         reporter.end()
 
 
-def _optimizer_step(job: Job, world: World, stop: StopRequest) -> dict[str, float]:
-    """Makes the step after `job.progress.step` and returns its metrics."""
+def _optimizer_step(job: Job, world: World, stop: StopRequest, reporter: Reporter) -> dict[str, Any]:
+    """Makes the step after `job.progress.step` and returns its metrics. Raises: NonFinite."""
     config, progress = job.config.train, job.progress
     began = time.perf_counter()
     step = progress.step + 1
-    rows = step_rows(step, config.seed, len(job.train), config.batch_size)
-    shares = micro_batches(rows, job.lengths, job.micro_batch_size, world.rank, world.size)
-    loss, bad_rows = accumulate(job, step, shares, float(job.row_weights[rows].sum()), stop)
+    position = progress.position(step)
+    rows = step_rows(position, config.seed, len(job.train), config.batch_size)
+    weight = float(job.row_weights[rows].sum())
+
+    def gradient(micro_batch_size: int) -> tuple[Tensor, list[int]]:
+        shares = micro_batches(rows, job.lengths, micro_batch_size, world.rank, world.size)
+        return accumulate(job, step, shares, weight, stop)
+
+    (loss, bad_rows), micro_batch_size = with_memory(job, world, TRAINING, step, reporter, gradient)
     leave_if_asked(job, world, stop)
     world.sum(loss)
     world.sum_gradients(job.parameters)
     norm = torch.nn.utils.clip_grad_norm_(job.parameters, config.max_grad_norm)
     guards.require_finite(world, job.train, step, rows, bad_rows, float(loss), float(norm))
-    rate = learning_rate(config, job.peak_learning_rate, step, job.total_steps)
+    rate = progress.learning_rate_factor * learning_rate(config, job.peak_learning_rate, step, job.total_steps)
     for group in job.optimizer.param_groups:
         group["lr"] = rate
-    before = guards.adapter_outputs(job.model) if step == 1 else {}
+    before = guards.adapter_outputs(job.model) if progress.train_loss is None else {}
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
+    guards.require_finite_update(job.parameters, job.optimizer, step)
     guards.require_moved(before)
+    spike = guards.spike(float(norm), progress.recent_norms)
+    progress.recent_norms = [*progress.recent_norms, float(norm)][-guards.SPIKE_WINDOW :]
+    progress.spikes += spike is not None
     took_s = time.perf_counter() - began
     progress.step, progress.train_loss = step, float(loss)
     progress.tokens_seen += int(job.lengths[rows].sum())
@@ -118,10 +142,12 @@ def _optimizer_step(job: Job, world: World, stop: StopRequest) -> dict[str, floa
     progress.train_time_s += took_s
     return {
         "step": step,
-        "epoch": round(epochs_done(step, len(job.train), config.batch_size), 4),
+        "epoch": round(epochs_done(position, len(job.train), config.batch_size), 4),
         "loss": float(loss),
         "learning_rate": rate,
         "grad_norm": float(norm),
+        **({} if spike is None else {"spike": round(spike, 1)}),
+        "micro_batch_size": micro_batch_size,
         "tokens_per_s": float(job.lengths[rows].sum() / took_s),
         "memory_bytes": float(memory_bytes(job.device)),
         "time_s": round(progress.train_time_s, 3),
@@ -133,21 +159,25 @@ def _finish_step(
 ) -> None:
     """Evaluation, metrics and checkpoint of a step that the optimizer has made, where they are due."""
     progress, step = job.progress, job.progress.step
-    evaluated = _evaluate_if_due(job, world, stop)
+    evaluated = _evaluate_if_due(job, world, stop, reporter)
     progress.unfinished = None
     if world.is_first:
         if step % job.config.train.log_steps == 0 or evaluated or step == job.total_steps:
             job.run.log_metrics(values | evaluated)
             for tracker in trackers:
                 tracker.log(step, values | evaluated)
-        shown = {"loss": values["loss"], "eval": progress.eval_loss, "lr": values["learning_rate"]}
-        shown |= {"norm": values["grad_norm"], "tok/s": values["tokens_per_s"], "memory": values["memory_bytes"]}
+        shown = {name: values.get(key) for name, key in _SHOWN.items()} | {"eval": progress.eval_loss}
         reporter.progress(step, {k: v for k, v in shown.items() if v is not None})
     improved, last = evaluated.get("best", False), step == job.total_steps or progress.stopped_early
     if step % job.save_every == 0 or improved or last:
-        if world.is_first:
-            save_checkpoint(job)
-        world.barrier()
+        progress.saved_step = step
+        _save(job, world)
+
+
+def _save(job: Job, world: World) -> None:
+    if world.is_first:
+        save_checkpoint(job)
+    world.barrier()
 
 
 def accumulate(
@@ -191,17 +221,20 @@ def _seed_draws(device: str, *key: int) -> None:
         torch.mps.manual_seed(seed)
 
 
-def heldout_nll(job: Job, world: World, stop: StopRequest) -> tuple[np.ndarray, np.ndarray]:
+def heldout_nll(job: Job, world: World, stop: StopRequest, reporter: Reporter) -> tuple[np.ndarray, np.ndarray]:
     """(N,) summed nll in nats and (N,) weight of each held-out sequence, computed by all ranks together.
 
     What it returns after a stop was asked for is incomplete.
     """
-    rows = range(len(job.heldout))
-    shares = micro_batches(rows, job.heldout.lengths, job.config.eval.batch_size, world.rank, world.size)
-    until = _until_asked(shares, stop)
-    nll, weight = world.sum(
-        score_rows(job.model, job.heldout, until, job.pad_id, job.device, job.autocast_dtype)
-    ).numpy()
+
+    def scores(batch_size: int) -> Tensor:
+        rows = range(len(job.heldout))
+        shares = micro_batches(rows, job.heldout.lengths, batch_size, world.rank, world.size)
+        until = _until_asked(shares, stop)
+        return score_rows(job.model, job.heldout, until, job.pad_id, job.device, job.autocast_dtype)
+
+    own, _ = with_memory(job, world, EVALUATION, job.progress.step, reporter, scores)
+    nll, weight = world.sum(own).numpy()
     return nll, weight
 
 
@@ -212,9 +245,9 @@ def _until_asked(shares: Iterable[list[int]], stop: StopRequest) -> Iterator[lis
         yield rows
 
 
-def _evaluate_base(job: Job, world: World, stop: StopRequest) -> None:
+def _evaluate_base(job: Job, world: World, stop: StopRequest, reporter: Reporter) -> None:
     with base_view(job.model):
-        nll, weight = heldout_nll(job, world, stop)
+        nll, weight = heldout_nll(job, world, stop, reporter)
     leave_if_asked(job, world, stop)
     loss = float(nll.sum() / weight.sum())
     guards.require_finite_base(loss)
@@ -223,15 +256,17 @@ def _evaluate_base(job: Job, world: World, stop: StopRequest) -> None:
         job.run.log_metrics({"step": 0, "eval_loss": loss})
 
 
-def _evaluate_if_due(job: Job, world: World, stop: StopRequest) -> dict[str, Any]:
+def _evaluate_if_due(job: Job, world: World, stop: StopRequest, reporter: Reporter) -> dict[str, Any]:
     progress, step = job.progress, job.progress.step
     if step % job.eval_every and step != job.total_steps:
         return {}
-    nll, weight = heldout_nll(job, world, stop)
+    nll, weight = heldout_nll(job, world, stop, reporter)
     leave_if_asked(job, world, stop)
     loss = float(nll.sum() / weight.sum())
     if not math.isfinite(loss):
-        raise TrainingError(f"step {step}: held-out loss is {loss}. Lower train.learning_rate.")
+        raise guards.NonFinite(
+            f"step {step}: held-out loss is {loss}. Lower train.learning_rate.", step, before_update=False
+        )
     progress.eval_loss, progress.eval_step = loss, step
     best = progress.best_eval_loss is None or loss < progress.best_eval_loss
     if best:
@@ -246,7 +281,8 @@ def _evaluate_if_due(job: Job, world: World, stop: StopRequest) -> dict[str, Any
 def save_checkpoint(job: Job) -> None:
     """Writes the checkpoint of the last whole step and forgets those that retention does not keep."""
     checkpoints.write(job.run.checkpoints, AdapterState.of(job.model), job.optimizer, job.progress)
-    checkpoints.prune(job.run.checkpoints, job.config.train.keep_checkpoints, job.progress.best_step)
+    kept = {job.progress.best_step, job.progress.saved_step}
+    checkpoints.prune(job.run.checkpoints, job.config.train.keep_checkpoints, kept)
 
 
 def leave_if_asked(job: Job, world: World, stop: StopRequest) -> None:

@@ -1,0 +1,263 @@
+"""Numbers that are not finite: stop, skip, roll back; and what is never written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from inlay.errors import AdapterError, ConfigError, Interrupted, TrainingError
+from inlay.models.adapter import AdapterState
+from inlay.run import Run
+from inlay.training import checkpoint as checkpoints
+from inlay.training import guards, loop
+from inlay.training.checkpoint import Progress
+from training_runs import Quiet, outcome, stop_after, train
+
+Tree = Callable[..., dict[str, Any]]
+PLAN = {"max_steps": 8, "save_steps": 3, "eval_steps": 4, "keep_checkpoints": 1}
+
+
+class Poison:
+    """Spoils a step at one of its stages, by the position of its rows in the data."""
+
+    def __init__(self) -> None:
+        self.loss: set[int] = set()
+        self.gradient: set[int] = set()
+        self.weights: set[int] = set()
+        self.positions: list[int] = []
+        self.value = math.nan
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[Poison]:
+    chosen = Poison()
+    rows_of, accumulate, finite = loop.step_rows, loop.accumulate, guards.require_finite_update
+
+    def watched(position: int, *rest: Any) -> list[int]:
+        chosen.positions.append(position)
+        return rows_of(position, *rest)
+
+    def spoilt(job: Any, step: int, *rest: Any) -> Any:
+        loss, bad = accumulate(job, step, *rest)
+        now = chosen.positions[-1] if chosen.positions else 0
+        if now in chosen.loss:
+            loss = loss * chosen.value
+        if now in chosen.gradient and job.parameters[-1].grad is not None:  # none after a stop
+            job.parameters[-1].grad.view(-1)[0] = chosen.value
+        return loss, bad
+
+    def checked(parameters: list[Any], optimizer: Any, step: int) -> None:
+        if chosen.positions[-1] in chosen.weights:
+            optimizer.state[parameters[0]]["exp_avg_sq"].view(-1)[0] = chosen.value
+            parameters[0].data.view(-1)[0] = chosen.value
+        finite(parameters, optimizer, step)
+
+    monkeypatch.setattr(loop, "step_rows", watched)
+    monkeypatch.setattr(loop, "accumulate", spoilt)
+    monkeypatch.setattr(guards, "require_finite_update", checked)
+    return chosen
+
+
+def events(run: Run, name: str) -> list[dict[str, Any]]:
+    return [line for line in run.metrics if line.get("event") == name]
+
+
+@pytest.mark.parametrize("stage", ["loss", "gradient", "weights"])
+def test_stop_names_the_step_and_leaves_the_last_good_checkpoint(
+    config_tree: Tree, poison: Poison, tmp_path: Path, stage: str
+) -> None:
+    getattr(poison, stage).add(5)
+    with pytest.raises(TrainingError, match=r"^step 5: "):
+        train(config_tree(train=PLAN, output={"name": "a"}))
+    run = Run(tmp_path / "results" / "a")
+    assert [c.step for c in checkpoints.listed(run.checkpoints)] == [4]
+    assert all(
+        torch.isfinite(t).all() for t in checkpoints.load(checkpoints.listed(run.checkpoints)[0])[0].tensors.values()
+    )
+
+
+def test_skip_passes_over_the_batch_and_changes_nothing_by_it(config_tree: Tree, poison: Poison) -> None:
+    poison.loss |= {1}
+    poison.gradient |= {5}
+    reporter = Quiet()
+    run = train(config_tree(train=PLAN | {"on_nonfinite": "skip"}), reporter=reporter)
+    assert [line["step"] for line in events(run, "skipped")] == [1, 5]
+    assert all("rows data.jsonl:" in line["error"] or ".jsonl:" in line["error"] for line in events(run, "skipped"))
+    assert [line["step"] for line in run.metrics] == list(range(9))
+    assert run.record["result"]["skipped_steps"] == 2
+    assert run.record["result"]["steps"] == 8
+    assert sum(note.startswith("skipped step") for note in reporter.notes) == 2
+
+
+def test_skip_cannot_heal_weights_and_says_what_can(config_tree: Tree, poison: Poison) -> None:
+    poison.weights |= {5}
+    with pytest.raises(TrainingError, match=r"Skipping a batch cannot heal it; train.on_nonfinite=rollback can"):
+        train(config_tree(train=PLAN | {"on_nonfinite": "skip"}))
+
+
+@pytest.mark.parametrize("stage", ["loss", "gradient", "weights"])
+def test_rollback_goes_back_lowers_the_rate_and_passes_the_rows(config_tree: Tree, poison: Poison, stage: str) -> None:
+    getattr(poison, stage).add(5)
+    run = train(config_tree(train=PLAN | {"on_nonfinite": "rollback"}))
+    (event,) = events(run, "rollback")
+    assert (event["step"], event["failed_step"], event["learning_rate_factor"], event["batches_passed"]) == (
+        4,
+        5,
+        0.5,
+        [5, 5],
+    )
+    assert poison.positions == [1, 2, 3, 4, 5, 6, 7, 8, 9], "each batch once, none twice"
+    trained = [line for line in run.metrics if "loss" in line]
+    assert [line["step"] for line in trained] == list(range(1, 9))
+    setattr(poison, stage, set())
+    plain = train(config_tree(train=PLAN))
+    before, after = ([line["learning_rate"] for line in r.metrics if "loss" in line] for r in (plain, run))
+    assert after == before[:4] + [0.5 * rate for rate in before[4:]]
+    assert run.record["result"]["rollbacks"] == 1
+
+
+def test_before_the_first_checkpoint_it_goes_back_to_the_start(config_tree: Tree, poison: Poison) -> None:
+    poison.loss |= {2}
+    run = train(config_tree(train=PLAN | {"on_nonfinite": "rollback"}))
+    (event,) = events(run, "rollback")
+    assert (event["step"], event["batches_passed"]) == (0, [1, 2])
+    assert poison.positions == [1, 2, *range(3, 11)]
+
+
+def test_more_than_so_many_are_too_many(config_tree: Tree, poison: Poison) -> None:
+    for policy in ("skip", "rollback"):
+        poison.loss |= set(range(3, 100))
+        with pytest.raises(TrainingError, match=r"passed over 2 times before, as often as train.max_nonfinite allows"):
+            train(config_tree(train=PLAN | {"on_nonfinite": policy, "max_nonfinite": 2}))
+
+
+@settings(
+    max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+@given(
+    policy=st.sampled_from(["skip", "rollback"]),
+    bad=st.sets(st.integers(1, 8), min_size=1, max_size=3),
+    stops=st.lists(st.integers(1, 8), min_size=1, max_size=3),
+)
+def test_a_run_with_recoveries_stopped_anywhere_and_resumed_ends_as_the_unbroken_one(
+    config_tree: Tree,
+    poison: Poison,
+    tmp_path_factory: pytest.TempPathFactory,
+    policy: str,
+    bad: set[int],
+    stops: list[int],
+) -> None:
+    folder = str(tmp_path_factory.mktemp("runs"))
+    plan = PLAN | {"on_nonfinite": policy}
+    poison.loss, poison.gradient = {p for p in bad if p % 2}, {p for p in bad if not p % 2}
+    whole = train(config_tree(train=plan, output={"folder": folder, "name": "whole"}))
+    tree = config_tree(train=plan, output={"folder": folder, "name": "broken"})
+    for stop in stops:
+        try:
+            train(tree, resume=Run(Path(folder) / "broken").path.exists(), reporter=stop_after(stop))
+        except Interrupted:
+            continue
+    assert outcome(train(tree, resume=True)) == outcome(whole)
+
+
+def test_a_kill_between_any_two_acts_of_a_rollback_ends_the_same(
+    config_tree: Tree, poison: Poison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    plan = PLAN | {"on_nonfinite": "rollback"}
+    poison.loss |= {6}
+    whole = train(config_tree(train=plan, output={"name": "whole"}))
+    for number, (module, name) in enumerate(
+        [(checkpoints, "delete"), (checkpoints, "write"), (Run, "truncate_metrics")]
+    ):
+        tree = config_tree(train=plan, output={"name": f"broken-{number}"})
+        with pytest.raises(Interrupted):  # leaves a checkpoint that was not due, newer than the one to go back to
+            train(tree, reporter=stop_after(5))
+        acted = getattr(module, name)
+
+        def dying(*args: Any, acted: Any = acted, **kwargs: Any) -> Any:
+            if poison.positions[-1:] == [6]:
+                raise Killed
+            return acted(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, dying)
+            with pytest.raises(Killed):
+                train(tree, resume=True)
+        poison.positions.clear()
+        assert outcome(train(tree, resume=True)) == outcome(whole), name
+
+
+def test_nothing_that_is_not_finite_is_written(tmp_path: Path) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(TrainingError, match=r"a is not finite: nothing was written"):
+            checkpoints.write(
+                tmp_path, AdapterState({}, {"a": torch.tensor([0.0, value])}), optimizer, Progress(step=1)
+            )
+        with pytest.raises(AdapterError, match=r"a is not finite; nothing was written"):
+            AdapterState({}, {"a": torch.tensor([0.0, value])}).write(tmp_path)
+        optimizer.state[parameter]["exp_avg"][1] = value
+        with pytest.raises(TrainingError, match=r"optimizer state 0.exp_avg is not finite"):
+            checkpoints.write(tmp_path, AdapterState({}, {"a": torch.zeros(2)}), optimizer, Progress(step=1))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", ["weight", "exp_avg", "exp_avg_sq"])
+def test_an_update_that_spoils_one_number_is_found(value: float, place: str) -> None:
+    parameters = [torch.nn.Parameter(torch.randn(5, 3)) for _ in range(3)]
+    optimizer = torch.optim.AdamW(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    guards.require_finite_update(parameters, optimizer, 1)
+    spoilt = parameters[1].data if place == "weight" else optimizer.state[parameters[1]][place]
+    spoilt[2, 1] = value
+    with pytest.raises(guards.NonFinite, match=r"step 1: .* no longer finite"):
+        guards.require_finite_update(parameters, optimizer, 1)
+
+
+def test_a_spike_is_told_from_the_usual_spread() -> None:
+    generator = torch.Generator().manual_seed(0)
+    norms = (torch.randn(2000, generator=generator) * 0.3).exp().tolist()  # log-normal, as gradient norms are
+    window = guards.SPIKE_WINDOW
+    found = [n for n in range(window, 2000) if guards.spike(norms[n], norms[n - window : n])]
+    assert len(found) <= 4, "fewer than one false alarm in 500 steps"
+    assert guards.spike(20.0, norms[:window]) is not None
+    assert guards.spike(20.0, norms[:19]) is None, "too little to tell a spread from"
+    assert guards.spike(2.1, [1.0] * 50) is not None
+    assert guards.spike(1.9, [1.0] * 50) is None
+
+
+def test_spikes_are_in_the_metrics_and_counted(config_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "_SPIKE_NEEDS", 3)
+    clip = torch.nn.utils.clip_grad_norm_
+    calls: list[int] = []
+
+    def loud(*args: Any) -> torch.Tensor:
+        calls.append(1)
+        return clip(*args) * (100 if len(calls) == 6 else 1)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", loud)
+    run = train(config_tree(train=PLAN))
+    assert [line["step"] for line in run.metrics if "spike" in line] == [6]
+    assert run.record["result"]["gradient_spikes"] == 1
+
+
+def test_a_limit_without_a_policy_is_refused(config_tree: Tree) -> None:
+    with pytest.raises(ConfigError, match="max_nonfinite has no effect with on_nonfinite stop"):
+        train(config_tree(train={"max_nonfinite": 5}))
