@@ -111,6 +111,9 @@ class DataConfig(Settings):
     """Share of the rows held out when no `eval` file is given. Rows with the same prompt stay on one side."""
     max_length: Auto | Annotated[int, Field(ge=8)] = "auto"
     """Longest sequence in tokens. `auto` is the 99th percentile of the rows, at most the model's context."""
+    check: Literal["refuse", "warn", "off"] = "refuse"
+    """What the check of the rows before training does with errors it finds: `refuse` stops, `warn` says them and
+    goes on. It looks at all rows of an ordinary set and leaves out near duplicates; `inlay data check` does all."""
     overlong: Literal["drop", "cut", "error"] = "drop"
     """What happens to a row longer than `max_length`. `cut` keeps its first tokens."""
     max_lost_share: Annotated[float, Field(ge=0, le=1)] = 0.2

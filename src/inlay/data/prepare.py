@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from inlay.config.settings import DataConfig
+from inlay.data.checks.quick import QuickCheck, quick_check
 from inlay.data.encode import Encoder
 from inlay.data.read import read_examples
 from inlay.data.splits import by_content, draw, leaked
@@ -52,6 +53,8 @@ class PreparedData:
     """Those that `data.max_length` left; more than `eval.max_rows` of them are drawn from."""
     leaked: int
     """Held-out examples that ask what a training row asks; 0 where the split is by content."""
+    check: QuickCheck | None
+    """What the check before training found; None where it is off."""
     rows: int
     format: str
     format_reason: str
@@ -71,13 +74,16 @@ def prepare(config: DataConfig, encoder: Encoder, context_length: int, max_rows:
     """Raises: DataError for a row that cannot be used, DataCheckError for data that would not train as meant."""
     _use_threads(config.workers)
     read = read_examples(config.train, config.format, config.columns)
+    other = read_examples(config.eval, config.format, config.columns) if config.eval else None
+    check = None if config.check == "off" else quick_check(read.examples, other.examples if other else ())
+    if check and config.check == "refuse":
+        check.refuse_errors(config.train)
     tokens = encode(read.examples, encoder, _key(read.hash, read.format, config), config.cache)
-    if config.eval is None:
+    if other is None:
         train_rows, heldout_rows = _split(read.examples, config)
         train, heldout = _of_examples(tokens, train_rows), _of_examples(tokens, heldout_rows)
         heldout_examples: Sequence[Example] = read.examples
     else:
-        other = read_examples(config.eval, config.format, config.columns)
         train = tokens
         heldout = encode(other.examples, encoder, _key(other.hash, other.format, config), config.cache)
         heldout_examples = other.examples
@@ -103,6 +109,7 @@ def prepare(config: DataConfig, encoder: Encoder, context_length: int, max_rows:
         heldout_examples=drawn_examples,
         heldout_available=available,
         heldout_fitting=len(fitting),
+        check=check,
         leaked=leaked(read.examples, drawn_examples) if config.eval else 0,
         rows=len(read.examples),
         format=read.format,

@@ -66,6 +66,7 @@ class Setup:
             ("dtype", f"{config.model.dtype} ({reasons.get('model.dtype', 'as set')})"),
             ("quantization", f"{self.quantization} ({reasons.get('model.quantization', 'as set')})"),
             ("data", f"{data.rows} rows, format {data.format} ({data.format_reason})"),
+            *([("data check", data.check.told())] if data.check else []),
             ("template", self.encoder.template_name),
             ("rows", f"{lengths.kept} kept, {lengths.cut} cut, {lengths.dropped} dropped "
                      f"({lengths.trained_tokens_lost} trained tokens lost); max_length {data.max_length} "

@@ -145,7 +145,7 @@ def test_answers_that_are_all_the_same_are_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("secret", [KEY, GITHUB, CARD, "jane.doe@acme.io", "+49 30 9018 2042"])
 def test_a_secret_is_never_shown_whole_in_any_finding(tmp_path: Path, secret: str) -> None:
     filler = "word " * 30
-    rows = [qa(f"{secret} what? {n}", f"{filler[:n]}{secret} {filler}\0") for n in range(90)]
+    rows = [qa(f"{secret} what? {n}", f"{filler[:n]} {secret} {filler}\0") for n in range(90)]
     rows += [qa(f"{secret} what? 1", f"I say {secret} too"), rows[5]]
     shown = json.dumps(checked(tmp_path, rows).to_json(), ensure_ascii=False)
     assert secret not in shown

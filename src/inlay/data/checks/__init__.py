@@ -33,4 +33,7 @@ CHECKS: Final[dict[str, Callable[[], Check]]] = {
     "near": NearDuplicates,
 }
 
-__all__ = ["CHECKS", "SEVERITIES", "Check", "CheckedRow", "Finding", "Kind", "Place", "Severity"]
+EXPENSIVE: Final = frozenset({"near"})
+"""Those that `train` leaves to `inlay data check`."""
+
+__all__ = ["CHECKS", "EXPENSIVE", "SEVERITIES", "Check", "CheckedRow", "Finding", "Kind", "Place", "Severity"]

@@ -46,6 +46,11 @@ class CheckedRow:
         return tuple(said(message) for message in self.example.messages)
 
     @cached_property
+    def text(self) -> str:
+        """All turns, a line break between them."""
+        return "\n".join(self.texts)
+
+    @cached_property
     def normal(self) -> tuple[tuple[str, str], ...]:
         """(role, normalised text) of each turn."""
         return tuple((m.role, normalised(text)) for m, text in zip(self.example.messages, self.texts, strict=True))

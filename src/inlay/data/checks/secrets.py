@@ -26,15 +26,17 @@ KINDS: Final = {pattern: kind_of(pattern) for pattern in PATTERNS}
 
 
 class Secrets:
-    """Looks at every turn; a row counts once for each kind."""
+    """A row counts once for each kind."""
 
     def __init__(self) -> None:
         self._tally = Tally()
 
     def see(self, row: CheckedRow) -> None:
-        found = {pattern: (text, at) for text in row.texts for pattern, at, _ in matches(text)}
-        for pattern, (text, at) in found.items():
-            self._tally.add(KINDS[pattern], row.source, text, at)
+        found: dict[Pattern, int] = {}
+        for pattern, at, _ in matches(row.text):
+            found.setdefault(pattern, at)
+        for pattern, at in found.items():
+            self._tally.add(KINDS[pattern], row.source, row.text, at)
 
     def findings(self) -> list[Finding]:
         return self._tally.findings()

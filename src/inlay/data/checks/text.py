@@ -44,15 +44,14 @@ _MOJIBAKE = re.compile(
 
 
 class TextDamage:
-    """Looks at every turn; a row counts once for each kind."""
+    """A row counts once for each kind."""
 
     def __init__(self) -> None:
         self._tally = Tally()
 
     def see(self, row: CheckedRow) -> None:
-        found = {kind: (text, at) for text in row.texts for kind, at in damage(text)}
-        for kind, (text, at) in found.items():
-            self._tally.add(kind, row.source, text, at)
+        for kind, at in damage(row.text):
+            self._tally.add(kind, row.source, row.text, at)
 
     def findings(self) -> list[Finding]:
         return self._tally.findings()

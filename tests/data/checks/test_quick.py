@@ -1,0 +1,69 @@
+"""What train looks at before it trains, and when it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inlay import api
+from inlay.data import read_examples
+from inlay.data.checks import quick
+from inlay.data.types import Example
+from inlay.errors import DataCheckError
+from parts import qa_rows, write_rows
+
+Tree = Callable[..., dict[str, Any]]
+
+
+def examples(path: Path, rows: list[dict[str, str]]) -> tuple[Example, ...]:
+    return read_examples(str(write_rows(path / "q.jsonl", rows))).examples
+
+
+def with_nul(path: Path) -> Path:
+    rows = qa_rows(40)
+    rows[7]["answer"] += "\0"
+    return write_rows(path / "nul.jsonl", rows)
+
+
+def test_train_refuses_rows_with_errors_before_anything_is_written(tmp_path: Path, config_tree: Tree) -> None:
+    tree = config_tree(data={"train": str(with_nul(tmp_path))})
+    with pytest.raises(DataCheckError) as refusal:
+        api.train(tree)
+    assert refusal.value.exit_code == 3
+    assert f"rows with the character NUL: 1, first at {tmp_path}/nul.jsonl:8." in str(refusal.value)
+    assert "--set data.check=warn" in str(refusal.value)
+    assert not list((tmp_path / "results").glob("*"))
+
+
+@pytest.mark.parametrize("setting", ["warn", "off"])
+def test_train_goes_on_when_told_to_and_says_what_it_saw(
+    tmp_path: Path, config_tree: Tree, setting: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = api.train(config_tree(data={"train": str(with_nul(tmp_path)), "check": setting}, train={"max_steps": 1}))
+    said = (run.path / "log.txt").read_text() + capsys.readouterr().err
+    assert ("rows with the character NUL: 1" in said) == (setting == "warn")
+    assert run.record["status"] == "finished"
+
+
+def test_held_out_rows_that_stand_in_training_refuse_the_run(tmp_path: Path, config_tree: Tree) -> None:
+    rows = qa_rows(40)
+    train, held_out = write_rows(tmp_path / "t.jsonl", rows), write_rows(tmp_path / "h.jsonl", rows[:10])
+    with pytest.raises(DataCheckError, match="held-out rows that stand in the training rows too: 10"):
+        api.train(config_tree(data={"train": str(train), "eval": str(held_out)}))
+
+
+def test_a_large_set_is_sampled_evenly_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = examples(tmp_path, qa_rows(90))
+    assert quick.quick_check(rows, ()).told().startswith("90 rows, without near duplicates; nothing was found")
+    monkeypatch.setattr(quick, "MOST_ROWS", 10)
+    assert list(quick._evenly(rows)) == list(range(0, 90, 9))
+    assert quick.quick_check(rows, rows[:5]).told().startswith("15 of 95 rows, evenly drawn")
+
+
+def test_long_rows_are_looked_at_up_to_a_number_of_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = examples(tmp_path, [{"question": f"{n:05}", "answer": "a" * 995} for n in range(90)])
+    monkeypatch.setattr(quick, "MOST_CHARACTERS", 10_000)
+    assert len(quick._evenly(rows)) == 10
