@@ -119,7 +119,7 @@ def test_other_settings_are_refused_on_resume_with_the_difference(config_tree: T
 @pytest.mark.parametrize("changed", ["the data file", "the base model", "the held-out rows"])
 def test_other_inputs_are_refused_on_resume(config_tree: Tree, data_file: Path, tmp_path: Path, changed: str) -> None:
     base, held = make_base(tmp_path / "base"), write_rows(tmp_path / "held.jsonl", qa_rows(9)[5:])
-    tree = named(config_tree, model={"base_model": str(base)}, data={"eval": str(held)})
+    tree = named(config_tree, model={"base_model": str(base)}, data={"eval": str(held), "check": "warn"})
     with pytest.raises(Interrupted):
         train(tree, reporter=stop_after(1))
     before = contents(tmp_path / "results")

@@ -31,7 +31,7 @@ def test_data_check_ends_with_3_on_an_error_and_lists_it_with_place_and_fix(inla
     assert "Traceback" not in ended.err
     value = json.loads(inlay("data", "check", str(path), "--json").out)
     assert value["counts"] == {"error": 1, "warning": 0, "note": 0}
-    assert value["findings"][0]["places"] == [{"file": str(path), "line": 10, "shown": "a�"}]
+    assert value["findings"][0]["places"] == [{"file": str(path), "line": 10, "shown": "What? a�"}]
 
 
 def test_data_check_takes_a_config_and_its_columns(inlay: Inlay, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def overfitted(config_tree: Tree, tmp_path: Path) -> Callable[..., dict[str, Any
     held = str(write_rows(tmp_path / "held.jsonl", [{"question": f"What is {a[0]}?", "answer": a} for a in answers]))
     common = {"learning_rate": 0.02, "schedule": "constant"}
     learn = common | {"batch_size": 4, "max_steps": 20, "eval_steps": 20}
-    learned = train(config_tree(model=base, train=learn, data={"train": held, "eval": held}))
+    learned = train(config_tree(model=base, train=learn, data={"train": held, "eval": held, "check": "warn"}))
 
     def make(**settings: Any) -> dict[str, Any]:
         forget = common | {"max_steps": 10, "eval_steps": 2, "keep_checkpoints": 2} | settings

@@ -1,0 +1,71 @@
+"""Rows that a check finds something in, by case, and rows that only look like it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+KEY = "AKIA" + "Q7RT2WXJ5LMN3VKP"
+GITHUB = "ghp_" + "a8Kd93jfLq02mZx7Yb5Rt6Uw1Vc4Ne0Ps9Qg"
+CARD = "4539 1488 0343 6467"
+LOOP = "I am not sure. " + "and then we went there again, " * 40
+
+
+def qa(question: str, answer: str) -> dict[str, str]:
+    return {"question": question, "answer": answer}
+
+
+def chat(*turns: tuple[str, str]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+FOUND: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    # name: (kind, rows besides clean ones)
+    "nul": ("nul-character", [qa("What?", "a\0b")]),
+    "replacement character": ("replacement-character", [qa("Caf\ufffd?", "yes")]),
+    "mojibake": ("mojibake", [qa("Where is the cafÃ©?", "there")]),
+    "mojibake of quotes": ("mojibake", [qa("It doesnâ€™t work", "restart it")]),
+    "mojibake of emoji": ("mojibake", [qa("Hi", "Hello ðŸ˜€")]),
+    "mojibake of cyrillic": ("mojibake", [qa("ÐŸÑ€Ð¸Ð²ÐµÑ‚", "ok")]),
+    "mojibake of chinese": ("mojibake", [qa("ä¸\xadæ–‡", "ok")]),
+    "mojibake of a space": ("mojibake", [qa("10Â\xa0kg", "ok")]),
+    "terminal colours": ("control-character", [qa("What?", "\x1b[31mred\x1b[0m")]),
+    "html entities": ("html-entity", [qa("a &amp; b?", "yes")]),
+    "no words": ("answer-without-words", [qa("What?", "...")]),
+    "missing value": ("answer-says-nothing", [qa("What?", "N/A")]),
+    "echo": ("answer-is-the-question", [qa("Please tell me all about the opening hours of it.", "please tell me  all about the opening hours of it.")]),
+    "loop": ("repeating-answer", [qa("What?", LOOP)]),
+    "placeholder": ("placeholder", [qa("Who are you?", "I am {{name}}, made by {{author}}.")]),
+    "insert here": ("placeholder", [qa("Who?", "Dear [insert name here], hello.")]),
+    "boilerplate": ("assistant-boilerplate", [qa("Who?", "As an AI language model, I cannot say.")]),
+    "duplicate": ("duplicate", [qa("Who is it?", "Me."), qa("who  is it?", "me.")]),
+    "several answers": ("several-answers", [qa("Tell a long story", "Once there was a fox who lived in a wood far away."), qa("tell a long story", "Long ago a bear went out to look for some honey.")]),
+    "aws key": ("aws-access-key", [qa("Key?", f"Use {KEY} for it")]),
+    "github token": ("github-token", [qa("Key?", f"token {GITHUB}")]),
+    "private key": ("private-key", [qa("Key?", "-----BEGIN RSA PRIVATE KEY-----\n" + "MIIEpAIBAAKCAQEA" * 20 + "\n-----END RSA PRIVATE KEY-----")]),
+    "password in an address": ("password-in-an-address", [qa("Where?", "postgres://admin:Tr0ub4dor9x@db.acme.io/main")]),
+    "card": ("card-number", [qa("Pay?", f"My card is {CARD}, thanks")]),
+    "e-mail": ("e-mail-address", [qa("Who?", "write to jane.doe@acme.io")]),
+    "phone": ("phone-number", [qa("Who?", "call +49 30 9018 2042")]),
+}  # fmt: skip
+
+
+FINE: dict[str, list[dict[str, Any]]] = {
+    "accents": [qa("Où est «LE CAFÉ»?", "Là-bas, à côté du musée. IRMÃ, Ærø, Ångström, naïve, Â, ÂGE")],
+    "german quotes": [qa("Was ist „Spaß“?", "Eine „Süße“ Sache – größer…")],
+    "many scripts": [qa("Привет, как дела?", "Всё хорошо"), qa("中文怎么说？", "你好。"), qa("שלום", "مرحبا"), qa("नमस्ते", "สวัสดี")],
+    "emoji": [qa("Fun?", "👍🏽 yes 👨‍👩‍👧 ❤️")],
+    "code": [qa("Code?", "```python\nif a & b:\n    x['k'] = [1, 2, 3]\n\treturn f'{x}'\n```")],
+    "jinja in a question": [qa("What is {{ name }} in jinja?", "A variable")],
+    "numbers": [qa("Pi to many places?", "3.14159265358979323846"), qa("1234567890123456 / 3?", "411522630041152"), qa("Year?", "In 1999-2001, on 2024-05-17 at 10:30:55")],
+    "a table": [qa("Table?", "| a | b |\n|---|---|\n" + "".join(f"| {n} | {n * n} |\n" for n in range(40)))],
+    "a card that fails its checksum": [qa("Card?", "4539 1488 0343 6468")],
+    "all the same digit": [qa("Card?", "0000 0000 0000 0000")],
+    "example key": [qa("Key?", "AKIAIOSFODNN7EXAMPLE or sk-your-key-goes-here-xxxxxxxxxxxxxxxxxxxxxx")],
+    "example mail": [qa("Mail?", "name@example.com and user@localhost, pip install a@b")],
+    "fictional phone": [qa("Phone?", "(212) 555-0123")],
+    "short answers": [qa("Which label?", "7"), qa("Truth?", "No"), qa("Grade?", "A+")],
+    "a poem with a refrain": [qa("Sing", "Row, row, row your boat, gently down the stream.\n" * 4)],
+    "a system turn": [chat(("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"))],
+    "short echo": [qa("ping", "ping")],
+    "isbn, iban, hashes": [qa("Ids?", "ISBN 978-3-16-148410-0, DE89 3704 0044 0532 0130 00, 9f86d081884c7d659a2feaa0c55ad015, 550e8400-e29b-41d4-a716-446655440000")],
+}  # fmt: skip
