@@ -2,64 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from inlay import storage
 from inlay.errors import RunError, StorageError
-
-SAVING = """
-import sys
-from pathlib import Path
-from inlay.storage import replace_folder, write_file, write_folder
-where, number = Path(sys.argv[1]), 0
-def fill(folder):
-    for name in "abc":
-        (folder / name).write_bytes(bytes([number % 251]) * 40_000)
-print("ready", flush=True)
-while True:
-    number += 1
-    write_folder(where / f"step-{number:06d}", fill, {"step": number})
-    replace_folder(where / "adapter", fill, {"step": number})
-    write_file(where / "run.json", b"[" + b"1," * 20_000 + b"1]")
-"""
-
-
-def test_a_kill_at_any_moment_leaves_only_whole_folders_and_files(tmp_path: Path) -> None:
-    generator, found = random.Random(0), 0
-    for kill in range(30):
-        where = tmp_path / str(kill)
-        where.mkdir()
-        child = subprocess.Popen(
-            [sys.executable, "-S", "-c", SAVING, str(where)], stdout=subprocess.PIPE, env=_env(), cwd=tmp_path
-        )
-        assert child.stdout is not None
-        child.stdout.readline()
-        time.sleep(generator.uniform(0, 0.1))
-        child.kill()
-        child.wait()
-        child.stdout.close()
-        for folder in [p for p in where.iterdir() if p.is_dir() and not p.name.startswith(".")]:
-            storage.verified(folder)
-            assert len({(folder / name).read_bytes() for name in "abc"}) == 1
-            found += 1
-        if (where / "run.json").exists():
-            assert len(json.loads((where / "run.json").read_text())) == 20_001
-        had_adapter = any(where.glob("step-*[2-9]"))
-        storage.sweep_staging(where)
-        assert not list(where.glob(".*")) + list(where.glob("*staging*"))
-        if had_adapter:
-            storage.verified(where / "adapter")
-    assert found > 10, "too few saves to have proved anything"
 
 
 def _env() -> dict[str, str]:
@@ -89,7 +42,9 @@ def test_an_earlier_folder_survives_a_kill_between_the_two_renames(tmp_path: Pat
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
 
-@pytest.mark.parametrize("fault", ["changed", "longer", "missing", "extra", "no manifest", "manifest without files"])
+@pytest.mark.parametrize(
+    "fault", ["changed", "longer", "missing", "extra", "no manifest", "manifest without files", "manifest edited"]
+)
 def test_verified_names_what_is_wrong(tmp_path: Path, fault: str) -> None:
     folder = tmp_path / "x"
     storage.write_folder(folder, write_a, {})
@@ -104,6 +59,10 @@ def test_verified_names_what_is_wrong(tmp_path: Path, fault: str) -> None:
     elif fault == "extra":
         (folder / "b").write_text("")
         named = "b"
+    elif fault == "manifest edited":
+        named = "no usable manifest"
+        manifest = folder / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"sha256"', '"sha255"', 1))
     else:
         named = "no usable manifest"
         (folder / "manifest.json").write_text("{}" if "without" in fault else "")
@@ -162,40 +121,3 @@ def test_what_the_disk_refuses_is_one_line_that_names_the_way_out(tmp_path: Path
 def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="MB free, but the run needs"):
         storage.require_space(tmp_path / "not" / "there", 10**18)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-@pytest.mark.mount
-def test_a_full_disk_stops_training_with_one_line_and_every_checkpoint_whole(small_disk: Path, config_tree) -> None:  # type: ignore[no-untyped-def]
-    from inlay.run import Run
-    from training_runs import Quiet, train
-
-    def fill_up(step: int) -> None:
-        if step == 3:
-            with (small_disk / "filler").open("wb", buffering=0) as file:
-                try:
-                    while True:
-                        file.write(b"x" * 4096)
-                except OSError:
-                    pass
-
-    tree = config_tree(train={"max_steps": 6, "save_steps": 1}, output={"folder": str(small_disk), "name": "a"})
-    with pytest.raises(StorageError, match="the disk is full") as caught:
-        train(tree, reporter=Quiet(fill_up))
-    assert caught.value.exit_code == 1
-    assert "\n" not in str(caught.value)
-    run = Run(small_disk / "a")
-    kept = sorted(p for p in run.checkpoints.iterdir())
-    assert kept
-    assert all(p.name.startswith("step-") and storage.verified(p) for p in kept)
-    (small_disk / "filler").unlink()
-    assert train(tree, resume=True).status == "finished"

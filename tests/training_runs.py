@@ -16,7 +16,7 @@ from inlay import api
 from inlay.config import Config
 from inlay.run import Run
 
-TIMED = {"time_s", "train_time_s", "tokens_per_s", "memory_bytes", "run", "adapter"}
+TIMED = {"time_s", "train_time_s", "tokens_per_s", "memory_bytes", "run", "adapter", "metrics_seal"}
 """Figures that depend on the clock or on the folder."""
 Tree = Callable[..., dict[str, Any]]
 

@@ -5,7 +5,9 @@ results/<name>/ config.yaml run.json metrics.jsonl log.txt heldout.jsonl checkpo
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,6 +87,33 @@ class Run:
         kept += [line for line in rollbacks if line not in kept]
         write_file(self.path / "metrics.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
+    def seal_metrics(self) -> list[Any]:
+        """[bytes, sha256] of metrics.jsonl, all of which is durably on the disk then."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return [0, _sha256(b"")]
+        with explained(path), path.open("rb+") as file:
+            content = file.read()
+            os.fsync(file.fileno())
+        return [len(content), _sha256(content)]
+
+    def mend_metrics(self, seal: Sequence[Any]) -> str | None:
+        """What to say when metrics.jsonl no longer begins with what was sealed.
+
+        It then lies under another name, and the lines that can be read are in its place.
+        """
+        path = self.path / "metrics.jsonl"
+        size, digest = seal
+        with explained(path):
+            content = path.read_bytes() if path.exists() else b""
+            if _sha256(content[:size]) == digest:
+                return None
+            said = f"{path} is not what was written when the last checkpoint was saved"
+            if path.exists():
+                said += f": now {move_aside(path, 'damaged').name}, and its readable lines are kept"
+        write_file(path, b"".join(line + b"\n" for line in content.split(b"\n") if _is_line(line)))
+        return said + "."
+
     def log(self, text: str) -> None:
         """Adds to log.txt."""
         path = self.path / "log.txt"
@@ -93,6 +122,17 @@ class Run:
 
     def has_checkpoint(self) -> bool:
         return self.checkpoints.is_dir() and any(self.checkpoints.glob("step-*"))
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _is_line(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def stem(config: Config) -> str:

@@ -198,7 +198,7 @@ def _refuse_other_inputs(run: Run, setup: Setup) -> None:
     changed = [what for key, (what, digest) in _inputs(setup).items() if record.get(key) != digest]
     if not changed:
         with explained(run.heldout):
-            if run.heldout.read_text(encoding="utf-8") != write_examples(setup.data.heldout_examples):
+            if run.heldout.read_bytes() != write_examples(setup.data.heldout_examples).encode():
                 changed = ["the held-out rows"]
     if changed:
         raise RunError(
@@ -217,6 +217,7 @@ def _open_folder(claim: Claim, setup: Setup, reporter: Reporter, held: contextli
         run.update(status=RUNNING, error=None, resumed_at=datetime.now(UTC).isoformat(timespec="seconds"))
         sweep_staging(run.path)
         sweep_staging(run.checkpoints)
+        sweep_staging(run.reports)
         return run
     if claim.moves_aside:
         reporter.note(f"moved what was at {run.path} to {runs.start_fresh(run)}")
@@ -393,6 +394,8 @@ def _restore(job: Job, world: World, reporter: Reporter) -> None:
     job.shortages, progress = recorded(job.run), job.progress
     if world.is_first:
         last_logged = progress.step - (progress.unfinished is not None)
+        if progress.metrics_seal and (said := job.run.mend_metrics(progress.metrics_seal)):
+            reporter.note(said)
         job.run.truncate_metrics(last_logged, progress.rollbacks)
     reporter.note(f"going on after step {progress.step} of {job.total_steps} from {newest.path}")
 

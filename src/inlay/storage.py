@@ -146,7 +146,7 @@ def write_folder(final: Path, fill: Callable[[Path], None], about: dict[str, Any
 
 
 def write_manifest(folder: Path, about: dict[str, Any]) -> None:
-    """Fsyncs every file below the folder and lists it with size and sha256 in `manifest.json`."""
+    """Fsyncs every file below the folder and lists it with size and sha256 in `manifest.json`, which has its own."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         with path.open("rb") as file:
@@ -154,21 +154,26 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump({**about, "files": files}, file, indent=2, allow_nan=False)
+        said = {**about, "files": files}
+        json.dump({**said, "sha256": _digest(said)}, file, indent=2, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
     _fsync_folder(folder)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder, unverified. Raises: StorageError when it is missing or not JSON."""
+    """The manifest of a folder, whose files are not looked at. Raises: StorageError when it is missing or damaged."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(manifest.get("files"), dict):
-            raise ValueError("no file list")
-    except (OSError, ValueError, AttributeError) as error:
+        if manifest.pop("sha256") != _digest(manifest) or not isinstance(manifest["files"], dict):
+            raise ValueError("it was changed")
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise StorageError(f"{folder}: no usable manifest ({error}).") from None
     return dict(manifest)
+
+
+def _digest(said: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def verified(folder: Path) -> dict[str, Any]:

@@ -51,6 +51,8 @@ class Progress:
     """Their lines in metrics.jsonl, which name what has held since."""
     recent_norms: list[float] = field(default_factory=list)
     spikes: int = 0
+    metrics_seal: list[Any] | None = None
+    """[bytes, sha256] of metrics.jsonl as of this checkpoint."""
     unfinished: dict[str, Any] | None = None
     """Metrics of the last step while its evaluation and its line in metrics.jsonl are still to come."""
 

@@ -280,6 +280,7 @@ def _evaluate_if_due(job: Job, world: World, stop: StopRequest, reporter: Report
 
 def save_checkpoint(job: Job) -> None:
     """Writes the checkpoint of the last whole step and forgets those that retention does not keep."""
+    job.progress.metrics_seal = job.run.seal_metrics()
     checkpoints.write(job.run.checkpoints, AdapterState.of(job.model), job.optimizer, job.progress)
     kept = {job.progress.best_step, job.progress.saved_step}
     checkpoints.prune(job.run.checkpoints, job.config.train.keep_checkpoints, kept)
