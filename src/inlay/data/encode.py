@@ -20,6 +20,7 @@ from jinja2.exceptions import TemplateError
 
 from inlay.data.control import ControlTokens, refuse_lost_answer, refuse_lost_prompt
 from inlay.data.pieces import PieceTokenizer
+from inlay.data.skeleton import Skeletons
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError, ModelError
 
@@ -83,6 +84,7 @@ class Encoder:
             tokenizer.chat_template = ("{{ bos_token }}" if self._bos else "") + QUESTION_ANSWER
         self._control = ControlTokens(tokenizer)
         self._tokenize = PieceTokenizer(tokenizer)
+        self._template = _Template(tokenizer)
         self.stop_ids = self._find_stop_ids()
 
     @property
@@ -117,7 +119,7 @@ class Encoder:
         self._control.refuse(messages, tools, _PROMPT)
         if _is_document(messages):
             return self._bos + self._tokenize([messages[0].content], [True])[0]
-        dialogue = _Dialogue(self.tokenizer, messages, tools, _PROMPT)
+        dialogue = _Dialogue(self._template, messages, tools, _PROMPT)
         text = dialogue.asked(len(messages))
         refuse_lost_prompt(text, messages, tools, _PROMPT)
         pieces = _cut(text, dialogue.boundaries(text, len(messages)))
@@ -145,7 +147,7 @@ class Encoder:
         self._control.refuse(messages, example.tools, source)
         if _is_document(messages):
             return [_Sequence((messages[0].content,), (messages[0].weight,), True, True)]
-        dialogue = _Dialogue(self.tokenizer, messages, example.tools, source)
+        dialogue = _Dialogue(self._template, messages, example.tools, source)
         remaining = [n for n, m in enumerate(messages) if m.role == "assistant" and m.weight > 0]
         found = []
         while remaining:
@@ -204,21 +206,39 @@ class Encoder:
         tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
         found = {self.eos_id}
         for answer, tools in ((Message("assistant", "b"), []), (Message("assistant", "", 0.0, (call,)), [tool])):
-            dialogue = _Dialogue(self.tokenizer, [Message("user", "a"), answer], tools, _TEMPLATE)
+            dialogue = _Dialogue(self._template, [Message("user", "a"), answer], tools, _TEMPLATE)
             if (text := dialogue.try_said(2)) and (closing := self._control.closing(text)):
                 found.add(int(self.tokenizer.convert_tokens_to_ids(closing)))
         return frozenset(found)
+
+
+class _Template:
+    """The chat template of a tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._plain = _dated(tokenizer.get_chat_template(tools=None))
+        self.skeletons = Skeletons(self._plain, self.render)
+
+    def render(self, turns: list[dict[str, Any]], opens_turn: bool, tools: list[dict[str, Any]] | None = None) -> str:
+        template = _dated(self._tokenizer.get_chat_template(tools=tools)) if tools else self._plain
+        return str(
+            self._tokenizer.apply_chat_template(
+                turns, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=opens_turn
+            )
+        )
 
 
 class _Dialogue:
     """The renderings of a dialogue's beginnings, each made once."""
 
     def __init__(
-        self, tokenizer: Any, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source
+        self, template: _Template, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source
     ) -> None:
         self.messages, self.tools, self.source = messages, tools, source
-        self._tokenizer = tokenizer
-        self._turns = [_turn(message) for message in messages]
+        self._template = template
+        self._is_plain = not tools and all(m.content.strip() and not m.tool_calls and not m.name for m in messages)
+        self._roles, self._texts = tuple(m.role for m in messages), [m.content for m in messages]
         self._rendered: dict[tuple[int, bool], str] = {}
 
     def asked(self, count: int) -> str:
@@ -255,19 +275,20 @@ class _Dialogue:
     def _render(self, count: int, *, opens_turn: bool) -> str:
         key = (count, opens_turn)
         if key not in self._rendered:
-            tools = list(self.tools) or None
-            try:
-                self._rendered[key] = self._tokenizer.apply_chat_template(
-                    self._turns[:count],
-                    tools=tools,
-                    chat_template=_dated(self._tokenizer.get_chat_template(tools=tools)),
-                    tokenize=False,
-                    add_generation_prompt=opens_turn,
-                )
-            except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-                reason = str(error) or type(error).__name__
-                raise DataError(f"{self.source}: the chat template refuses this dialogue: {reason}") from None
+            text = (
+                self._template.skeletons.fill(self._roles[:count], self._texts, opens_turn) if self._is_plain else None
+            )
+            self._rendered[key] = self._render_whole(count, opens_turn) if text is None else text
         return self._rendered[key]
+
+    def _render_whole(self, count: int, opens_turn: bool) -> str:
+        try:
+            return self._template.render(
+                [_turn(m) for m in self.messages[:count]], opens_turn, list(self.tools) or None
+            )
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            reason = str(error) or type(error).__name__
+            raise DataError(f"{self.source}: the chat template refuses this dialogue: {reason}") from None
 
 
 def _dated(template: str) -> str:
