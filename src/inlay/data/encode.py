@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice, pairwise
@@ -63,6 +64,10 @@ class _Sequence:
     lacks_end: bool
     """The last piece needs the end-of-sequence token after it."""
     lacks_bos: bool
+
+
+_Numbered = tuple[int, Source, _Sequence]
+"""(position of the example, its source, one of its sequences)."""
 
 
 class Encoder:
@@ -134,13 +139,24 @@ class Encoder:
         """Each training sequence with the position of its example: usually one a row, one per trained turn where
         the template rewrites earlier turns."""
         numbered = enumerate(examples)
-        while chunk := list(islice(numbered, _CHUNK)):
-            sequences = [(n, e.source, s) for n, e in chunk for s in self._sequences(e)]
-            texts = [piece for _, _, s in sequences for piece in s.pieces]
-            starts = [k == 0 for _, _, s in sequences for k in range(len(s.pieces))]
-            ids = iter(self._tokenize(texts, starts))
-            for number, source, sequence in sequences:
-                yield number, self._assemble(sequence, [next(ids) for _ in sequence.pieces], source)
+        with ThreadPoolExecutor(1) as beside:  # the next chunk is rendered while one is tokenized, outside of Python
+            ahead: tuple[list[_Numbered], Future[list[list[int]]]] | None = None
+            while chunk := list(islice(numbered, _CHUNK)):
+                sequences = [(n, e.source, s) for n, e in chunk for s in self._sequences(e)]
+                texts = [piece for _, _, s in sequences for piece in s.pieces]
+                starts = [k == 0 for _, _, s in sequences for k in range(len(s.pieces))]
+                behind, ahead = ahead, (sequences, beside.submit(self._tokenize, texts, starts))
+                if behind:
+                    yield from self._assembled(*behind)
+            if ahead:
+                yield from self._assembled(*ahead)
+
+    def _assembled(
+        self, sequences: list[_Numbered], tokenized: Future[list[list[int]]]
+    ) -> Iterator[tuple[int, Tokens]]:
+        ids = iter(tokenized.result())
+        for number, source, sequence in sequences:
+            yield number, self._assemble(sequence, [next(ids) for _ in sequence.pieces], source)
 
     def _sequences(self, example: Example) -> list[_Sequence]:
         messages, source = example.messages, example.source

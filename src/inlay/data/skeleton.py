@@ -21,8 +21,8 @@ Render = Callable[[list[dict[str, str]], bool], str]
 """(turns, whether an answer is opened) to text."""
 
 # white space around a mark, which no template writes, shows at each place whether the template strips what is said
-_SPACE, _OPEN, _CLOSE = "\u2003", "\ue0f1", "\ue0f2"
-_MARK = re.compile(f"({_SPACE}?){_OPEN}(\\d+){_CLOSE}({_SPACE}?)")
+_BEFORE, _AFTER, _OPEN, _CLOSE = "\u2003", "\u2002", "\ue0f1", "\ue0f2"
+_MARK = re.compile(f"({_BEFORE}?){_OPEN}(\\d+){_CLOSE}({_AFTER}?)")
 
 Part = str | tuple[int, bool, bool]
 """Literal text, or (turn, stripped on the left, stripped on the right)."""
@@ -32,7 +32,9 @@ class Skeletons:
     """What a template writes around the texts of dialogues without tools, names and empty turns."""
 
     def __init__(self, template: str, render: Render) -> None:
-        self.provable = not any(c in template for c in (_SPACE, _OPEN, _CLOSE)) and places_text_unseen(template)
+        self.provable = not any(c in template for c in (_BEFORE, _AFTER, _OPEN, _CLOSE)) and places_text_unseen(
+            template
+        )
         self._render = render
         self._parts = lru_cache(1024)(self._find_parts)
 
@@ -44,7 +46,7 @@ class Skeletons:
         return "".join(part if isinstance(part, str) else _stripped(texts[part[0]], *part[1:]) for part in parts)
 
     def _find_parts(self, roles: tuple[str, ...], opens_turn: bool) -> list[Part] | None:
-        turns = [{"role": r, "content": f"{_SPACE}{_OPEN}{n}{_CLOSE}{_SPACE}"} for n, r in enumerate(roles)]
+        turns = [{"role": r, "content": f"{_BEFORE}{_OPEN}{n}{_CLOSE}{_AFTER}"} for n, r in enumerate(roles)]
         try:
             text = self._render(turns, opens_turn)
         except Exception:  # noqa: BLE001  the caller renders the dialogue itself then, and reports what is wrong
