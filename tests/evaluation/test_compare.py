@@ -123,6 +123,33 @@ def test_the_primary_metric_decides_the_verdict(rows: HeldOut, pair: tuple[Score
     assert len(compared(rows, base, worse).regressions) == len(ROWS)
 
 
+def test_the_headline_says_both_whether_it_predicts_and_whether_it_answers_better(
+    rows: HeldOut, pair: tuple[Score, Score]
+) -> None:
+    base, same = pair[0], pair[0].answers
+    predicts = Score("a", base.nll / 2, base.weight, same, base.prompt_answers, 0.0)
+    found = compared(rows, base, predicts)
+    assert found.verdict == "better"
+    assert found.answer_metric == "token_f1"
+    assert found.headline.startswith("held-out loss: better (")
+    assert "answers by token_f1: not distinguishable (+0 [+0, +0])" in found.headline
+    assert found.headline.endswith(
+        "so it predicts the references better, and its answers are no better as far as these rows show"
+    )
+    right = Score("b", base.nll / 2, base.weight, tuple(rows.references.get(n) for n in range(len(ROWS))), (), 0.0)
+    assert compared(rows, base, right).headline.count("better (") == 2
+    assert found.headline in as_markdown(found, False)
+    assert found.to_json()["headline"] == found.headline
+    assert set(found.behaviour) == {"empty", "refusal", "repetition"}
+
+
+def test_bits_per_byte_is_the_loss_over_the_bytes_of_the_text(rows: HeldOut, pair: tuple[Score, Score]) -> None:
+    found = totals(rows, pair[0])
+    text = sum(len(m.content.encode()) for e in ROWS[:10] for m in e.messages if m.weight)
+    assert rows.trained_bytes[:10].sum() == pytest.approx(text, abs=12)  # the text is decoded, and stripped at its ends
+    assert found["bits_per_byte"] == pytest.approx(pair[0].nll.sum() / np.log(2) / rows.trained_bytes.sum())
+
+
 def test_the_verdict_of_training_draws_examples_as_compare_does(rows: HeldOut, pair: tuple[Score, Score]) -> None:
     base, adapter = pair
     wanted = compared(rows, base, adapter).metrics["loss"]
@@ -205,7 +232,7 @@ def test_the_csv_reads_back_row_by_row_and_the_report_holds_the_table(
     assert value["verdict"] == comparison.verdict
     report = (tmp_path / "report.md").read_text()
     for name in comparison.metrics:
-        assert any(line.startswith(f"| {name} |") and line.count("|") == 8 for line in report.splitlines())
+        assert any(line.startswith(f"| {name} |") and line.count("|") == 10 for line in report.splitlines())
     assert "Tell me a joke." in report
     assert len(list(csv.reader(io.StringIO(as_csv(comparison), newline="")))) == len(ROWS) + 1
     assert as_markdown(comparison, True).count("curves.png") == 1

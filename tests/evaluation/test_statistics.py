@@ -18,6 +18,8 @@ from inlay.evaluation.statistics import (
     Difference,
     _t_quantile,
     compare_scores,
+    holm,
+    mcnemar,
     paired_bootstrap,
 )
 
@@ -114,7 +116,7 @@ def test_the_seed_decides_the_interval_and_nothing_else():
     first, again, other = (paired_bootstrap(a, b, metric, resamples=400, seed=s) for s in (1, 1, 2))
     assert first == again
     assert (first.low, first.high) != (other.low, other.high)
-    assert dataclasses.replace(other, low=first.low, high=first.high) == first
+    assert dataclasses.replace(other, low=first.low, high=first.high, p=first.p) == first
 
 
 def test_resamples_are_drawn_in_blocks_without_a_seam(monkeypatch):
@@ -222,6 +224,87 @@ def test_the_t_quantile_equals_that_of_scipy(level):
     for freedom in (*range(MIN_ROWS - 1, 60), 1000):
         expected = scipy_stats.t.ppf((1 + level) / 2, freedom)
         assert _t_quantile((1 + level) / 2, freedom) == pytest.approx(expected, abs=6e-4)
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses"), [(0, 0), (3, 9), (9, 3), (5, 5), (0, 6), (700, 600), (1, 2000), (3000, 3100)]
+)
+def test_mcnemar_equals_the_exact_binomial_test_of_scipy(wins, losses):
+    expected = scipy_stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    assert mcnemar(wins, losses) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+
+def test_right_or_wrong_rows_are_tested_by_mcnemar_and_scores_by_the_resamples():
+    noise = np.random.default_rng(0)
+    right = [mean_rows(noise.random(60) < share) for share in (0.3, 0.7)]
+    scores = [mean_rows(noise.random(60) ** power) for power in (2, 1)]
+    found = compare_scores({"right": (*right, MEAN), "score": (*scores, MEAN)}, resamples=999, seed=0)
+    assert (found["right"].test, found["score"].test) == ("mcnemar", "bootstrap")
+    assert found["right"].p == mcnemar(found["right"].wins, found["right"].losses)
+    assert all(d.p < 0.05 and d.verdict == "better" for d in found.values())
+
+
+def test_holm_multiplies_by_the_hypotheses_left_and_never_falls():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
+        {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}
+    )
+    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}
+
+
+def test_rows_of_a_cluster_are_drawn_together():
+    noise = np.random.default_rng(0)
+    per_file = np.repeat(noise.normal(0, 1, 20), 30)  # rows of one file say the same: 20 facts, not 600
+    base, other = mean_rows(np.zeros(600)), mean_rows(per_file + noise.normal(0, 0.1, 600))
+    files = [f"file-{n // 30}" for n in range(600)]
+    alone = compare_scores({"m": (base, other, MEAN)}, seed=0)["m"]
+    together = compare_scores({"m": (base, other, MEAN)}, seed=0, clusters=files)["m"]
+    assert together.high - together.low > 4 * (alone.high - alone.low)
+    assert together.difference == pytest.approx(alone.difference)
+    assert (together.n, together.clusters, together.wins) == (600, 20, alone.wins)
+    sums = [mean_rows(side[:, 0].reshape(20, 30).mean(1)) for side in (base, other)]
+    as_facts = compare_scores({"m": (*sums, MEAN)}, seed=0)["m"]
+    assert (together.low, together.high) == pytest.approx((as_facts.low, as_facts.high))
+    few = compare_scores({"m": (base, other, MEAN)}, seed=0, clusters=[n // 100 for n in range(600)])["m"]
+    assert "only 6 groups of rows" in few.reason
+
+
+def power(kind: str, n: int, count: int, resamples: int = 400) -> tuple[float, float]:
+    """Share of verdicts that are right when the true effect is the printed detectable one, and when there is none."""
+    noise = np.random.default_rng(n)
+    rows = noise.normal(0, 1, (count, n)) if kind == "normal" else noise.exponential(1, (2, count, n)) @ np.eye(n)
+    rows = rows[0] - rows[1] if kind == "exponential" else rows
+    base = mean_rows(np.zeros(n))
+
+    def verdicts(effects: np.ndarray) -> list:
+        pairs = {
+            str(k): (base, mean_rows(row + effect), MEAN)
+            for k, (row, effect) in enumerate(zip(rows, effects, strict=True))
+        }
+        return list(compare_scores(pairs, resamples=resamples, seed=n).values())
+
+    idle = verdicts(np.zeros(count))
+    printed = float(np.mean([d.mde for d in idle]))
+    found = verdicts(np.full(count, printed))
+    return float(np.mean([d.verdict == "better" for d in found])), float(
+        np.mean([d.verdict == "not distinguishable" for d in idle])
+    )
+
+
+@pytest.mark.parametrize("kind", ["normal", "exponential"])
+def test_the_detectable_effect_is_found_and_no_effect_is_not(kind):
+    found, quiet = power(kind, n=50, count=300)
+    assert found >= 0.92
+    assert quiet >= 0.92
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["normal", "exponential"])
+@pytest.mark.parametrize("n", [20, 50, 200])
+def test_an_effect_of_the_printed_size_is_found_in_95_of_100_comparisons(kind, n):
+    found, quiet = power(kind, n, count=4000, resamples=2000)
+    assert found >= 0.945  # 95 and two standard errors of 0.34
+    assert quiet >= 0.943
 
 
 def trials(kind: str, n: int, count: int) -> tuple[np.ndarray, float]:

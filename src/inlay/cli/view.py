@@ -78,7 +78,10 @@ def comparison_text(comparison: Comparison, run: Run, columns: int) -> str:
         f"verdict: {comparison.verdict} by {comparison.primary}: {primary.difference:+.4f} "
         f"[{primary.low:+.4f}, {primary.high:+.4f}]; {primary.reason}"
     )
-    lines += ["", *textwrap.wrap(verdict, columns)]
+    broke = [f"{name}: {d.base:.1%} → {d.other:.1%}" for name, d in comparison.behaviour.items() if d.base or d.other]
+    lines += ["", *textwrap.wrap(f"answers: {', '.join(broke)}", columns)] if broke else []
+    lines += ["", *textwrap.wrap(verdict, columns), *textwrap.wrap(comparison.headline, columns)]
+    lines += [line for note in comparison.notes for line in textwrap.wrap(f"note: {note}", columns)]
     lines.append(
         f"reports: {run.reports}/report.md compare.csv compare.json (took {duration_shown(comparison.time_s)})"
     )
@@ -89,14 +92,14 @@ def _table(comparison: Comparison, columns: int) -> list[str]:
     """One line a metric within 78 columns; wins, ties and losses where there is room for them."""
     wide = columns >= 100
     counts_head = f" {'wins/ties/losses':>16}" if wide else ""
-    header = f"{'metric':<12} {'base':>8} {'adapter':>8} {'change':>8} {'95% interval':^18}{counts_head} verdict"
+    header = f"{'metric':<14} {'base':>8} {'adapter':>8} {'change':>8} {'95% interval':^18}{counts_head} verdict"
     lines = [header, "-" * (len(header) + len("not distinguishable") - len("verdict"))]
     for name, d in comparison.metrics.items():
         mark = "*" if name == comparison.primary else ""
         interval = f"[{_figure(d.low, '+')}, {_figure(d.high, '+')}]"
         counts = f" {f'{d.wins}/{d.ties}/{d.losses}':>16}" if wide else ""
         lines.append(
-            f"{name + mark:<12} {_figure(d.base):>8} {_figure(d.other):>8} {_figure(d.difference, '+'):>8} "
+            f"{name + mark:<14} {_figure(d.base):>8} {_figure(d.other):>8} {_figure(d.difference, '+'):>8} "
             f"{interval:^18}{counts} {d.verdict}"
         )
     return [*lines, "* decides the verdict"]
@@ -132,7 +135,7 @@ def _short(text: str, columns: int) -> str:
 
 def evaluation_text(result: dict[str, Any]) -> str:
     lines = [f"{result['name']} on {result['n']} held-out rows"]
-    return "\n".join(lines + [f"  {name:<12} {value:.4g}" for name, value in result["metrics"].items()])
+    return "\n".join(lines + [f"  {name:<14} {value:.4g}" for name, value in result["metrics"].items()])
 
 
 def explanation_text(rows: list[dict[str, Any]], columns: int) -> str:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from inlay.errors import ConfigError, unknown_name
-from inlay.evaluation.metrics import LOSS_METRICS, METRICS, TextMetric
+from inlay.evaluation.behaviour import BEHAVIOUR
+from inlay.evaluation.kinds import KINDS, LABEL_METRICS, answer_metric, metrics_for
+from inlay.evaluation.metrics import LOSS_METRICS, METRICS, Array, Metric, TextMetric
 from inlay.evaluation.score import HeldOut, Score, question
-from inlay.evaluation.statistics import Difference, compare_scores
+from inlay.evaluation.statistics import MIN_ROWS, Difference, compare_scores, holm
+
+_SAME_AS_LOSS = ("perplexity", "bits_per_byte")
+"""Other scales of the loss: no further question is asked by them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +49,48 @@ class Comparison:
     available: int
     """Held-out rows that there were before drawing."""
     time_s: float
+    behaviour: dict[str, Difference] = field(default_factory=dict)
+    """Empty, refusing and repeating answers; empty for documents."""
+    retention: dict[str, Difference] = field(default_factory=dict)
+    """Loss on text that was not trained for, by its name."""
+    notes: tuple[str, ...] = ()
+    """What weakens the verdict, such as that the model was chosen as the best of several on these rows."""
+    also: tuple[Comparison, ...] = ()
+    """Further models against the same base on the same rows, in the order named."""
 
     @property
     def verdict(self) -> str:
         """better, worse, or not distinguishable; by the primary metric."""
         return self.metrics[self.primary].verdict
+
+    @property
+    def answer_metric(self) -> str | None:
+        """The metric that says whether the answers are right; None where nothing was answered."""
+        texts = [name for name in self.metrics if name not in LOSS_METRICS]
+        return self.primary if self.primary in texts else answer_metric(texts)
+
+    @property
+    def headline(self) -> str:
+        """The verdict by held-out loss and by the answers, both: a model may predict better and answer no better."""
+        loss, answers = self.metrics.get("loss"), self.answer_metric
+        said = [] if loss is None else [_said("held-out loss", loss)]
+        if answers is None:
+            return "; ".join([*said, "no answers to judge"])
+        found = self.metrics[answers]
+        said.append(_said(f"answers by {answers}", found))
+        if loss is None or loss.verdict == found.verdict:
+            return "; ".join(said)
+        if loss.verdict == "better":
+            answers_are = "worse" if found.verdict == "worse" else "no better as far as these rows show"
+            said.append(f"so it predicts the references better, and its answers are {answers_are}")
+        return "; ".join(said)
+
+    @property
+    def adjusted_p(self) -> dict[str, float]:
+        """Holm's p-values over the metrics; perplexity and bits_per_byte ask what loss asks and have that of loss."""
+        family = {name: d.p for name, d in self.metrics.items() if name not in _SAME_AS_LOSS}
+        found = holm(family)
+        return {name: found.get(name, found.get("loss", d.p)) for name, d in self.metrics.items()}
 
     @property
     def n(self) -> int:
@@ -60,27 +104,42 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """The value that `compare --json` prints."""
+        adjusted = self.adjusted_p
         return {
             "verdict": self.verdict,
+            "headline": self.headline,
+            "answer_metric": self.answer_metric,
+            "notes": list(self.notes),
             "reason": self.metrics[self.primary].reason,
             "primary": self.primary,
             "n": self.n,
             "available": self.available,
             "base": self.base,
             "adapter": self.adapter,
-            "metrics": {name: _difference(d) for name, d in self.metrics.items()},
+            "metrics": {name: difference_json(d) | {"p_holm": adjusted[name]} for name, d in self.metrics.items()},
+            "behaviour": {name: difference_json(d) for name, d in self.behaviour.items()},
+            "retention": {name: difference_json(d) for name, d in self.retention.items()},
             "prompts": [{"prompt": p, "base": b, "adapter": a} for p, b, a in self.prompts],
             "worst": [
                 {"source": r.source, "question": r.question, "base_loss": r.base_loss, "adapter_loss": r.adapter_loss}
                 for r in self.regressions[:5]
             ],
             "time_s": round(self.time_s, 3),
+            "also": [one.to_json() for one in self.also],
         }
 
 
-def _difference(d: Difference) -> dict[str, Any]:
-    values = {"base": d.base, "adapter": d.other, "difference": d.difference, "low": d.low, "high": d.high}
-    return values | {"wins": d.wins, "ties": d.ties, "losses": d.losses, "verdict": d.verdict}
+def _said(what: str, d: Difference) -> str:
+    return f"{what}: {d.verdict} ({d.difference:+.4g} [{d.low:+.4g}, {d.high:+.4g}])"
+
+
+def difference_json(d: Difference) -> dict[str, Any]:
+    """A difference as JSON; `mde` is null where no two rows differ."""
+    values: dict[str, Any] = {"base": d.base, "adapter": d.other, "difference": d.difference}
+    values |= {"low": d.low, "high": d.high, "level": d.level}
+    values |= {"wins": d.wins, "ties": d.ties, "losses": d.losses, "n": d.n, "clusters": d.clusters}
+    values |= {"standard_error": d.standard_error, "mde": d.mde, "p": d.p, "test": d.test}
+    return values | {"verdict": d.verdict, "reason": d.reason}
 
 
 def loss_difference(
@@ -110,59 +169,109 @@ def _per_example(statistics_NS: np.ndarray, examples: np.ndarray) -> np.ndarray:
     return summed
 
 
-def totals(rows: HeldOut, scored: Score) -> dict[str, float]:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One model's answers as statistics: what every number of a report is computed from."""
+
+    score: Score
+    statistics: dict[str, Array]
+    """(rows, S) by metric: over all rows for the loss, else over `covered` rows."""
+
+
+def text_metrics(rows: HeldOut, wanted: Sequence[str] = ()) -> dict[str, TextMetric]:
+    """The metrics of these rows' references; none where nothing is asked. Raises: ConfigError as `metrics_for`."""
+    return metrics_for([rows.references[n] for n in rows.asked], wanted) if rows.asked else {}
+
+
+def covered(metric: TextMetric, rows: HeldOut) -> list[int]:
+    """The rows that the metric scores."""
+    return [n for n in rows.asked if metric.covers(rows.references[n])]
+
+
+def measure(rows: HeldOut, scored: Score, metrics: Mapping[str, TextMetric]) -> Measured:
+    """The statistics of every metric and of BEHAVIOUR."""
+    found: dict[str, Array] = {}
+    for name in LOSS_METRICS:
+        bits = name == "bits_per_byte"
+        units = np.maximum(rows.trained_bytes, 1) if bits else scored.weight
+        found[name] = np.stack([scored.nll / math.log(2) if bits else scored.nll, units], 1)
+    for name, metric in {**metrics, **BEHAVIOUR}.items() if rows.asked else ():
+        answers = [(scored.answers[n] or "", rows.references[n]) for n in covered(metric, rows)]
+        found[name] = np.stack([metric.statistics(*pair) for pair in answers])
+    return Measured(scored, found)
+
+
+def totals(rows: HeldOut, scored: Score, wanted: Sequence[str] = ()) -> dict[str, float]:
     """Every metric of one model over all rows."""
-    loss = np.array([scored.nll.sum(), scored.weight.sum()])
-    found = {name: float(metric.value(loss)) for name, metric in LOSS_METRICS.items()}
-    for name, metric in METRICS.items() if rows.asked else ():
-        found[name] = float(metric.value(_statistics(metric, rows, scored).sum(0)))
-    return found
+    metrics = text_metrics(rows, wanted)
+    found = measure(rows, scored, metrics).statistics
+    return {name: float(metric.value(found[name].sum(0))) for name, metric in (LOSS_METRICS | metrics).items()}
+
+
+def clusters_of(rows: HeldOut) -> list[str] | None:
+    """The source file of each row where there are enough files to draw files, else None: rows are drawn."""
+    files = [e.source.file for e in rows.examples]
+    return files if MIN_ROWS <= len(set(files)) < len(files) else None
 
 
 def compare_pair(
-    rows: HeldOut, base: Score, adapter: Score, *, primary: str, resamples: int, seed: int, available: int
+    rows: HeldOut,
+    base: Score,
+    adapter: Score,
+    *,
+    primary: str,
+    resamples: int,
+    seed: int,
+    available: int,
+    wanted: Sequence[str] = (),
 ) -> Comparison:
-    """`adapter` against `base` on the same rows. Raises: ConfigError for a primary metric that was not measured."""
+    """`adapter` against `base` on the same rows, by the metrics `wanted` or those that the references call for.
+
+    Raises: ConfigError for a primary metric that was not measured.
+    """
     chosen = primary_metric(primary, has_answers=bool(rows.asked))
-    losses = {
-        name: compare_scores(
-            {name: (np.stack([base.nll, base.weight], 1), np.stack([adapter.nll, adapter.weight], 1), metric)},
-            resamples=resamples,
-            seed=seed,
-        )[name]
-        for name, metric in LOSS_METRICS.items()
-    }
-    text_pairs, text_scores = {}, {}
-    for name, metric in METRICS.items() if rows.asked else ():
-        a, b = _statistics(metric, rows, base), _statistics(metric, rows, adapter)
-        text_pairs[name] = (a, b, metric)
-        text_scores[name] = (metric.scores(a), metric.scores(b))
-    texts = compare_scores(text_pairs, resamples=resamples, seed=seed) if text_pairs else {}
-    metrics = losses | texts
-    place = {n: k for k, n in enumerate(rows.asked)}
-    compared = tuple(
-        _row(rows, n, base, adapter, {m: (float(s[0][place[n]]), float(s[1][place[n]])) for m, s in text_scores.items()}
-             if n in place else {})
-        for n in range(len(rows.examples))
-    )  # fmt: skip
+    texts = text_metrics(rows, [*wanted, *([chosen] if wanted and chosen not in LOSS_METRICS else [])])
+    if chosen not in texts and chosen not in LOSS_METRICS:
+        raise ConfigError(f"eval.metric: {chosen} does not fit the references of these rows. Use {', '.join(texts)}.")
+    sides = measure(rows, base, texts), measure(rows, adapter, texts)
+    everything: dict[str, Metric] = {**LOSS_METRICS, **texts, **(BEHAVIOUR if rows.asked else {})}
+    clusters = clusters_of(rows)
+    found: dict[str, Difference] = {}
+    for names in _same_rows(everything, rows):
+        metric_pairs = {m: (sides[0].statistics[m], sides[1].statistics[m], everything[m]) for m in names}
+        first = everything[names[0]]
+        places = covered(first, rows) if isinstance(first, TextMetric) else range(len(rows.examples))
+        groups = None if clusters is None else [clusters[n] for n in places]
+        found |= compare_scores(metric_pairs, resamples=resamples, seed=seed, clusters=groups)
+    scores: dict[int, dict[str, tuple[float, float]]] = {n: {} for n in range(len(rows.examples))}
+    for name, metric in texts.items():
+        a, b = (metric.scores(side.statistics[name]) for side in sides)
+        for k, n in enumerate(covered(metric, rows)):
+            scores[n][name] = (float(a[k]), float(b[k]))
+    compared = tuple(_row(rows, n, base, adapter, scores[n]) for n in scores)
     prompts = tuple(zip(rows.prompts, base.prompt_answers, adapter.prompt_answers, strict=False))
     return Comparison(
-        base.name, adapter.name, chosen, metrics, compared, prompts, available, base.time_s + adapter.time_s
-    )
+        base.name, adapter.name, chosen, {m: found[m] for m in [*LOSS_METRICS, *texts]}, compared, prompts, available,
+        base.time_s + adapter.time_s, behaviour={m: found[m] for m in BEHAVIOUR if m in found},
+    )  # fmt: skip
 
 
-def _statistics(metric: TextMetric, rows: HeldOut, scored: Score) -> np.ndarray:
-    """(answered rows, S) statistics of a text metric."""
-    return np.stack([metric.statistics(scored.answers[n] or "", rows.references[n]) for n in rows.asked])
+def _same_rows(metrics: Mapping[str, Metric], rows: HeldOut) -> list[list[str]]:
+    """The metrics in groups that score the same rows: each group is drawn together."""
+    groups: dict[object, list[str]] = {}
+    for name, metric in metrics.items():
+        groups.setdefault(tuple(covered(metric, rows)) if isinstance(metric, TextMetric) else "all", []).append(name)
+    return list(groups.values())
 
 
 def primary_metric(wanted: str, *, has_answers: bool = True) -> str:
     """The metric that decides the verdict. Raises: ConfigError for one that is unknown or cannot be measured."""
     if wanted == "auto":
         return "loss"
-    if wanted not in LOSS_METRICS and wanted not in METRICS:
-        raise ConfigError(f"eval.metric: {unknown_name('metric', wanted, [*LOSS_METRICS, *METRICS, 'auto'])}")
-    if wanted in METRICS and not has_answers:
+    texts = [*METRICS, *LABEL_METRICS, *KINDS]
+    if wanted not in LOSS_METRICS and wanted not in texts:
+        raise ConfigError(f"eval.metric: {unknown_name('metric', wanted, [*LOSS_METRICS, *texts, 'auto'])}")
+    if wanted in texts and not has_answers:
         raise ConfigError(
             f"eval.metric: {wanted} compares answers, and no held-out row has a question to answer. "
             f"Use {' or '.join(LOSS_METRICS)}."

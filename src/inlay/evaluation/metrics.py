@@ -51,6 +51,8 @@ class TextMetric(Metric):
     """(prediction, reference) to the (S,) statistics of the row."""
     signature: Callable[[], str]
     """What one must know to compute the same number elsewhere; sacrebleu's own line for bleu and chrf."""
+    covers: Callable[[str], bool] = lambda reference: True
+    """Whether a row with this reference is scored."""
 
 
 def normalise(text: str) -> str:
@@ -127,6 +129,16 @@ def rouge_l_statistics(prediction: str, reference: str) -> Array:
     predicted, expected = alphanumeric_tokens(prediction), alphanumeric_tokens(reference)
     common = common_subsequence_length(predicted, expected)
     return _one(_f1(common, len(predicted), len(expected)))
+
+
+def rouge_n_statistics(order: int, prediction: str, reference: str) -> Array:
+    """(score, 1); the score is the F1 of the two bags of word n-grams, as in rouge_score without stemming."""
+    bags = []
+    for text in (prediction, reference):
+        tokens = alphanumeric_tokens(text)
+        bags.append(Counter(tuple(tokens[i : i + order]) for i in range(len(tokens) - order + 1)))
+    predicted, expected = bags
+    return _one(_f1((predicted & expected).total(), predicted.total(), expected.total()))
 
 
 def ratio(statistics: Array) -> Array:
@@ -246,6 +258,24 @@ METRICS: dict[str, TextMetric] = {
         statistics=token_f1_statistics,
         signature=lambda: "norm:nfkc+casefold+space|punctuation:removed|articles:kept",
     ),
+    "rouge_1": TextMetric(
+        name="rouge_1",
+        higher_is_better=True,
+        description="mean F1 of the a-z, 0-9 words shared with the reference (rouge1); 0..1",
+        size=2,
+        value=ratio,
+        statistics=partial(rouge_n_statistics, 1),
+        signature=lambda: "rouge1-f1|tok:[a-z0-9]+|case:lc|stemmer:no",
+    ),
+    "rouge_2": TextMetric(
+        name="rouge_2",
+        higher_is_better=True,
+        description="mean F1 of the pairs of such words (rouge2); 0..1",
+        size=2,
+        value=ratio,
+        statistics=partial(rouge_n_statistics, 2),
+        signature=lambda: "rouge2-f1|tok:[a-z0-9]+|case:lc|stemmer:no",
+    ),
     "rouge_l": TextMetric(
         name="rouge_l",
         higher_is_better=True,
@@ -292,5 +322,13 @@ LOSS_METRICS: dict[str, Metric] = {
         size=2,
         value=perplexity_value,
     ),
+    "bits_per_byte": Metric(
+        name="bits_per_byte",
+        higher_is_better=False,
+        description="loss in bits per UTF-8 byte of the trained text, end of turn included; one scale for all tokenizers",
+        size=2,
+        value=ratio,
+    ),
 }
-"""Metrics of model-scored references; a row's statistics are (summed weighted loss, summed weights)."""
+"""Metrics of model-scored references; a row's statistics are (summed weighted loss, summed weights), and for
+bits_per_byte (bits, bytes)."""

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 from inlay.evaluation.compare import ComparedRow, Comparison
+from inlay.evaluation.statistics import Difference
 from inlay.storage import write_file, write_json
 
 _SHOWN = 3
@@ -46,14 +47,18 @@ def as_markdown(comparison: Comparison, curves: bool) -> str:
         f"By {c.primary}: {primary.difference:+.4g} [{primary.low:+.4g}, {primary.high:+.4g}] "
         f"({100 * primary.level:g}% interval) on {c.n} of {c.available} held-out rows{drawn}; {primary.reason}.",
         "",
-        "| metric | base | adapter | difference | interval | wins / ties / losses | verdict |",
-        "|---|---|---|---|---|---|---|",
+        f"{c.headline}.",
+        *(f"\n{note}" for note in c.notes),
+        "",
+        *_table(c.metrics, c.adjusted_p),
+        "",
+        "Detectable: the smallest true difference that rows like these show in 95 of 100 comparisons. "
+        "p: two-sided, by Holm over the metrics.",
     ]
-    for name, d in c.metrics.items():
-        lines.append(
-            f"| {name} | {d.base:.4g} | {d.other:.4g} | {d.difference:+.4g} | [{d.low:+.4g}, {d.high:+.4g}] "
-            f"| {d.wins} / {d.ties} / {d.losses} | {d.verdict} |"
-        )
+    if c.behaviour:
+        lines += ["", "## What answers should not become", "", *_table(c.behaviour, None)]
+    if c.retention:
+        lines += ["", "## Loss on what was not trained for", "", *_table(c.retention, None)]
     if curves:
         lines += ["", "![training and held-out loss](curves.png)"]
     shown = [r for r in c.rows if r.adapter_answer is not None][:_SHOWN]
@@ -64,6 +69,21 @@ def as_markdown(comparison: Comparison, curves: bool) -> str:
     lines += ["", "## Worst regressions by loss"]
     lines += [line for r in worst for line in _side_by_side(r)] or ["", "No row got worse."]
     return "\n".join(lines) + "\n"
+
+
+def _table(differences: dict[str, Difference], adjusted: dict[str, float] | None) -> list[str]:
+    lines = [
+        "| metric | base | adapter | difference | interval | detectable | p | wins / ties / losses | verdict |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, d in differences.items():
+        detectable = "" if d.mde is None else f"{d.mde:.2g}"
+        lines.append(
+            f"| {name} | {d.base:.4g} | {d.other:.4g} | {d.difference:+.4g} | [{d.low:+.4g}, {d.high:+.4g}] "
+            f"| {detectable} | {d.p if adjusted is None else adjusted[name]:.2g} "
+            f"| {d.wins} / {d.ties} / {d.losses} | {d.verdict} |"
+        )
+    return lines
 
 
 def _side_by_side(row: ComparedRow) -> list[str]:

@@ -38,6 +38,8 @@ class HeldOut:
     """That answer, by the same positions."""
     prompts: tuple[str, ...]
     """Extra prompts without a reference answer."""
+    trained_bytes: np.ndarray
+    """(N,) UTF-8 bytes of the text that the loss of each example is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,15 @@ def held_out(
             rendered = encoder.text(last[n].input_ids[len(prompt) :].tolist())
             references[n] = rendered if answer.tool_calls else answer.content
     tokens, _ = apply_max_length(whole, max_length, overlong)
-    return HeldOut(kept, tokens, asked, references, tuple(prompts))
+    return HeldOut(kept, tokens, asked, references, tuple(prompts), _trained_bytes(tokens, len(kept), encoder))
+
+
+def _trained_bytes(tokens: TokenSet, count: int, encoder: Encoder) -> np.ndarray:
+    sizes = np.zeros(count)
+    for i, n in enumerate(tokens.examples):
+        row = tokens.row(i)
+        sizes[n] += len(encoder.text(row.input_ids[row.weights > 0].tolist()).encode("utf-8", "replace"))
+    return sizes
 
 
 def score(

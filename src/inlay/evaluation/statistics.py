@@ -8,12 +8,13 @@ Shape suffixes: N rows, S statistics of a metric, R resamples, K distinct column
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from inlay.errors import ConfigError, DataError
 from inlay.evaluation.metrics import Array, Metric
@@ -22,6 +23,9 @@ Verdict = Literal["better", "worse", "not distinguishable"]
 
 MIN_ROWS = 8
 """Fewer rows give no verdict: the interval of so few says more about the method than about the models."""
+
+POWER = 0.95
+"""With which the minimum detectable effect is stated."""
 
 _CELLS = 1 << 21
 """Numbers in one block of resample counts (16 MB): small enough for any machine, large enough for BLAS."""
@@ -43,6 +47,26 @@ class Difference:
     n: int
     level: float
     higher_is_better: bool
+    standard_error: float = 0.0
+    """Of the difference, by the jackknife over rows (over clusters where rows come in clusters)."""
+    p: float = 1.0
+    """Two-sided, before any correction: exact McNemar for right/wrong rows, else from the resamples."""
+    test: str = "bootstrap"
+    """bootstrap or mcnemar."""
+    clusters: int | None = None
+    """Groups of rows that were drawn together; None when each row was drawn by itself."""
+
+    @property
+    def mde(self) -> float | None:
+        """The smallest true difference that rows like these would show in 95 of 100 comparisons.
+
+        None where no two rows differ: then nothing is known of the spread.
+        """
+        units = self.clusters or self.n
+        if self.standard_error == 0 or units < 2:
+            return None
+        reach = _t_quantile((1 + self.level) / 2, units - 1) + _t_quantile(POWER, units - 1)
+        return reach * math.sqrt(units / (units - 1)) * self.standard_error
 
     @property
     def verdict(self) -> Verdict:
@@ -59,8 +83,9 @@ class Difference:
 
     def _too_little(self) -> str:
         """Why no verdict can be given, or the empty string."""
-        if self.n < MIN_ROWS:
-            return f"only {self.n} rows; a verdict needs {MIN_ROWS}"
+        units, what = (self.n, "rows") if self.clusters is None else (self.clusters, "groups of rows")
+        if units < MIN_ROWS:
+            return f"only {units} {what}; a verdict needs {MIN_ROWS}"
         # k rows that all go one way come up by chance with probability 2 * 2^-k.
         needed = math.ceil(1 - math.log2(1 - self.level))
         changed = self.wins + self.losses
@@ -89,10 +114,11 @@ def compare_scores(
     resamples: int = 10_000,
     seed: int = 0,
     level: float = 0.95,
+    clusters: Sequence[Hashable] | None = None,
 ) -> dict[str, Difference]:
     """For each name, b minus a of (a_NS, b_NS, metric), all over the same resamples of the rows.
 
-    A pure function of its arguments: sums are exact, so BLAS, threads and the other metrics change no bit.
+    `clusters` names the group of each row: rows of one group are drawn together. A pure function of its arguments: sums are exact, so BLAS, threads and the other metrics change no bit.
     Raises: ConfigError when `resamples` cannot give an interval of `level`; DataError when the rows of the
     two sides do not match or a statistic is not finite.
     """
@@ -102,15 +128,52 @@ def compare_scores(
             "Allowed: a level between 0 and 1 and at least 2 / (1 - level) resamples."
         )
     n = _row_count(pairs)
-    columns = _Columns()
+    columns = _Columns(None if clusters is None else _places(clusters, n))
     places = {name: (columns.add(a), columns.add(b)) for name, (a, b, _) in pairs.items()}
-    columns_NK = columns.matrix()
-    sums_RK = _resampled_sums(columns_NK, resamples, seed)
+    columns_UK = columns.matrix()
+    sums_RK = _resampled_sums(columns_UK, resamples, seed)
     result = {}
     for name, (a, b) in places.items():
-        sides = (columns_NK[:, a], columns_NK[:, b])
-        result[name] = _difference(name, pairs[name][2], sides, (sums_RK[:, a], sums_RK[:, b]), n, level)
+        units = (columns_UK[:, a], columns_UK[:, b])
+        drawn = (sums_RK[:, a], sums_RK[:, b])
+        found = _difference(name, pairs[name], units, drawn, level)
+        result[name] = found if clusters is None else replace(found, clusters=len(columns_UK))
     return result
+
+
+def _places(clusters: Sequence[Hashable], n: int) -> npt.NDArray[np.int64]:
+    """(N,) number of the cluster of each row, in the order in which they first come."""
+    if len(clusters) != n:
+        raise DataError(f"compare: {len(clusters)} cluster names for {n} rows. Give one a row.")
+    seen: dict[Hashable, int] = {}
+    return np.array([seen.setdefault(c, len(seen)) for c in clusters], dtype=np.int64)
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """The p-values adjusted so that, over all of them, one false alarm comes with at most the stated chance.
+
+    Source: S. Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    adjusted, running = {}, 0.0
+    for place, name in enumerate(sorted(p, key=lambda k: p[k])):
+        running = max(running, min(1.0, (len(p) - place) * p[name]))
+        adjusted[name] = running
+    return {name: adjusted[name] for name in p}
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """Exact two-sided p-value that `wins` and `losses` are as likely; ties say nothing. 1 where nothing changed."""
+    changed, fewer = wins + losses, min(wins, losses)
+    below, term = 0, 1
+    for k in range(fewer + 1):
+        below += term
+        term = term * (changed - k) // (k + 1)
+    return min(1.0, 2 * below / (1 << changed)) if changed < 1000 else _large_mcnemar(below, changed)
+
+
+def _large_mcnemar(below: int, changed: int) -> float:
+    # both numbers are beyond a float; their ratio is not
+    return min(1.0, math.exp(math.log(2 * below) - changed * math.log(2)))
 
 
 def _row_count(pairs: Mapping[str, tuple[Array, Array, Metric]]) -> int:
@@ -138,7 +201,8 @@ def _row_count(pairs: Mapping[str, tuple[Array, Array, Metric]]) -> int:
 class _Columns:
     """The distinct columns of all statistics: what two metrics or both sides share is summed once."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: npt.NDArray[np.int64] | None = None) -> None:
+        self._clusters = places
         self._index: dict[bytes, int] = {}
         self._columns: list[Array] = []
 
@@ -149,12 +213,14 @@ class _Columns:
             key = column.tobytes()
             if key not in self._index:
                 self._index[key] = len(self._columns)
+                if self._clusters is not None:
+                    column = np.bincount(self._clusters, weights=column)
                 self._columns.append(_on_exact_grid(column))
             places.append(self._index[key])
         return places
 
     def matrix(self) -> Array:
-        """(N, K), contiguous."""
+        """(units, K), contiguous: rows, or clusters of rows added up."""
         return np.ascontiguousarray(np.stack(self._columns, axis=1))
 
 
@@ -185,19 +251,29 @@ def _resampled_sums(columns_NK: Array, resamples: int, seed: int) -> Array:
 
 
 def _difference(
-    name: str, metric: Metric, rows: tuple[Array, Array], sums: tuple[Array, Array], n: int, level: float
+    name: str,
+    pair: tuple[Array, Array, Metric],
+    units: tuple[Array, Array],
+    drawn: tuple[Array, Array],
+    level: float,
 ) -> Difference:
-    base, other = (float(metric.value(side.sum(axis=0))) for side in rows)
-    drawn_R = metric.value(sums[1]) - metric.value(sums[0])
-    scores = metric.scores(rows[1]) - metric.scores(rows[0])
+    before, after, metric = pair
+    base, other = (float(metric.value(side.sum(axis=0))) for side in units)
+    drawn_R = metric.value(drawn[1]) - metric.value(drawn[0])
+    scores = metric.scores(after) - metric.scores(before)
     for found in (np.float64(other - base), drawn_R, scores):
         if not np.isfinite(found).all():
             raise DataError(
                 f"compare: {name}: a row or a resample of rows has no score. Leave out rows without weight."
             )
-    low, high = _interval(drawn_R, _influence(metric, rows), level)
+    influence = _influence(metric, units)
+    low, high = _interval(drawn_R, influence, level)
     gains = scores if metric.higher_is_better else -scores
     wins, losses = int((gains > 0).sum()), int((gains < 0).sum())
+    binary = _is_binary(before) and _is_binary(after)
+    count = len(influence)
+    # as many resamples on the far side of 0 as there are, and one that was not drawn
+    far = 1 + min(int((drawn_R <= 0).sum()), int((drawn_R >= 0).sum()))
     return Difference(
         base=base,
         other=other,
@@ -205,12 +281,20 @@ def _difference(
         low=low,
         high=high,
         wins=wins,
-        ties=n - wins - losses,
+        ties=len(before) - wins - losses,
         losses=losses,
-        n=n,
+        n=len(before),
         level=level,
         higher_is_better=metric.higher_is_better,
+        standard_error=math.sqrt(float(np.mean(influence**2)) / max(count - 1, 1)),
+        p=mcnemar(wins, losses) if binary and count == len(before) else min(1.0, 2 * far / (len(drawn_R) + 1)),
+        test="mcnemar" if binary and count == len(before) else "bootstrap",
     )
+
+
+def _is_binary(stats_NS: Array) -> bool:
+    """Whether each row counts once and is right or wrong."""
+    return bool(stats_NS.shape[1] == 2 and (stats_NS[:, 1] == 1).all() and np.isin(stats_NS[:, 0], (0, 1)).all())
 
 
 def _influence(metric: Metric, rows: tuple[Array, Array]) -> Array:
