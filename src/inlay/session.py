@@ -348,6 +348,7 @@ def _conclude(job: Job, setup: Setup, step: int, reporter: Reporter, stop: StopR
         "high": difference.high,
         "verdict": difference.verdict,
         "stopped_early": progress.stopped_early,
+        "diagnosis": progress.diagnosis,
         "skipped_steps": len(progress.skipped),
         "trained_batches": progress.trained_batches(),
         "rollbacks": len(progress.rollbacks),

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from inlay import api
 from inlay.config import load
-from inlay.errors import TrainingError
+from inlay.errors import Interrupted, TrainingError
 from inlay.models.adapter import AdapterState
 from inlay.run import Run
 from inlay.storage import verified
 from inlay.training.setup import set_up
 from inlay.training.world import World
 from parts import make_base, write_rows
-from training_runs import Quiet, train
+from training_runs import Quiet, outcome, stop_after, train
 
 Tree = Callable[..., dict[str, Any]]
 
@@ -108,6 +108,30 @@ def test_the_best_checkpoint_outlives_retention_and_is_exported(overfitted: Tree
     assert stopped.record["result"]["steps"] == best + 4
     assert same_adapter(stopped, run)
     assert train(stopped.config.model_copy(update={"output": named(stopped)}), resume=True).record == stopped.record
+
+
+def test_overfitting_ends_the_run_early_with_its_best_adapter_and_also_after_a_stop(
+    overfitted: Tree, tmp_path: Path
+) -> None:
+    plan = {"max_steps": 30, "eval_steps": 2, "learning_rate": 0.004}
+    reporter = Quiet()
+    run = train(overfitted(**plan), reporter=reporter)
+    result, lines = run.record["result"], run.metrics
+    assert result["diagnosis"]["kind"] == "overfitting"
+    assert result["stopped_early"]
+    assert result["best_step"] + 8 <= result["steps"] < 30
+    assert result["adapter_step"] == result["best_step"]
+    assert [line["step"] for line in lines if line.get("diagnosis") == "overfitting"] == [result["steps"]]
+    assert sum("overfitting: held-out loss rose" in note for note in reporter.notes) == 1
+
+    again = overfitted(**plan) | {"output": {"folder": str(tmp_path), "name": "again"}}
+    with pytest.raises(Interrupted):
+        train(again, reporter=stop_after(result["steps"] - 3))
+    assert outcome(train(again, resume=True)) == outcome(run)
+
+    noted = train(overfitted(**plan, on_overfitting="note"))
+    assert noted.record["result"]["steps"] == 30
+    assert not noted.record["result"]["stopped_early"]
 
 
 def named(run: Run) -> Any:

@@ -157,6 +157,10 @@ class TrainConfig(Settings):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     early_stopping_patience: PositiveInt | None = None
     """Stop after so many evaluations in a row without a better held-out loss."""
+    on_overfitting: Literal["stop", "note"] = "stop"
+    """When the held-out loss has risen for good while the training loss has not: stop, or only say so."""
+    on_plateau: Literal["note", "stop"] = "note"
+    """When the losses have converged, stalled, or drowned in noise: only say so, or stop."""
     seed: Seed = 0
     """Seed of the adapter's start, the order of rows, and dropout."""
     log_steps: PositiveInt = 1

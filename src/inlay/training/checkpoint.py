@@ -53,6 +53,12 @@ class Progress:
     spikes: int = 0
     metrics_seal: list[Any] | None = None
     """[bytes, sha256] of metrics.jsonl as of this checkpoint."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Of the steps since the last evaluation."""
+    curve: list[list[Any]] = field(default_factory=list)
+    """The points of `plateau.points_of`."""
+    diagnosis: dict[str, str] | None = None
+    """What the curve said at the last evaluation."""
     unfinished: dict[str, Any] | None = None
     """Metrics of the last step while its evaluation and its line in metrics.jsonl are still to come."""
 

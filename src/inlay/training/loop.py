@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import shlex
+import statistics
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,10 @@ from inlay.events import Reporter
 from inlay.models.adapter import AdapterState, base_view
 from inlay.run import Run
 from inlay.training import checkpoint as checkpoints
-from inlay.training import guards
+from inlay.training import guards, plateau
 from inlay.training.checkpoint import Progress
 from inlay.training.recovery import recover
-from inlay.training.schedule import learning_rate
+from inlay.training.schedule import learning_rate, warmup_steps
 from inlay.training.shortage import EVALUATION, TRAINING, Shortage, with_memory
 from inlay.training.signals import StopRequest
 from inlay.training.trackers import Tracker
@@ -134,6 +135,7 @@ def _optimizer_step(job: Job, world: World, stop: StopRequest, reporter: Reporte
     guards.require_moved(before)
     spike = guards.spike(float(norm), progress.recent_norms)
     progress.recent_norms = [*progress.recent_norms, float(norm)][-guards.SPIKE_WINDOW :]
+    progress.recent_losses = [*progress.recent_losses, float(loss)][-plateau.WINDOW :]
     progress.spikes += spike is not None
     took_s = time.perf_counter() - began
     progress.step, progress.train_loss = step, float(loss)
@@ -273,9 +275,29 @@ def _evaluate_if_due(job: Job, world: World, stop: StopRequest, reporter: Report
         progress.best_eval_loss, progress.best_step, progress.evals_without_gain = loss, step, 0
     else:
         progress.evals_without_gain += 1
-    patience = job.config.train.early_stopping_patience
-    progress.stopped_early = patience is not None and progress.evals_without_gain >= patience
-    return {"eval_loss": loss, "best": best}
+    found = _diagnosed(job, step, loss, reporter)
+    config = job.config.train
+    patience = config.early_stopping_patience
+    waited = patience is not None and progress.evals_without_gain >= patience
+    policy = {None: "note", "overfitting": config.on_overfitting}.get(found, config.on_plateau)
+    progress.stopped_early = waited or policy == "stop"
+    return {"eval_loss": loss, "best": best} | ({"diagnosis": found} if found else {})
+
+
+def _diagnosed(job: Job, step: int, eval_loss: float, reporter: Reporter) -> str | None:
+    """What the curve up to this evaluation says, which is told where it is news."""
+    config, progress = job.config.train, job.progress
+    losses, progress.recent_losses = progress.recent_losses or [eval_loss], []
+    if step <= warmup_steps(config, job.total_steps):
+        return None
+    steady = 2 * learning_rate(config, job.peak_learning_rate, step, job.total_steps) >= job.peak_learning_rate
+    progress.curve = [*progress.curve, [step, statistics.median(losses), eval_loss, steady]][-plateau.WINDOW :]
+    assert progress.base_eval_loss is not None
+    found = plateau.diagnose(plateau.points_of(progress.curve), progress.base_eval_loss)
+    known, progress.diagnosis = progress.diagnosis, asdict(found) if found else None
+    if found and (known is None or known["kind"] != found.kind):
+        reporter.note(f"step {step}: {found.kind}: {found.reason}")
+    return found.kind if found else None
 
 
 def save_checkpoint(job: Job) -> None:

@@ -81,9 +81,9 @@ def _roll_back(job: Job, world: World, found: NonFinite, reporter: Reporter, sav
         "batches_passed": [failed.position(back.step) + 1, failed.position(found.step)],
     }
     progress.rollbacks = [*failed.rollbacks, event]
-    save()
-    if world.is_first:
+    if world.is_first:  # first the lines: the checkpoint seals them
         job.run.truncate_metrics(back.step, progress.rollbacks)
+    save()
     reporter.note(
         f"rolled back to step {back.step} with {progress.learning_rate_factor:g} of the learning rate, past the "
         f"{found.step - back.step} batches since: {found}"
