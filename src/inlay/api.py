@@ -353,6 +353,25 @@ def explain_config(setting: str | None = None) -> list[dict[str, Any]]:
     return explain(setting)
 
 
+def import_config(path: str | Path, *, dataset: str | None = None, to: str | Path | None = None) -> dict[str, Any]:
+    """A config of LLaMA-Factory or Axolotl as one of inlay: its text, settings, and what has no counterpart.
+
+    Written to `to` if given. Raises: ConfigError when the file is neither, or `to` is there already.
+    """
+    from inlay.config.foreign import import_config as read_foreign
+
+    found = read_foreign(Path(path), dataset)
+    text = found.as_yaml(str(path))
+    if to is not None:
+        if Path(to).exists():
+            raise ConfigError(f"{to}: is already there. Name another file with --out.")
+        Path(to).write_text(text, encoding="utf-8")
+    return {
+        "kind": found.kind, "config": found.values, "missing": found.missing, "text": text,
+        "path": str(to) if to is not None else None,
+    }  # fmt: skip
+
+
 # --- demo ----------------------------------------------------------------------------------------------------
 
 

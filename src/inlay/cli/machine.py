@@ -19,6 +19,7 @@ def add_to(app: typer.Typer) -> None:
     config = group("Look settings up: show a whole config, or explain a setting.")
     verb(config)(show)
     verb(config)(explain)
+    verb(config, name="import")(import_)
     app.add_typer(config, name="config", rich_help_panel=PANEL)
 
 
@@ -78,3 +79,29 @@ def explain(
 
     rows = api.explain_config(setting)
     return Output(rows, view.explanation_text(rows, view.width()))
+
+
+def import_(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="A dataset_info.json or training YAML of LLaMA-Factory, or an Axolotl YAML.",
+            show_default=False,
+        ),
+    ],
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which entry of a dataset_info.json.", show_default=False)
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the config here; printed if left out.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> Output:  # fmt: skip
+    """Turn a config of LLaMA-Factory or Axolotl into one of inlay; what has no counterpart is listed."""
+    from inlay import api
+
+    found = api.import_config(file, dataset=dataset, to=out)
+    if out is None:
+        return Output(found, found["text"].rstrip())
+    left = [f"no counterpart: {key}  ({why})" for key, why in found["missing"].items()]
+    return Output(found, "\n".join([f"wrote {out} from a {found['kind']}", *left]))

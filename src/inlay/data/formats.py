@@ -316,8 +316,8 @@ def named(format_name: str) -> Format:
     return FORMATS[format_name]
 
 
-_LISTS: Final = frozenset({"messages", "conversations", "tools", "functions", "history"})
-"""Fields that are lists by nature; every other mapped field becomes text."""
+_LISTS: Final = frozenset({"messages", "conversations", "tools", "functions", "history", "chosen", "rejected"})
+"""Fields that are lists by nature or may hold turns; every other mapped field becomes text."""
 
 
 def rename(row: Row, columns: Mapping[str, str]) -> Row:
