@@ -17,7 +17,17 @@ from inlay.config.render import as_yaml, explicit_values
 from inlay.errors import ConfigError, InlayError, Interrupted, RunError, TrainingError
 from inlay.events import LoggedReporter, Reporter, bytes_shown, duration_shown
 from inlay.run import FAILED, FINISHED, INTERRUPTED, RUNNING, Run
-from inlay.storage import explained, is_there, owned, require_space, require_writable, sweep_staging, write_file
+from inlay.storage import (
+    LOCK,
+    explained,
+    is_staging,
+    is_there,
+    owned,
+    require_space,
+    require_writable,
+    sweep_staging,
+    write_file,
+)
 from inlay.training.launcher import launched_rank
 
 if TYPE_CHECKING:
@@ -136,7 +146,8 @@ def _claim(
         return Claim(run)
     if not run.path.is_dir():
         raise RunError(f"{run.path}: a file, not the folder of a run. Give another --name.")
-    if not any(run.path.iterdir()):
+    if all(path.name == LOCK or is_staging(path) for path in run.path.iterdir()):  # a start that was killed at once
+        held.enter_context(owned(run.path))
         return Claim(run, moves_aside=True)
     if not run.record and not (run.path / "config.yaml").exists():
         raise RunError(f"{run.path}: a folder, but not one of a run. Give another --name.")

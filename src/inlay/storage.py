@@ -20,7 +20,7 @@ from typing import Any
 
 from inlay.errors import InlayError, RunError, StorageError, UserError
 
-MANIFEST = "manifest.json"
+MANIFEST, LOCK = "manifest.json", ".lock"
 _STAGING = ".staging-"
 _OLD = f"{_STAGING}old-"  # an earlier folder in the moment when its successor takes its place
 
@@ -221,6 +221,11 @@ def move_aside(folder: Path, why: str = "old") -> Path:
     return target
 
 
+def is_staging(path: Path) -> bool:
+    """Whether the name is that of something half-written."""
+    return path.name.startswith(".") and _STAGING in path.name
+
+
 def sweep_staging(folder: Path) -> None:
     """Removes what a killed writer left half-written in this folder; call it only as the folder's owner."""
     for path in folder.glob(f"{_OLD}*"):
@@ -265,7 +270,7 @@ def owned(folder: Path) -> Iterator[None]:
 
     Raises: RunError naming the pid of the other owner.
     """
-    path = folder / ".lock"
+    path = folder / LOCK
     with explained(path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -44,7 +44,7 @@ def lab_for(folder: Path, full: bool, seed: int, **train: Any) -> Lab:
 
 def kills(folder: Path, full: bool) -> Iterator[Tally]:
     lab = lab_for(folder, full, 0)
-    yield c.kills_at_events(lab, range(1, lab.events + 1) if full else lab.random.sample(range(1, lab.events), 3))
+    yield c.kills_at_events(lab, range(1, lab.events + 1) if full else [4, *lab.random.sample(range(1, lab.events), 2)])
 
 
 def power(folder: Path, full: bool) -> Iterator[Tally]:
