@@ -116,7 +116,9 @@ def test_other_settings_are_refused_on_resume_with_the_difference(config_tree: T
     assert train(other_output, resume=True).status == "finished"
 
 
-@pytest.mark.parametrize("changed", ["the data file", "the base model", "the held-out rows"])
+@pytest.mark.parametrize(
+    "changed", ["the data file", "the base model", "the held-out rows", "a setting in its config.yaml"]
+)
 def test_other_inputs_are_refused_on_resume(config_tree: Tree, data_file: Path, tmp_path: Path, changed: str) -> None:
     base, held = make_base(tmp_path / "base"), write_rows(tmp_path / "held.jsonl", qa_rows(9)[5:])
     tree = named(config_tree, model={"base_model": str(base)}, data={"eval": str(held), "check": "warn"})
@@ -127,6 +129,10 @@ def test_other_inputs_are_refused_on_resume(config_tree: Tree, data_file: Path, 
         write_rows(data_file, qa_rows(41))
     elif changed == "the base model":
         make_base(base, seed=1)
+    elif changed.startswith("a setting"):
+        stored = tmp_path / "results" / "a" / "config.yaml"
+        stored.write_text(stored.read_text().replace("warmup_ratio: 0.0", "warmup_ratio: 0.1"))
+        before = contents(tmp_path / "results")
     else:
         write_rows(held, qa_rows(9)[4:])
     with pytest.raises(RunError, match=f"{changed} changed since this run began"):

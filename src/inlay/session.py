@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -193,13 +195,24 @@ def _stored_config(run: Run, wanted: Config) -> Config:
 
 
 def _inputs(setup: Setup) -> dict[str, tuple[str, str]]:
-    """Key in run.json to (what it stands for, digest), of everything besides the config that decides the numbers."""
+    """Key in run.json to (what it stands for, digest), of everything that decides the numbers."""
     return {
+        "settings_hash": ("a setting in its config.yaml", _settings_hash(setup.config)),
         "data_hash": ("the data file", setup.data.data_hash),
         "base_digest": ("the base model", setup.base_digest),
         "tokenizer_hash": ("the tokenizer", setup.encoder.tokenizer_hash),
         "chat_template_hash": ("the chat template", setup.encoder.template_hash),
     }
+
+
+_MAY_CHANGE = {"epochs", "max_steps", "export", "keep_checkpoints", "save_steps", "log_steps", "max_memory"}
+"""Settings of the train section that change how long a run is and what is kept of it, not its steps."""
+
+
+def _settings_hash(config: Config) -> str:
+    tree = config.model_dump(mode="json", include={"model", "adapter", "data", "train"})
+    tree["train"] = {name: value for name, value in tree["train"].items() if name not in _MAY_CHANGE}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def _refuse_other_inputs(run: Run, setup: Setup) -> None:
