@@ -303,10 +303,10 @@ def _work(
     from inlay.training.trackers import open_trackers
 
     job = setup.job(run)
-    start = Start.of(job)
-    if goes_on:
-        _restore(job, world, reporter)
     with enough_memory(f"Lower train.micro_batch_size (now {job.micro_batch_size}) or eval.batch_size, {_SMALLER}"):
+        start = Start.of(job)
+        if goes_on:
+            _restore(job, world, reporter)
         pace_s, _ = with_memory(
             job, world, TRAINING, job.progress.step, reporter, lambda size: seconds_per_token(job, size, stop)
         )
