@@ -42,6 +42,8 @@ SEEN = {
     "under another name of a namespace": "{% set ns = namespace(s='') %}{% set ns.s = message.content %}"
     "{% set other = ns %}{% if other.s == 'a' %}x{% endif %}",
     "compared in a macro": "{% macro f(c) %}{% if c == 'a' %}x{% endif %}{% endmacro %}{{ f(message.content) }}",
+    "compared among further arguments": "{% macro f() %}{% if kwargs.c == 'a' %}x{% endif %}{% endmacro %}"
+    "{{ f(c=message.content) }}",
     "in all of the turn": "{{ message | tojson }}",
     "among the items": "{% for key, value in message.items() %}{{ value | upper }}{% endfor %}",
     "through the loop": "{% set l = loop %}{% if l.previtem.content == 'a' %}x{% endif %}",

@@ -316,6 +316,8 @@ class _Walk:
             raise _SeenError
         given = dict(zip((target.name for target in macro.args), node.args, strict=False))
         given |= {keyword.key: keyword.value for keyword in node.kwargs}
+        if not given.keys() <= {target.name for target in macro.args}:
+            raise _SeenError  # the macro could read it from its kwargs
         for target in macro.args:
             value = given.get(target.name, nodes.Const(None))
             self._assign(target, self._kind(value), said=self._is_said(value))
