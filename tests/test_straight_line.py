@@ -18,7 +18,9 @@ def test_train_then_compare_gives_an_adapter_reports_and_a_verdict(config_tree: 
     comparison = api.compare(run)
     assert comparison.verdict == "better"
     assert abs(comparison.metrics["loss"].other - result["eval_loss"]) < 1e-5
-    assert {p.name for p in run.reports.iterdir()} == {"compare.csv", "compare.json", "report.md", "curves.png"}
+    assert {p.name for p in run.reports.iterdir()} == {
+        "compare.csv", "compare.json", "report.md", "curves.png", "evaluation.json", "evaluation.rows.jsonl",
+    }  # fmt: skip
 
 
 def test_the_resolved_config_of_a_run_reads_back_as_the_config_it_ran(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from inlay.data.checks.report import DataReport
     from inlay.data.encode import Encoder
     from inlay.evaluation.compare import Comparison
+    from inlay.scoring import ModelName, Reference
 
 ConfigLike = Config | Mapping[str, Any] | str | Path
 Confirm = Callable[[str], bool]
@@ -120,99 +121,63 @@ def _dialogue(prompt: str | Sequence[Mapping[str, str]]) -> list[Any]:
 
 def load(run: str | Path | Run | None = None, *, adapter: bool = True, folder: str = "results") -> Loaded:
     """The run's base with its adapter (`adapter=False`: without). No name is the run trained last."""
-    found = _trained(run, folder)
+    from inlay.models.adapter import AdapterState
+    from inlay.scoring import require_adapter
+
+    found = run if isinstance(run, Run) else runs.find(run, folder)
+    require_adapter(found)
+    verified(found.adapter)
     model, encoder, device, dtype = _load_base(found)
     if adapter:
-        from inlay.models.adapter import AdapterState
-
         model = AdapterState.read(found.adapter, found.record["base_digest"]).attach_to(model)
     return Loaded(found, model, encoder, device, dtype)
 
 
-def _trained(run: str | Path | Run | None, folder: str) -> Run:
-    """The run, which has an adapter. Raises: RunError."""
-    found = run if isinstance(run, Run) else runs.find(run, folder)
-    _require_adapter(found)
-    verified(found.adapter)
-    return found
-
-
-def _require_adapter(run: Run) -> None:
-    if not run.adapter.is_dir():
-        raise RunError(
-            f"{run.path}: has no adapter yet (status {run.status}). "
-            f"Finish it: inlay checkpoints resume {run.path}, or train it anew."
-        )
-
-
 def _load_base(run: Run) -> tuple[Any, Encoder, str, Any]:
     """(base model, encoder, device, autocast dtype) as the run used them. Raises: ModelError when the base changed."""
-    import torch
+    from inlay.scoring import load_base
 
-    from inlay.data.encode import Encoder
-    from inlay.errors import ModelError
-    from inlay.models import base as bases
-    from inlay.models.probe import pick_device
-
-    config, record = run.config, run.record
-    base = bases.find_base(config.model.base_model, config.model.revision)
-    if base.digest() != record.get("base_digest"):
-        raise ModelError(
-            f"{config.model.base_model}: is not the base that {run.name} was trained on (its weights differ). "
-            "The adapter would not do what was measured."
-        )
-    tokenizer = bases.load_tokenizer(bases.BaseRef(f"{run.name}'s tokenizer", run.adapter))
-    # answering needs no particular device: any GPU for a run of a GPU, whatever there is
-    device = pick_device("cpu" if config.model.device == "cpu" else "auto").device
-    dtype = getattr(torch, str(record["dtype"]))
-    model = bases.load_model(base, config, dtype, device, str(record.get("quantization", "none")))
-    return model, Encoder(tokenizer), device, None if dtype == torch.float32 else dtype
+    ready = load_base(run)
+    return ready.model, ready.encoder, ready.device, ready.dtype
 
 
 def compare(
-    run: str | Path | Run | None = None,
-    *,
+    *models: ModelName,
+    data: str | None = None,
+    metrics: Sequence[str] = (),
     prompts: Sequence[str] = (),
     reporter: Reporter | None = None,
     folder: str = "results",
 ) -> Comparison:
-    """Base against adapter on the run's held-out rows, with a verdict; also written to the run's `reports/`."""
-    found = _trained(run, folder)
-    from inlay.evaluation.compare import compare_pair
-    from inlay.evaluation.report import write_reports
-    from inlay.models.adapter import AdapterState
+    """The models on the same rows, each against the first; one alone (by default the run trained last) against its base.
 
-    config = found.config
-    reporter = reporter or PlainReporter()
-    model, encoder, device, dtype = _load_base(found)
-    rows = _rows(found, encoder, [*config.eval.prompts, *prompts])
-    base = _score(model, config.model.base_model, rows, encoder, config, device, dtype, reporter)
-    adapted = AdapterState.read(found.adapter, found.record["base_digest"]).attach_to(model)
-    adapter = _score(adapted, found.name, rows, encoder, config, device, dtype, reporter)
-    comparison = compare_pair(
-        rows, base, adapter, primary=config.eval.metric, resamples=config.eval.resamples,
-        seed=config.train.seed, available=int(found.record.get("heldout_available", len(rows.examples))),
-    )  # fmt: skip
-    write_reports(comparison, found.reports, curves=(found.reports / "curves.png").exists())
+    A model is a run, `RUN@STEP`, the folder of an adapter or of a whole model, `base`, or a hub id. The rows are those
+    of the first run's held-out set, or of the file `data`. `metrics` names those to take instead of what the references
+    call for. Reports go to `reports/` of the first run, without a run to `comparisons/` in `folder`.
+    Raises: RunError, AdapterError, ModelError, ConfigError for names that mean nothing or cannot be measured.
+    """
+    from inlay import scoring
+    from inlay.evaluation.report import write_reports
+
+    named = _references(models or (None,), folder)
+    found = scoring.measured(
+        named if len(named) > 1 else [named[0].without_adapter(), *named], data, prompts, reporter or PlainReporter()
+    )
+    where = scoring.reports_folder(found, folder)
+    comparison = scoring.comparisons(found, metrics, str(where))
+    write_reports(comparison, where, curves=(where / "curves.png").exists())
+    scoring.write_evaluation(found, comparison, where, metrics)
     return comparison
 
 
-def _rows(run: Run, encoder: Encoder, prompts: Sequence[str]) -> Any:
-    from inlay.evaluation.score import held_out, read_held_out
+def _references(names: Sequence[ModelName], folder: str) -> list[Reference]:
+    from inlay import scoring
 
-    data = run.config.data
-    return held_out(read_held_out(run.heldout), encoder, int(data.max_length), data.overlong, prompts)
-
-
-def _score(
-    model: Any, name: str, rows: Any, encoder: Encoder, config: Config, device: str, dtype: Any, reporter: Reporter
-) -> Any:
-    from inlay.evaluation.score import score
-
-    return score(
-        model, name, rows, encoder, batch_size=config.eval.batch_size, max_new_tokens=config.eval.max_new_tokens,
-        device=device, dtype=dtype, reporter=reporter,
-    )  # fmt: skip
+    found = [None if name == scoring.BASE else scoring.reference(name, folder) for name in names]
+    owner = next((one for one in found if one is not None), None)
+    if owner is None:
+        raise ConfigError(f"{scoring.BASE}: of which run? Name one with it: inlay compare {scoring.BASE} RUN.")
+    return [owner.without_adapter() if one is None else one for one in found]
 
 
 def verify(run: str | Path | Run | None = None, *, folder: str = "results") -> dict[str, Any]:
@@ -221,8 +186,10 @@ def verify(run: str | Path | Run | None = None, *, folder: str = "results") -> d
     `passed` of a proof is None where what it needs is not here any more, such as the data file. Raises: RunError.
     """
     found = run if isinstance(run, Run) else runs.find(run, folder)
-    _require_adapter(found)
     from inlay.proof.verify import prove_stored
+    from inlay.scoring import require_adapter
+
+    require_adapter(found)
 
     proofs = prove_stored(found, lambda: _load_base(found))
     passed = all(proof.passed is not False for proof in proofs)
@@ -230,24 +197,24 @@ def verify(run: str | Path | Run | None = None, *, folder: str = "results") -> d
 
 
 def evaluate(
-    run: str | Path | Run | None = None,
+    model: ModelName = None,
     *,
     adapter: bool = True,
+    data: str | None = None,
+    metrics: Sequence[str] = (),
     reporter: Reporter | None = None,
     folder: str = "results",
 ) -> dict[str, Any]:
-    """{"name", "n", "metrics": {metric: value}, "time_s"} of one model on the run's held-out rows."""
-    found = _trained(run, folder)
+    """{"name", "n", "metrics": {metric: value}, "time_s"} of one model; models and rows as in `compare`."""
+    from inlay import scoring
     from inlay.evaluation.compare import totals
-    from inlay.models.adapter import AdapterState
 
-    model, encoder, device, dtype = _load_base(found)
-    rows = _rows(found, encoder, ())
-    if adapter:
-        model = AdapterState.read(found.adapter, found.record["base_digest"]).attach_to(model)
-    name = found.name if adapter else found.config.model.base_model
-    scored = _score(model, name, rows, encoder, found.config, device, dtype, reporter or PlainReporter())
-    return {"name": name, "n": len(rows.examples), "metrics": totals(rows, scored), "time_s": round(scored.time_s, 3)}
+    (named,) = _references([model], folder)
+    named = named if adapter else named.without_adapter()
+    found = scoring.measured([named], data, (), reporter or PlainReporter())
+    rows, scored = found.rows[0], found.scores[0]
+    values = totals(rows, scored, metrics)
+    return {"name": named.name, "n": len(rows.examples), "metrics": values, "time_s": round(scored.time_s, 3)}
 
 
 # --- look ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from inlay import api, session
-from inlay import run as runs
 from inlay.cli import progress, view
 from inlay.config import load
 from inlay.events import PlainReporter
@@ -17,7 +16,7 @@ from inlay.events import PlainReporter
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_a_comparison_fits_the_terminal(with_run: Path, columns: int) -> None:
-    text = view.comparison_text(api.compare("first", reporter=PlainReporter()), runs.find("first"), columns)
+    text = view.comparisons_text(api.compare("first", reporter=PlainReporter()), columns)
     table, _, _ = text.partition("* decides")
     lines = text.splitlines()[1:]  # the first and the reports name paths
     assert [line for line in lines if len(line) > columns and not line.startswith("reports: ")] == []

@@ -13,6 +13,14 @@ from inlay.cli.outcome import Output
 
 PANEL = "Use a run"
 
+DataOption = Annotated[
+    str | None, typer.Option("--data", metavar="FILE", help="Rows to measure on instead of the run's held-out rows.")
+]
+MetricsOption = Annotated[
+    str,
+    typer.Option("--metrics", metavar="A,B", help="Take these metrics instead of what the reference answers call for."),
+]
+
 
 def add_to(app: typer.Typer) -> None:
     verb(app, PANEL)(compare)
@@ -32,7 +40,17 @@ def verify(run: RunName = None, output: Folder = "results", as_json: Json = Fals
 
 
 def compare(
-    run: RunName = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL...",
+            help="Runs, RUN@STEP, adapter or model folders, base, hub ids. The first is what the others are compared "
+            "with; one alone is compared with its base.",
+            show_default=False,
+        ),
+    ] = None,
+    data: DataOption = None,
+    metrics: MetricsOption = "",
     prompt: Annotated[
         list[str],
         typer.Option("--prompt", metavar="TEXT", help="An extra prompt to answer side by side. May be repeated."),
@@ -40,22 +58,39 @@ def compare(
     output: Folder = "results",
     as_json: Json = False,
 ) -> Output:
-    """Base against adapter on the held-out rows: every metric with its interval, and a verdict."""
-    from inlay import api
-    from inlay.cli import progress, view
-    from inlay.run import find
-
-    comparison = api.compare(run, prompts=prompt, reporter=progress.reporter(), folder=output)
-    return Output(comparison.to_json(), view.comparison_text(comparison, find(run, output), view.width()))
-
-
-def evaluate(run: RunName = None, base: NoAdapter = False, output: Folder = "results", as_json: Json = False) -> Output:
-    """Score one model on the run's held-out rows."""
+    """Models on the same held-out rows: every metric with its interval, and a verdict."""
     from inlay import api
     from inlay.cli import progress, view
 
-    result = api.evaluate(run, adapter=not base, reporter=progress.reporter(), folder=output)
+    comparison = api.compare(
+        *(models or ()), data=data, metrics=_names(metrics), prompts=prompt, reporter=progress.reporter(), folder=output
+    )
+    return Output(comparison.to_json(), view.comparisons_text(comparison, view.width()))
+
+
+def evaluate(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="As in compare; the run trained last if left out.", show_default=False),
+    ] = None,
+    base: NoAdapter = False,
+    data: DataOption = None,
+    metrics: MetricsOption = "",
+    output: Folder = "results",
+    as_json: Json = False,
+) -> Output:
+    """Score one model on held-out rows."""
+    from inlay import api
+    from inlay.cli import progress, view
+
+    result = api.evaluate(
+        model, adapter=not base, data=data, metrics=_names(metrics), reporter=progress.reporter(), folder=output
+    )
     return Output(result, view.evaluation_text(result))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def generate(

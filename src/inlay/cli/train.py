@@ -114,4 +114,4 @@ def demo(output: Folder = "results", as_json: Json = False) -> Output:
 
     run, comparison = api.demo(folder=output, reporter=progress.reporter())
     value = {"run": run.record.get("result"), "comparison": comparison.to_json()}
-    return Output(value, view.comparison_text(comparison, run, view.width()) + view.after_demo(run))
+    return Output(value, view.comparisons_text(comparison, view.width()) + view.after_demo(run))

@@ -56,7 +56,12 @@ def proofs_text(proved: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{held} of {len(proved['proofs'])} proofs hold for {proved['run']}"])
 
 
-def comparison_text(comparison: Comparison, run: Run, columns: int) -> str:
+def comparisons_text(comparison: Comparison, columns: int) -> str:
+    """Every comparison, one after the other."""
+    return "\n\n".join(comparison_text(one, columns) for one in (comparison, *comparison.also))
+
+
+def comparison_text(comparison: Comparison, columns: int) -> str:
     """The table, three rows side by side, the worst regressions, and the verdict last."""
     lines = [
         f"{comparison.adapter} against {comparison.base} on {comparison.n} of {comparison.available} held-out rows",
@@ -83,7 +88,7 @@ def comparison_text(comparison: Comparison, run: Run, columns: int) -> str:
     lines += ["", *textwrap.wrap(verdict, columns), *textwrap.wrap(comparison.headline, columns)]
     lines += [line for note in comparison.notes for line in textwrap.wrap(f"note: {note}", columns)]
     lines.append(
-        f"reports: {run.reports}/report.md compare.csv compare.json (took {duration_shown(comparison.time_s)})"
+        f"reports: {comparison.reports}/report.md compare.csv evaluation.json (took {duration_shown(comparison.time_s)})"
     )
     return "\n".join(lines)
 

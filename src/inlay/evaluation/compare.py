@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from inlay.data.types import Example
 from inlay.errors import ConfigError, unknown_name
 from inlay.evaluation.behaviour import BEHAVIOUR
 from inlay.evaluation.kinds import KINDS, LABEL_METRICS, answer_metric, metrics_for
@@ -55,6 +56,8 @@ class Comparison:
     """Loss on text that was not trained for, by its name."""
     notes: tuple[str, ...] = ()
     """What weakens the verdict, such as that the model was chosen as the best of several on these rows."""
+    reports: str = ""
+    """Folder of its reports, once they are written."""
     also: tuple[Comparison, ...] = ()
     """Further models against the same base on the same rows, in the order named."""
 
@@ -72,13 +75,14 @@ class Comparison:
     @property
     def headline(self) -> str:
         """The verdict by held-out loss and by the answers, both: a model may predict better and answer no better."""
-        loss, answers = self.metrics.get("loss"), self.answer_metric
-        said = [] if loss is None else [_said("held-out loss", loss)]
+        name = "loss" if "loss" in self.metrics else "bits_per_byte"
+        loss, answers = self.metrics[name], self.answer_metric
+        said = [_said(f"held-out {name}", loss)]
         if answers is None:
             return "; ".join([*said, "no answers to judge"])
         found = self.metrics[answers]
         said.append(_said(f"answers by {answers}", found))
-        if loss is None or loss.verdict == found.verdict:
+        if loss.verdict == found.verdict:
             return "; ".join(said)
         if loss.verdict == "better":
             answers_are = "worse" if found.verdict == "worse" else "no better as far as these rows show"
@@ -88,7 +92,7 @@ class Comparison:
     @property
     def adjusted_p(self) -> dict[str, float]:
         """Holm's p-values over the metrics; perplexity and bits_per_byte ask what loss asks and have that of loss."""
-        family = {name: d.p for name, d in self.metrics.items() if name not in _SAME_AS_LOSS}
+        family = {n: d.p for n, d in self.metrics.items() if n not in _SAME_AS_LOSS or "loss" not in self.metrics}
         found = holm(family)
         return {name: found.get(name, found.get("loss", d.p)) for name, d in self.metrics.items()}
 
@@ -224,8 +228,11 @@ def compare_pair(
     seed: int,
     available: int,
     wanted: Sequence[str] = (),
+    per_token: bool = True,
 ) -> Comparison:
     """`adapter` against `base` on the same rows, by the metrics `wanted` or those that the references call for.
+
+    Models of different tokenizers have no loss per token to compare: then `per_token` is False.
 
     Raises: ConfigError for a primary metric that was not measured.
     """
@@ -234,7 +241,8 @@ def compare_pair(
     if chosen not in texts and chosen not in LOSS_METRICS:
         raise ConfigError(f"eval.metric: {chosen} does not fit the references of these rows. Use {', '.join(texts)}.")
     sides = measure(rows, base, texts), measure(rows, adapter, texts)
-    everything: dict[str, Metric] = {**LOSS_METRICS, **texts, **(BEHAVIOUR if rows.asked else {})}
+    losses = {m: v for m, v in LOSS_METRICS.items() if per_token or m == "bits_per_byte"}
+    everything: dict[str, Metric] = {**losses, **texts, **(BEHAVIOUR if rows.asked else {})}
     clusters = clusters_of(rows)
     found: dict[str, Difference] = {}
     for names in _same_rows(everything, rows):
@@ -251,7 +259,7 @@ def compare_pair(
     compared = tuple(_row(rows, n, base, adapter, scores[n]) for n in scores)
     prompts = tuple(zip(rows.prompts, base.prompt_answers, adapter.prompt_answers, strict=False))
     return Comparison(
-        base.name, adapter.name, chosen, {m: found[m] for m in [*LOSS_METRICS, *texts]}, compared, prompts, available,
+        base.name, adapter.name, chosen, {m: found[m] for m in [*losses, *texts]}, compared, prompts, available,
         base.time_s + adapter.time_s, behaviour={m: found[m] for m in BEHAVIOUR if m in found},
     )  # fmt: skip
 
@@ -279,13 +287,18 @@ def primary_metric(wanted: str, *, has_answers: bool = True) -> str:
     return wanted
 
 
+def shown_question(example: Example) -> str:
+    """The turn that is answered; the text of a plain document."""
+    asked = example.messages if example.messages[0].role == "text" else question(example)
+    return asked[-1].content if asked else ""
+
+
 def _row(rows: HeldOut, n: int, base: Score, adapter: Score, scores: dict[str, tuple[float, float]]) -> ComparedRow:
     example = rows.examples[n]
-    asked = example.messages if example.messages[0].role == "text" else question(example)
     weight = max(float(base.weight[n]), 1e-9)
     return ComparedRow(
         source=str(example.source),
-        question=asked[-1].content if asked else "",
+        question=shown_question(example),
         reference=rows.references.get(n, ""),
         base_answer=base.answers[n],
         adapter_answer=adapter.answers[n],

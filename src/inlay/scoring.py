@@ -1,0 +1,319 @@
+"""The eval and compare verbs: which models are meant, on which rows they are measured, and what is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inlay import config as configs
+from inlay import run as runs
+from inlay.config import Config
+from inlay.errors import AdapterError, ConfigError, ModelError, RunError
+from inlay.events import Reporter
+from inlay.run import Run
+from inlay.storage import is_there, verified
+
+if TYPE_CHECKING:
+    from inlay.data.encode import Encoder
+    from inlay.data.types import Example
+    from inlay.evaluation.compare import Comparison
+    from inlay.evaluation.score import HeldOut, Score
+    from inlay.models.adapter import AdapterState
+    from inlay.models.base import BaseRef
+
+ModelName = str | Path | Run | None
+BASE = "base"
+"""The name of the base under the run that is named with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One model that can be measured."""
+
+    name: str
+    kind: str
+    """base, run, checkpoint, adapter (a folder) or model (a whole one)."""
+    base: str
+    """Folder, hub id or built-in name of the weights."""
+    run: Run | None = None
+    """Whose settings, tokenizer and held-out rows come with it."""
+    folder: Path | None = None
+    """Of the adapter or checkpoint; None for a model without one."""
+
+    def without_adapter(self) -> Reference:
+        return replace(self, name=self.base, kind="base", folder=None)
+
+    def adapter(self, digest: str) -> AdapterState | None:
+        """Its adapter. Raises: AdapterError when it was made on a base of another digest."""
+        from inlay.models.adapter import AdapterState
+
+        if self.folder is None:
+            return None
+        if self.kind == "checkpoint":
+            from inlay.training import checkpoint
+
+            return checkpoint.load(checkpoint.Checkpoint(self.folder))[0]
+        return AdapterState.read(self.folder, digest)
+
+
+def reference(name: ModelName, folder: str) -> Reference:
+    """What a name means: a run, `RUN@STEP`, the folder of an adapter or of a model, a built-in model, a hub id; the
+    run trained last for None. A run of that name in `folder` goes before a hub id.
+
+    Raises: RunError, AdapterError, naming what is near.
+    """
+    if isinstance(name, Run):
+        return _of_run(name)
+    path, text = Path(name or ""), str(name or "")
+    if name is not None and not is_there(path / "run.json"):
+        if is_there(path / "adapter_config.json"):
+            return _of_adapter(path)
+        if text.startswith("builtin:") or is_there(path / "config.json"):
+            return Reference(text, "model", text)
+        before, at, step = text.rpartition("@")
+        if at and step.isdigit():
+            return _of_checkpoint(runs.find(before or None, folder), int(step))
+        if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not path.exists():
+            from inlay.models.base import find_base
+
+            try:
+                find_base(text)
+            except ModelError as error:
+                raise RunError(f"{text}: no run, adapter or model folder of that name. {error}") from None
+            return Reference(text, "model", text)
+    return _of_run(runs.find(name, folder))
+
+
+def _of_run(run: Run) -> Reference:
+    require_adapter(run)
+    verified(run.adapter)
+    return Reference(run.name, "run", run.config.model.base_model, run, run.adapter)
+
+
+def _of_checkpoint(run: Run, step: int) -> Reference:
+    from inlay.training import checkpoint
+
+    there = {one.step: one.path for one in checkpoint.listed(run.checkpoints)}
+    if step not in there:
+        kept = ", ".join(map(str, there)) or "none"
+        raise RunError(f"{run.name}@{step}: {run.path} has no checkpoint of that step. It has: {kept}.")
+    return Reference(f"{run.name}@{step}", "checkpoint", run.config.model.base_model, run, there[step])
+
+
+def _of_adapter(folder: Path) -> Reference:
+    try:
+        card = folder / "card.json"
+        about = json.loads((card if is_there(card) else folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base = about.get("base_model") or about["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise AdapterError(f"{folder}: does not say which base it was made on ({error}).") from None
+    made_by = Run(folder.parent) if is_there(folder.parent / "run.json") else None
+    return Reference(str(folder), "adapter", str(base), made_by, folder)
+
+
+def require_adapter(run: Run) -> None:
+    """Raises: RunError when the run has no adapter yet."""
+    if not run.adapter.is_dir():
+        raise RunError(
+            f"{run.path}: has no adapter yet (status {run.status}). "
+            f"Finish it: inlay checkpoints resume {run.path}, or train it anew."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A base ready to be measured."""
+
+    model: Any
+    encoder: Encoder
+    device: str
+    dtype: Any
+    """As in training: products in the format of a 16-bit base, None for that of the weights."""
+    digest: str
+
+
+def load_base(run: Run) -> Loaded:
+    """The base of a run as the run used it. Raises: ModelError when the base changed."""
+    import torch
+
+    from inlay.models import base as bases
+
+    config, record = run.config, run.record
+    base = bases.find_base(config.model.base_model, config.model.revision)
+    digest = base.digest()
+    if digest != record.get("base_digest"):
+        raise ModelError(
+            f"{config.model.base_model}: is not the base that {run.name} was trained on (its weights differ). "
+            "The adapter would not do what was measured."
+        )
+    kept = run.adapter.is_dir()  # a run that is still to end has no adapter, and the tokenizer of its base
+    named = bases.BaseRef(f"{run.name}'s tokenizer", run.adapter) if kept else base
+    tokenizer = bases.load_tokenizer(named, None if kept else config.model.chat_template)
+    dtype = getattr(torch, str(record["dtype"]))
+    return _ready(base, config, tokenizer, dtype, str(record.get("quantization", "none")), digest)
+
+
+def _load(one: Reference, config: Config) -> Loaded:
+    """The base of a reference; that of no run is loaded with `config`."""
+    if one.run is not None:
+        return load_base(one.run)
+    import torch
+
+    from inlay.models import base as bases
+
+    base = bases.find_base(one.base)
+    on_cpu = config.model.dtype == "auto" and _device(config) == "cpu"
+    dtype = torch.float32 if on_cpu else getattr(torch, str(config.model.dtype).replace("auto", "bfloat16"))
+    return _ready(base, config, bases.load_tokenizer(base), dtype, "none", base.digest())
+
+
+def _device(config: Config) -> str:
+    from inlay.models.probe import pick_device
+
+    # answering needs no particular device: any GPU for a run of a GPU, whatever there is
+    return pick_device("cpu" if config.model.device == "cpu" else "auto").device
+
+
+def _ready(base: BaseRef, config: Config, tokenizer: Any, dtype: Any, quantization: str, digest: str) -> Loaded:
+    import torch
+
+    from inlay.data.encode import Encoder
+    from inlay.models import base as bases
+
+    device = _device(config)
+    model = bases.load_model(base, config, dtype, device, quantization)
+    return Loaded(model, Encoder(tokenizer), device, None if dtype == torch.float32 else dtype, digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Every model on the same rows. The first is what the others are compared with."""
+
+    models: tuple[Reference, ...]
+    rows: tuple[HeldOut, ...]
+    """The same examples as each model's tokenizer sees them."""
+    scores: tuple[Score, ...]
+    config: Config
+    available: int
+    data: str
+    one_tokenizer: bool
+
+
+def measured(models: Sequence[Reference], data: str | None, prompts: Sequence[str], reporter: Reporter) -> Measurement:
+    """Loss and answers of every model. Raises: ConfigError where there are no rows to measure on."""
+    from inlay.evaluation.score import held_out, score
+    from inlay.models.base import context_length
+
+    lead = next((one.run for one in models if one.run is not None), None)
+    config = (
+        lead.config if lead else configs.validate({"model": {"base_model": models[0].base}, "data": {"train": "-"}})
+    )
+    examples, available, where = _examples(lead, data, config)
+    rows, scores, encoders = [], [], set()
+    for one in models:
+        ready = _load(one, config)
+        limit = config.data.max_length if lead else context_length(ready.model.config)
+        asked = [*config.eval.prompts, *prompts]
+        rows.append(held_out(examples, ready.encoder, int(limit), config.data.overlong, asked))
+        adapter = one.adapter(ready.digest)
+        scores.append(
+            score(
+                ready.model if adapter is None else adapter.attach_to(ready.model), one.name, rows[-1], ready.encoder,
+                batch_size=config.eval.batch_size, max_new_tokens=config.eval.max_new_tokens, device=ready.device,
+                dtype=ready.dtype, reporter=reporter,
+            )
+        )  # fmt: skip
+        encoders.add((ready.encoder.tokenizer_hash, ready.encoder.template_hash))
+    # a question that is too long for one of the tokenizers is asked by none
+    common = [n for n in rows[0].asked if all(n in one.asked for one in rows)]
+    rows = [replace(one, asked={n: one.asked[n] for n in common}) for one in rows]
+    return Measurement(tuple(models), tuple(rows), tuple(scores), config, available, where, len(encoders) == 1)
+
+
+def _examples(lead: Run | None, data: str | None, config: Config) -> tuple[tuple[Example, ...], int, str]:
+    """(examples, how many there were before drawing, where they are from)."""
+    from inlay.data.read import read_examples
+    from inlay.data.splits import draw
+    from inlay.evaluation.score import read_held_out
+
+    if data is not None:
+        found = read_examples(data).examples
+        picked = tuple(found[n] for n in draw(len(found), config.eval.max_rows, config.train.seed))
+        return picked, len(found), data
+    if lead is None:
+        raise ConfigError("no run is named, so there are no held-out rows. Give rows to measure on: --data FILE.")
+    kept = read_held_out(lead.heldout)
+    return kept, int(lead.record.get("heldout_available", len(kept))), str(lead.heldout)
+
+
+def comparisons(found: Measurement, wanted: Sequence[str], reports: str) -> Comparison:
+    """The second model against the first, with those of the further models in `also`."""
+    from inlay.evaluation.compare import compare_pair
+
+    config, notes = found.config, _notes(found)
+    primary = config.eval.metric
+    if not found.one_tokenizer and primary in ("auto", "loss", "perplexity"):
+        primary = "bits_per_byte"
+    pairs = [
+        replace(
+            compare_pair(
+                found.rows[0], found.scores[0], scored, primary=primary, resamples=config.eval.resamples,
+                seed=config.train.seed, available=found.available, wanted=wanted, per_token=found.one_tokenizer,
+            ),
+            reports=reports,
+            notes=(*notes, *_chosen_on_these_rows(model, found)),
+        )
+        for model, scored in zip(found.models[1:], found.scores[1:], strict=True)
+    ]  # fmt: skip
+    return replace(pairs[0], also=tuple(pairs[1:]))
+
+
+def _notes(found: Measurement) -> tuple[str, ...]:
+    notes = []
+    if not found.one_tokenizer:
+        notes.append("the models have different tokenizers, so loss per token is not comparable: see bits_per_byte.")
+    if (count := len(found.models) - 1) > 1:
+        notes.append(
+            f"{count} models are compared on the same rows: the best of them looks better here than it is. "
+            "Confirm it on other rows: --data FILE."
+        )
+    return tuple(notes)
+
+
+def _chosen_on_these_rows(model: Reference, found: Measurement) -> tuple[str, ...]:
+    if model.kind != "run" or model.run is None or found.data != str(model.run.heldout):
+        return ()
+    evaluations = sum("eval_loss" in line for line in model.run.metrics)
+    result = model.run.record.get("result", {})
+    if evaluations < 2 or model.run.config.train.export != "best" or result.get("best_step") is None:
+        return ()
+    return (
+        f"{model.name} is the best of {evaluations} checkpoints by the loss on these rows, which flatters it a little. "
+        "Rows that no choice was made on: --data FILE.",
+    )
+
+
+def reports_folder(found: Measurement, folder: str) -> Path:
+    """Where the reports go: to the first run among the models, else to the next number under `comparisons`."""
+    lead = next((one.run for one in found.models if one.run is not None), None)
+    there = Path(folder) / "comparisons"
+    return lead.reports if lead else there / runs.next_named(there, "comparison")
+
+
+def write_evaluation(found: Measurement, comparison: Comparison, folder: Path, wanted: Sequence[str]) -> None:
+    """`evaluation.json` and its rows; see `inlay.evaluation.document`."""
+    from inlay.evaluation.document import write_document
+
+    settings = found.config.eval
+    about = {
+        "data": {"source": found.data, "available": found.available},
+        "settings": {
+            "max_new_tokens": settings.max_new_tokens, "resamples": settings.resamples,
+            "seed": found.config.train.seed, "greedy": True,
+        },
+    }  # fmt: skip
+    models = [{"name": one.name, "kind": one.kind, "base": one.base} for one in found.models]
+    write_document(folder, models, found.rows, found.scores, comparison, about, wanted)
