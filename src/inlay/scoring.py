@@ -76,7 +76,7 @@ def reference(name: ModelName, folder: str) -> Reference:
         before, at, step = text.rpartition("@")
         if at and step.isdigit():
             return _of_checkpoint(runs.find(before or None, folder), int(step))
-        if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not path.exists():
+        if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not path.parent.is_dir():
             from inlay.models.base import find_base
 
             try:

@@ -43,7 +43,7 @@ def compare(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODELS",
             help="Runs, RUN@STEP, adapter or model folders, base, hub ids. The first is what the others are compared "
             "with; one alone is compared with its base.",
             show_default=False,
