@@ -1,0 +1,1 @@
+"""Forward and backward of Llama-like decoders written by hand: docs/engine.md derives each backward."""

@@ -1,0 +1,243 @@
+"""The attention half of a layer: x + o(attention(rope(q(n)), rope(k(n)), v(n))) with n = norm(x).
+
+Tokens of all rows lie one after another without padding. Only inside the attention itself rows of similar length are
+padded to one length, and a query sees the keys of its own row.
+
+Shapes: T tokens, H hidden, N query heads, M key heads, G = N / M, D values of a head, B rows of a group of L
+positions each, X = B·M, n queries of a block and m keys that they may see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from inlay.engine.direct.lora import Projection
+from inlay.engine.direct.norm import RmsNorm
+
+_BLOCK = 256  # queries at once: bounds memory, and keys after a block are never multiplied
+_LEAST_FILLED = 0.75  # rows join a group down to this share of its longest
+_SCORES_AT_ONCE = 1 << 23
+
+
+class Rows(NamedTuple):
+    """Rows of similar length that lie one after another from token `start`."""
+
+    start: int
+    lengths: tuple[int, ...]
+
+    def padded(self, x_TND: Tensor) -> Tensor:
+        """(B, heads, L, D), zero after a row's end."""
+        _, heads, width = x_TND.shape
+        out_BNLD = x_TND.new_zeros(len(self.lengths), heads, max(self.lengths), width)
+        start = self.start
+        for row, length in enumerate(self.lengths):
+            out_BNLD[row, :, :length] = x_TND[start : start + length].transpose(0, 1)
+            start += length
+        return out_BNLD
+
+    def unpad(self, x_BNLD: Tensor, out_TND: Tensor) -> None:
+        """Writes the rows back to where they lie."""
+        start = self.start
+        for row, length in enumerate(self.lengths):
+            out_TND[start : start + length] = x_BNLD[row, :, :length].transpose(0, 1)
+            start += length
+
+
+def groups(lengths: Sequence[int], heads: int) -> list[Rows]:
+    """The rows in order, neighbours of similar length together."""
+    found: list[Rows] = []
+    start = 0
+    for length in lengths:
+        last = found[-1].lengths if found else ()
+        longest = max(*last, length) if last else length
+        fits = (len(last) + 1) * heads * min(longest, _BLOCK) * longest <= _SCORES_AT_ONCE
+        if last and fits and min(*last, length) >= _LEAST_FILLED * longest:
+            found[-1] = Rows(found[-1].start, (*last, length))
+        else:
+            found.append(Rows(start, (length,)))
+        start += length
+    return found
+
+
+class Softmax(NamedTuple):
+    """softmax(scale·q kᵀ + mask), causal; a window hides keys that lie so many positions back or more."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+
+    def blocks(self, length: int) -> Iterator[tuple[slice, slice]]:
+        """Positions of the queries of each block, and of the keys that some of them see."""
+        for start in range(0, length, _BLOCK):
+            stop = min(start + _BLOCK, length)
+            yield slice(start, stop), slice(0 if self.window is None else max(0, start - self.window + 1), stop)
+
+    def probabilities(self, q_XQD: Tensor, k_XmD: Tensor, queries: slice, keys: slice) -> tuple[Tensor, Tensor | None]:
+        """(X, G·n, m) probabilities, and tanh of the capped scores where there is a cap."""
+        scores = torch.bmm(q_XQD, k_XmD.transpose(1, 2)).mul_(self.scale)
+        tanh = None
+        if self.softcap is not None:
+            tanh = scores.div_(self.softcap).tanh_()
+            scores = tanh * self.softcap
+        hidden_nm = _hidden(queries.start, queries.stop, keys.start, self.window, scores.dtype, scores.device)
+        scores.view(len(scores), -1, *hidden_nm.shape).add_(hidden_nm)
+        return torch.softmax(scores, -1), tanh
+
+    def backward(self, dp: Tensor, p: Tensor, tanh: Tensor | None) -> Tensor:
+        """ds = scale · p·(dp - sum(p·dp)), times 1 - tanh² where there is a cap."""
+        ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype).mul_(self.scale)
+        return ds if tanh is None else ds.addcmul_(ds * tanh, tanh, value=-1)
+
+
+@lru_cache(maxsize=64)
+def _hidden(
+    start: int, stop: int, low: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(n, m) minus infinity where a query does not see a key, else 0. Read only."""
+    back_nm = torch.arange(start, stop, device=device)[:, None] - torch.arange(low, stop, device=device)
+    unseen = (back_nm < 0) if window is None else (back_nm < 0) | (back_nm >= window)
+    return torch.zeros(unseen.shape, dtype=dtype, device=device).masked_fill_(unseen, float("-inf"))
+
+
+def attend(q_TND: Tensor, k_TMD: Tensor, v_TMD: Tensor, rows: Sequence[Rows], softmax: Softmax) -> Tensor:
+    """(T, N, D): each query's mixture of the values that it sees."""
+    out_TND = torch.empty_like(q_TND)
+    for group in rows:
+        q_XGLD, k_XLD, v_XLD = _by_key_head(group, q_TND, k_TMD, v_TMD)
+        mixed_XGLD = torch.empty_like(q_XGLD)
+        for queries, keys in softmax.blocks(k_XLD.shape[1]):
+            q_XQD = q_XGLD[:, :, queries].flatten(1, 2)
+            p, _ = softmax.probabilities(q_XQD, k_XLD[:, keys], queries, keys)
+            mixed_XGLD[:, :, queries] = torch.bmm(p, v_XLD[:, keys]).unflatten(1, (q_XGLD.shape[1], -1))
+        group.unpad(mixed_XGLD.view(len(group.lengths), -1, *mixed_XGLD.shape[2:]), out_TND)
+    return out_TND
+
+
+def attend_backward(
+    d_TND: Tensor, q_TND: Tensor, k_TMD: Tensor, v_TMD: Tensor, rows: Sequence[Rows], softmax: Softmax
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv). The probabilities are computed again: they are quick, and keeping them costs L² of memory.
+
+    With p = softmax(s) and out = p v: dv = pᵀ d, dp = d vᵀ, ds from dp, dq = ds k, dk = dsᵀ q.
+    """
+    dq_TND, dk_TMD, dv_TMD = torch.empty_like(q_TND), torch.empty_like(k_TMD), torch.empty_like(v_TMD)
+    for group in rows:
+        q_XGLD, k_XLD, v_XLD = _by_key_head(group, q_TND, k_TMD, v_TMD)
+        d_XGLD = group.padded(d_TND).view_as(q_XGLD)
+        dq_XGLD, dk_XLD, dv_XLD = torch.empty_like(q_XGLD), torch.zeros_like(k_XLD), torch.zeros_like(v_XLD)
+        for queries, keys in softmax.blocks(k_XLD.shape[1]):
+            q_XQD, d_XQD = q_XGLD[:, :, queries].flatten(1, 2), d_XGLD[:, :, queries].flatten(1, 2)
+            p, tanh = softmax.probabilities(q_XQD, k_XLD[:, keys], queries, keys)
+            dv_XLD[:, keys] += torch.bmm(p.transpose(1, 2), d_XQD)
+            ds = softmax.backward(torch.bmm(d_XQD, v_XLD[:, keys].transpose(1, 2)), p, tanh)
+            dq_XGLD[:, :, queries] = torch.bmm(ds, k_XLD[:, keys]).unflatten(1, (q_XGLD.shape[1], -1))
+            dk_XLD[:, keys] += torch.bmm(ds.transpose(1, 2), q_XQD)
+        rows_count = len(group.lengths)
+        for d_padded, d_flat in ((dq_XGLD, dq_TND), (dk_XLD, dk_TMD), (dv_XLD, dv_TMD)):
+            group.unpad(d_padded.view(rows_count, -1, *d_padded.shape[-2:]), d_flat)
+    return dq_TND, dk_TMD, dv_TMD
+
+
+def _by_key_head(group: Rows, q_TND: Tensor, k_TMD: Tensor, v_TMD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (X, G, L, D) beside the keys and values (X, L, D) of their key head."""
+    k_XLD, v_XLD = group.padded(k_TMD).flatten(0, 1), group.padded(v_TMD).flatten(0, 1)
+    return group.padded(q_TND).view(len(k_XLD), -1, *k_XLD.shape[1:]), k_XLD, v_XLD
+
+
+def rotate(x_TND: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> Tensor:
+    """Turns the pairs (i, i + E) of the first 2 E values by each token's angles; the rest passes.
+
+    A rotation's transpose is the rotation back: the backward pass is `rotate` with -sin.
+    """
+    half = cos_T1E.shape[-1]
+    first, second = x_TND[..., :half], x_TND[..., half : 2 * half]
+    out_TND = torch.empty_like(x_TND)
+    torch.mul(first, cos_T1E, out=out_TND[..., :half]).addcmul_(second, sin_T1E, value=-1)
+    torch.mul(second, cos_T1E, out=out_TND[..., half : 2 * half]).addcmul_(first, sin_T1E)
+    out_TND[..., 2 * half :] = x_TND[..., 2 * half :]
+    return out_TND
+
+
+class _Saved(NamedTuple):
+    x_TH: Tensor
+    factor_T1: Tensor
+    n_TH: Tensor
+    lows: list[Tensor]
+    raw_q_TND: Tensor
+    raw_k_TMD: Tensor
+    head_factors: tuple[Tensor, Tensor] | None
+    q_TND: Tensor
+    k_TMD: Tensor
+    v_TMD: Tensor
+    mixed: Tensor  # (kept tokens, N·D)
+    o_lows: list[Tensor]
+    raw_TH: Tensor
+    post_factor_T1: Tensor | None
+
+
+class Attention:
+    def __init__(
+        self, norm: RmsNorm, qkv: Sequence[Any], o: Any, post: RmsNorm | None, heads: tuple[int, int, int],
+        head_norms: tuple[RmsNorm, RmsNorm] | None, softmax: Softmax, adapters: Sequence[str],
+    ) -> None:  # fmt: skip
+        """`heads` are N, M and D."""
+        self.norm, self.post, self.head_norms, self.softmax, self.heads = norm, post, head_norms, softmax, heads
+        self.qkv, self.o = Projection(qkv, adapters), Projection([o], adapters)
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        return self.qkv, self.o
+
+    def forward(self, x_TH: Tensor, tokens: Any, turn: tuple[Tensor, Tensor], last: bool) -> tuple[Tensor, _Saved]:
+        """`turn` is (cos, sin). After the last layer's attention only the tokens that predict something are kept."""
+        heads, key_heads, width = self.heads
+        n_TH, factor_T1 = self.norm.forward(x_TH)
+        qkv, lows = self.qkv.forward(n_TH, tokens.spans)
+        raw_q_TND, raw_k_TMD, v_TMD = qkv.unflatten(1, (-1, width)).split([heads, key_heads, key_heads], 1)
+        q_TND, k_TMD, head_factors = raw_q_TND, raw_k_TMD, None
+        if self.head_norms is not None:
+            q_TND, q_factor = self.head_norms[0].forward(raw_q_TND)
+            k_TMD, k_factor = self.head_norms[1].forward(raw_k_TMD)
+            head_factors = (q_factor, k_factor)
+        q_TND, k_TMD = rotate(q_TND, *turn), rotate(k_TMD, *turn)
+        mixed, kept_TH, spans = attend(q_TND, k_TMD, v_TMD, tokens.rows, self.softmax).flatten(1), x_TH, tokens.spans
+        if last:
+            mixed, kept_TH, spans = mixed[tokens.kept_J], x_TH[tokens.kept_J], tokens.kept_spans
+        y_TH, o_lows = self.o.forward(mixed, spans)
+        raw_TH, post_factor_T1 = y_TH, None
+        if self.post is not None:
+            y_TH, post_factor_T1 = self.post.forward(raw_TH)
+        saved = _Saved(
+            x_TH, factor_T1, n_TH, lows, raw_q_TND, raw_k_TMD, head_factors, q_TND, k_TMD, v_TMD, mixed, o_lows,
+            raw_TH, post_factor_T1,
+        )  # fmt: skip
+        return kept_TH + y_TH, saved
+
+    def backward(
+        self, dy_TH: Tensor, saved: _Saved, tokens: Any, turn: tuple[Tensor, Tensor], last: bool, wants_dx: bool
+    ) -> Tensor | None:
+        s, (cos, sin) = saved, turn
+        spans = tokens.kept_spans if last else tokens.spans
+        draw_TH = dy_TH
+        if self.post is not None and s.post_factor_T1 is not None:
+            draw_TH = self.post.backward(dy_TH, s.raw_TH, s.post_factor_T1)
+        dmixed = self.o.backward(draw_TH, s.mixed, s.o_lows, spans, wants_dx or self.qkv.is_adapted)
+        if dmixed is None:
+            return None
+        if last:
+            dmixed, dy_TH = tokens.spread(dmixed), tokens.spread(dy_TH)
+        dq_TND, dk_TMD, dv_TMD = attend_backward(
+            dmixed.view_as(s.q_TND), s.q_TND, s.k_TMD, s.v_TMD, tokens.rows, self.softmax
+        )
+        dq_TND, dk_TMD = rotate(dq_TND, cos, -sin), rotate(dk_TMD, cos, -sin)
+        if self.head_norms is not None and s.head_factors is not None:
+            dq_TND = self.head_norms[0].backward(dq_TND, s.raw_q_TND, s.head_factors[0])
+            dk_TMD = self.head_norms[1].backward(dk_TMD, s.raw_k_TMD, s.head_factors[1])
+        dqkv = torch.cat([dq_TND, dk_TMD, dv_TMD], 1).flatten(1)
+        dn_TH = self.qkv.backward(dqkv, s.n_TH, s.lows, tokens.spans, wants_dx)
+        return None if dn_TH is None else self.norm.backward(dn_TH, s.x_TH, s.factor_T1).add_(dy_TH)

@@ -1,0 +1,114 @@
+"""Frozen linear layers that read the same input, as one product, with LoRA on chosen ones and K adapters at once.
+
+Shapes: T tokens, of which each adapter has a span; I inputs; O outputs of all layers stacked; R ranks of all layers
+stacked; P outputs and r rank of one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+
+class _Lora:
+    """One adapter on one of the stacked layers: its fp32 master weights and their place in the stack."""
+
+    def __init__(self, layer: Any, adapter: str, outputs: slice, ranks: slice) -> None:
+        self.down_rI, self.up_Pr = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        self.scale = float(layer.scaling[adapter])
+        self.outputs, self.ranks = outputs, ranks
+        self.scaled_up_Pr = self.up_Pr.detach()
+
+    def cast(self, dtype: torch.dtype) -> None:
+        self.scaled_up_Pr = (self.up_Pr.detach() * self.scale).to(dtype)
+
+
+class Projection:
+    """y = W x + b + s·B A x, where A, B and s are those of the adapter that a token belongs to."""
+
+    def __init__(self, layers: Sequence[Any], adapters: Sequence[str]) -> None:
+        linears = [getattr(layer, "base_layer", layer) for layer in layers]
+        self.weight_OI, self.bias_O = _stacked(linears)
+        self.loras = [_loras(layers, linears, adapter) for adapter in adapters]
+        self.downs_RI: list[Tensor] = []
+
+    @property
+    def is_adapted(self) -> bool:
+        return any(self.loras)
+
+    def cast(self) -> None:
+        """Takes the adapters' present values, in the format that products are computed in."""
+        dtype = self.weight_OI.dtype
+        for loras in self.loras:
+            for lora in loras:
+                lora.cast(dtype)
+        self.downs_RI = [
+            torch.cat([lora.down_rI.detach().to(dtype) for lora in loras]) if loras else self.weight_OI[:0]
+            for loras in self.loras
+        ]
+
+    def forward(self, x_TI: Tensor, spans: Sequence[slice]) -> tuple[Tensor, list[Tensor]]:
+        """y (T, O), and A x (span, R) of each adapter for the backward pass."""
+        y_TO = F.linear(x_TI, self.weight_OI, self.bias_O)
+        lows = [x_TI[span] @ down_RI.T for span, down_RI in zip(spans, self.downs_RI, strict=True)]
+        for span, low_SR, loras in zip(spans, lows, self.loras, strict=True):
+            for lora in loras:
+                y_TO[span, lora.outputs].addmm_(low_SR[:, lora.ranks], lora.scaled_up_Pr.T)
+        return y_TO, lows
+
+    def backward(
+        self, dy_TO: Tensor, x_TI: Tensor, lows: Sequence[Tensor], spans: Sequence[slice], wants_dx: bool = True
+    ) -> Tensor | None:
+        """Adds dB = s·dyᵀ (A x) and dA = (s·Bᵀ dyᵀ) x to the adapters' gradients; gives dx = dy W + (s·dy B) A."""
+        dx_TI = dy_TO @ self.weight_OI if wants_dx else None
+        for span, low_SR, down_RI, loras in zip(spans, lows, self.downs_RI, self.loras, strict=True):
+            if not loras:
+                continue
+            dlow_SR = torch.empty_like(low_SR)
+            for lora in loras:
+                dy_SP = dy_TO[span, lora.outputs]
+                torch.mm(dy_SP, lora.scaled_up_Pr, out=dlow_SR[:, lora.ranks])
+                _add(lora.up_Pr, (dy_SP.T @ low_SR[:, lora.ranks]).mul_(lora.scale))
+            ddown_RI = dlow_SR.T @ x_TI[span]
+            for lora in loras:
+                _add(lora.down_rI, ddown_RI[lora.ranks])
+            if dx_TI is not None:
+                dx_TI[span].addmm_(dlow_SR, down_RI)
+        return dx_TI
+
+
+def _stacked(linears: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+    """One weight and bias over all the layers. Their own weights become views of it: nothing is held twice."""
+    if len(linears) == 1:
+        return linears[0].weight.detach(), None if linears[0].bias is None else linears[0].bias.detach()
+    weight_OI = torch.cat([linear.weight.detach() for linear in linears])
+    bias_O = None
+    if any(linear.bias is not None for linear in linears):
+        bias_O = torch.cat([_bias(linear) for linear in linears])
+    for linear, part in zip(linears, weight_OI.split([len(linear.weight) for linear in linears]), strict=True):
+        linear.weight.data = part
+    return weight_OI, bias_O
+
+
+def _bias(linear: Any) -> Tensor:
+    bias_P: Tensor | None = linear.bias
+    return linear.weight.new_zeros(len(linear.weight)) if bias_P is None else bias_P.detach()
+
+
+def _loras(layers: Sequence[Any], linears: Sequence[Any], adapter: str) -> list[_Lora]:
+    loras, output, rank = [], 0, 0
+    for layer, linear in zip(layers, linears, strict=True):
+        outputs = slice(output, output := output + len(linear.weight))
+        if adapter in getattr(layer, "lora_A", {}):
+            ranks = slice(rank, rank := rank + len(layer.lora_A[adapter].weight))
+            loras.append(_Lora(layer, adapter, outputs, ranks))
+    return loras
+
+
+def _add(parameter: Tensor, gradient: Tensor) -> None:
+    gradient = gradient.to(parameter.dtype)
+    parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)

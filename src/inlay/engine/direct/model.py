@@ -1,0 +1,219 @@
+"""A decoder of the Llama family with its adapters: loss and gradient of a batch without autograd.
+
+Shapes: T tokens of all rows, one after another; J of them predict a trained token; H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inlay.data.batches import Batch
+from inlay.engine.direct.attention import Attention, Rows, Softmax, groups
+from inlay.engine.direct.lora import Projection
+from inlay.engine.direct.mlp import Mlp
+from inlay.engine.direct.norm import RmsNorm
+from inlay.engine.head import nll_and_gradient
+from inlay.models.adapter import TRAINED
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The tokens of K batches, one for each adapter, without padding."""
+
+    ids_T: Tensor
+    positions_T: Tensor
+    spans: list[slice]
+    """Tokens of each adapter."""
+    rows: list[Rows]
+    kept_J: Tensor
+    kept_spans: list[slice]
+    """Those of the kept tokens that belong to each adapter."""
+    targets_J: Tensor
+    weights_J: Tensor
+    row_J: Tensor
+
+    @staticmethod
+    def of(batches: Sequence[Batch], heads: int) -> Packed:
+        """`row_J` counts rows through all the batches."""
+        lengths = [length for batch in batches for length in batch.attention_mask.sum(1).tolist()]
+        ids_T = torch.cat([batch.input_ids[batch.attention_mask.bool()] for batch in batches])
+        weights_T = torch.cat([batch.weights[batch.attention_mask.bool()] for batch in batches])
+        ends = torch.tensor(lengths).cumsum(0)
+        weights_T[ends[:-1].to(ids_T.device)] = 0  # the first token of a row is predicted by nothing
+        weights_T[0] = 0
+        kept_J = weights_T.nonzero()[:, 0] - 1
+        row_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(ids_T.device)
+        positions_T = torch.cat([torch.arange(length) for length in lengths]).to(ids_T.device)
+        row_J, row_ends = row_T[kept_J], torch.tensor([len(batch.rows) for batch in batches]).cumsum(0).tolist()
+        starts = [0, *row_ends[:-1]]
+        token_ends = [0, *ends.tolist()]
+        spans = [slice(token_ends[a], token_ends[b]) for a, b in zip(starts, row_ends, strict=True)]
+        kept_ends = [0, *(int((row_J < b).sum()) for b in row_ends)]
+        kept_spans = [slice(a, b) for a, b in zip(kept_ends, kept_ends[1:], strict=False)]
+        return Packed(
+            ids_T, positions_T, spans, groups(lengths, heads), kept_J, kept_spans, ids_T[kept_J + 1],
+            weights_T[kept_J + 1], row_J,
+        )  # fmt: skip
+
+    def spread(self, x_JH: Tensor) -> Tensor:
+        """(T, H) with the kept tokens' values in their places and zero elsewhere."""
+        return x_JH.new_zeros(len(self.ids_T), x_JH.shape[1]).index_copy_(0, self.kept_J, x_JH)
+
+
+class _Layer:
+    def __init__(self, module: Any, config: Any, softcap: float | None, adapters: Sequence[str]) -> None:
+        attention, mlp = module.self_attn, module.mlp
+        offset = 1.0 if config.model_type.startswith("gemma") else 0.0
+        width = int(attention.head_dim)
+
+        def norm(holder: Any, name: str) -> RmsNorm | None:
+            found = getattr(holder, name, None)
+            return None if found is None else RmsNorm(found, offset)
+
+        has_post = hasattr(module, "pre_feedforward_layernorm")
+        into_mlp = "pre_feedforward_layernorm" if has_post else "post_attention_layernorm"
+        before_attention, before_mlp = norm(module, "input_layernorm"), norm(module, into_mlp)
+        assert before_attention is not None
+        assert before_mlp is not None
+        q_norm, k_norm = norm(attention, "q_norm"), norm(attention, "k_norm")
+        fused = hasattr(attention, "qkv_proj")
+        self.attention = Attention(
+            before_attention,
+            [attention.qkv_proj] if fused else [attention.q_proj, attention.k_proj, attention.v_proj],
+            attention.o_proj,
+            norm(module, "post_attention_layernorm") if has_post else None,
+            (config.num_attention_heads, config.num_key_value_heads, width),
+            None if q_norm is None or k_norm is None else (q_norm, k_norm),
+            Softmax(float(attention.scaling), _window(attention, config), softcap),
+            adapters,
+        )
+        self.mlp = Mlp(
+            before_mlp,
+            [mlp.gate_up_proj] if hasattr(mlp, "gate_up_proj") else [mlp.gate_proj, mlp.up_proj],
+            mlp.down_proj,
+            norm(module, "post_feedforward_layernorm"),
+            activation(config),
+            adapters,
+        )
+        self.kind = getattr(attention, "layer_type", None)
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        return *self.attention.projections, *self.mlp.projections
+
+    def forward(self, x_TH: Tensor, tokens: Packed, turn: tuple[Tensor, Tensor], last: bool) -> tuple[Tensor, Any]:
+        x_TH, attention = self.attention.forward(x_TH, tokens, turn, last)
+        x_TH, mlp = self.mlp.forward(x_TH, tokens.kept_spans if last else tokens.spans)
+        return x_TH, (attention, mlp)
+
+    def backward(
+        self, dx_TH: Tensor, saved: Any, tokens: Packed, turn: tuple[Tensor, Tensor], last: bool, wants_dx: bool
+    ) -> Tensor | None:
+        attention, mlp = saved
+        spans = tokens.kept_spans if last else tokens.spans
+        goes_on = wants_dx or any(each.is_adapted for each in self.attention.projections)
+        d_TH = self.mlp.backward(dx_TH, mlp, spans, goes_on)
+        return None if d_TH is None else self.attention.backward(d_TH, attention, tokens, turn, last, wants_dx)
+
+
+class DirectModel:
+    """K adapters over one base. The adapters' weights stay PEFT's parameters, and gradients are left in them."""
+
+    name = "direct"
+
+    def __init__(self, peft_model: Any, adapters: Sequence[str] = (TRAINED,), recompute: bool = False) -> None:
+        """`recompute` keeps only each layer's input, and computes the layer again in the backward pass.
+
+        Asks nothing of the model: see `inlay.engine.direct.refusal`.
+        """
+        model = peft_model.get_base_model()
+        config, inner = model.config, model.model
+        softcap = config.attn_logit_softcapping if caps_scores(config) else None
+        self.embed, self.rotary = inner.embed_tokens, inner.rotary_emb
+        self.layers = [_Layer(layer, config, softcap, adapters) for layer in inner.layers]
+        self.norm = RmsNorm(inner.norm, 1.0 if config.model_type.startswith("gemma") else 0.0)
+        self.head_VH = model.lm_head.weight
+        self.head_softcap = getattr(config, "final_logit_softcapping", None)
+        self.heads, self.recompute = int(config.num_attention_heads), recompute
+        adapted = [any(each.is_adapted for each in layer.projections) for layer in self.layers]
+        self.lowest = adapted.index(True)
+
+    def add_gradient(self, batch: Batch, factor: float) -> Tensor:
+        """See `inlay.engine.plain.PlainModel.add_gradient`."""
+        return self.add_gradients([batch], [factor])[0]
+
+    @torch.no_grad()
+    def add_gradients(self, batches: Sequence[Batch], factors: Sequence[float]) -> list[Tensor]:
+        """Summed weighted nll (B,) of each row of each adapter's batch. Adds `factor` times the gradient of an
+        adapter's sum to its parameters' gradients, unless a loss is not finite."""
+        tokens = Packed.of(batches, self.heads)
+        for layer in self.layers:
+            for projection in layer.projections:
+                projection.cast()
+        x_TH = self.embed(tokens.ids_T)
+        turns = self._turns(x_TH, tokens.positions_T)
+        saved: list[Any] = []
+        for index, layer in enumerate(self.layers):
+            entering_TH, last = x_TH, index == len(self.layers) - 1
+            x_TH, kept = layer.forward(x_TH, tokens, turns[layer.kind], last)
+            saved.append(None if index < self.lowest else entering_TH if self.recompute else kept)
+        nll_J, dx_JH = self._head(x_TH, tokens, factors)
+        rows = [len(batch.rows) for batch in batches]
+        nll_B = nll_J.new_zeros(sum(rows)).index_add_(0, tokens.row_J, nll_J)
+        if bool(torch.isfinite(nll_B).all()):
+            self._backward(dx_JH, saved, tokens, turns)
+        return list(nll_B.split(rows))
+
+    def _backward(self, dx_TH: Tensor, saved: list[Any], tokens: Packed, turns: dict[Any, Any]) -> None:
+        for index in range(len(self.layers) - 1, self.lowest - 1, -1):
+            layer, last, kept = self.layers[index], index == len(self.layers) - 1, saved.pop()
+            turn = turns[layer.kind]
+            if self.recompute:
+                _, kept = layer.forward(kept, tokens, turn, last)
+            before = layer.backward(dx_TH, kept, tokens, turn, last, wants_dx=index > self.lowest)
+            if before is None:
+                return
+            dx_TH = before
+
+    def _head(self, x_JH: Tensor, tokens: Packed, factors: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """(J,) weighted nll, and its gradient (J, H) by the last layer's output, times each adapter's factor."""
+        n_JH, factor_J1 = self.norm.forward(x_JH)
+        nll_J, dn_JH = nll_and_gradient(n_JH, self.head_VH, tokens.targets_J, self.head_softcap)
+        scale_J = tokens.weights_J.to(nll_J.dtype)
+        nll_J = nll_J * scale_J
+        for span, factor in zip(tokens.kept_spans, factors, strict=True):
+            dn_JH[span] *= (scale_J[span, None] * factor).to(dn_JH.dtype)
+        return nll_J, self.norm.backward(dn_JH, x_JH, factor_J1)
+
+    def _turns(self, x_TH: Tensor, positions_T: Tensor) -> dict[Any, tuple[Tensor, Tensor]]:
+        """(cos, sin) of shape (T, 1, E) for each kind of layer."""
+        kinds = {layer.kind for layer in self.layers}
+        by_kind = hasattr(self.rotary, "layer_types")
+        turns = {}
+        for kind in kinds:
+            cos, sin = self.rotary(x_TH, positions_T[None], *([kind] if by_kind else []))
+            half = cos.shape[-1] // 2
+            turns[kind] = cos[0, :, None, :half].to(x_TH.dtype), sin[0, :, None, :half].to(x_TH.dtype)
+        return turns
+
+
+def activation(config: Any) -> str:
+    return str(getattr(config, "hidden_activation", None) or config.hidden_act)
+
+
+def caps_scores(config: Any) -> bool:
+    """Whether transformers caps attention scores: only Gemma 2 does, and only in its eager attention."""
+    capped = config.model_type == "gemma2" and config._attn_implementation == "eager"
+    return capped and config.attn_logit_softcapping is not None
+
+
+def _window(attention: Any, config: Any) -> int | None:
+    if hasattr(attention, "sliding_window"):
+        return None if attention.sliding_window is None else int(attention.sliding_window)
+    window = getattr(config, "sliding_window", None) if config.model_type in ("mistral", "phi3") else None
+    return None if window is None else int(window)
