@@ -53,7 +53,7 @@ def decoder(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **ov
     torch.manual_seed(seed)
     config = getattr(transformers, name)(**options)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype).eval()
-    for parameter_name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         parameter.requires_grad_(False)
         if parameter.dim() == 1:
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -72,7 +72,7 @@ def adapted(
         peft_model = get_peft_model(model, lora, autocast_adapter_dtype=model.dtype != torch.float64)
         for index in range(1, adapters):
             peft_model.add_adapter(
-                str(index), LoraConfig(**lora.to_dict() | {"r": 3 + index}), autocast_adapter_dtype=False
+                f"k{index}", LoraConfig(**lora.to_dict() | {"r": 3 + index}), autocast_adapter_dtype=False
             )
     torch.manual_seed(1)
     for name, parameter in peft_model.named_parameters():

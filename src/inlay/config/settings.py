@@ -153,6 +153,9 @@ class TrainConfig(Settings):
     """Learning rate after warmup; `wsd` is warmup, stable, then linear decay over the last fifth."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """`adamw` keeps fp32 state; the 8-bit ones need the `quant` extra, the paged one CUDA."""
+    engine: Literal["auto", "plain", "direct"] = "auto"
+    """What computes gradients: `direct` is written by hand for Llama-like decoders and faster, `plain` is transformers
+    and autograd. `auto` takes the direct one on a CPU where it gives the plain one's gradient."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     early_stopping_patience: PositiveInt | None = None

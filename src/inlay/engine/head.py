@@ -8,6 +8,8 @@ Shapes: J positions that predict a trained token, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -47,14 +49,12 @@ class HeadLoss(torch.autograd.Function):
     """(J,) nll of each target; the backward pass only scales what the forward pass has computed."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx, hidden_JH: Tensor, head_VH: Tensor, targets_J: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, hidden_JH: Tensor, head_VH: Tensor, targets_J: Tensor) -> Tensor:
         nll_J, gradient_JH = nll_and_gradient(hidden_JH, head_VH, targets_J)
         ctx.save_for_backward(gradient_JH)
         return nll_J
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, d_J: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (gradient_JH,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, d_J: Tensor) -> tuple[Tensor, None, None]:
+        (gradient_JH,) = ctx.saved_tensors
         return gradient_JH * d_J[:, None].to(gradient_JH.dtype), None, None

@@ -22,7 +22,8 @@ from torch.optim import Optimizer
 from inlay.config import Config
 from inlay.data.batches import collate, epochs_done, micro_batches, step_rows
 from inlay.data.tokens import TokenSet
-from inlay.engine.loss import autocast, score_rows, weighted_nll
+from inlay.engine.loss import score_rows
+from inlay.engine.plain import Engine
 from inlay.errors import Interrupted
 from inlay.events import Reporter
 from inlay.models.adapter import AdapterState, base_view
@@ -50,6 +51,8 @@ class Job:
     model: Any
     """PeftModel; its trainable parameters are the adapter."""
     parameters: list[torch.nn.Parameter]
+    engine: Engine
+    """What computes loss and gradient of a micro batch."""
     optimizer: Optimizer
     train: TokenSet
     heldout: TokenSet
@@ -195,15 +198,13 @@ def accumulate(
             break
         _seed_draws(job.device, job.config.train.seed, step, rows[0])
         batch = collate(job.train, rows, job.pad_id).to(job.device)
-        with autocast(job.device, job.autocast_dtype):
-            nll_B, _ = weighted_nll(job.model, batch)
+        nll_B = job.engine.add_gradient(batch, job.loss_scale / step_weight)
         loss = nll_B.sum() / step_weight
-        total += loss.detach()
+        total += loss
         if not torch.isfinite(loss):
             finite_B = torch.isfinite(nll_B).tolist()
             bad_rows = [row for row, finite in zip(rows, finite_B, strict=True) if not finite] or rows
             break
-        (loss * job.loss_scale).backward()
     if job.loss_scale != 1.0:
         for parameter in job.parameters:
             if parameter.grad is not None:

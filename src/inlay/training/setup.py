@@ -12,10 +12,13 @@ from torch import Tensor
 
 from inlay.config import Config
 from inlay.config.load import merge, nested, validate
-from inlay.data.batches import steps_per_epoch
+from inlay.data.batches import Batch, collate, step_rows, steps_per_epoch
 from inlay.data.encode import Encoder
 from inlay.data.prepare import PreparedData, prepare
+from inlay.data.tokens import TokenSet
+from inlay.engine.choose import choose
 from inlay.engine.memory import LAYER_NAMES, MemoryEstimate, estimate, largest_micro_batch, shape_of
+from inlay.engine.plain import Engine
 from inlay.errors import ConfigError
 from inlay.events import Reporter
 from inlay.models import base as bases
@@ -30,6 +33,7 @@ from inlay.training.schedule import auto_learning_rate, warmup_steps
 from inlay.training.trackers import chosen
 from inlay.training.world import World
 
+_ROWS_TRIED = 4
 _TOKEN_CAP = {"cpu": 4096, "mps": 4096, "cuda": 16384}  # tokens in one micro batch, beyond which speed stops growing
 
 
@@ -47,6 +51,7 @@ class Setup:
     device: str
     dtype: torch.dtype
     quantization: str
+    engine: Engine
     trainable: int
     total_parameters: int
     targets: list[str]
@@ -80,6 +85,7 @@ class Setup:
             ("adapter", f"rank {config.adapter.rank}, alpha {alpha_of(config):g}, on {_short(self.targets)}"
                         f"{self._variant()}"),
             ("trainable", f"{self.trainable:,} ({self.trainable / self.total_parameters:.2%})"),
+            ("engine", f"{self.engine.name} ({reasons.get('train.engine', 'as set')})"),
             ("batch", f"{config.train.batch_size} = {config.train.micro_batch_size} × {accumulation}"),
             ("steps", f"{self.total_steps}, warmup {warmup_steps(config.train, self.total_steps)}, {config.train.schedule}, "
                       f"learning rate {config.train.learning_rate:g} ({reasons.get('train.learning_rate', 'as set')})"),
@@ -109,6 +115,7 @@ class Setup:
             run=run,
             model=self.model,
             parameters=parameters,
+            engine=self.engine,
             optimizer=make_optimizer(train, parameters),
             train=self.data.train,
             heldout=self.data.heldout,
@@ -181,6 +188,12 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
     choices.settle("train.learning_rate", *auto_learning_rate(hidden, str(architecture.model_type)))
     memory = _fitted(model, choices, trainable, data.max_length, device.device)
+    reporter.stage("checking the engine on one micro batch")
+    engine, why = choose(
+        config.train.engine, model, _tried(data.train, config, encoder.pad_id).to(device.device), device.device,
+        getattr(torch, dtype.dtype), quantization, config.train.gradient_checkpointing,
+    )  # fmt: skip
+    choices.settle("train.engine", engine.name, why)
     per_epoch = steps_per_epoch(len(data.train), config.train.batch_size)
     total = config.train.max_steps or per_epoch * config.train.epochs
     eval_every = _every(config.train.eval_steps, max(1, math.ceil(total / 10)), per_epoch)
@@ -190,10 +203,17 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     make_optimizer(config.train, [p for p in model.parameters() if p.requires_grad])  # refuses what is not here
     return Setup(
         config=choices.config_settled(), reasons=choices.reasons, base=base, base_digest=base_digest, encoder=encoder,
-        data=data, model=model, device=device.device, dtype=getattr(torch, dtype.dtype), quantization=quantization,
+        data=data, model=model, device=device.device, dtype=getattr(torch, dtype.dtype), quantization=quantization, engine=engine,
         trainable=trainable, total_parameters=total_parameters, targets=targets, memory=memory, total_steps=total,
         eval_every=eval_every, save_every=save_every,
     )  # fmt: skip
+
+
+def _tried(train: TokenSet, config: Config, pad_id: int) -> Batch:
+    """The shortest rows of the first step: enough to see a difference, and cheap."""
+    rows = step_rows(1, config.train.seed, len(train), config.train.batch_size)
+    lengths = train.lengths
+    return collate(train, sorted(rows, key=lambda row: int(lengths[row]))[:_ROWS_TRIED], pad_id)
 
 
 def _adapted(

@@ -90,14 +90,12 @@ class Softmax(NamedTuple):
 
     def backward(self, dp: Tensor, p: Tensor, tanh: Tensor | None) -> Tensor:
         """ds = scale · p·(dp - sum(p·dp)), times 1 - tanh² where there is a cap."""
-        ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype).mul_(self.scale)
+        ds: Tensor = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype).mul_(self.scale)
         return ds if tanh is None else ds.addcmul_(ds * tanh, tanh, value=-1)
 
 
 @lru_cache(maxsize=64)
-def _hidden(
-    start: int, stop: int, low: int, window: int | None, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _hidden(start: int, stop: int, low: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(n, m) minus infinity where a query does not see a key, else 0. Read only."""
     back_nm = torch.arange(start, stop, device=device)[:, None] - torch.arange(low, stop, device=device)
     unseen = (back_nm < 0) if window is None else (back_nm < 0) | (back_nm >= window)

@@ -5,6 +5,7 @@ Shapes: T tokens of all rows, one after another; J of them predict a trained tok
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,7 @@ class Packed:
         ends = torch.tensor(lengths).cumsum(0)
         weights_T[ends[:-1].to(ids_T.device)] = 0  # the first token of a row is predicted by nothing
         weights_T[0] = 0
-        kept_J = weights_T.nonzero()[:, 0] - 1
+        kept_J = (weights_T > 0).nonzero()[:, 0] - 1
         row_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(ids_T.device)
         positions_T = torch.cat([torch.arange(length) for length in lengths]).to(ids_T.device)
         row_J, row_ends = row_T[kept_J], torch.tensor([len(batch.rows) for batch in batches]).cumsum(0).tolist()
@@ -54,7 +55,7 @@ class Packed:
         token_ends = [0, *ends.tolist()]
         spans = [slice(token_ends[a], token_ends[b]) for a, b in zip(starts, row_ends, strict=True)]
         kept_ends = [0, *(int((row_J < b).sum()) for b in row_ends)]
-        kept_spans = [slice(a, b) for a, b in zip(kept_ends, kept_ends[1:], strict=False)]
+        kept_spans = [slice(a, b) for a, b in itertools.pairwise(kept_ends)]
         return Packed(
             ids_T, positions_T, spans, groups(lengths, heads), kept_J, kept_spans, ids_T[kept_J + 1],
             weights_T[kept_J + 1], row_J,

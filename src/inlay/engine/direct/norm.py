@@ -16,7 +16,8 @@ class RmsNorm:
 
     def __init__(self, module: Any, offset: float) -> None:
         """`offset` is added to the stored weight: Gemma stores w - 1."""
-        self.weight_H = (module.weight.detach().float() + offset).to(module.weight.dtype)
+        weight_H: Tensor = module.weight.detach()
+        self.weight_H = weight_H.to(torch.promote_types(weight_H.dtype, torch.float32)) + offset
         self.epsilon = float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)
 
     def forward(self, x_TH: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,11 +25,13 @@ class RmsNorm:
         wide = torch.promote_types(x_TH.dtype, torch.float32)
         square_T1 = torch.linalg.vector_norm(x_TH, dim=-1, keepdim=True, dtype=wide).square_()
         factor_T1 = square_T1.div_(x_TH.shape[-1]).add_(self.epsilon).rsqrt_()
-        return (x_TH * factor_T1).mul_(self.weight_H).to(x_TH.dtype), factor_T1
+        y_TH: Tensor = (x_TH * factor_T1).mul_(self.weight_H)
+        return y_TH.to(x_TH.dtype), factor_T1
 
     def backward(self, dy_TH: Tensor, x_TH: Tensor, factor_T1: Tensor) -> Tensor:
         """dx = f·(w·dy) - x · f³ · mean((w·dy)·x), with the factor f."""
         scaled_TH = dy_TH * self.weight_H
         inner_T1 = (scaled_TH * x_TH).sum(-1, keepdim=True, dtype=factor_T1.dtype)
         pull_T1 = inner_T1.mul_(factor_T1.pow(3)).div_(-x_TH.shape[-1])
-        return (scaled_TH * factor_T1).addcmul_(x_TH.to(factor_T1.dtype), pull_T1).to(x_TH.dtype)
+        dx_TH: Tensor = (scaled_TH * factor_T1).addcmul_(x_TH.to(factor_T1.dtype), pull_T1)
+        return dx_TH.to(x_TH.dtype)

@@ -1,0 +1,174 @@
+"""Which path computes a run's gradients: the direct one where it is known, allowed and proven equal, else the plain one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inlay.data.batches import Batch
+from inlay.engine.plain import Engine, PlainModel
+from inlay.errors import ConfigError, StorageError
+from inlay.models.adapter import START, TRAINED, lora_layers
+from inlay.models.machine import cpu_facts, library_versions
+from inlay.storage import cache_folder, write_file
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj")
+_LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 1e-1}
+"""Relative difference of loss and of the whole gradient. The bf16 one is what rounding alone makes of the plain path."""
+
+
+def choose(
+    wanted: str, peft_model: Any, batch: Batch, device: str, dtype: torch.dtype, quantization: str, recompute: bool
+) -> tuple[Engine, str]:
+    """(the path, why) for `train.engine`; `batch` is a micro batch to try the direct path on.
+
+    Leaves weights, gradients and torch's random state as they were. Raises: ConfigError when `direct` was asked for
+    and cannot be had.
+    """
+    plain = PlainModel(peft_model, device, None if dtype == torch.float32 else dtype)
+    if wanted == "plain":
+        return plain, "as set"
+    reason = refusal(peft_model, dtype, quantization)
+    if reason is None and wanted == "auto" and device != "cpu":
+        reason = f"the direct path is measured on CPUs only, not on {device}"
+    if reason is None:
+        from inlay.engine.direct.model import DirectModel
+
+        direct = DirectModel(peft_model, recompute=recompute)
+        error, seen = _difference(peft_model, plain, direct, batch, dtype, device)
+        if error <= _LARGEST_ERROR[dtype]:
+            return direct, f"{seen}: its gradient is the plain one's to {error:.0e}"
+        reason = f"its gradient differs from the plain one's by {error:.1e}, more than {_LARGEST_ERROR[dtype]:.0e}"
+    if wanted == "direct":
+        raise ConfigError(f"train.engine direct: {reason}. Leave train.engine at auto.")
+    return plain, f"not the direct one: {reason}"
+
+
+def refusal(peft_model: Any, dtype: torch.dtype, quantization: str) -> str | None:
+    """Why the direct path does not know how to compute this model, None where it does."""
+    model = peft_model.get_base_model()
+    config = model.config
+    if config.model_type not in FAMILIES:
+        return f"it does not know {config.model_type}"
+    if quantization != "none":
+        return f"it does not know a base in {quantization}"
+    if dtype not in _LARGEST_ERROR:
+        return f"it does not compute in {str(dtype).removeprefix('torch.')}"
+    from inlay.engine.direct.mlp import ACTIVATIONS
+    from inlay.engine.direct.model import activation
+
+    if activation(config) not in ACTIVATIONS:
+        return f"it does not know the activation {activation(config)}"
+    if getattr(config, "attention_dropout", 0.0) or getattr(config, "resid_pdrop", 0.0):
+        return "the base has dropout"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "the base looks ahead"
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"it does not know the attention {config._attn_implementation}"
+    return _adapter_refusal(peft_model)
+
+
+def _adapter_refusal(peft_model: Any) -> str | None:
+    if START in peft_model.peft_config:
+        return "the adapter has a frozen start beside it"
+    settings = peft_model.peft_config[TRAINED]
+    if settings.use_dora:
+        return "it does not know DoRA"
+    if settings.lora_dropout:
+        return "it does not know adapter dropout"
+    known = {id(layer) for name, layer in lora_layers(peft_model) if _is_known(name, layer)}
+    for name, layer in lora_layers(peft_model):
+        if id(layer) not in known:
+            return f"it does not know an adapter on {name}"
+    if any(p.requires_grad and "lora_" not in name for name, p in peft_model.named_parameters()):
+        return "more than the adapter's matrices is trained"
+    return None
+
+
+def _is_known(name: str, layer: Any) -> bool:
+    return type(layer.get_base_layer()) is nn.Linear and ".layers." in name and name.rpartition(".")[2] in _PROJECTIONS
+
+
+def _difference(
+    peft_model: Any, plain: Engine, direct: Engine, batch: Batch, dtype: torch.dtype, device: str
+) -> tuple[float, str]:
+    """(the larger relative difference of loss and gradient, whether it was seen now or before).
+
+    Remembered, where it is small enough, for the model's shape, adapter, number format, libraries and machine.
+    """
+    note = cache_folder("direct") / _key(peft_model, dtype, device)
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads(note.read_text(encoding="ascii"))
+        return float(kept["error"]), "checked before"
+    with _nothing_at_zero(peft_model) as parameters:
+        factor = 1.0 / float(batch.weights.sum())
+        losses, gradients = [], []
+        for engine in (plain, direct):
+            losses.append(engine.add_gradient(batch, factor).double())
+            gradients.append(_taken(parameters))
+    error = max(_relative(losses[1], losses[0]), _relative(gradients[1], gradients[0]))
+    if error <= _LARGEST_ERROR[dtype]:
+        with contextlib.suppress(StorageError):  # a cache that cannot be written costs time, nothing else
+            write_file(note, json.dumps({"error": error}))
+    return error, "checked on one micro batch"
+
+
+@contextlib.contextmanager
+def _nothing_at_zero(peft_model: Any) -> Iterator[list[nn.Parameter]]:
+    """Inside, no B is zero, where A would have no gradient; afterwards all is as it was."""
+    trained = [(name, p) for name, p in peft_model.named_parameters() if p.requires_grad]
+    kept = [p.detach().clone() for _, p in trained]
+    random = torch.Generator().manual_seed(0)
+    try:
+        for name, parameter in trained:
+            if "lora_B" in name:
+                parameter.data.add_(torch.randn(parameter.shape, generator=random).to(parameter) * 0.02)
+        yield [p for _, p in trained]
+    finally:
+        for (_, parameter), before in zip(trained, kept, strict=True):
+            parameter.data.copy_(before)
+            parameter.grad = None
+
+
+def _taken(parameters: list[nn.Parameter]) -> Tensor:
+    """The gradient as one vector; the parameters have none afterwards."""
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    return torch.cat([part.double().reshape(-1) for part in parts])
+
+
+def _relative(got: Tensor, expected: Tensor) -> float:
+    error = float((got - expected).norm() / expected.norm())
+    return error if error == error else float("inf")  # not a number is no equality
+
+
+def _key(peft_model: Any, dtype: torch.dtype, device: str) -> str:
+    config = peft_model.get_base_model().config.to_dict()
+    about = {
+        "config": {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version")},
+        "attention": peft_model.get_base_model().config._attn_implementation,
+        "adapter": [(name, layer.r[TRAINED], layer.scaling[TRAINED]) for name, layer in lora_layers(peft_model)],
+        "dtype": str(dtype),
+        "device": device,
+        "precision": torch.get_float32_matmul_precision(),
+        "versions": library_versions(),
+        "cpu": cpu_facts(),
+        "code": _code_digest(),
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _code_digest() -> str:
+    engine = resources.files("inlay") / "engine"
+    files = [engine / "head.py", *(file for file in (engine / "direct").iterdir() if file.name.endswith(".py"))]
+    ordered = sorted(files, key=lambda file: file.name)
+    return hashlib.sha256(b"".join(file.read_bytes() for file in ordered)).hexdigest()

@@ -1,0 +1,83 @@
+"""The direct path is taken where it is proven equal, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoders import adapted, batch, decoder
+
+from inlay.engine.choose import choose, refusal
+from inlay.engine.direct.mlp import Mlp
+from inlay.errors import ConfigError
+
+
+def chosen(peft_model: Any, wanted: str = "auto", dtype: torch.dtype = torch.float32) -> tuple[str, str]:
+    engine, reason = choose(wanted, peft_model, batch(), "cpu", dtype, "none", False)
+    return engine.name, reason
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INLAY_CACHE", str(tmp_path))
+
+
+def test_a_known_decoder_takes_the_direct_path_and_the_proof_is_kept_for_its_shape() -> None:
+    peft_model = adapted(decoder("llama"))
+    before = {name: value.clone() for name, value in peft_model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    name, reason = chosen(peft_model)
+    assert (name, "checked on one micro batch" in reason) == ("direct", True)
+    assert all(torch.equal(before[name], value) for name, value in peft_model.state_dict().items())
+    assert all(parameter.grad is None for parameter in peft_model.parameters())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert "checked before" in chosen(adapted(decoder("llama", seed=5)))[1]
+    assert "checked on one micro batch" in chosen(adapted(decoder("llama", num_hidden_layers=2)))[1]
+
+
+def test_an_adapter_that_starts_at_zero_is_checked_in_all_its_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    peft_model = adapted(decoder("llama"), ["down_proj"])
+    for name, parameter in peft_model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.zero_()
+    right = Mlp.backward
+    monkeypatch.setattr(Mlp, "backward", lambda self, dy, *rest: right(self, dy * 1.001, *rest))
+    assert chosen(peft_model)[0] == "plain"
+
+
+def test_a_path_that_differs_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    peft_model = adapted(decoder("llama"))
+    right = Mlp.backward
+    monkeypatch.setattr(Mlp, "backward", lambda self, dy, *rest: right(self, dy * 1.001, *rest))
+    name, reason = chosen(peft_model)
+    assert name == "plain"
+    assert "differs from the plain one's by" in reason
+    with pytest.raises(ConfigError, match=r"train\.engine direct: its gradient differs"):
+        chosen(peft_model, "direct")
+    assert not list(Path(os.environ["INLAY_CACHE"]).iterdir())
+
+
+def test_what_it_does_not_know_falls_back_and_says_so() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    def refused(dtype: torch.dtype = torch.float32, quantization: str = "none", **settings: Any) -> str | None:
+        lora = LoraConfig(task_type="CAUSAL_LM", **{"target_modules": ["q_proj"], **settings})
+        with warnings.catch_warnings():  # peft 0.21 asks transformers 5 for a name it renamed
+            warnings.simplefilter("ignore")
+            return refusal(get_peft_model(decoder("llama"), lora), dtype, quantization)
+
+    assert refused() is None
+    assert refused(use_dora=True) == "it does not know DoRA"
+    assert refused(lora_dropout=0.1) == "it does not know adapter dropout"
+    assert refused(target_modules=["lm_head"]) == "it does not know an adapter on lm_head"
+    assert refused(quantization="nf4") == "it does not know a base in nf4"
+    assert refused(dtype=torch.float16) == "it does not compute in float16"
+    assert chosen(adapted(decoder("llama", hidden_act="relu"))) == (
+        "plain",
+        "not the direct one: it does not know the activation relu",
+    )
+    assert chosen(adapted(decoder("llama", attention_dropout=0.1)))[1].endswith("the base has dropout")

@@ -1,0 +1,290 @@
+"""The direct path computes what transformers, PEFT and autograd compute."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from decoders import FAMILIES, adapted, batch, decoder, gradients, rows
+from torch import Tensor, nn
+
+from inlay.data.batches import Batch, collate
+from inlay.engine.direct import attention
+from inlay.engine.direct.attention import Softmax, attend, attend_backward, groups, rotate
+from inlay.engine.direct.lora import Projection
+from inlay.engine.direct.mlp import ACTIVATIONS, Mlp
+from inlay.engine.direct.model import DirectModel
+from inlay.engine.direct.norm import RmsNorm
+from inlay.engine.head import HeadLoss, nll_and_gradient
+from inlay.engine.plain import PlainModel
+
+FEW = ["llama", "gemma2, caps"]
+
+
+def relative(got: Tensor, wanted: Tensor) -> float:
+    return float((got.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def step(engine: Any, peft_model: Any, one: Batch, factor: float = 0.1) -> tuple[Tensor, dict[str, Tensor]]:
+    nll_B = engine.add_gradient(one, factor)
+    return nll_B, gradients(peft_model)
+
+
+def assert_equal(got: tuple[Tensor, dict[str, Tensor]], wanted: tuple[Tensor, dict[str, Tensor]], bound: float) -> None:
+    assert relative(got[0], wanted[0]) < bound
+    assert got[1].keys() == wanted[1].keys()
+    assert got[1]
+    for name, gradient in wanted[1].items():
+        assert relative(got[1][name], gradient) < bound, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_loss_and_every_gradient_are_those_of_transformers_and_peft(family: str, recompute: bool) -> None:
+    peft_model = adapted(decoder(family))
+    wanted = step(PlainModel(peft_model, "cpu"), peft_model, batch())
+    assert_equal(step(DirectModel(peft_model, recompute=recompute), peft_model, batch()), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_bfloat16_its_rounding_error_is_at_most_twice_that_of_the_plain_path(family: str) -> None:
+    peft_model = adapted(decoder(family, torch.bfloat16))
+    exact = adapted(decoder(family, torch.bfloat16).float())
+    exact.load_state_dict(peft_model.state_dict())
+    wanted = step(PlainModel(exact, "cpu"), exact, batch())
+    plain = step(PlainModel(peft_model, "cpu", torch.bfloat16), peft_model, batch())
+    direct = step(DirectModel(peft_model), peft_model, batch())
+
+    def error(found: tuple[Tensor, dict[str, Tensor]]) -> float:
+        return relative(*(torch.cat([g.reshape(-1) for g in each[1].values()]) for each in (found, wanted)))
+
+    assert relative(direct[0], wanted[0]) < 2e-2
+    assert error(direct) < 2 * error(plain)
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers"),
+    [(["q_proj"], None), (["v_proj", "down_proj"], None), (["up_proj"], [1]), (["o_proj", "gate_proj"], [1, 2]),
+     (["k_proj"], [2]), (["down_proj"], [0])],
+)  # fmt: skip
+def test_any_choice_of_layers_has_the_same_gradient(targets: list[str], layers: list[int] | None) -> None:
+    peft_model = adapted(decoder("llama with biases, tied"), targets, layers=layers)
+    wanted = step(PlainModel(peft_model, "cpu"), peft_model, batch())
+    assert_equal(step(DirectModel(peft_model), peft_model, batch()), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("family", FEW)
+def test_adapters_trained_together_get_the_gradients_that_each_gets_alone(family: str) -> None:
+    peft_model = adapted(decoder(family), adapters=3)
+    names = ["default", "k1", "k2"]
+    batches = [batch((17, 9)), batch((5, 12, 12), seed=1), batch((8,), seed=2)]
+    together = DirectModel(peft_model, names).add_gradients(batches, [0.1, 0.2, 0.3])
+    found = {name: gradients(peft_model, name) for name in names}
+    for name, one, factor, nll_B in zip(names, batches, [0.1, 0.2, 0.3], together, strict=True):
+        (alone_B,) = DirectModel(peft_model, [name]).add_gradients([one], [factor])
+        assert_equal((nll_B, found[name]), (alone_B, gradients(peft_model, name)), 1e-5)
+
+
+@pytest.mark.parametrize("family", FEW)
+def test_rows_do_not_see_each_other(family: str) -> None:
+    peft_model = adapted(decoder(family))
+    engine, tokens = DirectModel(peft_model), rows()
+    wanted = step(engine, peft_model, collate(tokens, range(5), 0))
+    alone = [engine.add_gradient(collate(tokens, [k], 0), 0.1) for k in range(5)]
+    assert_equal((torch.cat(alone), gradients(peft_model)), wanted, 1e-5)
+
+
+def test_long_rows_are_computed_in_blocks_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    for family in FEW:
+        peft_model = adapted(decoder(family))
+        wanted = step(PlainModel(peft_model, "cpu"), peft_model, batch((40, 33)))
+        monkeypatch.setattr(attention, "_BLOCK", 7)
+        assert_equal(step(DirectModel(peft_model), peft_model, batch((40, 33))), wanted, 1e-5)
+
+
+def test_groups_hold_every_row_once_and_in_order() -> None:
+    lengths = [90, 88, 70, 50, 49, 7, 400, 3]
+    found = groups(lengths, heads=4)
+    assert [length for group in found for length in group.lengths] == lengths
+    assert [group.start for group in found] == [0, 248, 347, 354, 754]
+
+
+def test_the_base_keeps_its_values_and_its_weights_are_not_held_twice() -> None:
+    peft_model = adapted(decoder("qwen2"))
+    before = copy.deepcopy(peft_model.state_dict())
+    engine = DirectModel(peft_model)
+    engine.add_gradient(batch(), 0.1)
+    gradients(peft_model)
+    assert all(torch.equal(before[name], value) for name, value in peft_model.state_dict().items())
+    stacked = engine.layers[0].attention.qkv.weight_OI.untyped_storage().data_ptr()
+    own = peft_model.get_base_model().model.layers[0].self_attn.k_proj.get_base_layer().weight
+    assert own.untyped_storage().data_ptr() == stacked
+
+
+def test_a_loss_that_is_not_finite_leaves_no_gradient() -> None:
+    peft_model = adapted(decoder("llama"))
+    peft_model.get_base_model().model.norm.weight.data[0] = float("nan")
+    nll_B, found = step(DirectModel(peft_model), peft_model, batch())
+    assert not torch.isfinite(nll_B).any()
+    assert not found
+
+
+# ---------------------------------------------------------------- each backward by itself, in float64
+
+
+def checked(forward: Any, backward: Any, *inputs: Tensor) -> None:
+    """`backward(d)` of a function of the inputs against finite differences."""
+
+    class Written(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *values: Tensor) -> Tensor:
+            ctx.save_for_backward(*values)
+            return forward(*values)
+
+        @staticmethod
+        def backward(ctx: Any, d: Tensor) -> tuple[Tensor, ...]:
+            return backward(d, *ctx.saved_tensors)
+
+    torch.autograd.gradcheck(Written.apply, [value.requires_grad_() for value in inputs])
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def test_backward_of_the_norm() -> None:
+    torch.manual_seed(0)
+    module = nn.RMSNorm(5, eps=1e-2).double()
+    module.weight.data = drawn(5)
+    norm = RmsNorm(module, 1.0)
+    checked(
+        lambda x: norm.forward(x)[0],
+        lambda d, x: norm.backward(d, x, norm.forward(x)[1]),
+        drawn(3, 5),
+    )
+
+
+def test_backward_of_the_rotation_is_the_rotation_back() -> None:
+    torch.manual_seed(0)
+    cos, sin = drawn(3, 1, 2), drawn(3, 1, 2)
+    checked(lambda x: rotate(x, cos, sin), lambda d, x: rotate(d, cos, -sin), drawn(3, 2, 6))
+
+
+@pytest.mark.parametrize("softmax", [Softmax(0.5, None, None), Softmax(0.5, 2, None), Softmax(0.5, 3, 0.7)])
+def test_backward_of_attention(softmax: Softmax, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(attention, "_BLOCK", 2)
+    together = groups([4, 3, 1], heads=4)
+    checked(
+        lambda q, k, v: attend(q, k, v, together, softmax),
+        lambda d, q, k, v: attend_backward(d, q, k, v, together, softmax),
+        drawn(8, 4, 3), drawn(8, 2, 3), drawn(8, 2, 3),
+    )  # fmt: skip
+
+
+def lora_stack(adapters: int) -> tuple[nn.ModuleDict, Projection]:
+    """Two float64 layers of 4 inputs beside each other, the first with LoRA."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    holder = nn.ModuleDict({"a": nn.Linear(4, 3), "b": nn.Linear(4, 2, bias=False)}).double()
+    names = [str(k) for k in range(adapters)]
+    for name in names:
+        config = LoraConfig(r=2, target_modules=["a", "b"] if name == "0" else ["a"], init_lora_weights=False)
+        with warnings.catch_warnings():  # peft warns of a second adapter
+            warnings.simplefilter("ignore")
+            inject_adapter_in_model(config, holder, adapter_name=name)
+    holder.double()
+    return holder, Projection(list(holder.values()), names)
+
+
+def test_backward_of_a_projection_with_two_adapters() -> None:
+    torch.manual_seed(0)
+    holder, projection = lora_stack(2)
+    spans = [slice(0, 3), slice(3, 5)]
+    loras = [p for name, p in holder.named_parameters() if "lora_" in name]
+
+    def forward(x: Tensor, *values: Tensor) -> Tensor:
+        for parameter, value in zip(loras, values, strict=True):
+            parameter.data = value.detach()
+        projection.cast()
+        return projection.forward(x, spans)[0]
+
+    def backward(d: Tensor, x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        forward(x, *values)
+        for parameter in loras:
+            parameter.grad = None
+        dx = projection.backward(d, x, projection.forward(x, spans)[1], spans)
+        assert dx is not None
+        found = [p.grad for p in loras]
+        assert all(g is not None for g in found)
+        return dx, *found  # type: ignore[return-value]
+
+    checked(forward, backward, drawn(5, 4), *[p.detach().clone() for p in loras])
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_backward_of_the_feed_forward(name: str) -> None:
+    torch.manual_seed(0)
+    norm = RmsNorm(nn.RMSNorm(4, eps=1e-2).double(), 0.0)
+    norm.weight_H = drawn(4)
+    layers = [nn.Linear(4, 3).double(), nn.Linear(4, 3).double(), nn.Linear(3, 4).double()]
+    mlp = Mlp(norm, layers[:2], layers[2], norm, name, ["default"])
+    for projection in mlp.projections:
+        projection.cast()
+    spans = [slice(0, 3)]
+
+    def backward(d: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            dx = mlp.backward(d, mlp.forward(x, spans)[1], spans, wants_dx=True)
+        assert dx is not None
+        return (dx,)
+
+    checked(lambda x: mlp.forward(x, spans)[0], backward, drawn(3, 4))
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_backward_of_the_head_is_computed_with_its_loss(softcap: float | None) -> None:
+    torch.manual_seed(0)
+    head, targets = drawn(7, 4), torch.tensor([1, 6, 0])
+    checked(
+        lambda h: nll_and_gradient(h, head, targets, softcap)[0],
+        lambda d, h: nll_and_gradient(h, head, targets, softcap)[1] * d[:, None],
+        drawn(3, 4),
+    )
+    torch.autograd.gradcheck(lambda h: HeadLoss.apply(h, head, targets), [drawn(3, 4).requires_grad_()])
+
+
+def test_the_head_in_chunks_is_the_head_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from inlay.engine import head
+
+    torch.manual_seed(0)
+    hidden, weight, targets = drawn(50, 4), drawn(7, 4), torch.randint(0, 7, (50,))
+    whole = nll_and_gradient(hidden, weight, targets)
+    monkeypatch.setattr(head, "_FEWEST_ROWS", 8)
+    monkeypatch.setattr(head, "_LOGITS_AT_ONCE", 0)
+    for chunked, at_once in zip(nll_and_gradient(hidden, weight, targets), whole, strict=True):
+        torch.testing.assert_close(chunked, at_once, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_hundred_steps_take_the_same_way(family: str) -> None:
+    losses = []
+    for kind in (PlainModel, DirectModel):
+        peft_model = adapted(decoder(family))
+        engine = DirectModel(peft_model) if kind is DirectModel else PlainModel(peft_model, "cpu")
+        optimizer = torch.optim.AdamW([p for p in peft_model.parameters() if p.requires_grad], lr=2e-3)
+        losses.append([])
+        for index in range(200):
+            one = batch(seed=index % 10)
+            losses[-1].append(float(engine.add_gradient(one, 1 / float(one.weights.sum())).sum()))
+            optimizer.step()
+            optimizer.zero_grad()
+    apart = max(abs(a - b) / abs(a) for a, b in zip(*losses, strict=True))
+    assert losses[0][-10:] < losses[0][:10]
+    assert apart < 1e-3
+    assert all(a != b for a, b in pairwise(losses[1][:10]))
