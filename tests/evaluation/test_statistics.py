@@ -300,11 +300,12 @@ def test_the_detectable_effect_is_found_and_no_effect_is_not(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["normal", "exponential"])
-@pytest.mark.parametrize("n", [20, 50, 200])
+@pytest.mark.parametrize("n", [50, 200])
 def test_an_effect_of_the_printed_size_is_found_in_95_of_100_comparisons(kind, n):
     found, quiet = power(kind, n, count=4000, resamples=2000)
-    assert found >= 0.945  # 95 and two standard errors of 0.34
-    assert quiet >= 0.943
+    # 95 and three standard errors of 0.34; docs/decisions/bootstrap-interval.md has the figures
+    assert found >= 0.94
+    assert quiet >= 0.94
 
 
 def trials(kind: str, n: int, count: int) -> tuple[np.ndarray, float]:

@@ -65,8 +65,9 @@ class Difference:
         units = self.clusters or self.n
         if self.standard_error == 0 or units < 2:
             return None
-        reach = _t_quantile((1 + self.level) / 2, units - 1) + _t_quantile(POWER, units - 1)
-        return reach * math.sqrt(units / (units - 1)) * self.standard_error
+        # the interval reaches this far to its longer side; the estimate falls short of the truth by the other term
+        reach = max(self.high - self.difference, self.difference - self.low)
+        return reach + _t_quantile(POWER, units - 1) * math.sqrt(units / (units - 1)) * self.standard_error
 
     @property
     def verdict(self) -> Verdict:
