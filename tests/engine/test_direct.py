@@ -277,7 +277,7 @@ def test_two_hundred_steps_take_the_same_way(family: str) -> None:
     for kind in (PlainModel, DirectModel):
         peft_model = adapted(decoder(family))
         engine = DirectModel(peft_model) if kind is DirectModel else PlainModel(peft_model, "cpu")
-        optimizer = torch.optim.AdamW([p for p in peft_model.parameters() if p.requires_grad], lr=2e-3)
+        optimizer = torch.optim.AdamW([p for p in peft_model.parameters() if p.requires_grad], lr=2e-4)
         losses.append([])
         for index in range(200):
             one = batch(seed=index % 10)
@@ -285,6 +285,6 @@ def test_two_hundred_steps_take_the_same_way(family: str) -> None:
             optimizer.step()
             optimizer.zero_grad()
     apart = max(abs(a - b) / abs(a) for a, b in zip(*losses, strict=True))
-    assert losses[0][-10:] < losses[0][:10]
+    assert sum(losses[0][-10:]) < sum(losses[0][:10])
     assert apart < 1e-3
     assert all(a != b for a, b in pairwise(losses[1][:10]))
