@@ -16,7 +16,7 @@ from inlay.config.settings import GenerationConfig
 from inlay.errors import ConfigError, RunError, nearest
 from inlay.events import PlainReporter, Reporter
 from inlay.run import Run
-from inlay.storage import verified, write_file
+from inlay.storage import write_file
 
 if TYPE_CHECKING:
     from inlay.data.checks.lengths import Model
@@ -46,18 +46,21 @@ def train(
     *,
     resume: bool = False,
     fresh: bool = False,
+    extend: str | None = None,
     reporter: Reporter | None = None,
     confirm: Confirm | None = None,
 ) -> Run:
     """The finished run: adapter, reports and a verdict by held-out loss in its folder.
 
     `resume` goes on from the newest valid checkpoint, or starts when there is none. `fresh` moves an earlier run of
-    that name aside. When checkpoints exist and neither is given, `confirm` is asked whether to resume.
+    that name aside. When checkpoints exist and neither is given, `confirm` is asked whether to resume. `extend` goes
+    on to a new length in all, `600` (steps) or `5epochs`; the learning rate follows the schedule of that length from
+    there on. Given again it changes nothing, so a supervisor may repeat the command.
 
     Raises: UserError for input that cannot work, before anything is written; TrainingError, StorageError when the
     run fails; Interrupted when a signal stopped it after a checkpoint.
     """
-    return session.train(as_config(config), resume, fresh, reporter or PlainReporter(), confirm)
+    return session.train(as_config(config), resume, fresh, reporter or PlainReporter(), confirm, extend)
 
 
 # --- use -----------------------------------------------------------------------------------------------------
@@ -120,17 +123,21 @@ def _dialogue(prompt: str | Sequence[Mapping[str, str]]) -> list[Any]:
 
 
 def load(run: str | Path | Run | None = None, *, adapter: bool = True, folder: str = "results") -> Loaded:
-    """The run's base with its adapter (`adapter=False`: without). No name is the run trained last."""
-    from inlay.models.adapter import AdapterState
-    from inlay.scoring import require_adapter
+    """The base of a run with its adapter (`adapter=False`: without), or with that of a checkpoint: `RUN@STEP`.
 
-    found = run if isinstance(run, Run) else runs.find(run, folder)
-    require_adapter(found)
-    verified(found.adapter)
-    model, encoder, device, dtype = _load_base(found)
+    No name is the run trained last. Raises: RunError for what is not of a run.
+    """
+    from inlay import scoring
+
+    named = scoring.reference(run, folder)
+    if named.run is None:
+        raise RunError(f"{run}: not a run. Name a run or a checkpoint of one, as RUN@120.")
+    model, encoder, device, dtype = _load_base(named.run)
     if adapter:
-        model = AdapterState.read(found.adapter, found.record["base_digest"]).attach_to(model)
-    return Loaded(found, model, encoder, device, dtype)
+        state = named.adapter(named.run.record["base_digest"])
+        assert state is not None, f"{named.name} has no adapter"
+        model = state.attach_to(model)
+    return Loaded(named.run, model, encoder, device, dtype)
 
 
 def _load_base(run: Run) -> tuple[Any, Encoder, str, Any]:
@@ -190,7 +197,6 @@ def verify(run: str | Path | Run | None = None, *, folder: str = "results") -> d
     from inlay.scoring import require_adapter
 
     require_adapter(found)
-
     proofs = prove_stored(found, lambda: _load_base(found))
     passed = all(proof.passed is not False for proof in proofs)
     return {"run": str(found.path), "passed": passed, "proofs": [proof.to_json() for proof in proofs]}
@@ -228,33 +234,60 @@ def doctor(*, quick: bool = False, folder: str = "results") -> dict[str, Any]:
 
 
 def checkpoints(run: str | Path | Run | None = None, *, folder: str = "results") -> list[dict[str, Any]]:
-    """Every checkpoint of a run, oldest first: step, losses, bytes, whether it is whole, whether it is the best."""
-    from inlay.errors import StorageError
-    from inlay.storage import verified
-    from inlay.training import checkpoint as stored
+    """Every checkpoint of a run, oldest first: step, losses, bytes, whether it is whole, the best, pinned."""
+    from inlay.training import kept
 
-    found = run if isinstance(run, Run) else runs.find(run, folder)
-    listed: list[dict[str, Any]] = []
-    best_step = None
-    for checkpoint in stored.listed(found.checkpoints):
-        row: dict[str, Any] = {"step": checkpoint.step, "path": str(checkpoint.path), "valid": True, "fault": None}
-        try:
-            about = verified(checkpoint.path)
-            row |= {"train_loss": about.get("train_loss"), "eval_loss": about.get("eval_loss")}
-            row["size_bytes"] = sum(f["size"] for f in about["files"].values())
-            best_step = about.get("best_step")
-        except StorageError as error:
-            row |= {"valid": False, "fault": str(error), "train_loss": None, "eval_loss": None, "size_bytes": None}
-        listed.append(row)
-    return [row | {"best": row["step"] == best_step} for row in listed]
+    return kept.rows(_run(run, folder))
 
 
-def resume(run: str | Path | Run | None = None, *, reporter: Reporter | None = None, folder: str = "results") -> Run:
-    """Goes on with a run from its own config."""
-    found = run if isinstance(run, Run) else runs.find(run, folder)
+def checkpoint(run: str | Path | Run | None, step: int, *, folder: str = "results") -> dict[str, Any]:
+    """What the checkpoint of a step holds. Raises: RunError when there is none; StorageError when it is damaged."""
+    from inlay.training import kept
+
+    return kept.details(_run(run, folder), step)
+
+
+def pin(run: str | Path | Run | None, step: int, *, keep: bool = True, folder: str = "results") -> dict[str, Any]:
+    """Pins a checkpoint, so that nothing deletes it, or takes the pin away."""
+    from inlay.training import kept
+
+    kept.pin(_run(run, folder), step, keep)
+    return {"step": step, "pinned": keep}
+
+
+def clean_checkpoints(
+    run: str | Path | Run | None = None, *, keep: int = 1, dry_run: bool = False, folder: str = "results"
+) -> list[dict[str, Any]]:
+    """Deletes all whole checkpoints but the newest `keep`, the best and the kept ones; gives the rows of what went."""
+    from inlay.training import kept
+
+    return kept.clean(_run(run, folder), keep, dry_run=dry_run)
+
+
+def delete_checkpoint(run: str | Path | Run | None, step: int, *, folder: str = "results") -> dict[str, Any]:
+    """Deletes one checkpoint and gives its row. Raises: RunError for the newest whole one, the best, a pinned one."""
+    from inlay.training import kept
+
+    return kept.remove(_run(run, folder), step)
+
+
+def _run(run: str | Path | Run | None, folder: str) -> Run:
+    return run if isinstance(run, Run) else runs.find(run, folder)
+
+
+def resume(
+    run: str | Path | Run | None = None,
+    *,
+    extend: str | None = None,
+    reporter: Reporter | None = None,
+    folder: str = "results",
+) -> Run:
+    """Goes on with a run from its own config; `extend` as in `train`."""
+    found = _run(run, folder)
     config = found.config
     here = config.output.model_copy(update={"name": found.name, "folder": str(found.path.parent)})
-    return train(config.model_copy(update={"output": here}), resume=True, reporter=reporter)
+    config = config.model_copy(update={"output": here})
+    return train(config, resume=True, extend=extend, reporter=reporter)
 
 
 def init(path: str | Path = "inlay.yaml", *, preset: str | None = None, force: bool = False) -> Path:

@@ -196,6 +196,14 @@ def find(name: str | Path | None, folder: str | Path = "results") -> Run:
     return Run(runs[str(name)])
 
 
+def split_step(name: str | Path | None) -> tuple[str | Path | None, int | None]:
+    """(`RUN`, STEP) of `RUN@STEP`; (name, None) of any other name."""
+    before, at, step = str(name or "").rpartition("@")
+    if not at or not step.isdigit() or is_there(Path(str(name))):
+        return name, None
+    return before or None, int(step)
+
+
 def created(run: Run) -> bool:
     """Makes the folder of a new run; False when somebody else has made it first."""
     with explained(run.path):

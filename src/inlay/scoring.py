@@ -55,7 +55,7 @@ class Reference:
         if self.kind == "checkpoint":
             from inlay.training import checkpoint
 
-            return checkpoint.load(checkpoint.Checkpoint(self.folder))[0]
+            return checkpoint.load(checkpoint.Checkpoint(self.folder))[0].exported()
         return AdapterState.read(self.folder, digest)
 
 
@@ -94,13 +94,9 @@ def _of_run(run: Run) -> Reference:
 
 
 def _of_checkpoint(run: Run, step: int) -> Reference:
-    from inlay.training import checkpoint
+    from inlay.training.kept import checkpoint_at
 
-    there = {one.step: one.path for one in checkpoint.listed(run.checkpoints)}
-    if step not in there:
-        kept = ", ".join(map(str, there)) or "none"
-        raise RunError(f"{run.name}@{step}: {run.path} has no checkpoint of that step. It has: {kept}.")
-    return Reference(f"{run.name}@{step}", "checkpoint", run.config.model.base_model, run, there[step])
+    return Reference(f"{run.name}@{step}", "checkpoint", run.config.model.base_model, run, checkpoint_at(run, step).path)
 
 
 def _of_adapter(folder: Path) -> Reference:

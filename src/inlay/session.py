@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from inlay import run as runs
 from inlay.config import Config
+from inlay.config.identity import PLACES
 from inlay.config.render import as_yaml, explicit_values
 from inlay.errors import ConfigError, InlayError, Interrupted, RunError, TrainingError
 from inlay.events import LoggedReporter, Reporter, bytes_shown, duration_shown
@@ -31,6 +30,7 @@ from inlay.storage import (
     write_file,
 )
 from inlay.training.launcher import launched_rank
+from inlay.training.signals import save_on_signal, stop_on_signals
 
 if TYPE_CHECKING:
     from inlay.proof.verify import Start
@@ -55,18 +55,25 @@ class Claim:
     """What lies there now makes room first."""
 
 
-def train(config: Config, resume: bool, fresh: bool, reporter: Reporter, confirm: Confirm | None) -> Run:
+def train(
+    config: Config, resume: bool, fresh: bool, reporter: Reporter, confirm: Confirm | None, extend: str | None = None
+) -> Run:
     """See `inlay.api.train`."""
     if resume and fresh:
         raise ConfigError("train: --resume and --fresh exclude each other. Give one.")
+    if fresh and extend:
+        raise ConfigError("train: --extend and --fresh exclude each other. Give one.")
+    longer = parse_extension(extend) if extend else {}
     began = time.perf_counter()
+    config = anchored(config)
     _refuse_early(config)
     with contextlib.ExitStack() as held:
+        stop = held.enter_context(save_on_signal())
         # decided before torch is imported: who is refused learns it at once
         claim = Claim(Run(Path()))
         first = launched_rank()[0] == 0
         if first:
-            claim = _claim(config, resume, fresh, confirm, reporter, held)
+            claim = _claim(config, resume or bool(extend), fresh, confirm, reporter, held)
             reporter.stage("loading torch")
         from inlay.evaluation.compare import primary_metric
         from inlay.training.world import join_world
@@ -76,12 +83,13 @@ def train(config: Config, resume: bool, fresh: bool, reporter: Reporter, confirm
         reporter = reporter if first else _Silent()
         run = Run(Path(world.broadcast_text(str(claim.run.path))))
         goes_on = world.any(claim.goes_on)
-        if goes_on and run.status == FINISHED:
+        if extend and not goes_on:
+            raise RunError(f"{run.path}: nothing to extend: no checkpoint of an earlier start. Leave --extend out.")
+        effective = _stored_config(run, config, longer) if goes_on else config
+        if goes_on and run.status == FINISHED and effective.train == run.config.train:
             reporter.note(f"{run.path}: already finished at step {run.record['result']['steps']}; nothing to do.")
             return run
-        effective = _stored_config(run, config) if goes_on else config
         from inlay.training.setup import set_up
-        from inlay.training.signals import stop_on_signals
 
         machine = _machine(effective, world) if first else {}
         for warning in machine.get("warnings", ()):
@@ -91,7 +99,7 @@ def train(config: Config, resume: bool, fresh: bool, reporter: Reporter, confirm
         primary_metric(effective.eval.metric, has_answers=has_answers)
         if goes_on:
             _refuse_other_inputs(run, setup)
-        stop = held.enter_context(stop_on_signals())
+        held.enter_context(stop_on_signals(stop))
         if first:
             require_space(run.path, _space_needed_bytes(setup))
             run = _open_folder(claim, setup, reporter, held, named=config.output.name is not None or world.size > 1)
@@ -177,49 +185,76 @@ def _is_free(run: Run) -> bool:
         return False
 
 
-def _stored_config(run: Run, wanted: Config) -> Config:
-    """The config that the run began with. Raises: ConfigError listing what was now asked to be otherwise."""
+
+def anchored(config: Config) -> Config:
+    """The config with every file and folder that is here named from the root: a run is of use from anywhere."""
+    for path in PLACES:
+        name, _, key = path.partition(".")
+        section = getattr(config, name)
+        given = getattr(section, key)
+        if isinstance(given, str) and is_there(Path(given)):
+            here = {key: str(Path(given).absolute())}
+            config = config.model_copy(update={name: section.model_copy(update=here)})
+    return config
+
+
+def parse_extension(text: str) -> dict[str, Any]:
+    """`600` (steps in all) or `5epochs`, as settings of the train section. Raises: ConfigError."""
+    number = text.lower().removesuffix("epochs").removesuffix("epoch").strip()
+    if not number.isdigit() or int(number) == 0:
+        raise ConfigError(f"--extend: not a length (got {text!r}). Give the steps in all, as 600, or 5epochs.")
+    steps = number == text.strip()
+    return {"max_steps": int(number)} if steps else {"epochs": int(number), "max_steps": None}
+
+
+def _stored_config(run: Run, wanted: Config, longer: dict[str, Any]) -> Config:
+    """The config that the run began with, as long as `longer` says.
+
+    Raises: ConfigError listing what was now asked to be otherwise.
+    """
     stored = run.config
     before, now = explicit_values(stored, everything=True), explicit_values(wanted)
     differing = [
         f"  {path}: {before.get(path)!r} then, {value!r} now"
         for path, value in now.items()
-        if value != "auto" and before.get(path) != value and not path.startswith(_FREE_TO_CHANGE)
+        if value != "auto"
+        and before.get(path) != value
+        and not path.startswith(_FREE_TO_CHANGE)
+        and path not in PLACES
+        and not (longer and path in ("train.epochs", "train.max_steps"))
     ]
     if differing:
         raise ConfigError(
             f"{run.path}: was started with other settings:\n" + "\n".join(differing) + "\n"
             "Leave them out to resume, or start anew with --fresh or another --name."
         )
-    return stored.model_copy(update={"track": wanted.track}) if "track" in wanted.model_fields_set else stored
+    changes: dict[str, Any] = {"track": wanted.track} if "track" in wanted.model_fields_set else {}
+    for name in ("model", "data", "adapter"):
+        moved = {path.partition(".")[2]: now[path] for path in PLACES if path.startswith(name) and path in now}
+        changes[name] = getattr(stored, name).model_copy(update=moved)
+    if longer:
+        changes["train"] = stored.train.model_copy(update=longer)
+    return stored.model_copy(update=changes)
 
 
-def _inputs(setup: Setup) -> dict[str, tuple[str, str]]:
-    """Key in run.json to (what it stands for, digest), of everything that decides the numbers."""
-    return {
-        "settings_hash": ("a setting in its config.yaml", _settings_hash(setup.config)),
-        "data_hash": ("the data file", setup.data.data_hash),
-        "base_digest": ("the base model", setup.base_digest),
-        "tokenizer_hash": ("the tokenizer", setup.encoder.tokenizer_hash),
-        "chat_template_hash": ("the chat template", setup.encoder.template_hash),
-    }
-
-
-_MAY_CHANGE = {"epochs", "max_steps", "export", "keep_checkpoints", "save_steps", "log_steps", "max_memory"}
-"""Settings of the train section that change how long a run is and what is kept of it, not its steps."""
-
-
-def _settings_hash(config: Config) -> str:
-    tree = config.model_dump(mode="json", include={"model", "adapter", "data", "train"})
-    tree["train"] = {name: value for name, value in tree["train"].items() if name not in _MAY_CHANGE}
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+_INPUTS = {
+    "settings_hash": "a setting in its config.yaml",
+    "data_hash": "the data file",
+    "base_digest": "the base model",
+    "tokenizer_hash": "the tokenizer",
+    "chat_template_hash": "the chat template",
+}
 
 
 def _refuse_other_inputs(run: Run, setup: Setup) -> None:
     from inlay.evaluation.score import write_examples
 
     record = run.record
-    changed = [what for key, (what, digest) in _inputs(setup).items() if record.get(key) != digest]
+    other = {key: digest for key, digest in setup.inputs.items() if record.get(key) != digest}
+    changed = [_INPUTS[key] for key in other]
+    digests = "".join(
+        f"\n  {key}: {str(record.get(key))[:12]} then, {digest[:12]} now" for key, digest in other.items()
+    )
     if not changed:
         with explained(run.heldout):
             if run.heldout.read_bytes() != write_examples(setup.data.heldout_examples).encode():
@@ -227,7 +262,7 @@ def _refuse_other_inputs(run: Run, setup: Setup) -> None:
     if changed:
         raise RunError(
             f"{run.path}: {' and '.join(changed)} changed since this run began; going on would mix two runs. "
-            "Put it back, or start anew with --fresh or another --name."
+            f"Put it back, or start anew with --fresh or another --name.{digests}"
         )
 
 
@@ -239,6 +274,8 @@ def _open_folder(claim: Claim, setup: Setup, reporter: Reporter, held: contextli
     run = claim.run
     if claim.goes_on:
         run.update(status=RUNNING, error=None, resumed_at=datetime.now(UTC).isoformat(timespec="seconds"))
+        if setup.config.train != run.config.train:  # extended
+            write_file(run.path / "config.yaml", as_yaml(setup.config, setup.reasons))
         sweep_staging(run.path)
         sweep_staging(run.checkpoints)
         sweep_staging(run.reports)
@@ -262,7 +299,7 @@ def _open_folder(claim: Claim, setup: Setup, reporter: Reporter, held: contextli
         quantization=setup.quantization,
         heldout_available=setup.data.heldout_available,
         max_length=setup.data.max_length,
-        **{key: digest for key, (_, digest) in _inputs(setup).items()},
+        **setup.inputs,
     )
     return run
 
@@ -303,7 +340,8 @@ def _work(
     from inlay.training.trackers import open_trackers
 
     job = setup.job(run)
-    with enough_memory(f"Lower train.micro_batch_size (now {job.micro_batch_size}) or eval.batch_size, {_SMALLER}"):
+    way_out = f"Lower train.micro_batch_size (now {job.micro_batch_size}) or eval.batch_size, {_SMALLER}"
+    with job.saver, enough_memory(way_out):
         start = Start.of(job)
         if goes_on:
             _restore(job, world, reporter)
@@ -401,13 +439,15 @@ def _leave_finished(job: Job, stop: StopRequest) -> None:
 
 def _restore(job: Job, world: World, reporter: Reporter) -> None:
     """Puts the newest whole checkpoint into the job; damaged newer ones are moved aside."""
+    from inlay.data.batches import epochs_done
     from inlay.training import checkpoint as checkpoints
     from inlay.training.recovery import put_back
+    from inlay.training.schedule import learning_rate
     from inlay.training.shortage import recorded
 
-    chosen = ""
+    chosen, settings = "", job.config.train
     if world.is_first:
-        newest, faults = checkpoints.newest_valid(job.run.checkpoints)
+        newest, faults = checkpoints.newest_valid(job.run.checkpoints, job.inputs)
         if newest is None:
             told = "".join(f"\n  {fault}" for _, fault in faults)
             raise RunError(f"{job.run.path}: no checkpoint can be read. Start anew with --fresh.{told}")
@@ -422,7 +462,19 @@ def _restore(job: Job, world: World, reporter: Reporter) -> None:
         if progress.metrics_seal and (said := job.run.mend_metrics(progress.metrics_seal)):
             reporter.note(said)
         job.run.truncate_metrics(last_logged, progress.rollbacks)
-    reporter.note(f"going on after step {progress.step} of {job.total_steps} from {newest.path}")
+    if progress.step > job.total_steps:
+        raise RunError(
+            f"{job.run.path}: is at step {progress.step} already, past {job.total_steps}. Extend it further."
+        )
+    if progress.stopped_early and job.total_steps > progress.planned_steps:
+        progress.stopped_early = False  # extended since
+    progress.planned_steps = job.total_steps
+    rate = learning_rate(settings, job.peak_learning_rate, min(progress.step + 1, job.total_steps), job.total_steps)
+    reporter.note(
+        f"going on after step {progress.step} of {job.total_steps} "
+        f"(epoch {epochs_done(progress.position(progress.step), len(job.train), settings.batch_size):.2f}, learning rate "
+        f"{rate * progress.learning_rate_factor:.3g}, {progress.step * min(settings.batch_size, len(job.train)):,} rows seen) from {newest.path}"
+    )
 
 
 def _forecast(setup: Setup, job: Job, pace_s: float) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ a file is written beside its place, fsynced and renamed over it. A kill at any m
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -14,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -195,7 +197,8 @@ def verified(folder: Path) -> dict[str, Any]:
 def replace_folder(final: Path, fill: Callable[[Path], None], about: dict[str, Any]) -> None:
     """Like `write_folder`, but an earlier folder of that name gives way once the new one is whole.
 
-    A kill between the two renames leaves the earlier one under a staging name, from which `sweep_staging` puts it back.
+    The two change places in one step where the file system can do that. Elsewhere a kill between two renames leaves
+    the earlier one under a staging name, from which `sweep_staging` puts it back.
     """
     if not final.exists():
         write_folder(final, fill, about)
@@ -205,10 +208,30 @@ def replace_folder(final: Path, fill: Callable[[Path], None], about: dict[str, A
     shutil.rmtree(fresh, ignore_errors=True)
     write_folder(fresh, fill, about)
     with explained(final):
-        final.rename(old)
-        fresh.rename(final)
+        if exchange(fresh, final):
+            old = fresh
+        else:
+            final.rename(old)
+            fresh.rename(final)
         _fsync_folder(final.parent)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Lets two paths change places in one step (Linux renameat2); False, and nothing done, where that is not to be had.
+
+    Raises: OSError for what would refuse a rename as well.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if rename is None:
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
 
 
 def move_aside(folder: Path, why: str = "old") -> Path:

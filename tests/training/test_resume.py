@@ -158,9 +158,8 @@ def test_a_checkpoint_that_is_damaged_while_the_run_goes_on_is_written_anew(
     import torch
 
     parameter = torch.nn.Parameter(torch.zeros(2))
-    checkpoints.write(
-        run.checkpoints, AdapterState(adapter.settings, adapter.tensors), torch.optim.SGD([parameter]), progress
-    )
+    kept = AdapterState(adapter.settings, adapter.tensors)
+    checkpoints.write(run.checkpoints, checkpoints.snapshot(kept, torch.optim.SGD([parameter]), progress))
     verified(folder)
     assert (run.checkpoints / "step-000002.damaged-1" / "adapter.safetensors").read_bytes() == b""
 

@@ -8,6 +8,7 @@ from typing import IO, Any, cast
 
 import typer
 
+from inlay.errors import UserError
 from inlay.events import PlainReporter, Reporter, Unbreakable, shown
 
 
@@ -85,3 +86,14 @@ def confirm(as_json: bool) -> Callable[[str], bool] | None:
     if as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
     return lambda question: typer.confirm(question, default=True, err=True)
+
+
+def require_yes(question: str, yes: bool, as_json: bool) -> None:
+    """Asks before something is lost. Raises: UserError on a no, and where nobody can answer."""
+    if yes:
+        return
+    ask = confirm(as_json)
+    if ask is None:
+        raise UserError(f"{question} Nobody is here to ask: say --yes.")
+    if not ask(question):
+        raise UserError("nothing was deleted.")

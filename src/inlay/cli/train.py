@@ -75,6 +75,14 @@ Fresh = Annotated[
     typer.Option("--fresh", help="Move an earlier run of that name aside and start anew.", rich_help_panel="The run"),
 ]
 
+Extend = Annotated[
+    str | None,
+    typer.Option(
+        "--extend", metavar="LENGTH", help="Train an earlier run on to this length in all: steps, as 600, or 5epochs.",
+        rich_help_panel="The run",
+    ),
+]  # fmt: skip
+
 
 def add_to(app: typer.Typer) -> None:
     verb(app, PANEL, epilog=_EPILOG)(train)
@@ -91,6 +99,7 @@ def train(
     output: Output_ = None,
     resume: Resume = False,
     fresh: Fresh = False,
+    extend: Extend = None,
     as_json: Json = False,
 ) -> Output:
     """Train an adapter on your data, save it, and judge it on held-out rows.
@@ -103,7 +112,14 @@ def train(
 
     given = {"model.base_model": model, "output.name": name, "adapter.start_from": start_from, "output.folder": output}
     config = api.config_of(source, settings, preset, given)
-    run = api.train(config, resume=resume, fresh=fresh, reporter=progress.reporter(), confirm=progress.confirm(as_json))
+    run = api.train(
+        config,
+        resume=resume,
+        fresh=fresh,
+        extend=extend,
+        reporter=progress.reporter(),
+        confirm=progress.confirm(as_json),
+    )
     return Output(run.record.get("result"), view.after_training(run))
 
 

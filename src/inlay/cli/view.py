@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from inlay.events import bytes_shown, duration_shown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from inlay.evaluation.compare import Comparison
     from inlay.run import Run
 
@@ -155,6 +157,28 @@ def explanation_text(rows: list[dict[str, Any]], columns: int) -> str:
     return "\n".join(lines)
 
 
+def steps_text(rows: list[dict[str, Any]]) -> str:
+    """Which checkpoints, and how much room they take."""
+    steps = ", ".join(str(row["step"]) for row in rows)
+    size = bytes_shown(sum(row["size_bytes"] or 0 for row in rows))
+    return f"the checkpoint{'s' if len(rows) > 1 else ''} of step{'s' if len(rows) > 1 else ''} {steps} ({size})"
+
+
+def checkpoint_text(details: dict[str, Any]) -> str:
+    """One line a fact, then the files."""
+    lines = [details["path"]]
+    for name, value in details.items():
+        if name not in ("path", "files", "inputs") and value is not None:
+            lines.append(
+                f"  {name.replace('_', ' '):<20} {value:.6g}"
+                if isinstance(value, float)
+                else f"  {name.replace('_', ' '):<20} {value}"
+            )
+    lines += [f"  {name.replace('_', ' '):<20} {digest[:12]}" for name, digest in details["inputs"].items()]
+    lines += [f"  {name:<22} {bytes_shown(f['size']):>9}  {f['sha256'][:12]}" for name, f in details["files"].items()]
+    return "\n".join(lines)
+
+
 def checkpoints_text(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return "no checkpoints"
@@ -162,6 +186,7 @@ def checkpoints_text(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         size = bytes_shown(row["size_bytes"]) if row["size_bytes"] else "?"
         state = ("best" if row["best"] else "whole") if row["valid"] else f"damaged: {row['fault']}"
+        state += ", pinned" if row["pinned"] else ""
         losses = "  ".join(
             f"{row[k]:>10.4f}" if row[k] is not None else f"{'–':>10}" for k in ("train_loss", "eval_loss")
         )

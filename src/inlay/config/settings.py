@@ -85,7 +85,8 @@ class AdapterConfig(Settings):
     """How A and B start. `pissa` and `olora` start from the base weights (the saved adapter then has
     twice the rank), `eva` from its activations on the data."""
     start_from: str | None = None
-    """A run or adapter folder whose weights training starts from (`--from`). Rank and targets must agree with it."""
+    """A run, a checkpoint of one (`RUN@STEP`) or an adapter folder whose weights training starts from (`--from`).
+    Rank and targets must agree with it."""
 
     @model_validator(mode="after")
     def _start_takes_effect(self) -> AdapterConfig:
@@ -178,7 +179,9 @@ class TrainConfig(Settings):
     max_nonfinite: PositiveInt = 3
     """With skip or rollback: stop after so many of them."""
     keep_checkpoints: PositiveInt = 3
-    """Newest checkpoints kept; the best one is always kept beside them."""
+    """Newest checkpoints kept; the best one and pinned ones are always kept beside them."""
+    keep_every: PositiveInt | None = None
+    """Also keep the checkpoints whose step this number divides."""
     export: Literal["best", "last"] = "best"
     """Which step becomes the run's adapter."""
     max_memory: str | None = None

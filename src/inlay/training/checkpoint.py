@@ -1,6 +1,6 @@
 """Everything a run needs to go on as if it had never stopped, in one folder that appears whole or not at all.
 
-`step-000120/`: adapter.safetensors optimizer.safetensors state.json manifest.json. No pickle. The learning rate,
+`step-000120/`: adapter.safetensors optimizer.safetensors state.json manifest.json; beside them `pinned.json`. No pickle. The learning rate,
 the order of rows and dropout are pure functions of seed and step, so the step number is all that they need.
 """
 
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -19,11 +21,12 @@ from torch.optim import Optimizer
 
 from inlay.errors import StorageError
 from inlay.models.adapter import AdapterState
-from inlay.storage import explained, move_aside, read_manifest, replace_folder, verified
+from inlay.storage import explained, move_aside, read_manifest, replace_folder, require_space, verified, write_json
 from inlay.training.guards import require_finite_state
 from inlay.training.optimizer import state_tensors
 
 ADAPTER, OPTIMIZER = "adapter.safetensors", "optimizer.safetensors"
+_PINS = "pinned.json"
 
 
 @dataclass
@@ -42,6 +45,8 @@ class Progress:
     """Of the last evaluation, which was after `eval_step`."""
     eval_step: int | None = None
     stopped_early: bool = False
+    planned_steps: int = 0
+    """Steps in all that the run was to make."""
     train_time_s: float = 0.0
     saved_step: int = 0
     """Of the last checkpoint that was due; one that a signal caused is no place to roll back to."""
@@ -98,17 +103,46 @@ class Checkpoint:
         return read_manifest(self.path)
 
 
-def write(folder: Path, adapter: AdapterState, optimizer: Optimizer, progress: Progress) -> Checkpoint:
-    """The checkpoint of `progress.step`.
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Copies of everything that a checkpoint holds: training may go on while they are written."""
 
-    One that is there already stays when it says the same, gives way when the step had not been finished in it, and is
-    moved aside when it is damaged.
+    adapter: AdapterState
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+    """What state.json will say."""
+    about: dict[str, Any]
+    """What manifest.json will say besides its files."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (*self.adapter.tensors.values(), *self.optimizer.values()))
+
+
+def snapshot(
+    adapter: AdapterState, optimizer: Optimizer, progress: Progress, inputs: Mapping[str, str] = MappingProxyType({})
+) -> Snapshot:
+    """The checkpoint of `progress.step`; `inputs` are the digests of what the run was made from.
+
+    Raises: TrainingError when a value is not finite: it never reaches the disk.
     """
-    final = folder / f"step-{progress.step:06d}"
     tensors, values = state_tensors(optimizer)
     require_finite_state({**adapter.tensors, **{f"optimizer state {k}": v for k, v in tensors.items()}})
     state = {"progress": asdict(progress), "optimizer": values, "adapter": adapter.settings}
-    text = json.dumps(state, indent=2, allow_nan=False)
+    evaluated = progress.eval_loss if progress.eval_step == progress.step else None
+    about: dict[str, Any] = {"step": progress.step, "eval_loss": evaluated, "train_loss": progress.train_loss}
+    about |= {"best_step": progress.best_step, "inputs": dict(inputs)}
+    return Snapshot(adapter, tensors, state, about)
+
+
+def write(folder: Path, kept: Snapshot) -> Checkpoint:
+    """Puts a snapshot on the disk, durably.
+
+    One that is there already stays when it says the same, gives way when the step had not been finished in it, and is
+    moved aside when it is damaged. Raises: StorageError.
+    """
+    final = folder / f"step-{kept.about['step']:06d}"
+    text = json.dumps(kept.state, indent=2, allow_nan=False)
     if final.exists():
         try:
             verified(final)
@@ -117,16 +151,14 @@ def write(folder: Path, adapter: AdapterState, optimizer: Optimizer, progress: P
         else:
             if (final / "state.json").read_text(encoding="utf-8") == text:
                 return Checkpoint(final)
+    require_space(folder, kept.bytes + 1_000_000)
 
     def fill(staging: Path) -> None:
-        save_file({k: v.contiguous() for k, v in adapter.tensors.items()}, staging / ADAPTER)
-        save_file(tensors, staging / OPTIMIZER)
+        save_file({k: v.contiguous() for k, v in kept.adapter.tensors.items()}, staging / ADAPTER)
+        save_file(kept.optimizer, staging / OPTIMIZER)
         (staging / "state.json").write_text(text, encoding="utf-8")
 
-    evaluated = progress.eval_loss if progress.eval_step == progress.step else None
-    about = {"step": progress.step, "eval_loss": evaluated, "train_loss": progress.train_loss}
-    about |= {"best_step": progress.best_step}
-    replace_folder(final, fill, about)
+    replace_folder(final, fill, kept.about)
     return Checkpoint(final)
 
 
@@ -141,12 +173,23 @@ def listed(folder: Path) -> list[Checkpoint]:
     return [Checkpoint(p) for p in sorted(found, key=lambda p: int(p.name.removeprefix("step-")))]
 
 
-def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[tuple[Checkpoint, str]]]:
-    """The newest checkpoint whose files are all what its manifest says, and the newer ones with what is wrong."""
+def newest_valid(
+    folder: Path, inputs: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Checkpoint | None, list[tuple[Checkpoint, str]]]:
+    """The newest checkpoint whose files are all what its manifest says, and the newer ones with what is wrong.
+
+    One that was made from other `inputs`, as far as it names them, came from another run, and is wrong too.
+    """
     faults = []
     for checkpoint in reversed(listed(folder)):
         try:
-            verified(checkpoint.path)
+            about = verified(checkpoint.path)
+            if about.get("step") != checkpoint.step:
+                raise StorageError(f"{checkpoint.path}: holds step {about.get('step')}.")
+            made_from = about.get("inputs") or {}
+            other = sorted(key for key, digest in inputs.items() if made_from.get(key, digest) != digest)
+            if other:
+                raise StorageError(f"{checkpoint.path}: is of another run ({', '.join(other)} differ).")
         except StorageError as error:
             faults.append((checkpoint, str(error)))
             continue
@@ -169,16 +212,44 @@ def load(checkpoint: Checkpoint) -> tuple[AdapterState, dict[str, Tensor], dict[
         raise StorageError(f"{path}: cannot be read ({error}).") from None
 
 
-def prune(folder: Path, keep: int, kept_steps: set[int | None]) -> None:
-    """Deletes all but the newest `keep` and those of `kept_steps`."""
-    for checkpoint in listed(folder)[:-keep]:
-        if checkpoint.step not in kept_steps:
-            delete(checkpoint)
+# Retention goes by step numbers alone: clocks have no say in it.
+
+
+def pinned(folder: Path) -> set[int]:
+    """Steps that the user wants kept."""
+    path = folder / _PINS
+    if not path.exists():
+        return set()
+    try:
+        return {int(step) for step in json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError) as error:
+        raise StorageError(f"{path}: cannot be read ({error}). Delete the file and pin again.") from None
+
+
+def set_pinned(folder: Path, step: int, keep: bool) -> None:
+    """Pins a step, or takes its pin away."""
+    steps = pinned(folder)
+    write_json(folder / _PINS, sorted(steps | {step} if keep else steps - {step}))
+
+
+def surplus(folder: Path, keep: int, needed: Collection[int | None], every: int | None = None) -> list[Checkpoint]:
+    """The checkpoints that retention gives up: neither among the newest `keep`, nor of a step that is needed (such as
+    the best) or that `every` divides, nor pinned."""
+    kept = {*needed, *pinned(folder)}
+    older = listed(folder)[:-keep]
+    return [c for c in older if c.step not in kept and not (every and c.step % every == 0)]
 
 
 def delete(checkpoint: Checkpoint) -> None:
-    """A delete that a kill cuts short leaves no half checkpoint."""
+    """Removes it. A delete that a kill cuts short leaves no half checkpoint."""
     doomed = checkpoint.path.with_name(f".staging-delete-{checkpoint.path.name}")
     with explained(checkpoint.path):
+        shutil.rmtree(doomed, ignore_errors=True)
         checkpoint.path.rename(doomed)
         shutil.rmtree(doomed)
+
+
+def prune(folder: Path, keep: int, needed: Collection[int | None], every: int | None = None) -> None:
+    """Deletes what retention gives up."""
+    for checkpoint in surplus(folder, keep, needed, every):
+        delete(checkpoint)

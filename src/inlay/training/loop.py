@@ -32,6 +32,7 @@ from inlay.training import checkpoint as checkpoints
 from inlay.training import guards, plateau
 from inlay.training.checkpoint import Progress
 from inlay.training.recovery import recover
+from inlay.training.saver import Saver
 from inlay.training.schedule import learning_rate, warmup_steps
 from inlay.training.shortage import EVALUATION, TRAINING, Shortage, with_memory
 from inlay.training.signals import StopRequest
@@ -64,6 +65,9 @@ class Job:
     eval_every: int
     save_every: int
     autocast_dtype: torch.dtype | None = None
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Digests of data, base, tokenizer and template; every checkpoint carries them."""
+    saver: Saver = field(default_factory=Saver)
     progress: Progress = field(default_factory=Progress)
     shortages: list[Shortage] = field(default_factory=list)
     """Where memory ran out, and what a batch has held since."""
@@ -105,6 +109,7 @@ def run_job(job: Job, world: World, stop: StopRequest, reporter: Reporter, track
                 _finish_step(job, world, stop, reporter, trackers, job.progress.unfinished)
             except guards.NonFinite as found:
                 recover(job, world, found, reporter, lambda: _save(job, world))
+        job.saver.wait()
     finally:
         reporter.end()
 
@@ -174,9 +179,15 @@ def _finish_step(
         shown = {name: values.get(key) for name, key in _SHOWN.items()} | {"eval": progress.eval_loss}
         reporter.progress(step, {k: v for k, v in shown.items() if v is not None})
     improved, last = evaluated.get("best", False), step == job.total_steps or progress.stopped_early
-    if step % job.save_every == 0 or improved or last:
+    asked, due = world.any(stop.save), step % job.save_every == 0 or improved or last
+    if due:
         progress.saved_step = step
+    if due or asked:
+        stop.save = False
         _save(job, world)
+    if asked:
+        job.saver.wait()
+        reporter.note(f"saved a checkpoint of step {step}, as asked")
 
 
 def _save(job: Job, world: World) -> None:
@@ -302,11 +313,20 @@ def _diagnosed(job: Job, step: int, eval_loss: float, reporter: Reporter) -> str
 
 
 def save_checkpoint(job: Job) -> None:
-    """Writes the checkpoint of the last whole step and forgets those that retention does not keep."""
+    """Begins to write the checkpoint of the last whole step, and then to forget those that retention gives up.
+
+    `job.saver` knows when it is done.
+    """
+    folder, settings = job.run.checkpoints, job.config.train
+    needed = {job.progress.best_step, job.progress.saved_step}
     job.progress.metrics_seal = job.run.seal_metrics()
-    checkpoints.write(job.run.checkpoints, AdapterState.of(job.model), job.optimizer, job.progress)
-    kept = {job.progress.best_step, job.progress.saved_step}
-    checkpoints.prune(job.run.checkpoints, job.config.train.keep_checkpoints, kept)
+    snapshot = checkpoints.snapshot(AdapterState.of(job.model), job.optimizer, job.progress, job.inputs)
+
+    def write() -> None:
+        checkpoints.write(folder, snapshot)
+        checkpoints.prune(folder, settings.keep_checkpoints, needed, settings.keep_every)
+
+    job.saver.save(write)
 
 
 def leave_if_asked(job: Job, world: World, stop: StopRequest) -> None:
@@ -317,6 +337,7 @@ def leave_if_asked(job: Job, world: World, stop: StopRequest) -> None:
     step = job.progress.step
     if world.is_first and step > 0:
         save_checkpoint(job)
+        job.saver.wait()
     world.barrier()
     raise Interrupted(f"interrupted after step {step} of {job.total_steps}. {way_on(job.run)}", stop.signal or 15)
 

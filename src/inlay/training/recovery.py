@@ -63,6 +63,7 @@ def _skip(job: Job, found: NonFinite, reporter: Reporter) -> None:
 def _roll_back(job: Job, world: World, found: NonFinite, reporter: Reporter, save: Callable[[], None]) -> None:
     """Back to the last checkpoint that was due, past the rows since, with a lower learning rate."""
     failed, folder = job.progress, job.run.checkpoints
+    job.saver.wait()
     back = Checkpoint(folder / f"step-{failed.saved_step:06d}")
     if world.is_first:  # before the older one changes: whoever resumes in between comes here again
         for checkpoint in reversed(checkpoints.listed(folder)):
@@ -84,6 +85,7 @@ def _roll_back(job: Job, world: World, found: NonFinite, reporter: Reporter, sav
     if world.is_first:  # first the lines: the checkpoint seals them
         job.run.truncate_metrics(back.step, progress.rollbacks)
     save()
+    job.saver.wait()
     reporter.note(
         f"rolled back to step {back.step} with {progress.learning_rate_factor:g} of the learning rate, past the "
         f"{found.step - back.step} batches since: {found}"

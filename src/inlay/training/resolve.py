@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from inlay import run as runs
 from inlay.config import Config
 from inlay.config.load import preset_tree
 from inlay.data.batches import collate, step_rows
@@ -16,6 +17,7 @@ from inlay.data.prepare import PreparedData
 from inlay.errors import AdapterError, ModelError
 from inlay.models.adapter import AdapterState, alpha_of
 from inlay.models.targets import layers_for_roles, resolve_targets
+from inlay.training.kept import adapter_at
 
 _SAMPLE_ROWS, _SAMPLE_BATCH = 64, 4
 
@@ -67,8 +69,11 @@ def start_from(config: Config, model: Any, base_digest: str) -> None:
     Raises: AdapterError when it is none, or when it differs from the config in what an adapter computes.
     """
     reference = str(config.adapter.start_from)
-    folder = _adapter_folder(reference, config.output.folder)
-    state = AdapterState.read(folder, base_digest)
+    name, step = runs.split_step(reference)
+    if step is not None:
+        state = adapter_at(runs.find(name, config.output.folder), step)
+    else:
+        state = AdapterState.read(_adapter_folder(str(name), config.output.folder), base_digest)
     adapter, there = config.adapter, state.settings
     for setting, wanted, found in (
         ("rank", adapter.rank, there["r"]),

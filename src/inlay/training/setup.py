@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from inlay.config import Config
+from inlay.config.identity import settings_hash
 from inlay.config.load import merge, nested, validate
 from inlay.data.batches import Batch, collate, step_rows, steps_per_epoch
 from inlay.data.encode import Encoder
@@ -26,6 +27,7 @@ from inlay.models.adapter import alpha_of, attach, lora_layers
 from inlay.models.machine import memory_facts
 from inlay.models.probe import pick_device, pick_dtype
 from inlay.models.quantization import held
+from inlay.training.checkpoint import Progress
 from inlay.training.loop import Job
 from inlay.training.optimizer import make_optimizer
 from inlay.training.resolve import choose_quantization, sample_batches, start_from, targets_of
@@ -59,6 +61,17 @@ class Setup:
     total_steps: int
     eval_every: int
     save_every: int
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Digests of everything that decides the numbers of the run."""
+        return {
+            "settings_hash": settings_hash(self.config),
+            "data_hash": self.data.data_hash,
+            "base_digest": self.base_digest,
+            "tokenizer_hash": self.encoder.tokenizer_hash,
+            "chat_template_hash": self.encoder.template_hash,
+        }
 
     def facts(self) -> list[tuple[str, str]]:
         """The pre-flight block, without what only a calibration can tell."""
@@ -127,6 +140,8 @@ class Setup:
             eval_every=self.eval_every,
             save_every=self.save_every,
             autocast_dtype=autocast,
+            inputs=self.inputs,
+            progress=Progress(planned_steps=self.total_steps),
         )
 
 

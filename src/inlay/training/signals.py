@@ -1,4 +1,4 @@
-"""Ctrl+C and SIGTERM as a request that the loop answers at its next safe point."""
+"""Ctrl+C, SIGTERM and SIGUSR1 as requests that the loop answers at its next safe point."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from types import FrameType
 
 
 class StopRequest:
-    """Which signal asked to stop, or None."""
+    """Which signal asked to stop, or None; and whether one asked for a checkpoint now."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.save = False
 
     @property
     def asked(self) -> bool:
@@ -21,9 +22,27 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """The first SIGINT or SIGTERM sets the request; a second one acts as if nobody had listened."""
+def save_on_signal() -> Iterator[StopRequest]:
+    """SIGUSR1 asks for a checkpoint, from here on: before there is anything to save it would kill the process."""
     request = StopRequest()
+    number = getattr(signal, "SIGUSR1", None)
+    if number is None or threading.current_thread() is not threading.main_thread():  # only that one may listen
+        yield request
+        return
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        request.save = True
+
+    before = signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        signal.signal(number, before or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def stop_on_signals(request: StopRequest) -> Iterator[StopRequest]:
+    """The first SIGINT or SIGTERM sets the request; a second one acts as if nobody had listened."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
         yield request
         return

@@ -1,0 +1,23 @@
+"""Which settings make a run what it is: a run is resumed with no others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from inlay.config.settings import Config
+
+PLACES = ("model.base_model", "model.chat_template", "data.train", "data.eval", "adapter.start_from")
+"""Settings that name files. These may move; what is in them may not change, and has digests of its own."""
+_LENGTH = {"epochs", "max_steps", "export", "keep_checkpoints", "keep_every", "save_steps", "log_steps", "max_memory"}
+"""Settings of the train section that change how long a run is and what is kept of it, not its steps."""
+
+
+def settings_hash(config: Config) -> str:
+    """Hex digest over the settings that decide the numbers of a run's steps."""
+    tree = config.model_dump(mode="json", include={"model", "adapter", "data", "train"})
+    tree["train"] = {name: value for name, value in tree["train"].items() if name not in _LENGTH}
+    for path in PLACES:
+        section, _, name = path.partition(".")
+        tree[section].pop(name)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
