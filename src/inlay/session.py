@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,6 @@ from inlay.events import LoggedReporter, Reporter, bytes_shown, duration_shown
 from inlay.run import FAILED, FINISHED, INTERRUPTED, RUNNING, Run
 from inlay.storage import (
     LOCK,
-    explained,
     is_staging,
     is_there,
     owned,
@@ -33,6 +32,7 @@ from inlay.training.launcher import launched_rank
 from inlay.training.signals import save_on_signal, stop_on_signals
 
 if TYPE_CHECKING:
+    from inlay.data.types import Example
     from inlay.proof.verify import Start
     from inlay.training.loop import Job
     from inlay.training.setup import Setup
@@ -65,7 +65,6 @@ def train(
         raise ConfigError("train: --extend and --fresh exclude each other. Give one.")
     longer = parse_extension(extend) if extend else {}
     began = time.perf_counter()
-    config = anchored(config)
     _refuse_early(config)
     with contextlib.ExitStack() as held:
         stop = held.enter_context(save_on_signal())
@@ -247,7 +246,7 @@ _INPUTS = {
 
 
 def _refuse_other_inputs(run: Run, setup: Setup) -> None:
-    from inlay.evaluation.score import write_examples
+    from inlay.evaluation.score import read_held_out
 
     record = run.record
     other = {key: digest for key, digest in setup.inputs.items() if record.get(key) != digest}
@@ -256,14 +255,18 @@ def _refuse_other_inputs(run: Run, setup: Setup) -> None:
         f"\n  {key}: {str(record.get(key))[:12]} then, {digest[:12]} now" for key, digest in other.items()
     )
     if not changed:
-        with explained(run.heldout):
-            if run.heldout.read_bytes() != write_examples(setup.data.heldout_examples).encode():
-                changed = ["the held-out rows"]
+        then, now = _wherever_it_lies(read_held_out(run.heldout)), _wherever_it_lies(setup.data.heldout_examples)
+        changed = [] if then == now else ["the held-out rows"]
     if changed:
         raise RunError(
             f"{run.path}: {' and '.join(changed)} changed since this run began; going on would mix two runs. "
             f"Put it back, or start anew with --fresh or another --name.{digests}"
         )
+
+
+def _wherever_it_lies(examples: Iterable[Example]) -> list[Example]:
+    """The rows with the names of their files only: a file may be elsewhere by now, or be named from elsewhere."""
+    return [replace(e, source=replace(e.source, file=Path(e.source.file).name)) for e in examples]
 
 
 def _open_folder(claim: Claim, setup: Setup, reporter: Reporter, held: contextlib.ExitStack, *, named: bool) -> Run:
@@ -275,7 +278,7 @@ def _open_folder(claim: Claim, setup: Setup, reporter: Reporter, held: contextli
     if claim.goes_on:
         run.update(status=RUNNING, error=None, resumed_at=datetime.now(UTC).isoformat(timespec="seconds"))
         if setup.config.train != run.config.train:  # extended
-            write_file(run.path / "config.yaml", as_yaml(setup.config, setup.reasons))
+            write_file(run.path / "config.yaml", as_yaml(anchored(setup.config), setup.reasons))
         sweep_staging(run.path)
         sweep_staging(run.checkpoints)
         sweep_staging(run.reports)
@@ -287,7 +290,7 @@ def _open_folder(claim: Claim, setup: Setup, reporter: Reporter, held: contextli
             raise RunError(f"{run.path}: another process made this run just now. Give another --name.")
         run = runs.next_numbered(setup.config)
     held.enter_context(owned(run.path))
-    write_file(run.path / "config.yaml", as_yaml(setup.config, setup.reasons))
+    write_file(run.path / "config.yaml", as_yaml(anchored(setup.config), setup.reasons))
     write_file(run.heldout, write_examples(setup.data.heldout_examples))
     run.update(
         status=RUNNING,

@@ -205,14 +205,12 @@ def test_nothing_that_is_not_finite_is_written(tmp_path: Path) -> None:
     optimizer.step()
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(TrainingError, match=r"a is not finite: nothing was written"):
-            checkpoints.write(
-                tmp_path, AdapterState({}, {"a": torch.tensor([0.0, value])}), optimizer, Progress(step=1)
-            )
+            checkpoints.snapshot(AdapterState({}, {"a": torch.tensor([0.0, value])}), optimizer, Progress(step=1))
         with pytest.raises(AdapterError, match=r"a is not finite; nothing was written"):
             AdapterState({}, {"a": torch.tensor([0.0, value])}).write(tmp_path)
         optimizer.state[parameter]["exp_avg"][1] = value
         with pytest.raises(TrainingError, match=r"optimizer state 0.exp_avg is not finite"):
-            checkpoints.write(tmp_path, AdapterState({}, {"a": torch.zeros(2)}), optimizer, Progress(step=1))
+            checkpoints.snapshot(AdapterState({}, {"a": torch.zeros(2)}), optimizer, Progress(step=1))
     assert list(tmp_path.iterdir()) == []
 
 
