@@ -96,7 +96,9 @@ def _of_run(run: Run) -> Reference:
 def _of_checkpoint(run: Run, step: int) -> Reference:
     from inlay.training.kept import checkpoint_at
 
-    return Reference(f"{run.name}@{step}", "checkpoint", run.config.model.base_model, run, checkpoint_at(run, step).path)
+    return Reference(
+        f"{run.name}@{step}", "checkpoint", run.config.model.base_model, run, checkpoint_at(run, step).path
+    )
 
 
 def _of_adapter(folder: Path) -> Reference:

@@ -184,7 +184,6 @@ def _is_free(run: Run) -> bool:
         return False
 
 
-
 def anchored(config: Config) -> Config:
     """The config with every file and folder that is here named from the root: a run is of use from anywhere."""
     for path in PLACES:

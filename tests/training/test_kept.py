@@ -136,7 +136,7 @@ def test_a_checkpoint_is_shown_compared_asked_and_trained_from(run: Run, config:
     assert shown["inputs"]["base_digest"] == run.record["base_digest"]
     comparison = api.compare(f"{run.path}@3", reporter=Quiet())
     assert abs(comparison.metrics["loss"].other - shown["eval_loss"]) < 1e-5
-    assert (run.reports / "step-000003" / "report.md").exists()
+    assert (run.reports / "report.md").exists()
     assert isinstance(api.load(f"{run.path}@3").generate("Hello", max_new_tokens=2), str)
     later = config(tmp_path / "more", max_steps=1)
     later = later.model_copy(update={"adapter": later.adapter.model_copy(update={"start_from": f"{run.path}@3"})})

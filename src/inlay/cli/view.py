@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from inlay.events import bytes_shown, duration_shown
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from inlay.evaluation.compare import Comparison
     from inlay.run import Run
 
