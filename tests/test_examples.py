@@ -68,9 +68,9 @@ def left_behind(run: Path) -> tuple[set[str], set[str]]:
 
 
 def promised() -> tuple[set[str], set[str]]:
-    """The same, as README.md and docs/concepts.md have it."""
+    """The same, as README.md and docs/checkpoints.md have it."""
     tree = (ROOT / "README.md").read_text(encoding="utf-8").split("\nresults/")[1].split("```")[0]
-    table = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8").split("## Checkpoints")[1].split("## Resume")[0]
+    table = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8").split("## Writing")[0]
     return set(re.findall(r"^  ([\w.]+)", tree, re.M)), set(re.findall(r"^\| `([\w.]+)` \|", table, re.M))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from inlay.config import load
 from inlay.engine import loss as engine_loss
+from inlay.engine.direct.model import DirectModel
+from inlay.engine.plain import PlainModel
 from inlay.errors import Interrupted, TrainingError
 from inlay.models.adapter import AdapterState
 from inlay.run import Run
-from inlay.training import loop
 from inlay.training.loop import run_job
 from inlay.training.setup import Setup, set_up
 from inlay.training.signals import StopRequest
@@ -35,29 +36,33 @@ ERRORS = [
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[Any], None]]]:
+def engine(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[Any], None]]:
     """What is asked before each forward pass, with its batch; it may raise as an allocator does."""
     asked: list[Callable[[Any], None]] = []
-    whole = engine_loss.weighted_nll
 
-    def guarded(model: Any, batch: Any) -> Any:
-        for ask in asked:
-            ask(batch)
-        return whole(model, batch)
+    def guarded(whole: Callable[..., Any], place: int) -> Callable[..., Any]:
+        def forward(*arguments: Any) -> Any:
+            for ask in asked:
+                ask(arguments[place])
+            return whole(*arguments)
 
-    monkeypatch.setattr(engine_loss, "weighted_nll", guarded)
-    monkeypatch.setattr(loop, "weighted_nll", guarded)
+        return forward
+
+    monkeypatch.setattr(engine_loss, "weighted_nll", guarded(engine_loss.weighted_nll, 1))  # evaluation
+    for path in (PlainModel, DirectModel):  # training
+        monkeypatch.setattr(path, "add_gradient", guarded(path.add_gradient, 1))
     return asked
 
 
-@pytest.fixture(scope="module")
-def setup(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Setup:
+@pytest.fixture(scope="module", params=["plain", "direct"])
+def setup(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Setup:
     data = write_rows(tmp_path_factory.mktemp("shortage") / "data.jsonl", qa_rows(24))
     tree = {
         "model": {"base_model": str(tiny_base), "device": "cpu", "dtype": "float32"},
         "adapter": {"rank": 2},
         "data": {"train": str(data), "cache": False},
-        "train": {"batch_size": 8, "micro_batch_size": 8, "max_steps": 2, "eval_steps": 2, "learning_rate": 1e-2},
+        "train": {"batch_size": 8, "micro_batch_size": 8, "max_steps": 2, "eval_steps": 2, "learning_rate": 1e-2,
+                  "engine": request.param},
         "eval": {"batch_size": 4},
     }
     return set_up(load(tree=tree), Quiet(), World())
@@ -90,7 +95,7 @@ FORWARDS = 10  # a run has about as many
 
 
 @settings(
-    max_examples=52, deadline=None, derandomize=True, phases=[Phase.generate],
+    max_examples=26, deadline=None, derandomize=True, phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(at=st.sets(st.integers(0, FORWARDS), min_size=1, max_size=2), kind=st.sampled_from(ERRORS))

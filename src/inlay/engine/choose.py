@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inlay.data.batches import Batch
+from inlay.engine.memory import first_line, is_out_of_memory, release
 from inlay.engine.plain import Engine, PlainModel
 from inlay.errors import ConfigError, StorageError
 from inlay.models.adapter import START, TRAINED, lora_layers
@@ -43,10 +44,19 @@ def choose(
         from inlay.engine.direct.model import DirectModel
 
         direct = DirectModel(peft_model, recompute=recompute)
-        error, seen = _difference(peft_model, plain, direct, batch, dtype, device)
-        if error <= _LARGEST_ERROR[dtype]:
-            return direct, f"{seen}: its gradient is the plain one's to {error:.0e}"
-        reason = f"its gradient differs from the plain one's by {error:.1e}, more than {_LARGEST_ERROR[dtype]:.0e}"
+        found: tuple[float, str] | None = None
+        try:
+            found = _difference(peft_model, plain, direct, batch, dtype, device)
+        except (MemoryError, RuntimeError) as failed:
+            if not is_out_of_memory(failed):
+                raise
+            reason = f"no memory to check it ({first_line(failed)})"
+        if found is None:
+            release(device)
+        elif found[0] <= _LARGEST_ERROR[dtype]:
+            return direct, f"{found[1]}: its gradient is the plain one's to {found[0]:.0e}"
+        else:
+            reason = f"its gradient differs from the plain one's by {found[0]:.1e}, more than {_LARGEST_ERROR[dtype]:.0e}"
     if wanted == "direct":
         raise ConfigError(f"train.engine direct: {reason}. Leave train.engine at auto.")
     return plain, f"not the direct one: {reason}"
