@@ -61,8 +61,14 @@ def setup(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory, request: py
         "model": {"base_model": str(tiny_base), "device": "cpu", "dtype": "float32"},
         "adapter": {"rank": 2},
         "data": {"train": str(data), "cache": False},
-        "train": {"batch_size": 8, "micro_batch_size": 8, "max_steps": 2, "eval_steps": 2, "learning_rate": 1e-2,
-                  "engine": request.param},
+        "train": {
+            "batch_size": 8,
+            "micro_batch_size": 8,
+            "max_steps": 2,
+            "eval_steps": 2,
+            "learning_rate": 1e-2,
+            "engine": request.param,
+        },
         "eval": {"batch_size": 4},
     }
     return set_up(load(tree=tree), Quiet(), World())

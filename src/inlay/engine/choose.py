@@ -56,7 +56,9 @@ def choose(
         elif found[0] <= _LARGEST_ERROR[dtype]:
             return direct, f"{found[1]}: its gradient is the plain one's to {found[0]:.0e}"
         else:
-            reason = f"its gradient differs from the plain one's by {found[0]:.1e}, more than {_LARGEST_ERROR[dtype]:.0e}"
+            reason = (
+                f"its gradient differs from the plain one's by {found[0]:.1e}, more than {_LARGEST_ERROR[dtype]:.0e}"
+            )
     if wanted == "direct":
         raise ConfigError(f"train.engine direct: {reason}. Leave train.engine at auto.")
     return plain, f"not the direct one: {reason}"
