@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from inlay.page import Html, badge, facts, filtered, histogram, page, section, table, tag
+from inlay.charts import histogram
+from inlay.page import Html, Item, badge, facts, filtered, page, section, table, tag
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&amp;"
 
@@ -41,7 +42,12 @@ def whole(hostile: str) -> str:
         hostile,
         section(hostile, facts([(hostile, hostile)]), badge(hostile, "error")),
         table([hostile], [[hostile]], numbers=[0]),
-        filtered(["error"], [("error", hostile), (hostile, tag("a", hostile, title=hostile))]),
+        filtered(
+            ["error", hostile],
+            [Item("error", hostile), Item(hostile, tag("a", hostile, title=hostile), {"n": 1})],
+            [(hostile, hostile, 1)],
+            [(hostile, hostile)],
+        ),
         histogram([1, 2], [0, 1, 2], [(hostile, 1)], hostile),
     )
 

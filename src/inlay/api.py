@@ -172,7 +172,7 @@ def compare(
     )
     where = scoring.reports_folder(found, folder)
     comparison = scoring.comparisons(found, metrics, str(where))
-    write_reports(comparison, where, curves=(where / "curves.png").exists())
+    write_reports(comparison, where, {one.run.name: one.run.metrics for one in found.models if one.run is not None})
     scoring.write_evaluation(found, comparison, where, metrics)
     return comparison
 

@@ -132,3 +132,14 @@ def duration_shown(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def figure_shown(value: float, sign: str = "") -> str:
+    """About three significant digits in at most six characters and a sign; `sign` is "+" to write it for both."""
+    size = abs(value)
+    if value == 0:
+        return "0"
+    if size < 0.001 or size >= 1e6:
+        return f"{value:{sign}.0e}"
+    decimals = 4 if size < 0.1 else 3 if size < 1 else 2 if size < 10 else 1 if size < 1000 else 0
+    return f"{value:{sign}.{decimals}f}"

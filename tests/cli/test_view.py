@@ -11,7 +11,7 @@ import pytest
 from inlay import api, session
 from inlay.cli import progress, view
 from inlay.config import load
-from inlay.events import PlainReporter
+from inlay.events import PlainReporter, figure_shown
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -26,8 +26,8 @@ def test_a_comparison_fits_the_terminal(with_run: Path, columns: int) -> None:
 
 @pytest.mark.parametrize("value", [0, 1e-9, 0.0005, -0.01725, 0.5, -9.999, 72.345, -394.6, 4072.3, 123456.7, -5e7])
 def test_a_figure_takes_at_most_seven_characters(value: float) -> None:
-    assert len(view._figure(value, "+")) <= 7
-    assert float(view._figure(value)) == pytest.approx(value, rel=0.1, abs=1e-4)
+    assert len(figure_shown(value, "+")) <= 7
+    assert float(figure_shown(value)) == pytest.approx(value, rel=0.1, abs=1e-4)
 
 
 def test_the_line_of_the_bar_holds_as_many_figures_as_fit() -> None:

@@ -218,7 +218,7 @@ def test_the_csv_reads_back_row_by_row_and_the_report_holds_the_table(
     tmp_path: Path, rows: HeldOut, pair: tuple[Score, Score]
 ) -> None:
     comparison = compared(rows, *pair)
-    write_reports(comparison, tmp_path, curves=False)
+    write_reports(comparison, tmp_path, {})
     with (tmp_path / "compare.csv").open(encoding="utf-8", newline="") as file:
         read = list(csv.DictReader(file))
     assert len(read) == len(ROWS)

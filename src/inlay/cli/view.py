@@ -7,7 +7,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from inlay.events import bytes_shown, duration_shown
+from inlay.events import bytes_shown, duration_shown, figure_shown
 
 if TYPE_CHECKING:
     from inlay.evaluation.compare import Comparison
@@ -88,7 +88,8 @@ def comparison_text(comparison: Comparison, columns: int) -> str:
     lines += ["", *textwrap.wrap(verdict, columns), *textwrap.wrap(comparison.headline, columns)]
     lines += [line for note in comparison.notes for line in textwrap.wrap(f"note: {note}", columns)]
     lines.append(
-        f"reports: {comparison.reports}/report.md compare.csv evaluation.json (took {duration_shown(comparison.time_s)})"
+        f"reports: {comparison.reports}/report.html report.md compare.csv evaluation.json "
+        f"(took {duration_shown(comparison.time_s)})"
     )
     return "\n".join(lines)
 
@@ -101,24 +102,13 @@ def _table(comparison: Comparison, columns: int) -> list[str]:
     lines = [header, "-" * (len(header) + len("not distinguishable") - len("verdict"))]
     for name, d in comparison.metrics.items():
         mark = "*" if name == comparison.primary else ""
-        interval = f"[{_figure(d.low, '+')}, {_figure(d.high, '+')}]"
+        interval = f"[{figure_shown(d.low, '+')}, {figure_shown(d.high, '+')}]"
         counts = f" {f'{d.wins}/{d.ties}/{d.losses}':>16}" if wide else ""
         lines.append(
-            f"{name + mark:<14} {_figure(d.base):>8} {_figure(d.other):>8} {_figure(d.difference, '+'):>8} "
+            f"{name + mark:<14} {figure_shown(d.base):>8} {figure_shown(d.other):>8} {figure_shown(d.difference, '+'):>8} "
             f"{interval:^18}{counts} {d.verdict}"
         )
     return [*lines, "* decides the verdict"]
-
-
-def _figure(value: float, sign: str = "") -> str:
-    """About three significant digits in at most six characters and a sign."""
-    size = abs(value)
-    if value == 0:
-        return "0"
-    if size < 0.001 or size >= 1e6:
-        return f"{value:{sign}.0e}"
-    decimals = 4 if size < 0.1 else 3 if size < 1 else 2 if size < 10 else 1 if size < 1000 else 0
-    return f"{value:{sign}.{decimals}f}"
 
 
 def _block(question: str, base: str, adapter: str, reference: str | None, columns: int) -> list[str]:

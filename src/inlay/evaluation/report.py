@@ -1,20 +1,24 @@
-"""A comparison as files: compare.csv with every row, compare.json, and report.md to read."""
+"""A comparison as files: report.html to look at, report.md to read, compare.csv with every row, compare.json."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 from inlay.evaluation.compare import ComparedRow, Comparison
+from inlay.evaluation.html import History, comparison_page
 from inlay.evaluation.statistics import Difference
 from inlay.storage import write_file, write_json
 
 _SHOWN = 3
 
 
-def write_reports(comparison: Comparison, folder: Path, curves: bool) -> None:
-    """Writes the three files; each replaces an earlier one at once."""
+def write_reports(comparison: Comparison, folder: Path, histories: Mapping[str, History]) -> None:
+    """Writes the four files; each replaces an earlier one at once. `histories` as in `comparison_page`."""
+    curves = (folder / "curves.png").exists()
+    write_file(folder / "report.html", comparison_page(comparison, histories))
     write_file(folder / "compare.csv", as_csv(comparison))
     write_json(folder / "compare.json", comparison.to_json())
     write_file(folder / "report.md", as_markdown(comparison, curves))

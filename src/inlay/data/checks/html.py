@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+from inlay.charts import histogram
 from inlay.data.checks.findings import SEVERITIES, Finding, Place
 from inlay.data.checks.lengths import LengthFacts
 from inlay.data.checks.report import DataReport
 from inlay.data.checks.survey import FileFacts
-from inlay.page import Html, badge, facts, filtered, histogram, joined, note, page, section, table, tag
+from inlay.page import Html, Item, badge, facts, filtered, joined, note, page, section, table, tag
 
 _OPEN = 5  # places shown without a click
 
@@ -29,7 +30,7 @@ def _findings(report: DataReport) -> Html:
     kinds = [severity for severity in SEVERITIES if report.count(severity)]
     if not kinds:
         return section("Findings", note("Nothing was found."))
-    return section("Findings", filtered(kinds, ((f.severity, _finding(f)) for f in report.findings)))
+    return section("Findings", filtered(kinds, (Item(f.severity, _finding(f)) for f in report.findings)))
 
 
 def _finding(finding: Finding) -> Html:

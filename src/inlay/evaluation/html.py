@@ -1,0 +1,276 @@
+"""A comparison as one HTML file: what changed, how sure that is, and every row to look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from inlay.charts import Line, differences, interval, lines
+from inlay.evaluation.behaviour import BEHAVIOUR
+from inlay.evaluation.compare import ComparedRow, Comparison
+from inlay.evaluation.metrics import LOSS_METRICS
+from inlay.evaluation.statistics import Difference
+from inlay.evaluation.words import marked
+from inlay.events import duration_shown, figure_shown
+from inlay.page import Html, Item, badge, facts, filtered, joined, note, page, section, table, tag
+
+_MOST_ROWS = 1000
+_LONGEST = 20_000
+_KINDS = {"better": "good", "worse": "error", "not distinguishable": "note"}
+
+History = Sequence[Mapping[str, Any]]
+"""Lines of metrics.jsonl."""
+
+
+def comparison_page(comparison: Comparison, histories: Mapping[str, History]) -> str:
+    """The whole file. `histories` are the training curves to show, by the name of their run."""
+    every = [comparison, *comparison.also]
+    if len(every) == 1:
+        title = f"{comparison.adapter} against {comparison.base}"
+        return page(title, *_verdict(comparison), *_parts(comparison, histories), _reading(comparison))
+    parts = [
+        tag("details", tag("summary", f"{c.adapter} against {c.base}"), *_verdict(c), *_parts(c, {}),
+            class_="part", open=c is comparison)
+        for c in every
+    ]  # fmt: skip
+    title = f"{len(every)} models against {comparison.base}"
+    return page(title, _overview(every), *_curves(histories), *parts, _reading(comparison))
+
+
+# --- what was found ------------------------------------------------------------------------------------------
+
+
+def _verdict(c: Comparison) -> list[Html]:
+    primary = c.metrics[c.primary]
+    found = tag(
+        "p", badge(c.verdict, _KINDS[c.verdict]), f" {c.primary} {figure_shown(primary.base)} → ",
+        tag("b", figure_shown(primary.other)), f" ({_change(primary)})", class_="lead",
+    )  # fmt: skip
+    drawn = ", drawn by seed from those within max_length" if c.n < c.available else ""
+    about = facts(
+        [
+            ("in short", f"{c.headline}."),
+            ("because", primary.reason),
+            ("rows", f"{c.n} of {c.available} held-out rows{drawn}"),
+            *(("but", said) for said in c.notes),
+            ("took", duration_shown(c.time_s)),
+        ]
+    )
+    return [tag("section", found, about)]
+
+
+def _overview(every: Sequence[Comparison]) -> Html:
+    loss = "loss" if "loss" in every[0].metrics else "bits_per_byte"
+    answers = every[0].answer_metric
+    names = [name for name in dict.fromkeys((every[0].primary, loss, answers)) if name is not None]
+    body = [
+        [c.adapter, badge(c.verdict, _KINDS[c.verdict]), *(_change(c.metrics[name]) for name in names)] for c in every
+    ]
+    head = ["model", "verdict", *names]
+    said = note(*(f"{text} " for text in every[0].notes))
+    return section(f"Against {every[0].base}", table(head, body), said)
+
+
+def _parts(c: Comparison, histories: Mapping[str, History]) -> list[Html]:
+    parts = [section("Metrics", *_metrics(c.metrics, c.adjusted_p, c.primary)), *_spreads(c)]
+    if c.behaviour:
+        said = note("Shares of the answers. They have no say in the verdict.")
+        parts.append(section("What answers should not become", *_metrics(c.behaviour), said))
+    if c.retention:
+        parts.append(section("What was not trained for", *_metrics(c.retention)))
+    parts += [*_curves(histories), _rows(c)]
+    if c.prompts:
+        parts.append(section("Extra prompts", (_prompt(c, *prompt) for prompt in c.prompts)))
+    return parts
+
+
+def _metrics(
+    found: Mapping[str, Difference], adjusted: Mapping[str, float] | None = None, primary: str | None = None
+) -> list[Html]:
+    """The table that fits a phone, and behind a click the one with every figure."""
+    short = [
+        [
+            joined(name, " ", badge("decides", "note")) if name == primary else name,
+            figure_shown(d.base), figure_shown(d.other), figure_shown(d.difference, "+"),
+            interval(*_good_is_right(d), _KINDS[d.verdict]),
+            tag("span", d.verdict.replace("distinguish", "distin\u00adguish\u00ad"), class_=_KINDS[d.verdict]),
+        ]
+        for name, d in found.items()
+    ]  # fmt: skip
+    head = ["", "before", "after", "change", "worse ← 0 → better", "verdict"]
+    full = [
+        [
+            name, f"{d.base:.6g}", f"{d.other:.6g}", f"{d.difference:+.6g}", f"[{d.low:+.4g}, {d.high:+.4g}]",
+            "" if d.mde is None else f"{d.mde:.2g}", f"{adjusted[name] if adjusted else d.p:.2g}",
+            f"{d.wins} / {d.ties} / {d.losses}", f"{d.n}",
+        ]
+        for name, d in found.items()
+    ]  # fmt: skip
+    p = "p (Holm)" if adjusted else "p"
+    every = table(
+        ["", "before", "after", "change", "95% interval", "detectable", p, "wins / ties / losses", "rows"],
+        full, range(1, 9),
+    )  # fmt: skip
+    return [
+        table(head, short, range(1, 4), roomy=[4]),
+        tag("details", tag("summary", "every figure"), every),
+    ]
+
+
+def _good_is_right(d: Difference) -> tuple[float, float, float]:
+    return (d.low, d.difference, d.high) if d.higher_is_better else (-d.high, -d.difference, -d.low)
+
+
+def _change(d: Difference) -> str:
+    return f"{figure_shown(d.difference, '+')} [{figure_shown(d.low, '+')}, {figure_shown(d.high, '+')}]"
+
+
+# --- drawings ------------------------------------------------------------------------------------------------
+
+
+def _curves(histories: Mapping[str, History]) -> list[Html]:
+    found = [(name, *_lines(history)) for name, history in histories.items()]
+    shown = [
+        tag("figure", tag("figcaption", name, class_="name"), lines(drawn, "step", "loss, nats per token"), note(said))
+        for name, drawn, said in found
+        if drawn
+    ]
+    return [section("Loss during training", tag("div", shown, class_="columns"))] if shown else []
+
+
+def _lines(history: History) -> tuple[list[Line], str]:
+    trained = _points(history, "loss")
+    held = _points(history, "eval_loss")
+    drawn = [Line("training loss", trained, "quiet")] if trained else []
+    drawn += [Line("held-out loss", held)] if held else []
+    best = min(held, key=lambda point: point[1], default=None)
+    said = "Thin: training loss." + (
+        f" Dotted line: held-out loss, {best[1]:.3f} at step {best[0]:g} at its best." if best else ""
+    )
+    return drawn, said
+
+
+def _points(history: History, key: str) -> list[tuple[float, float]]:
+    found = [(float(line["step"]), float(line[key])) for line in history if line.get(key) is not None]
+    return [(step, value) for step, value in found if math.isfinite(value)]
+
+
+def _spreads(c: Comparison) -> list[Html]:
+    shown = [_spread("loss", [r.adapter_loss - r.base_loss for r in c.rows], higher_is_better=False)]
+    name = c.answer_metric
+    if name is not None:
+        changes = [r.scores[name][1] - r.scores[name][0] for r in c.rows if name in r.scores]
+        shown.append(_spread(name, changes, higher_is_better=c.metrics[name].higher_is_better))
+    said = note(f"How much each row changed from {c.base} to {c.adapter}. Green is better, red is worse.")
+    return [section("Row by row", said, tag("div", shown, class_="columns"))]
+
+
+def _spread(name: str, changes: Sequence[float], *, higher_is_better: bool) -> Html:
+    drawn = differences(changes, higher_is_better=higher_is_better, show=lambda value: figure_shown(value, "+"))
+    return tag("figure", tag("figcaption", f"change of {name}, {len(changes)} rows", class_="name"), drawn)
+
+
+# --- rows ----------------------------------------------------------------------------------------------------
+
+
+def _rows(c: Comparison) -> Html:
+    """Every row with both answers, the worst first; of very many those whose loss changed most."""
+    name = c.answer_metric
+    ranked = sorted(enumerate(c.rows), key=lambda pair: (_gain(c, pair[1]), -_loss_change(pair[1])))
+    if len(ranked) > _MOST_ROWS:
+        moved = sorted(ranked, key=lambda pair: -abs(_loss_change(pair[1])))[:_MOST_ROWS]
+        kept = {n for n, _ in moved}
+        ranked = [(n, row) for n, row in ranked if n in kept]
+    said = f"Better or worse by {name or 'loss'}" + (", where that is equal by loss. " if name else ". ")
+    if len(ranked) < len(c.rows):
+        said += f"Shown are the {_MOST_ROWS:,} of {len(c.rows):,} rows whose loss changed most; compare.csv has all. "
+    orders = [("worst first", "rank", 1), ("best first", "rank", -1)]
+    orders += [("loss: worst first", "loss", -1), ("loss: best first", "loss", 1)] if name else []
+    orders += [("as in the file", "at", 1)]
+    coloured = [("missing in the other answer", "other"), ("missing in the reference", "reference")]
+    items = [_item(c, row, {"rank": rank, "at": n}) for rank, (n, row) in enumerate(ranked)]
+    kinds = [kind for kind in ("better", "worse", "same") if any(item.kind == kind for item in items)]
+    answered = any(row.adapter_answer is not None for _, row in ranked)
+    return section("Rows", note(said), filtered(kinds, items, orders, coloured if answered else ()))
+
+
+def _loss_change(row: ComparedRow) -> float:
+    return row.adapter_loss - row.base_loss
+
+
+def _gain(c: Comparison, row: ComparedRow) -> float:
+    """By how much the answer is better, in the metric that says whether answers are right."""
+    name = c.answer_metric
+    if name is None or name not in row.scores:
+        return 0.0
+    before, after = row.scores[name]
+    return after - before if c.metrics[name].higher_is_better else before - after
+
+
+def _item(c: Comparison, row: ComparedRow, places: Mapping[str, float]) -> Item:
+    kind = _sign(_gain(c, row)) or _sign(-_loss_change(row)) or "same"
+    return Item(kind, _shown(c, row, kind), {**places, "loss": round(_loss_change(row), 6)})
+
+
+def _sign(gain: float) -> str:
+    return "better" if gain > 0 else "worse" if gain < 0 else ""
+
+
+def _shown(c: Comparison, row: ComparedRow, kind: str) -> Html:
+    figures = [f"loss {row.base_loss:.3f} → {row.adapter_loss:.3f}"]
+    picked = [name for name in dict.fromkeys((c.primary, c.answer_metric)) if name in row.scores]
+    figures += [f"{name} {figure_shown(row.scores[name][0])} → {figure_shown(row.scores[name][1])}" for name in picked]
+    place = tag("span", Path(row.source).name, class_="place", title=row.source)
+    coloured = badge(kind, {"better": "good", "worse": "error"}.get(kind, "note"))
+    head = tag("p", coloured, " ", tag("span", ", ".join(figures), class_="note"), " ", place)
+    if row.adapter_answer is None:
+        return joined(head, _said("text", row.question))
+    return joined(head, _said("asked", row.question), _pair(c, row.base_answer, row.adapter_answer, row.reference),
+                  _said("reference", row.reference))  # fmt: skip
+
+
+def _pair(c: Comparison, base: str | None, adapter: str | None, reference: str | None) -> Html:
+    sides = [(c.base, base or "", adapter or ""), (c.adapter, adapter or "", base or "")]
+    shown = (
+        _said(name, *_coloured(_cut(text), {"other": _cut(other), "reference": reference}))
+        for name, text, other in sides
+    )
+    return tag("div", shown, class_="columns answers")
+
+
+def _coloured(text: str, others: Mapping[str, str | None]) -> Iterable[str]:
+    if not text.strip():
+        return [tag("span", "(empty)", class_="note")]
+    return [tag("mark", run, class_=" ".join(names)) if names else run for run, names in marked(text, others)]
+
+
+def _said(name: str, *content: str) -> Html:
+    return tag("div", tag("div", name, class_="name"), tag("p", map(_cut, content), class_="said"))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST or isinstance(text, Html) else text[:_LONGEST] + "…"
+
+
+def _prompt(c: Comparison, prompt: str, base: str, adapter: str) -> Html:
+    return tag("div", _said("asked", prompt), _pair(c, base, adapter, None), data_mark="other")
+
+
+# --- how to read it ------------------------------------------------------------------------------------------
+
+
+def _reading(c: Comparison) -> Html:
+    texts = [name for name in c.metrics if name not in LOSS_METRICS]
+    said = [
+        ("interval", "where the true difference lies in 95 of 100 draws of rows like these; paired, by bootstrap. "
+         "It knows nothing of other seeds or other training data."),
+        ("not distinguishable", "these rows do not show a difference, which is not to say that there is none"),
+        ("detectable", "the smallest true difference that rows like these show in 95 of 100 comparisons"),
+        ("p (Holm)", "corrected for the number of metrics; below 0.05 a difference holds among all of them"),
+        ("wins", f"rows on which {c.adapter} is better"),
+        ("answers", f"greedy; metrics of answers: {', '.join(texts) or 'none'}"),
+    ]  # fmt: skip
+    said += [(name, metric.description) for name, metric in (LOSS_METRICS | BEHAVIOUR).items()]
+    return tag("section", tag("details", tag("summary", "How to read this"), facts(said)))
