@@ -12,24 +12,24 @@ from training_runs import Quiet
 
 
 @pytest.mark.parametrize(
-    ("name", "metric"),
+    ("name", "metric", "steps", "rows"),
     [
-        ("customer_support", "rouge_l"),
-        pytest.param("financial_guidance", "rouge_l", marks=pytest.mark.slow),
-        pytest.param("python_code", "rouge_l", marks=pytest.mark.slow),
-        pytest.param("summaries", "rouge_l", marks=pytest.mark.slow),
-        pytest.param("ticket_labels", "exact_match", marks=pytest.mark.slow),
+        ("customer_support", "rouge_l", 20, 40),
+        pytest.param("financial_guidance", "rouge_l", 60, 80, marks=pytest.mark.slow),
+        pytest.param("python_code", "rouge_l", 60, 80, marks=pytest.mark.slow),
+        pytest.param("summaries", "rouge_l", 60, 80, marks=pytest.mark.slow),
+        pytest.param("ticket_labels", "exact_match", 60, 80, marks=pytest.mark.slow),
     ],
 )
 def test_a_fixed_number_of_steps_improves_loss_and_answers_by_more_than_the_interval(
-    name: str, metric: str, tmp_path: Path
+    name: str, metric: str, steps: int, rows: int, tmp_path: Path
 ) -> None:
     task = domains()[name]
     tree = {
         "model": {"base_model": "builtin:nano"},
         "data": {"train": str(task.train), "eval": str(task.heldout)},
-        "train": {"max_steps": 60},
-        "eval": {"max_rows": 80, "max_new_tokens": 40},
+        "train": {"max_steps": steps},
+        "eval": {"max_rows": rows, "max_new_tokens": 40},
         "output": {"folder": str(tmp_path), "name": name},
     }
     run = api.train(tree, reporter=Quiet())
