@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inlay import branches, session
 from inlay import config as configs
 from inlay import run as runs
-from inlay import session
 from inlay.config import Config
 from inlay.config.render import as_yaml
 from inlay.config.settings import GenerationConfig
@@ -60,7 +60,10 @@ def train(
     Raises: UserError for input that cannot work, before anything is written; TrainingError, StorageError when the
     run fails; Interrupted when a signal stopped it after a checkpoint.
     """
-    return session.train(as_config(config), resume, fresh, reporter or PlainReporter(), confirm, extend)
+    reporter = reporter or PlainReporter()
+    run = session.train(as_config(config), resume, fresh, reporter, confirm, extend)
+    branches.follow(run, reporter)
+    return run
 
 
 # --- use -----------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from inlay.training.signals import save_on_signal, stop_on_signals
 if TYPE_CHECKING:
     from inlay.data.types import Example
     from inlay.proof.verify import Start
+    from inlay.training.checkpoint import Checkpoint
     from inlay.training.loop import Job
     from inlay.training.setup import Setup
     from inlay.training.signals import StopRequest
@@ -88,6 +89,7 @@ def train(
         if goes_on and run.status == FINISHED and effective.train == run.config.train:
             reporter.note(f"{run.path}: already finished at step {run.record['result']['steps']}; nothing to do.")
             return run
+        from inlay.training.branch import origin
         from inlay.training.setup import set_up
 
         machine = _machine(effective, world) if first else {}
@@ -96,8 +98,11 @@ def train(
         setup = set_up(effective, reporter, world)
         has_answers = any(e.messages[0].role != "text" for e in setup.data.heldout_examples)
         primary_metric(effective.eval.metric, has_answers=has_answers)
+        branched = None
         if goes_on:
             _refuse_other_inputs(run, setup)
+        else:
+            branched = origin(setup)
         held.enter_context(stop_on_signals(stop))
         if first:
             require_space(run.path, _space_needed_bytes(setup))
@@ -106,7 +111,7 @@ def train(
             reporter = LoggedReporter(reporter, run)
             held.enter_context(_recorded(run))
         run = Run(Path(world.broadcast_text(str(run.path))))  # from here on the folder is there
-        _work(run, setup, world, reporter, stop, goes_on, began)
+        _work(run, setup, world, reporter, stop, goes_on, branched, began)
     return run
 
 
@@ -332,10 +337,18 @@ def _recorded(run: Run) -> Iterator[None]:
 
 
 def _work(
-    run: Run, setup: Setup, world: World, reporter: Reporter, stop: StopRequest, goes_on: bool, began: float
+    run: Run,
+    setup: Setup,
+    world: World,
+    reporter: Reporter,
+    stop: StopRequest,
+    goes_on: bool,
+    branched: tuple[Run, Checkpoint] | None,
+    began: float,
 ) -> None:
     from inlay.engine.memory import enough_memory
     from inlay.proof.verify import Start
+    from inlay.training.branch import begin
     from inlay.training.calibrate import seconds_per_token
     from inlay.training.loop import leave_if_asked, run_job
     from inlay.training.shortage import TRAINING, with_memory
@@ -347,6 +360,8 @@ def _work(
         start = Start.of(job)
         if goes_on:
             _restore(job, world, reporter)
+        elif branched:
+            begin(job, world, *branched)
         pace_s, _ = with_memory(
             job, world, TRAINING, job.progress.step, reporter, lambda size: seconds_per_token(job, size, stop)
         )
@@ -413,6 +428,7 @@ def _conclude(job: Job, setup: Setup, step: int, reporter: Reporter, stop: StopR
         "verdict": difference.verdict,
         "stopped_early": progress.stopped_early,
         "diagnosis": progress.diagnosis,
+        "plateau": progress.plateau,
         "skipped_steps": len(progress.skipped),
         "trained_batches": progress.trained_batches(),
         "rollbacks": len(progress.rollbacks),
@@ -499,7 +515,11 @@ def _forecast(setup: Setup, job: Job, pace_s: float) -> list[tuple[str, str]]:
 
 
 def _space_needed_bytes(setup: Setup) -> int:
+    from inlay.training import escape
+
     checkpoints = setup.config.train.keep_checkpoints + 2
+    if setup.config.train.on_plateau == "escape":
+        checkpoints += len(escape.needed(setup.total_steps, setup.save_every, setup.eval_every))
     return setup.trainable * 12 * checkpoints + 20_000_000
 
 

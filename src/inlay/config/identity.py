@@ -7,7 +7,14 @@ import json
 
 from inlay.config.settings import Config
 
-PLACES = ("model.base_model", "model.chat_template", "data.train", "data.eval", "adapter.start_from")
+PLACES = (
+    "model.base_model",
+    "model.chat_template",
+    "data.train",
+    "data.eval",
+    "adapter.start_from",
+    "train.branch_from",
+)
 """Settings that name files. These may move; what is in them may not change, and has digests of its own."""
 _LENGTH = {"epochs", "max_steps", "export", "keep_checkpoints", "keep_every", "save_steps", "log_steps", "max_memory"}
 """Settings of the train section that change how long a run is and what is kept of it, not its steps."""

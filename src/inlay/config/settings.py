@@ -152,6 +152,12 @@ class TrainConfig(Settings):
     """Share of the steps spent warming up."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Learning rate after warmup; `wsd` is warmup, stable, then linear decay over the last fifth."""
+    learning_rate_factors: dict[PositiveInt, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Factors on the learning rate by step, such as `{100: 1, 200: 0.1}`: in a line between the steps that are named,
+    and beyond them as at the nearest."""
+    branch_from: str | None = None
+    """A checkpoint of another run (`RUN@STEP`) that this run goes on from as its own: adapter, optimizer, place in the
+    data and metrics. Data, base, adapter, batch, seed and optimizer must agree with it."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """`adamw` keeps fp32 state; the 8-bit ones need the `quant` extra, the paged one CUDA."""
     engine: Literal["auto", "plain", "direct"] = "auto"
@@ -163,8 +169,9 @@ class TrainConfig(Settings):
     """Stop after so many evaluations in a row without a better held-out loss."""
     on_overfitting: Literal["stop", "note"] = "stop"
     """When the held-out loss has risen for good while the training loss has not: stop, or only say so."""
-    on_plateau: Literal["note", "stop"] = "note"
-    """When the losses have converged, stalled, or drowned in noise: only say so, or stop."""
+    on_plateau: Literal["note", "stop", "escape"] = "note"
+    """When the losses have converged, stalled, or drowned in noise: only say so, stop, or after the run's end also try
+    two other ways from about 100 steps earlier, and judge all three (docs/guards.md)."""
     seed: Seed = 0
     """Seed of the adapter's start, the order of rows, and dropout."""
     log_steps: PositiveInt = 1
@@ -196,6 +203,8 @@ class TrainConfig(Settings):
             )
         if self.on_nonfinite == "stop" and _is_changed(self, "max_nonfinite"):
             raise ValueError("max_nonfinite has no effect with on_nonfinite stop; leave one out")
+        if self.on_plateau == "escape" and self.branch_from is not None:
+            raise ValueError("on_plateau escape makes branches, and a run with branch_from is one; leave one out")
         if self.warmup_steps is not None and _is_changed(self, "warmup_ratio"):
             raise ValueError("warmup_ratio has no effect with warmup_steps; leave one out")
         return self

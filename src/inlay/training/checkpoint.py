@@ -64,6 +64,8 @@ class Progress:
     """The points of `plateau.points_of`."""
     diagnosis: dict[str, str] | None = None
     """What the curve said at the last evaluation."""
+    plateau: dict[str, Any] | None = None
+    """{step, kind, reason, back_to} of the plateau that `train.on_plateau: escape` is to escape from."""
     unfinished: dict[str, Any] | None = None
     """Metrics of the last step while its evaluation and its line in metrics.jsonl are still to come."""
 

@@ -29,7 +29,7 @@ from inlay.events import Reporter
 from inlay.models.adapter import AdapterState, base_view
 from inlay.run import Run
 from inlay.training import checkpoint as checkpoints
-from inlay.training import guards, plateau
+from inlay.training import escape, guards, plateau
 from inlay.training.checkpoint import Progress
 from inlay.training.recovery import recover
 from inlay.training.saver import Saver
@@ -100,7 +100,8 @@ def run_job(job: Job, world: World, stop: StopRequest, reporter: Reporter, track
     try:
         if job.progress.base_eval_loss is None:
             _evaluate_base(job, world, stop, reporter)
-        if job.progress.step == 0 and job.config.train.on_nonfinite == "rollback":
+        config = job.config.train
+        if job.progress.step == 0 and (config.on_nonfinite == "rollback" or config.on_plateau == "escape"):
             _save(job, world)  # so that there is a place to go back to
         while job.progress.unfinished is not None or not job.is_over:
             try:
@@ -293,6 +294,12 @@ def _evaluate_if_due(job: Job, world: World, stop: StopRequest, reporter: Report
     waited = patience is not None and progress.evals_without_gain >= patience
     policy = {None: "note", "overfitting": config.on_overfitting}.get(found, config.on_plateau)
     progress.stopped_early = waited or policy == "stop"
+    if policy == "escape" and progress.plateau is None and escape.is_over(step, job.save_every) < job.total_steps:
+        assert progress.diagnosis is not None
+        progress.plateau = {"step": step, "back_to": escape.start(step, job.save_every)} | progress.diagnosis
+        reporter.note(
+            f"step {step}: after the run's end it will be tried to escape from step {progress.plateau['back_to']} on"
+        )
     return {"eval_loss": loss, "best": best} | ({"diagnosis": found} if found else {})
 
 
@@ -318,7 +325,7 @@ def save_checkpoint(job: Job) -> None:
     `job.saver` knows when it is done.
     """
     folder, settings = job.run.checkpoints, job.config.train
-    needed = {job.progress.best_step, job.progress.saved_step}
+    needed = {job.progress.best_step, job.progress.saved_step, *_for_escape(job)}
     job.progress.metrics_seal = job.run.seal_metrics()
     snapshot = checkpoints.snapshot(AdapterState.of(job.model), job.optimizer, job.progress, job.inputs)
 
@@ -327,6 +334,13 @@ def save_checkpoint(job: Job) -> None:
         checkpoints.prune(folder, settings.keep_checkpoints, needed, settings.keep_every)
 
     job.saver.save(write)
+
+
+def _for_escape(job: Job) -> set[int]:
+    if job.progress.plateau is not None:
+        return {job.progress.plateau["back_to"]}
+    wanted = job.config.train.on_plateau == "escape"
+    return escape.needed(job.progress.step, job.save_every, job.eval_every) if wanted else set()
 
 
 def leave_if_asked(job: Job, world: World, stop: StopRequest) -> None:

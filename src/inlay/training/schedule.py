@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from inlay.config.settings import TrainConfig
 
 _DECAY_SHARE = 0.2  # of the steps, for wsd
@@ -16,6 +18,15 @@ def warmup_steps(train: TrainConfig, total: int) -> int:
 
 def learning_rate(train: TrainConfig, peak: float, step: int, total: int) -> float:
     """The rate of optimizer step `step` (from 1). The first step of a warmup gets peak/warmup, never 0."""
+    return _scheduled(train, peak, step, total) * _factor(train, step)
+
+
+def _factor(train: TrainConfig, step: int) -> float:
+    steps = sorted(train.learning_rate_factors)
+    return float(np.interp(step, steps, [train.learning_rate_factors[s] for s in steps])) if steps else 1.0
+
+
+def _scheduled(train: TrainConfig, peak: float, step: int, total: int) -> float:
     warmup = warmup_steps(train, total)
     if step <= warmup:
         return peak * step / warmup

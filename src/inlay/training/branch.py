@@ -1,0 +1,59 @@
+"""A run that goes on from the checkpoint of another as if it were its own: `train.branch_from`."""
+
+from __future__ import annotations
+
+from inlay import run as runs
+from inlay.errors import ConfigError, RunError
+from inlay.run import Run
+from inlay.storage import write_file
+from inlay.training.checkpoint import Checkpoint
+from inlay.training.kept import checkpoint_at
+from inlay.training.loop import Job, save_checkpoint
+from inlay.training.recovery import put_back
+from inlay.training.setup import Setup
+from inlay.training.world import World
+
+_SAME = ("batch_size", "seed", "optimizer")
+
+
+def origin(setup: Setup) -> tuple[Run, Checkpoint] | None:
+    """(run, checkpoint) that `train.branch_from` names, None where it names none.
+
+    Raises: ConfigError, RunError, StorageError when there is no such checkpoint or it cannot be gone on from.
+    """
+    reference = setup.config.train.branch_from
+    if reference is None:
+        return None
+    name, step = runs.split_step(reference)
+    if step is None:
+        raise ConfigError(f"train.branch_from {reference}: names no step. Write RUN@STEP.")
+    run = runs.find(name, setup.config.output.folder)
+    checkpoint = checkpoint_at(run, step)
+    made_from, then, now = checkpoint.about["inputs"], run.config, setup.config
+    other = [key for key, digest in setup.inputs.items() if key != "settings_hash" and made_from.get(key) != digest]
+    other += [f"train.{key}" for key in _SAME if getattr(then.train, key) != getattr(now.train, key)]
+    one, two = (config.adapter.model_dump(exclude={"start_from"}) for config in (then, now))
+    other += [f"adapter.{key}" for key in one if one[key] != two[key]]
+    if other:
+        raise RunError(f"train.branch_from {reference}: differs in {', '.join(other)}. A branch goes on with the same.")
+    if step >= setup.total_steps:
+        raise RunError(
+            f"train.branch_from {reference}: this run ends at step {setup.total_steps} already. Raise train.max_steps."
+        )
+    return run, checkpoint
+
+
+def begin(job: Job, world: World, run: Run, checkpoint: Checkpoint) -> None:
+    """Puts the checkpoint and what led to it into the job and its run folder, which then needs the other no more."""
+    put_back(job, checkpoint)
+    progress = job.progress
+    # what is best, and what the curve says, counts from here on: the earlier checkpoints stay with the other run
+    progress.best_step = progress.best_eval_loss = progress.diagnosis = progress.plateau = None
+    progress.evals_without_gain, progress.curve, progress.stopped_early = 0, [], False
+    progress.planned_steps, progress.saved_step = job.total_steps, progress.step
+    if world.is_first:
+        write_file(job.run.path / "metrics.jsonl", (run.path / "metrics.jsonl").read_bytes())
+        job.run.truncate_metrics(progress.step - (progress.unfinished is not None), progress.rollbacks)
+        save_checkpoint(job)
+        job.saver.wait()
+    world.barrier()
