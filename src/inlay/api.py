@@ -156,6 +156,7 @@ def compare(
     data: str | None = None,
     metrics: Sequence[str] = (),
     prompts: Sequence[str] = (),
+    blind: bool = False,
     reporter: Reporter | None = None,
     folder: str = "results",
 ) -> Comparison:
@@ -163,21 +164,24 @@ def compare(
 
     A model is a run, `RUN@STEP`, the folder of an adapter or of a whole model, `base`, or a hub id. The rows are those
     of the first run's held-out set, or of the file `data`. `metrics` names those to take instead of what the references
-    call for. Reports go to `reports/` of the first run, without a run to `comparisons/` in `folder`.
+    call for. Reports go to `reports/` of the first run, without a run to `comparisons/` in `folder`. `blind` then asks on a
+    local page which answers are better, without saying whose they are, and adds what was said to the reports.
     Raises: RunError, AdapterError, ModelError, ConfigError for names that mean nothing or cannot be measured.
     """
     from inlay import scoring
-    from inlay.evaluation.report import write_reports
+    from inlay.evaluation.blind_server import ask
 
+    reporter = reporter or PlainReporter()
     named = _references(models or (None,), folder)
-    found = scoring.measured(
-        named if len(named) > 1 else [named[0].without_adapter(), *named], data, prompts, reporter or PlainReporter()
-    )
+    if blind and len(named) > 2:
+        raise ConfigError(f"--blind: two models are judged against each other (got {len(named)}). Name two, or one.")
+    found = scoring.measured(named if len(named) > 1 else [named[0].without_adapter(), *named], data, prompts, reporter)
     where = scoring.reports_folder(found, folder)
-    comparison = scoring.comparisons(found, metrics, str(where))
-    write_reports(comparison, where, {one.run.name: one.run.metrics for one in found.models if one.run is not None})
-    scoring.write_evaluation(found, comparison, where, metrics)
-    return comparison
+    comparison = scoring.reported(found, metrics, where)
+    if not blind:
+        return comparison
+    ask(comparison, where, reporter.note)
+    return scoring.reported(found, metrics, where)
 
 
 def _references(names: Sequence[ModelName], folder: str) -> list[Reference]:

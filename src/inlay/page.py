@@ -4,7 +4,7 @@
 
 Text is escaped wherever it is put in; only `Html`, which `tag` makes, passes as markup. Every function takes and gives
 plain values, so any room may build a report; drawings are in `inlay.charts`. The page works without its script, which
-only filters, searches and sorts lists.
+only filters, searches and sorts lists, and clicks the button whose `data_key` is pressed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Html(str):
 Content = str | Iterable[str]
 
 
-def tag(name: str, *content: Content, **attributes: object) -> Html:
+def tag(name: str, /, *content: Content, **attributes: object) -> Html:
     """An element. `class_` is the attribute class, `data_kind` is data-kind; None and False leave an attribute out."""
     shown = "".join(
         f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{escape(str(value))}"')
@@ -181,6 +181,7 @@ figure { margin: 0; container-type: inline-size; } figcaption { margin-bottom: .
 .said { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 24rem; overflow-y: auto; margin: .1rem 0 0; }
 .name { color: var(--quiet); font-size: .8rem; overflow-wrap: anywhere; }
 li > p, li > div { margin: 0 0 .6rem; } li > :last-child { margin-bottom: 0; }
+kbd { color: var(--quiet); font: inherit; }
 .answers > div { background: var(--ground); border-radius: 8px; padding: .45rem .7rem .6rem; }
 mark { background: none; color: inherit; }
 [data-mark=other] mark.other, [data-mark=reference] mark.reference { background: var(--mark); }
@@ -206,6 +207,10 @@ svg .mark { stroke-width: 1; } svg line.mark { stroke: var(--warning); stroke-da
 """
 
 _SCRIPT: Final = """
+onkeydown = event => {
+  if (event.target.matches("input, select") || event.repeat) return;
+  document.querySelector(`[data-key="${CSS.escape(event.key)}"]`)?.click();
+};
 for (const list of document.querySelectorAll(".filtered")) {
   const shelf = list.querySelector("ul"), items = [...shelf.children], count = list.querySelector("output");
   const kinds = [...list.querySelectorAll("[data-filter]")], ways = [...list.querySelectorAll("[data-marks]")];

@@ -247,8 +247,23 @@ def _examples(lead: Run | None, data: str | None, config: Config) -> tuple[tuple
     return kept, int(lead.record.get("heldout_available", len(kept))), str(lead.heldout)
 
 
-def comparisons(found: Measurement, wanted: Sequence[str], reports: str) -> Comparison:
-    """The second model against the first, with those of the further models in `also`."""
+def reported(found: Measurement, wanted: Sequence[str], where: Path) -> Comparison:
+    """The comparison, with all its reports written to the folder."""
+    from inlay.evaluation.report import write_reports
+
+    comparison = comparisons(found, wanted, where)
+    runs_of_it = [one.run for one in found.models if one.run is not None]
+    write_reports(comparison, where, {run.name: run.metrics for run in runs_of_it})
+    write_evaluation(found, comparison, where, wanted)
+    return comparison
+
+
+def comparisons(found: Measurement, wanted: Sequence[str], where: Path) -> Comparison:
+    """The second model against the first, with those of the further models in `also`.
+
+    What was said of these answers in a blind comparison is read from `where`, the folder of the reports.
+    """
+    from inlay.evaluation.blind import preference
     from inlay.evaluation.compare import compare_pair
 
     config, notes = found.config, _notes(found)
@@ -261,11 +276,15 @@ def comparisons(found: Measurement, wanted: Sequence[str], reports: str) -> Comp
                 found.rows[0], found.scores[0], scored, primary=primary, resamples=config.eval.resamples,
                 seed=config.train.seed, available=found.available, wanted=wanted, per_token=found.one_tokenizer,
             ),
-            reports=reports,
+            reports=str(where),
             notes=(*notes, *_chosen_on_these_rows(model, found)),
         )
         for model, scored in zip(found.models[1:], found.scores[1:], strict=True)
     ]  # fmt: skip
+    pairs = [
+        replace(one, preference=preference(one, where, resamples=config.eval.resamples, seed=config.train.seed))
+        for one in pairs
+    ]
     return replace(pairs[0], also=tuple(pairs[1:]))
 
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import io
 import os
+import queue
+import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +20,8 @@ from PIL import Image
 
 from chromium import started
 from comparisons import HISTORY, made
+from inlay.evaluation.blind import kept
+from inlay.evaluation.blind_server import ask
 from inlay.evaluation.html import comparison_page
 
 pytestmark = pytest.mark.browser
@@ -156,3 +161,22 @@ def test_words_are_marked_against_the_other_answer_or_the_reference(opened: Call
 def test_the_page_can_be_read_without_its_script(opened: Callable[..., Any], report: str) -> None:
     page = opened(report, java_script_enabled=False)
     assert page.locator("details.part").first.locator("li[data-kind]:visible").count() == 40
+
+
+def test_two_answers_are_judged_from_the_keyboard_on_a_phone_or_a_desk(browser: Any, tmp_path: Path) -> None:
+    told: queue.Queue[str] = queue.Queue()
+    serving = threading.Thread(target=ask, args=(made(), tmp_path, told.put))
+    serving.start()
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(re.findall(r"http://\S+", told.get(timeout=20))[0])
+    assert page.evaluate(UNREADABLE) == []
+    if folder := os.environ.get("INLAY_SCREENS"):
+        page.screenshot(path=str(Path(folder) / "blind-phone.png"), full_page=True)
+    for n, key in enumerate(("ArrowLeft", "ArrowDown", "ArrowRight"), 1):
+        page.keyboard.press(key)
+        page.get_by_text(f"{n} of ").wait_for()
+    page.get_by_role("button", name="finish").click()
+    page.get_by_text("3 judged").wait_for()
+    page.close()
+    serving.join(20)
+    assert sorted(line["preferred"] == "alike" for line in kept(tmp_path).values()) == [False, False, True]

@@ -55,6 +55,10 @@ def compare(
         list[str],
         typer.Option("--prompt", metavar="TEXT", help="An extra prompt to answer side by side. May be repeated."),
     ] = [],  # noqa: B006
+    blind: Annotated[
+        bool,
+        typer.Option("--blind", help="Then judge the answers on a local page that does not say whose they are."),
+    ] = False,
     output: Folder = "results",
     as_json: Json = False,
 ) -> Output:
@@ -63,8 +67,9 @@ def compare(
     from inlay.cli import progress, view
 
     comparison = api.compare(
-        *(models or ()), data=data, metrics=_names(metrics), prompts=prompt, reporter=progress.reporter(), folder=output
-    )
+        *(models or ()), data=data, metrics=_names(metrics), prompts=prompt, blind=blind,
+        reporter=progress.reporter(), folder=output,
+    )  # fmt: skip
     return Output(comparison.to_json(), view.comparisons_text(comparison, view.width()))
 
 

@@ -89,6 +89,7 @@ def comparison_text(comparison: Comparison, columns: int) -> str:
     broke = [f"{name}: {d.base:.1%} → {d.other:.1%}" for name, d in comparison.behaviour.items() if d.base or d.other]
     lines += ["", *textwrap.wrap(f"answers: {', '.join(broke)}", columns)] if broke else []
     lines += ["", *textwrap.wrap(verdict, columns), *textwrap.wrap(comparison.headline, columns)]
+    lines += textwrap.wrap(comparison.preferred, columns)
     lines += [line for note in comparison.notes for line in textwrap.wrap(f"note: {note}", columns)]
     lines.append(
         f"reports: {comparison.reports}/report.html report.md compare.csv evaluation.json "

@@ -54,6 +54,8 @@ class Comparison:
     """Empty, refusing and repeating answers; empty for documents."""
     retention: dict[str, Difference] = field(default_factory=dict)
     """Loss on text that was not trained for, by its name."""
+    preference: Difference | None = None
+    """Shares of the blindly judged rows whose answer a person preferred; None where nobody judged."""
     notes: tuple[str, ...] = ()
     """What weakens the verdict, such as that the model was chosen as the best of several on these rows."""
     reports: str = ""
@@ -90,6 +92,16 @@ class Comparison:
         return "; ".join(said)
 
     @property
+    def preferred(self) -> str:
+        """What people said, in a line; empty where nobody judged."""
+        if (d := self.preference) is None:
+            return ""
+        return (
+            f"judged blindly: {self.adapter} preferred on {d.wins} of {d.n} rows, {self.base} on {d.losses}, "
+            f"{d.ties} alike: {d.verdict} ({d.difference:+.4g} [{d.low:+.4g}, {d.high:+.4g}])"
+        )
+
+    @property
     def adjusted_p(self) -> dict[str, float]:
         """Holm's p-values over the metrics; perplexity and bits_per_byte ask what loss asks and have that of loss."""
         family = {n: d.p for n, d in self.metrics.items() if n not in _SAME_AS_LOSS or "loss" not in self.metrics}
@@ -123,6 +135,7 @@ class Comparison:
             "metrics": {name: difference_json(d) | {"p_holm": adjusted[name]} for name, d in self.metrics.items()},
             "behaviour": {name: difference_json(d) for name, d in self.behaviour.items()},
             "retention": {name: difference_json(d) for name, d in self.retention.items()},
+            "preference": None if self.preference is None else difference_json(self.preference),
             "prompts": [{"prompt": p, "base": b, "adapter": a} for p, b, a in self.prompts],
             "worst": [
                 {"source": r.source, "question": r.question, "base_loss": r.base_loss, "adapter_loss": r.adapter_loss}

@@ -52,6 +52,7 @@ def _verdict(c: Comparison) -> list[Html]:
     about = facts(
         [
             ("in short", f"{c.headline}."),
+            *((("people", f"{c.preferred}."),) if c.preferred else ()),
             ("because", primary.reason),
             ("rows", f"{c.n} of {c.available} held-out rows{drawn}"),
             *(("but", said) for said in c.notes),

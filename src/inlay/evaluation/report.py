@@ -52,6 +52,7 @@ def as_markdown(comparison: Comparison, curves: bool) -> str:
         f"({100 * primary.level:g}% interval) on {c.n} of {c.available} held-out rows{drawn}; {primary.reason}.",
         "",
         f"{c.headline}.",
+        *([f"\n{c.preferred}."] if c.preferred else []),
         *(f"\n{note}" for note in c.notes),
         "",
         *_table(c.metrics, c.adjusted_p),

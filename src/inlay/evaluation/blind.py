@@ -1,0 +1,98 @@
+"""Which of two answers a person prefers without knowing whose they are: what is asked, kept, and made of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from inlay.evaluation.compare import ComparedRow, Comparison
+from inlay.evaluation.metrics import Metric, ratio
+from inlay.evaluation.statistics import Difference, paired_bootstrap
+from inlay.storage import read_lines, write_file
+
+FILE = "preferences.jsonl"
+Choice = Literal["left", "right", "alike"]
+_PREFERENCE = Metric(
+    name="preference", higher_is_better=True, description="share of the judged rows whose answer was preferred",
+    size=2, value=ratio,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One row as the judge sees it."""
+
+    key: str
+    question: str
+    reference: str
+    left: str
+    right: str
+    left_is: Literal["base", "adapter"]
+
+    def preferred(self, choice: Choice) -> str:
+        """base, adapter or alike."""
+        if choice == "alike":
+            return choice
+        return self.left_is if choice == "left" else {"base": "adapter", "adapter": "base"}[self.left_is]
+
+
+def trials(comparison: Comparison, judged: Sequence[str], chance: random.Random) -> list[Trial]:
+    """The rows that are not judged yet, in random order, each with its answers on random sides.
+
+    Rows that both answer alike say nothing and are left out.
+    """
+    found: dict[str, Trial] = {}
+    for row in comparison.rows:
+        key = _key(row)
+        if key in judged or not _differs(row):
+            continue
+        base, adapter = row.base_answer or "", row.adapter_answer or ""
+        if chance.random() < 0.5:
+            found[key] = Trial(key, row.question, row.reference, base, adapter, "base")
+        else:
+            found[key] = Trial(key, row.question, row.reference, adapter, base, "adapter")
+    order = list(found.values())
+    chance.shuffle(order)
+    return order
+
+
+def _differs(row: ComparedRow) -> bool:
+    return row.adapter_answer is not None and row.base_answer != row.adapter_answer
+
+
+def _key(row: ComparedRow) -> str:
+    said = json.dumps([row.question, row.reference, row.base_answer, row.adapter_answer])
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def kept(folder: Path) -> dict[str, dict[str, Any]]:
+    """What was preferred so far, by the key of the row; the last word on a row counts."""
+    return {line["key"]: line for line in read_lines(folder / FILE)}
+
+
+def keep(folder: Path, trial: Trial, choice: Choice) -> None:
+    """Adds one preference; it is on the disk when this returns."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    lines = kept(folder) | {trial.key: {"key": trial.key, "preferred": trial.preferred(choice), "at": now}}
+    write_file(folder / FILE, "".join(json.dumps(line) + "\n" for line in lines.values()))
+
+
+def preference(comparison: Comparison, folder: Path, *, resamples: int, seed: int) -> Difference | None:
+    """How much more often the adapter's answer was preferred than the base's, of all judged rows; None without any.
+
+    Only judgements of these very answers count.
+    """
+    lines = kept(folder)
+    here = [lines[key]["preferred"] for key in dict.fromkeys(map(_key, comparison.rows)) if key in lines]
+    if not here:
+        return None
+    base, adapter = (np.array([[float(said == side), 1.0] for said in here]) for side in ("base", "adapter"))
+    return paired_bootstrap(base, adapter, _PREFERENCE, resamples=resamples, seed=seed)
