@@ -19,7 +19,8 @@ def test_train_then_compare_gives_an_adapter_reports_and_a_verdict(config_tree: 
     assert comparison.verdict == "better"
     assert abs(comparison.metrics["loss"].other - result["eval_loss"]) < 1e-5
     assert {p.name for p in run.reports.iterdir()} == {
-        "compare.csv", "compare.json", "report.md", "curves.png", "evaluation.json", "evaluation.rows.jsonl",
+        "compare.csv", "compare.json", "report.html", "report.md", "curves.png", "evaluation.json",
+        "evaluation.rows.jsonl",
     }  # fmt: skip
 
 

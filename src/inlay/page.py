@@ -178,6 +178,7 @@ details.part > summary { color: var(--text); font-size: 1.3rem; font-weight: 600
 section > :last-child { margin-bottom: 0; }
 figure { margin: 0; container-type: inline-size; } figcaption { margin-bottom: .35rem; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: .75rem 1rem; }
+.columns > section { margin: 0; } .columns + .bar { margin-top: 1rem; } details + .bar { margin-top: 1.5rem; }
 .said { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 24rem; overflow-y: auto; margin: .1rem 0 0; }
 .name { color: var(--quiet); font-size: .8rem; overflow-wrap: anywhere; }
 li > p, li > div { margin: 0 0 .6rem; } li > :last-child { margin-bottom: 0; }
