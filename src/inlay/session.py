@@ -275,7 +275,7 @@ def _wherever_it_lies(examples: Iterable[Example]) -> list[Example]:
 
 def _open_folder(claim: Claim, setup: Setup, reporter: Reporter, held: contextlib.ExitStack, *, named: bool) -> Run:
     """The run's folder, locked and with its first files in it."""
-    from inlay.evaluation.score import write_examples
+    from inlay.data.read import as_lines
     from inlay.models.machine import library_versions
 
     run = claim.run
@@ -295,7 +295,7 @@ def _open_folder(claim: Claim, setup: Setup, reporter: Reporter, held: contextli
         run = runs.next_numbered(setup.config)
     held.enter_context(owned(run.path))
     write_file(run.path / "config.yaml", as_yaml(anchored(setup.config), setup.reasons))
-    write_file(run.heldout, write_examples(setup.data.heldout_examples))
+    write_file(run.heldout, as_lines(setup.data.heldout_examples))
     run.update(
         status=RUNNING,
         started_at=datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -497,10 +497,10 @@ def _restore(job: Job, world: World, reporter: Reporter) -> None:
 
 def _forecast(setup: Setup, job: Job, pace_s: float) -> list[tuple[str, str]]:
     remaining = job.total_steps - job.progress.step
-    per_step = len(job.train.input_ids) / len(job.train) * min(setup.config.train.batch_size, len(job.train))
+    per_step = job.train.token_count / len(job.train) * min(setup.config.train.batch_size, len(job.train))
     evaluations = remaining // job.eval_every + 1
     # a forward pass alone costs about a third of forward and backward
-    expected_s = pace_s * (remaining * per_step + evaluations * len(job.heldout.input_ids) / 3)
+    expected_s = pace_s * (remaining * per_step + evaluations * job.heldout.token_count / 3)
     memory = setup.memory
     return [
         (

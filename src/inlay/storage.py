@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from inlay.errors import InlayError, RunError, StorageError, UserError
 MANIFEST, LOCK = "manifest.json", ".lock"
 _STAGING = ".staging-"
 _OLD = f"{_STAGING}old-"  # an earlier folder in the moment when its successor takes its place
+
+_QUICK_TO_HASH_BYTES = 4_000_000
 
 _WAY_OUT = {
     errno.ENOSPC: "the disk is full. Free space or choose another output.folder",
@@ -77,6 +80,46 @@ def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """The sha256 of a file, remembered while the file system says that nobody touched it.
+
+    Hashing costs 1 to 8 seconds per gigabyte. Every write moves the change time, which no program can set back.
+    """
+    return noted_sha256(path) or note_sha256(path)
+
+
+def noted_sha256(path: Path) -> str | None:
+    """What is remembered of a file that nobody touched since; None where it would have to be read."""
+    if path.stat().st_size < _QUICK_TO_HASH_BYTES:
+        return sha256_of(path)
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        kept = _note_of(path).read_text(encoding="ascii")
+        if len(kept) == 64:
+            return kept
+    return None
+
+
+def note_sha256(path: Path, digest: str | None = None) -> str:
+    """Remembers the sha256 of a file, which is read for it unless its writer gives the digest."""
+    about = path.stat()
+    coarse = not about.st_mtime_ns % 1_000_000_000  # a file system that counts whole seconds, or two
+    settled_s = about.st_ctime_ns / 1e9 + (2.1 if coarse else 0.05)
+    if digest is None and (rest_s := settled_s - time.time()) > 0:
+        time.sleep(min(rest_s, 2.1))  # a second write within one tick of its clock would not show
+    note = _note_of(path)
+    found = digest or sha256_of(path)
+    if about.st_size >= _QUICK_TO_HASH_BYTES and note == _note_of(path):  # else it changed while it was read
+        with contextlib.suppress(StorageError):  # a cache that cannot be written costs time, nothing else
+            write_file(note, found)
+    return found
+
+
+def _note_of(path: Path) -> Path:
+    about = path.stat()
+    identity = [str(path.resolve()), about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
+    return cache_folder("digests") / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -262,6 +305,15 @@ def sweep_staging(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def sweep_abandoned(folder: Path, after_s: float = 3600) -> None:
+    """Removes what killed writers left half-written in a folder of several owners, once nobody has written to it."""
+    for path in folder.glob(f"{_STAGING}*"):
+        with contextlib.suppress(OSError):
+            newest = max(item.stat().st_mtime for item in (path, *path.rglob("*")))
+            if time.time() - newest > after_s:
+                shutil.rmtree(path, ignore_errors=True)
+
+
 def require_space(folder: Path, needed_bytes: int) -> None:
     """Raises: StorageError when the file system of `folder` has less room than needed."""
     while not folder.exists():
@@ -309,6 +361,21 @@ def owned(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Waits until no other process holds the lock file, and holds it. Where no lock can be had, nobody waits."""
+    handle = None
+    try:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def _fsync_folder(folder: Path) -> None:

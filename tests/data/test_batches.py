@@ -63,7 +63,7 @@ def test_a_token_set_takes_rows_in_the_order_named_and_cuts_them() -> None:
     taken = tokens(4, 2, 5).take([2, 0], limit=3)
     assert [taken.row(i).input_ids.tolist() for i in range(2)] == [[1, 2, 3], [1, 2, 3]]
     assert taken.examples.tolist() == [2, 0]
-    assert [s.line for s in taken.sources] == [2, 0]
+    assert [taken.source(i).line for i in range(2)] == [2, 0]
     assert taken.lengths.tolist() == [3, 3]
-    assert tokens(4, 2).row_weights().tolist() == pytest.approx([2.0, 1.0])
+    assert tokens(4, 2).row_weights.tolist() == pytest.approx([2.0, 1.0])
     assert len(tokens().take([])) == 0

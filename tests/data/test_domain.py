@@ -32,7 +32,7 @@ def test_an_example_task_has_enough_rows_and_each_is_its_own(name: str) -> None:
     train, heldout = domains()[name].read()
     assert len(train) >= WANTED[name][0]
     assert len(heldout) >= WANTED[name][1]
-    every = [prompt_key(e) + e.messages[-1].content for e in (*train, *heldout)]
+    every = [prompt_key(e).hex() + e.messages[-1].content for e in (*train, *heldout)]
     assert len(set(every)) == len(every)
 
 

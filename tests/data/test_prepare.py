@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +17,17 @@ import toys
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inlay import storage
 from inlay.config.settings import DataConfig
+from inlay.data import datafile, strictjson, tokencache
+from inlay.data.checks import quick
 from inlay.data.domain import domains, find_domain
 from inlay.data.encode import Encoder, Tokens
 from inlay.data.prepare import PreparedData, apply_max_length, prepare
-from inlay.data.tokens import TokenSet, cache_folder, pack
-from inlay.data.types import Source
+from inlay.data.tokens import TokenSet, pack
+from inlay.data.types import Example, Source
 from inlay.errors import DataCheckError, DataError
+from inlay.storage import cache_folder
 from parts import qa_rows, write_rows
 
 
@@ -38,7 +47,11 @@ def made(path: Path, enc: Encoder, max_rows: int = 100, context: int = 256, seed
 
 
 def same(a: TokenSet, b: TokenSet) -> bool:
-    return all(np.array_equal(getattr(a, n), getattr(b, n)) for n in ("input_ids", "weights", "offsets", "examples"))
+    pairs = zip(map(a.row, range(len(a))), map(b.row, range(len(b))), strict=True)
+    return np.array_equal(a.examples, b.examples) and all(
+        np.array_equal(x.input_ids, y.input_ids) and np.array_equal(x.weights, y.weights) and x.source == y.source
+        for x, y in pairs
+    )
 
 
 def long_rows(count: int, long: int) -> list[dict[str, str]]:
@@ -50,7 +63,7 @@ def test_rows_go_to_training_or_are_held_out_and_all_are_counted(data_file: Path
     assert data.rows == 40
     assert data.train_lengths.total + data.heldout_lengths.total == 40
     assert len(data.heldout_examples) == len(data.heldout) == 8
-    assert [e.source for e in data.heldout_examples] == list(data.heldout.sources)
+    assert [e.source for e in data.heldout_examples] == [data.heldout.source(i) for i in range(8)]
     assert data.leaked == 0
     assert 0 < data.trained_share < 1
 
@@ -140,9 +153,9 @@ def test_the_account_of_max_length_adds_up(rows: list[tuple[int, int]], limit: i
     after, count = apply_max_length(before, limit, overlong)
     assert count.total == len(before)
     assert count.kept == len(after)
-    assert before.trained_tokens() - after.trained_tokens() == count.trained_tokens_lost
+    assert before.trained_tokens - after.trained_tokens == count.trained_tokens_lost
     assert after.lengths.max(initial=0) <= limit
-    assert all(after.row_weights() > 0)
+    assert all(after.row_weights > 0)
     long = [p + a > limit for p, a in rows]
     assert count.cut + count.dropped == sum(long)
     assert count.untrainable == (sum(p >= limit for p, _ in rows) if overlong == "cut" else 0)
@@ -153,10 +166,9 @@ def test_the_cache_gives_the_same_arrays_and_every_input_has_its_own(
 ) -> None:
     folder = own_cache
     first = made(data_file, Encoder(toys.nano()))
-    assert len(list(folder.glob("*.safetensors"))) == 1
+    assert len(list(folder.iterdir())) == 1
     again = made(data_file, Encoder(toys.nano()))
     assert same(first.train, again.train)
-    assert first.train.sources == again.train.sources
     assert len(list(folder.iterdir())) == 1
     other = [{"answer": r["question"], "question": r["answer"]} for r in qa_rows(40)]
     endings = toys.nano()
@@ -170,22 +182,25 @@ def test_the_cache_gives_the_same_arrays_and_every_input_has_its_own(
     assert len(list(folder.iterdir())) == 7
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "folder"])
-def test_a_damaged_cache_is_made_again(data_file: Path, enc: Encoder, own_cache: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "gone", "manifest", "folder"])
+@pytest.mark.parametrize("name", ["input_ids.bin", "rows.safetensors"])
+def test_a_damaged_cache_is_made_again(data_file: Path, enc: Encoder, own_cache: Path, damage: str, name: str) -> None:
     first = made(data_file, enc)
-    (path,) = own_cache.iterdir()
-    good = bytearray(path.read_bytes())
-    if damage == "folder":
-        path.unlink()
-        path.mkdir()
+    (entry,) = own_cache.iterdir()
+    good = bytearray((entry / name).read_bytes())
+    if damage in ("gone", "folder"):
+        (entry / name).unlink()
+        if damage == "folder":
+            (entry / name).mkdir()
+    elif damage == "manifest":
+        (entry / "manifest.json").write_text("{}")
     else:
         bad = good[:-40] if damage == "cut" else b"" if damage == "empty" else good[:-100] + b"\x07" + good[-99:]
-        path.write_bytes(bad)
+        (entry / name).unlink()  # `first` is a map of it
+        (entry / name).write_bytes(bad)
     assert same(made(data_file, enc).train, first.train)
-    if damage == "folder":
-        path.rmdir()
-    else:
-        assert path.read_bytes() == good
+    assert [path.name for path in own_cache.iterdir()] == [entry.name]
+    assert (entry / name).read_bytes() == good
 
 
 def test_a_cache_that_cannot_be_written_does_not_stop_the_run(
@@ -223,3 +238,202 @@ def test_rows_of_json_lines_keep_what_they_say(tmp_path: Path, enc: Encoder) -> 
     texts = [enc.tokenizer.decode(t.row(0).input_ids) for t in (data.train, data.heldout)]
     assert any("a\u2028b\x85<" in t for t in texts)
     assert all("\nc\r\nd<" in t for t in texts)
+
+
+def no_reading(monkeypatch: pytest.MonkeyPatch, *, but: int = 0) -> None:
+    """From here on a row of a data file may be parsed `but` times."""
+    parsed = 0
+
+    def once(text: str, at: int, where: Any) -> Any:
+        nonlocal parsed
+        parsed += 1
+        assert parsed <= but, "a row was parsed"
+        return value_at(text, at, where)
+
+    value_at = strictjson.value_at
+    monkeypatch.setattr(strictjson, "value_at", once)
+
+
+def test_a_second_start_parses_only_the_rows_that_show_the_format(
+    tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, held = write_rows(tmp_path / "a.jsonl", qa_rows(300)), write_rows(tmp_path / "b.jsonl", qa_rows(320)[300:])
+    first = made(path, enc, eval=str(held))
+    no_reading(monkeypatch, but=100 + 20)
+    again = made(path, enc, eval=str(held))
+    assert same(first.train, again.train)
+    assert (first.heldout_examples, first.train_sample) == (again.heldout_examples, again.train_sample)
+    assert first.check == again.check
+    assert first.data_hash == again.data_hash
+
+
+def test_the_second_start_maps_the_ids_and_reads_them_not(data_file: Path, enc: Encoder, own_cache: Path) -> None:
+    first = made(data_file, enc)
+    ids = first.train.parts[0].input_ids
+    assert ids.dtype == np.uint16
+    assert isinstance(ids.base, np.memmap)
+    assert not ids.flags.writeable
+
+
+def test_a_file_changed_in_place_is_read_again_though_size_and_time_are_the_same(
+    tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_QUICK_TO_HASH_BYTES", 0)
+    path = write_rows(tmp_path / "a.jsonl", qa_rows(40))
+    first, before = made(path, enc), path.stat()
+    path.write_text(path.read_text().replace("case", "Case"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    second = made(path, enc)
+    assert second.data_hash != first.data_hash
+    assert not same(first.train, second.train)
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_file_that_changes_while_it_is_read_is_refused_and_nothing_of_it_kept(
+    tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch, small: bool
+) -> None:
+    path = write_rows(tmp_path / "a.jsonl", qa_rows(400))
+    monkeypatch.setattr(datafile, "_SMALL_BYTES", 4_000_000 if small else 0)
+    examples = datafile.examples_again
+
+    def rewritten(*parts: Any) -> Iterator[Example]:
+        found = examples(*parts)
+        yield next(found)
+        with path.open("a") as file:
+            file.write('{"question": "New?", "answer": "Yes."}\n')
+        yield from found
+
+    monkeypatch.setattr(datafile, "examples_again", rewritten)
+    with pytest.raises(DataError, match=r"a.jsonl: changed while it was read"):
+        made(path, enc)
+    assert not list(own_cache.glob("*"))
+
+
+def test_a_stop_while_rows_are_tokenized_leaves_nothing_behind(
+    tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_rows(tmp_path / "a.jsonl", qa_rows(60))
+
+    def stopped(self: Encoder, examples: Iterable[Example]) -> Iterator[Any]:
+        for n, pair in enumerate(real(self, examples)):
+            if n == 50:
+                raise KeyboardInterrupt
+            yield pair
+
+    real = Encoder.examples
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "examples", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            made(path, enc)
+    assert not list(own_cache.iterdir())
+    abandoned = own_cache / ".staging-x-1"  # of a process that was killed, long ago
+    abandoned.mkdir()
+    os.utime(abandoned, (1, 1))
+    made(path, enc)
+    assert len(list(own_cache.iterdir())) == 1
+
+
+def test_a_full_disk_while_tokenizing_costs_the_cache_only(
+    tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_rows(tmp_path / "a.jsonl", qa_rows(60))
+    wanted = made(path, enc, cache=False)
+
+    def full(*parts: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tokencache, "save_file", full)
+    assert same(made(path, enc).train, wanted.train)
+    assert not list(own_cache.iterdir())
+
+
+def test_two_processes_that_start_together_tokenize_once(
+    tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_rows(tmp_path / "a.jsonl", qa_rows(60))
+    work, counted = tokencache._work, []
+
+    def slow(*parts: Any) -> Any:
+        counted.append(1)
+        time.sleep(0.2)
+        return work(*parts)
+
+    monkeypatch.setattr(tokencache, "_work", slow)
+    with ThreadPoolExecutor(2) as pool:  # each opens the lock file itself, as two processes do
+        one, two = pool.map(lambda _: made(path, enc), range(2))
+    assert same(one.train, two.train)
+    assert len(counted) == 1
+
+
+def test_an_error_among_the_first_rows_is_said_before_a_large_file_is_tokenized(
+    tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quick, "MOST_ROWS", 20)
+    monkeypatch.setattr(tokencache, "_work", None)  # would fail
+    rows = qa_rows(100)
+    rows[3]["answer"] += "\0"
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataCheckError, match="NUL"):
+        made(path, enc)
+
+
+def test_a_large_file_is_checked_by_an_even_sample_of_all_its_rows(
+    tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quick, "MOST_ROWS", 20)
+    rows = qa_rows(100)
+    rows[64]["answer"] += "\0"  # every eighth is looked at
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataCheckError, match=r"NUL: 1, first at .*a.jsonl:65"):
+        made(path, enc)
+    assert made(path, enc, check="warn").check.seen == 13
+    with pytest.raises(DataCheckError):  # also from what was noted
+        made(path, enc)
+
+
+def test_a_bar_shows_how_far_a_large_file_is_and_ends(
+    tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokencache, "_WORTH_A_BAR_BYTES", 0)
+    told: list[Any] = []
+
+    class Seen:
+        def start(self, total: int, done: int, unit: str) -> None:
+            told.append((total, done, unit))
+
+        def progress(self, done: int, values: dict[str, Any]) -> None:
+            told.append(done)
+
+        def end(self) -> None:
+            told.append("end")
+
+    path = write_rows(tmp_path / "a.jsonl", qa_rows(60))
+    prepare(DataConfig(train=str(path)), enc, 256, 10, 0, Seen())
+    assert told[0] == (100, 0, "% tokenized")
+    assert told[-2:] == [100, "end"]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 0.0, 1.0, 0.5]), min_size=1, max_size=9), max_size=12),
+    st.none() | st.integers(1, 9),
+    st.randoms(),
+)
+def test_what_is_packed_comes_back_token_by_token(weights: list[list[float]], limit: int | None, draw: Any) -> None:
+    sequences = [
+        Tokens(np.arange(len(w), dtype=np.int32) + 70_000, np.asarray([0.0, *w[1:]], np.float32), Source("f", k))
+        for k, w in enumerate(weights)
+    ]
+    rows = draw.sample(range(len(sequences)), len(sequences))
+    found = pack(enumerate(sequences)).take(rows, limit)
+    for i, k in enumerate(rows):
+        row, kept = found.row(i), sequences[k].weights[:limit]
+        assert row.weights.tolist() == kept.tolist()
+        assert row.input_ids.tolist() == sequences[k].input_ids[:limit].tolist()
+        assert found.lengths[i] == len(kept)
+        assert found.trained_counts[i] == np.count_nonzero(kept)
+        assert found.row_weights[i] == kept.sum()
+        trained = np.flatnonzero(kept)
+        assert found.last_trained_ids()[i] == (70_000 + trained[-1] if len(trained) else -1)
+        assert found.rows_of(Source("f", k)) == [i]
+    assert found.largest_id == max((int(s.input_ids[-1]) for s in sequences), default=-1)

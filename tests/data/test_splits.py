@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inlay.data.splits import by_content, draw, leaked, prompt_key
+from inlay.data.splits import as_keys, by_content, draw, leaked, prompt_key
 from inlay.data.types import Example, Message, Source
 
 
@@ -55,7 +55,8 @@ def test_two_rows_are_enough_and_one_prompt_is_not() -> None:
 
 def test_spelling_that_differs_only_in_case_and_space_is_the_same_prompt() -> None:
     assert prompt_key(asks("What  IS it?")) == prompt_key(asks(" what is it? "))
-    assert leaked([asks("What is it?")], [asks("what is  it?"), asks("Who?")]) == 1
+    train, heldout = (as_keys(map(prompt_key, map(asks, qs))) for qs in (["What is it?"], ["what is  it?", "Who?"]))
+    assert leaked(train, heldout) == 1
 
 
 def test_rows_are_drawn_by_seed_ascending_and_without_repetition() -> None:

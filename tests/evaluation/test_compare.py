@@ -20,12 +20,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from inlay import api
 from inlay.config import load
 from inlay.data.encode import Encoder
+from inlay.data.read import as_lines
 from inlay.data.types import Example, Message, Source
 from inlay.errors import ConfigError, DataError, RunError
 from inlay.evaluation.compare import Comparison, compare_pair, loss_difference, primary_metric, totals
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
 from inlay.evaluation.report import as_csv, as_markdown, write_reports
-from inlay.evaluation.score import HeldOut, Score, held_out, read_held_out, score, write_examples
+from inlay.evaluation.score import HeldOut, Score, held_out, read_held_out, score
 from inlay.events import PlainReporter
 from inlay.models.adapter import attach
 from parts import make_base, write_rows
@@ -261,7 +262,7 @@ examples = st.builds(
 @given(st.lists(examples, max_size=3))
 def test_held_out_rows_are_kept_and_read_back_exactly(tmp_path_factory: Any, kept: list[Example]) -> None:
     path = tmp_path_factory.getbasetemp() / "heldout.jsonl"
-    path.write_bytes(write_examples(kept).encode())
+    path.write_bytes(as_lines(kept).encode())
     assert read_held_out(path) == tuple(kept)
 
 

@@ -15,11 +15,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from inlay import api
+from inlay import api, storage
 from inlay import config as configs
 from inlay.errors import ConfigError, ModelError
 from inlay.models import base as bases
-from inlay.models.base import BaseRef, architecture, find_base, known_sha256, load_model, load_tokenizer
+from inlay.models.base import BaseRef, architecture, find_base, load_model, load_tokenizer
 from inlay.models.probe import pick_dtype
 from inlay.models.quantization import QUANTIZATIONS, check_gradient, constant_bytes, held
 from inlay.training.resolve import choose_quantization
@@ -146,15 +146,15 @@ def test_an_unused_added_token_beyond_the_embeddings_is_allowed(copied: Path):
 
 
 def test_the_digest_is_remembered_only_while_the_weights_are_untouched(copied: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bases, "_QUICK_TO_HASH_BYTES", 0)
+    monkeypatch.setattr(storage, "_QUICK_TO_HASH_BYTES", 0)
     hashed: list[Path] = []
 
     def counted(path: Path) -> str:
         hashed.append(path)
-        return bases_sha256(path)
+        return real_sha256(path)
 
-    bases_sha256 = bases.sha256_of
-    monkeypatch.setattr(bases, "sha256_of", counted)
+    real_sha256 = storage.sha256_of
+    monkeypatch.setattr(storage, "sha256_of", counted)
     weights = copied / "model.safetensors"
     ref = BaseRef("x", copied)
     first = ref.digest()
@@ -165,10 +165,10 @@ def test_the_digest_is_remembered_only_while_the_weights_are_untouched(copied: P
     weights.write_bytes(data)
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a copying tool may
     assert ref.digest() != first
-    assert known_sha256(weights) == bases_sha256(weights)
-    for note in (bases.cache_folder("digests")).iterdir():
+    assert storage.known_sha256(weights) == real_sha256(weights)
+    for note in storage.cache_folder("digests").iterdir():
         note.write_text("half")
-    assert known_sha256(weights) == bases_sha256(weights)
+    assert storage.known_sha256(weights) == real_sha256(weights)
 
 
 # --- quantisation --------------------------------------------------------------------------------------------

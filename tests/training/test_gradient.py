@@ -12,7 +12,7 @@ import torch
 
 from inlay.config import load
 from inlay.data.batches import micro_batches, step_rows
-from inlay.data.tokens import TokenSet
+from inlay.data.tokens import TokenSet, pack
 from inlay.engine.plain import PlainModel
 from inlay.run import Run
 from inlay.training.loop import Job, accumulate, heldout_nll
@@ -45,8 +45,9 @@ def setup(tiny_base: Any, tmp_path_factory: pytest.TempPathFactory) -> Setup:
 
 
 def weighted(tokens: TokenSet) -> TokenSet:
-    factors = np.random.default_rng(0).uniform(0.1, 3, len(tokens.weights)).astype(np.float32)
-    return replace(tokens, weights=tokens.weights * factors)
+    draw, rows = np.random.default_rng(0), [tokens.row(i) for i in range(len(tokens))]
+    factors = [draw.uniform(0.1, 3, len(row.weights)).astype(np.float32) for row in rows]
+    return pack(enumerate(replace(row, weights=row.weights * f) for row, f in zip(rows, factors, strict=True)))
 
 
 def job_of(setup: Setup, tmp_path: Any, micro_batch_size: int) -> Job:
@@ -168,10 +169,9 @@ def test_dropout_depends_on_the_micro_batch_and_not_on_who_computes_it(setup: Se
 
 
 def test_the_first_token_of_a_plain_document_counts_in_no_loss(setup: Setup) -> None:
-    from inlay.data.tokens import pack
     from inlay.data.types import Example, Message, Source
 
     document = Example((Message("text", "Tea is served at four.", 1.0),), Source("a", 1))
     tokens = pack(setup.encoder.examples([document]))
-    assert tokens.weights[0] == 0
-    assert tokens.trained_counts()[0] == tokens.lengths[0] - 1 == tokens.trained_tokens()
+    assert tokens.row(0).weights[0] == 0
+    assert tokens.trained_counts[0] == tokens.lengths[0] - 1 == tokens.trained_tokens

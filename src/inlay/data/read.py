@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from inlay.data import formats, sources
 from inlay.data.detection import PREVIEW, DetectedFormat, detect
-from inlay.data.types import Example, OnFault, Row
+from inlay.data.types import Example, Message, OnFault, Row, Source
 from inlay.errors import DataError
 
 Changed = TypeVar("Changed")
@@ -57,9 +58,7 @@ def stream_examples(
         formats.named(format)
     if columns:
         formats.check_columns(columns, format)
-    rows = sources.rows(path, sha, on_fault)
-    if columns:
-        rows = _each(rows, lambda row: formats.rename(row, columns), on_fault)
+    rows = _rows(path, columns, sha, on_fault)
     if format == "auto":
         first, rows = _preview(rows, on_fault)
         found = detect(first)
@@ -67,6 +66,28 @@ def stream_examples(
         trains = formats.FORMATS[format].trains
         found = DetectedFormat(format, "named by the caller" + (f"; {trains}" if trains else ""))
     return found, _each(rows, formats.FORMATS[found.name].parse, on_fault)
+
+
+def examples_again(
+    path: str,
+    format: str,  # noqa: A002
+    columns: Mapping[str, str],
+    sha: sources.Hash | None = None,
+    only: Set[int] | None = None,
+) -> Iterator[Example]:
+    """The examples of a file whose format is known; with `only`, those of these lines, the others being passed over."""
+    return _each(_rows(path, columns, sha, None, only), formats.FORMATS[format].parse, None)
+
+
+def _rows(
+    path: str,
+    columns: Mapping[str, str] | None,
+    sha: sources.Hash | None,
+    on_fault: OnFault | None,
+    only: Set[int] | None = None,
+) -> Iterator[Row]:
+    rows = sources.rows(path, sha, on_fault, only)
+    return _each(rows, lambda row: formats.rename(row, columns), on_fault) if columns else rows
 
 
 def _preview(rows: Iterator[Row], on_fault: OnFault | None) -> tuple[list[Row], Iterator[Row]]:
@@ -97,3 +118,36 @@ def _each(rows: Iterator[Row], change: Callable[[Row], Changed], on_fault: OnFau
             on_fault(error)
         else:
             yield changed
+
+
+def as_lines(examples: Iterable[Example]) -> str:
+    """The examples as JSON lines that `from_lines` reads back unchanged."""
+    lines = []
+    for example in examples:
+        turns = [
+            {"role": m.role, "content": m.content, "weight": m.weight}
+            | ({"tool_calls": list(m.tool_calls)} if m.tool_calls else {})
+            | ({"name": m.name} if m.name is not None else {})
+            for m in example.messages
+        ]
+        row = {
+            "file": example.source.file,
+            "line": example.source.line,
+            "messages": turns,
+            "tools": list(example.tools),
+        }
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def from_lines(text: str) -> tuple[Example, ...]:
+    """What `as_lines` wrote. Raises: ValueError, LookupError or TypeError for anything else."""
+    return tuple(_example(json.loads(line)) for line in text.split("\n") if line)
+
+
+def _example(row: dict[str, Any]) -> Example:
+    messages = tuple(
+        Message(m["role"], m["content"], m["weight"], tuple(m.get("tool_calls", ())), m.get("name"))
+        for m in row["messages"]
+    )
+    return Example(messages, Source(row["file"], row["line"]), tuple(row["tools"]))

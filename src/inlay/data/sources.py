@@ -7,9 +7,10 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, cast
 
@@ -32,16 +33,19 @@ class Hash(Protocol):
     def update(self, data: bytes, /) -> None: ...
 
 
-def rows(path: str, sha: Hash | None = None, on_fault: OnFault | None = None) -> Iterator[Row]:
+def rows(
+    path: str, sha: Hash | None = None, on_fault: OnFault | None = None, only: Set[int] | None = None
+) -> Iterator[Row]:
     """The rows of a data file or of a hub dataset (`hub:owner/name[:split]`), in order.
 
-    JSON lines, CSV and TSV are streamed. `sha` has seen every byte of the file when all rows are read.
+    JSON lines, CSV, TSV and parquet are streamed. `sha` has seen every byte of the file when all rows are read.
     With `on_fault`, a damaged line or record is told to it and left out, where the ones after it can still be read.
+    With `only`, the rows of these lines are given and the others passed over.
 
     Raises:
         DataError: the file cannot be read, is damaged, or holds no rows.
     """
-    hub = _hub_name(path)
+    hub = hub_name(path)
     line = 1
     empty = True
 
@@ -51,12 +55,13 @@ def rows(path: str, sha: Hash | None = None, on_fault: OnFault | None = None) ->
         assert on_fault
         on_fault(error)
 
-    source = _hub_rows(*hub, sha) if hub else _file_rows(path, sha, told if on_fault else None)
+    source = _hub_rows(*hub, sha) if hub else _file_rows(path, sha, told if on_fault else None, only)
     try:
         for row in source:
             empty = False
             line = row.source.line
-            yield row
+            if only is None or line in only:
+                yield row
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             f"{path}:{line}: the gzip data is damaged or cut off after this line ({error}). Copy the file again."
@@ -97,7 +102,7 @@ class _Hashed(io.RawIOBase):
         super().close()
 
 
-def _file_rows(path: str, sha: Hash | None, on_fault: OnFault | None) -> Iterator[Row]:
+def _file_rows(path: str, sha: Hash | None, on_fault: OnFault | None, only: Set[int] | None = None) -> Iterator[Row]:
     name = path.lower()
     packed = name.endswith(".gz")
     kind = Path(name.removesuffix(".gz")).suffix
@@ -111,13 +116,13 @@ def _file_rows(path: str, sha: Hash | None, on_fault: OnFault | None) -> Iterato
         stream = cast(BinaryIO, gzip.GzipFile(fileobj=hashed)) if packed else hashed
         match kind:
             case ".parquet":
-                yield from _parquet_rows(stream, path)
+                yield from _parquet_rows(stream, path, streamed=not (packed or sha))
             case ".csv" | ".tsv":
                 yield from _table_rows(_lines(stream, path), path, "\t" if kind == ".tsv" else ",", on_fault)
             case ".json":
                 yield from strictjson.document_to_rows(list(_lines(stream, path)), path)
             case _:
-                yield from strictjson.lines_to_rows(_lines(stream, path, on_fault), path, on_fault)
+                yield from strictjson.lines_to_rows(_lines(stream, path, on_fault, only), path, on_fault)
         while sha and hashed.read(_CHUNK_BYTES):
             pass  # bytes that the reader had no need of belong to the hash too
 
@@ -150,12 +155,17 @@ def _nearest_file(path: Path) -> str:
     return f" Did you mean {str(path.parent / guess)!r}?" if guess else " Nothing there has a similar name."
 
 
-def _lines(stream: BinaryIO, path: str, on_fault: OnFault | None = None) -> Iterator[tuple[int, str]]:
+def _lines(
+    stream: BinaryIO, path: str, on_fault: OnFault | None = None, only: Set[int] | None = None
+) -> Iterator[tuple[int, str]]:
     """Numbered lines with their line breaks, decoded as UTF-8; a byte order mark is dropped."""
     offset = 0
     for number, raw in enumerate(stream, 1):
         if number == 1:
             _refuse_other_kinds(raw, path)
+        if only is not None and number not in only:
+            offset += len(raw)
+            continue
         try:
             text = _decoded(raw, path, number, offset)
         except DataError as error:
@@ -259,17 +269,17 @@ def _header(record: list[str], place: str, delimiter: str) -> list[str]:
     return names
 
 
-def _parquet_rows(stream: BinaryIO, path: str) -> Iterator[Row]:
+def _parquet_rows(stream: BinaryIO, path: str, *, streamed: bool) -> Iterator[Row]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise DataError(f'{path}: reading parquet needs pyarrow: pip install "inlay[parquet]"') from None
-    data = stream.read()
-    if not data:
+    data = b"" if streamed else stream.read()
+    if not (stream.seek(0, os.SEEK_END) if streamed else data):
         return
     try:
-        file = parquet.ParquetFile(pyarrow.BufferReader(data))
+        file = parquet.ParquetFile(stream if streamed else pyarrow.BufferReader(data))
         names = file.schema_arrow.names
         if len(set(names)) != len(names):
             raise DataError(f"{path}:1: two columns have the same name ({strictjson.listed(names)}). Rename one.")
@@ -283,7 +293,7 @@ def _parquet_rows(stream: BinaryIO, path: str) -> Iterator[Row]:
         raise DataError(f"{path}:1: not a whole parquet file ({reason}). Write or copy it again.") from None
 
 
-def _hub_name(path: str) -> tuple[str, str] | None:
+def hub_name(path: str) -> tuple[str, str] | None:
     """Dataset id and split, when `path` names a hub dataset and not a file."""
     match = _HUB.fullmatch(path)
     if path.startswith("hub:") and not match:

@@ -3,54 +3,65 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from inlay.data.types import Example
 
 
-def prompt_key(example: Example) -> str:
-    """Digest of what is asked: the turns before the first answer, or the whole document."""
+def prompt_key(example: Example) -> bytes:
+    """Digest of what is asked, 16 bytes: the turns before the first answer, or the whole document."""
     asked = []
     for message in example.messages:
         if message.role == "assistant":
             break
         asked.append((message.role, " ".join(message.content.split()).casefold()))
-    return hashlib.sha256(repr(asked).encode()).hexdigest()
+    return hashlib.sha256(repr(asked).encode()).digest()[:16]
 
 
-def by_content(examples: Sequence[Example], eval_fraction: float) -> tuple[list[int], list[int]]:
+def as_keys(digests: Iterable[bytes]) -> np.ndarray:
+    """(N, 2) uint64 that sort as the digests do."""
+    return np.frombuffer(b"".join(digests), ">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def by_content(examples: Iterable[Example], eval_fraction: float) -> tuple[list[int], list[int]]:
     """(training positions, held-out positions), each in file order.
 
     Groups of rows with the same prompt are ordered by digest; the first ones are held out until the share is
     reached, at least one where there are two. The same rows in another order give the same two sets, and no prompt
     stands in both.
     """
-    return by_key([prompt_key(example) for example in examples], eval_fraction)
+    train, heldout = by_key(as_keys(prompt_key(example) for example in examples), eval_fraction)
+    return train.tolist(), heldout.tolist()
 
 
-def by_key(keys: Sequence[str], eval_fraction: float) -> tuple[list[int], list[int]]:
-    """`by_content` of rows whose prompts have these keys."""
-    groups: defaultdict[str, list[int]] = defaultdict(list)
-    for n, key in enumerate(keys):
-        groups[key].append(n)
-    wanted = min(round(len(keys) * eval_fraction), len(keys) - 1)
-    heldout: list[int] = []
-    for key in sorted(groups):
-        if len(heldout) + len(groups[key]) <= wanted:
-            heldout += groups[key]
-    if not heldout and len(groups) > 1:
-        heldout = groups[min(groups, key=lambda key: (len(groups[key]), key))]
-    chosen = set(heldout)
-    return [n for n in range(len(keys)) if n not in chosen], sorted(heldout)
+def by_key(keys: np.ndarray, eval_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """`by_content` of rows whose prompts have these (N, 2) keys."""
+    count = len(keys)
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    begins = np.ones(count, bool)
+    begins[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    sizes = np.diff(np.append(np.flatnonzero(begins), count))
+    wanted = min(round(count * eval_fraction), count - 1)
+    chosen, held = np.zeros(len(sizes), bool), 0
+    for group, size in enumerate(sizes.tolist()):
+        if held >= wanted:
+            break
+        if held + size <= wanted:
+            chosen[group], held = True, held + size
+    if not held and len(sizes) > 1:
+        chosen[int(np.argmin(sizes))] = True
+    heldout = np.zeros(count, bool)
+    heldout[order] = np.repeat(chosen, sizes)
+    return np.flatnonzero(~heldout), np.flatnonzero(heldout)
 
 
-def leaked(train: Iterable[Example], heldout: Iterable[Example]) -> int:
-    """How many held-out examples ask what a training row asks too."""
-    asked = {prompt_key(example) for example in train}
-    return sum(prompt_key(example) in asked for example in heldout)
+def leaked(train: np.ndarray, heldout: np.ndarray) -> int:
+    """How many held-out prompts are asked in training too; both (N, 2) keys."""
+    seen = train[np.isin(train[:, 0], heldout[:, 0])]
+    asked = set(map(tuple, seen.tolist()))
+    return sum(tuple(key) in asked for key in heldout.tolist())
 
 
 def draw(count: int, at_most: int, seed: int) -> list[int]:

@@ -1,116 +1,255 @@
-"""Many training sequences as three flat arrays, and their cache on disk."""
+"""Many training sequences in flat arrays that may lie on disk, and the views of them that are trained and held out."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
+from typing import Final
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
-from inlay.data.encode import CODE_VERSION, Encoder, Tokens
-from inlay.data.types import Example, Source
-from inlay.errors import StorageError
-from inlay.storage import cache_folder, write_file
+from inlay.data.encode import Tokens
+from inlay.data.types import Source
+
+_CHUNK: Final = 2048  # sequences joined at once
 
 
-@dataclass(frozen=True, slots=True)
-class TokenSet:
-    """N sequences. Sequence i is `input_ids[offsets[i]:offsets[i+1]]`; it comes from `sources[i]`."""
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """S sequences. Sequence i is `input_ids[offsets[i]:offsets[i+1]]`, made from row `lines[i]` of a file.
 
-    input_ids: np.ndarray  # (T,) int32
-    weights: np.ndarray  # (T,) float32
-    offsets: np.ndarray  # (N+1,) int64
-    examples: np.ndarray  # (N,) int32, position of the example each sequence was made from
-    sources: tuple[Source, ...]  # (N,)
+    Weights are kept as runs: the tokens from `starts[r]` up to `ends[r]` of a sequence weigh `weights[r]`, all others
+    0. Sequence i has the runs from `runs[i]` up to `runs[i+1]`, in order.
+    """
+
+    input_ids: np.ndarray  # (T,) uint16 or int32, perhaps a memory-mapped file
+    offsets: np.ndarray  # (S+1,) int64
+    examples: np.ndarray  # (S,) int32, position of the example each sequence was made from
+    files: tuple[str, ...]
+    file_of: np.ndarray  # (S,) int16, position in `files`
+    lines: np.ndarray  # (S,) int64
+    runs: np.ndarray  # (S+1,) int64
+    starts: np.ndarray  # (R,) int32
+    ends: np.ndarray  # (R,) int32
+    weights: np.ndarray  # (R,) float32
+    example_count: int
+    largest_id: int
+    """The largest of `input_ids`; -1 where there are none."""
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.lines)
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """(N,) tokens in each sequence."""
-        return np.asarray(np.diff(self.offsets))
+    def sequence(self, i: int, limit: int | None) -> Tokens:
+        """Sequence i with at most its first `limit` tokens."""
+        a, b = int(self.offsets[i]), int(self.offsets[i + 1])
+        ids = self.input_ids[a:b][:limit].astype(np.int32)
+        weights = np.zeros(len(ids), np.float32)
+        for r in range(int(self.runs[i]), int(self.runs[i + 1])):
+            weights[self.starts[r] : self.ends[r]] = self.weights[r]
+        return Tokens(ids, weights, self.source(i))
+
+    def source(self, i: int) -> Source:
+        return Source(self.files[int(self.file_of[i])], int(self.lines[i]))
+
+    def summed(self, limit: int | None, *, weighed: bool) -> np.ndarray:
+        """(S,) how many tokens of each sequence are trained, or their summed weight in float64."""
+        starts, ends = (x if limit is None else np.minimum(x, limit) for x in (self.starts, self.ends))
+        each = (ends - starts) * self.weights.astype(np.float64) if weighed else (ends - starts).astype(np.int64)
+        running = np.concatenate([np.zeros(1, each.dtype), np.cumsum(each)])
+        return np.asarray(running[self.runs[1:]] - running[self.runs[:-1]])
+
+    def last_trained(self, limit: int | None) -> np.ndarray:
+        """(S,) the id of the last trained token of each sequence; -1 where nothing is trained."""
+        begun = self.starts < (np.iinfo(np.int32).max if limit is None else limit)
+        running = np.concatenate([[0], np.cumsum(begun)])
+        count = running[self.runs[1:]] - running[self.runs[:-1]]
+        found = np.full(len(self), -1, np.int64)
+        some = np.flatnonzero(count)
+        ends = self.ends[self.runs[some] + count[some] - 1].astype(np.int64)
+        found[some] = self.input_ids[self.offsets[some] + (ends if limit is None else np.minimum(ends, limit)) - 1]
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSet:
+    """N sequences out of what is stored in `parts`, each with at most its first `limit` tokens. Copies no ids."""
+
+    parts: tuple[Stored, ...]
+    chosen: np.ndarray  # (N,) int64, numbered through all parts
+    limit: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @classmethod
+    def of(cls, *parts: Stored) -> TokenSet:
+        """All sequences of the parts, in order."""
+        return cls(parts, np.arange(sum(map(len, parts))))
+
+    @cached_property
+    def _firsts(self) -> list[int]:
+        return [sum(map(len, self.parts[:p])) for p in range(len(self.parts))]
+
+    def _at(self, i: int) -> tuple[Stored, int]:
+        n = int(self.chosen[i])
+        p = bisect_right(self._firsts, n) - 1
+        return self.parts[p], n - self._firsts[p]
+
+    def _gathered(self, of: Callable[[Stored], np.ndarray]) -> np.ndarray:
+        found = [of(part) for part in self.parts]
+        return np.asarray((found[0] if len(found) == 1 else np.concatenate(found))[self.chosen])
 
     def row(self, i: int) -> Tokens:
-        a, b = self.offsets[i], self.offsets[i + 1]
-        return Tokens(self.input_ids[a:b], self.weights[a:b], self.sources[i])
+        part, n = self._at(i)
+        return part.sequence(n, self.limit)
 
+    def source(self, i: int) -> Source:
+        part, n = self._at(i)
+        return part.source(n)
+
+    def rows_of(self, source: Source) -> list[int]:
+        """The sequences made from that row."""
+        here = self._gathered(
+            lambda part: (
+                (part.lines == source.line) & np.array([name == source.file for name in part.files], bool)[part.file_of]
+            )
+        )
+        return [int(i) for i in np.flatnonzero(here)]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(N,) int64 tokens in each sequence."""
+        whole = self._gathered(lambda part: np.diff(part.offsets))
+        return whole if self.limit is None else np.minimum(whole, self.limit)
+
+    @cached_property
+    def examples(self) -> np.ndarray:
+        """(N,) int64 position of the example that each sequence was made from, numbered through all parts."""
+        firsts = np.concatenate([[0], np.cumsum([part.example_count for part in self.parts])])
+        return self._gathered(lambda part: part.examples + firsts[self.parts.index(part)])
+
+    @cached_property
     def row_weights(self) -> np.ndarray:
         """(N,) float64 summed token weight of each sequence."""
-        running = np.concatenate([[0.0], np.cumsum(self.weights, dtype=np.float64)])
-        return np.asarray(running[self.offsets[1:]] - running[self.offsets[:-1]])
+        return self._gathered(lambda part: part.summed(self.limit, weighed=True))
 
+    @cached_property
     def trained_counts(self) -> np.ndarray:
-        """(N,) trained tokens of each sequence."""
-        running = np.concatenate([[0], np.cumsum(self.weights > 0)])
-        return np.asarray(running[self.offsets[1:]] - running[self.offsets[:-1]])
+        """(N,) int64 trained tokens of each sequence."""
+        return self._gathered(lambda part: part.summed(self.limit, weighed=False))
 
+    @property
+    def token_count(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
     def trained_tokens(self) -> int:
-        return int(np.count_nonzero(self.weights))
+        return int(self.trained_counts.sum())
+
+    @property
+    def largest_id(self) -> int:
+        """No id is larger; -1 where there are none."""
+        return max((part.largest_id for part in self.parts), default=-1)
+
+    def last_trained_ids(self) -> np.ndarray:
+        """(N,) int64 the id of the last trained token of each sequence; -1 where nothing is trained."""
+        return self._gathered(lambda part: part.last_trained(self.limit))
 
     def take(self, rows: Sequence[int] | np.ndarray, limit: int | None = None) -> TokenSet:
         """The named sequences in that order, each with at most its first `limit` tokens."""
-        picked = [self.row(int(i)) for i in rows]
-        return pack(((int(self.examples[i]), t) for i, t in zip(rows, picked, strict=True)), limit)
+        limits = [n for n in (self.limit, limit) if n is not None]
+        return TokenSet(self.parts, self.chosen[np.asarray(rows, np.int64)], min(limits, default=None))
 
 
-def pack(numbered: Iterable[tuple[int, Tokens]], limit: int | None = None) -> TokenSet:
-    """A TokenSet of (example position, sequence) pairs."""
-    pairs = list(numbered)
-    ids = [t.input_ids[:limit] for _, t in pairs]
-    weights = [_predicted(t.weights[:limit]) for _, t in pairs]
-    offsets = np.concatenate([[0], np.cumsum([len(i) for i in ids])]).astype(np.int64)
-    empty_ids, empty_weights = np.zeros(0, np.int32), np.zeros(0, np.float32)
-    return TokenSet(
-        np.concatenate([empty_ids, *ids]),
-        np.concatenate([empty_weights, *weights]),
-        offsets,
-        np.asarray([n for n, _ in pairs], np.int32),
-        tuple(t.source for _, t in pairs),
-    )
+def pack(numbered: Iterable[tuple[int, Tokens]]) -> TokenSet:
+    """A TokenSet in memory of (example position, sequence) pairs."""
+    kept: list[np.ndarray] = [np.zeros(0, np.int32)]
+    packing = Packing(kept.append)
+    for number, tokens in numbered:
+        packing.add(number, tokens)
+    arrays = packing.arrays()
+    count = int(arrays["examples"].max(initial=-1)) + 1
+    return TokenSet.of(
+        Stored(
+            np.concatenate(kept), **arrays,
+            files=packing.files, example_count=count, largest_id=packing.largest_id,
+        )
+    )  # fmt: skip
 
 
-def _predicted(weights: np.ndarray) -> np.ndarray:
-    # nothing stands before the first token, so it is never predicted: a plain document without BOS starts with one
-    return np.concatenate([np.zeros(1, np.float32), weights[1:]])
+class Packing:
+    """Sequences joined to flat arrays, chunk by chunk; the ids go to `put` as (T,) int32, the rest is gathered."""
+
+    def __init__(self, put: Callable[[np.ndarray], object]) -> None:
+        self._put = put
+        self._waiting: list[tuple[int, Tokens]] = []
+        self._gathered: dict[str, list[np.ndarray]] = {name: [np.zeros(0, kind)] for name, kind in _KINDS.items()}
+        self._files: dict[str, int] = {}
+        self.largest_id = -1
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(self._files)
+
+    def add(self, number: int, tokens: Tokens) -> None:
+        """`number` is the position of the example that the sequence was made from."""
+        self._waiting.append((number, tokens))
+        if len(self._waiting) >= _CHUNK:
+            self._join()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every array of a `Stored` besides its ids."""
+        self._join()
+        joined = {name: np.concatenate(found) for name, found in self._gathered.items()}
+        for name, counts in (("offsets", "lengths"), ("runs", "run_counts")):
+            joined[name] = np.concatenate([np.zeros(1, np.int64), np.cumsum(joined.pop(counts))])
+        return joined
+
+    def _join(self) -> None:
+        if not self._waiting:
+            return
+        sequences = [tokens for _, tokens in self._waiting]
+        ids = np.concatenate([t.input_ids for t in sequences])
+        lengths = np.fromiter((len(t.input_ids) for t in sequences), np.int64, len(sequences))
+        self.largest_id = max(self.largest_id, int(ids.max(initial=-1)))
+        self._put(ids)
+        found = {
+            "examples": [n for n, _ in self._waiting],
+            "file_of": [self._files.setdefault(t.source.file, len(self._files)) for t in sequences],
+            "lines": [t.source.line for t in sequences],
+            "lengths": lengths,
+        } | _runs(np.concatenate([t.weights for t in sequences]), lengths)
+        for name, values in found.items():
+            self._gathered[name].append(np.asarray(values, _KINDS[name]))
+        self._waiting = []
 
 
-def encode(examples: Sequence[Example], encoder: Encoder, data_key: str, use_cache: bool) -> TokenSet:
-    """The examples as ids. `data_key` stands for the file's bytes, format and columns."""
-    if not use_cache:
-        return pack(encoder.examples(examples))
-    key = json.dumps([CODE_VERSION, data_key, encoder.tokenizer_hash, encoder.template_hash, len(examples)])
-    path = cache_folder("tokens") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-    cached = _cached(path, examples)
-    if cached is not None:
-        return cached
-    tokens = pack(encoder.examples(examples))
-    arrays = {name: getattr(tokens, name) for name in _ARRAYS}
-    # a cache that cannot be written costs time at the next start, nothing else
-    with contextlib.suppress(StorageError):
-        write_file(path, save(arrays | {"digest": np.frombuffer(_digest(arrays), np.uint8)}))
-    return tokens
+_KINDS: Final = {
+    "examples": np.int32, "file_of": np.int16, "lines": np.int64, "lengths": np.int64, "run_counts": np.int64,
+    "starts": np.int32, "ends": np.int32, "weights": np.float32,
+}  # fmt: skip
 
 
-_ARRAYS = ("input_ids", "weights", "offsets", "examples")
-
-
-def _cached(path: Path, examples: Sequence[Example]) -> TokenSet | None:
-    """What the file holds; None when it is not there, or not what was written."""
-    try:
-        arrays = load_file(path)
-        if arrays.pop("digest").tobytes() != _digest(arrays):
-            return None
-        return TokenSet(**arrays, sources=tuple(examples[int(n)].source for n in arrays["examples"]))
-    except (SafetensorError, KeyError, TypeError, OSError):
-        return None
-
-
-def _digest(arrays: dict[str, np.ndarray]) -> bytes:
-    return hashlib.sha256(b"".join(hashlib.sha256(arrays[name].tobytes()).digest() for name in _ARRAYS)).digest()
+def _runs(weights: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
+    """The stretches of equal weight above 0 in joined sequences, their places counted from each sequence's start."""
+    firsts = np.cumsum(lengths) - lengths
+    begins = np.ones(len(weights), bool)
+    begins[1:] = weights[1:] != weights[:-1]
+    if len(weights):
+        firsts_there = firsts[lengths > 0]
+        weights[firsts_there] = 0.0  # nothing stands before the first token, so it is never predicted
+        begins[firsts_there] = True
+        begins[(firsts_there + 1)[firsts_there + 1 < len(weights)]] = True
+    starts = np.flatnonzero(begins)
+    ends = np.append(starts[1:], len(weights))
+    trained = weights[starts] != 0
+    starts, ends = starts[trained], ends[trained]
+    owner = np.searchsorted(firsts, starts, "right") - 1
+    return {
+        "run_counts": np.bincount(owner, minlength=len(lengths)),
+        "starts": starts - firsts[owner],
+        "ends": ends - firsts[owner],
+        "weights": weights[starts],
+    }

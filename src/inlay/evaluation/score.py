@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ import torch
 from inlay.data.batches import micro_batches
 from inlay.data.encode import Encoder
 from inlay.data.prepare import apply_max_length
+from inlay.data.read import from_lines
 from inlay.data.tokens import TokenSet, pack
-from inlay.data.types import Example, Message, Source
+from inlay.data.types import Example, Message
 from inlay.engine.loss import autocast, score_rows
 from inlay.errors import DataError, RunError
 from inlay.events import Reporter
@@ -147,37 +147,9 @@ def _prompt_ids(prompts: Sequence[str], encoder: Encoder, limit: int) -> list[li
     return found
 
 
-def write_examples(examples: Iterable[Example]) -> str:
-    """The examples as JSON lines that `read_held_out` reads back unchanged."""
-    lines = []
-    for example in examples:
-        turns = [
-            {"role": m.role, "content": m.content, "weight": m.weight}
-            | ({"tool_calls": list(m.tool_calls)} if m.tool_calls else {})
-            | ({"name": m.name} if m.name is not None else {})
-            for m in example.messages
-        ]
-        row = {
-            "file": example.source.file,
-            "line": example.source.line,
-            "messages": turns,
-            "tools": list(example.tools),
-        }
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    return "".join(lines)
-
-
 def read_held_out(path: Path) -> tuple[Example, ...]:
     """The held-out rows that a run kept. Raises: RunError when they are gone."""
     try:
-        return tuple(_example(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line)
+        return from_lines(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise RunError(f"{path}: the run's held-out rows cannot be read ({error}). Train again.") from None
-
-
-def _example(row: dict[str, Any]) -> Example:
-    messages = tuple(
-        Message(m["role"], m["content"], m["weight"], tuple(m.get("tool_calls", ())), m.get("name"))
-        for m in row["messages"]
-    )
-    return Example(messages, Source(row["file"], row["line"]), tuple(row["tools"]))

@@ -18,11 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from inlay.config import Config
-from inlay.errors import ModelError, StorageError, nearest
-from inlay.storage import cache_folder, is_there, sha256_of, write_file
+from inlay.errors import ModelError, nearest
+from inlay.storage import is_there, known_sha256
 
 BUILTIN = {"builtin:nano": "builtin/nano"}
-_QUICK_TO_HASH_BYTES = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,26 +36,6 @@ class BaseRef:
         """Hex digest over config and weights: two bases with the same digest compute the same."""
         parts = {p.name: known_sha256(p) for p in [self.folder / "config.json", *weight_files(self.folder)]}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def known_sha256(path: Path) -> str:
-    """The sha256 of a file, remembered while the file system says that nobody touched it.
-
-    Hashing costs 1 to 5 seconds per gigabyte. Every write moves the change time, which no program can set back.
-    """
-    about = path.stat()
-    if about.st_size < _QUICK_TO_HASH_BYTES:
-        return sha256_of(path)
-    identity = [str(path.resolve()), about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
-    note = cache_folder("digests") / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        kept = note.read_text(encoding="ascii")
-        if len(kept) == 64:
-            return kept
-    digest = sha256_of(path)
-    with contextlib.suppress(StorageError):  # a cache that cannot be written costs time, nothing else
-        write_file(note, digest)
-    return digest
 
 
 def find_base(name: str, revision: str | None = None) -> BaseRef:

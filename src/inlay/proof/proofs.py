@@ -82,7 +82,7 @@ def _files_of(about: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
 
 def tokens_were_counted(train: TokenSet, seed: int, batch_size: int, batches: list[list[int]], seen: int) -> str:
     """The trained tokens that the run says it saw are those of its batches, given as stretches [first, last]."""
-    counts = train.trained_counts()
+    counts = train.trained_counts
 
     def up_to(batch: int) -> int:
         epochs, rest = divmod(batch, steps_per_epoch(len(train), batch_size))
@@ -136,21 +136,14 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…")
 
 
-def last_trained_ids(train: TokenSet) -> np.ndarray:
-    """(N,) the id of the last trained token of each sequence; -1 where nothing is trained."""
-    positions = np.where(train.weights > 0, np.arange(len(train.weights)), -1)
-    last = np.maximum.reduceat(positions, train.offsets[:-1])
-    return np.where(last < train.offsets[:-1], -1, train.input_ids[last])
-
-
 def answers_end(train: TokenSet, stop_ids: Collection[int], max_length: int) -> str:
     """Every trained answer that was not cut ends with a token at which generation stops, and that token is trained."""
-    ends = np.isin(last_trained_ids(train), list(stop_ids))
+    ends = np.isin(train.last_trained_ids(), list(stop_ids))
     uncut = train.lengths < max_length
     open_ended = np.flatnonzero(uncut & ~ends)
     if len(open_ended):
         raise Refuted(
-            f"{train.sources[open_ended[0]]}: the end of its answer is not trained ({len(open_ended)} of {len(train)} "
+            f"{train.source(open_ended[0])}: the end of its answer is not trained ({len(open_ended)} of {len(train)} "
             "rows); a model trained on it would not stop."
         )
     if not ends.any():

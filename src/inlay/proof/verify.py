@@ -208,10 +208,7 @@ def _served(sample: list[tuple[Example, list[Tokens]]], served: Callable[[], Enc
 
 def sample_of(rows: TokenSet, examples: tuple[Example, ...]) -> list[tuple[Example, list[Tokens]]]:
     """Each example that `max_length` left whole, with its sequences."""
-    found: dict[Any, list[Tokens]] = {example.source: [] for example in examples}
-    for i, source in enumerate(rows.sources):
-        if source in found:
-            found[source].append(rows.row(i))
+    found = {example.source: [rows.row(i) for i in rows.rows_of(example.source)] for example in examples}
     return [(example, found[example.source]) for example in examples if found[example.source]]
 
 

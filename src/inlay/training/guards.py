@@ -88,7 +88,7 @@ def spike(norm: float, earlier: Sequence[float]) -> float | None:
 
 def named(tokens: TokenSet, rows: Sequence[int]) -> str:
     """`rows data.jsonl:3, data.jsonl:8`."""
-    shown = ", ".join(str(tokens.sources[i]) for i in rows[:_NAMED_ROWS])
+    shown = ", ".join(str(tokens.source(i)) for i in rows[:_NAMED_ROWS])
     return f"rows {shown}" + (f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else "")
 
 

@@ -77,8 +77,8 @@ class Job:
     trained_counts: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.lengths, self.row_weights = self.train.lengths, self.train.row_weights()
-        self.trained_counts = self.train.trained_counts()
+        self.lengths, self.row_weights = self.train.lengths, self.train.row_weights
+        self.trained_counts = self.train.trained_counts
 
     @property
     def is_over(self) -> bool:

@@ -94,7 +94,7 @@ class Setup:
                          + (f"; {data.heldout_lengths.dropped} dropped, {data.heldout_lengths.cut} cut"
                             if data.heldout_lengths.dropped + data.heldout_lengths.cut else "")
                          + (f"; {data.leaked} ask what a training row asks" if data.leaked else "")),
-            ("trained tokens", f"{data.train.trained_tokens():,} of {len(data.train.input_ids):,} ({data.trained_share:.0%})"),
+            ("trained tokens", f"{data.train.trained_tokens:,} of {data.train.token_count:,} ({data.trained_share:.0%})"),
             ("adapter", f"rank {config.adapter.rank}, alpha {alpha_of(config):g}, on {_short(self.targets)}"
                         f"{self._variant()}"),
             ("trainable", f"{self.trainable:,} ({self.trainable / self.total_parameters:.2%})"),
@@ -173,8 +173,10 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
     encoder = Encoder(tokenizer, config.model.chat_template)
     reporter.stage(f"reading {config.data.train}")
-    data = prepare(config.data, encoder, bases.context_length(architecture), config.eval.max_rows, config.train.seed)
-    used = max(int(tokens.input_ids.max()) for tokens in (data.train, data.heldout))
+    data = prepare(
+        config.data, encoder, bases.context_length(architecture), config.eval.max_rows, config.train.seed, reporter
+    )
+    used = max(tokens.largest_id for tokens in (data.train, data.heldout))
     bases.require_vocabulary(base, tokenizer, architecture, max(used, *encoder.stop_ids))
     choices.settle("data.max_length", data.max_length, data.max_length_reason)
     choices.settle("data.format", data.format, data.format_reason)

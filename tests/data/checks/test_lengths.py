@@ -38,7 +38,7 @@ def test_what_a_max_length_costs_is_what_preparing_the_rows_with_it_loses(tmp_pa
     rows = [{"question": f"Why {n}? " * (1 + n % 9), "answer": f"As {n}. " * (1 + n % 31)} for n in range(60)]
     facts = checked(tmp_path, rows, base, max_length=100).lengths
     tokens = pack(base.encoder.examples(read_examples(str(tmp_path / "a.jsonl")).examples))
-    assert (facts.total, facts.total_trained) == (len(tokens.input_ids), tokens.trained_tokens())
+    assert (facts.total, facts.total_trained) == (tokens.token_count, tokens.trained_tokens)
     assert 100 in [m.max_length for m in facts.max_lengths]
     for limit in facts.max_lengths:
         _, dropped = apply_max_length(tokens, limit.max_length, "drop")

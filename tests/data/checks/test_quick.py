@@ -11,15 +11,18 @@ import pytest
 from inlay import api
 from inlay.data import read_examples
 from inlay.data.checks import quick
-from inlay.data.types import Example
+from inlay.data.checks.quick import EvenSample
 from inlay.errors import DataCheckError
 from parts import qa_rows, write_rows
 
 Tree = Callable[..., dict[str, Any]]
 
 
-def examples(path: Path, rows: list[dict[str, str]]) -> tuple[Example, ...]:
-    return read_examples(str(write_rows(path / "q.jsonl", rows))).examples
+def sample(path: Path, rows: list[dict[str, str]]) -> EvenSample:
+    found = EvenSample()
+    for example in read_examples(str(write_rows(path / "q.jsonl", rows))).examples:
+        found.add(example)
+    return found
 
 
 def with_nul(path: Path) -> Path:
@@ -56,14 +59,19 @@ def test_held_out_rows_that_stand_in_training_refuse_the_run(tmp_path: Path, con
 
 
 def test_a_large_set_is_sampled_evenly_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = examples(tmp_path, qa_rows(90))
-    assert quick.quick_check(rows, ()).told().startswith("90 rows, without near duplicates; nothing was found")
+    rows = sample(tmp_path, qa_rows(90))
+    assert (
+        quick.quick_check(rows.examples, (), 90)
+        .told()
+        .startswith("90 rows, without near duplicates; nothing was found")
+    )
     monkeypatch.setattr(quick, "MOST_ROWS", 10)
-    assert list(quick._evenly(rows)) == list(range(0, 90, 9))
-    assert quick.quick_check(rows, rows[:5]).told().startswith("15 of 95 rows, evenly drawn")
+    thinned = sample(tmp_path, qa_rows(90))
+    assert [e.source.line for e in thinned.examples] == [1, 17, 33, 49, 65, 81]
+    assert quick.quick_check(thinned.examples, rows.examples[:5], 95).told().startswith("11 of 95 rows, evenly drawn")
 
 
 def test_long_rows_are_looked_at_up_to_a_number_of_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = examples(tmp_path, [{"question": f"{n:05}", "answer": "a" * 995} for n in range(90)])
     monkeypatch.setattr(quick, "MOST_CHARACTERS", 10_000)
-    assert len(quick._evenly(rows)) == 10
+    rows = sample(tmp_path, [{"question": f"{n:05}", "answer": "a" * 995} for n in range(90)])
+    assert len(rows.examples) == 6

@@ -37,6 +37,14 @@ class Place:
             value["other_shown"] = self.other_shown
         return value
 
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Place:
+        """What `to_json` gave, again."""
+        other = value.get("other")
+        there = Source(other["file"], other["line"]) if other else None
+        shown = value.get("shown", ""), value.get("other_shown", "")
+        return cls(Source(value["file"], value["line"]), shown[0], there, shown[1])
+
     @property
     def where(self) -> str:
         """`file:line`, and that of the second row."""
@@ -73,6 +81,11 @@ class Finding:
     def to_json(self) -> dict[str, Any]:
         value = {name: getattr(self, name) for name in ("kind", "severity", "title", "fix", "count")}
         return value | {"places": [place.to_json() for place in self.places]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Finding:
+        """What `to_json` gave, again."""
+        return cls(**value | {"places": tuple(Place.from_json(place) for place in value["places"])})
 
 
 @dataclass(slots=True)

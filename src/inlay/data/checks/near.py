@@ -13,7 +13,7 @@ import numpy as np
 from inlay.data.checks.findings import Finding, Kind, Tally
 from inlay.data.checks.minhash import SIZE, near_pairs, signatures
 from inlay.data.checks.row import CheckedRow
-from inlay.data.splits import by_key, prompt_key
+from inlay.data.splits import as_keys, by_key, prompt_key
 from inlay.data.types import Source
 
 SIMILARITY: Final = 0.8
@@ -54,7 +54,7 @@ class NearDuplicates:
         self._shown: list[str] = []
         self._numbers: list[int] = []
         self._held_out: list[bool] = []
-        self._prompts: list[str] = []
+        self._prompts = bytearray()
         self._tally = Tally()
 
     def see(self, row: CheckedRow) -> None:
@@ -69,7 +69,7 @@ class NearDuplicates:
         self._shown.append(row.question[:100])
         self._numbers.append(hash(tuple(_NUMBER.findall(text))))
         self._held_out.append(row.held_out)
-        self._prompts.append(prompt_key(row.example))
+        self._prompts += prompt_key(row.example)
         self._waiting.append(text)
         self._characters += len(text)
         if self._characters > _BUFFER:
@@ -83,8 +83,8 @@ class NearDuplicates:
         self._sign()
         held_out = self._held_out
         if not any(held_out) and len(self._sources) > 1:
-            would_be = set(by_key(self._prompts, self._eval_fraction)[1])
-            held_out = [n in would_be for n in range(len(self._sources))]
+            would_be = by_key(as_keys([bytes(self._prompts)]), self._eval_fraction)[1]
+            held_out = np.isin(np.arange(len(self._sources)), would_be).tolist()
         pairs, similar = near_pairs(np.concatenate(self._signatures), SIMILARITY)
         best: dict[Kind, dict[int, tuple[float, int]]] = {NEAR: {}, NEAR_LEAKED: {}}
         for (i, j), s in zip(pairs.tolist(), similar.tolist(), strict=True):

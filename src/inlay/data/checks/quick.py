@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from inlay.data.checks import CHECKS, EXPENSIVE
 from inlay.data.checks.findings import Finding, by_gravity
@@ -24,6 +26,14 @@ class QuickCheck:
     findings: tuple[Finding, ...]
     seen: int
     rows: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"findings": [f.to_json() for f in self.findings], "seen": self.seen, "rows": self.rows}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> QuickCheck:
+        """What `to_json` gave, again."""
+        return cls(tuple(Finding.from_json(f) for f in value["findings"]), value["seen"], value["rows"])
 
     def told(self) -> str:
         """One line: how much was looked at, and what was found."""
@@ -47,24 +57,45 @@ class QuickCheck:
         )
 
 
-def quick_check(train: Sequence[Example], held_out: Sequence[Example]) -> QuickCheck:
-    """The findings of the cheap checks. Which rows are looked at depends on the rows only."""
+class EvenSample:
+    """Of rows that come one by one, as many as may be looked at: all, or every second, every fourth, …"""
+
+    def __init__(self) -> None:
+        self.stride = 1
+        self.seen = 0
+        self.examples: list[Example] = []
+        self._characters = 0
+
+    def add(self, example: Example) -> None:
+        if self.seen % self.stride == 0:
+            self.examples.append(example)
+            self._characters += _size(example)
+            while len(self.examples) > MOST_ROWS or (self._characters > MOST_CHARACTERS and len(self.examples) > 1):
+                self.stride *= 2
+                self.examples = self.examples[::2]
+                self._characters = sum(map(_size, self.examples))
+        self.seen += 1
+
+
+def _size(example: Example) -> int:
+    return sum(len(message.content) for message in example.messages)
+
+
+def quick_check(train: Sequence[Example], held_out: Sequence[Example], rows: int) -> QuickCheck:
+    """The findings of the cheap checks in these of all `rows`."""
     checks = [make() for name, make in CHECKS.items() if name not in EXPENSIVE]
     number = 0
     for side, examples in enumerate((train, held_out)):
-        for n in _evenly(examples):
-            row = CheckedRow(examples[n], number, bool(side))
+        for example in examples:
+            row = CheckedRow(example, number, bool(side))
             for check in checks:
                 check.see(row)
             number += 1
     findings = by_gravity([finding for check in checks for finding in check.findings()])
-    return QuickCheck(tuple(findings), number, len(train) + len(held_out))
+    return QuickCheck(tuple(findings), number, rows)
 
 
-def _evenly(examples: Sequence[Example]) -> range:
-    """Positions of as many rows as may be looked at, equally far apart."""
-    count = len(examples)
-    some = [examples[n] for n in range(0, count, max(1, count // 100))]
-    mean = sum(len(m.content) for e in some for m in e.messages) / max(1, len(some))
-    most = max(1, min(MOST_ROWS, int(MOST_CHARACTERS / max(1, mean))))
-    return range(0, count, max(1, -(-count // most)))
+def code_digest() -> str:
+    """Hex digest of the code of all checks: what they found once, they would find again."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

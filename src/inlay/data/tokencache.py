@@ -1,0 +1,157 @@
+"""Tokenized files on disk: made once, then mapped into memory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save_file
+
+from inlay.data.datafile import DataFile
+from inlay.data.encode import CODE_VERSION, Encoder, Tokens
+from inlay.data.splits import as_keys, prompt_key
+from inlay.data.tokens import Packing, Stored
+from inlay.data.types import Example
+from inlay.errors import StorageError
+from inlay.storage import (
+    cache_folder,
+    known_sha256,
+    note_sha256,
+    one_at_a_time,
+    read_manifest,
+    replace_folder,
+    sweep_abandoned,
+)
+
+_IDS, _ROWS = "input_ids.bin", "rows.safetensors"
+_WORTH_A_BAR_BYTES: Final = 8_000_000
+
+
+class Bar(Protocol):
+    """Where counted work shows how far it is; a `Reporter` is one."""
+
+    def start(self, total: int, done: int, unit: str) -> None: ...
+    def progress(self, done: int, values: dict[str, Any]) -> None: ...
+    def end(self) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedFile:
+    """A file's sequences, and of its examples what the split needs."""
+
+    stored: Stored
+    asked: np.ndarray  # (E, 2) uint64, equal for examples with the same prompt
+
+
+def cached(file: DataFile, encoder: Encoder) -> TokenizedFile | None:
+    """What an earlier start made of a file with these bytes; None when there is nothing, or nothing whole."""
+    return _opened(_place(file, encoder), file.name)
+
+
+def tokenized(
+    file: DataFile, examples: Callable[[], Iterable[Example]], encoder: Encoder, use_cache: bool, bar: Bar | None
+) -> TokenizedFile:
+    """The file's `examples` as ids, and with `use_cache` kept for the next start. Raises: DataError."""
+    if use_cache:
+        place = _place(file, encoder)
+        # a cache that cannot be written costs memory now and time at the next start, nothing else
+        with contextlib.suppress(StorageError), one_at_a_time(cache_folder("locks") / place.name):
+            found = _opened(place, file.name)  # another process may have made it meanwhile
+            if found is None:
+                sweep_abandoned(place.parent)
+                replace_folder(
+                    place, lambda folder: _fill(folder, file, examples(), encoder, bar), {"made_of": file.key}
+                )
+                for name, about in read_manifest(place)["files"].items():
+                    note_sha256(place / name, about["sha256"])
+                found = _opened(place, file.name)
+            if found is not None:
+                return found
+    kept: list[np.ndarray] = []
+    arrays = _work(file, examples(), encoder, bar, kept.append)
+    ids = np.concatenate([np.zeros(0, _kind(encoder)), *kept])
+    return _assembled(ids, arrays, file.name)
+
+
+def _place(file: DataFile, encoder: Encoder) -> Path:
+    key = json.dumps([CODE_VERSION, file.key, encoder.tokenizer_hash, encoder.template_hash])
+    return cache_folder("tokens") / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def _fill(folder: Path, file: DataFile, examples: Iterable[Example], encoder: Encoder, bar: Bar | None) -> None:
+    with (folder / _IDS).open("wb") as ids:
+        arrays = _work(file, examples, encoder, bar, lambda some: ids.write(some.tobytes()))
+    save_file(arrays, folder / _ROWS)
+
+
+def _work(
+    file: DataFile, examples: Iterable[Example], encoder: Encoder, bar: Bar | None, put: Callable[[np.ndarray], object]
+) -> dict[str, np.ndarray]:
+    """Tokenizes; the ids go to `put` chunk by chunk, all other arrays are returned."""
+    kind, asked = _kind(encoder), bytearray()
+
+    def seen() -> Iterator[Example]:
+        nonlocal asked
+        for example in examples:
+            asked += prompt_key(example)
+            yield example
+
+    packing = Packing(lambda ids: put(ids.astype(kind)))
+    with contextlib.closing(_shown(encoder.examples(seen()), file, bar)) as sequences:
+        for number, tokens in sequences:
+            packing.add(number, tokens)
+    largest = {"largest_id": np.array([packing.largest_id])}
+    arrays = packing.arrays()
+    return arrays | largest | {"asked": as_keys([bytes(asked)])}
+
+
+def _shown(sequences: Iterable[tuple[int, Tokens]], file: DataFile, bar: Bar | None) -> Generator[tuple[int, Tokens]]:
+    """The sequences, with how far the file is read on the bar where there is enough to wait for."""
+    if bar is None or file.size_bytes < _WORTH_A_BAR_BYTES:
+        yield from sequences
+        return
+    began, percent = time.perf_counter(), 0
+    bar.start(100, 0, "% tokenized")
+    try:
+        for number, tokens in sequences:
+            if (now := min(99, file.read_bytes * 100 // file.size_bytes)) > percent:
+                percent = now
+                bar.progress(percent, {"rows": number, "rows/s": number / (time.perf_counter() - began)})
+            yield number, tokens
+        bar.progress(100, {})
+    finally:
+        bar.end()
+
+
+def _kind(encoder: Encoder) -> type[np.generic]:
+    """The smallest of two types that holds every id of the tokenizer."""
+    largest = max((encoder.eos_id, encoder.pad_id, *encoder.tokenizer.get_vocab().values()))
+    return np.uint16 if largest < 1 << 16 else np.int32
+
+
+def _opened(place: Path, name: str) -> TokenizedFile | None:
+    try:
+        files = read_manifest(place)["files"]
+        if {n: known_sha256(place / n) for n in (_IDS, _ROWS)} != {n: files[n]["sha256"] for n in files}:
+            return None
+        arrays = load((place / _ROWS).read_bytes())
+        count, size = int(arrays["offsets"][-1]), (place / _IDS).stat().st_size
+        kind = np.uint16 if size == 2 * count else np.int32
+        ids = np.asarray(np.memmap(place / _IDS, kind, "r")) if size else np.zeros(0, kind)
+        return _assembled(ids, arrays, name)
+    except (StorageError, SafetensorError, OSError, LookupError, TypeError, ValueError):
+        return None
+
+
+def _assembled(ids: np.ndarray, arrays: dict[str, np.ndarray], name: str) -> TokenizedFile:
+    asked, largest = arrays.pop("asked"), int(arrays.pop("largest_id")[0])
+    stored = Stored(ids, **arrays, files=(name,), example_count=len(asked), largest_id=largest)
+    return TokenizedFile(stored, asked)
