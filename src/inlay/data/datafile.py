@@ -31,7 +31,7 @@ class DataFile:
         first = self._held[0] if self._held else next(examples)
         self.name = first.source.file
         """What the rows call the file that they are from."""
-        self.read_bytes = 0
+        self.read_bytes = self.read_rows = 0
         """How far the newest reading has come."""
         self._version = None if hub else _version(path)
         if hub:
@@ -59,7 +59,8 @@ class DataFile:
         whole = self.digest  # before the file is read, so that a change in between is seen
         seen = _Seen(self, hashlib.sha256() if self.size_bytes < _SMALL_BYTES else None)
         hashed = None if ".parquet" in self.path.lower() and not seen.sha else seen  # a hash would have it read whole
-        yield from examples_again(self.path, self.format, self.columns, hashed)
+        for self.read_rows, example in enumerate(examples_again(self.path, self.format, self.columns, hashed), 1):
+            yield example
         if _version(self.path) != self._version or (seen.sha and seen.sha.hexdigest() != whole):
             raise DataError(f"{self.path}: changed while it was read. Start again when it is written whole.")
 

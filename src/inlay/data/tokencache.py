@@ -114,7 +114,7 @@ def _work(
 
 
 def _shown(sequences: Iterable[tuple[int, Tokens]], file: DataFile, bar: Bar | None) -> Generator[tuple[int, Tokens]]:
-    """The sequences, with how far the file is read on the bar where there is enough to wait for."""
+    """The sequences, with how much of the file they are on the bar where there is enough to wait for."""
     if bar is None or file.size_bytes < _WORTH_A_BAR_BYTES:
         yield from sequences
         return
@@ -122,7 +122,9 @@ def _shown(sequences: Iterable[tuple[int, Tokens]], file: DataFile, bar: Bar | N
     bar.start(100, 0, "% tokenized")
     try:
         for number, tokens in sequences:
-            if (now := min(99, file.read_bytes * 100 // file.size_bytes)) > percent:
+            # the file is read ahead of what is tokenized
+            now = int(99 * file.read_bytes / file.size_bytes * number / file.read_rows) if file.read_rows else 0
+            if now > percent:
                 percent = now
                 bar.progress(percent, {"rows": number, "rows/s": number / (time.perf_counter() - began)})
             yield number, tokens
