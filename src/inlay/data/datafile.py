@@ -59,7 +59,9 @@ class DataFile:
         whole = self.digest  # before the file is read, so that a change in between is seen
         seen = _Seen(self, hashlib.sha256() if self.size_bytes < _SMALL_BYTES else None)
         hashed = None if ".parquet" in self.path.lower() and not seen.sha else seen  # a hash would have it read whole
-        for self.read_rows, example in enumerate(examples_again(self.path, self.format, self.columns, hashed), 1):
+        self.read_rows = 0
+        for example in examples_again(self.path, self.format, self.columns, hashed):
+            self.read_rows += 1
             yield example
         if _version(self.path) != self._version or (seen.sha and seen.sha.hexdigest() != whole):
             raise DataError(f"{self.path}: changed while it was read. Start again when it is written whole.")
