@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -473,6 +473,8 @@ def _restore(job: Job, world: World, reporter: Reporter) -> None:
             reporter.note(f"passed over a damaged checkpoint, now {checkpoints.set_aside(damaged).name}: {fault}")
         chosen = str(newest.path)
     newest = checkpoints.Checkpoint(Path(world.broadcast_text(chosen)))
+    if other := _other_versions(newest.about.get("versions", {}), job.versions):
+        reporter.note(f"{newest.path.name} was computed with other versions ({other}): bits may differ from here on")
     put_back(job, newest)
     job.shortages, progress = recorded(job.run), job.progress
     if world.is_first:
@@ -493,6 +495,11 @@ def _restore(job: Job, world: World, reporter: Reporter) -> None:
         f"(epoch {epochs_done(progress.position(progress.step), len(job.train), settings.batch_size):.2f}, learning rate "
         f"{rate * progress.learning_rate_factor:.3g}, {progress.step * min(settings.batch_size, len(job.train)):,} rows seen) from {newest.path}"
     )
+
+
+def _other_versions(then: Mapping[str, str | None], now: Mapping[str, str | None]) -> str:
+    """What differs, for a reader; empty where nothing does, or where the checkpoint does not say."""
+    return ", ".join(f"{name} {then[name]} then, {now.get(name)} now" for name in then if then[name] != now.get(name))
 
 
 def _forecast(setup: Setup, job: Job, pace_s: float) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from inlay import api
 from inlay.config import Config, load
 from inlay.errors import ConfigError, RunError, StorageError, TrainingError
 from inlay.run import Run
+from inlay.storage import write_manifest
 from inlay.training import checkpoint as checkpoints
 from inlay.training.saver import Saver
 from training_runs import Quiet, outcome, train
@@ -219,6 +221,21 @@ def test_a_checkpoint_of_another_run_is_moved_aside_with_the_reason(run: Run, co
     assert any("is of another run (data_hash differ)" in note for note in reporter.notes)
     assert (run.checkpoints / "step-000007.damaged-1").exists()
     assert resumed.record["result"]["steps"] == 7
+
+
+def test_a_checkpoint_says_with_which_versions_it_was_computed_and_going_on_with_others_is_noted(run: Run) -> None:
+    newest = checkpoints.listed(run.checkpoints)[-1]
+    about = {key: value for key, value in newest.about.items() if key not in ("files", "sha256")}
+    assert about["versions"]["torch"] == torch.__version__
+    assert set(about["versions"]) >= {"transformers", "peft", "inlay"}
+    about["versions"]["torch"] = "2.0.0"
+    write_manifest(newest.path, about)
+    reporter = Quiet()
+    api.resume(run, extend="7", reporter=reporter)
+    assert any(f"(torch 2.0.0 then, {torch.__version__} now)" in note for note in reporter.notes)
+    again = Quiet()
+    api.resume(run, extend="8", reporter=again)  # from a checkpoint of today's versions
+    assert not any("versions" in note for note in again.notes)
 
 
 def test_a_value_that_is_not_finite_never_reaches_the_disk(kept: Run) -> None:

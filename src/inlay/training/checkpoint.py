@@ -122,9 +122,14 @@ class Snapshot:
 
 
 def snapshot(
-    adapter: AdapterState, optimizer: Optimizer, progress: Progress, inputs: Mapping[str, str] = MappingProxyType({})
+    adapter: AdapterState,
+    optimizer: Optimizer,
+    progress: Progress,
+    inputs: Mapping[str, str] = MappingProxyType({}),
+    versions: Mapping[str, str | None] = MappingProxyType({}),
 ) -> Snapshot:
-    """The checkpoint of `progress.step`; `inputs` are the digests of what the run was made from.
+    """The checkpoint of `progress.step`; `inputs` are the digests of what the run was made from, `versions` those of
+    the libraries that computed it.
 
     Raises: TrainingError when a value is not finite: it never reaches the disk.
     """
@@ -133,7 +138,7 @@ def snapshot(
     state = {"progress": asdict(progress), "optimizer": values, "adapter": adapter.settings}
     evaluated = progress.eval_loss if progress.eval_step == progress.step else None
     about: dict[str, Any] = {"step": progress.step, "eval_loss": evaluated, "train_loss": progress.train_loss}
-    about |= {"best_step": progress.best_step, "inputs": dict(inputs)}
+    about |= {"best_step": progress.best_step, "inputs": dict(inputs), "versions": dict(versions)}
     return Snapshot(adapter, tensors, state, about)
 
 

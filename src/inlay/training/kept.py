@@ -56,7 +56,8 @@ def details(run: Run, step: int) -> dict[str, Any]:
         "eval_loss": about.get("eval_loss"), "best_eval_loss": progress.best_eval_loss, "best_step": progress.best_step,
         "epoch": line.get("epoch"), "learning_rate": line.get("learning_rate"), "grad_norm": line.get("grad_norm"),
         "tokens_seen": progress.tokens_seen, "trained_tokens_seen": progress.trained_tokens_seen,
-        "pinned": step in checkpoints.pinned(run.checkpoints), "inputs": about.get("inputs", {}), "files": about["files"],
+        "pinned": step in checkpoints.pinned(run.checkpoints), "inputs": about.get("inputs", {}),
+        "versions": about.get("versions", {}), "files": about["files"],
     }  # fmt: skip
 
 

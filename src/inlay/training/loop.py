@@ -67,6 +67,8 @@ class Job:
     autocast_dtype: torch.dtype | None = None
     inputs: dict[str, str] = field(default_factory=dict)
     """Digests of data, base, tokenizer and template; every checkpoint carries them."""
+    versions: dict[str, str | None] = field(default_factory=dict)
+    """Of the libraries that decide what a run computes; every checkpoint carries them."""
     saver: Saver = field(default_factory=Saver)
     progress: Progress = field(default_factory=Progress)
     shortages: list[Shortage] = field(default_factory=list)
@@ -327,7 +329,7 @@ def save_checkpoint(job: Job) -> None:
     folder, settings = job.run.checkpoints, job.config.train
     needed = {job.progress.best_step, job.progress.saved_step, *_for_escape(job)}
     job.progress.metrics_seal = job.run.seal_metrics()
-    snapshot = checkpoints.snapshot(AdapterState.of(job.model), job.optimizer, job.progress, job.inputs)
+    snapshot = checkpoints.snapshot(AdapterState.of(job.model), job.optimizer, job.progress, job.inputs, job.versions)
 
     def write() -> None:
         checkpoints.write(folder, snapshot)

@@ -24,7 +24,7 @@ from inlay.errors import ConfigError
 from inlay.events import Reporter
 from inlay.models import base as bases
 from inlay.models.adapter import alpha_of, attach, lora_layers
-from inlay.models.machine import memory_facts
+from inlay.models.machine import library_versions, memory_facts
 from inlay.models.probe import pick_device, pick_dtype
 from inlay.models.quantization import held
 from inlay.training.checkpoint import Progress
@@ -141,6 +141,7 @@ class Setup:
             save_every=self.save_every,
             autocast_dtype=autocast,
             inputs=self.inputs,
+            versions=library_versions(),
             progress=Progress(planned_steps=self.total_steps),
         )
 
