@@ -290,3 +290,17 @@ api.train(tree, extend="3")
     )
     assert done.returncode == 0, done.stderr
     assert "to 3" in done.stderr or "of 3" in done.stderr
+
+
+def test_a_damaged_best_checkpoint_ends_with_a_way_out_that_works(config: Make, tmp_path: Path) -> None:
+    run = train(config(tmp_path, learning_rate=100.0, schedule="constant", warmup_ratio=0.0, eval_steps=1, max_steps=6))
+    record = run.record
+    best = record["result"]["best_step"]
+    assert best < record["result"]["steps"]  # the rate is far too high
+    run.update(status="interrupted")
+    (run.checkpoints / f"step-{best:06d}" / "adapter.safetensors").write_bytes(b"damaged")
+    with pytest.raises(StorageError, match=r"It was the best step, now step-\d+.damaged-1.*set train.export to last"):
+        api.resume(run)
+    text = (run.path / "config.yaml").read_text()
+    (run.path / "config.yaml").write_text(text.replace("export: best", "export: last"))
+    assert api.resume(run).record["result"]["adapter_step"] == record["result"]["steps"]

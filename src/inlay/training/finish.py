@@ -24,8 +24,9 @@ def export(setup: Setup, job: Job) -> int:
         try:
             checkpoints.load(kept)[0].load_into(job.model)
         except StorageError as error:
+            aside = f", now {checkpoints.set_aside(kept).name}" if kept.path.exists() else ""
             raise StorageError(
-                f"{error} It was the best step. To take the last one instead, set train.export to last in "
+                f"{error} It was the best step{aside}. To take the last one instead, set train.export to last in "
                 f"{job.run.path / 'config.yaml'} and resume."
             ) from None
     state = AdapterState.of(job.model).exported()
