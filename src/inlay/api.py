@@ -437,7 +437,7 @@ def _checked_model(config: Config) -> Model:
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
     return Model(
         name=config.model.base_model,
-        encoder=Encoder(tokenizer, config.model.chat_template),
+        encoder=Encoder(tokenizer, config.model.chat_template, config.data.control_tokens),
         context_length=bases.context_length(bases.architecture(base)),
         parameters=bases.parameter_count(base),
     )

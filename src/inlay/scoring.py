@@ -183,7 +183,8 @@ def _ready(base: BaseRef, config: Config, tokenizer: Any, dtype: Any, quantizati
 
     device = _device(config)
     model = bases.load_model(base, config, dtype, device, quantization)
-    return Loaded(model, Encoder(tokenizer), device, None if dtype == torch.float32 else dtype, digest)
+    encoder = Encoder(tokenizer, control_tokens=config.data.control_tokens)
+    return Loaded(model, encoder, device, None if dtype == torch.float32 else dtype, digest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import toys
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inlay.data.encode import TODAY, Encoder, Tokens
+from inlay.data.encode import Encoder, Tokens
+from inlay.data.rendering import TODAY
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError, ModelError
 
@@ -102,7 +103,7 @@ def test_a_served_prompt_is_the_start_of_the_row_that_trains_its_answer(
     if tokenizer == "nano" and template == "llama2":
         return  # that template asks for a BOS
     enc = encoder(tokenizer, template)
-    if enc._control._find("".join(m.content for m in messages)):
+    if enc._control.find("".join(m.content for m in messages)):
         return
     check_prompts(enc, messages)
 
@@ -277,9 +278,9 @@ def test_a_template_that_leaves_out_a_part_of_the_dialogue_is_refused() -> None:
 
 
 def test_a_template_that_asks_otherwise_than_it_answers_is_refused() -> None:
-    thinking = toys.CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>{% endif %}")
-    with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template renders turn 2 differently"):
-        encoded(Encoder(toys.nano(thinking)), user("a"), said("b"))
+    other = toys.CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>helper\n{% endif %}")
+    with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template renders turn 2 differently .*helper"):
+        encoded(Encoder(toys.nano(other)), user("a"), said("b"))
     with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template refuses this dialogue: no, thanks"):
         encoded(Encoder(toys.nano("{{ raise_exception('no, thanks') }}")), user("a"), said("b"))
 
@@ -302,3 +303,26 @@ def test_a_tool_call_that_a_template_ends_with_its_own_token_stops_generation_th
     enc = Encoder(toys.nano(template))
     assert {enc.tokenizer.convert_ids_to_tokens(i) for i in enc.stop_ids} == {"<|im_end|>", "<|reserved_0|>"}
     check_prompts(enc, [user("a"), Message("assistant", "", 1.0, (CALL,)), Message("tool", "4"), said("b")], [TOOL])
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "told"),
+    [
+        ("chatml", " b\n", ()),
+        ("strips", "b", ()),
+        ("strips", "b \n", ("white space after turn 2 is not trained as written",)),
+        ("strips", " b ", ("white space before and after turn 2 is not trained as written",)),
+    ],
+)
+def test_what_a_template_alters_in_an_answer_is_told(template: str, answer: str, told: tuple[str, ...]) -> None:
+    (row,) = encoded(encoder("nano", template), user("a"), said(answer))
+    assert row.altered == told
+
+
+def test_a_thought_that_a_template_writes_anew_is_told_and_one_that_it_drops_is_refused() -> None:
+    spaces = Encoder(toys.nano(toys.CHATML.replace("{{ m.content }}", "{{ m.content | replace('>\n', '>') }}")))
+    (row,) = encoded(spaces, user("a"), said("<think>\nSo it is.\n</think>\n\nb"))
+    assert row.altered == ("the thought of turn 2 is written otherwise",)
+    drops = Encoder(toys.nano(toys.CHATML.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")))
+    with pytest.raises(DataError, match=r"leaves out the thought of turn 2 \(assistant\)"):
+        encoded(drops, user("a"), said("<think>\nSo it is.\n</think>\n\nbecause"))

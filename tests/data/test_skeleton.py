@@ -9,7 +9,9 @@ import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.data.encode import QUESTION_ANSWER, Encoder, _Template
+from inlay.data.control import ControlTokens
+from inlay.data.encode import QUESTION_ANSWER, Encoder
+from inlay.data.rendering import Template
 from inlay.data.skeleton import places_text_unseen
 from inlay.data.types import Example, Message, Source
 
@@ -83,8 +85,9 @@ def test_a_filled_skeleton_is_what_the_template_renders(body: str, data: st.Data
         assert template.skeletons.fill(roles, texts, opens) == template.render(turns, opens)
 
 
-def _template(text: str) -> _Template:
-    return _Template(toys.nano(text))
+def _template(text: str) -> Template:
+    tokenizer = toys.nano(text)
+    return Template(tokenizer, ControlTokens(tokenizer))
 
 
 def test_ids_are_the_same_with_and_without_a_skeleton(monkeypatch: pytest.MonkeyPatch) -> None:

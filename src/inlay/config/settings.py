@@ -115,6 +115,9 @@ class DataConfig(Settings):
     check: Literal["refuse", "warn", "off"] = "refuse"
     """What the check of the rows before training does with errors it finds: `refuse` stops, `warn` says them and
     goes on. It looks at all rows of an ordinary set and leaves out near duplicates; `inlay data check` does all."""
+    control_tokens: Literal["refuse", "escape"] = "refuse"
+    """Text of a row that the tokenizer would read as a control token, such as a quoted end of turn: `refuse` stops,
+    `escape` encodes it as the ordinary text that it is. Serving does the same."""
     overlong: Literal["drop", "cut", "error"] = "drop"
     """What happens to a row longer than `max_length`. `cut` keeps its first tokens."""
     max_lost_share: Annotated[float, Field(ge=0, le=1)] = 0.2

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from inlay.data.opening import parted
 from inlay.data.types import Message, Source
 from inlay.errors import DataError
+
+MARK = "\ue0f3"
+"""Stands behind the first character of a control token that a row quotes."""
+
+
+class _UnquotableError(Exception):
+    """The tokenizer would read a control token whatever is marked."""
 
 
 class ControlTokens:
     """The tokens of a tokenizer that structure a dialogue rather than say something."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, escapes: bool = False) -> None:
+        """`escapes`: what a row quotes becomes ordinary text; otherwise such a row is refused."""
+        self.escapes = escapes
         added = {int(i): t for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self.ids = frozenset(added) | {int(i) for i in tokenizer.all_special_ids}
         strings = {t.content for t in added.values()} | set(tokenizer.all_special_tokens)
-        self._strings = tuple(sorted((s for s in strings if s.strip()), key=lambda s: (-len(s), s)))
-        self._pattern = re.compile("|".join(map(re.escape, self._strings))) if self._strings else None
+        self.strings = tuple(sorted((s for s in strings if s.strip()), key=lambda s: (-len(s), s)))
+        self._pattern = re.compile("|".join(map(re.escape, self.strings))) if self.strings else None
         # a token that is matched after normalization hides behind other spellings
         normalizer = tokenizer.backend_tokenizer.normalizer
         self._normalize = normalizer.normalize_str if normalizer and any(t.normalized for t in added.values()) else None
@@ -29,7 +41,12 @@ class ControlTokens:
     def closing(self, text: str) -> str | None:
         """The control token that ends the text, white space after it aside."""
         stripped = text.rstrip()
-        return next((s for s in self._strings if stripped.endswith(s)), None)
+        return next((s for s in self.strings if stripped.endswith(s)), None)
+
+    def last_end(self, text: str) -> int:
+        """Where the last control token in the text ends; 0 where there is none."""
+        found = list(self._pattern.finditer(text)) if self._pattern else []
+        return found[-1].end() if found else 0
 
     def end_of_turn(self, ids: Sequence[int]) -> int:
         """How many ids of an assistant piece are trained: through its closing control token, without what follows."""
@@ -39,27 +56,73 @@ class ControlTokens:
                 return position + 1 if not rest or self._is_blank(rest) else len(ids)
         return len(ids)
 
-    def refuse(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source) -> None:
-        """Raises: DataError when text of the row would be read as a control token."""
+    def without(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source
+    ) -> tuple[Sequence[Message], Sequence[dict[str, Any]]]:
+        """The dialogue with no text that would be read as a control token: as it is, or with quoted ones marked.
+
+        Raises: DataError where there is one and `data.control_tokens` is `refuse`, or where it cannot be marked.
+        """
+        found = self._first(messages, tools)
+        if found is None:
+            return messages, tools
+        where, token = found
+        escapes = self.escapes and token != MARK
+        if escapes:
+            with contextlib.suppress(_UnquotableError):
+                return [self._without(m) for m in messages], _mapped(tools, self._quote)
+        told = "which inlay keeps for itself" if token == MARK else "which this tokenizer reads as a control token"
+        out = "" if self.escapes else ", or have it encoded as ordinary text (data.control_tokens: escape)"
+        raise DataError(f"{source}: {where} {token!r}, {told}. Remove or rewrite it{out}.")
+
+    def _first(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> tuple[str, str] | None:
         for n, message in enumerate(messages, 1):
             for what, text in _carriers(message):
-                if found := self._find(text):
-                    raise DataError(
-                        f"{source}: turn {n} ({message.role}){what} contains {found!r}, which this tokenizer reads as "
-                        "a control token. Remove or rewrite it."
-                    )
-        for text in _strings(tools):
-            if found := self._find(text):
-                raise DataError(
-                    f"{source}: tools contain {found!r}, which this tokenizer reads as a control token. "
-                    "Remove or rewrite it."
-                )
+                if found := self._kept_out(text):
+                    return f"turn {n} ({message.role}){what} contains", found
+        return next((("tools contain", found) for text in _strings(tools) if (found := self._kept_out(text))), None)
 
-    def _find(self, text: str) -> str | None:
+    def _kept_out(self, text: str) -> str | None:
+        return MARK if self.escapes and MARK in text else self.find(text)
+
+    def _without(self, message: Message) -> Message:
+        return replace(
+            message,
+            content=self._quote(message.content),
+            name=message.name and self._quote(message.name),
+            tool_calls=_mapped(message.tool_calls, self._quote),
+        )
+
+    def _quote(self, text: str) -> str:
+        """The text with every control token in it marked. Raises: _UnquotableError."""
+        while found := self.find(text):
+            if len(found) < 2 or found not in text:  # nothing to mark, or another spelling
+                raise _UnquotableError
+            text = text.replace(found, quoted(found))
+        return text
+
+    def find(self, text: str) -> str | None:
+        """A control token that the tokenizer would read in the text."""
         if self._pattern is None:
             return None
         found = self._pattern.search(text) or (self._pattern.search(self._normalize(text)) if self._normalize else None)
         return found.group() if found else None
+
+
+def quoted(token: str) -> str:
+    """The control token as marked text."""
+    return token[0] + MARK + token[1:]
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """The value with every string in it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(key) if isinstance(key, str) else key: _mapped(inner, change) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(inner, change) for inner in value)
+    return value
 
 
 def _carriers(message: Message) -> Iterator[tuple[str, str]]:
@@ -99,7 +162,10 @@ def refuse_lost_prompt(
 
 def refuse_lost_answer(answer: str, n: int, message: Message, source: Source) -> None:
     """Raises: DataError when the template does not show a part of trained turn `n` (from 0)."""
-    if not _shows(answer, message.content):
+    thought, said = parted(message.content)
+    if not _shows(answer, thought):
+        raise _lost(source, f"the thought of turn {n + 1} ({message.role})")
+    if not _shows(answer, said):
         raise _lost(source, f"what turn {n + 1} ({message.role}) says")
     for call in message.tool_calls:
         function = call["function"]

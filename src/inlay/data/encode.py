@@ -12,20 +12,19 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
-from jinja2.exceptions import TemplateError
 
 from inlay.data.control import ControlTokens, refuse_lost_answer, refuse_lost_prompt
-from inlay.data.pieces import PieceTokenizer
-from inlay.data.skeleton import Skeletons
+from inlay.data.opening import parted
+from inlay.data.quoting import QuotingTokenizer
+from inlay.data.rendering import Dialogue, Template
 from inlay.data.types import Example, Message, Source
-from inlay.errors import DataError, ModelError
+from inlay.errors import ModelError
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Raised when the same row would give other ids than before; part of the cache key."""
 
 QUESTION_ANSWER = (
@@ -38,11 +37,6 @@ QUESTION_ANSWER = (
 )
 """The template of a base that has none; after `{{ bos_token }}` where the tokenizer adds one."""
 
-TODAY = datetime(2024, 7, 26)
-"""What `strftime_now` tells a chat template, on every day. Some templates write the date into the system turn: with the
-real one, the same prompt would be other ids tomorrow than those that were trained. This is the date that Llama 3's
-template writes where it is told none."""
-
 _CHUNK = 2048
 _PROMPT, _TEMPLATE = Source("prompt", 1), Source("chat template", 1)
 
@@ -54,6 +48,8 @@ class Tokens:
     input_ids: np.ndarray  # (L,) int32
     weights: np.ndarray  # (L,) float32
     source: Source
+    altered: tuple[str, ...] = ()
+    """What the template makes otherwise of the trained turns than they are written; not kept in a TokenSet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +60,7 @@ class _Sequence:
     lacks_end: bool
     """The last piece needs the end-of-sequence token after it."""
     lacks_bos: bool
+    altered: tuple[str, ...] = ()
 
 
 _Numbered = tuple[int, Source, _Sequence]
@@ -73,8 +70,9 @@ _Numbered = tuple[int, Source, _Sequence]
 class Encoder:
     """Dialogues to ids for one tokenizer and its chat template."""
 
-    def __init__(self, tokenizer: Any, template_file: str | None = None) -> None:
-        """`template_file` is where the tokenizer's template came from, if not with the tokenizer."""
+    def __init__(self, tokenizer: Any, template_file: str | None = None, control_tokens: str = "refuse") -> None:
+        """`template_file` is where the tokenizer's template came from, if not with the tokenizer; `control_tokens`
+        is the setting of that name."""
         if tokenizer.eos_token_id is None:
             raise ModelError(
                 "tokenizer: it names no end-of-sequence token, so an answer could never end. "
@@ -87,9 +85,9 @@ class Encoder:
         self._bos = _added_bos(tokenizer)
         if not tokenizer.chat_template:
             tokenizer.chat_template = ("{{ bos_token }}" if self._bos else "") + QUESTION_ANSWER
-        self._control = ControlTokens(tokenizer)
-        self._tokenize = PieceTokenizer(tokenizer)
-        self._template = _Template(tokenizer)
+        self._control = ControlTokens(tokenizer, escapes=control_tokens == "escape")
+        self._tokenize = QuotingTokenizer(tokenizer.backend_tokenizer, self._control.strings)
+        self._template = Template(tokenizer, self._control)
         self.stop_ids = self._find_stop_ids()
 
     @property
@@ -111,20 +109,21 @@ class Encoder:
     @property
     def tokenizer_hash(self) -> str:
         """Hex digest of everything besides the template that decides the ids."""
-        named = [self.eos_id, self._bos, sorted(self._control.ids), self.tokenizer.special_tokens_map]
+        named: list[Any] = [self.eos_id, self._bos, sorted(self._control.ids), self.tokenizer.special_tokens_map]
+        named += ["escape"] if self._control.escapes else []
         whole = self.tokenizer.backend_tokenizer.to_str() + json.dumps(named, sort_keys=True, default=str)
         return hashlib.sha256(whole.encode()).hexdigest()
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """The ids that generation starts from: the dialogue and the opening of an assistant turn.
 
-        Raises: DataError for text that the tokenizer would read as a control token, and for a dialogue that the
-        template refuses or does not show whole.
+        Raises: DataError for text that the tokenizer would read as a control token (unless it is escaped), and for a
+        dialogue that the template refuses or does not show whole.
         """
-        self._control.refuse(messages, tools, _PROMPT)
+        messages, tools = self._control.without(messages, tools, _PROMPT)
         if _is_document(messages):
             return self._bos + self._tokenize([messages[0].content], [True])[0]
-        dialogue = _Dialogue(self._template, messages, tools, _PROMPT)
+        dialogue = Dialogue(self._template, messages, tools, _PROMPT)
         text = dialogue.asked(len(messages))
         refuse_lost_prompt(text, messages, tools, _PROMPT)
         pieces = _cut(text, dialogue.boundaries(text, len(messages)))
@@ -159,11 +158,11 @@ class Encoder:
             yield number, self._assemble(sequence, [next(ids) for _ in sequence.pieces], source)
 
     def _sequences(self, example: Example) -> list[_Sequence]:
-        messages, source = example.messages, example.source
-        self._control.refuse(messages, example.tools, source)
+        source = example.source
+        messages, tools = self._control.without(example.messages, example.tools, source)
         if _is_document(messages):
             return [_Sequence((messages[0].content,), (messages[0].weight,), True, True)]
-        dialogue = _Dialogue(self._template, messages, example.tools, source)
+        dialogue = Dialogue(self._template, messages, tools, source)
         remaining = [n for n, m in enumerate(messages) if m.role == "assistant" and m.weight > 0]
         found = []
         while remaining:
@@ -172,17 +171,11 @@ class Encoder:
             remaining = [n for n in remaining if n not in done]
         return found[::-1]
 
-    def _sequence_ending_at(self, wanted: Sequence[int], dialogue: _Dialogue) -> tuple[_Sequence, set[int]]:
+    def _sequence_ending_at(self, wanted: Sequence[int], dialogue: Dialogue) -> tuple[_Sequence, set[int]]:
         """The sequence that ends with the last wanted turn, and those of the wanted turns that it trains."""
         last = wanted[-1]
         prompt, whole = dialogue.asked(last), dialogue.said(last + 1)
-        if not whole.startswith(prompt):
-            raise DataError(
-                f"{dialogue.source}: the chat template renders turn {last + 1} differently when it is answered than "
-                "when it is asked, so what is trained could not be served. Use another template "
-                "(model.chat_template)."
-            )
-        answer = whole[len(prompt) :]
+        answer = whole[len(prompt) :] if whole.startswith(prompt) else dialogue.continuation(last)
         refuse_lost_prompt(prompt, dialogue.messages[:last], dialogue.tools, dialogue.source)
         boundaries = dialogue.boundaries(prompt, last)
         cuts = [*_cut(prompt, boundaries), answer]
@@ -201,7 +194,8 @@ class Encoder:
         for turn, text in trained:
             refuse_lost_answer(text, turn, dialogue.messages[turn], dialogue.source)
         lacks_end = self._control.closing(answer) is None
-        return _Sequence(tuple(cuts), tuple(weights), lacks_end, False), done
+        altered = tuple(told for turn, text in trained if (told := _altered(text, turn, dialogue.messages[turn])))
+        return _Sequence(tuple(cuts), tuple(weights), lacks_end, False, altered), done
 
     def _assemble(self, sequence: _Sequence, ids: list[list[int]], source: Source) -> Tokens:
         input_ids = list(self._bos) if sequence.lacks_bos else []
@@ -214,7 +208,7 @@ class Encoder:
             input_ids.append(self.eos_id)
             weights.append(sequence.weights[-1])
         weights[0] = 0.0  # nothing comes before it to predict it from
-        return Tokens(np.asarray(input_ids, np.int32), np.asarray(weights, np.float32), source)
+        return Tokens(np.asarray(input_ids, np.int32), np.asarray(weights, np.float32), source, sequence.altered)
 
     def _find_stop_ids(self) -> frozenset[int]:
         """Ids that end an answer: the end-of-sequence token and the template's own ends of turn."""
@@ -222,108 +216,10 @@ class Encoder:
         tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
         found = {self.eos_id}
         for answer, tools in ((Message("assistant", "b"), []), (Message("assistant", "", 0.0, (call,)), [tool])):
-            dialogue = _Dialogue(self._template, [Message("user", "a"), answer], tools, _TEMPLATE)
+            dialogue = Dialogue(self._template, [Message("user", "a"), answer], tools, _TEMPLATE)
             if (text := dialogue.try_said(2)) and (closing := self._control.closing(text)):
                 found.add(int(self.tokenizer.convert_tokens_to_ids(closing)))
         return frozenset(found)
-
-
-class _Template:
-    """The chat template of a tokenizer."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._plain = _dated(tokenizer.get_chat_template(tools=None))
-        self.skeletons = Skeletons(self._plain, self.render)
-
-    def render(self, turns: list[dict[str, Any]], opens_turn: bool, tools: list[dict[str, Any]] | None = None) -> str:
-        template = _dated(self._tokenizer.get_chat_template(tools=tools)) if tools else self._plain
-        return str(
-            self._tokenizer.apply_chat_template(
-                turns, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=opens_turn
-            )
-        )
-
-
-class _Dialogue:
-    """The renderings of a dialogue's beginnings, each made once."""
-
-    def __init__(
-        self, template: _Template, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source
-    ) -> None:
-        self.messages, self.tools, self.source = messages, tools, source
-        self._template = template
-        self._is_plain = not tools and all(m.content.strip() and not m.tool_calls and not m.name for m in messages)
-        self._roles, self._texts = tuple(m.role for m in messages), [m.content for m in messages]
-        self._rendered: dict[tuple[int, bool], str] = {}
-
-    def asked(self, count: int) -> str:
-        """The first `count` turns and the opening of an answer. Raises: DataError when the template refuses."""
-        return self._render(count, opens_turn=True)
-
-    def said(self, count: int) -> str:
-        """The first `count` turns. Raises: DataError when the template refuses."""
-        return self._render(count, opens_turn=False)
-
-    def try_said(self, count: int) -> str | None:
-        """`said`, or None where the template refuses."""
-        try:
-            return self.said(count)
-        except DataError:
-            return None
-
-    def boundaries(self, text: str, count: int) -> list[tuple[int, int, int]]:
-        """(turn, start, end) of each of the first `count` turns that is the assistant's and stands unchanged in the
-        text."""
-        found: list[tuple[int, int, int]] = []
-        for n in range(1, count):
-            if self.messages[n].role != "assistant":
-                continue
-            try:
-                opening, closing = self.asked(n), self.said(n + 1)
-            except DataError:  # a dialogue that cannot end here: no cut, and its own sequence would be refused
-                continue
-            after_last = not found or len(opening) >= found[-1][2]
-            if after_last and text.startswith(closing) and closing.startswith(opening):
-                found.append((n, len(opening), len(closing)))
-        return found
-
-    def _render(self, count: int, *, opens_turn: bool) -> str:
-        key = (count, opens_turn)
-        if key not in self._rendered:
-            text = (
-                self._template.skeletons.fill(self._roles[:count], self._texts, opens_turn) if self._is_plain else None
-            )
-            self._rendered[key] = self._render_whole(count, opens_turn) if text is None else text
-        return self._rendered[key]
-
-    def _render_whole(self, count: int, opens_turn: bool) -> str:
-        try:
-            return self._template.render(
-                [_turn(m) for m in self.messages[:count]], opens_turn, list(self.tools) or None
-            )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            reason = str(error) or type(error).__name__
-            raise DataError(f"{self.source}: the chat template refuses this dialogue: {reason}") from None
-
-
-def _dated(template: str) -> str:
-    """The template, with `strftime_now` telling the time of `TODAY`."""
-    # a function cannot be handed over: transformers shows templates plain values only
-    return _STRFTIME_TODAY + template if "strftime_now" in template else template
-
-
-def _strftime_today() -> str:
-    """A Jinja macro that formats `TODAY` as strftime does, and leaves no white space before what follows it."""
-    told = {f"%{code}": TODAY.strftime(f"%{code}") for code in "aAbBcdDeFGHIjmMpRSTuUVwWxXyYzZ"}
-    told["%f"] = f"{TODAY.microsecond:06}"
-    told |= {f"%-{code}": told[f"%{code}"].lstrip("0") or "0" for code in "dHIjmMSUWy"}
-    steps = [("%%", "\0"), *told.items(), ("\0", "%")]
-    replaced = "".join(f"|replace({code!r}, {text!r})" for code, text in steps)
-    return "{% macro strftime_now(format) %}{{ format" + replaced + " }}{% endmacro %}\n"
-
-
-_STRFTIME_TODAY = _strftime_today()
 
 
 def _is_document(messages: Sequence[Message]) -> bool:
@@ -336,13 +232,18 @@ def _added_bos(tokenizer: Any) -> list[int]:
     return [int(bos)] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
 
 
-def _turn(message: Message) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        turn["tool_calls"] = list(message.tool_calls)
-    if message.name:
-        turn["name"] = message.name
-    return turn
+def _altered(text: str, n: int, message: Message) -> str:
+    """How a template's rendering of turn `n` (from 0) departs from what the turn says; empty where it does not."""
+    said = message.content
+    if said in text:
+        return ""
+    if said.strip() in text:
+        ends = [where for where, part in (("before", said[:1]), ("after", said[-1:])) if part.isspace()]
+        return f"white space {' and '.join(ends)} turn {n + 1} is not trained as written"
+    thought, rest = parted(said)
+    if thought and rest.strip() in text:
+        return f"the thought of turn {n + 1} is written otherwise"
+    return f"turn {n + 1} is written otherwise"
 
 
 def _cut(text: str, boundaries: Sequence[tuple[int, int, int]]) -> list[str]:

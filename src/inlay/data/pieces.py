@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from tokenizers import Tokenizer
 
 _MARKS = ("\ue000", "\u241e", "\x01", "\n")
 """Characters to put before a piece that does not start the text; the first that no tokenizer rule joins to it."""
@@ -17,8 +18,8 @@ class PieceTokenizer:
     it is tokenized after a mark whose ids are then taken away.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._backend = tokenizer.backend_tokenizer
+    def __init__(self, backend: Tokenizer) -> None:
+        self._backend = backend
         self._mark, self._mark_ids = self._find_mark()
 
     def __call__(self, texts: Sequence[str], starts: Sequence[bool]) -> list[list[int]]:

@@ -237,12 +237,14 @@ def _tensors(stored: AdapterState | InlayError) -> dict[str, Tensor]:
 
 def _encoder_of(run: Run) -> Encoder:
     """That of the adapter folder, as serving makes it."""
-    return Encoder(bases.load_tokenizer(bases.BaseRef(f"{run.name}'s tokenizer", run.adapter)))
+    tokenizer = bases.load_tokenizer(bases.BaseRef(f"{run.name}'s tokenizer", run.adapter))
+    return Encoder(tokenizer, control_tokens=run.config.data.control_tokens)
 
 
 def _training_encoder(config: Config) -> Encoder:
     base = bases.find_base(config.model.base_model, config.model.revision)
-    return Encoder(bases.load_tokenizer(base, config.model.chat_template), config.model.chat_template)
+    tokenizer = bases.load_tokenizer(base, config.model.chat_template)
+    return Encoder(tokenizer, config.model.chat_template, config.data.control_tokens)
 
 
 def _data(config: Config, encoder: Encoder, data_hash: str) -> tuple[PreparedData | None, str]:

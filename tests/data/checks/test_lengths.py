@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from data.toys import CHATML, NO_END, nano
+from data.toys import CHATML, NO_END, STRIPS, nano
 from inlay.config.settings import DataConfig
 from inlay.data import read_examples
 from inlay.data.checks.advice import Task, advise, cost
@@ -71,6 +72,21 @@ def test_rows_that_the_encoder_refuses_are_errors_with_its_reason_and_the_others
     assert [place.source.line for place in places] == [8, 13]
     assert "turn 1 (user) contains '<|im_end|>'" in places[0].shown
     assert len(report.lengths.lengths) == 18
+
+
+def test_rows_that_quote_control_tokens_are_fine_where_they_are_escaped(tmp_path: Path) -> None:
+    rows = [*qa_rows(20), {"question": "What does <|im_end|> mean?", "answer": "The end."}]
+    escaping = replace(model(), encoder=Encoder(nano(), control_tokens="escape"))
+    assert kinds(checked(tmp_path, rows, escaping, control_tokens="escape")) == {}
+
+
+def test_answers_that_the_template_strips_are_noted(tmp_path: Path) -> None:
+    rows = [*qa_rows(20), {"question": "Indented?", "answer": "    return 1\n"}]
+    (finding,) = checked(tmp_path, rows, model(STRIPS)).findings
+    assert (finding.kind, finding.severity) == ("altered-by-the-template", "note")
+    assert finding.places[0].shown.startswith("white space before and after turn 2 is not trained as written: ' ret")
+    assert finding.places[0].source.line == 21
+    assert kinds(checked(tmp_path, rows, model(CHATML))) == {}
 
 
 def test_rows_over_the_context_and_rows_with_little_to_train_are_found(tmp_path: Path) -> None:

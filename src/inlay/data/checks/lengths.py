@@ -29,6 +29,10 @@ OVER_CONTEXT: Final = Kind(
     "longer-than-the-context", "warning", "rows longer than the model's context",
     "They are dropped or cut (data.overlong). Shorten or divide them, or take a model with a longer context.",
 )  # fmt: skip
+ALTERED: Final = Kind(
+    "altered-by-the-template", "note", "rows with an answer that the chat template writes otherwise",
+    "The model learns it as the template writes it, which is also how it is served. `inlay data show` shows the tokens.",
+)  # fmt: skip
 LITTLE_TRAINED: Final = Kind(
     "little-is-trained", "note", "rows of which under 1% of the tokens are trained",
     "They cost a whole forward pass for a few tokens. Shorten what is asked where you can.",
@@ -161,6 +165,8 @@ class Lengths:
         last_of_runs = positions[np.append(np.diff(positions) > 1, True)] if trained else positions
         if not model.encoder.stop_ids.issuperset(tokens.input_ids[last_of_runs].tolist()):
             self._tally.add(END_NOT_TRAINED, row.source, row.answer, max(0, len(row.answer) - 40))
+        if tokens.altered:
+            self._tally.add(ALTERED, row.source, f"{'; '.join(tokens.altered)}: {row.answer[:60]!r}")
         if length > model.context_length:
             self._tally.add(OVER_CONTEXT, row.source, f"{length:,} tokens: {row.question[:60]}")
         if trained < 0.01 * length:

@@ -1,0 +1,113 @@
+"""What follows a served prompt, where a template opens an answer otherwise than it shows an answer that was given.
+
+Templates of reasoning models do: the prompt ends in `<think>`, and the answered turn shows no thought, or an empty one.
+What is trained is the continuation of the prompt as it is served: the thought that the row has, else an empty one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+THOUGHTS: Final = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>thought", "<channel|>"),
+    ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
+)
+"""What stands before and after a thought."""
+
+
+class LostThoughtError(Exception):
+    """A row's thought has no place after the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Thought:
+    opened: bool
+    said: str
+    rest: str
+
+
+def parted(content: str) -> tuple[str, str]:
+    """(thought, what is said after it) of what a turn says; the thought is empty where there is none."""
+    for opens, closes in THOUGHTS:
+        if (found := _leading(content, opens, closes)) and found.opened:
+            return found.said.strip(), found.rest
+    return "", content
+
+
+def continuation(opening: str, shown: str, content: str) -> str | None:
+    """What is to come after a prompt that ends in `opening`, where the answered turn is `shown`; None where they do
+    not belong together.
+
+    `opening` and `shown` are what the template writes after the last turn before the answer, `content` is what the
+    answer says. Raises: LostThoughtError when the prompt leaves no place for the thought in it.
+    """
+    for opens, closes in THOUGHTS:
+        head, at, tail = opening.rpartition(opens)
+        inside, closed, after = tail.partition(closes)
+        if at and not inside.strip() and not after.strip():
+            rest = _without(head, shown)
+            return None if rest is None else _after_thought(rest, content, (opens, closes), inside, closed, after)
+    return _without(opening, shown)
+
+
+def _after_thought(rest: str, content: str, marks: tuple[str, str], inside: str, closed: str, after: str) -> str:
+    opens, closes = marks
+    shown = _leading(rest, opens, closes)
+    own = _leading(content, opens, closes)
+    said = shown.said if shown and shown.said.strip() else own.said if own and own.opened else ""
+    if closed:
+        if said.strip():
+            raise LostThoughtError
+        return _unspaced(shown.rest, after) if shown else rest
+    if shown is None:  # the template leaves every thought out
+        line = "\n" if inside.endswith("\n") else ""
+        gap = "" if rest[:1].isspace() else own.rest[: _space(own.rest)] if own else line * 2
+        return f"{_unspaced(said, inside) or line}{closes}{gap}{rest}"
+    return f"{_unspaced(said, inside)}{closes}{shown.rest}"
+
+
+def _leading(text: str, opens: str, closes: str) -> _Thought | None:
+    """The thought that the text begins with, opened there or before it."""
+    stripped = text.lstrip()
+    opened = stripped.startswith(opens)
+    if not opened and not stripped.startswith(closes):
+        return None
+    said, end, rest = (
+        stripped.removeprefix(opens).partition(closes) if opened else ("", closes, stripped[len(closes) :])
+    )
+    return _Thought(opened, said, rest) if end else None
+
+
+def _without(head: str, text: str) -> str | None:
+    """The text after the head that it begins with, other white space aside; None where it begins otherwise."""
+    if text.startswith(head):
+        return text[len(head) :]
+    at = 0
+    for character in head:
+        if character.isspace():
+            continue
+        at += _space(text[at:])
+        if not text.startswith(character, at):
+            return None
+        at += 1
+    return _unspaced(text[at:], head[len(head.rstrip()) :])
+
+
+def _unspaced(text: str, space: str) -> str:
+    """The text without the white space at its start that has been written already."""
+    return text[shared(text, space) :]
+
+
+def shared(a: str, b: str) -> int:
+    """How many characters both begin with."""
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _space(text: str) -> int:
+    return len(text) - len(text.lstrip())

@@ -1,0 +1,172 @@
+"""A dialogue as its chat template writes it: beginnings, each rendered once, and where the answers stand in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from inlay.data.control import ControlTokens
+from inlay.data.opening import LostThoughtError, continuation, shared
+from inlay.data.skeleton import Skeletons
+from inlay.data.types import Message, Source
+from inlay.errors import DataError
+
+TODAY = datetime(2024, 7, 26)
+"""What `strftime_now` tells a chat template, on every day. Some templates write the date into the system turn: with the
+real one, the same prompt would be other ids tomorrow than those that were trained. This is the date that Llama 3's
+template writes where it is told none."""
+
+MARK = "\ue0f4"
+"""Stands for the end of what a turn says, to find the place in what the template writes."""
+
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+
+
+class Template:
+    """The chat template of a tokenizer."""
+
+    def __init__(self, tokenizer: Any, control: ControlTokens) -> None:
+        self._tokenizer = tokenizer
+        self._plain = _dated(tokenizer.get_chat_template(tools=None))
+        self._epilogue = ""
+        self._epilogue = self._find_epilogue(tokenizer, control)
+        self.skeletons = Skeletons(self._plain, self.render)
+
+    def render(self, turns: list[dict[str, Any]], opens_turn: bool, tools: list[dict[str, Any]] | None = None) -> str:
+        template = _dated(self._tokenizer.get_chat_template(tools=tools)) if tools else self._plain
+        text = str(
+            self._tokenizer.apply_chat_template(
+                turns, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=opens_turn
+            )
+        )
+        return text if opens_turn else text.removesuffix(self._epilogue)
+
+    def _find_epilogue(self, tokenizer: Any, control: ControlTokens) -> str:
+        """What the template writes after the end of an answer only because nothing follows it: one more control token,
+        or the opening of the next answer although none is asked for."""
+        turns = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", MARK), ("user", "b"))]
+        try:
+            last, between = (self.render(turns[:n], False).partition(MARK)[2] for n in (2, 3))
+        except _TEMPLATE_ERRORS:  # a dialogue that meets it is told
+            return ""
+        common, eos = last[: shared(last, between)], tokenizer.eos_token
+        end = common.index(eos) + len(eos) if eos in common else control.last_end(common)
+        return last[end:] if end and last[end:].strip() else ""
+
+
+class Dialogue:
+    """The renderings of a dialogue's beginnings, each made once."""
+
+    def __init__(
+        self, template: Template, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source
+    ) -> None:
+        self.messages, self.tools, self.source = messages, tools, source
+        self._template = template
+        self._is_plain = not tools and all(m.content.strip() and not m.tool_calls and not m.name for m in messages)
+        self._roles, self._texts = tuple(m.role for m in messages), [m.content for m in messages]
+        self._rendered: dict[tuple[int, bool], str] = {}
+
+    def asked(self, count: int) -> str:
+        """The first `count` turns and the opening of an answer. Raises: DataError when the template refuses."""
+        return self._render(count, opens_turn=True)
+
+    def said(self, count: int) -> str:
+        """The first `count` turns. Raises: DataError when the template refuses."""
+        return self._render(count, opens_turn=False)
+
+    def try_said(self, count: int) -> str | None:
+        """`said`, or None where the template refuses."""
+        try:
+            return self.said(count)
+        except DataError:
+            return None
+
+    def boundaries(self, text: str, count: int) -> list[tuple[int, int, int]]:
+        """(turn, start, end) of each of the first `count` turns that is the assistant's and stands unchanged in the
+        text."""
+        found: list[tuple[int, int, int]] = []
+        for n in range(1, count):
+            if self.messages[n].role != "assistant":
+                continue
+            try:
+                opening, closing = self.asked(n), self.said(n + 1)
+            except DataError:  # a dialogue that cannot end here: no cut, and its own sequence would be refused
+                continue
+            after_last = not found or len(opening) >= found[-1][2]
+            if after_last and text.startswith(closing) and closing.startswith(opening):
+                found.append((n, len(opening), len(closing)))
+        return found
+
+    def continuation(self, turn: int) -> str:
+        """What is to come after the prompt of an answer that the template shows otherwise than it opens it.
+
+        Raises: DataError where that cannot be told.
+        """
+        marked = [*self.messages[: turn - 1], replace(self.messages[turn - 1], content=self._texts[turn - 1] + MARK)]
+        beside = Dialogue(self._template, [*marked, self.messages[turn]], self.tools, self.source)
+        opening, shown = (text.partition(MARK)[2] for text in (beside.asked(turn), beside.said(turn + 1)))
+        try:
+            found = continuation(opening, shown, self._texts[turn])
+        except LostThoughtError:
+            raise DataError(
+                f"{self.source}: the chat template ends the thought before turn {turn + 1} is answered "
+                f"({opening[-40:]!r}), so the thought in it could not be trained. Take the thought out of the row, or use "
+                "a template that opens it (model.chat_template)."
+            ) from None
+        if not found:
+            raise DataError(
+                f"{self.source}: the chat template renders turn {turn + 1} differently when it is answered "
+                f"({shown[:40]!r}) than when it is asked ({opening[-40:]!r}), so what is trained could not be served. "
+                "Use another template (model.chat_template)."
+            )
+        return found
+
+    def _render(self, count: int, *, opens_turn: bool) -> str:
+        key = (count, opens_turn)
+        if key not in self._rendered:
+            text = (
+                self._template.skeletons.fill(self._roles[:count], self._texts, opens_turn) if self._is_plain else None
+            )
+            self._rendered[key] = self._render_whole(count, opens_turn) if text is None else text
+        return self._rendered[key]
+
+    def _render_whole(self, count: int, opens_turn: bool) -> str:
+        try:
+            return self._template.render(
+                [_turn(m) for m in self.messages[:count]], opens_turn, list(self.tools) or None
+            )
+        except _TEMPLATE_ERRORS as error:
+            reason = str(error) or type(error).__name__
+            raise DataError(f"{self.source}: the chat template refuses this dialogue: {reason}") from None
+
+
+def _dated(template: str) -> str:
+    """The template, with `strftime_now` telling the time of `TODAY`."""
+    # a function cannot be handed over: transformers shows templates plain values only
+    return _STRFTIME_TODAY + template if "strftime_now" in template else template
+
+
+def _strftime_today() -> str:
+    """A Jinja macro that formats `TODAY` as strftime does, and leaves no white space before what follows it."""
+    told = {f"%{code}": TODAY.strftime(f"%{code}") for code in "aAbBcdDeFGHIjmMpRSTuUVwWxXyYzZ"}
+    told["%f"] = f"{TODAY.microsecond:06}"
+    told |= {f"%-{code}": told[f"%{code}"].lstrip("0") or "0" for code in "dHIjmMSUWy"}
+    steps = [("%%", "\0"), *told.items(), ("\0", "%")]
+    replaced = "".join(f"|replace({code!r}, {text!r})" for code, text in steps)
+    return "{% macro strftime_now(format) %}{{ format" + replaced + " }}{% endmacro %}\n"
+
+
+_STRFTIME_TODAY = _strftime_today()
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = list(message.tool_calls)
+    if message.name:
+        turn["name"] = message.name
+    return turn
