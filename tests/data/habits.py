@@ -13,7 +13,10 @@ from tokenizers import AddedToken
 
 from data import toys
 
-TOOL = {"type": "function", "function": {"name": "weather", "description": "d", "parameters": {"type": "object", "properties": {}}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "description": "d", "parameters": {"type": "object", "properties": {}}},
+}
 
 
 def turns(start: str = "", opening: str = "", end: str = "", **roles: str) -> str:
