@@ -13,6 +13,7 @@ from inlay import session
 from inlay.config import Config
 from inlay.errors import RunError, StorageError
 from inlay.events import LoggedReporter, Reporter
+from inlay.incidents import told
 from inlay.run import FINISHED, Run
 from inlay.storage import owned
 from inlay.training.launcher import launched_rank
@@ -44,8 +45,12 @@ def follow(run: Run, reporter: Reporter) -> None:
     if not first:
         return
     outcome = {"tried": False, "reason": reason} if reason else _judged(run, plateau, result["steps"], reporter)
+    from inlay.training import finish
+
     with owned(run.path):
         run.update(result=result | {"escape": outcome})
+        finish.draw_curves(run)
+        finish.write_report(run)
     reporter.note(told(outcome))
 
 
@@ -114,18 +119,3 @@ def _judged(run: Run, plateau: dict[str, Any], last: int, reporter: Reporter) ->
         "against": {name: difference_json(difference) for name, difference in against.items()},
         "beat": [name for name, difference in against.items() if difference.verdict == "better"],
     }
-
-
-def told(outcome: dict[str, Any]) -> str:
-    """The outcome in one line."""
-    if not outcome["tried"]:
-        return f"the escape was not tried: {outcome['reason']}"
-    first, last = outcome["steps"]
-    said = [
-        f"{name} {outcome['eval_loss'][name]:.4f} ({d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}] {d['verdict']})"
-        for name, d in outcome["against"].items()
-    ]
-    return (
-        f"held-out loss of three ways over steps {first} to {last}: escape {outcome['eval_loss']['escape']:.4f}, "
-        f"against {', '.join(said)}"
-    )

@@ -13,6 +13,7 @@ from inlay import run as runs
 from inlay.config import Config
 from inlay.errors import AdapterError, ConfigError, ModelError, RunError
 from inlay.events import Reporter
+from inlay.incidents import incidents
 from inlay.run import Run
 from inlay.storage import is_there, verified
 
@@ -253,8 +254,9 @@ def reported(found: Measurement, wanted: Sequence[str], where: Path) -> Comparis
     from inlay.evaluation.report import write_reports
 
     comparison = comparisons(found, wanted, where)
-    runs_of_it = [one.run for one in found.models if one.run is not None]
-    write_reports(comparison, where, {run.name: run.metrics for run in runs_of_it})
+    trained = {one.run.name: one.run for one in found.models if one.run is not None}
+    met = {name: incidents(run) for name, run in trained.items()}
+    write_reports(comparison, where, {name: run.metrics for name, run in trained.items()}, met)
     write_evaluation(found, comparison, where, wanted)
     return comparison
 

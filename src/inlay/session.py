@@ -327,6 +327,8 @@ def _recorded(run: Run) -> Iterator[None]:
             sweep_staging(run.checkpoints)
             run.update(status=INTERRUPTED if isinstance(error, Interrupted) else FAILED, error=str(error))
             run.log(f"ended: {error}")
+            if isinstance(error, TrainingError):
+                _report(run)
         raise
     except BaseException as error:
         with contextlib.suppress(InlayError):
@@ -334,6 +336,13 @@ def _recorded(run: Run) -> Iterator[None]:
             run.log(traceback.format_exc())
             error.add_note(f"traceback in {run.path / 'log.txt'}")
         raise
+
+
+def _report(run: Run) -> None:
+    from inlay.training import finish
+
+    finish.draw_curves(run)
+    finish.write_report(run)
 
 
 def _work(
@@ -411,7 +420,6 @@ def _conclude(job: Job, setup: Setup, step: int, reporter: Reporter, stop: StopR
     _leave_finished(job, stop)
     examples = setup.data.heldout.examples
     difference = loss_difference(base, adapter, setup.config.eval.resamples, setup.config.train.seed, examples=examples)
-    finish.draw_curves(job.run)
     progress = job.progress
     result = {
         "run": str(job.run.path),
@@ -440,7 +448,9 @@ def _conclude(job: Job, setup: Setup, step: int, reporter: Reporter, stop: StopR
         "time_s": round(time.perf_counter() - began, 3),
         "adapter": str(job.run.adapter),
     }
+    finish.draw_curves(job.run)
     job.run.update(status=FINISHED, error=None, result=result)
+    finish.write_report(job.run)
     reporter.note(
         f"held-out loss {difference.base:.4f} → {difference.other:.4f}: {difference.difference:+.4f} "
         f"[{difference.low:+.4f}, {difference.high:+.4f}] {difference.verdict}"

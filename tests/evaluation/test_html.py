@@ -16,6 +16,7 @@ from inlay.evaluation import html
 from inlay.evaluation.html import comparison_page
 from inlay.evaluation.report import write_reports
 from inlay.evaluation.words import marked
+from inlay.incidents import Incident
 from test_page import Elements
 
 
@@ -73,6 +74,15 @@ def test_documents_have_no_answers_and_still_a_page() -> None:
 def test_all_reports_are_written(tmp_path: Path) -> None:
     write_reports(made(), tmp_path, {"fine-tuned": HISTORY})
     assert {p.name for p in tmp_path.iterdir()} == {"report.html", "report.md", "compare.csv", "compare.json"}
+
+
+def test_what_the_guards_met_is_in_both_reports(tmp_path: Path) -> None:
+    met = {"fine-tuned": [Incident(7, "skipped", "step 7: loss is nan", "the step changed nothing")], "other": []}
+    write_reports(made(), tmp_path, {}, met)
+    assert "## What the guards met in fine-tuned" in (tmp_path / "report.md").read_text()
+    assert "| 7 | skipped | step 7: loss is nan | the step changed nothing |" in (tmp_path / "report.md").read_text()
+    assert "<td>fine-tuned</td>" in (tmp_path / "report.html").read_text().replace(' class="n"', "")
+    assert "step 7: loss is nan" in (tmp_path / "report.html").read_text()
 
 
 def test_words_that_the_other_text_lacks_are_marked_in_runs() -> None:

@@ -169,7 +169,9 @@ def test_what_cannot_be_branched_from_is_refused_before_anything_is_written(conf
 def test_a_run_that_stopped_early_has_nothing_to_escape_from_and_says_so(config_tree: Tree, tmp_path: Path) -> None:
     run, reporter = Run(tmp_path / "run"), Quiet()
     run.path.mkdir()
-    result = {"plateau": {"step": 8, "back_to": 4, "kind": "stalled", "reason": ""}, "steps": 12, "stopped_early": True}
+    plateau = {"step": 8, "back_to": 4, "kind": "stalled", "reason": ""}
+    losses = dict.fromkeys(("base_eval_loss", "eval_loss", "difference", "low", "high"), 1.0)
+    result = losses | {"plateau": plateau, "steps": 12, "stopped_early": True, "verdict": "better", "adapter_step": 12}
     run.update(status=FINISHED, result=result)
     branches.follow(run, reporter)
     assert run.record["result"]["escape"] == {"tried": False, "reason": "the run stopped early"}

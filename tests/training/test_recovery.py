@@ -78,6 +78,8 @@ def test_stop_names_the_step_and_leaves_the_last_good_checkpoint(
         train(config_tree(train=PLAN, output={"name": "a"}))
     run = Run(tmp_path / "results" / "a")
     assert [c.step for c in checkpoints.listed(run.checkpoints)] == [4]
+    assert "| 5 | failed | step 5: " in (run.reports / "report.md").read_text()
+    assert (run.reports / "curves.png").exists()
     assert all(
         torch.isfinite(t).all() for t in checkpoints.load(checkpoints.listed(run.checkpoints)[0])[0].tensors.values()
     )
@@ -87,10 +89,12 @@ def test_skip_passes_over_the_batch_and_changes_nothing_by_it(config_tree: Tree,
     poison.loss |= {1}
     poison.gradient |= {5}
     reporter = Quiet()
-    run = train(config_tree(train=PLAN | {"on_nonfinite": "skip"}), reporter=reporter)
-    assert [line["step"] for line in events(run, "skipped")] == [1, 5]
+    run = train(config_tree(train=PLAN | {"on_nonfinite": "skip", "log_steps": 8}), reporter=reporter)
+    assert [line["step"] for line in events(run, "skipped")] == [1, 5], "also where no line is due"
+    reported = (run.reports / "report.md").read_text()
+    assert all(f"| {step} | skipped | step {step}: " in reported for step in (1, 5))
     assert all("rows data.jsonl:" in line["error"] or ".jsonl:" in line["error"] for line in events(run, "skipped"))
-    assert [line["step"] for line in run.metrics] == list(range(9))
+    assert [line["step"] for line in run.metrics] == [0, 1, 4, 5, 8]
     assert run.record["result"]["skipped_steps"] == 2
     assert run.record["result"]["steps"] == 8
     assert sum(note.startswith("skipped step") for note in reporter.notes) == 2
@@ -121,6 +125,10 @@ def test_rollback_goes_back_lowers_the_rate_and_passes_the_rows(config_tree: Tre
     before, after = ([line["learning_rate"] for line in r.metrics if "loss" in line] for r in (plain, run))
     assert after == before[:4] + [0.5 * rate for rate in before[4:]]
     assert run.record["result"]["rollbacks"] == 1
+    assert (
+        "| back to step 4, past the batches 5 to 5, 0.5 of the learning rate |"
+        in (run.reports / "report.md").read_text()
+    )
 
 
 def test_before_the_first_checkpoint_it_goes_back_to_the_start(config_tree: Tree, poison: Poison) -> None:

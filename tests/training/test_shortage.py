@@ -174,6 +174,9 @@ def test_a_shortage_is_remembered_by_a_run_that_is_stopped_and_resumed(
     whole = train(trees["whole"], reporter=Quiet(steps.append))
     assert [line["micro_batch_size"] for line in whole.metrics if "loss" in line] == [4, 4, 2, 2, 2, 2]
     assert whole.record["result"]["out_of_memory"] == 1
+    (short,) = [line for line in whole.metrics if "out_of_memory" in line]
+    assert (short["step"], short["out_of_memory"]) == (3, whole.record["out_of_memory"])
+    assert "| 3 | out of memory | in training: CUDA out of memory" in (whole.reports / "report.md").read_text()
     steps.clear()
 
     class Watched(Quiet):

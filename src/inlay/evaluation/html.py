@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from inlay.charts import Line, differences, interval, lines
@@ -14,6 +15,7 @@ from inlay.evaluation.metrics import LOSS_METRICS
 from inlay.evaluation.statistics import Difference
 from inlay.evaluation.words import marked
 from inlay.events import duration_shown, figure_shown
+from inlay.incidents import Incident
 from inlay.page import Html, Item, badge, facts, filtered, joined, note, page, section, table, tag
 
 _MOST_ROWS = 1000
@@ -22,21 +24,23 @@ _KINDS = {"better": "good", "worse": "error", "not distinguishable": "note"}
 
 History = Sequence[Mapping[str, Any]]
 """Lines of metrics.jsonl."""
+Met = Mapping[str, Sequence[Incident]]
+"""What the guards of each run met."""
 
 
-def comparison_page(comparison: Comparison, histories: Mapping[str, History]) -> str:
-    """The whole file. `histories` are the training curves to show, by the name of their run."""
+def comparison_page(comparison: Comparison, histories: Mapping[str, History], met: Met = MappingProxyType({})) -> str:
+    """The whole file. `histories` are the training curves to show, by the name of their run; `met` goes with them."""
     every = [comparison, *comparison.also]
     if len(every) == 1:
         title = f"{comparison.adapter} against {comparison.base}"
-        return page(title, *_verdict(comparison), *_parts(comparison, histories), _reading(comparison))
+        return page(title, *_verdict(comparison), *_parts(comparison, histories, met), _reading(comparison))
     parts = [
-        tag("details", tag("summary", f"{c.adapter} against {c.base}"), *_verdict(c), *_parts(c, {}),
+        tag("details", tag("summary", f"{c.adapter} against {c.base}"), *_verdict(c), *_parts(c, {}, {}),
             class_="part", open=c is comparison)
         for c in every
     ]  # fmt: skip
     title = f"{len(every)} models against {comparison.base}"
-    return page(title, _overview(every), *_curves(histories), *parts, _reading(comparison))
+    return page(title, _overview(every), *_curves(histories), *_incidents(met), *parts, _reading(comparison))
 
 
 # --- what was found ------------------------------------------------------------------------------------------
@@ -74,14 +78,14 @@ def _overview(every: Sequence[Comparison]) -> Html:
     return section(f"Against {every[0].base}", table(head, body), said)
 
 
-def _parts(c: Comparison, histories: Mapping[str, History]) -> list[Html]:
+def _parts(c: Comparison, histories: Mapping[str, History], met: Met) -> list[Html]:
     parts = [section("Metrics", *_metrics(c.metrics, c.adjusted_p, c.primary)), *_spreads(c)]
     if c.behaviour:
         said = note("Shares of the answers. They have no say in the verdict.")
         parts.append(section("What answers should not become", *_metrics(c.behaviour), said))
     if c.retention:
         parts.append(section("What was not trained for", *_metrics(c.retention)))
-    parts += [*_curves(histories), _rows(c)]
+    parts += [*_curves(histories), *_incidents(met), _rows(c)]
     if c.prompts:
         parts.append(section("Extra prompts", (_prompt(c, *prompt) for prompt in c.prompts)))
     return parts
@@ -139,6 +143,16 @@ def _curves(histories: Mapping[str, History]) -> list[Html]:
         if drawn
     ]
     return [section("Loss during training", tag("div", shown, class_="columns"))] if shown else []
+
+
+def _incidents(met: Met) -> list[Html]:
+    rows = [
+        [*([name] if len(met) > 1 else []), str(one.step), one.kind, one.found, one.done]
+        for name, found in met.items()
+        for one in found
+    ]
+    head = [*(["run"] if len(met) > 1 else []), "step", "guard", "found", "done"]
+    return [section("What the guards met", table(head, rows))] if rows else []
 
 
 def _lines(history: History) -> tuple[list[Line], str]:

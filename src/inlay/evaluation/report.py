@@ -6,22 +6,26 @@ import csv
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from inlay.evaluation.compare import ComparedRow, Comparison
-from inlay.evaluation.html import History, comparison_page
+from inlay.evaluation.html import History, Met, comparison_page
 from inlay.evaluation.statistics import Difference
+from inlay.incidents import as_markdown as incidents_table
 from inlay.storage import write_file, write_json
 
 _SHOWN = 3
 
 
-def write_reports(comparison: Comparison, folder: Path, histories: Mapping[str, History]) -> None:
-    """Writes the four files; each replaces an earlier one at once. `histories` as in `comparison_page`."""
+def write_reports(
+    comparison: Comparison, folder: Path, histories: Mapping[str, History], met: Met = MappingProxyType({})
+) -> None:
+    """Writes the four files; each replaces an earlier one at once. `histories` and `met` as in `comparison_page`."""
     curves = (folder / "curves.png").exists()
-    write_file(folder / "report.html", comparison_page(comparison, histories))
+    write_file(folder / "report.html", comparison_page(comparison, histories, met))
     write_file(folder / "compare.csv", as_csv(comparison))
     write_json(folder / "compare.json", comparison.to_json())
-    write_file(folder / "report.md", as_markdown(comparison, curves))
+    write_file(folder / "report.md", as_markdown(comparison, curves, met))
 
 
 def as_csv(comparison: Comparison) -> str:
@@ -40,7 +44,7 @@ def as_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-def as_markdown(comparison: Comparison, curves: bool) -> str:
+def as_markdown(comparison: Comparison, curves: bool, met: Met = MappingProxyType({})) -> str:
     """The verdict, the table, the answers side by side and the worst regressions."""
     c, primary = comparison, comparison.metrics[comparison.primary]
     # a row may also be missing because it did not fit, which is decided before the draw
@@ -66,6 +70,8 @@ def as_markdown(comparison: Comparison, curves: bool) -> str:
         lines += ["", "## Loss on what was not trained for", "", *_table(c.retention, None)]
     if curves:
         lines += ["", "![training and held-out loss](curves.png)"]
+    for name, found in met.items():
+        lines += ["", f"## What the guards met in {name}", "", *incidents_table(found)]
     shown = [r for r in c.rows if r.adapter_answer is not None][:_SHOWN]
     lines += ["", "## Side by side", *(line for r in shown for line in _side_by_side(r))]
     for prompt, base, adapter in c.prompts:

@@ -1,17 +1,27 @@
-"""After the last step: the adapter folder and the curves."""
+"""After the last step: the adapter folder, the curves and the report."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from inlay.errors import StorageError
+from inlay.incidents import as_markdown, incidents
 from inlay.models.adapter import CARD, AdapterState
 from inlay.run import Run
 from inlay.storage import replace_folder, write_file, write_json
 from inlay.training import checkpoint as checkpoints
 from inlay.training.loop import Job
 from inlay.training.setup import Setup
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MARKS = {
+    "skipped": "#7a1fa2", "rollback": "#d81b60", "spike": "#bdbdbd", "out of memory": "#f9a825", "overfitting": "#5d4037",
+    "plateau": "#00897b", "escape": "#2e7d32", "failed": "#000000",
+}  # fmt: skip
 
 
 def export(setup: Setup, job: Job) -> int:
@@ -53,14 +63,39 @@ def export(setup: Setup, job: Job) -> int:
     return step
 
 
+def write_report(run: Run) -> Path:
+    """`reports/report.md`: what came out, and what the guards met. `inlay compare` puts a longer one in its place."""
+    result, head = run.record.get("result") or {}, f"# {run.name}: {run.record.get('status')}"
+    lines = [head]
+    if result:
+        lines = [
+            f"# {run.name}: {result['verdict']} by held-out loss",
+            "",
+            f"{result['base_eval_loss']:.4f} → {result['eval_loss']:.4f}: {result['difference']:+.4f} "
+            f"[{result['low']:+.4f}, {result['high']:+.4f}]; adapter of step {result['adapter_step']} of {result['steps']}.",
+        ]
+    lines += ["", "![training and held-out loss](curves.png)", "", "## What the guards met", ""]
+    path = run.reports / "report.md"
+    write_file(path, "\n".join([*lines, *as_markdown(incidents(run))]) + "\n")
+    return path
+
+
 def draw_curves(run: Run) -> Path:
-    """`reports/curves.png`: training and held-out loss, learning rate and gradient norm over the steps."""
+    """`reports/curves.png`; see `curves`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    path, drawn = run.reports / "curves.png", io.BytesIO()
+    FigureCanvasAgg(curves(run)).print_png(drawn)
+    write_file(path, drawn.getvalue())
+    return path
+
+
+def curves(run: Run) -> Figure:
+    """Training and held-out loss, learning rate and gradient norm over the steps; a mark wherever a guard answered."""
     from matplotlib.figure import Figure
 
     lines = run.metrics
     figure = Figure(figsize=(9, 6), dpi=110)
-    canvas = FigureCanvasAgg(figure)
     figure.subplots_adjust(left=0.08, right=0.9, bottom=0.08, top=0.94)  # laying out by measuring triples the time
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     trained = [line for line in lines if "loss" in line]
@@ -72,6 +107,11 @@ def draw_curves(run: Run) -> Path:
         best = min(held, key=lambda e: e["eval_loss"])
         note = {"xytext": (6, -12), "textcoords": "offset points", "color": "#b3441e"}
         loss.annotate(f"{best['eval_loss']:.3f} at step {best['step']}", (best["step"], best["eval_loss"]), **note)
+    named: set[str] = set()
+    for one in incidents(run):
+        label = None if one.kind in named else one.kind
+        loss.axvline(one.step, color=_MARKS[one.kind], linewidth=0.9, linestyle="--", alpha=0.7, label=label)
+        named.add(one.kind)
     loss.set_ylabel("loss, nats per trained token")
     loss.set_title(run.name)
     loss.legend()
@@ -81,8 +121,4 @@ def draw_curves(run: Run) -> Path:
     norm = rate.twinx()
     norm.plot(steps, [line["grad_norm"] for line in trained], color="#a0a0a0", linewidth=0.8)
     norm.set_ylabel("gradient norm")
-    path = run.reports / "curves.png"
-    drawn = io.BytesIO()
-    canvas.print_png(drawn)
-    write_file(path, drawn.getvalue())
-    return path
+    return figure

@@ -175,7 +175,9 @@ def _finish_step(
     evaluated = _evaluate_if_due(job, world, stop, reporter)
     progress.unfinished = None
     if world.is_first:
-        if step % job.config.train.log_steps == 0 or evaluated or step == job.total_steps:
+        evaluated |= _shortages_at(job, step)
+        noteworthy = evaluated or "event" in values or "spike" in values
+        if step % job.config.train.log_steps == 0 or noteworthy or step == job.total_steps:
             job.run.log_metrics(values | evaluated)
             for tracker in trackers:
                 tracker.log(step, values | evaluated)
@@ -270,7 +272,12 @@ def _evaluate_base(job: Job, world: World, stop: StopRequest, reporter: Reporter
     guards.require_finite_base(loss)
     job.progress.base_eval_loss = loss
     if world.is_first:
-        job.run.log_metrics({"step": 0, "eval_loss": loss})
+        job.run.log_metrics({"step": 0, "eval_loss": loss} | _shortages_at(job, 0))
+
+
+def _shortages_at(job: Job, step: int) -> dict[str, Any]:
+    found = [asdict(one) for one in job.shortages if one.step == step]
+    return {"out_of_memory": found} if found else {}
 
 
 def _evaluate_if_due(job: Job, world: World, stop: StopRequest, reporter: Reporter) -> dict[str, Any]:
@@ -294,18 +301,21 @@ def _evaluate_if_due(job: Job, world: World, stop: StopRequest, reporter: Report
     config = job.config.train
     patience = config.early_stopping_patience
     waited = patience is not None and progress.evals_without_gain >= patience
-    policy = {None: "note", "overfitting": config.on_overfitting}.get(found, config.on_plateau)
-    progress.stopped_early = waited or policy == "stop"
-    if policy == "escape" and progress.plateau is None and escape.is_over(step, job.save_every) < job.total_steps:
-        assert progress.diagnosis is not None
-        progress.plateau = {"step": step, "back_to": escape.start(step, job.save_every)} | progress.diagnosis
-        reporter.note(
-            f"step {step}: after the run's end it will be tried to escape from step {progress.plateau['back_to']} on"
-        )
-    return {"eval_loss": loss, "best": best} | ({"diagnosis": found} if found else {})
+    values = {"eval_loss": loss, "best": best}
+    progress.stopped_early = waited
+    if found is None:
+        return values
+    policy, done = config.on_overfitting if found.kind == "overfitting" else config.on_plateau, "noted"
+    if policy == "stop":
+        progress.stopped_early, done = True, "the run was stopped"
+    elif policy == "escape" and progress.plateau is None and escape.is_over(step, job.save_every) < job.total_steps:
+        progress.plateau = {"step": step, "back_to": escape.start(step, job.save_every)} | asdict(found)
+        done = f"after the run's end other ways go from step {progress.plateau['back_to']}"
+        reporter.note(f"step {step}: {done}")
+    return values | {"diagnosis": found.kind, "reason": found.reason, "done": done}
 
 
-def _diagnosed(job: Job, step: int, eval_loss: float, reporter: Reporter) -> str | None:
+def _diagnosed(job: Job, step: int, eval_loss: float, reporter: Reporter) -> plateau.Diagnosis | None:
     """What the curve up to this evaluation says, which is told where it is news."""
     config, progress = job.config.train, job.progress
     losses, progress.recent_losses = progress.recent_losses or [eval_loss], []
@@ -318,7 +328,7 @@ def _diagnosed(job: Job, step: int, eval_loss: float, reporter: Reporter) -> str
     known, progress.diagnosis = progress.diagnosis, asdict(found) if found else None
     if found and (known is None or known["kind"] != found.kind):
         reporter.note(f"step {step}: {found.kind}: {found.reason}")
-    return found.kind if found else None
+    return found
 
 
 def save_checkpoint(job: Job) -> None:
