@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from inlay.evaluation.compare import ComparedRow, Comparison
+from inlay.evaluation.groups import Group
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
 from inlay.evaluation.statistics import Difference, compare_scores
 
@@ -26,9 +27,10 @@ def made(rows: int = 40, adapter: str = "fine-tuned") -> Comparison:
         {"loss": (*nll, LOSS_METRICS["loss"]), "token_f1": (*scores, METRICS["token_f1"])}, resamples=200
     )
     nothing = Difference(0.0, 0.0, 0.0, 0.0, 0.0, 0, rows, 0, rows, 0.95, False)
+    groups = (Group("answer length", "3 to 9 tokens", 20, found), Group("answer length", "10 tokens", 20, found))
     return Comparison(
         "base", adapter, "loss", found, compared, (("A further prompt?", "One answer.", "Another answer."),), 2 * rows,
-        12.0, behaviour={"empty": nothing}, notes=("chosen as the best of 3",),
+        12.0, behaviour={"empty": nothing}, retention={"general text": found["loss"]}, groups=groups, notes=("chosen as the best of 3",),
     )  # fmt: skip
 
 

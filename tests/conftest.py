@@ -44,7 +44,7 @@ def config_tree(tmp_path: Path, tiny_base: Path, data_file: Path) -> Callable[..
             "adapter": {"rank": 4},
             "data": {"train": str(data_file)},
             "train": {"batch_size": 8, "micro_batch_size": 4, "max_steps": 4, "eval_steps": 2, "learning_rate": 1e-2},
-            "eval": {"max_new_tokens": 8, "resamples": 200},
+            "eval": {"max_new_tokens": 8, "resamples": 200, "retention_rows": 0},
             "track": {"trackers": []},
             "output": {"folder": str(tmp_path / "results")},
         }

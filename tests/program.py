@@ -11,7 +11,7 @@ from typing import Any
 
 QUICK = [
     "--set", "train.max_steps=3", "--set", "train.eval_steps=1", "--set", "eval.max_new_tokens=4",
-    "--set", "eval.resamples=200", "--set", "model.device=cpu", "--set", "model.dtype=float32",
+    "--set", "eval.resamples=200", "--set", "eval.retention_rows=0", "--set", "model.device=cpu", "--set", "model.dtype=float32",
     "--set", "track.trackers=[]", "--set", "adapter.rank=4",
 ]  # fmt: skip
 

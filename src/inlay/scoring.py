@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from inlay.data.encode import Encoder
     from inlay.data.types import Example
     from inlay.evaluation.compare import Comparison
+    from inlay.evaluation.retention import Sets
     from inlay.evaluation.score import HeldOut, Score
     from inlay.models.adapter import AdapterState
     from inlay.models.base import BaseRef
@@ -200,6 +202,10 @@ class Measurement:
     available: int
     data: str
     one_tokenizer: bool
+    other: Sets
+    """What none of them was trained for; empty where one model is measured alone."""
+    other_rows: tuple[HeldOut, ...]
+    other_scores: tuple[Score, ...]
 
 
 def measured(models: Sequence[Reference], data: str | None, prompts: Sequence[str], reporter: Reporter) -> Measurement:
@@ -212,25 +218,44 @@ def measured(models: Sequence[Reference], data: str | None, prompts: Sequence[st
         lead.config if lead else configs.validate({"model": {"base_model": models[0].base}, "data": {"train": "-"}})
     )
     examples, available, where = _examples(lead, data, config)
-    rows, scores, encoders = [], [], set()
+    other = _other(models, examples, config)
+    elsewhere = [example for kept in other.values() for example in kept]
+    rows, scores, other_rows, other_scores, encoders = [], [], [], [], set()
     for one in models:
         ready = _load(one, config)
-        limit = config.data.max_length if lead else context_length(ready.model.config)
+        context = context_length(ready.model.config)
+        limit = config.data.max_length if lead else context
         asked = [*config.eval.prompts, *prompts]
         rows.append(held_out(examples, ready.encoder, int(limit), config.data.overlong, asked))
         adapter = one.adapter(ready.digest)
-        scores.append(
-            score(
-                ready.model if adapter is None else adapter.attach_to(ready.model), one.name, rows[-1], ready.encoder,
-                batch_size=config.eval.batch_size, max_new_tokens=config.eval.max_new_tokens, device=ready.device,
-                dtype=ready.dtype, reporter=reporter,
-            )
+        scored = partial(
+            score, ready.model if adapter is None else adapter.attach_to(ready.model), one.name,
+            encoder=ready.encoder, batch_size=config.eval.batch_size, max_new_tokens=config.eval.max_new_tokens,
+            device=ready.device, dtype=ready.dtype, reporter=reporter,
         )  # fmt: skip
+        scores.append(scored(rows[-1]))
+        if elsewhere:
+            other_rows.append(held_out(elsewhere, ready.encoder, context, "drop", ()))
+            other_scores.append(scored(other_rows[-1], generate=False))
         encoders.add((ready.encoder.tokenizer_hash, ready.encoder.template_hash))
     # a question that is too long for one of the tokenizers is asked by none
     common = [n for n in rows[0].asked if all(n in one.asked for one in rows)]
     rows = [replace(one, asked={n: one.asked[n] for n in common}) for one in rows]
-    return Measurement(tuple(models), tuple(rows), tuple(scores), config, available, where, len(encoders) == 1)
+    return Measurement(
+        tuple(models), tuple(rows), tuple(scores), config, available, where, len(encoders) == 1,
+        other, tuple(other_rows), tuple(other_scores),
+    )  # fmt: skip
+
+
+def _other(models: Sequence[Reference], examples: Sequence[Example], config: Config) -> Sets:
+    from inlay.evaluation.retention import retention_sets
+    from inlay.evaluation.score import read_held_out
+
+    if len(models) == 1 or not config.eval.retention_rows:
+        return {}
+    trained = {one.run.path: one.run for one in models if one.run is not None}.values()
+    asked = [example for run in trained if is_there(run.heldout) for example in read_held_out(run.heldout)]
+    return retention_sets([*examples, *asked], config.eval.retention_rows, config.train.seed)
 
 
 def _examples(lead: Run | None, data: str | None, config: Config) -> tuple[tuple[Example, ...], int, str]:
@@ -268,6 +293,7 @@ def comparisons(found: Measurement, wanted: Sequence[str], where: Path) -> Compa
     """
     from inlay.evaluation.blind import preference
     from inlay.evaluation.compare import compare_pair
+    from inlay.evaluation.retention import retention
 
     config, notes = found.config, _notes(found)
     primary = config.eval.metric
@@ -284,10 +310,14 @@ def comparisons(found: Measurement, wanted: Sequence[str], where: Path) -> Compa
         )
         for model, scored in zip(found.models[1:], found.scores[1:], strict=True)
     ]  # fmt: skip
-    pairs = [
-        replace(one, preference=preference(one, where, resamples=config.eval.resamples, seed=config.train.seed))
-        for one in pairs
-    ]
+    drawn = {"resamples": config.eval.resamples, "seed": config.train.seed}
+    pairs = [replace(one, preference=preference(one, where, **drawn)) for one in pairs]
+    if found.other:
+        rows, (first, *others) = found.other_rows[0], found.other_scores
+        pairs = [
+            replace(one, retention=retention(found.other, rows, first, other, **drawn, per_token=found.one_tokenizer))
+            for one, other in zip(pairs, others, strict=True)
+        ]
     return replace(pairs[0], also=tuple(pairs[1:]))
 
 

@@ -75,6 +75,10 @@ def comparison_text(comparison: Comparison, columns: int) -> str:
         lines += ["", *_block(row.question, row.base_answer or "", row.adapter_answer or "", row.reference, columns)]
     for prompt, base, adapter in comparison.prompts:
         lines += ["", *_block(prompt, base, adapter, None, columns)]
+    if wrong := comparison.worse_answers:
+        lines += ["", f"answers worse on {len(wrong)} of {comparison.n} rows by {comparison.answer_metric}; the worst:"]
+        row = wrong[0]
+        lines += _block(row.question, row.base_answer or "", row.adapter_answer or "", row.reference, columns)
     worst = comparison.regressions[:3]
     if worst:
         lines += ["", f"worse on {len(comparison.regressions)} of {comparison.n} rows by loss; the worst:"]
@@ -88,6 +92,8 @@ def comparison_text(comparison: Comparison, columns: int) -> str:
     )
     broke = [f"{name}: {d.base:.1%} → {d.other:.1%}" for name, d in comparison.behaviour.items() if d.base or d.other]
     lines += ["", *textwrap.wrap(f"answers: {', '.join(broke)}", columns)] if broke else []
+    elsewhere = [f"{name}: {figure_shown(d.difference, '+')} {d.verdict}" for name, d in comparison.retention.items()]
+    lines += ["", *textwrap.wrap(f"loss elsewhere: {', '.join(elsewhere)}", columns)] if elsewhere else []
     lines += ["", *textwrap.wrap(verdict, columns), *textwrap.wrap(comparison.headline, columns)]
     lines += textwrap.wrap(comparison.preferred, columns)
     lines += [line for note in comparison.notes for line in textwrap.wrap(f"note: {note}", columns)]

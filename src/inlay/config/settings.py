@@ -226,6 +226,8 @@ class EvalConfig(Settings):
     """Longest answer generated for a comparison. Comparison is greedy."""
     resamples: Annotated[int, Field(ge=100)] = 10_000
     """Bootstrap resamples of the interval."""
+    retention_rows: Annotated[int, Field(ge=0)] = 24
+    """Rows of general text, and of each example task not trained for, whose loss a comparison also measures; 0: none."""
 
 
 class GenerationConfig(Settings):

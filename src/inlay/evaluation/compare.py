@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from inlay.data.types import Example
 from inlay.errors import ConfigError, unknown_name
 from inlay.evaluation.behaviour import BEHAVIOUR
+from inlay.evaluation.groups import Group, groups
 from inlay.evaluation.kinds import KINDS, LABEL_METRICS, answer_metric, metrics_for
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS, Array, Metric, TextMetric
 from inlay.evaluation.score import HeldOut, Score, question
@@ -54,6 +55,8 @@ class Comparison:
     """Empty, refusing and repeating answers; empty for documents."""
     retention: dict[str, Difference] = field(default_factory=dict)
     """Loss on text that was not trained for, by its name."""
+    groups: tuple[Group, ...] = ()
+    """The same by length, source and label, for the loss and the metric of the answers."""
     preference: Difference | None = None
     """Shares of the blindly judged rows whose answer a person preferred; None where nobody judged."""
     notes: tuple[str, ...] = ()
@@ -118,6 +121,20 @@ class Comparison:
         worse = [r for r in self.rows if r.adapter_loss > r.base_loss]
         return sorted(worse, key=lambda r: r.base_loss - r.adapter_loss)
 
+    @property
+    def worse_answers(self) -> list[ComparedRow]:
+        """Rows that the adapter answers worse, worst first; of equal ones those whose loss rose most."""
+        worse = [r for r in self.rows if self.gain(r) < 0]
+        return sorted(worse, key=lambda r: (self.gain(r), r.base_loss - r.adapter_loss))
+
+    def gain(self, row: ComparedRow) -> float:
+        """By how much the adapter's answer is better in `answer_metric`; 0 where that does not score the row."""
+        name = self.answer_metric
+        if name is None or name not in row.scores:
+            return 0.0
+        before, after = row.scores[name]
+        return after - before if self.metrics[name].higher_is_better else before - after
+
     def to_json(self) -> dict[str, Any]:
         """The value that `compare --json` prints."""
         adjusted = self.adjusted_p
@@ -137,10 +154,13 @@ class Comparison:
             "retention": {name: difference_json(d) for name, d in self.retention.items()},
             "preference": None if self.preference is None else difference_json(self.preference),
             "prompts": [{"prompt": p, "base": b, "adapter": a} for p, b, a in self.prompts],
-            "worst": [
-                {"source": r.source, "question": r.question, "base_loss": r.base_loss, "adapter_loss": r.adapter_loss}
-                for r in self.regressions[:5]
+            "groups": [
+                {"by": g.by, "name": g.name, "n": g.n}
+                | {"metrics": {name: difference_json(d) for name, d in g.differences.items()}}
+                for g in self.groups
             ],
+            "worst": [row_json(r) for r in self.regressions[:5]],
+            "worst_answers": [row_json(r) for r in self.worse_answers[:5]],
             "time_s": round(self.time_s, 3),
             "also": [one.to_json() for one in self.also],
         }
@@ -148,6 +168,13 @@ class Comparison:
 
 def _said(what: str, d: Difference) -> str:
     return f"{what}: {d.verdict} ({d.difference:+.4g} [{d.low:+.4g}, {d.high:+.4g}])"
+
+
+def row_json(r: ComparedRow) -> dict[str, Any]:
+    """A row with both answers as JSON."""
+    values: dict[str, Any] = {"source": r.source, "question": r.question, "reference": r.reference}
+    values |= {"base": r.base_answer, "adapter": r.adapter_answer}
+    return values | {"base_loss": r.base_loss, "adapter_loss": r.adapter_loss}
 
 
 def difference_json(d: Difference) -> dict[str, Any]:
@@ -262,8 +289,8 @@ def compare_pair(
         metric_pairs = {m: (sides[0].statistics[m], sides[1].statistics[m], everything[m]) for m in names}
         first = everything[names[0]]
         places = covered(first, rows) if isinstance(first, TextMetric) else range(len(rows.examples))
-        groups = None if clusters is None else [clusters[n] for n in places]
-        found |= compare_scores(metric_pairs, resamples=resamples, seed=seed, clusters=groups)
+        drawn = None if clusters is None else [clusters[n] for n in places]
+        found |= compare_scores(metric_pairs, resamples=resamples, seed=seed, clusters=drawn)
     scores: dict[int, dict[str, tuple[float, float]]] = {n: {} for n in range(len(rows.examples))}
     for name, metric in texts.items():
         a, b = (metric.scores(side.statistics[name]) for side in sides)
@@ -271,10 +298,25 @@ def compare_pair(
             scores[n][name] = (float(a[k]), float(b[k]))
     compared = tuple(_row(rows, n, base, adapter, scores[n]) for n in scores)
     prompts = tuple(zip(rows.prompts, base.prompt_answers, adapter.prompt_answers, strict=False))
-    return Comparison(
+    made = Comparison(
         base.name, adapter.name, chosen, {m: found[m] for m in [*losses, *texts]}, compared, prompts, available,
         base.time_s + adapter.time_s, behaviour={m: found[m] for m in BEHAVIOUR if m in found},
     )  # fmt: skip
+    named = [name for name in ("loss" if per_token else "bits_per_byte", made.answer_metric) if name is not None]
+    pairs = {}
+    for name in named:
+        before, after = (_over_all_rows(name, everything[name], side, rows) for side in sides)
+        pairs[name] = (before, after, everything[name])
+    return replace(made, groups=groups(rows, pairs, resamples=resamples, seed=seed))
+
+
+def _over_all_rows(name: str, metric: Metric, side: Measured, rows: HeldOut) -> Array:
+    """(N, S) statistics with NaN where a row is not scored."""
+    places = covered(metric, rows) if isinstance(metric, TextMetric) else np.flatnonzero(side.score.weight > 0)
+    statistics = side.statistics[name]
+    found = np.full((len(rows.examples), metric.size), np.nan)
+    found[places] = statistics if isinstance(metric, TextMetric) else statistics[places]
+    return found
 
 
 def _same_rows(metrics: Mapping[str, Metric], rows: HeldOut) -> list[list[str]]:

@@ -84,7 +84,10 @@ def _parts(c: Comparison, histories: Mapping[str, History], met: Met) -> list[Ht
         said = note("Shares of the answers. They have no say in the verdict.")
         parts.append(section("What answers should not become", *_metrics(c.behaviour), said))
     if c.retention:
-        parts.append(section("What was not trained for", *_metrics(c.retention)))
+        said = note("Loss on rows that none of these models was trained for: what a model forgot, or got for nothing.")
+        parts.append(section("What was not trained for", *_metrics(c.retention), said))
+    if c.groups:
+        parts.append(_groups(c))
     parts += [*_curves(histories), *_incidents(met), _rows(c)]
     if c.prompts:
         parts.append(section("Extra prompts", (_prompt(c, *prompt) for prompt in c.prompts)))
@@ -122,6 +125,20 @@ def _metrics(
         table(head, short, range(1, 4), roomy=[4]),
         tag("details", tag("summary", "every figure"), every),
     ]
+
+
+def _groups(c: Comparison) -> Html:
+    said = note("The same rows by length, source and label. Of many groups one may differ by luck.")
+    shown: list[Html] = []
+    for by in dict.fromkeys(group.by for group in c.groups):
+        found = {
+            f"{group.name} ({group.n} rows): {metric}": d
+            for group in c.groups
+            if group.by == by
+            for metric, d in group.differences.items()
+        }
+        shown += [tag("h3", f"By {by}"), *_metrics(found)]
+    return section("Where", said, shown)
 
 
 def _good_is_right(d: Difference) -> tuple[float, float, float]:
@@ -193,7 +210,7 @@ def _spread(name: str, changes: Sequence[float], *, higher_is_better: bool) -> H
 def _rows(c: Comparison) -> Html:
     """Every row with both answers, the worst first; of very many those whose loss changed most."""
     name = c.answer_metric
-    ranked = sorted(enumerate(c.rows), key=lambda pair: (_gain(c, pair[1]), -_loss_change(pair[1])))
+    ranked = sorted(enumerate(c.rows), key=lambda pair: (c.gain(pair[1]), -_loss_change(pair[1])))
     if len(ranked) > _MOST_ROWS:
         moved = sorted(ranked, key=lambda pair: -abs(_loss_change(pair[1])))[:_MOST_ROWS]
         kept = {n for n, _ in moved}
@@ -215,17 +232,8 @@ def _loss_change(row: ComparedRow) -> float:
     return row.adapter_loss - row.base_loss
 
 
-def _gain(c: Comparison, row: ComparedRow) -> float:
-    """By how much the answer is better, in the metric that says whether answers are right."""
-    name = c.answer_metric
-    if name is None or name not in row.scores:
-        return 0.0
-    before, after = row.scores[name]
-    return after - before if c.metrics[name].higher_is_better else before - after
-
-
 def _item(c: Comparison, row: ComparedRow, places: Mapping[str, float]) -> Item:
-    kind = _sign(_gain(c, row)) or _sign(-_loss_change(row)) or "same"
+    kind = _sign(c.gain(row)) or _sign(-_loss_change(row)) or "same"
     return Item(kind, _shown(c, row, kind), {**places, "loss": round(_loss_change(row), 6)})
 
 

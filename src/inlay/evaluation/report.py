@@ -68,6 +68,8 @@ def as_markdown(comparison: Comparison, curves: bool, met: Met = MappingProxyTyp
         lines += ["", "## What answers should not become", "", *_table(c.behaviour, None)]
     if c.retention:
         lines += ["", "## Loss on what was not trained for", "", *_table(c.retention, None)]
+    if c.groups:
+        lines += ["", "## Where", "", *_groups(c)]
     if curves:
         lines += ["", "![training and held-out loss](curves.png)"]
     for name, found in met.items():
@@ -76,9 +78,11 @@ def as_markdown(comparison: Comparison, curves: bool, met: Met = MappingProxyTyp
     lines += ["", "## Side by side", *(line for r in shown for line in _side_by_side(r))]
     for prompt, base, adapter in c.prompts:
         lines += ["", f"**{_one_line(prompt)}**", "", f"- base: {_one_line(base)}", f"- adapter: {_one_line(adapter)}"]
-    worst = c.regressions[:_SHOWN]
+    if c.answer_metric is not None:
+        lines += ["", f"## Worst answers by {c.answer_metric}"]
+        lines += [line for r in c.worse_answers[:_SHOWN] for line in _side_by_side(r)] or ["", "No answer got worse."]
     lines += ["", "## Worst regressions by loss"]
-    lines += [line for r in worst for line in _side_by_side(r)] or ["", "No row got worse."]
+    lines += [line for r in c.regressions[:_SHOWN] for line in _side_by_side(r)] or ["", "No row got worse."]
     return "\n".join(lines) + "\n"
 
 
@@ -94,6 +98,20 @@ def _table(differences: dict[str, Difference], adjusted: dict[str, float] | None
             f"| {detectable} | {d.p if adjusted is None else adjusted[name]:.2g} "
             f"| {d.wins} / {d.ties} / {d.losses} | {d.verdict} |"
         )
+    return lines
+
+
+def _groups(c: Comparison) -> list[str]:
+    lines = [
+        "| by | rows | metric | base | adapter | difference | interval | verdict |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for g in c.groups:
+        for name, d in g.differences.items():
+            lines.append(
+                f"| {g.by}: {_one_line(g.name)} | {g.n} | {name} | {d.base:.4g} | {d.other:.4g} | {d.difference:+.4g} "
+                f"| [{d.low:+.4g}, {d.high:+.4g}] | {d.verdict} |"
+            )
     return lines
 
 

@@ -113,7 +113,7 @@ def score(
     """
     began = time.perf_counter()
     prompts = _prompt_ids(rows.prompts, encoder, context_length(model.config)) if generate else []
-    reporter.stage(f"{name}: loss on {len(rows.examples)} held-out rows")
+    reporter.stage(f"{name}: loss on {len(rows.examples)} rows")
     shares = micro_batches(range(len(rows.tokens)), rows.tokens.lengths, batch_size)
     sequence_scores = score_rows(model, rows.tokens, shares, encoder.pad_id, device, dtype).numpy()
     totals = np.zeros((2, len(rows.examples)))

@@ -1,0 +1,64 @@
+"""What a model was not trained for and should not forget: general text, and the example tasks of others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from inlay.data.domain import domains
+from inlay.data.read import read_examples
+from inlay.data.splits import draw, prompt_key
+from inlay.data.types import Example
+from inlay.evaluation.metrics import LOSS_METRICS
+from inlay.evaluation.score import HeldOut, Score
+from inlay.evaluation.statistics import Difference, paired_bootstrap
+
+GENERAL = "general text"
+
+Sets = Mapping[str, tuple[Example, ...]]
+"""Rows by the name of what they are."""
+
+
+def retention_sets(trained_for: Iterable[Example], rows: int, seed: int) -> Sets:
+    """At most so many rows of general text and of each example task that none of `trained_for` asks about."""
+    asked = {prompt_key(example) for example in trained_for}
+    general = Path(str(resources.files("inlay") / "builtin" / "general.jsonl"))
+    found = {GENERAL: read_examples(str(general)).examples}
+    for name, task in domains().items():
+        train, heldout = task.read()
+        if asked.isdisjoint(map(prompt_key, (*train, *heldout))):
+            found[name] = heldout
+    return {name: tuple(kept[n] for n in draw(len(kept), rows, seed)) for name, kept in found.items()}
+
+
+def retention(
+    sets: Sets,
+    rows: HeldOut,
+    base: Score,
+    adapter: Score,
+    *,
+    resamples: int,
+    seed: int,
+    per_token: bool,
+) -> dict[str, Difference]:
+    """By name of the set, its loss under both models, in bits per byte where they have different tokenizers.
+
+    `rows` and the scores are over the rows of all sets, one after the other.
+    """
+    found, start = {}, 0
+    for name, kept in sets.items():
+        part = slice(start, start + len(kept))
+        start = part.stop
+        units = base.weight[part] if per_token else np.maximum(rows.trained_bytes[part], 1)
+        fits = (base.weight[part] > 0) & (adapter.weight[part] > 0)  # a row may be too long for a model
+        if not fits.any():
+            continue
+        scale = 1.0 if per_token else math.log(2)
+        sides = [np.stack([side.nll[part] / scale, units], 1)[fits] for side in (base, adapter)]
+        metric = LOSS_METRICS["loss" if per_token else "bits_per_byte"]
+        found[name] = paired_bootstrap(sides[0], sides[1], metric, resamples=resamples, seed=seed)
+    return found
