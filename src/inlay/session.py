@@ -306,6 +306,7 @@ def _open_folder(claim: Claim, setup: Setup, reporter: Reporter, held: contextli
         quantization=setup.quantization,
         heldout_available=setup.data.heldout_available,
         max_length=setup.data.max_length,
+        eval_batch_size=setup.eval_batch_size,
         **setup.inputs,
     )
     return run
@@ -487,6 +488,7 @@ def _restore(job: Job, world: World, reporter: Reporter) -> None:
         reporter.note(f"{newest.path.name} was computed with other versions ({other}): bits may differ from here on")
     put_back(job, newest)
     job.shortages, progress = recorded(job.run), job.progress
+    job.eval_batch_size = job.run.record.get("eval_batch_size", job.eval_batch_size)  # as it was planned then
     if world.is_first:
         last_logged = progress.step - (progress.unfinished is not None)
         if progress.metrics_seal and (said := job.run.mend_metrics(progress.metrics_seal)):

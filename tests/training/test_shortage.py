@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from inlay.config import load
 from inlay.engine import loss as engine_loss
 from inlay.engine.direct.model import DirectModel
+from inlay.engine.memory import held_bytes, release
 from inlay.engine.plain import PlainModel
-from inlay.errors import Interrupted, TrainingError
+from inlay.errors import ConfigError, Interrupted, TrainingError
 from inlay.models.adapter import AdapterState
 from inlay.run import Run
 from inlay.training.loop import run_job
@@ -157,6 +158,56 @@ def same(run: Run, calm: Run) -> None:
             assert line.get(key) == other.get(key)
         for key in ("loss", "eval_loss", "grad_norm"):
             assert line.get(key, 0) == pytest.approx(other.get(key, 0), rel=1e-4)
+
+
+def long_rows(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Rows of which eight at once take 80 MB and more on the tiny base, and one about 10 MB."""
+    rows = [{"question": f"Number {n}?", "answer": f"{n} " + "word " * 180} for n in range(24)]
+    return str(write_rows(tmp_path_factory.mktemp("long") / "data.jsonl", rows))
+
+
+def test_training_and_evaluation_beyond_a_planned_limit_are_computed_again_in_smaller_batches(
+    config_tree: Tree, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = {"batch_size": 8, "micro_batch_size": 8, "max_steps": 2, "eval_steps": 2, "engine": "plain"}
+    data = {"train": long_rows(tmp_path_factory), "check": "off"}
+    calm = train(config_tree(train=plan | {"micro_batch_size": 1}, data=data, eval={"batch_size": 1}))
+    limits: list[int] = []
+
+    def modest(setup: Setup, run: Run) -> Any:  # the estimate would have cut the batches before
+        job = make(setup, run)
+        release("cpu")
+        job.max_memory_bytes = held_bytes("cpu") + 45_000_000
+        limits.append(job.max_memory_bytes)
+        return job
+
+    make = Setup.job
+    monkeypatch.setattr(Setup, "job", modest)
+    run = train(config_tree(train=plan, data=data, eval={"batch_size": 8}))
+    found = run.record["out_of_memory"]
+    assert {one["phase"] for one in found} == {"training", "evaluation"}
+    assert all("were held, train.max_memory allows" in one["error"] for one in found)
+    assert all(line["memory_bytes"] < 1.1 * limits[0] for line in run.metrics if "loss" in line)
+    same(run, calm)
+
+
+def test_a_limit_is_planned_with_before_anything_is_trained(
+    config_tree: Tree, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    data = {"train": long_rows(tmp_path_factory), "check": "off"}
+
+    def planned(room: int | str) -> Setup:
+        release("cpu")
+        limit = room if isinstance(room, str) else f"{held_bytes('cpu') + room}"
+        tree = config_tree(data=data, train={"batch_size": 8, "micro_batch_size": "auto", "max_memory": limit})
+        return set_up(load(tree=tree), Quiet(), World())
+
+    roomy, close = planned("900GB"), planned(40_000_000)
+    assert (roomy.config.train.micro_batch_size, roomy.eval_batch_size) == (8, 16)
+    assert 1 <= close.config.train.micro_batch_size < 8
+    assert 1 <= close.eval_batch_size < 16
+    with pytest.raises(ConfigError, match=r"50MB leave 0 B beside what Python and the libraries hold. Lower"):
+        planned("50MB")
 
 
 def test_a_shortage_is_remembered_by_a_run_that_is_stopped_and_resumed(

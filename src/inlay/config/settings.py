@@ -195,7 +195,9 @@ class TrainConfig(Settings):
     export: Literal["best", "last"] = "best"
     """Which step becomes the run's adapter."""
     max_memory: str | None = None
-    """Memory the run may plan with, such as `8GB`. Default: what the device has free."""
+    """Memory that each process may hold, such as `8GB`: tensors on CUDA and MPS, all that is resident on a CPU. The run is
+    planned within it, and what goes beyond it is computed again in smaller batches. Default: what the device has free,
+    for the plan alone."""
 
     @model_validator(mode="after")
     def _settings_take_effect(self) -> TrainConfig:

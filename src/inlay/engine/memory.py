@@ -1,16 +1,22 @@
-"""What a run will hold in memory, from shapes alone."""
+"""What a run will hold in memory, from shapes alone, and what it does hold, against a planned limit."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
+import importlib
+import resource
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from inlay.errors import TrainingError
+from inlay.events import bytes_shown
 from inlay.models.quantization import constant_bytes
 
 
@@ -39,11 +45,70 @@ def first_line(error: BaseException) -> str:
 
 def release(device: str) -> None:
     """Hands back what the allocator holds but nobody uses."""
-    if device != "cpu":  # which keeps nothing back
-        gc.collect()
+    gc.collect()
+    if device != "cpu":
         (torch.mps if device == "mps" else torch.cuda).empty_cache()
+    elif sys.platform == "linux":  # freed blocks below a growing threshold stay resident until glibc is asked
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
+class BeyondLimit(MemoryError):
+    """A pass has held more memory than was planned for it."""
+
+
+@contextlib.contextmanager
+def limited(device: str, limit_bytes: int | None) -> Iterator[None]:
+    """Measures the memory that is held inside. Raises: BeyondLimit at the end when its peak was above the limit.
+
+    Allocated memory on CUDA and MPS, resident memory of this process on a CPU. Where the system keeps no peak that can
+    be reset (Linux and CUDA do), what is held at the end counts.
+    """
+    if limit_bytes is None:
+        yield
+        return
+    if held_bytes(device) > _NEAR * limit_bytes:
+        release(device)
+    marked = _reset_peak(device)
+    yield
+    held = peak_bytes(device) if marked else held_bytes(device)
+    if held > limit_bytes:
+        raise BeyondLimit(f"{bytes_shown(held)} were held, train.max_memory allows {bytes_shown(limit_bytes)}")
+
+
+def held_bytes(device: str) -> int:
+    """Memory that is held now: tensors on a device with memory of its own, else what of this process is resident."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.memory_allocated())
+    if device == "mps":
+        return int(torch.mps.current_allocated_memory())
+    return int(importlib.import_module("psutil").Process().memory_info().rss)
+
+
+def peak_bytes(device: str) -> int:
+    """The most that was held since the start or the last `limited`: tensors on CUDA, elsewhere resident memory."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _reset_peak(device: str) -> bool:
+    """Whether `peak_bytes` now counts from here."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    if device != "cpu" or sys.platform != "linux":
+        return False
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Source: man 5 proc, /proc/pid/clear_refs
+    except OSError:
+        return False
+    return True
+
+
+_NEAR = 0.75  # of the limit: above it, what nobody uses is handed back before a pass is measured
 _NO_ROOM = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 LAYER_NAMES = ("num_hidden_layers", "n_layer", "num_layers")
 

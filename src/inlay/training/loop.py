@@ -23,6 +23,7 @@ from inlay.config import Config
 from inlay.data.batches import collate, epochs_done, micro_batches, step_rows
 from inlay.data.tokens import TokenSet
 from inlay.engine.loss import score_rows
+from inlay.engine.memory import peak_bytes
 from inlay.engine.plain import Engine
 from inlay.errors import Interrupted
 from inlay.events import Reporter
@@ -60,11 +61,14 @@ class Job:
     pad_id: int
     device: str
     micro_batch_size: int
+    eval_batch_size: int
     peak_learning_rate: float
     total_steps: int
     eval_every: int
     save_every: int
     autocast_dtype: torch.dtype | None = None
+    max_memory_bytes: int | None = None
+    """What a pass may hold; beyond it is out of memory."""
     inputs: dict[str, str] = field(default_factory=dict)
     """Digests of data, base, tokenizer and template; every checkpoint carries them."""
     versions: dict[str, str | None] = field(default_factory=dict)
@@ -162,7 +166,7 @@ def _optimizer_step(job: Job, world: World, stop: StopRequest, reporter: Reporte
         **({} if spike is None else {"spike": round(spike, 1)}),
         "micro_batch_size": micro_batch_size,
         "tokens_per_s": float(job.lengths[rows].sum() / took_s),
-        "memory_bytes": float(memory_bytes(job.device)),
+        "memory_bytes": float(peak_bytes(job.device)),
         "time_s": round(progress.train_time_s, 3),
     }
 
@@ -376,14 +380,3 @@ def way_on(run: Run) -> str:
         "A checkpoint is saved. Go on with the same command and --resume, or with: "
         f"inlay checkpoints resume {shlex.quote(str(run.path))}"
     )
-
-
-def memory_bytes(device: str) -> int:
-    """Peak memory of this process: on the device where it has its own, else resident."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated())
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

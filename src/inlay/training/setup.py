@@ -18,10 +18,10 @@ from inlay.data.encode import Encoder
 from inlay.data.prepare import PreparedData, prepare
 from inlay.data.tokens import TokenSet
 from inlay.engine.choose import choose
-from inlay.engine.memory import LAYER_NAMES, MemoryEstimate, estimate, largest_micro_batch, shape_of
+from inlay.engine.memory import LAYER_NAMES, MemoryEstimate, estimate, held_bytes, largest_micro_batch, shape_of
 from inlay.engine.plain import Engine
 from inlay.errors import ConfigError
-from inlay.events import Reporter
+from inlay.events import Reporter, bytes_shown
 from inlay.models import base as bases
 from inlay.models.adapter import alpha_of, attach, lora_layers
 from inlay.models.machine import library_versions, memory_facts
@@ -58,6 +58,8 @@ class Setup:
     total_parameters: int
     targets: list[str]
     memory: MemoryEstimate
+    eval_batch_size: int
+    """Rows at a time of an evaluation: `eval.batch_size`, or as many as `train.max_memory` has room for."""
     total_steps: int
     eval_every: int
     save_every: int
@@ -135,11 +137,13 @@ class Setup:
             pad_id=self.encoder.pad_id,
             device=self.device,
             micro_batch_size=int(train.micro_batch_size),
+            eval_batch_size=self.eval_batch_size,
             peak_learning_rate=float(train.learning_rate),
             total_steps=self.total_steps,
             eval_every=self.eval_every,
             save_every=self.save_every,
             autocast_dtype=autocast,
+            max_memory_bytes=parse_bytes(train.max_memory) if train.max_memory else None,
             inputs=self.inputs,
             versions=library_versions(),
             progress=Progress(planned_steps=self.total_steps),
@@ -205,7 +209,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     text = getattr(architecture, "text_config", None) or architecture
     hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
     choices.settle("train.learning_rate", *auto_learning_rate(hidden, str(architecture.model_type)))
-    memory = _fitted(model, choices, trainable, data.max_length, device.device)
+    memory, eval_batch_size = _fitted(model, choices, trainable, data.max_length, device.device, world)
     reporter.stage("checking the engine on one micro batch")
     engine, why = choose(
         config.train.engine, model, _tried(data.train, config, encoder.pad_id).to(device.device), device.device,
@@ -222,7 +226,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     return Setup(
         config=choices.config_settled(), reasons=choices.reasons, base=base, base_digest=base_digest, encoder=encoder,
         data=data, model=model, device=device.device, dtype=getattr(torch, dtype.dtype), quantization=quantization, engine=engine,
-        trainable=trainable, total_parameters=total_parameters, targets=targets, memory=memory, total_steps=total,
+        trainable=trainable, total_parameters=total_parameters, targets=targets, memory=memory, eval_batch_size=eval_batch_size, total_steps=total,
         eval_every=eval_every, save_every=save_every,
     )  # fmt: skip
 
@@ -253,10 +257,15 @@ def _adapted(
     return model, targets
 
 
-def _fitted(model: Any, choices: _Choices, trainable: int, max_length: int, device: str) -> MemoryEstimate:
-    """Settles the micro batch and estimates what it needs. Raises: ConfigError when that is more than was allowed."""
-    train = choices.config.train
-    room, limit_reason = _room_bytes(choices.config, device)
+def _fitted(
+    model: Any, choices: _Choices, trainable: int, max_length: int, device: str, world: World
+) -> tuple[MemoryEstimate, int]:
+    """(what the micro batch, settled here, is estimated to need, rows at a time of an evaluation that needs no more).
+
+    Raises: ConfigError when it is more than `train.max_memory` leaves.
+    """
+    config, train = choices.config, choices.config.train
+    room = int(world.broadcast_text(str(_room_bytes(model, config, trainable, device))))  # all ranks cut alike
     micro = train.micro_batch_size
     if micro == "auto":
         cap = _TOKEN_CAP[device.partition(":")[0]]
@@ -266,22 +275,29 @@ def _fitted(model: Any, choices: _Choices, trainable: int, max_length: int, devi
         choices.settle("train.micro_batch_size", micro, reason)
     micro_size = min(int(micro), train.batch_size)
     memory = estimate(model, trainable, micro_size, max_length, train.gradient_checkpointing)
-    if train.max_memory and memory.total > room:
+    if train.max_memory is None:
+        return memory, config.eval.batch_size
+    if memory.total > room:
         raise ConfigError(
-            f"train.max_memory: the run needs about {memory.total / 1e9:.2f} GB at micro_batch_size {micro_size}, more than "
-            f"{limit_reason}. Lower data.max_length or adapter.rank, set train.gradient_checkpointing=true, or quantize."
+            f"train.max_memory: the run needs about {bytes_shown(memory.total)} at micro_batch_size {micro_size}, and "
+            f"{train.max_memory} leave {bytes_shown(max(0, room))} beside what Python and the libraries hold. Lower "
+            "train.micro_batch_size, data.max_length or adapter.rank, set train.gradient_checkpointing=true, or quantize."
         )
-    return memory
+    # a forward pass alone saves no more than one with gradient checkpointing
+    cap = config.eval.batch_size * max_length
+    rows, _ = largest_micro_batch(model, trainable, config.eval.batch_size, max_length, True, room, cap)
+    return memory, rows
 
 
-def _room_bytes(config: Config, device: str) -> tuple[int, str]:
-    """Memory to plan with, and what set it."""
+def _room_bytes(model: Any, config: Config, trainable: int, device: str) -> int:
+    """Memory to plan a run with; of `train.max_memory` what Python and the libraries leave."""
     if config.train.max_memory:
-        return parse_bytes(config.train.max_memory), f"train.max_memory {config.train.max_memory}"
+        loaded = estimate(model, trainable, 0, 0, gradient_checkpointing=False).weights + 4 * trainable
+        return parse_bytes(config.train.max_memory) - max(0, held_bytes(device) - loaded)
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free * 0.9), "the device's free memory"
-    return int(memory_facts()["available_bytes"] * 0.7), "the memory that is free"
+        return int(free * 0.9)
+    return int(memory_facts()["available_bytes"] * 0.7)
 
 
 def parse_bytes(text: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from inlay.engine.memory import first_line, is_out_of_memory, release
+from inlay.engine.memory import first_line, is_out_of_memory, limited, release
 from inlay.errors import TrainingError
 from inlay.events import Reporter
 from inlay.run import Run
@@ -41,7 +41,7 @@ def recorded(run: Run) -> list[Shortage]:
 
 def batch_size_at(job: Job, phase: str, step: int) -> int:
     """Rows of one forward pass: as configured, or as few as a shortage up to this step has left."""
-    wanted = job.micro_batch_size if phase == TRAINING else job.config.eval.batch_size
+    wanted = job.micro_batch_size if phase == TRAINING else job.eval_batch_size
     return min([wanted, *(s.batch_size for s in job.shortages if s.phase == phase and s.step <= step)])
 
 
@@ -55,7 +55,8 @@ def with_memory(
     while True:
         size, failed = batch_size_at(job, phase, step), ""
         try:
-            result = compute(size)
+            with limited(job.device, job.max_memory_bytes):
+                result = compute(size)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or (size == 1 and world.size == 1):
                 raise
