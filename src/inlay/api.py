@@ -230,6 +230,20 @@ def evaluate(
     return {"name": named.name, "n": len(rows.examples), "metrics": values, "time_s": round(scored.time_s, 3)}
 
 
+def cross_validate(
+    config: ConfigLike, folds: int = 5, *, metrics: Sequence[str] = (), reporter: Reporter | None = None
+) -> dict[str, Any]:
+    """Trains once a fold and scores every row by the adapter that never saw it, against the base.
+
+    {"folds", "folder", "rows", "verdict", "metrics": {metric: {"pooled": a difference with its interval over all rows,
+    "mean", "spread", …}}, "per_fold": […], "notes"}. The runs lie in one folder; called again it goes on where it was.
+    Raises: ConfigError for fewer than two folds or a config with `data.eval`; else as `train`.
+    """
+    from inlay.folds import cross_validate as validated
+
+    return validated(as_config(config), folds, metrics, reporter or PlainReporter())
+
+
 # --- look ----------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import typer
 from inlay.cli.help import verb
 from inlay.cli.options import Folder, Json, NoAdapter, RunName, RunOption, Sampling
 from inlay.cli.outcome import Output
+from inlay.errors import UserError
 
 PANEL = "Use a run"
 
@@ -81,13 +82,36 @@ def evaluate(
     base: NoAdapter = False,
     data: DataOption = None,
     metrics: MetricsOption = "",
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Cross-validate: MODEL is then a config or data file, as for train. One run a fold.",
+            show_default=False,
+        ),
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="With --folds: the base, as for train.")
+    ] = None,
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="With --folds: any setting, as for train.")
+    ] = [],  # noqa: B006
     output: Folder = "results",
     as_json: Json = False,
 ) -> Output:
-    """Score one model on held-out rows."""
+    """Score one model on held-out rows, or cross-validate a config."""
     from inlay import api
     from inlay.cli import progress, view
 
+    if folds is not None:
+        if model is None or base or data:
+            raise UserError("--folds: name a config or data file, as for train; --base and --data have no place here.")
+        given = {"model.base_model": base_model, "output.folder": output if output != "results" else None}
+        config = api.config_of(model, settings, None, given)
+        found = api.cross_validate(config, folds, metrics=_names(metrics), reporter=progress.reporter())
+        return Output(found, view.folds_text(found, view.width()))
+    if base_model or settings:
+        raise UserError("--model and --set belong to --folds. A run is scored with the settings it was trained with.")
     result = api.evaluate(
         model, adapter=not base, data=data, metrics=_names(metrics), reporter=progress.reporter(), folder=output
     )

@@ -143,6 +143,35 @@ def evaluation_text(result: dict[str, Any]) -> str:
     return "\n".join(lines + [f"  {name:<14} {value:.4g}" for name, value in result["metrics"].items()])
 
 
+def folds_text(found: dict[str, Any], columns: int) -> str:
+    """The folds by the metric that decides, every metric over all rows, and the verdict."""
+    primary, head = found["primary"], f"{'base':>8} {'adapter':>8} {'change':>8} {'95% interval':^18}"
+    lines = [f"{found['folds']} folds, {found['rows']:,} of {found['available']:,} rows held out once each", ""]
+    lines.append(f"{primary:<14} {head} verdict")
+    for n, fold in enumerate(found["per_fold"], 1):
+        lines.append(_fold_line(f"fold {n} ({fold['n']})", fold["metrics"][primary]) + f" {fold['verdict']}")
+    lines += ["", f"{'all rows':<14} {head} mean ± spread of the folds"]
+    for name, metric in found["metrics"].items():
+        spread = f"{figure_shown(metric['mean'])} ± {figure_shown(metric['spread'])}"
+        lines.append(_fold_line(name + "*" * (name == primary), metric["pooled"]) + f" {spread}")
+    pooled = found["metrics"][primary]["pooled"]
+    verdict = (
+        f"verdict: {found['verdict']} by {primary}: {pooled['difference']:+.4f} "
+        f"[{pooled['low']:+.4f}, {pooled['high']:+.4f}] over all rows; {found['reason']}"
+    )
+    lines += ["* decides the verdict", "", *textwrap.wrap(verdict, columns)]
+    lines += [line for note in found["notes"] for line in textwrap.wrap(f"note: {note}", columns)]
+    return "\n".join([*lines, f"runs and folds.json: {found['folder']}"])
+
+
+def _fold_line(head: str, d: dict[str, Any]) -> str:
+    interval = f"[{figure_shown(d['low'], '+')}, {figure_shown(d['high'], '+')}]"
+    return (
+        f"{head:<14} {figure_shown(d['base']):>8} {figure_shown(d['adapter']):>8} "
+        f"{figure_shown(d['difference'], '+'):>8} {interval:^18}"
+    )
+
+
 def explanation_text(rows: list[dict[str, Any]], columns: int) -> str:
     from inlay.config.render import default_text
 

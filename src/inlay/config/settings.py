@@ -110,6 +110,9 @@ class DataConfig(Settings):
     """Renames fields before the format reads them: {wanted: name in the file}."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the rows held out when no `eval` file is given. Rows with the same prompt stay on one side."""
+    fold: Annotated[str, Field(pattern=r"^[1-9][0-9]*/[1-9][0-9]*$")] | None = None
+    """Instead of `eval_fraction`: hold out one of so many parts of the rows, made by their content, such as `2/5`. The
+    parts of one number together are all rows, each once."""
     max_length: Auto | Annotated[int, Field(ge=8)] = "auto"
     """Longest sequence in tokens. `auto` is the 99th percentile of the rows, at most the model's context."""
     check: Literal["refuse", "warn", "off"] = "refuse"
@@ -131,6 +134,16 @@ class DataConfig(Settings):
     def _fraction_takes_effect(self) -> DataConfig:
         if self.eval is not None and _is_changed(self, "eval_fraction"):
             raise ValueError("eval_fraction has no effect with data.eval, whose rows are held out; leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_the_parts(self) -> DataConfig:
+        if self.fold is not None:
+            part, parts = map(int, self.fold.split("/"))
+            if not part <= parts or parts < 2:
+                raise ValueError(f"fold {self.fold} is none of two or more parts; write 1/5 to 5/5 for five")
+            if self.eval is not None or _is_changed(self, "eval_fraction"):
+                raise ValueError("fold says which rows are held out, and so do eval and eval_fraction; leave one out")
         return self
 
 

@@ -18,7 +18,7 @@ from inlay.data.checks.quick import EvenSample, QuickCheck, code_digest, quick_c
 from inlay.data.datafile import DataFile
 from inlay.data.encode import Encoder
 from inlay.data.read import as_lines, from_lines
-from inlay.data.splits import by_key, draw, leaked
+from inlay.data.splits import by_fold, by_key, draw, leaked
 from inlay.data.tokencache import Bar, TokenizedFile, cached, tokenized
 from inlay.data.tokens import TokenSet
 from inlay.data.types import Example
@@ -263,11 +263,15 @@ def _use_threads(workers: int) -> None:
 
 
 def _split(asked: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    train, heldout = by_key(asked, config.eval_fraction)
+    if config.fold:
+        train, heldout = by_fold(asked, *map(int, config.fold.split("/")))
+    else:
+        train, heldout = by_key(asked, config.eval_fraction)
     if not len(train) or not len(heldout):
+        how = f"data.fold {config.fold}" if config.fold else f"data.eval_fraction {config.eval_fraction}"
         raise DataError(
             f"{config.train}: {len(asked)} rows cannot be split into training and held-out rows "
-            f"(data.eval_fraction {config.eval_fraction}). Add rows with other prompts, or give data.eval a file."
+            f"({how}). Add rows with other prompts, or give data.eval a file."
         )
     return train, heldout
 

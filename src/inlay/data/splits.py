@@ -39,10 +39,7 @@ def by_content(examples: Iterable[Example], eval_fraction: float) -> tuple[list[
 def by_key(keys: np.ndarray, eval_fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """`by_content` of rows whose prompts have these (N, 2) keys."""
     count = len(keys)
-    order = np.lexsort((keys[:, 1], keys[:, 0]))
-    begins = np.ones(count, bool)
-    begins[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
-    sizes = np.diff(np.append(np.flatnonzero(begins), count))
+    order, sizes = _groups(keys)
     wanted = min(round(count * eval_fraction), count - 1)
     chosen, held = np.zeros(len(sizes), bool), 0
     for group, size in enumerate(sizes.tolist()):
@@ -55,6 +52,28 @@ def by_key(keys: np.ndarray, eval_fraction: float) -> tuple[np.ndarray, np.ndarr
     heldout = np.zeros(count, bool)
     heldout[order] = np.repeat(chosen, sizes)
     return np.flatnonzero(~heldout), np.flatnonzero(heldout)
+
+
+def by_fold(keys: np.ndarray, part: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """(training positions, held-out positions) of part `part` (from 1) of so many, by these (N, 2) keys of prompts.
+
+    Groups of rows with the same prompt, in the order of their keys, are cut into parts of about equal size. The
+    held-out rows of all parts are all rows, each once, and no prompt stands in two.
+    """
+    order, sizes = _groups(keys)
+    middles = np.cumsum(sizes) - sizes / 2
+    chosen = np.floor(middles * parts / max(1, len(keys))).astype(int) == part - 1
+    heldout = np.zeros(len(keys), bool)
+    heldout[order] = np.repeat(chosen, sizes)
+    return np.flatnonzero(~heldout), np.flatnonzero(heldout)
+
+
+def _groups(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows in the order of their keys, how many rows each distinct key has, in that order)"""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    begins = np.ones(len(keys), bool)
+    begins[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    return order, np.diff(np.append(np.flatnonzero(begins), len(keys)))
 
 
 def leaked(train: np.ndarray, heldout: np.ndarray) -> int:

@@ -186,7 +186,8 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     choices.settle("data.max_length", data.max_length, data.max_length_reason)
     choices.settle("data.format", data.format, data.format_reason)
     if config.data.eval is None:
-        choices.reasons["data.eval"] = f"{config.data.eval_fraction:.0%} of the rows, by content"
+        share = f"part {config.data.fold}" if config.data.fold else f"{config.data.eval_fraction:.0%}"
+        choices.reasons["data.eval"] = f"{share} of the rows, by content"
 
     device = pick_device(world.device(config.model.device))
     if device.device.startswith("cuda"):
