@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from inlay.data.checks.lengths import Model
     from inlay.data.checks.report import DataReport
     from inlay.data.encode import Encoder
+    from inlay.data.show import ShownRow
     from inlay.evaluation.compare import Comparison
     from inlay.scoring import ModelName, Reference
 
@@ -455,6 +456,19 @@ def _checked_model(config: Config) -> Model:
         context_length=bases.context_length(bases.architecture(base)),
         parameters=bases.parameter_count(base),
     )
+
+
+def show_data(
+    source: str | Path, *, model: str | None = None, row: int | None = None, settings: Sequence[str] = ()
+) -> ShownRow:
+    """The row at line `row` of a data file (or of that of a config), by default the first, exactly as training with the
+    model sees it: ids, labels, weights, and where it lands. Raises: ConfigError, DataError, ModelError.
+    """
+    from inlay.data.show import show
+
+    config = config_of(str(source), settings, given={"model.base_model": model})
+    base = _checked_model(config)
+    return show(config, base.encoder, base.context_length, row)
 
 
 def write_data_page(report: DataReport, path: str | Path) -> Path:

@@ -80,3 +80,16 @@ def test_data_split_writes_the_two_parts_that_train_would_make(inlay: Inlay, tmp
         assert written == [rows[n] for n in numbers]
     again = inlay("data", "split", str(path), "--to", str(tmp_path))
     assert (again.code, "is already there" in again.err) == (2, True)
+
+
+def test_data_show_prints_the_row_and_its_tokens(inlay: Inlay, data_file: Path, tiny_base: Path) -> None:
+    ended = inlay("data", "show", str(data_file), "--model", str(tiny_base), "--row", "7")
+    assert ended.code == 0
+    assert f"{data_file}:7: format question_answer, " in ended.out
+    assert "⟦" in ended.out
+    assert "  token\n" in ended.out
+    value = json.loads(inlay("data", "show", str(data_file), "--model", str(tiny_base), "--row", "7", "--json").out)
+    assert value["line"] == 7
+    assert {"text", "id", "label", "weight"} == set(value["sequences"][0]["tokens"][0])
+    assert inlay("data", "show", str(data_file), "--model", str(tiny_base), "--row", "99").code == 2
+    assert inlay("data", "show", str(data_file)).code == 2

@@ -34,7 +34,7 @@ Price = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     data = group("Look at data and make some.")
-    for function in (check, stats, split, make):
+    for function in (check, show, stats, split, make):
         verb(data)(function)
     app.add_typer(data, name="data", rich_help_panel="Prepare")
 
@@ -58,6 +58,28 @@ def check(
     if html is not None:
         api.write_data_page(report, html)
     return Output(report.to_json(), check_view.report_text(report, view.width()), 3 if report.has_errors else 0)
+
+
+def show(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="The data file, or the .yaml config of a run.", show_default=False)
+    ],
+    model: Model = None,
+    row: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Line of the row, as messages name it. [default: the first]")
+    ] = None,
+    settings: Sets = [],  # noqa: B006
+    as_json: Json = False,
+) -> Output:
+    """Show a row exactly as training sees it: tokens, ids, labels, weights, and the step and micro batch it lands in.
+
+    What is trained is coloured; without a terminal it stands between ⟦ and ⟧.
+    """
+    from inlay import api
+    from inlay.cli import row_view
+
+    shown = api.show_data(file, model=model, row=row, settings=settings)
+    return Output(shown.to_json(), row_view.row_text(shown, row_view.is_coloured()))
 
 
 def stats(

@@ -134,6 +134,11 @@ class Encoder:
         """What an answer says: its ids without control tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
+    def piece(self, id: int) -> str:  # noqa: A002
+        """The text of one token; where it is a part of a character or leads with a space, as the vocabulary has it."""
+        text, raw = str(self.tokenizer.decode([id])), str(self.tokenizer.convert_ids_to_tokens(id))
+        return raw.replace("\u2581", " ") if raw.startswith("\u2581") else raw if "\ufffd" in text else text
+
     def examples(self, examples: Iterable[Example]) -> Iterator[tuple[int, Tokens]]:
         """Each training sequence with the position of its example: usually one a row, one per trained turn where
         the template rewrites earlier turns."""

@@ -1,0 +1,64 @@
+"""A row of data as training sees it, as text: what is trained in colour, or between brackets."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+from inlay.data.show import Landing, ShownRow, ShownSequence
+
+_TRAINED, _READ, _OFF = "\033[1;32m", "\033[2m", "\033[0m"
+
+
+def is_coloured() -> bool:
+    """Whether stdout is a terminal that takes colours."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def row_text(row: ShownRow, coloured: bool) -> str:
+    """The row's fate, then each of its sequences: the text, and a line for each token."""
+    lines = [f"{row.source}: format {row.format}, {row.side}"]
+    if any(sequence.landings for sequence in row.sequences):
+        lines.append(row.micro_batch_note)
+    for n, sequence in enumerate(row.sequences, 1):
+        lines += ["", *_head(sequence, f"sequence {n} of {len(row.sequences)}"), "", _running(sequence, coloured), ""]
+        lines += _table(sequence, coloured)
+    return "\n".join(lines)
+
+
+def _head(sequence: ShownSequence, name: str) -> Iterator[str]:
+    weights = sequence.tokens.weights
+    cut = f", {sequence.cut} more are cut by data.max_length" if sequence.cut else ""
+    yield f"{name}: {len(weights)} tokens{cut}, {int((weights > 0).sum())} trained, weight {float(weights.sum()):g}"
+    yield from (f"  {one}" for one in sequence.altered)
+    yield from (f"  {_landing(one)}" for one in sequence.landings)
+
+
+def _landing(one: Landing) -> str:
+    return (
+        f"epoch {one.epoch}: step {one.step} ({one.rows} rows), micro batch {one.micro_batch} of {one.micro_batches} "
+        f"({one.beside} rows padded to {one.padded_to} tokens)"
+    )
+
+
+def _running(sequence: ShownSequence, coloured: bool) -> str:
+    """The text as it stands, the trained stretches marked."""
+    marked = []
+    for weight, text in sequence.spans:
+        visible = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+        if coloured:
+            colour = _TRAINED if weight > 0 else _READ
+            marked.append("\n".join(f"{colour}{line}{_OFF}" for line in visible.split("\n")))
+        else:
+            marked.append(f"⟦{visible}⟧" if weight > 0 else visible)
+    return "".join(marked)
+
+
+def _table(sequence: ShownSequence, coloured: bool) -> Iterator[str]:
+    yield f"{'place':>6}  {'id':>7}  {'label':>7}  {'weight':>7}  token"
+    t = sequence.tokens
+    for n, piece in enumerate(sequence.pieces):
+        weight = float(t.weights[n])
+        line = f"{n:>6}  {int(t.input_ids[n]):>7}  {int(sequence.labels[n]):>7}  {weight:>7g}  {piece!r}"
+        yield f"{_TRAINED if weight > 0 else _READ}{line}{_OFF}" if coloured else line

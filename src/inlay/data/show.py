@@ -1,0 +1,191 @@
+"""One row exactly as training sees it: its ids and weights, and the steps and micro batches that it lands in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from inlay.config import Config
+from inlay.data.batches import micro_batches, step_rows, steps_per_epoch
+from inlay.data.datafile import DataFile
+from inlay.data.encode import Encoder, Tokens
+from inlay.data.prepare import PreparedData, prepare
+from inlay.data.tokens import TokenSet, pack
+from inlay.data.types import Example, Source
+from inlay.errors import DataCheckError, DataError
+
+IGNORED = -100
+"""The label of a token that is not trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """Where a sequence lies in one epoch."""
+
+    epoch: int  # from 1
+    step: int  # from 1, through all epochs
+    rows: int
+    """Rows in the step."""
+    micro_batch: int  # from 1, of this step, on one process
+    micro_batches: int
+    beside: int
+    """Rows in the micro batch."""
+    padded_to: int
+    """Tokens of each of them, with padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownSequence:
+    """One sequence of a row."""
+
+    tokens: Tokens
+    pieces: tuple[str, ...]
+    """The text of each token."""
+    altered: tuple[str, ...]
+    cut: int
+    """Tokens that `data.max_length` cuts from its end."""
+    landings: tuple[Landing, ...]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(L,) the id to predict at each place, or -100."""
+        return np.where(self.tokens.weights > 0, self.tokens.input_ids, IGNORED)
+
+    @property
+    def spans(self) -> list[tuple[float, str]]:
+        """(weight, text) of each stretch of tokens of one weight."""
+        pairs = zip(self.tokens.weights.tolist(), self.pieces, strict=True)
+        return [(w, "".join(piece for _, piece in same)) for w, same in groupby(pairs, key=lambda pair: pair[0])]
+
+    def to_json(self) -> dict[str, Any]:
+        t = self.tokens
+        columns = zip(self.pieces, t.input_ids.tolist(), self.labels.tolist(), t.weights.tolist(), strict=True)
+        return {
+            "length": len(t.input_ids),
+            "trained": int((t.weights > 0).sum()),
+            "weight": float(t.weights.sum(dtype=np.float64)),
+            "altered": list(self.altered),
+            "cut": self.cut,
+            "lands": [{name: getattr(one, name) for name in Landing.__slots__} for one in self.landings],
+            "tokens": [{"text": x, "id": i, "label": y, "weight": w} for x, i, y, w in columns],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ShownRow:
+    """A row of a data file and what becomes of it."""
+
+    source: Source
+    format: str
+    side: str
+    """What becomes of it, in words: trained, held out, or why neither."""
+    sequences: tuple[ShownSequence, ...]
+    micro_batch_note: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "file": self.source.file,
+            "line": self.source.line,
+            "format": self.format,
+            "side": self.side,
+            "micro_batches": self.micro_batch_note,
+            "sequences": [sequence.to_json() for sequence in self.sequences],
+        }
+
+
+def show(config: Config, encoder: Encoder, context_length: int, line: int | None) -> ShownRow:
+    """The row at that line (by default the first) of the training file, through the functions that `train` calls.
+
+    Raises: DataError when no row stands at that line, or for one that cannot be used.
+    """
+    file = DataFile(config.data.train, config.data.format, config.data.columns)
+    example = _row(file, line)
+    whole = [tokens for _, tokens in encoder.examples([example])]
+    try:
+        data = prepare(config.data, encoder, context_length, config.eval.max_rows, config.train.seed)
+    except (DataError, DataCheckError) as error:
+        side, kept = f"not trained on: {error}", pack((0, t) for t in whole)
+        landings: list[tuple[Landing, ...]] = []
+    else:
+        side, kept, landings = _found(config, data, example.source)
+    if not len(kept):
+        kept = pack((0, t) for t in whole)
+    taken = _matched(whole, kept)
+    where = dict(zip(taken, landings, strict=True)) if landings else {}
+    return ShownRow(
+        source=example.source,
+        format=file.format,
+        side=side,
+        sequences=tuple(_sequence(encoder, whole[n], kept.row(i), where.get(n, ())) for i, n in enumerate(taken)),
+        micro_batch_note=_micro_batch_size(config)[1],
+    )
+
+
+def _row(file: DataFile, line: int | None) -> Example:
+    if line is None:
+        return next(iter(file.examples()))
+    try:
+        return file.at({line})[line]
+    except (DataError, KeyError) as error:
+        if str(Source(file.name, line)) in str(error):
+            raise
+        told = f"{file.name}: no row stands at line {line}. Name a line (of a table: a record), from 1."
+        raise DataError(told) from None
+
+
+def _found(config: Config, data: PreparedData, source: Source) -> tuple[str, TokenSet, list[tuple[Landing, ...]]]:
+    """(what becomes of the row, its sequences as they are kept, where each one lands)."""
+    if rows := data.train.rows_of(source):
+        return "trained on", data.train.take(rows), [_landings(config, data.train, i) for i in rows]
+    if config.data.eval is None and (rows := data.heldout.rows_of(source)):
+        return "held out and scored", data.heldout.take(rows), []
+    limit = f"data.max_length {data.max_length} ({data.max_length_reason})"
+    return f"neither trained on nor scored: longer than {limit}, or held out and not drawn", data.train.take([]), []
+
+
+def _landings(config: Config, train: TokenSet, i: int) -> tuple[Landing, ...]:
+    """One landing an epoch: of all epochs that the run has, the first three."""
+    size, count = config.train.batch_size, len(train)
+    per_epoch = steps_per_epoch(count, size)
+    last = config.train.max_steps or per_epoch * config.train.epochs
+    found = []
+    for step in range(1, min(last, 3 * per_epoch) + 1):
+        rows = step_rows(step, config.train.seed, count, size)
+        if i not in rows:
+            continue
+        shares = micro_batches(rows, train.lengths, _micro_batch_size(config)[0])
+        n = next(n for n, share in enumerate(shares) if i in share)
+        padded_to = int(train.lengths[shares[n]].max())
+        epoch = (step - 1) // per_epoch + 1
+        found.append(Landing(epoch, step, len(rows), n + 1, len(shares), len(shares[n]), padded_to))
+    return tuple(found)
+
+
+def _micro_batch_size(config: Config) -> tuple[int, str]:
+    """(rows in a micro batch, a word on it)."""
+    micro = config.train.micro_batch_size
+    if micro == "auto":
+        told = "train.micro_batch_size is auto and settled at the start of a run; here a step is one micro batch"
+        return config.train.batch_size, told
+    return micro, f"train.micro_batch_size is {micro}"
+
+
+def _matched(whole: Sequence[Tokens], kept: TokenSet) -> list[int]:
+    """For each kept sequence, the position of the one that it begins."""
+    found: list[int] = []
+    for i in range(len(kept)):
+        ids = kept.row(i).input_ids
+        found.append(next(
+            n for n, t in enumerate(whole) if n not in found and np.array_equal(t.input_ids[: len(ids)], ids)
+        ))  # fmt: skip
+    return found
+
+
+def _sequence(encoder: Encoder, whole: Tokens, kept: Tokens, landings: tuple[Landing, ...]) -> ShownSequence:
+    pieces = tuple(encoder.piece(int(i)) for i in kept.input_ids)
+    cut = len(whole.input_ids) - len(kept.input_ids)
+    return ShownSequence(kept, pieces, whole.altered, cut, landings)
