@@ -1,10 +1,15 @@
-"""Rows a second from a file to ids, beside what the tokenizer alone takes for the same texts.
+"""From a file to ids on the disk, beside what the tokenizer alone takes for the same texts.
 
     python benchmarks/data_prepare.py [--rows 50000] [--repeats 5] [--model builtin:nano]
+    python benchmarks/data_prepare.py --sizes 1000 10000 100000 1000000 [--folder FOLDER]
 
-Writes a JSONL of made-up dialogues of about 1 KB a row, then alternates: (raw) the tokenizer's own `encode_batch` over
-the rendered texts, which are already in memory, and (inlay) reading, checking, rendering, cutting, encoding and weighing
-the rows of the file. Prints medians, their ratio, the peak of the resident memory, and the load of the machine.
+The first form writes a JSONL of made-up dialogues of about 1 KB a row, then alternates: (raw) the tokenizer's own
+`encode_batch` over the rendered texts, which are already in memory, and (inlay) all that `train` does before it loads
+the base: reading, checking, rendering, cutting, encoding, weighing, splitting and writing the cache. Prints medians,
+their ratio and spread, and the load of the machine.
+
+The second form prepares files of these sizes, each start in a process of its own: rows and microseconds a token, the
+peak of the resident memory, and how long a second start takes.
 """
 
 from __future__ import annotations
@@ -14,15 +19,14 @@ import json
 import os
 import random
 import resource
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-from inlay.data import stream_examples
-from inlay.data.encode import Encoder
-from inlay.models import base as bases
 
 TEXT = (
     "the of and to in is was for that on with as by at from order ticket refund answer question account number please "
@@ -47,43 +51,96 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
+def beside_the_tokenizer(rows: int, repeats: int, model: str, folder: Path) -> None:
+    from inlay.config.settings import DataConfig
+    from inlay.data import stream_examples
+    from inlay.data.encode import Encoder
+    from inlay.data.prepare import prepare
+    from inlay.models import base as bases
+
+    tokenizer = bases.load_tokenizer(bases.find_base(model, None), None)
+    encoder = Encoder(tokenizer)
+    path = folder / "rows.jsonl"
+    write_rows(path, rows)
+    texts = [tokenizer.decode(t.input_ids) for _, t in encoder.examples(stream_examples(str(path))[1])]
+
+    def raw() -> None:
+        for start in range(0, len(texts), 2048):
+            tokenizer.backend_tokenizer.encode_batch(texts[start : start + 2048], add_special_tokens=False)
+
+    def inlay() -> None:
+        assert prepare(DataConfig(train=str(path)), encoder, 4096, 200, 0).rows == rows
+
+    seconds: dict[str, list[tuple[float, float]]] = {"raw": [], "inlay": []}
+    for _ in range(repeats):
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        for name, work in (("raw", raw), ("inlay", inlay)):
+            seconds[name].append(timed(work))
+    size = path.stat().st_size
+    print(f"{rows} rows, {size / 1e6:.0f} MB, {model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    for place, what in enumerate(("wall", "CPU")):
+        rates = {name: rows / statistics.median(t[place] for t in found) for name, found in seconds.items()}
+        pairs = [a[place] / b[place] for a, b in zip(seconds["raw"], seconds["inlay"], strict=True)]
+        print(f"{what}: raw {rates['raw']:.0f} rows/s, inlay {rates['inlay']:.0f} rows/s, "
+              f"ratio {statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f})")  # fmt: skip
+
+
+def start(path: str, model: str) -> None:
+    """One start, in this process."""
+    from inlay.config.settings import DataConfig
+    from inlay.data.encode import Encoder
+    from inlay.data.prepare import prepare
+    from inlay.models import base as bases
+
+    encoder = Encoder(bases.load_tokenizer(bases.find_base(model, None), None))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = []
+    wall, cpu = timed(lambda: found.append(prepare(DataConfig(train=path), encoder, 4096, 200, 0)))
+    data = found[0]
+    tokens = data.train.token_count + data.heldout.token_count
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"wall": wall, "cpu": cpu, "rows": data.rows, "tokens": tokens, "peak": peak, "before": before}))
+
+
+def by_size(sizes: list[int], model: str, folder: Path) -> None:
+    print("| rows | MB | wall s | CPU s | CPU µs a token | peak RSS MB (before the work) | second start s |")
+    print("|---|---|---|---|---|---|---|")
+    for count in sizes:
+        path = folder / f"rows_{count}.jsonl"
+        if not path.exists():
+            write_rows(path, count)
+        command = [sys.executable, __file__, "--start", str(path), "--model", model]
+        first, second = (json.loads(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(2))
+        print(
+            f"| {count:,} | {path.stat().st_size / 1e6:.0f} | {first['wall']:.1f} | {first['cpu']:.1f} "
+            f"| {first['cpu'] / first['tokens'] * 1e6:.2f} | {first['peak'] / 1e3:.0f} ({first['before'] / 1e3:.0f}) "
+            f"| {second['wall']:.2f} |",
+            flush=True,
+        )
+        path.unlink()
+        shutil.rmtree(folder / "cache")
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rows", type=int, default=50_000)
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--model", default="builtin:nano")
+    options.add_argument("--sizes", type=int, nargs="+", default=[])
+    options.add_argument("--folder", type=Path, help="where the files are written; a temporary folder by default")
+    options.add_argument("--start", help=argparse.SUPPRESS)
     chosen = options.parse_args()
-    tokenizer = bases.load_tokenizer(bases.find_base(chosen.model, None), None)
-    encoder = Encoder(tokenizer)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.jsonl"
-        write_rows(path, chosen.rows)
-        texts = [tokenizer.decode(t.input_ids) for _, t in encoder.examples(stream_examples(str(path))[1])]
-
-        def raw() -> None:
-            for start in range(0, len(texts), 2048):
-                tokenizer.backend_tokenizer.encode_batch(texts[start : start + 2048], add_special_tokens=False)
-
-        def inlay() -> None:
-            count = sum(1 for _ in encoder.examples(stream_examples(str(path))[1]))
-            assert count == chosen.rows
-
-        seconds: dict[str, list[tuple[float, float]]] = {"raw": [], "inlay": []}
-        for _ in range(chosen.repeats):
-            for name, work in (("raw", raw), ("inlay", inlay)):
-                seconds[name].append(timed(work))
-        size = path.stat().st_size
-    print(
-        f"{chosen.rows} rows, {size / 1e6:.0f} MB, {chosen.model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    )
-    for place, what in enumerate(("wall", "CPU")):
-        rates = {name: chosen.rows / statistics.median(t[place] for t in found) for name, found in seconds.items()}
-        pairs = [a[place] / b[place] for a, b in zip(seconds["raw"], seconds["inlay"], strict=True)]
-        print(f"{what}: raw {rates['raw']:.0f} rows/s, inlay {rates['inlay']:.0f} rows/s, "
-              f"ratio {statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f})")  # fmt: skip
-    print(
-        f"peak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB, texts of raw included"
-    )
+    if chosen.start:
+        start(chosen.start, chosen.model)
+        return
+    with tempfile.TemporaryDirectory(dir=chosen.folder) as own:
+        folder = chosen.folder or Path(own)
+        os.environ["INLAY_CACHE"] = str(folder / "cache")
+        if chosen.sizes:
+            by_size(chosen.sizes, chosen.model, folder)
+            print(f"{chosen.model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+        else:
+            beside_the_tokenizer(chosen.rows, chosen.repeats, chosen.model, folder)
 
 
 if __name__ == "__main__":

@@ -204,16 +204,19 @@ class Encoder:
 
     def _assemble(self, sequence: _Sequence, ids: list[list[int]], source: Source) -> Tokens:
         input_ids = list(self._bos) if sequence.lacks_bos else []
-        weights = [0.0] * len(input_ids)
+        spans = []
         for weight, piece_ids in zip(sequence.weights, ids, strict=True):
-            end = self._control.end_of_turn(piece_ids) if weight > 0 else 0
+            if weight > 0:
+                spans.append((len(input_ids), len(input_ids) + self._control.end_of_turn(piece_ids), weight))
             input_ids += piece_ids
-            weights += [weight] * end + [0.0] * (len(piece_ids) - end)
         if sequence.lacks_end:
+            spans.append((len(input_ids), len(input_ids) + 1, sequence.weights[-1]))
             input_ids.append(self.eos_id)
-            weights.append(sequence.weights[-1])
+        weights = np.zeros(len(input_ids), np.float32)
+        for start, end, weight in spans:
+            weights[start:end] = weight
         weights[0] = 0.0  # nothing comes before it to predict it from
-        return Tokens(np.asarray(input_ids, np.int32), np.asarray(weights, np.float32), source, sequence.altered)
+        return Tokens(np.array(input_ids, np.int32), weights, source, sequence.altered)
 
     def _find_stop_ids(self) -> frozenset[int]:
         """Ids that end an answer: the end-of-sequence token and the template's own ends of turn."""
