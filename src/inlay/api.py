@@ -219,7 +219,7 @@ def evaluate(
     reporter: Reporter | None = None,
     folder: str = "results",
 ) -> dict[str, Any]:
-    """{"name", "n", "metrics": {metric: value}, "time_s"} of one model; models and rows as in `compare`."""
+    """{"name", "n", "metrics": {metric: value}, "speed", "time_s"} of one model; models and rows as in `compare`."""
     from inlay import scoring
     from inlay.evaluation.compare import totals
 
@@ -228,7 +228,9 @@ def evaluate(
     found = scoring.measured([named], data, (), reporter or PlainReporter())
     rows, scored = found.rows[0], found.scores[0]
     values = totals(rows, scored, metrics)
-    return {"name": named.name, "n": len(rows.examples), "metrics": values, "time_s": round(scored.time_s, 3)}
+    speed = None if scored.speed is None else scored.speed.to_json()
+    took = round(scored.time_s, 3)
+    return {"name": named.name, "n": len(rows.examples), "metrics": values, "speed": speed, "time_s": took}
 
 
 def cross_validate(

@@ -47,7 +47,8 @@ def test_the_general_text_is_in_no_example_task() -> None:
 
 
 def scores(nll: Any, weight: Any) -> Score:
-    return Score("m", np.array(nll, float), np.array(weight, float), (None,) * len(nll), (), 0.0)
+    texts, stopped = (None,) * len(nll), (False,) * len(nll)
+    return Score("m", np.array(nll, float), np.array(weight, float), np.zeros(len(nll)), texts, stopped, (), 0.0)
 
 
 def held(rows: list[tuple[int, int, str]]) -> HeldOut:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,8 +117,8 @@ def test_the_primary_metric_decides_the_verdict(rows: HeldOut, pair: tuple[Score
     base, adapter = pair
     right = tuple(rows.references.get(n) for n in range(len(ROWS)))
     wrong = tuple(None if r is None else "no" for r in right)
-    worse = Score("a", base.nll * 2, base.weight, right, adapter.prompt_answers, 0.0)
-    base = Score("b", base.nll, base.weight, wrong, base.prompt_answers, 0.0)
+    worse = replace(base, name="a", nll=base.nll * 2, answers=right, prompt_answers=adapter.prompt_answers)
+    base = replace(base, name="b", answers=wrong)
     assert compared(rows, base, worse).verdict == "worse"
     assert compared(rows, base, worse, "perplexity").verdict == "worse"
     assert compared(rows, base, worse, "exact_match").verdict == "better"
@@ -127,8 +128,8 @@ def test_the_primary_metric_decides_the_verdict(rows: HeldOut, pair: tuple[Score
 def test_the_headline_says_both_whether_it_predicts_and_whether_it_answers_better(
     rows: HeldOut, pair: tuple[Score, Score]
 ) -> None:
-    base, same = pair[0], pair[0].answers
-    predicts = Score("a", base.nll / 2, base.weight, same, base.prompt_answers, 0.0)
+    base = pair[0]
+    predicts = replace(base, name="a", nll=base.nll / 2)
     found = compared(rows, base, predicts)
     assert found.verdict == "better"
     assert found.answer_metric == "token_f1"
@@ -137,11 +138,11 @@ def test_the_headline_says_both_whether_it_predicts_and_whether_it_answers_bette
     assert found.headline.endswith(
         "so it predicts the references better, and its answers are no better as far as these rows show"
     )
-    right = Score("b", base.nll / 2, base.weight, tuple(rows.references.get(n) for n in range(len(ROWS))), (), 0.0)
+    right = replace(predicts, name="b", answers=tuple(rows.references.get(n) for n in range(len(ROWS))))
     assert compared(rows, base, right).headline.count("better (") == 2
     assert found.headline in as_markdown(found, False)
     assert found.to_json()["headline"] == found.headline
-    assert set(found.behaviour) == {"empty", "refusal", "repetition"}
+    assert set(found.behaviour) == {"empty", "refusal", "repetition", "stopped"}
 
 
 def test_bits_per_byte_is_the_loss_over_the_bytes_of_the_text(rows: HeldOut, pair: tuple[Score, Score]) -> None:
@@ -149,6 +150,35 @@ def test_bits_per_byte_is_the_loss_over_the_bytes_of_the_text(rows: HeldOut, pai
     text = sum(len(m.content.encode()) for e in ROWS[:10] for m in e.messages if m.weight)
     assert rows.trained_bytes[:10].sum() == pytest.approx(text, abs=12)  # the text is decoded, and stripped at its ends
     assert found["bits_per_byte"] == pytest.approx(pair[0].nll.sum() / np.log(2) / rows.trained_bytes.sum())
+
+
+def test_token_accuracy_counts_the_trained_tokens_that_come_first(
+    encoder: Encoder, tiny_base: Path, rows: HeldOut, pair: tuple[Score, Score]
+) -> None:
+    model = base_model(tiny_base).eval()
+    hits, weight = 0.0, 0.0
+    for i in range(len(rows.tokens)):
+        row = rows.tokens.row(i)
+        with torch.inference_mode():
+            first = model(input_ids=torch.tensor([row.input_ids.tolist()])).logits[0].argmax(-1)
+        for t in range(1, len(row.input_ids)):
+            hits += float(row.weights[t]) * (int(first[t - 1]) == int(row.input_ids[t]))
+            weight += float(row.weights[t])
+    assert pair[0].hits.sum() == pytest.approx(hits)
+    assert totals(rows, pair[0])["token_accuracy"] == pytest.approx(hits / weight)
+
+
+def test_length_speed_and_whether_answers_end_are_kept(rows: HeldOut, pair: tuple[Score, Score]) -> None:
+    found = compared(rows, *pair)
+    speed = found.to_json()["speed"]["adapter"]
+    assert pair[1].speed is not None
+    assert speed["answers"] == len(rows.asked) + len(rows.prompts)
+    assert speed["tokens_per_s"] * speed["time_per_answer_s"] == pytest.approx(speed["tokens_per_answer"])
+    assert 0 < speed["tokens_per_answer"] <= 6
+    ended = [pair[1].stopped[n] for n in rows.asked]
+    assert found.behaviour["stopped"].other == pytest.approx(sum(ended) / len(ended))
+    report = as_markdown(found, False)
+    assert f"| adapter | {speed['tokens_per_answer']:.1f} |" in report
 
 
 def test_the_verdict_of_training_draws_examples_as_compare_does(rows: HeldOut, pair: tuple[Score, Score]) -> None:
@@ -170,7 +200,7 @@ def test_a_prompt_that_fills_the_context_is_refused_before_anything_is_scored(
 ) -> None:
     long = "Tell me about the sea.\n" + "and more " * 300
     asked = held_out(ROWS[:1], encoder, 256, "drop", ["Short?", long])
-    monkeypatch.setattr("inlay.evaluation.score.score_rows", lambda *_: pytest.fail("scored"))
+    monkeypatch.setattr("inlay.evaluation.score.score_rows", lambda *_, **__: pytest.fail("scored"))
     with pytest.raises(DataError) as caught:
         scored(base_model(tiny_base), "base", asked, encoder)
     assert str(caught.value).startswith("prompt 'Tell me about the sea. and more and more")
@@ -192,7 +222,8 @@ def test_plain_documents_have_a_loss_and_no_answer(encoder: Encoder, rows: HeldO
     assert pair[0].answers[9] is None
     assert compared(rows, *pair).rows[9].scores == {}
     documents = held_out([ROWS[9]], encoder, 256, "drop", [])
-    one = Score("a", pair[0].nll[9:10], pair[0].weight[9:10], (None,), (), 0.0)
+    nll, weight, hits = pair[0].nll[9:10], pair[0].weight[9:10], pair[0].hits[9:10]
+    one = Score("a", nll, weight, hits, (None,), (False,), (), 0.0)
     comparison = compared(documents, one, one)
     assert set(comparison.metrics) == set(LOSS_METRICS) == set(totals(documents, one))
     assert comparison.rows[0].question == "A plain document about lamps."

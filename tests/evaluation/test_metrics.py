@@ -230,7 +230,7 @@ def test_loss_weighs_tokens_and_not_rows():
     assert LOSS_METRICS["loss"].value(statistics.sum(axis=0)) == pytest.approx(44 / 24)
     assert LOSS_METRICS["perplexity"].value(statistics.sum(axis=0)) == pytest.approx(np.exp(44 / 24))
     assert LOSS_METRICS["loss"].scores(statistics).tolist() == [1.0, 1.0, 2.0]
-    assert not any(metric.higher_is_better for metric in LOSS_METRICS.values())
+    assert [name for name, metric in LOSS_METRICS.items() if metric.higher_is_better] == ["token_accuracy"]
 
 
 def test_perplexity_of_a_broken_model_stays_finite():

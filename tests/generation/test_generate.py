@@ -15,7 +15,7 @@ from inlay.data.encode import Encoder
 from inlay.data.types import Message
 from inlay.errors import DataError
 from inlay.generation import generate
-from inlay.generation.generate import Sampling, answers, text_streamer
+from inlay.generation.generate import Sampling, answers, full_answers, text_streamer
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,22 @@ def test_greedy_answers_in_a_batch_are_those_given_one_by_one_and_the_uncached_a
     ]
     assert batched == alone == expected
     assert len(set(batched)) > 1
+
+
+def test_an_answer_says_how_long_it_is_and_whether_the_model_ended_it(
+    model: Any, encoder: Encoder, prompts: list[list[int]]
+) -> None:
+    found = full_answers(model, encoder, prompts, Sampling(max_new_tokens=40), batch_size=5)
+    for prompt, answer in zip(prompts, found, strict=True):
+        ids = by_argmax(model, encoder, prompt, 40)
+        ended = ids[-1] in encoder.stop_ids
+        assert (answer.stopped, answer.tokens) == (ended, len(ids) - ended)
+    cut = full_answers(model, encoder, prompts, Sampling(max_new_tokens=2))
+    assert [(a.tokens, a.stopped) for a in cut] == [(min(2, a.tokens), a.tokens < 2) for a in found]
+    string = found[0].text[2:4]
+    (stopped,) = full_answers(model, encoder, prompts[:1], Sampling(max_new_tokens=40, stop=(string,)))
+    assert stopped.stopped
+    assert string not in stopped.text
 
 
 def test_an_answer_near_the_end_of_the_context_shortens_no_other(

@@ -140,7 +140,13 @@ def _short(text: str, columns: int) -> str:
 
 def evaluation_text(result: dict[str, Any]) -> str:
     lines = [f"{result['name']} on {result['n']} held-out rows"]
-    return "\n".join(lines + [f"  {name:<14} {value:.4g}" for name, value in result["metrics"].items()])
+    lines += [f"  {name:<14} {value:.4g}" for name, value in result["metrics"].items()]
+    if speed := result["speed"]:
+        lines.append(
+            f"  answers: {speed['tokens_per_answer']:.1f} tokens each, {speed['tokens_per_s']:.0f} tokens/s "
+            f"in batches of {speed['batch_size']}"
+        )
+    return "\n".join(lines)
 
 
 def folds_text(found: dict[str, Any], columns: int) -> str:

@@ -24,10 +24,13 @@ def weighted_nll(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     The gradient of a step is that of the sum over all its rows, divided once by the step's whole weight.
     """
     weights_BK, targets_BK, logits_BKV = predictions(model, batch)
+    return _nll(weights_BK, targets_BK, logits_BKV), weights_BK.sum(1)
+
+
+def _nll(weights_BK: Tensor, targets_BK: Tensor, logits_BKV: Tensor) -> Tensor:
     trained = weights_BK > 0
     nll_T = F.cross_entropy(logits_BKV[trained].float(), targets_BK[trained], reduction="none")
-    nll_BK = torch.zeros_like(weights_BK).masked_scatter(trained, nll_T * weights_BK[trained])
-    return nll_BK.sum(1), weights_BK.sum(1)
+    return torch.zeros_like(weights_BK).masked_scatter(trained, nll_T * weights_BK[trained]).sum(1)
 
 
 def predictions(model: Any, batch: Batch, last: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,18 +54,32 @@ def takes_logits_to_keep(model: Any) -> bool:
 
 
 def score_rows(
-    model: Any, tokens: TokenSet, shares: Iterable[Sequence[int]], pad_id: int, device: str, dtype: torch.dtype | None
+    model: Any,
+    tokens: TokenSet,
+    shares: Iterable[Sequence[int]],
+    pad_id: int,
+    device: str,
+    dtype: torch.dtype | None,
+    *,
+    hits: bool = False,
 ) -> Tensor:
     """(2, N) float64 on the CPU: summed weighted nll in nats and weight of each sequence that `shares` names,
-    0 elsewhere. Draws no random numbers and leaves the model in the mode it was in."""
-    scores = torch.zeros(2, len(tokens), dtype=torch.float64)
+    0 elsewhere; with `hits` a third row, the weight of the tokens that the model would have chosen itself.
+
+    Draws no random numbers and leaves the model in the mode it was in.
+    """
+    scores = torch.zeros(3 if hits else 2, len(tokens), dtype=torch.float64)
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode(), autocast(device, dtype):
             for rows in shares:
-                nll_B, weight_B = weighted_nll(model, collate(tokens, rows, pad_id).to(device))
-                scores[0, rows], scores[1, rows] = nll_B.cpu().double(), weight_B.cpu().double()
+                weights_BK, targets_BK, logits_BKV = predictions(model, collate(tokens, rows, pad_id).to(device))
+                scores[0, rows] = _nll(weights_BK, targets_BK, logits_BKV).cpu().double()
+                scores[1, rows] = weights_BK.sum(1).cpu().double()
+                if hits:
+                    right_BK = logits_BKV.argmax(-1) == targets_BK
+                    scores[2, rows] = (right_BK * weights_BK).sum(1).cpu().double()
     finally:
         model.train(was_training)
     return scores

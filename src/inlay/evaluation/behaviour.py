@@ -1,4 +1,4 @@
-"""What answers should not become: empty, refusing, repeating themselves. No part of the verdict."""
+"""How the answers behave: empty, refusing, repeating themselves. No part of the verdict."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from inlay.evaluation.metrics import Array, TextMetric, normalise, ratio
+from inlay.evaluation.metrics import Array, Metric, TextMetric, normalise, ratio
 
 _DECLINES = re.compile(
     r"\b(?:i(?:'m| am)? (?:sorry,? (?:but )?)?(?:i )?(?:cannot|can't|can not|am (?:not able|unable)|won't|will not|not able to)"
@@ -52,3 +52,8 @@ BEHAVIOUR: dict[str, TextMetric] = {
     ),
 }  # fmt: skip
 """Measured beside METRICS. To add one: a function and a line here."""
+
+STOPPED = Metric(
+    name="stopped", higher_is_better=True, of_answers=True, size=2, value=ratio,
+    description="share of answers that the model ended by itself, before max_new_tokens; 0..1",
+)  # fmt: skip

@@ -11,11 +11,11 @@ import numpy as np
 
 from inlay.data.types import Example
 from inlay.errors import ConfigError, unknown_name
-from inlay.evaluation.behaviour import BEHAVIOUR
+from inlay.evaluation.behaviour import BEHAVIOUR, STOPPED
 from inlay.evaluation.groups import Group, groups
 from inlay.evaluation.kinds import KINDS, LABEL_METRICS, answer_metric, metrics_for
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS, Array, Metric, TextMetric
-from inlay.evaluation.score import HeldOut, Score, question
+from inlay.evaluation.score import HeldOut, Score, Speed, question
 from inlay.evaluation.statistics import MIN_ROWS, Difference, compare_scores, holm
 
 _SAME_AS_LOSS = ("perplexity", "bits_per_byte")
@@ -52,7 +52,9 @@ class Comparison:
     """Held-out rows that there were before drawing."""
     time_s: float
     behaviour: dict[str, Difference] = field(default_factory=dict)
-    """Empty, refusing and repeating answers; empty for documents."""
+    """Empty, refusing, repeating and endless answers; empty for documents."""
+    speed: tuple[Speed | None, Speed | None] = (None, None)
+    """How long the answers of both were and how long they took."""
     retention: dict[str, Difference] = field(default_factory=dict)
     """Loss on text that was not trained for, by its name."""
     groups: tuple[Group, ...] = ()
@@ -151,6 +153,10 @@ class Comparison:
             "adapter": self.adapter,
             "metrics": {name: difference_json(d) | {"p_holm": adjusted[name]} for name, d in self.metrics.items()},
             "behaviour": {name: difference_json(d) for name, d in self.behaviour.items()},
+            "speed": {
+                side: None if one is None else one.to_json()
+                for side, one in zip(("base", "adapter"), self.speed, strict=True)
+            },
             "retention": {name: difference_json(d) for name, d in self.retention.items()},
             "preference": None if self.preference is None else difference_json(self.preference),
             "prompts": [{"prompt": p, "base": b, "adapter": a} for p, b, a in self.prompts],
@@ -227,22 +233,39 @@ def text_metrics(rows: HeldOut, wanted: Sequence[str] = ()) -> dict[str, TextMet
     return metrics_for([rows.references[n] for n in rows.asked], wanted) if rows.asked else {}
 
 
-def covered(metric: TextMetric, rows: HeldOut) -> list[int]:
+def covered(metric: Metric, rows: HeldOut) -> list[int]:
     """The rows that the metric scores."""
-    return [n for n in rows.asked if metric.covers(rows.references[n])]
+    if not metric.of_answers:
+        return list(range(len(rows.examples)))
+    return [n for n in rows.asked if not isinstance(metric, TextMetric) or metric.covers(rows.references[n])]
 
 
-def measure(rows: HeldOut, scored: Score, metrics: Mapping[str, TextMetric]) -> Measured:
-    """The statistics of every metric and of BEHAVIOUR."""
+def measured_metrics(rows: HeldOut, texts: Mapping[str, TextMetric]) -> dict[str, Metric]:
+    """All that `measure` gives statistics of."""
+    behaviour: dict[str, Metric] = {**BEHAVIOUR, STOPPED.name: STOPPED} if rows.asked else {}
+    return {**LOSS_METRICS, **texts, **behaviour}
+
+
+def measure(rows: HeldOut, scored: Score, texts: Mapping[str, TextMetric]) -> Measured:
+    """The statistics of every one of `measured_metrics`."""
     found: dict[str, Array] = {}
-    for name in LOSS_METRICS:
-        bits = name == "bits_per_byte"
-        units = np.maximum(rows.trained_bytes, 1) if bits else scored.weight
-        found[name] = np.stack([scored.nll / math.log(2) if bits else scored.nll, units], 1)
-    for name, metric in {**metrics, **BEHAVIOUR}.items() if rows.asked else ():
-        answers = [(scored.answers[n] or "", rows.references[n]) for n in covered(metric, rows)]
-        found[name] = np.stack([metric.statistics(*pair) for pair in answers])
+    for name, metric in measured_metrics(rows, texts).items():
+        places = covered(metric, rows)
+        if isinstance(metric, TextMetric):
+            answers = [(scored.answers[n] or "", rows.references[n]) for n in places]
+            found[name] = np.stack([metric.statistics(*pair) for pair in answers])
+        elif metric is STOPPED:
+            found[name] = np.array([[float(scored.stopped[n]), 1.0] for n in places])
+        else:
+            found[name] = np.stack(_of_references(name, rows, scored), 1)
     return Measured(scored, found)
+
+
+def _of_references(name: str, rows: HeldOut, scored: Score) -> tuple[Array, Array]:
+    """The two statistics of one of LOSS_METRICS, (N,) each."""
+    if name == "bits_per_byte":
+        return scored.nll / math.log(2), np.maximum(rows.trained_bytes, 1)
+    return scored.hits if name == "token_accuracy" else scored.nll, scored.weight
 
 
 def totals(rows: HeldOut, scored: Score, wanted: Sequence[str] = ()) -> dict[str, float]:
@@ -282,13 +305,13 @@ def compare_pair(
         raise ConfigError(f"eval.metric: {chosen} does not fit the references of these rows. Use {', '.join(texts)}.")
     sides = measure(rows, base, texts), measure(rows, adapter, texts)
     losses = {m: v for m, v in LOSS_METRICS.items() if per_token or m == "bits_per_byte"}
-    everything: dict[str, Metric] = {**losses, **texts, **(BEHAVIOUR if rows.asked else {})}
+    behaviour = [name for name in measured_metrics(rows, {}) if name not in LOSS_METRICS]
+    everything = {m: v for m, v in measured_metrics(rows, texts).items() if m in losses or m not in LOSS_METRICS}
     clusters = clusters_of(rows)
     found: dict[str, Difference] = {}
     for names in _same_rows(everything, rows):
         metric_pairs = {m: (sides[0].statistics[m], sides[1].statistics[m], everything[m]) for m in names}
-        first = everything[names[0]]
-        places = covered(first, rows) if isinstance(first, TextMetric) else range(len(rows.examples))
+        places = covered(everything[names[0]], rows)
         drawn = None if clusters is None else [clusters[n] for n in places]
         found |= compare_scores(metric_pairs, resamples=resamples, seed=seed, clusters=drawn)
     scores: dict[int, dict[str, tuple[float, float]]] = {n: {} for n in range(len(rows.examples))}
@@ -300,7 +323,8 @@ def compare_pair(
     prompts = tuple(zip(rows.prompts, base.prompt_answers, adapter.prompt_answers, strict=False))
     made = Comparison(
         base.name, adapter.name, chosen, {m: found[m] for m in [*losses, *texts]}, compared, prompts, available,
-        base.time_s + adapter.time_s, behaviour={m: found[m] for m in BEHAVIOUR if m in found},
+        base.time_s + adapter.time_s, behaviour={m: found[m] for m in behaviour},
+        speed=(base.speed, adapter.speed),
     )  # fmt: skip
     named = [name for name in ("loss" if per_token else "bits_per_byte", made.answer_metric) if name is not None]
     pairs = {}
@@ -312,18 +336,17 @@ def compare_pair(
 
 def _over_all_rows(name: str, metric: Metric, side: Measured, rows: HeldOut) -> Array:
     """(N, S) statistics with NaN where a row is not scored."""
-    places = covered(metric, rows) if isinstance(metric, TextMetric) else np.flatnonzero(side.score.weight > 0)
-    statistics = side.statistics[name]
     found = np.full((len(rows.examples), metric.size), np.nan)
-    found[places] = statistics if isinstance(metric, TextMetric) else statistics[places]
+    found[covered(metric, rows)] = side.statistics[name]
+    found[side.score.weight == 0] = np.nan
     return found
 
 
 def _same_rows(metrics: Mapping[str, Metric], rows: HeldOut) -> list[list[str]]:
     """The metrics in groups that score the same rows: each group is drawn together."""
-    groups: dict[object, list[str]] = {}
+    groups: dict[tuple[int, ...], list[str]] = {}
     for name, metric in metrics.items():
-        groups.setdefault(tuple(covered(metric, rows)) if isinstance(metric, TextMetric) else "all", []).append(name)
+        groups.setdefault(tuple(covered(metric, rows)), []).append(name)
     return list(groups.values())
 
 

@@ -11,10 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inlay.evaluation.behaviour import BEHAVIOUR
-from inlay.evaluation.compare import Comparison, Measured, covered, measure, shown_question, text_metrics
+from inlay.evaluation.compare import (
+    Comparison,
+    Measured,
+    covered,
+    measure,
+    measured_metrics,
+    shown_question,
+    text_metrics,
+)
 from inlay.evaluation.kinds import confusion, labels_of
-from inlay.evaluation.metrics import LOSS_METRICS, Metric, TextMetric
+from inlay.evaluation.metrics import Metric, TextMetric
 from inlay.evaluation.score import HeldOut, Score
 from inlay.storage import write_file, write_json
 
@@ -33,7 +40,7 @@ def write_document(
 ) -> dict[str, Any]:
     """Writes both files and gives the document. `models` and `about` are put into it as they are."""
     texts = text_metrics(rows[0], wanted)
-    metrics: dict[str, Metric] = {**LOSS_METRICS, **texts, **(BEHAVIOUR if rows[0].asked else {})}
+    metrics = measured_metrics(rows[0], texts)
     sides = [measure(row, scored, texts) for row, scored in zip(rows, scores, strict=True)]
     document = {
         "schema": SCHEMA,
@@ -54,19 +61,23 @@ def write_document(
 
 
 def _described(metric: Metric, rows: HeldOut) -> dict[str, Any]:
-    text = isinstance(metric, TextMetric)
     return {
         "description": metric.description,
         "higher_is_better": metric.higher_is_better,
         "signature": metric.signature() if isinstance(metric, TextMetric) else None,
-        "n": len(covered(metric, rows)) if isinstance(metric, TextMetric) else len(rows.examples),
-        "of": "answers" if text else "references",
+        "n": len(covered(metric, rows)),
+        "of": "answers" if metric.of_answers else "references",
     }
 
 
 def _totals(side: Measured, metrics: Mapping[str, Metric]) -> dict[str, Any]:
     values = {name: float(metric.value(side.statistics[name].sum(0))) for name, metric in metrics.items()}
-    return {"totals": values, "time_s": round(side.score.time_s, 3)}
+    speed = side.score.speed
+    return {
+        "totals": values,
+        "time_s": round(side.score.time_s, 3),
+        "speed": None if speed is None else speed.to_json(),
+    }
 
 
 def _labels(rows: HeldOut, scored: Score) -> dict[str, Any]:
@@ -82,12 +93,7 @@ def _alone(comparison: Comparison) -> dict[str, Any]:
 
 def _row_lines(rows: Sequence[HeldOut], sides: Sequence[Measured], metrics: Mapping[str, Metric]) -> list[str]:
     first = rows[0]
-    places = {
-        name: {
-            n: k for k, n in enumerate(covered(m, first) if isinstance(m, TextMetric) else range(len(first.examples)))
-        }
-        for name, m in metrics.items()
-    }
+    places = {name: {n: k for k, n in enumerate(covered(metric, first))} for name, metric in metrics.items()}
     lines = []
     for n, example in enumerate(first.examples):
         models = [

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from inlay.charts import Line, differences, interval, lines
-from inlay.evaluation.behaviour import BEHAVIOUR
+from inlay.evaluation.behaviour import BEHAVIOUR, STOPPED
 from inlay.evaluation.compare import ComparedRow, Comparison
 from inlay.evaluation.metrics import LOSS_METRICS
 from inlay.evaluation.statistics import Difference
@@ -82,7 +82,10 @@ def _parts(c: Comparison, histories: Mapping[str, History], met: Met) -> list[Ht
     parts = [section("Metrics", *_metrics(c.metrics, c.adjusted_p, c.primary)), *_spreads(c)]
     if c.behaviour:
         said = note("Shares of the answers. They have no say in the verdict.")
-        parts.append(section("What answers should not become", *_metrics(c.behaviour), said))
+        parts.append(section("How the answers behave", *_metrics(c.behaviour), said))
+    if any(c.speed):
+        said = note("On this machine, with whatever else ran on it.")
+        parts.append(section("Length and speed of the answers", _speed(c), said))
     if c.retention:
         said = note("Loss on rows that none of these models was trained for: what a model forgot, or got for nothing.")
         parts.append(section("What was not trained for", *_metrics(c.retention), said))
@@ -125,6 +128,16 @@ def _metrics(
         table(head, short, range(1, 4), roomy=[4]),
         tag("details", tag("summary", "every figure"), every),
     ]
+
+
+def _speed(c: Comparison) -> Html:
+    body = [
+        [name, f"{s['tokens_per_answer']:.1f}", f"{s['tokens_per_s']:,.0f}", f"{s['time_per_answer_s']:.3f}",
+         f"{s['batch_size']}"]
+        for name, s in ((n, one.to_json()) for n, one in zip((c.base, c.adapter), c.speed, strict=True) if one)
+    ]  # fmt: skip
+    head = ["", "tokens each", "tokens/s", "seconds each", "in a batch"]
+    return table(head, body, range(1, 5), roomy=[4])
 
 
 def _groups(c: Comparison) -> Html:
@@ -295,5 +308,6 @@ def _reading(c: Comparison) -> Html:
         ("wins", f"rows on which {c.adapter} is better"),
         ("answers", f"greedy; metrics of answers: {', '.join(texts) or 'none'}"),
     ]  # fmt: skip
-    said += [(name, metric.description) for name, metric in (LOSS_METRICS | BEHAVIOUR).items()]
+    described = [*LOSS_METRICS.values(), *BEHAVIOUR.values(), STOPPED]
+    said += [(metric.name, metric.description) for metric in described]
     return tag("section", tag("details", tag("summary", "How to read this"), facts(said)))

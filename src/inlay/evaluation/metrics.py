@@ -35,6 +35,8 @@ class Metric:
     """S, the number of statistics of a row."""
     value: Callable[[Array], Array]
     """(..., S) summed statistics to (...) scores. NaN where nothing was weighed."""
+    of_answers: bool = False
+    """Of what the model said; otherwise of how likely it finds the reference."""
     row_value: Callable[[Array], Array] | None = None
     """Replaces `value` for a single row, where the corpus formula is not defined for short rows (bleu)."""
 
@@ -47,6 +49,7 @@ class Metric:
 class TextMetric(Metric):
     """A metric of (prediction, reference)."""
 
+    of_answers: bool = True
     statistics: Callable[[str, str], Array]
     """(prediction, reference) to the (S,) statistics of the row."""
     signature: Callable[[], str]
@@ -329,6 +332,13 @@ LOSS_METRICS: dict[str, Metric] = {
         size=2,
         value=ratio,
     ),
+    "token_accuracy": Metric(
+        name="token_accuracy",
+        higher_is_better=True,
+        description="share of the trained tokens that the model would have chosen itself, given what stands before; 0..1",
+        size=2,
+        value=ratio,
+    ),
 }
-"""Metrics of model-scored references; a row's statistics are (summed weighted loss, summed weights), and for
-bits_per_byte (bits, bytes)."""
+"""Metrics of model-scored references; a row's statistics are (summed weighted loss, summed weights), for bits_per_byte
+(bits, bytes), for token_accuracy (weight of the hits, summed weights)."""

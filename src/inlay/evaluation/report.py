@@ -65,7 +65,8 @@ def as_markdown(comparison: Comparison, curves: bool, met: Met = MappingProxyTyp
         "p: two-sided, by Holm over the metrics.",
     ]
     if c.behaviour:
-        lines += ["", "## What answers should not become", "", *_table(c.behaviour, None)]
+        lines += ["", "## How the answers behave", "", *_table(c.behaviour, None)]
+    lines += ["", *_speed(c)] if any(c.speed) else []
     if c.retention:
         lines += ["", "## Loss on what was not trained for", "", *_table(c.retention, None)]
     if c.groups:
@@ -98,6 +99,19 @@ def _table(differences: dict[str, Difference], adjusted: dict[str, float] | None
             f"| {detectable} | {d.p if adjusted is None else adjusted[name]:.2g} "
             f"| {d.wins} / {d.ties} / {d.losses} | {d.verdict} |"
         )
+    return lines
+
+
+def _speed(c: Comparison) -> list[str]:
+    """What the answers cost, without a verdict: other programs may have been running."""
+    lines = ["| model | tokens an answer | tokens/s | seconds an answer | batch |", "|---|---|---|---|---|"]
+    for name, speed in zip((c.base, c.adapter), c.speed, strict=True):
+        if speed is not None:
+            s = speed.to_json()
+            lines.append(
+                f"| {name} | {s['tokens_per_answer']:.1f} | {s['tokens_per_s']:.0f} | {s['time_per_answer_s']:.3f} "
+                f"| {s['batch_size']} |"
+            )
     return lines
 
 

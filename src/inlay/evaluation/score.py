@@ -20,7 +20,7 @@ from inlay.data.types import Example, Message
 from inlay.engine.loss import autocast, score_rows
 from inlay.errors import DataError, RunError
 from inlay.events import Reporter
-from inlay.generation.generate import Sampling, answers
+from inlay.generation.generate import Sampling, full_answers
 from inlay.models.base import context_length
 
 
@@ -43,6 +43,25 @@ class HeldOut:
 
 
 @dataclass(frozen=True, slots=True)
+class Speed:
+    """How long the answers were and how long they took, in batches of `batch_size`."""
+
+    answers: int
+    tokens: int
+    time_s: float
+    batch_size: int
+
+    def to_json(self) -> dict[str, float]:
+        return {
+            "answers": self.answers,
+            "tokens_per_answer": self.tokens / self.answers,
+            "tokens_per_s": self.tokens / self.time_s,
+            "time_per_answer_s": self.time_s / self.answers,
+            "batch_size": self.batch_size,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """What one model made of the held-out rows. N examples."""
 
@@ -51,10 +70,16 @@ class Score:
     """(N,) summed nll of the trained tokens, in nats."""
     weight: np.ndarray
     """(N,) their summed weight."""
+    hits: np.ndarray
+    """(N,) the weight of those that the model would have chosen itself."""
     answers: tuple[str | None, ...]
     """Greedy answer to each example's last question; None for a plain document."""
+    stopped: tuple[bool, ...]
+    """(N,) whether the model ended that answer itself."""
     prompt_answers: tuple[str, ...]
     time_s: float
+    speed: Speed | None = None
+    """None where nothing was asked."""
 
 
 def question(example: Example) -> tuple[Message, ...]:
@@ -115,26 +140,35 @@ def score(
     prompts = _prompt_ids(rows.prompts, encoder, context_length(model.config)) if generate else []
     reporter.stage(f"{name}: loss on {len(rows.examples)} rows")
     shares = micro_batches(range(len(rows.tokens)), rows.tokens.lengths, batch_size)
-    sequence_scores = score_rows(model, rows.tokens, shares, encoder.pad_id, device, dtype).numpy()
-    totals = np.zeros((2, len(rows.examples)))
+    sequence_scores = score_rows(model, rows.tokens, shares, encoder.pad_id, device, dtype, hits=True).numpy()
+    totals = np.zeros((3, len(rows.examples)))
     np.add.at(totals.T, rows.tokens.examples, sequence_scores.T)
     texts: list[str | None] = [None] * len(rows.examples)
+    stopped = [False] * len(rows.examples)
     prompt_answers: list[str] = []
+    speed = None
     if generate:
         sampling = Sampling(max_new_tokens=max_new_tokens)
         asked = [*rows.asked.values(), *prompts]
         reporter.stage(f"{name}: answering {len(asked)} prompts")
         reporter.start(len(asked), 0, "answer")
+        start = time.perf_counter()
         try:
             with autocast(device, dtype):
-                got = answers(model, encoder, asked, sampling, batch_size, lambda done: reporter.progress(done, {}))
+                got = full_answers(
+                    model, encoder, asked, sampling, batch_size, lambda done: reporter.progress(done, {})
+                )
         finally:
             reporter.end()
-        for n, text in zip(rows.asked, got, strict=False):
-            texts[n] = text
-        prompt_answers = got[len(rows.asked) :]
+        if got:
+            speed = Speed(len(got), sum(answer.tokens for answer in got), time.perf_counter() - start, batch_size)
+        for n, answer in zip(rows.asked, got, strict=False):
+            texts[n], stopped[n] = answer.text, answer.stopped
+        prompt_answers = [answer.text for answer in got[len(rows.asked) :]]
     took = time.perf_counter() - began
-    return Score(name, totals[0], totals[1], tuple(texts), tuple(prompt_answers), took)
+    return Score(
+        name, totals[0], totals[1], totals[2], tuple(texts), tuple(stopped), tuple(prompt_answers), took, speed
+    )
 
 
 def _prompt_ids(prompts: Sequence[str], encoder: Encoder, limit: int) -> list[list[int]]:

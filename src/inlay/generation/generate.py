@@ -34,6 +34,18 @@ class Sampling:
         return Sampling(**config.model_dump() | {"stop": tuple(config.stop)})
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model said to one prompt."""
+
+    text: str
+    """Decoded, without the end of turn and without what follows a stop string."""
+    tokens: int
+    """Generated tokens, without the one that ends the turn."""
+    stopped: bool
+    """Whether the model ended it, or a stop string did; False where it was cut off."""
+
+
 def answers(
     model: Any,
     encoder: Encoder,
@@ -43,7 +55,21 @@ def answers(
     on_done: Callable[[int], None] = lambda done: None,
     streamer: Any = None,
 ) -> list[str]:
-    """The decoded answer to each prompt (ids), in their order, without the end of turn.
+    """The texts of `full_answers`."""
+    found = full_answers(model, encoder, prompts, sampling, batch_size, on_done, streamer)
+    return [answer.text for answer in found]
+
+
+def full_answers(
+    model: Any,
+    encoder: Encoder,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    batch_size: int = 16,
+    on_done: Callable[[int], None] = lambda done: None,
+    streamer: Any = None,
+) -> list[Answer]:
+    """The answer to each prompt (ids), in their order.
 
     Greedy answers do not depend on `batch_size` beyond rounding. An answer ends at the latest where the model's
     context does. Raises: DataError for a prompt that is empty or fills the whole context.
@@ -54,17 +80,17 @@ def answers(
             raise DataError(f"prompt {n}: no tokens. Give it some text.")
         if len(prompt) >= limit:
             raise DataError(f"prompt {n}: {len(prompt)} tokens fill the context of {limit}. Shorten it.")
-    texts = [""] * len(prompts)
+    found: dict[int, Answer] = {}
     if sampling.temperature > 0:
         torch.manual_seed(sampling.seed)
     done = 0
     for picked, room in _batches([len(p) for p in prompts], sampling.max_new_tokens, limit, batch_size):
         rows = _generate(model, encoder, [list(prompts[i]) for i in picked], sampling, room, streamer)
         for i, ids in zip(picked, rows, strict=True):
-            texts[i] = _decoded(encoder, ids, sampling.stop)
+            found[i] = _answer(encoder, ids, sampling.stop)
         done += len(picked)
         on_done(done)
-    return texts
+    return [found[i] for i in range(len(prompts))]
 
 
 def _batches(
@@ -124,7 +150,8 @@ def _generate(
             streamer=streamer,
             **({"tokenizer": encoder.tokenizer} if sampling.stop else {}),
         )
-    return [_until_stop(row, encoder.stop_ids) for row in output[:, width:].tolist()]
+    rows: list[list[int]] = output[:, width:].tolist()
+    return rows
 
 
 @contextlib.contextmanager
@@ -139,12 +166,10 @@ def _only(model: Any, settings: Any) -> Iterator[None]:
         base.generation_config = before
 
 
-def _until_stop(ids: list[int], stop_ids: frozenset[int]) -> list[int]:
-    return next((ids[:n] for n, i in enumerate(ids) if i in stop_ids), ids)
-
-
-def _decoded(encoder: Encoder, ids: list[int], stop: Sequence[str]) -> str:
-    text = encoder.text(ids)
+def _answer(encoder: Encoder, ids: list[int], stop: Sequence[str]) -> Answer:
+    end = next((n for n, i in enumerate(ids) if i in encoder.stop_ids), None)
+    whole = encoder.text(ids[:end])
+    text = whole
     for string in stop:
         text = text.partition(string)[0]
-    return text.strip()
+    return Answer(text.strip(), len(ids[:end]), end is not None or text != whole)
