@@ -64,9 +64,12 @@ def test_greedy_answers_in_a_batch_are_those_given_one_by_one_and_the_uncached_a
 
 
 def test_an_answer_says_how_long_it_is_and_whether_the_model_ended_it(
-    model: Any, encoder: Encoder, prompts: list[list[int]]
+    model: Any, encoder: Encoder, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    third = by_argmax(model, encoder, prompts[0], 12)[3]
+    monkeypatch.setattr(encoder, "stop_ids", frozenset({third, encoder.eos_id}))
     found = full_answers(model, encoder, prompts, Sampling(max_new_tokens=40), batch_size=5)
+    assert found[0].stopped
     for prompt, answer in zip(prompts, found, strict=True):
         ids = by_argmax(model, encoder, prompt, 40)
         ended = ids[-1] in encoder.stop_ids
