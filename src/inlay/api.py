@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from inlay.data.encode import Encoder
     from inlay.data.show import ShownRow
     from inlay.evaluation.compare import Comparison
+    from inlay.evaluation.custom import Wanted
     from inlay.scoring import ModelName, Reference
 
 ConfigLike = Config | Mapping[str, Any] | str | Path
@@ -155,7 +156,7 @@ def _load_base(run: Run) -> tuple[Any, Encoder, str, Any]:
 def compare(
     *models: ModelName,
     data: str | None = None,
-    metrics: Sequence[str] = (),
+    metrics: Wanted = (),
     prompts: Sequence[str] = (),
     blind: bool = False,
     reporter: Reporter | None = None,
@@ -165,14 +166,15 @@ def compare(
 
     A model is a run, `RUN@STEP`, the folder of an adapter or of a whole model, `base`, or a hub id. The rows are those
     of the first run's held-out set, or of the file `data`. `metrics` names those to take instead of what the references
-    call for. Reports go to `reports/` of the first run, without a run to `comparisons/` in `folder`. `blind` then asks on a
+    call for; one may be a function `(prediction, reference) -> float`, or `FILE.py:FUNCTION`. Reports go to `reports/` of the first run, without a run to `comparisons/` in `folder`. `blind` then asks on a
     local page which answers are better, without saying whose they are, and adds what was said to the reports.
     Raises: RunError, AdapterError, ModelError, ConfigError for names that mean nothing or cannot be measured.
     """
     from inlay import scoring
     from inlay.evaluation.blind_server import ask
+    from inlay.evaluation.kinds import resolved
 
-    reporter = reporter or PlainReporter()
+    reporter, metrics = reporter or PlainReporter(), resolved(metrics)
     named = _references(models or (None,), folder)
     if blind and len(named) > 2:
         raise ConfigError(f"--blind: two models are judged against each other (got {len(named)}). Name two, or one.")
@@ -215,14 +217,16 @@ def evaluate(
     *,
     adapter: bool = True,
     data: str | None = None,
-    metrics: Sequence[str] = (),
+    metrics: Wanted = (),
     reporter: Reporter | None = None,
     folder: str = "results",
 ) -> dict[str, Any]:
     """{"name", "n", "metrics": {metric: value}, "speed", "time_s"} of one model; models and rows as in `compare`."""
     from inlay import scoring
     from inlay.evaluation.compare import totals
+    from inlay.evaluation.kinds import resolved
 
+    metrics = resolved(metrics)
     (named,) = _references([model], folder)
     named = named if adapter else named.without_adapter()
     found = scoring.measured([named], data, (), reporter or PlainReporter())

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from inlay.data.encode import Encoder
     from inlay.data.types import Example
     from inlay.evaluation.compare import Comparison
+    from inlay.evaluation.custom import Wanted
     from inlay.evaluation.retention import Sets
     from inlay.evaluation.score import HeldOut, Score
     from inlay.models.adapter import AdapterState
@@ -274,7 +275,7 @@ def _examples(lead: Run | None, data: str | None, config: Config) -> tuple[tuple
     return kept, int(lead.record.get("heldout_available", len(kept))), str(lead.heldout)
 
 
-def reported(found: Measurement, wanted: Sequence[str], where: Path) -> Comparison:
+def reported(found: Measurement, wanted: Wanted, where: Path) -> Comparison:
     """The comparison, with all its reports written to the folder."""
     from inlay.evaluation.report import write_reports
 
@@ -286,7 +287,7 @@ def reported(found: Measurement, wanted: Sequence[str], where: Path) -> Comparis
     return comparison
 
 
-def comparisons(found: Measurement, wanted: Sequence[str], where: Path) -> Comparison:
+def comparisons(found: Measurement, wanted: Wanted, where: Path) -> Comparison:
     """The second model against the first, with those of the further models in `also`.
 
     What was said of these answers in a blind comparison is read from `where`, the folder of the reports.
@@ -353,7 +354,7 @@ def reports_folder(found: Measurement, folder: str) -> Path:
     return lead.reports if lead else there / runs.next_named(there, "comparison")
 
 
-def write_evaluation(found: Measurement, comparison: Comparison, folder: Path, wanted: Sequence[str]) -> None:
+def write_evaluation(found: Measurement, comparison: Comparison, folder: Path, wanted: Wanted) -> None:
     """`evaluation.json` and its rows; see `inlay.evaluation.document`."""
     from inlay.evaluation.document import write_document
 

@@ -71,6 +71,9 @@ def test_a_model_of_no_run_is_measured_on_a_file(tiny_base: Path, tmp_path: Path
 def test_a_name_that_means_nothing_is_refused(with_run: Path) -> None:
     with pytest.raises(RunError, match=r"first: no checkpoint of step 999\. There are \d"):
         api.compare("first@999")
+    for name, says in (("rogue_l", "Did you mean 'rouge_l'"), ("mine.py:score", "mine.py: no such file")):
+        with pytest.raises(ConfigError, match=says):  # before any model is loaded
+            api.compare("first", metrics=[name], reporter=None)
     with pytest.raises(ConfigError, match="base: of which run"):
         api.compare("base")
     with pytest.raises(RunError, match="Did you mean"):

@@ -19,7 +19,11 @@ DataOption = Annotated[
 ]
 MetricsOption = Annotated[
     str,
-    typer.Option("--metrics", metavar="A,B", help="Take these metrics instead of what the reference answers call for."),
+    typer.Option(
+        "--metrics",
+        metavar="A,B",
+        help="Take these metrics instead of what the reference answers call for. FILE.py:FUNCTION is one of your own.",
+    ),
 ]
 
 

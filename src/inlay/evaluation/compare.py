@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from inlay.data.types import Example
 from inlay.errors import ConfigError, unknown_name
 from inlay.evaluation.behaviour import BEHAVIOUR, STOPPED
+from inlay.evaluation.custom import Wanted
 from inlay.evaluation.groups import Group, groups
 from inlay.evaluation.kinds import KINDS, LABEL_METRICS, answer_metric, metrics_for
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS, Array, Metric, TextMetric
@@ -228,7 +229,7 @@ class Measured:
     """(rows, S) by metric: over all rows for the loss, else over `covered` rows."""
 
 
-def text_metrics(rows: HeldOut, wanted: Sequence[str] = ()) -> dict[str, TextMetric]:
+def text_metrics(rows: HeldOut, wanted: Wanted = ()) -> dict[str, TextMetric]:
     """The metrics of these rows' references; none where nothing is asked. Raises: ConfigError as `metrics_for`."""
     return metrics_for([rows.references[n] for n in rows.asked], wanted) if rows.asked else {}
 
@@ -268,7 +269,7 @@ def _of_references(name: str, rows: HeldOut, scored: Score) -> tuple[Array, Arra
     return scored.hits if name == "token_accuracy" else scored.nll, scored.weight
 
 
-def totals(rows: HeldOut, scored: Score, wanted: Sequence[str] = ()) -> dict[str, float]:
+def totals(rows: HeldOut, scored: Score, wanted: Wanted = ()) -> dict[str, float]:
     """Every metric of one model over all rows."""
     metrics = text_metrics(rows, wanted)
     found = measure(rows, scored, metrics).statistics
@@ -290,7 +291,7 @@ def compare_pair(
     resamples: int,
     seed: int,
     available: int,
-    wanted: Sequence[str] = (),
+    wanted: Wanted = (),
     per_token: bool = True,
 ) -> Comparison:
     """`adapter` against `base` on the same rows, by the metrics `wanted` or those that the references call for.

@@ -20,6 +20,7 @@ from inlay.evaluation.compare import (
     shown_question,
     text_metrics,
 )
+from inlay.evaluation.custom import Wanted
 from inlay.evaluation.kinds import confusion, labels_of
 from inlay.evaluation.metrics import Metric, TextMetric
 from inlay.evaluation.score import HeldOut, Score
@@ -36,7 +37,7 @@ def write_document(
     scores: Sequence[Score],
     comparison: Comparison | None,
     about: Mapping[str, Any],
-    wanted: Sequence[str] = (),
+    wanted: Wanted = (),
 ) -> dict[str, Any]:
     """Writes both files and gives the document. `models` and `about` are put into it as they are."""
     texts = text_metrics(rows[0], wanted)

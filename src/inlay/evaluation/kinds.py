@@ -10,7 +10,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from inlay.errors import ConfigError, unknown_name
+from inlay.evaluation.custom import Wanted, custom_metric, from_file, is_file
 from inlay.evaluation.metrics import METRICS, Array, TextMetric, normalise, ratio
 
 _MOST_LABELS, _ROWS_PER_LABEL, _LONGEST_LABEL = 50, 3, 40
@@ -222,26 +223,43 @@ KINDS: dict[str, TextMetric] = {
 
 _ANSWERS_BY = ("accuracy", "number_match", "json_match", "token_f1")
 LABEL_METRICS = ("accuracy", "macro_f1")
+_KNOWN = (*METRICS, *LABEL_METRICS, *KINDS)
 
 
-def metrics_for(references: Sequence[str], wanted: Sequence[str] = ()) -> dict[str, TextMetric]:
+def metrics_for(references: Sequence[str], wanted: Wanted = ()) -> dict[str, TextMetric]:
     """The text metrics of these references: those for any text, and those for the kinds found among them.
 
-    `wanted` names them instead. Raises: ConfigError for an unknown name, or one that no reference allows.
+    `wanted` names them instead, or is functions. Raises: ConfigError for an unknown name, or one that no reference
+    allows.
     """
     labels = labels_of(references)
     chosen = dict(METRICS) | (_label_metrics(labels) if labels else {})
     if not wanted:
         kinds = {k: m for k, m in KINDS.items() if sum(map(m.covers, references)) > _SHARE * len(references)}
         return chosen | kinds
-    known = [*METRICS, *LABEL_METRICS, *KINDS]
     possible = chosen | {k: m for k, m in KINDS.items() if any(map(m.covers, references))}
-    for name in wanted:
-        if name not in known:
-            raise ConfigError(f"--metrics: {unknown_name('metric', name, known)}")
-        if name not in possible:
-            raise ConfigError(f"--metrics {name}: no reference answer of these rows is of the kind that it compares.")
-    return {name: possible[name] for name in wanted}
+    found: dict[str, TextMetric] = {}
+    for one in resolved(wanted):
+        metric = _named(one, possible) if isinstance(one, str) else custom_metric(one)
+        if metric.name in found or (metric.name in _KNOWN and metric is not possible.get(metric.name)):
+            raise ConfigError(f"--metrics: two metrics are called {metric.name}. Name yours otherwise.")
+        found[metric.name] = metric
+    return found
+
+
+def resolved(wanted: Wanted) -> Wanted:
+    """The same with the functions of files in place of their names. Raises: ConfigError for what means nothing."""
+    found = [from_file(one) if isinstance(one, str) and is_file(one) else one for one in wanted]
+    for name in found:
+        if isinstance(name, str) and name not in _KNOWN:
+            raise ConfigError(f"--metrics: {unknown_name('metric', name, _KNOWN)}")
+    return found
+
+
+def _named(name: str, possible: Mapping[str, TextMetric]) -> TextMetric:
+    if name not in possible:
+        raise ConfigError(f"--metrics {name}: no reference answer of these rows is of the kind that it compares.")
+    return possible[name]
 
 
 def answer_metric(metrics: Sequence[str]) -> str | None:
