@@ -64,9 +64,8 @@ class History(RuleBasedStateMachine):
 
     def _save(self) -> None:
         step = self.progress.step
-        write(
-            self.folder, AdapterState({"r": 1}, {"a": self.parameter.detach().clone()}), self.optimizer, self.progress
-        )
+        adapter = AdapterState({"r": 1}, {"a": self.parameter.detach().clone()})
+        checkpoints.write(self.folder, checkpoints.snapshot(adapter, self.optimizer, self.progress))
         self.saved[step] = float(self.parameter[0].detach())
         self.damaged.discard(step)
         checkpoints.prune(self.folder, self.keep, {self.progress.best_step})
@@ -83,8 +82,8 @@ class History(RuleBasedStateMachine):
     def damage(self, which: int, name: str, at: int, kind: str) -> None:
         step = sorted(self.saved)[which % len(self.saved)]
         path = self.folder / f"step-{step:06d}" / name
-        if not path.exists():
-            return
+        if not path.exists() or (kind == "flip" and step in self.damaged):
+            return  # a second flip might undo the first
         content = bytearray(path.read_bytes())
         if kind == "gone" or not content:
             path.unlink()
@@ -132,13 +131,6 @@ class History(RuleBasedStateMachine):
             except StorageError:
                 return
             raise AssertionError(f"step {best} is damaged and was loaded")
-
-
-def write(folder: Path, adapter: AdapterState, optimizer: Any, progress: Progress) -> None:
-    if hasattr(checkpoints, "snapshot"):
-        checkpoints.write(folder, checkpoints.snapshot(adapter, optimizer, progress))  # type: ignore[call-arg,arg-type]
-    else:
-        checkpoints.write(folder, adapter, optimizer, progress)
 
 
 def histories(folder: Path, count: int) -> Tally:
