@@ -4,7 +4,7 @@ BIN := .venv/bin
 # pytest ends with 5 when no test has the mark: that is said, and is not a failure
 NONE_YET = { test $$? -eq 5 && echo "make $@: no test has this mark yet"; }
 
-.PHONY: demo test check slow mount browser faults gpu fuzz docs format clean
+.PHONY: demo test check slow mount harness browser faults gpu fuzz docs format clean
 .DEFAULT_GOAL := test
 
 .venv/.runtime: pyproject.toml
@@ -36,6 +36,10 @@ mount: .venv/.dev           ## a full disk; needs root
 
 browser: .venv/.dev         ## the pages in a real Chromium; INLAY_SCREENS=folder keeps the screenshots
 	$(BIN)/python -m pytest -m browser tests/browser
+
+harness: .venv/.dev         ## tasks of lm-evaluation-harness, which stays installed in .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[harness]"
+	$(BIN)/python -m pytest -m harness
 
 faults: .venv/.dev          ## runs killed and damaged thousands of times: half an hour or more; root also mounts disks
 	$(BIN)/python tests/faults/run.py --full --jobs 2 --page docs/numbers/faults.md

@@ -237,6 +237,26 @@ def evaluate(
     return {"name": named.name, "n": len(rows.examples), "metrics": values, "speed": speed, "time_s": took}
 
 
+def harness(
+    model: ModelName = None,
+    tasks: Sequence[str] = (),
+    *,
+    limit: int | None = None,
+    reporter: Reporter | None = None,
+    folder: str = "results",
+) -> dict[str, Any]:
+    """Tasks of lm-evaluation-harness on a base and on the adapter over it.
+
+    `tasks` are its names, groups or patterns, or YAML task files; `limit` is the number of documents of each. Gives
+    {"base", "adapter", "scores": [{"task", "metric", "documents", "base", "adapter", "difference"}]}; the difference
+    has its paired interval where the metric is a mean over documents. Raises: ConfigError for tasks that are not there,
+    or when the extra `harness` is not installed.
+    """
+    from inlay import scoring
+
+    return scoring.on_tasks(scoring.reference(model, folder), tasks, limit, reporter or PlainReporter())
+
+
 def cross_validate(
     config: ConfigLike, folds: int = 5, *, metrics: Sequence[str] = (), reporter: Reporter | None = None
 ) -> dict[str, Any]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from inlay.models.base import BaseRef
 
 ModelName = str | Path | Run | None
+_OF_NO_RUN = {"data": {"train": "-"}}
 BASE = "base"
 """The name of the base under the run that is named with it."""
 
@@ -215,9 +216,7 @@ def measured(models: Sequence[Reference], data: str | None, prompts: Sequence[st
     from inlay.models.base import context_length
 
     lead = next((one.run for one in models if one.run is not None), None)
-    config = (
-        lead.config if lead else configs.validate({"model": {"base_model": models[0].base}, "data": {"train": "-"}})
-    )
+    config = lead.config if lead else configs.validate(_OF_NO_RUN | {"model": {"base_model": models[0].base}})
     examples, available, where = _examples(lead, data, config)
     other = _other(models, examples, config)
     elsewhere = [example for kept in other.values() for example in kept]
@@ -345,6 +344,31 @@ def _chosen_on_these_rows(model: Reference, found: Measurement) -> tuple[str, ..
         f"{model.name} is the best of {evaluations} checkpoints by the loss on these rows, which flatters it a little. "
         "Rows that no choice was made on: --data FILE.",
     )
+
+
+def on_tasks(one: Reference, wanted: Sequence[str], limit: int | None, reporter: Reporter) -> dict[str, Any]:
+    """Tasks of lm-evaluation-harness on the base of a reference and on its adapter; see `inlay.api.harness`."""
+    from inlay.evaluation import harness
+
+    with harness.quietly():
+        tasks = harness.find_tasks(wanted)
+        config = one.run.config if one.run else configs.validate(_OF_NO_RUN | {"model": {"base_model": one.base}})
+        ready = _load(one, config)
+        sides: list[dict[str, Any]] = []
+        for name, state in ((one.base, None), (one.name, one.adapter(ready.digest))):
+            if sides and state is None:
+                sides.append(sides[0])
+                break
+            reporter.stage(f"{name}: {', '.join(tasks.names)}")
+            model = ready.model if state is None else state.attach_to(ready.model)
+            sides.append(
+                harness.run_tasks(
+                    tasks, model, ready.encoder, device=ready.device, dtype=ready.dtype,
+                    batch_size=config.eval.batch_size, limit=limit,
+                )
+            )  # fmt: skip
+    scores = harness.paired(sides[0], sides[1], config.eval.resamples, config.train.seed)
+    return {"base": one.base, "adapter": one.name, "limit": limit, "scores": [score.to_json() for score in scores]}
 
 
 def reports_folder(found: Measurement, folder: str) -> Path:

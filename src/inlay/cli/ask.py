@@ -86,6 +86,15 @@ def evaluate(
     base: NoAdapter = False,
     data: DataOption = None,
     metrics: MetricsOption = "",
+    harness: Annotated[
+        str,
+        typer.Option(
+            metavar="TASKS", help="Tasks of lm-evaluation-harness instead, by name or as .yaml files: base and adapter."
+        ),
+    ] = "",
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="With --harness: so many documents of each task.")
+    ] = None,
     folds: Annotated[
         int | None,
         typer.Option(
@@ -107,6 +116,13 @@ def evaluate(
     from inlay import api
     from inlay.cli import progress, view
 
+    if harness:
+        if folds is not None or base or data or metrics:
+            raise UserError(
+                "--harness: its tasks have rows and metrics of their own; leave --data, --metrics, --base out."
+            )
+        found = api.harness(model, _names(harness), limit=limit, reporter=progress.reporter(), folder=output)
+        return Output(found, view.harness_text(found))
     if folds is not None:
         if model is None or base or data:
             raise UserError("--folds: name a config or data file, as for train; --base and --data have no place here.")

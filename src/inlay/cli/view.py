@@ -149,6 +149,20 @@ def evaluation_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def harness_text(found: dict[str, Any]) -> str:
+    """One line a task and metric: base, adapter, and the change with its interval."""
+    lines = [f"{found['adapter']} against {found['base']}, by lm-evaluation-harness", ""]
+    lines.append(f"{'task':<24} {'metric':<16} {'n':>6} {'base':>8} {'adapter':>8} {'change':>8} 95% interval")
+    for score in found["scores"]:
+        d = score["difference"]
+        told = f"[{figure_shown(d['low'], '+')}, {figure_shown(d['high'], '+')}] {d['verdict']}" if d else "not known"
+        lines.append(
+            f"{score['task']:<24} {score['metric']:<16} {score['documents']:>6,} {figure_shown(score['base']):>8} "
+            f"{figure_shown(score['adapter']):>8} {figure_shown(score['adapter'] - score['base'], '+'):>8} {told}"
+        )
+    return "\n".join(lines)
+
+
 def folds_text(found: dict[str, Any], columns: int) -> str:
     """The folds by the metric that decides, every metric over all rows, and the verdict."""
     primary, head = found["primary"], f"{'base':>8} {'adapter':>8} {'change':>8} {'95% interval':^18}"

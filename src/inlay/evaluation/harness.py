@@ -1,0 +1,182 @@
+"""Tasks of lm-evaluation-harness, on a base and on the adapter over it.
+
+The harness asks and scores; here each task's per-document scores are paired, so that a change comes with its interval.
+Source: https://github.com/EleutherAI/lm-evaluation-harness
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inlay.data.encode import Encoder
+from inlay.errors import ConfigError, nearest
+from inlay.evaluation.metrics import Metric
+from inlay.evaluation.statistics import MIN_ROWS, Difference, paired_bootstrap
+
+LOCAL = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """Tasks as the harness knows them."""
+
+    names: tuple[str, ...]
+    manager: Any
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScore:
+    """One metric of one task."""
+
+    task: str
+    metric: str
+    """As the harness prints it, with its filter: `acc,none`."""
+    documents: int
+    base: float
+    adapter: float
+    difference: Difference | None
+    """None where the metric is no mean over documents, or where they are too few."""
+
+    def to_json(self) -> dict[str, Any]:
+        from inlay.evaluation.compare import difference_json
+
+        found = None if self.difference is None else difference_json(self.difference)
+        values = {"task": self.task, "metric": self.metric, "documents": self.documents}
+        return values | {"base": self.base, "adapter": self.adapter, "difference": found}
+
+
+def find_tasks(wanted: Sequence[str]) -> Tasks:
+    """Tasks by name, group or pattern, or as YAML files. Raises: ConfigError for none, or without the harness."""
+    try:
+        tasks = importlib.import_module("lm_eval.tasks")
+    except ImportError:
+        raise ConfigError('--harness: lm-evaluation-harness is not installed: pip install "inlay[harness]".') from None
+    files = [Path(name) for name in wanted if name.endswith(LOCAL)]
+    for file in files:
+        if not file.is_file():
+            raise ConfigError(f"{file}: no such task file.")
+    folders = sorted({str(file.absolute().parent) for file in files})
+    manager = tasks.TaskManager(include_path=folders or None)
+    names: list[str] = []
+    for name in wanted:
+        found = [_name_in(Path(name))] if name.endswith(LOCAL) else manager.match_tasks([name])
+        if not found:
+            guess = nearest(name, manager.all_tasks)
+            hint = f" Did you mean {guess}?" if guess else " A task file ends in .yaml."
+            raise ConfigError(f"--harness: unknown task {name!r}.{hint}")
+        names += found
+    if not names:
+        raise ConfigError("--harness: name a task of lm-evaluation-harness, or a task file (.yaml).")
+    return Tasks(tuple(dict.fromkeys(names)), manager)
+
+
+def _name_in(file: Path) -> str:
+    import yaml
+
+    class Lenient(yaml.SafeLoader):
+        """Task files may name functions with tags of their own."""
+
+    Lenient.add_multi_constructor("!", lambda loader, suffix, node: None)
+    try:
+        value = yaml.load(file.read_text(encoding="utf-8"), Loader=Lenient)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot be read as a task file ({' '.join(str(error).split())}).") from None
+    name = value.get("task") if isinstance(value, dict) else None
+    if not isinstance(name, str):
+        raise ConfigError(f"{file}: is no task file, it has no `task: NAME`.")
+    return name
+
+
+def run_tasks(
+    tasks: Tasks, model: Any, encoder: Encoder, *, device: str, dtype: Any, batch_size: int, limit: int | None
+) -> dict[str, Any]:
+    """What the harness found: its `results` and `samples`. Prompts go through the chat template where there is one."""
+    lm_eval = importlib.import_module("lm_eval")
+    wrapper = importlib.import_module("lm_eval.models.huggingface").HFLM
+    was_training = model.training
+    model.eval()
+    try:
+        wrapped = wrapper(
+            pretrained=model, tokenizer=encoder.tokenizer, batch_size=batch_size, device=device,
+            mixed_precision_dtype=dtype,
+        )  # fmt: skip
+        found: dict[str, Any] = lm_eval.simple_evaluate(
+            model=wrapped, tasks=list(tasks.names), task_manager=tasks.manager, limit=limit, bootstrap_iters=0,
+            apply_chat_template=bool(encoder.tokenizer.chat_template),
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, AssertionError) as error:
+        what = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ConfigError(f"--harness {', '.join(tasks.names)}: the harness stopped: {what}.") from error
+    finally:
+        model.train(was_training)
+    return found
+
+
+def paired(base: dict[str, Any], adapter: dict[str, Any], resamples: int, seed: int) -> list[TaskScore]:
+    """Every metric of every task, base beside adapter."""
+    scores = []
+    for task, before in base["results"].items():
+        after, higher = adapter["results"][task], base["higher_is_better"].get(task, {})
+        for key, value in before.items():
+            metric, comma, _ = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+                continue
+            sides = [_per_document(found, task, key) for found in (base, adapter)]
+            difference = None
+            if all(_is_mean_of(side, total) for side, total in zip(sides, (value, after[key]), strict=True)):
+                difference = paired_bootstrap(
+                    sides[0], sides[1], _mean(key, higher.get(metric, True)), resamples=resamples, seed=seed
+                )
+            count = int(base["n-samples"].get(task, {}).get("effective", 0))
+            scores.append(TaskScore(task, key, count, float(value), float(after[key]), difference))
+    return scores
+
+
+def _per_document(found: dict[str, Any], task: str, key: str) -> np.ndarray:
+    """(N, 2) score of each document and 1, in the order of the documents; empty where a score is no number."""
+    metric, _, chosen = key.partition(",")
+    rows = [row for row in found["samples"].get(task, []) if row.get("filter", "none") == chosen]
+    values = [row.get(metric) for row in sorted(rows, key=lambda row: int(row["doc_id"]))]
+    if not all(isinstance(value, (bool, int, float)) for value in values):
+        return np.zeros((0, 2))
+    return np.array([[float(value), 1.0] for value in values]).reshape(-1, 2)
+
+
+def _is_mean_of(side_N2: np.ndarray, total: float) -> bool:
+    return len(side_N2) >= MIN_ROWS and bool(np.isclose(side_N2[:, 0].mean(), total, rtol=1e-9, atol=1e-12))
+
+
+def _mean(name: str, higher_is_better: bool) -> Metric:
+    return Metric(
+        name=name, higher_is_better=higher_is_better, description="mean over documents", size=2,
+        value=lambda sums: sums[..., 0] / sums[..., 1],
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the harness's own log lines and bars."""
+    import logging
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "evaluate")]
+    levels = [logger.level for logger in loggers]
+    bars = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        os.environ.pop("TQDM_DISABLE")
+        if bars is not None:
+            os.environ["TQDM_DISABLE"] = bars
