@@ -324,14 +324,14 @@ def test_the_loss_of_a_score_is_the_held_out_loss_of_training(tmp_path: Path, en
     from inlay.training.world import World
 
     model = base_model(make_base(tmp_path / "base", seed=3)).eval()
-    config = SimpleNamespace(eval=SimpleNamespace(batch_size=4))
     job: Any = SimpleNamespace(
         model=model,
         heldout=rows.tokens,
         pad_id=encoder.pad_id,
         device="cpu",
         autocast_dtype=None,
-        config=config,
+        eval_batch_size=4,
+        max_memory_bytes=None,
         progress=SimpleNamespace(step=0),
         shortages=[],
     )

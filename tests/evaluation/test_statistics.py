@@ -55,8 +55,11 @@ def all_metrics(n: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray, Me
         pairs[name] = (a, b, metric)
     noise = np.random.default_rng(seed)
     weights = noise.integers(1, 300, n).astype(float)
-    a, b = (np.stack([weights * noise.gamma(2, scale, n), weights], axis=1) for scale in (1.0, 0.8))
-    return pairs | {name: (a, b, metric) for name, metric in LOSS_METRICS.items()}
+    high, low = (np.stack([weights * noise.gamma(2, scale, n), weights], axis=1) for scale in (1.0, 0.8))
+    return pairs | {
+        name: (low, high, metric) if metric.higher_is_better else (high, low, metric)
+        for name, metric in LOSS_METRICS.items()
+    }
 
 
 def mirrored(d: Difference) -> Difference:

@@ -133,8 +133,7 @@ def test_held_out_loss_is_the_same_for_any_number_of_ranks_and_leaves_training_u
     setup: Setup, tmp_path: Any
 ) -> None:
     job = job_of(setup, tmp_path, 8)
-    two_each = job.config.eval.model_copy(update={"batch_size": 2})  # four micro batches
-    job.config = job.config.model_copy(update={"eval": two_each})
+    job.eval_batch_size = 2  # four micro batches
     rows = step_rows(1, 0, len(setup.data.train), 8)
     before, _ = gradient(job, rows)
     alone = np.stack(heldout_nll(job, World(), StopRequest(), Quiet()))

@@ -16,7 +16,6 @@ from inlay.config import load
 from inlay.engine import loss as engine_loss
 from inlay.engine.direct.model import DirectModel
 from inlay.engine.memory import held_bytes, release
-from inlay.engine.plain import PlainModel
 from inlay.errors import ConfigError, Interrupted, TrainingError
 from inlay.models.adapter import AdapterState
 from inlay.run import Run
@@ -42,16 +41,15 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[Any], None]]:
     asked: list[Callable[[Any], None]] = []
 
     def guarded(whole: Callable[..., Any], place: int) -> Callable[..., Any]:
-        def forward(*arguments: Any) -> Any:
+        def forward(*arguments: Any, **options: Any) -> Any:
             for ask in asked:
                 ask(arguments[place])
-            return whole(*arguments)
+            return whole(*arguments, **options)
 
         return forward
 
-    monkeypatch.setattr(engine_loss, "weighted_nll", guarded(engine_loss.weighted_nll, 1))  # evaluation
-    for path in (PlainModel, DirectModel):  # training
-        monkeypatch.setattr(path, "add_gradient", guarded(path.add_gradient, 1))
+    monkeypatch.setattr(engine_loss, "predictions", guarded(engine_loss.predictions, 1))  # evaluation, and the plain path
+    monkeypatch.setattr(DirectModel, "add_gradient", guarded(DirectModel.add_gradient, 1))
     return asked
 
 
