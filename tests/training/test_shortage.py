@@ -48,7 +48,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[Any], None]]:
 
         return forward
 
-    monkeypatch.setattr(engine_loss, "predictions", guarded(engine_loss.predictions, 1))  # evaluation, and the plain path
+    monkeypatch.setattr(
+        engine_loss, "predictions", guarded(engine_loss.predictions, 1)
+    )  # evaluation, and the plain path
     monkeypatch.setattr(DirectModel, "add_gradient", guarded(DirectModel.add_gradient, 1))
     return asked
 
