@@ -458,13 +458,14 @@ def check_data(
     texts, such as data.format=alpaca. `only_count` looks for nothing that is wrong. Raises: ConfigError, DataError,
     ModelError.
     """
+    from inlay.config.settings import TrainFile
     from inlay.data.checks.report import check_files
 
     first = str(sources[0])
     is_config = first.endswith((".yaml", ".yml"))
     base = model or (None if is_config else "-")
     config = config_of(first, settings, given={"data.eval": eval and str(eval), "model.base_model": base})
-    files = [config.data.train, *map(str, sources[1:])]
+    files = [*config.data.train_files, *(TrainFile(path=str(source)) for source in sources[1:])]
     base_of = None if config.model.base_model == "-" else _checked_model(config)
     return check_files(files, config.data, base_of, only_count=only_count)
 
@@ -523,6 +524,8 @@ def split_data(source: str | Path, *, to: str | Path = ".", settings: Sequence[s
     from inlay.data.divide import divide
 
     config = config_of(str(source), settings, given={"model.base_model": "-"})
+    if isinstance(config.data.train, list):
+        raise ConfigError("data split: takes one file, not a mixture. Split each of them.")
     return divide(config.data.train, Path(to), config.data)
 
 

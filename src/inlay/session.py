@@ -15,6 +15,7 @@ from inlay import run as runs
 from inlay.config import Config
 from inlay.config.identity import PLACES
 from inlay.config.render import as_yaml, explicit_values
+from inlay.config.settings import TrainFile
 from inlay.errors import ConfigError, InlayError, Interrupted, RunError, TrainingError
 from inlay.events import LoggedReporter, Reporter, bytes_shown, duration_shown
 from inlay.run import FAILED, FINISHED, INTERRUPTED, RUNNING, Run
@@ -121,9 +122,11 @@ def _refuse_early(config: Config) -> None:
     from inlay.data.sources import EXTENSIONS
 
     require_writable(Path(config.output.folder))
-    for path in (config.data.train, config.data.eval):
+    files = [*config.data.train_files, *([TrainFile(path=config.data.eval)] if config.data.eval else [])]
+    for file in files:
+        path, columns = file.path, config.data.columns if file.columns is None else file.columns
         if path and (is_there(Path(path)) or path.lower().removesuffix(".gz").endswith(EXTENSIONS)):
-            _, examples = stream_examples(path, config.data.format, config.data.columns)
+            _, examples = stream_examples(path, file.format or config.data.format, columns)
             next(examples, None)  # the first row shows whether the format fits
 
 
@@ -195,10 +198,16 @@ def anchored(config: Config) -> Config:
         name, _, key = path.partition(".")
         section = getattr(config, name)
         given = getattr(section, key)
-        if isinstance(given, str) and is_there(Path(given)):
-            here = {key: str(Path(given).absolute())}
-            config = config.model_copy(update={name: section.model_copy(update=here)})
+        here = [_anchored(file) for file in given] if isinstance(given, list) else _anchored(given)
+        if here != given:
+            config = config.model_copy(update={name: section.model_copy(update={key: here})})
     return config
+
+
+def _anchored(given: Any) -> Any:
+    if isinstance(given, TrainFile):
+        return given.model_copy(update={"path": _anchored(given.path)})
+    return str(Path(given).absolute()) if isinstance(given, str) and is_there(Path(given)) else given
 
 
 def parse_extension(text: str) -> dict[str, Any]:
@@ -504,8 +513,8 @@ def _restore(job: Job, world: World, reporter: Reporter) -> None:
     rate = learning_rate(settings, job.peak_learning_rate, min(progress.step + 1, job.total_steps), job.total_steps)
     reporter.note(
         f"going on after step {progress.step} of {job.total_steps} "
-        f"(epoch {epochs_done(progress.position(progress.step), len(job.train), settings.batch_size):.2f}, learning rate "
-        f"{rate * progress.learning_rate_factor:.3g}, {progress.step * min(settings.batch_size, len(job.train)):,} rows seen) from {newest.path}"
+        f"(epoch {epochs_done(progress.position(progress.step), job.train.drawn, settings.batch_size):.2f}, learning rate "
+        f"{rate * progress.learning_rate_factor:.3g}, {progress.step * min(settings.batch_size, job.train.drawn):,} rows seen) from {newest.path}"
     )
 
 
@@ -516,7 +525,7 @@ def _other_versions(then: Mapping[str, str | None], now: Mapping[str, str | None
 
 def _forecast(setup: Setup, job: Job, pace_s: float) -> list[tuple[str, str]]:
     remaining = job.total_steps - job.progress.step
-    per_step = job.train.token_count / len(job.train) * min(setup.config.train.batch_size, len(job.train))
+    per_step = job.train.token_count / len(job.train) * min(setup.config.train.batch_size, job.train.drawn)
     evaluations = remaining // job.eval_every + 1
     # a forward pass alone costs about a third of forward and backward
     expected_s = pace_s * (remaining * per_step + evaluations * job.heldout.token_count / 3)

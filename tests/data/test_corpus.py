@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.corpus import File, bad_files, clean_files
-from inlay.config.settings import DataConfig
+from inlay.config.settings import DataConfig, TrainFile
 from inlay.data import read_examples
 from inlay.data.checks.report import DataReport, check_files
 from inlay.errors import DataError
@@ -27,7 +27,7 @@ def lacking(words: tuple[str, ...], message: str) -> list[str]:
 
 
 def check(path: str) -> DataReport:
-    return check_files([path], DataConfig(train="-"))
+    return check_files([TrainFile(path=path)], DataConfig(train="-"))
 
 
 @pytest.mark.parametrize("file", [f for f in BAD if f.kind.startswith("unreadable")], ids=lambda f: f.id)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from data.corpus import ALL
-from inlay.config.settings import DataConfig
+from inlay.config.settings import DataConfig, TrainFile
 from inlay.data import FORMATS, read_examples
 from inlay.data.checks.report import check_files
 from inlay.errors import DataError
@@ -41,7 +41,7 @@ def try_all(name: str, content: bytes) -> None:
         if not told.startswith(str(path)) or "\n" in told:
             raise AssertionError(told) from error
     try:
-        report = check_files([str(path)], DataConfig(train="-"))
+        report = check_files([TrainFile(path=str(path))], DataConfig(train="-"))
     except DataError:  # of no known kind
         assert not examples
         return

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
@@ -49,6 +50,8 @@ def _alternatives(annotation: Any, metadata: Sequence[Any] = ()) -> list[str]:
     if origin is dict:
         key, value = (_joined(_alternatives(argument)) for argument in arguments)
         return [f"a mapping of {key} to {value}"]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [f"a mapping with {', '.join(annotation.model_fields)}"]
     return [_WORDS[annotation] + _range(metadata)]
 
 

@@ -26,5 +26,11 @@ def settings_hash(config: Config) -> str:
     tree["train"] = {name: value for name, value in tree["train"].items() if name not in _LENGTH}
     for path in PLACES:
         section, _, name = path.partition(".")
-        tree[section].pop(name)
+        value = tree[section].pop(name)
+        if isinstance(value, list):  # of a mixture, all but where it lies
+            parts = [
+                {k: v for k, v in file.model_dump(mode="json").items() if k != "path"}
+                for file in config.data.train_files
+            ]
+            tree[section][name] = parts
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

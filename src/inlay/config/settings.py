@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from inlay.errors import unknown_name
+
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -99,9 +101,33 @@ class AdapterConfig(Settings):
         return self
 
 
+class TrainFile(Settings):
+    """One file of a mixture."""
+
+    path: str
+    """A data file or a dataset id on the hub."""
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """How often each of its training rows is drawn in an epoch; 0.5 draws half of them, in turn."""
+    max_rows: PositiveInt | None = None
+    """At most so many of its rows are used, chosen by their content."""
+    format: str | None = None
+    """Its row format, where it is not that of `data.format`."""
+    columns: dict[str, str] | None = None
+    """Its columns, where they are not those of `data.columns`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_the_unknown(cls, value: object) -> object:
+        for key in value if isinstance(value, dict) else ():
+            if key not in cls.model_fields:
+                raise ValueError(unknown_name("part of a file's entry", str(key), cls.model_fields).rstrip("."))
+        return value
+
+
 class DataConfig(Settings):
-    train: str
-    """Training file (jsonl, json, csv, tsv, parquet, also .gz), or a dataset id on the hub."""
+    train: str | Annotated[list[str | TrainFile], Field(min_length=1)]
+    """Training file (jsonl, json, csv, tsv, parquet, also .gz), or a dataset id on the hub. A list mixes several:
+    `[a.jsonl, {path: b.jsonl, weight: 2.0, max_rows: 1000}]`."""
     eval: str | None = None
     """Held-out file. Without one, `eval_fraction` of the training rows is held out by their content."""
     format: str = "auto"
@@ -129,6 +155,17 @@ class DataConfig(Settings):
     """Threads that tokenize. 0 takes every core."""
     cache: bool = True
     """Keep the tokenized rows on disk and reuse them while data, tokenizer and template are the same."""
+
+    @property
+    def train_files(self) -> tuple[TrainFile, ...]:
+        """What is trained on, each file with its part in the mixture."""
+        files = self.train if isinstance(self.train, list) else [self.train]
+        return tuple(file if isinstance(file, TrainFile) else TrainFile(path=file) for file in files)
+
+    @property
+    def train_name(self) -> str:
+        """The training files as a message names them."""
+        return ", ".join(file.path for file in self.train_files)
 
     @model_validator(mode="after")
     def _fraction_takes_effect(self) -> DataConfig:

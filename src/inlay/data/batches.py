@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.data.tokens import TokenSet
+from inlay.data.tokens import Shares, TokenSet, drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +31,38 @@ class Batch:
 
 
 @lru_cache(maxsize=2)
-def order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """(count,) a permutation that depends on nothing else. Read only: the steps of an epoch share it."""
-    permutation = np.random.default_rng([seed, epoch]).permutation(count)
+def order(seed: int, epoch: int, shares: Shares | int) -> np.ndarray:
+    """(D,) the rows of an epoch, a permutation that depends on nothing else. Read only: the steps of an epoch share it.
+
+    A part of weight 2.5 gives each of its rows twice and half of them once more; the halves take turns. A number of
+    rows stands for one part of weight 1.
+    """
+    rows, first = [], 0
+    for part, (count, weight) in enumerate(_shares(shares)):
+        extra = drawn(((count, weight),)) - int(weight) * count
+        rows += [np.arange(first, first + count)] * int(weight)
+        if extra:
+            turns = np.random.default_rng([seed, part, 0x7A4E]).permutation(count)
+            rows.append(first + turns[(epoch * extra + np.arange(extra)) % count])
+        first += count
+    every = np.concatenate([np.zeros(0, np.int64), *rows])
+    permutation = every[np.random.default_rng([seed, epoch]).permutation(len(every))]
     permutation.setflags(write=False)
     return permutation
+
+
+def _shares(shares: Shares | int) -> Shares:
+    return ((shares, 1.0),) if isinstance(shares, int) else shares
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
     return -(-count // batch_size)
 
 
-def step_rows(step: int, seed: int, count: int, batch_size: int) -> list[int]:
+def step_rows(step: int, seed: int, shares: Shares | int, batch_size: int) -> list[int]:
     """The rows of optimizer step `step` (from 1). The last step of an epoch may hold fewer."""
-    epoch, within = divmod(step - 1, steps_per_epoch(count, batch_size))
-    return [int(i) for i in order(seed, epoch, count)[within * batch_size : (within + 1) * batch_size]]
+    epoch, within = divmod(step - 1, steps_per_epoch(drawn(_shares(shares)), batch_size))
+    return [int(i) for i in order(seed, epoch, shares)[within * batch_size : (within + 1) * batch_size]]
 
 
 def epochs_done(step: int, count: int, batch_size: int) -> float:

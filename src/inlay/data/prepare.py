@@ -7,25 +7,26 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from inlay.config.settings import DataConfig
+from inlay.config.settings import DataConfig, TrainFile
 from inlay.data.checks.quick import EvenSample, QuickCheck, code_digest, quick_check
 from inlay.data.datafile import DataFile
 from inlay.data.encode import Encoder
 from inlay.data.read import as_lines, from_lines
 from inlay.data.splits import by_fold, by_key, draw, leaked
 from inlay.data.tokencache import Bar, TokenizedFile, cached, tokenized
-from inlay.data.tokens import TokenSet
+from inlay.data.tokens import TokenSet, drawn
 from inlay.data.types import Example
 from inlay.errors import DataCheckError, DataError, StorageError
 from inlay.storage import cache_folder, write_file
 
 _SAMPLE = 4
+MIXED = "mixed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,10 @@ class PreparedData:
     check: QuickCheck | None
     """What the check before training found; None where it is off."""
     rows: int
+    mixture: str
+    """How many rows of each file an epoch draws; empty for one plain file."""
     format: str
+    """`MIXED` where files differ."""
     format_reason: str
     max_length: int
     max_length_reason: str
@@ -85,62 +89,104 @@ def prepare(
     Raises: DataError for a row that cannot be used, DataCheckError for data that would not train as meant.
     """
     _use_threads(config.workers)
-    file = DataFile(config.train, config.format, config.columns)
+    parts = config.train_files
+    files = training_files(config)
     other = DataFile(config.eval, config.format, config.columns) if config.eval else None
-    files = [file, *([other] if other else [])]
-    made, check = _tokenized(files, config, encoder, bar)
-    whole = TokenSet.of(made[0].stored)
+    made, check = _tokenized(files, other, config, encoder, bar)
+    trained = made[: len(files)]
+    whole = TokenSet.of(*(one.stored for one in trained))
+    asked = np.concatenate([one.asked for one in trained])
+    used = _within_caps(trained, parts)
     if other is None:
-        train_rows, heldout_rows = _split(made[0].asked, config)
+        train_rows, heldout_rows = (used[rows] for rows in _split(asked[used], config))
         train, heldout = _of_examples(whole, train_rows), _of_examples(whole, heldout_rows)
     else:
-        train, heldout = whole, TokenSet.of(made[1].stored)
+        train, heldout = _of_examples(whole, used), TokenSet.of(made[-1].stored)
     max_length, reason = _max_length(config, train, context_length)
     train, train_lengths = apply_max_length(train, max_length, config.overlong)
     available = len(np.unique(heldout.examples))
     heldout, heldout_lengths = apply_max_length(heldout, max_length, config.overlong)
     limit = f"{max_length} tokens ({reason})"
-    _require_enough(config, config.train, "training", train_lengths, limit)
-    _require_enough(config, config.eval or config.train, "held-out", heldout_lengths, limit)
+    _require_enough(config, config.train_name, "training", train_lengths, limit)
+    _require_enough(config, config.eval or config.train_name, "held-out", heldout_lengths, limit)
     if len(train) == 0:
-        raise DataCheckError(f"{config.train}: no training rows are left at data.max_length {max_length}.")
+        raise DataCheckError(f"{config.train_name}: no training rows are left at data.max_length {max_length}.")
     if len(heldout) == 0:
-        raise DataError(f"{config.eval or config.train}: no held-out rows are left to measure with. Add rows.")
+        raise DataError(f"{config.eval or config.train_name}: no held-out rows are left to measure with. Add rows.")
     fitting = np.unique(heldout.examples)
     chosen = fitting[draw(len(fitting), max_rows, seed)]
-    drawn = _of_examples(heldout, chosen)
+    scored = _of_examples(heldout, chosen)
+    train = replace(train, weights=tuple(part.weight for part in parts))
+    formats = {file.format: file.why for file in files}
+    plain = not isinstance(config.train, list)
     return PreparedData(
         train=train,
-        train_sample=_examples_of(file, train, _sample(train, max_length), config.cache),
-        heldout=drawn,
-        heldout_examples=_examples_of(other or file, drawn, _firsts(drawn), config.cache),
+        train_sample=_examples_of(files, train, _sample(train, max_length), config.cache),
+        heldout=scored,
+        heldout_examples=_examples_of([other] if other else files, scored, _firsts(scored), config.cache),
         heldout_available=available,
         heldout_fitting=len(fitting),
         check=check,
-        leaked=leaked(made[0].asked, made[1].asked[chosen]) if other else 0,
-        rows=len(made[0].asked),
-        format=file.format,
-        format_reason=file.why,
+        leaked=leaked(asked[used], made[-1].asked[chosen]) if other else 0,
+        rows=len(used),
+        mixture="" if plain else _told(train, parts),
+        format=files[0].format if len(formats) == 1 else MIXED,
+        format_reason=files[0].why if len(formats) == 1 else ", ".join(formats),
         max_length=max_length,
         max_length_reason=reason,
         train_lengths=train_lengths,
         heldout_lengths=heldout_lengths,
-        data_hash=file.digest,
+        data_hash=files[0].digest if plain else _mixture_hash(files, parts),
     )
 
 
+def training_files(config: DataConfig) -> list[DataFile]:
+    """The files that are trained on, in the order of the mixture. Raises: DataError."""
+    return [
+        DataFile(p.path, p.format or config.format, config.columns if p.columns is None else p.columns)
+        for p in config.train_files
+    ]
+
+
+def _within_caps(made: Sequence[TokenizedFile], parts: Sequence[TrainFile]) -> np.ndarray:
+    """The examples that are used, numbered through all files: of a file with a cap those whose prompts have the least
+    digests, read from behind, where the split does not look."""
+    used, first = [], 0
+    for one, part in zip(made, parts, strict=True):
+        count = len(one.asked)
+        few = part.max_rows is not None and part.max_rows < count
+        chosen = np.sort(np.lexsort((one.asked[:, 0], one.asked[:, 1]))[: part.max_rows]) if few else np.arange(count)
+        used.append(first + chosen)
+        first += count
+    return np.concatenate(used)
+
+
+def _mixture_hash(files: Sequence[DataFile], parts: Sequence[TrainFile]) -> str:
+    """Hex digest of all that decides which rows are drawn how often."""
+    said = [[*file.key, part.weight, part.max_rows] for file, part in zip(files, parts, strict=True)]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def _told(train: TokenSet, parts: Sequence[TrainFile]) -> str:
+    """How many sequences of each file an epoch draws."""
+    named = zip(train.shares, parts, strict=True)
+    each = [f"{drawn(((count, w),))} of {Path(part.path).name} ({count} × {w:g})" for (count, w), part in named]
+    return f"an epoch draws {train.drawn}: {', '.join(each)}"
+
+
 def _tokenized(
-    files: Sequence[DataFile], config: DataConfig, encoder: Encoder, bar: Bar | None
+    train: Sequence[DataFile], held_out: DataFile | None, config: DataConfig, encoder: Encoder, bar: Bar | None
 ) -> tuple[list[TokenizedFile], QuickCheck | None]:
     """Each file's sequences, and what the check of their rows found; no row is read of what is known already."""
+    files = [*train, *([held_out] if held_out else [])]
     found = [cached(file, encoder) if config.cache else None for file in files]
-    note = _note("checks", [code_digest(), [[file.path, *file.key] for file in files]])
+    note = _note("checks", [code_digest(), bool(held_out), [[file.path, *file.key] for file in files]])
     wanted = config.check != "off"
     check = noted = _noted_check(note) if wanted and config.cache else None
     readings = [Reading(file) for file in files]
     if wanted:
         # what is wrong with the first rows is said before the others are tokenized
-        early = noted or _checked([reading.first() for reading in readings], readings)
+        early = noted or _checked([reading.first() for reading in readings], readings, held_out is not None)
         _judge(early, config)
         if all(reading.is_whole for reading in readings):
             check = early
@@ -149,7 +195,7 @@ def _tokenized(
         for known, file, reading in zip(found, files, readings, strict=True)
     ]
     if wanted and check is None:
-        check = _checked([reading.sampled() for reading in readings], readings)
+        check = _checked([reading.sampled() for reading in readings], readings, held_out is not None)
         _judge(check, config)
     if check and not noted and config.cache:
         _write_note(note, json.dumps(check.to_json()))
@@ -199,14 +245,15 @@ class Reading:
         self.is_whole = True
 
 
-def _checked(sides: Sequence[list[Example]], readings: Sequence[Reading]) -> QuickCheck:
-    train, *held_out = sides
-    return quick_check(train, held_out[0] if held_out else (), sum(reading.sample.seen for reading in readings))
+def _checked(seen: Sequence[list[Example]], readings: Sequence[Reading], last_is_held_out: bool) -> QuickCheck:
+    held_out = seen[-1] if last_is_held_out else []
+    train = [example for one in (seen[:-1] if last_is_held_out else seen) for example in one]
+    return quick_check(train, held_out, sum(reading.sample.seen for reading in readings))
 
 
 def _judge(check: QuickCheck, config: DataConfig) -> None:
     if config.check == "refuse":
-        check.refuse_errors(config.train)
+        check.refuse_errors(config.train_name)
 
 
 def _note(kind: str, key: Any) -> Path:
@@ -225,17 +272,19 @@ def _write_note(note: Path, text: str) -> None:
         write_file(note, text)
 
 
-def _examples_of(file: DataFile, tokens: TokenSet, rows: Sequence[int], use_cache: bool) -> tuple[Example, ...]:
+def _examples_of(
+    files: Sequence[DataFile], tokens: TokenSet, rows: Sequence[int], use_cache: bool
+) -> tuple[Example, ...]:
     """The examples that these sequences were made from, read again by their lines."""
-    lines = [tokens.source(i).line for i in rows]
-    note = _note("rows", [file.name, *file.key, lines])
+    wanted = [tokens.place(i) for i in rows]  # the part is the file's place among `files`
+    note = _note("rows", [[[file.name, *file.key] for file in files], wanted])
     if use_cache:
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             kept = from_lines(note.read_text(encoding="utf-8"))
-            if [example.source.line for example in kept] == lines:
+            if [example.source.line for example in kept] == [line for _, line in wanted]:
                 return kept
-    found = file.at(set(lines))
-    examples = tuple(found[line] for line in lines)
+    found = [file.at({line for part, line in wanted if part == p}) for p, file in enumerate(files)]
+    examples = tuple(found[part][line] for part, line in wanted)
     if use_cache:
         _write_note(note, as_lines(examples))
     return examples
@@ -270,7 +319,7 @@ def _split(asked: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarra
     if not len(train) or not len(heldout):
         how = f"data.fold {config.fold}" if config.fold else f"data.eval_fraction {config.eval_fraction}"
         raise DataError(
-            f"{config.train}: {len(asked)} rows cannot be split into training and held-out rows "
+            f"{config.train_name}: {len(asked)} rows cannot be split into training and held-out rows "
             f"({how}). Add rows with other prompts, or give data.eval a file."
         )
     return train, heldout

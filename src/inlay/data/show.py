@@ -13,7 +13,7 @@ from inlay.config import Config
 from inlay.data.batches import micro_batches, step_rows, steps_per_epoch
 from inlay.data.datafile import DataFile
 from inlay.data.encode import Encoder, Tokens
-from inlay.data.prepare import PreparedData, prepare
+from inlay.data.prepare import PreparedData, prepare, training_files
 from inlay.data.tokens import TokenSet, pack
 from inlay.data.types import Example, Source
 from inlay.errors import DataCheckError, DataError
@@ -98,11 +98,11 @@ class ShownRow:
 
 
 def show(config: Config, encoder: Encoder, context_length: int, line: int | None) -> ShownRow:
-    """The row at that line (by default the first) of the training file, through the functions that `train` calls.
+    """The row at that line (by default the first) of the training file (of a mixture: the first), through the functions that `train` calls.
 
     Raises: DataError when no row stands at that line, or for one that cannot be used.
     """
-    file = DataFile(config.data.train, config.data.format, config.data.columns)
+    file = training_files(config.data)[0]
     example = _row(file, line)
     whole = [tokens for _, tokens in encoder.examples([example])]
     try:
@@ -149,12 +149,12 @@ def _found(config: Config, data: PreparedData, source: Source) -> tuple[str, Tok
 
 def _landings(config: Config, train: TokenSet, i: int) -> tuple[Landing, ...]:
     """One landing an epoch: of all epochs that the run has, the first three."""
-    size, count = config.train.batch_size, len(train)
-    per_epoch = steps_per_epoch(count, size)
+    size = config.train.batch_size
+    per_epoch = steps_per_epoch(train.drawn, size)
     last = config.train.max_steps or per_epoch * config.train.epochs
     found = []
     for step in range(1, min(last, 3 * per_epoch) + 1):
-        rows = step_rows(step, config.train.seed, count, size)
+        rows = step_rows(step, config.train.seed, train.shares, size)
         if i not in rows:
             continue
         shares = micro_batches(rows, train.lengths, _micro_batch_size(config)[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -14,6 +14,14 @@ from inlay.data.encode import Tokens
 from inlay.data.types import Source
 
 _CHUNK: Final = 2048  # sequences joined at once
+
+Shares = tuple[tuple[int, float], ...]
+"""(sequences, how often an epoch draws each) of the parts of a mixture."""
+
+
+def drawn(shares: Shares) -> int:
+    """Sequences that an epoch draws."""
+    return sum(max(1, round(count * weight)) for count, weight in shares if count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +87,25 @@ class TokenSet:
     parts: tuple[Stored, ...]
     chosen: np.ndarray  # (N,) int64, numbered through all parts
     limit: int | None = None
+    weights: tuple[float, ...] = ()
+    """How often an epoch draws each sequence of a part; once where nothing is said."""
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    @cached_property
+    def shares(self) -> Shares:
+        """Of each part, how many sequences are here and how often an epoch draws them. `chosen` is ascending then."""
+        if len(self.weights) < 2:
+            return ((len(self), self.weights[0] if self.weights else 1.0),)
+        ends = np.searchsorted(self.chosen, [*self._firsts[1:], sum(map(len, self.parts))])
+        counts = np.diff(ends, prepend=0).tolist()
+        return tuple(zip(counts, self.weights, strict=True))
+
+    @property
+    def drawn(self) -> int:
+        """Sequences that an epoch draws."""
+        return drawn(self.shares)
 
     @classmethod
     def of(cls, *parts: Stored) -> TokenSet:
@@ -108,6 +132,11 @@ class TokenSet:
     def source(self, i: int) -> Source:
         part, n = self._at(i)
         return part.source(n)
+
+    def place(self, i: int) -> tuple[int, int]:
+        """(part, line there) that sequence i was made from."""
+        part, n = self._at(i)
+        return self.parts.index(part), part.source(n).line
 
     def rows_of(self, source: Source) -> list[int]:
         """The sequences made from that row."""
@@ -160,7 +189,7 @@ class TokenSet:
     def take(self, rows: Sequence[int] | np.ndarray, limit: int | None = None) -> TokenSet:
         """The named sequences in that order, each with at most its first `limit` tokens."""
         limits = [n for n in (self.limit, limit) if n is not None]
-        return TokenSet(self.parts, self.chosen[np.asarray(rows, np.int64)], min(limits, default=None))
+        return replace(self, chosen=self.chosen[np.asarray(rows, np.int64)], limit=min(limits, default=None))
 
 
 def pack(numbered: Iterable[tuple[int, Tokens]]) -> TokenSet:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.data.batches import step_rows, steps_per_epoch
+from inlay.data.batches import order, step_rows, steps_per_epoch
 from inlay.data.encode import Encoder, Tokens
 from inlay.data.tokens import TokenSet
 from inlay.data.types import Example
@@ -85,9 +85,10 @@ def tokens_were_counted(train: TokenSet, seed: int, batch_size: int, batches: li
     counts = train.trained_counts
 
     def up_to(batch: int) -> int:
-        epochs, rest = divmod(batch, steps_per_epoch(len(train), batch_size))
-        started = [i for n in range(batch - rest + 1, batch + 1) for i in step_rows(n, seed, len(train), batch_size)]
-        return epochs * int(counts.sum()) + int(counts[started].sum())
+        epochs, rest = divmod(batch, steps_per_epoch(train.drawn, batch_size))
+        started = [i for n in range(batch - rest + 1, batch + 1) for i in step_rows(n, seed, train.shares, batch_size)]
+        whole = sum(int(counts[order(seed, epoch, train.shares)].sum()) for epoch in range(epochs))
+        return whole + int(counts[started].sum())
 
     steps = sum(last - first + 1 for first, last in batches)
     expected = sum(up_to(last) - up_to(first - 1) for first, last in batches)

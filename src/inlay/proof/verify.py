@@ -254,7 +254,7 @@ def _data(config: Config, encoder: Encoder, data_hash: str) -> tuple[PreparedDat
     except InlayError as error:
         return None, f"the data cannot be read any more ({error})"
     if data.data_hash != data_hash:
-        return None, f"{config.data.train}: changed since the run; the mask is shown on the held-out rows."
+        return None, f"{config.data.train_name}: changed since the run; the mask is shown on the held-out rows."
     return data, ""
 
 

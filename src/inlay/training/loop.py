@@ -127,7 +127,7 @@ def _optimizer_step(job: Job, world: World, stop: StopRequest, reporter: Reporte
     began = time.perf_counter()
     step = progress.step + 1
     position = progress.position(step)
-    rows = step_rows(position, config.seed, len(job.train), config.batch_size)
+    rows = step_rows(position, config.seed, job.train.shares, config.batch_size)
     weight = float(job.row_weights[rows].sum())
 
     def gradient(micro_batch_size: int) -> tuple[Tensor, list[int]]:
@@ -159,7 +159,7 @@ def _optimizer_step(job: Job, world: World, stop: StopRequest, reporter: Reporte
     progress.train_time_s += took_s
     return {
         "step": step,
-        "epoch": round(epochs_done(position, len(job.train), config.batch_size), 4),
+        "epoch": round(epochs_done(position, job.train.drawn, config.batch_size), 4),
         "loss": float(loss),
         "learning_rate": rate,
         "grad_norm": float(norm),

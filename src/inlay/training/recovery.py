@@ -55,7 +55,7 @@ def _skip(job: Job, found: NonFinite, reporter: Reporter) -> None:
     """The step counts and changes nothing."""
     progress, config = job.progress, job.config.train
     progress.step, progress.skipped = found.step, [*progress.skipped, found.step]
-    epoch = epochs_done(progress.position(found.step), len(job.train), config.batch_size)
+    epoch = epochs_done(progress.position(found.step), job.train.drawn, config.batch_size)
     progress.unfinished = {"step": found.step, "epoch": round(epoch, 4), "event": "skipped", "error": str(found)}
     reporter.note(f"skipped {found}")
 

@@ -57,7 +57,7 @@ def choose_quantization(config: Config, device: str, dtype: str) -> tuple[str, s
 
 def sample_batches(config: Config, data: PreparedData, encoder: Encoder, device: str) -> Iterator[dict[str, Tensor]]:
     """The first training rows, in the order of training, a few at a time."""
-    rows = step_rows(1, config.train.seed, len(data.train), min(_SAMPLE_ROWS, len(data.train)))
+    rows = step_rows(1, config.train.seed, data.train.shares, min(_SAMPLE_ROWS, data.train.drawn))
     for start in range(0, len(rows), _SAMPLE_BATCH):
         batch = collate(data.train, rows[start : start + _SAMPLE_BATCH], encoder.pad_id).to(device)
         yield {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}

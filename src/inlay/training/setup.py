@@ -15,7 +15,7 @@ from inlay.config.identity import settings_hash
 from inlay.config.load import merge, nested, validate
 from inlay.data.batches import Batch, collate, step_rows, steps_per_epoch
 from inlay.data.encode import Encoder
-from inlay.data.prepare import PreparedData, prepare
+from inlay.data.prepare import MIXED, PreparedData, prepare
 from inlay.data.tokens import TokenSet
 from inlay.engine.choose import choose
 from inlay.engine.memory import LAYER_NAMES, MemoryEstimate, estimate, held_bytes, largest_micro_batch, shape_of
@@ -88,6 +88,7 @@ class Setup:
             ("data", f"{data.rows} rows, format {data.format} ({data.format_reason})"),
             *([("data check", data.check.told())] if data.check else []),
             ("template", self.encoder.template_name),
+            *([("mixture", data.mixture)] if data.mixture else []),
             ("rows", f"{lengths.kept} kept, {lengths.cut} cut, {lengths.dropped} dropped "
                      f"({lengths.trained_tokens_lost} trained tokens lost); max_length {data.max_length} "
                      f"({data.max_length_reason})"),
@@ -177,14 +178,15 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     architecture = bases.architecture(base)
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
     encoder = Encoder(tokenizer, config.model.chat_template, config.data.control_tokens)
-    reporter.stage(f"reading {config.data.train}")
+    reporter.stage(f"reading {config.data.train_name}")
     data = prepare(
         config.data, encoder, bases.context_length(architecture), config.eval.max_rows, config.train.seed, reporter
     )
     used = max(tokens.largest_id for tokens in (data.train, data.heldout))
     bases.require_vocabulary(base, tokenizer, architecture, max(used, *encoder.stop_ids))
     choices.settle("data.max_length", data.max_length, data.max_length_reason)
-    choices.settle("data.format", data.format, data.format_reason)
+    if data.format != MIXED:
+        choices.settle("data.format", data.format, data.format_reason)
     if config.data.eval is None:
         share = f"part {config.data.fold}" if config.data.fold else f"{config.data.eval_fraction:.0%}"
         choices.reasons["data.eval"] = f"{share} of the rows, by content"
@@ -217,7 +219,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
         getattr(torch, dtype.dtype), quantization, config.train.gradient_checkpointing,
     )  # fmt: skip
     choices.settle("train.engine", engine.name, why)
-    per_epoch = steps_per_epoch(len(data.train), config.train.batch_size)
+    per_epoch = steps_per_epoch(data.train.drawn, config.train.batch_size)
     total = config.train.max_steps or per_epoch * config.train.epochs
     eval_every = _every(config.train.eval_steps, max(1, math.ceil(total / 10)), per_epoch)
     save_every = _every(config.train.save_steps, eval_every, per_epoch)
@@ -234,7 +236,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
 
 def _tried(train: TokenSet, config: Config, pad_id: int) -> Batch:
     """The shortest rows of the first step: enough to see a difference, and cheap."""
-    rows = step_rows(1, config.train.seed, len(train), config.train.batch_size)
+    rows = step_rows(1, config.train.seed, train.shares, config.train.batch_size)
     lengths = train.lengths
     return collate(train, sorted(rows, key=lambda row: int(lengths[row]))[:_ROWS_TRIED], pad_id)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data.checks.cases import CARD, FINE, FOUND, GITHUB, KEY, chat, qa
-from inlay.config.settings import DataConfig
+from inlay.config.settings import DataConfig, TrainFile
 from inlay.data.checks import Finding
 from inlay.data.checks.findings import KEPT
 from inlay.data.checks.report import DataReport, check_files
@@ -20,7 +20,7 @@ from parts import qa_rows, write_rows
 def checked(path: Path, rows: list[dict[str, Any]], held_out: list[dict[str, Any]] | None = None) -> DataReport:
     write_rows(path / "a.jsonl", rows)
     other = str(write_rows(path / "b.jsonl", held_out)) if held_out else None
-    return check_files([str(path / "a.jsonl")], DataConfig(train="-", eval=other))
+    return check_files([TrainFile(path=str(path / "a.jsonl"))], DataConfig(train="-", eval=other))
 
 
 def kinds(report: DataReport) -> dict[str, int]:
@@ -92,14 +92,14 @@ def test_every_broken_row_of_a_file_is_reported_and_the_others_are_checked(tmp_p
     lines = [json.dumps(row) for row in rows]
     lines[3], lines[7], lines[9] = '{"question": "a", "answer": ""}', "{", '{"question": NaN}'
     (tmp_path / "a.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"question": "caf\xe9", "answer": "b"}\n')
-    report = check_files([str(tmp_path / "a.jsonl")], DataConfig(train="-"))
+    report = check_files([TrainFile(path=str(tmp_path / "a.jsonl"))], DataConfig(train="-"))
     assert [place.source.line for place in finding(report, "unreadable-row").places] == [8, 10, 31, 4]
     assert (report.rows, report.files[0].faulty, report.has_errors) == (27, 4, True)
 
 
 def test_a_file_that_ends_in_damage_is_checked_up_to_there(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(qa_rows(30))[:-4])
-    report = check_files([str(tmp_path / "a.json")], DataConfig(train="-"))
+    report = check_files([TrainFile(path=str(tmp_path / "a.json"))], DataConfig(train="-"))
     assert kinds(report) == {"unreadable-file": 1}
     assert report.rows == 29
 
@@ -108,7 +108,7 @@ def test_a_file_that_ends_in_damage_is_checked_up_to_there(tmp_path: Path) -> No
 def test_a_file_that_is_not_there_or_of_no_known_kind_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(DataError):
-        check_files([str(tmp_path / name)], DataConfig(train="-"))
+        check_files([TrainFile(path=str(tmp_path / name))], DataConfig(train="-"))
 
 
 def test_places_are_all_counted_and_the_first_hundred_kept(tmp_path: Path) -> None:

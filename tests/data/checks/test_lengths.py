@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data.toys import CHATML, NO_END, STRIPS, nano
-from inlay.config.settings import DataConfig
+from inlay.config.settings import DataConfig, TrainFile
 from inlay.data import read_examples
 from inlay.data.checks.advice import Task, advise, cost
 from inlay.data.checks.lengths import LengthFacts, Model
@@ -27,7 +27,7 @@ def model(template: str | None = None, context: int = 4096, parameters: int = 1_
 
 
 def checked(path: Path, rows: list[dict[str, Any]], base: Model | None, **data: Any) -> DataReport:
-    return check_files([str(write_rows(path / "a.jsonl", rows))], DataConfig(train="-", **data), base)
+    return check_files([TrainFile(path=str(write_rows(path / "a.jsonl", rows)))], DataConfig(train="-", **data), base)
 
 
 def kinds(report: DataReport) -> dict[str, int]:

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.config.settings import DataConfig
+from inlay.config.settings import DataConfig, TrainFile
 from inlay.data.checks.minhash import SHINGLE, SIZE, near_pairs, signatures
 from inlay.data.checks.report import DataReport, check_files
 from parts import write_rows
@@ -79,7 +79,9 @@ def report(path: Path, rows: list[str], held_out: list[str] | None = None, eval_
     other = held_out and str(
         write_rows(path / "b.jsonl", [{"question": q, "answer": f"answer to {q}"} for q in held_out])
     )
-    return check_files([str(train)], DataConfig(train="-", eval=other or None, eval_fraction=eval_fraction))
+    return check_files(
+        [TrainFile(path=str(train))], DataConfig(train="-", eval=other or None, eval_fraction=eval_fraction)
+    )
 
 
 def test_near_duplicates_are_shown_in_pairs_with_both_texts(tmp_path: Path) -> None:

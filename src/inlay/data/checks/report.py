@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from inlay.config.settings import DataConfig
+from inlay.config.settings import DataConfig, TrainFile
 from inlay.data.checks import CHECKS, Check
 from inlay.data.checks.advice import Advice, Task, advise
 from inlay.data.checks.findings import SEVERITIES, Finding, Kind, Severity, Tally, by_gravity
@@ -69,17 +69,17 @@ class DataReport:
 
 
 def check_files(
-    paths: Sequence[str], config: DataConfig, model: Model | None = None, *, only_count: bool = False
+    files: Sequence[TrainFile], config: DataConfig, model: Model | None = None, *, only_count: bool = False
 ) -> DataReport:
     """Every check over the files, and over `config.eval` as held-out rows.
 
-    `config` gives format and columns for all of them; its `train` is not read. With a model lengths are in its
-    tokens. `only_count` leaves out the checks that need no model.
+    `config` gives format and columns of those that name none; its `train` is not read. With a model lengths are in
+    its tokens. `only_count` leaves out the checks that need no model.
 
     Raises: DataError for a file that is not there or of no known kind, and for a setting that is wrong.
     """
-    parts = [FileFacts(path, False) for path in paths]
-    parts += [FileFacts(config.eval, True)] if config.eval else []
+    parts = [(file, FileFacts(file.path, False)) for file in files]
+    parts += [(TrainFile(path=config.eval), FileFacts(config.eval, True))] if config.eval else []
     lengths = Lengths(model, None if config.max_length == "auto" else config.max_length)
     task = Task()
     checks: list[Check] = [lengths, *([] if only_count else [make() for make in CHECKS.values()])]
@@ -92,20 +92,21 @@ def check_files(
     measured = lengths.facts()
     advice = advise(task, measured, model)
     named = (model.name, model.parameters) if model else ()
-    return DataReport(tuple(parts), tuple(findings), measured, tuple(advice), *named)
+    return DataReport(tuple(facts for _, facts in parts), tuple(findings), measured, tuple(advice), *named)
 
 
-def _rows(parts: Sequence[FileFacts], config: DataConfig, faults: Tally) -> Iterator[CheckedRow]:
+def _rows(parts: Sequence[tuple[TrainFile, FileFacts]], config: DataConfig, faults: Tally) -> Iterator[CheckedRow]:
     """The rows of all parts that can be read; the others are counted as faults."""
     number = 0
-    for facts in parts:
+    for file, facts in parts:
 
         def fault(error: DataError, facts: FileFacts = facts) -> None:
             facts.faulty += 1
             _add(faults, UNREADABLE, error, facts.file)
 
         try:
-            found, examples = stream_examples(facts.file, config.format, config.columns, on_fault=fault)
+            columns = config.columns if file.columns is None else file.columns
+            found, examples = stream_examples(file.path, file.format or config.format, columns, on_fault=fault)
             facts.format, facts.why = found.name, found.why
             for example in examples:
                 row = CheckedRow(example, number, facts.held_out)
