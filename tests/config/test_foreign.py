@@ -47,26 +47,50 @@ def test_a_training_config_of_llama_factory_takes_its_dataset_along(tmp_path: Pa
     written(tmp_path, "sets/dataset_info.json", {"support": {"file_name": "a.jsonl", "columns": {"query": "context"}}})
     found = import_config(written(tmp_path, "train.yaml", FACTORY))
     assert found.values == {
-        "data.train": str(tmp_path / "sets" / "a.jsonl"), "data.format": "alpaca",
+        "data.train": [{"path": str(tmp_path / "sets" / "a.jsonl"), "max_rows": 1000}], "data.format": "alpaca",
         "data.columns": {"input": "context"}, "model.quantization": "nf4", "data.overlong": "cut",
         "train.batch_size": 16, "train.micro_batch_size": 2, "data.eval_fraction": 0.1,
         "model.base_model": "org/base", "adapter.rank": 8, "data.max_length": 2048, "train.epochs": 3,
         "train.log_steps": 10, "train.schedule": "cosine", "train.learning_rate": 1e-4, "train.warmup_ratio": 0.1,
         "train.save_steps": 500, "output.folder": "saves/a",
     }  # fmt: skip
-    assert [key.partition(":")[0] for key in found.missing] == ["bf16", "template", "max_samples", "plot_loss"]
+    assert [key.partition(":")[0] for key in found.missing] == ["bf16", "template", "plot_loss"]
 
 
-def test_an_axolotl_config_takes_the_first_block_and_lists_the_others(tmp_path: Path) -> None:
+def test_an_axolotl_config_takes_its_blocks_as_a_mixture(tmp_path: Path) -> None:
     found = import_config(written(tmp_path, "a.yml", AXOLOTL))
     assert found.values == {
-        "model.quantization": "nf4", "data.train": "chat.jsonl", "data.format": "sharegpt", "data.eval_fraction": 0.05,
+        "model.quantization": "nf4", "data.eval_fraction": 0.05,
+        "data.train": [{"path": "chat.jsonl", "format": "sharegpt"}, {"path": "more.jsonl", "format": "alpaca"}],
         "model.attention": "flash_attention_2", "train.batch_size": 8, "train.micro_batch_size": 2,
         "model.base_model": "org/base", "adapter.rank": 32, "adapter.alpha": 16.0, "adapter.dropout": 0.05,
         "data.max_length": 4096, "train.epochs": 4, "train.optimizer": "paged_adamw_8bit", "train.schedule": "cosine",
         "train.learning_rate": 2e-4, "train.weight_decay": 0.0, "train.warmup_steps": 10,
     }  # fmt: skip
-    assert [key.partition(":")[0] for key in found.missing] == ["datasets", "datasets.roles_to_train", "sample_packing"]
+    assert [key.partition(":")[0] for key in found.missing] == ["datasets.roles_to_train", "sample_packing"]
+
+
+def test_several_datasets_of_llama_factory_are_a_mixture(tmp_path: Path) -> None:
+    entries = {
+        "support": {"file_name": "a.jsonl"},
+        "chat": {"file_name": "b.jsonl", "formatting": "sharegpt", "columns": {"messages": "turns"}, "num_samples": 50},
+        "other": {"file_name": "c.jsonl"},
+        "script": {"script_url": "some.py"},
+    }
+    written(tmp_path, "sets/dataset_info.json", entries)
+    mixed = {"dataset": "support, chat,script", "eval_dataset": "other", "max_samples": None, "val_size": None,
+             "mix_strategy": "interleave_under", "interleave_probs": "0.7,0.3"}  # fmt: skip
+    found = import_config(written(tmp_path, "train.yaml", FACTORY | mixed))
+    folder = tmp_path / "sets"
+    assert found.values["data.train"] == [
+        {"path": str(folder / "a.jsonl"), "format": "alpaca"},
+        {"path": str(folder / "b.jsonl"), "max_rows": 50, "format": "sharegpt", "columns": {"conversations": "turns"}},
+    ]
+    assert found.values["data.eval"] == str(folder / "c.jsonl")
+    assert {"mix_strategy: interleave_under", "interleave_probs: 0.7,0.3", "script_url: some.py"} <= set(found.missing)
+    alike = import_config(written(tmp_path, "train.yaml", FACTORY | mixed | {"dataset": "support,other"}))
+    assert alike.values["data.train"] == [str(folder / "a.jsonl"), str(folder / "c.jsonl")]
+    assert alike.values["data.format"] == "alpaca"
 
 
 @pytest.mark.parametrize(("name", "value"), [("a.yaml", FACTORY), ("a.yaml", AXOLOTL)])
@@ -81,7 +105,8 @@ def test_what_is_written_is_a_config_that_loads_as_what_was_found(tmp_path: Path
     text = found.as_yaml("a.yaml")
     (tmp_path / "inlay.yaml").write_text(text)
     config = configs.load(tmp_path / "inlay.yaml")
-    assert (config.adapter.rank, config.train.batch_size, config.data.format) == (32, 8, "sharegpt")
+    assert (config.adapter.rank, config.train.batch_size) == (32, 8)
+    assert [file.format for file in config.data.train_files] == ["sharegpt", "alpaca"]
     assert "#   sample_packing: true  (inlay has no such setting)" in text
 
 

@@ -63,8 +63,9 @@ def import_config(path: Path, dataset: str | None = None) -> Imported:
     """
     tree = _read(path)
     if tree and all(isinstance(entry, dict) and _HERE & entry.keys() for entry in tree.values()):
-        found = Imported("LLaMA-Factory dataset_info.json")
-        _entry(found, _chosen(path, tree, dataset), "data.train", path.parent)
+        found, part = Imported("LLaMA-Factory dataset_info.json"), Imported("")
+        _entry(part, _chosen(path, tree, dataset), "data.train", path.parent)
+        _mix(found, [part], "file_name")
     elif dataset is not None:
         raise ConfigError(f"{path}: is no dataset_info.json, so there is no dataset {dataset!r} to pick. Leave it out.")
     elif "model_name_or_path" in tree or "finetuning_type" in tree:
@@ -123,6 +124,8 @@ def _entry(found: Imported, entry: dict[str, Any], setting: str, folder: Path) -
         found.take(setting, f"hub:{hub}" + ("" if split == "train" else f":{split}"), "hf_hub_url")
     elif name := left.pop("file_name", None):
         found.take(setting, str(folder / name), "file_name")
+    if (count := left.pop("num_samples", None)) is not None:
+        found.take("max_rows", count, "num_samples")
     columns = left.pop("columns", {})
     ranking = bool(left.pop("ranking", False))
     if left.pop("formatting", "alpaca") == "sharegpt":
@@ -210,25 +213,65 @@ def _llama_factory(found: Imported, tree: dict[str, Any], path: Path) -> None:
 
 def _datasets(found: Imported, left: dict[str, Any], path: Path) -> None:
     folder = Path(left.pop("dataset_dir", "data"))
+    cap = left.pop("max_samples", None)
+    for key in ("mix_strategy", "interleave_probs"):
+        if (value := left.pop(key, None)) not in (None, "concat"):
+            found.leave(
+                key, value, "a weight in data.train says how often each row is drawn, whatever the size of its file"
+            )
     places = [folder / "dataset_info.json", path.parent / folder / "dataset_info.json"]
     info = next((place for place in places if place.is_file()), None)
     for key, setting in (("dataset", "data.train"), ("eval_dataset", "data.eval")):
         if (names := left.pop(key, None)) is None:
             continue
-        first, *others = [name.strip() for name in (names if isinstance(names, list) else str(names).split(","))]
+        every = [name.strip() for name in (names if isinstance(names, list) else str(names).split(","))]
         if info is None:
-            found.leave(key, first, f"no dataset_info.json in {folder}; set {setting} to its file")
-        elif setting == "data.train":
-            _entry(found, _chosen(info, _read(info), first), setting, info.parent)
+            found.leave(key, names, f"no dataset_info.json in {folder}; set {setting} to its file")
+            continue
+        parts = []
+        for name in every if setting == "data.train" else every[:1]:
+            parts.append(Imported(""))
+            _entry(parts[-1], _chosen(info, _read(info), name), "data.train", info.parent)
+        if setting == "data.train":
+            _mix(found, parts, key, cap)
         else:
-            aside = Imported("")
-            _entry(aside, _chosen(info, _read(info), first), setting, info.parent)
-            if aside.values.get("data.format") == found.values.get("data.format"):
-                found.take(setting, aside.values.get(setting), key)
-            else:
-                found.leave(key, first, "data.eval has the format of data.train")
-        for name in others:
-            found.leave(key, name, "a config names one training file; join the files first")
+            _held_out(found, parts[0], key, every[0])
+            for name in every[1:]:
+                found.leave(key, name, "data.eval names one file; join the files first")
+
+
+_PARTS: Final = {"data.train": "path", "data.format": "format", "data.columns": "columns", "max_rows": "max_rows"}
+
+
+def _mix(found: Imported, parts: list[Imported], key: str, cap: int | None = None) -> None:
+    """One training file as it is, or several as a mixture; what all have in common stands beside it once."""
+    for part in parts:
+        found.missing |= part.missing
+        if cap is not None:
+            part.values["max_rows"] = min(cap, part.values.get("max_rows", cap))
+    parts = [part for part in parts if "data.train" in part.values] or parts[:1]
+    if len(parts) == 1 and ("max_rows" not in parts[0].values or "data.train" not in parts[0].values):
+        for setting in ("data.train", "data.format", "data.columns"):
+            if setting in parts[0].values:
+                found.take(setting, parts[0].values[setting], parts[0].origins[setting])
+        return
+    shared = [s for s in ("data.format", "data.columns") if len({in_yaml(p.values.get(s)) for p in parts}) == 1]
+    for setting in shared:
+        if setting in parts[0].values:
+            found.take(setting, parts[0].values[setting], parts[0].origins[setting])
+    entries = [{_PARTS[s]: value for s, value in part.values.items() if s not in shared} for part in parts]
+    found.take("data.train", [entry["path"] if len(entry) == 1 else entry for entry in entries], key)
+
+
+def _held_out(found: Imported, part: Imported, key: str, told: Any) -> None:
+    """A held-out file, where its rows are written as `data.format` and `data.columns` say."""
+    found.missing |= part.missing
+    mixed = "data.format" not in found.values and not part.values.get("data.columns")
+    same = all(part.values.get(s) in (None, found.values.get(s)) for s in ("data.format", "data.columns"))
+    if (mixed or same) and "data.train" in part.values:
+        found.take("data.eval", part.values["data.train"], part.origins["data.train"] if key != "eval_dataset" else key)
+    else:
+        found.leave(key, told, "data.eval has the format of data.train")
 
 
 # --- Axolotl -------------------------------------------------------------------------------------------------
@@ -287,33 +330,40 @@ def _axolotl(found: Imported, tree: dict[str, Any]) -> None:
 def _blocks(found: Imported, blocks: Any, setting: str, key: str) -> None:
     if not isinstance(blocks, list) or not all(isinstance(block, dict) and "path" in block for block in blocks):
         raise ConfigError(f"{key}: it must be a list of blocks with a path each.")
-    for block in blocks[1:]:
-        found.leave(key, block, "a config names one training file; join the files first")
-    if blocks:
-        _block(found, {k: v for k, v in blocks[0].items() if v is not None}, setting, key)
+    parts = [part for block in blocks for part in _block({k: v for k, v in block.items() if v is not None}, key)]
+    if setting == "data.train":
+        if parts:
+            _mix(found, parts, key)
+        return
+    for n, part in enumerate(parts):
+        if n == 0:
+            _held_out(found, part, key, part.values["data.train"])
+        else:
+            found.leave(key, part.values["data.train"], "data.eval names one file; join the files first")
 
 
-def _block(found: Imported, left: dict[str, Any], setting: str, key: str) -> None:
-    """One block of `datasets:`."""
+def _block(left: dict[str, Any], key: str) -> list[Imported]:
+    """The files of one block of `datasets:`."""
     path, split = str(left.pop("path")), left.pop("split", "train")
     files = left.pop("data_files", None)
     files = files if isinstance(files, list) else [files] if files else []
     left.pop("ds_type", None)  # the name of the file says it
     is_file = bool(files) or Path(path).suffix in (".json", ".jsonl", ".csv", ".parquet", ".gz") or Path(path).exists()
-    where = str(files[0]) if files else path
-    found.take(setting, where if is_file else f"hub:{path}" + ("" if split == "train" else f":{split}"), f"{key}.path")
-    for other in files[1:]:
-        found.leave(f"{key}.data_files", other, "a config names one training file; join the files first")
+    places = [str(file) for file in files or [path]]
+    found = Imported("")
     name, columns = _block_format(found, left, key)
-    if setting == "data.eval":
-        if name != found.values.get("data.format", name):
-            found.leave(f"{key}.type", name, "data.eval has the format of data.train")
-    elif name:
+    if name:
         found.take("data.format", name, f"{key}.type")
         if columns:
             found.take("data.columns", columns, f"{key}.field_*")
     for inner, value in left.items():
         found.leave(f"{key}.{inner}", value)
+    parts = []
+    for place in places:
+        where = place if is_file else f"hub:{path}" + ("" if split == "train" else f":{split}")
+        parts.append(Imported("", {"data.train": where} | found.values, {"data.train": f"{key}.path"} | found.origins))
+    parts[0].missing = found.missing
+    return parts
 
 
 def _block_format(found: Imported, left: dict[str, Any], key: str) -> tuple[str | None, dict[str, str]]:
