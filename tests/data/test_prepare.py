@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inlay import storage
-from inlay.config.settings import DataConfig
+from inlay.config.settings import DataConfig, TrainFile
 from inlay.data import datafile, strictjson, tokencache
 from inlay.data.checks import quick
 from inlay.data.domain import domains, find_domain
@@ -265,6 +265,23 @@ def test_a_second_start_parses_only_the_rows_that_show_the_format(
     assert (first.heldout_examples, first.train_sample) == (again.heldout_examples, again.train_sample)
     assert first.check == again.check
     assert first.data_hash == again.data_hash
+
+
+def test_a_second_start_of_a_mixture_parses_no_more_whatever_its_weights(
+    tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = (
+        str(write_rows(tmp_path / f"{name}.jsonl", rows))
+        for name, rows in (("a", qa_rows(300)), ("b", qa_rows(340)[300:]))
+    )
+
+    def mixed(weight: float) -> PreparedData:
+        return prepare(DataConfig(train=[a, TrainFile(path=b, weight=weight)]), enc, 256, 100, 0)
+
+    first = mixed(1.0)
+    no_reading(monkeypatch, but=2 * (100 + 40))
+    assert same(first.train, mixed(1.0).train)
+    assert same(first.train, mixed(2.5).train)
 
 
 def test_the_second_start_maps_the_ids_and_reads_them_not(data_file: Path, enc: Encoder, own_cache: Path) -> None:
