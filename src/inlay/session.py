@@ -370,6 +370,7 @@ def _work(
     from inlay.training.branch import begin
     from inlay.training.calibrate import seconds_per_token
     from inlay.training.loop import leave_if_asked, run_job
+    from inlay.training.ordering import by_loss
     from inlay.training.shortage import TRAINING, with_memory
     from inlay.training.trackers import open_trackers
 
@@ -381,6 +382,8 @@ def _work(
             _restore(job, world, reporter)
         elif branched:
             begin(job, world, *branched)
+        if setup.config.train.order == "loss":
+            job.curriculum = by_loss(job, world, stop, reporter)
         pace_s, _ = with_memory(
             job, world, TRAINING, job.progress.step, reporter, lambda size: seconds_per_token(job, size, stop)
         )

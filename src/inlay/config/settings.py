@@ -220,6 +220,20 @@ class TrainConfig(Settings):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     early_stopping_patience: PositiveInt | None = None
     """Stop after so many evaluations in a row without a better held-out loss."""
+    order: Literal["random", "length", "loss", "column"] = "random"
+    """Which training rows come first: a new random order in every epoch, or a curriculum, in which rows are drawn from
+    a pool that grows from those with the least `length` in tokens, `loss` of the base, or number in `order_column`."""
+    order_column: str | None = None
+    """Field of the data file with a number for each row, for `order` `column`."""
+    order_first: Literal["low", "high"] = "low"
+    """Whether the rows with the low or with the high numbers come first. `high` is the anti-curriculum; the control
+    without any is `order` `random`."""
+    order_epochs: PositiveInt = 1
+    """So many first epochs have the order of the curriculum; later ones are random. Every epoch has each row once."""
+    order_pool: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of the rows that the pool of a curriculum begins with."""
+    order_pacing: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of an epoch after which the pool holds all rows. It grows linearly until then."""
     on_overfitting: Literal["stop", "note"] = "stop"
     """When the held-out loss has risen for good while the training loss has not: stop, or only say so."""
     on_plateau: Literal["note", "stop", "escape"] = "note"
@@ -256,6 +270,12 @@ class TrainConfig(Settings):
                 f"micro_batch_size {self.micro_batch_size} is more than the batch_size of {self.batch_size} that it is "
                 "a part of; lower it, or leave it out"
             )
+        if self.order == "random":
+            for name in ("order_column", "order_first", "order_epochs", "order_pool", "order_pacing"):
+                if _is_changed(self, name):
+                    raise ValueError(f"{name} has no effect with order random; leave one out")
+        elif (self.order == "column") != (self.order_column is not None):
+            raise ValueError("order column and order_column NAME go together; give both or neither")
         if self.on_nonfinite == "stop" and _is_changed(self, "max_nonfinite"):
             raise ValueError("max_nonfinite has no effect with on_nonfinite stop; leave one out")
         if self.on_plateau == "escape" and self.branch_from is not None:

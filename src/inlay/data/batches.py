@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inlay.data.curriculum import Curriculum
 from inlay.data.tokens import Shares, TokenSet, drawn
 
 
@@ -31,8 +32,8 @@ class Batch:
 
 
 @lru_cache(maxsize=2)
-def order(seed: int, epoch: int, shares: Shares | int) -> np.ndarray:
-    """(D,) the rows of an epoch, a permutation that depends on nothing else. Read only: the steps of an epoch share it.
+def order(seed: int, epoch: int, shares: Shares | int, curriculum: Curriculum | None = None) -> np.ndarray:
+    """(D,) the rows of an epoch, a function of what is given alone. Read only: the steps of an epoch share it.
 
     A part of weight 2.5 gives each of its rows twice and half of them once more; the halves take turns. A number of
     rows stands for one part of weight 1.
@@ -46,9 +47,10 @@ def order(seed: int, epoch: int, shares: Shares | int) -> np.ndarray:
             rows.append(first + turns[(epoch * extra + np.arange(extra)) % count])
         first += count
     every = np.concatenate([np.zeros(0, np.int64), *rows])
-    permutation = every[np.random.default_rng([seed, epoch]).permutation(len(every))]
-    permutation.setflags(write=False)
-    return permutation
+    rng = np.random.default_rng([seed, epoch])
+    ordered = curriculum.order(every, rng) if curriculum and epoch < curriculum.epochs else rng.permutation(every)
+    ordered.setflags(write=False)
+    return ordered
 
 
 def _shares(shares: Shares | int) -> Shares:
@@ -59,10 +61,12 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     return -(-count // batch_size)
 
 
-def step_rows(step: int, seed: int, shares: Shares | int, batch_size: int) -> list[int]:
+def step_rows(
+    step: int, seed: int, shares: Shares | int, batch_size: int, curriculum: Curriculum | None = None
+) -> list[int]:
     """The rows of optimizer step `step` (from 1). The last step of an epoch may hold fewer."""
     epoch, within = divmod(step - 1, steps_per_epoch(drawn(_shares(shares)), batch_size))
-    return [int(i) for i in order(seed, epoch, shares)[within * batch_size : (within + 1) * batch_size]]
+    return [int(i) for i in order(seed, epoch, shares, curriculum)[within * batch_size : (within + 1) * batch_size]]
 
 
 def epochs_done(step: int, count: int, batch_size: int) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 
 from inlay.config import Config
 from inlay.data.batches import micro_batches, step_rows, steps_per_epoch
+from inlay.data.curriculum import curriculum, difficulty
 from inlay.data.datafile import DataFile
 from inlay.data.encode import Encoder, Tokens
 from inlay.data.prepare import PreparedData, prepare, training_files
@@ -140,7 +141,8 @@ def _row(file: DataFile, line: int | None) -> Example:
 def _found(config: Config, data: PreparedData, source: Source) -> tuple[str, TokenSet, list[tuple[Landing, ...]]]:
     """(what becomes of the row, its sequences as they are kept, where each one lands)."""
     if rows := data.train.rows_of(source):
-        return "trained on", data.train.take(rows), [_landings(config, data.train, i) for i in rows]
+        by_loss = ", in an order that the base's losses decide" if config.train.order == "loss" else ""
+        return f"trained on{by_loss}", data.train.take(rows), [_landings(config, data.train, i) for i in rows]
     if config.data.eval is None and (rows := data.heldout.rows_of(source)):
         return "held out and scored", data.heldout.take(rows), []
     limit = f"data.max_length {data.max_length} ({data.max_length_reason})"
@@ -148,13 +150,17 @@ def _found(config: Config, data: PreparedData, source: Source) -> tuple[str, Tok
 
 
 def _landings(config: Config, train: TokenSet, i: int) -> tuple[Landing, ...]:
-    """One landing an epoch: of all epochs that the run has, the first three."""
+    """One landing an epoch: of all epochs that the run has, the first three. None where only the base's losses tell."""
+    if config.train.order == "loss":
+        return ()
     size = config.train.batch_size
+    hardness = difficulty(config, train)
+    by = None if hardness is None else curriculum(config.train, hardness)
     per_epoch = steps_per_epoch(train.drawn, size)
     last = config.train.max_steps or per_epoch * config.train.epochs
     found = []
     for step in range(1, min(last, 3 * per_epoch) + 1):
-        rows = step_rows(step, config.train.seed, train.shares, size)
+        rows = step_rows(step, config.train.seed, train.shares, size, by)
         if i not in rows:
             continue
         shares = micro_batches(rows, train.lengths, _micro_batch_size(config)[0])

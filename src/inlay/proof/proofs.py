@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from inlay.data.batches import order, step_rows, steps_per_epoch
+from inlay.data.curriculum import Curriculum
 from inlay.data.encode import Encoder, Tokens
 from inlay.data.tokens import TokenSet
 from inlay.data.types import Example
@@ -80,13 +81,16 @@ def _files_of(about: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     return list(about["files"].values())
 
 
-def tokens_were_counted(train: TokenSet, seed: int, batch_size: int, batches: list[list[int]], seen: int) -> str:
+def tokens_were_counted(
+    train: TokenSet, seed: int, batch_size: int, curriculum: Curriculum | None, batches: list[list[int]], seen: int
+) -> str:
     """The trained tokens that the run says it saw are those of its batches, given as stretches [first, last]."""
     counts = train.trained_counts
 
     def up_to(batch: int) -> int:
         epochs, rest = divmod(batch, steps_per_epoch(train.drawn, batch_size))
-        started = [i for n in range(batch - rest + 1, batch + 1) for i in step_rows(n, seed, train.shares, batch_size)]
+        numbers = range(batch - rest + 1, batch + 1)
+        started = [i for n in numbers for i in step_rows(n, seed, train.shares, batch_size, curriculum)]
         whole = sum(int(counts[order(seed, epoch, train.shares)].sum()) for epoch in range(epochs))
         return whole + int(counts[started].sum())
 

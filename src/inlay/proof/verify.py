@@ -17,6 +17,7 @@ from torch import Tensor
 
 from inlay.config import Config
 from inlay.data.batches import Batch, collate
+from inlay.data.curriculum import Curriculum, curriculum, difficulty
 from inlay.data.encode import Encoder, Tokens
 from inlay.data.prepare import PreparedData, prepare
 from inlay.data.tokens import TokenSet
@@ -30,11 +31,12 @@ from inlay.proof import proofs as p
 from inlay.proof.proofs import Proof, Refuted, Unknown, proof
 from inlay.run import Run
 from inlay.storage import sha256_of, write_json
+from inlay.training import ordering
 from inlay.training.loop import Job
 from inlay.training.setup import Setup
 
 PROOFS = "proofs.json"
-_FILES = ("config.yaml", "heldout.jsonl", "metrics.jsonl")
+_FILES = ("config.yaml", "heldout.jsonl", "metrics.jsonl", ordering.FILE)
 _ROWS, _POSITIONS, _SAMPLE = 2, 16, 4
 _EXACT, _ROUNDING, _COARSE = 0.0, 1e-4, 3e-2
 Loaded = tuple[Any, Encoder, str, torch.dtype | None]
@@ -98,7 +100,7 @@ def prove_trained(setup: Setup, job: Job, step: int, start: Start) -> list[Proof
     }
     found = [
         *_of_folder(run, step, evidence, lambda: _tensors(stored), config),
-        *_of_data(data.train, sample_of(data.train, data.train_sample), setup.encoder, config, job.progress.trained_batches(),
+        *_of_data(data.train, sample_of(data.train, data.train_sample), setup.encoder, config, lambda: job.curriculum, job.progress.trained_batches(),
                   job.progress.trained_tokens_seen, ""),
         proof("saved = in memory", saved),
         proof("adapter off = base", untouched),
@@ -153,7 +155,16 @@ def prove_stored(run: Run, load: Callable[[], Loaded]) -> list[Proof]:
 
     return [
         *_of_folder(run, step, evidence, tensors, config),
-        *_of_data(rows, sample, training, config, batches, int(result.get("trained_tokens_seen", 0)), why),
+        *_of_data(
+            rows,
+            sample,
+            training,
+            config,
+            lambda: _order(run, config, rows),
+            batches,
+            int(result.get("trained_tokens_seen", 0)),
+            why,
+        ),
         proof("saved = in memory", saved),
         proof("adapter off = base", untouched),
         _served(sample, lambda: load()[1], training),
@@ -186,14 +197,14 @@ def _of_folder(
 
 def _of_data(
     rows: TokenSet, sample: list[tuple[Example, list[Tokens]]], encoder: Encoder, config: Config,
-    batches: list[list[int]], seen: int, missing: str,
+    order: Callable[[], Curriculum | None], batches: list[list[int]], seen: int, missing: str,
 ) -> list[Proof]:  # fmt: skip
     """`missing` says why `rows` are the held-out ones instead of those that were trained; empty when they are not."""
 
     def counted() -> str:
         if missing:
             raise Unknown(missing)
-        return p.tokens_were_counted(rows, config.train.seed, config.train.batch_size, batches, seen)
+        return p.tokens_were_counted(rows, config.train.seed, config.train.batch_size, order(), batches, seen)
 
     return [
         proof("trained tokens", counted),
@@ -256,6 +267,16 @@ def _data(config: Config, encoder: Encoder, data_hash: str) -> tuple[PreparedDat
     if data.data_hash != data_hash:
         return None, f"{config.data.train_name}: changed since the run; the mask is shown on the held-out rows."
     return data, ""
+
+
+def _order(run: Run, config: Config, train: TokenSet) -> Curriculum | None:
+    """How the run ordered its training rows. Raises: Unknown when it kept no losses to order by."""
+    if config.train.order == "random":
+        return None
+    known = ordering.stored(run) if config.train.order == "loss" else difficulty(config, train)
+    if known is None or len(known) != len(train):
+        raise Unknown(f"{run.path / ordering.FILE}: the losses that the rows were ordered by cannot be read.")
+    return curriculum(config.train, known)
 
 
 def _evidence(run: Run) -> dict[str, Any] | InlayError:

@@ -13,7 +13,10 @@ from inlay.training.recovery import put_back
 from inlay.training.setup import Setup
 from inlay.training.world import World
 
-_SAME = ("batch_size", "seed", "optimizer")
+_SAME = (
+    "batch_size", "seed", "optimizer", "order", "order_column", "order_first", "order_epochs", "order_pool",
+    "order_pacing",
+)  # fmt: skip
 
 
 def origin(setup: Setup) -> tuple[Run, Checkpoint] | None:

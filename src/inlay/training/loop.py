@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from inlay.config import Config
 from inlay.data.batches import collate, epochs_done, micro_batches, step_rows
+from inlay.data.curriculum import Curriculum
 from inlay.data.tokens import TokenSet
 from inlay.engine.loss import score_rows
 from inlay.engine.memory import peak_bytes
@@ -75,6 +76,8 @@ class Job:
     """Of the libraries that decide what a run computes; every checkpoint carries them."""
     saver: Saver = field(default_factory=Saver)
     progress: Progress = field(default_factory=Progress)
+    curriculum: Curriculum | None = None
+    """How the first epochs are ordered; None where the order is random."""
     shortages: list[Shortage] = field(default_factory=list)
     """Where memory ran out, and what a batch has held since."""
     # of each training row: tokens, summed weight, trained tokens
@@ -127,7 +130,7 @@ def _optimizer_step(job: Job, world: World, stop: StopRequest, reporter: Reporte
     began = time.perf_counter()
     step = progress.step + 1
     position = progress.position(step)
-    rows = step_rows(position, config.seed, job.train.shares, config.batch_size)
+    rows = step_rows(position, config.seed, job.train.shares, config.batch_size, job.curriculum)
     weight = float(job.row_weights[rows].sum())
 
     def gradient(micro_batch_size: int) -> tuple[Tensor, list[int]]:
@@ -245,16 +248,22 @@ def _seed_draws(device: str, *key: int) -> None:
 
 
 def heldout_nll(job: Job, world: World, stop: StopRequest, reporter: Reporter) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) summed nll in nats and (N,) weight of each held-out sequence, computed by all ranks together.
+    """`nll_of` the held-out sequences."""
+    return nll_of(job.heldout, job, world, stop, reporter)
+
+
+def nll_of(
+    tokens: TokenSet, job: Job, world: World, stop: StopRequest, reporter: Reporter
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) summed nll in nats and (N,) weight of each sequence, computed by all ranks together.
 
     What it returns after a stop was asked for is incomplete.
     """
 
     def scores(batch_size: int) -> Tensor:
-        rows = range(len(job.heldout))
-        shares = micro_batches(rows, job.heldout.lengths, batch_size, world.rank, world.size)
+        shares = micro_batches(range(len(tokens)), tokens.lengths, batch_size, world.rank, world.size)
         until = _until_asked(shares, stop)
-        return score_rows(job.model, job.heldout, until, job.pad_id, job.device, job.autocast_dtype)
+        return score_rows(job.model, tokens, until, job.pad_id, job.device, job.autocast_dtype)
 
     own, _ = with_memory(job, world, EVALUATION, job.progress.step, reporter, scores)
     nll, weight = world.sum(own).numpy()

@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from inlay.config import Config
 from inlay.config.identity import settings_hash
 from inlay.config.load import merge, nested, validate
+from inlay.config.settings import TrainConfig
 from inlay.data.batches import Batch, collate, step_rows, steps_per_epoch
+from inlay.data.curriculum import curriculum, difficulty
 from inlay.data.encode import Encoder
 from inlay.data.prepare import MIXED, PreparedData, prepare
 from inlay.data.tokens import TokenSet
@@ -58,6 +61,8 @@ class Setup:
     total_parameters: int
     targets: list[str]
     memory: MemoryEstimate
+    difficulty: np.ndarray | None
+    """(N,) by what the training rows are ordered, where the data alone tells."""
     eval_batch_size: int
     """Rows at a time of an evaluation: `eval.batch_size`, or as many as `train.max_memory` has room for."""
     total_steps: int
@@ -103,6 +108,7 @@ class Setup:
             ("trainable", f"{self.trainable:,} ({self.trainable / self.total_parameters:.2%})"),
             ("engine", f"{self.engine.name} ({reasons.get('train.engine', 'as set')})"),
             ("batch", f"{config.train.batch_size} = {config.train.micro_batch_size} × {accumulation}"),
+            *([("order", _order_told(config.train))] if config.train.order != "random" else []),
             ("steps", f"{self.total_steps}, warmup {warmup_steps(config.train, self.total_steps)}, {config.train.schedule}, "
                       f"learning rate {config.train.learning_rate:g} ({reasons.get('train.learning_rate', 'as set')})"),
             ("evaluate, save", f"every {self.eval_every}, every {self.save_every} steps"),
@@ -147,6 +153,7 @@ class Setup:
             max_memory_bytes=parse_bytes(train.max_memory) if train.max_memory else None,
             inputs=self.inputs,
             versions=library_versions(),
+            curriculum=None if self.difficulty is None else curriculum(train, self.difficulty),
             progress=Progress(planned_steps=self.total_steps),
         )
 
@@ -184,6 +191,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     )
     used = max(tokens.largest_id for tokens in (data.train, data.heldout))
     bases.require_vocabulary(base, tokenizer, architecture, max(used, *encoder.stop_ids))
+    hardness = difficulty(config, data.train)
     choices.settle("data.max_length", data.max_length, data.max_length_reason)
     if data.format != MIXED:
         choices.settle("data.format", data.format, data.format_reason)
@@ -229,7 +237,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     return Setup(
         config=choices.config_settled(), reasons=choices.reasons, base=base, base_digest=base_digest, encoder=encoder,
         data=data, model=model, device=device.device, dtype=getattr(torch, dtype.dtype), quantization=quantization, engine=engine,
-        trainable=trainable, total_parameters=total_parameters, targets=targets, memory=memory, eval_batch_size=eval_batch_size, total_steps=total,
+        trainable=trainable, total_parameters=total_parameters, targets=targets, memory=memory, difficulty=hardness, eval_batch_size=eval_batch_size, total_steps=total,
         eval_every=eval_every, save_every=save_every,
     )  # fmt: skip
 
@@ -334,6 +342,15 @@ def _every(setting: str | int, auto: int, per_epoch: int) -> int:
 def _numel(parameter: torch.nn.Parameter) -> int:
     state = getattr(parameter, "quant_state", None)  # a 4-bit weight packs two values into a byte
     return int(math.prod(state.shape)) if state is not None else parameter.numel()
+
+
+def _order_told(train: TrainConfig) -> str:
+    what = {"length": "length", "loss": "loss of the base", "column": f"column {train.order_column}"}[train.order]
+    epochs = f"first {train.order_epochs} epochs" if train.order_epochs > 1 else "first epoch"
+    return (
+        f"by {what}, {train.order_first} first, in the {epochs}: from a pool of {train.order_pool:.0%} of the rows that "
+        f"holds all after {train.order_pacing:.0%} of an epoch"
+    )
 
 
 def _short(targets: list[str]) -> str:
