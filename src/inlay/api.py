@@ -158,6 +158,7 @@ def compare(
     data: str | None = None,
     metrics: Wanted = (),
     prompts: Sequence[str] = (),
+    python_tests: str | Path | None = None,
     blind: bool = False,
     reporter: Reporter | None = None,
     folder: str = "results",
@@ -166,19 +167,23 @@ def compare(
 
     A model is a run, `RUN@STEP`, the folder of an adapter or of a whole model, `base`, or a hub id. The rows are those
     of the first run's held-out set, or of the file `data`. `metrics` names those to take instead of what the references
-    call for; one may be a function `(prediction, reference) -> float`, or `FILE.py:FUNCTION`. Reports go to `reports/` of the first run, without a run to `comparisons/` in `folder`. `blind` then asks on a
+    call for; one may be a function `(prediction, reference) -> float`, or `FILE.py:FUNCTION`.
+    `python_tests` is a file of {"question", "tests"} rows: the Python of those answers is run, in a limited process. Reports go to `reports/` of the first run, without a run to `comparisons/` in `folder`. `blind` then asks on a
     local page which answers are better, without saying whose they are, and adds what was said to the reports.
     Raises: RunError, AdapterError, ModelError, ConfigError for names that mean nothing or cannot be measured.
     """
     from inlay import scoring
     from inlay.evaluation.blind_server import ask
     from inlay.evaluation.kinds import resolved
+    from inlay.evaluation.python_tests import read_tests
 
     reporter, metrics = reporter or PlainReporter(), resolved(metrics)
+    tests = read_tests(python_tests) if python_tests else {}
     named = _references(models or (None,), folder)
     if blind and len(named) > 2:
         raise ConfigError(f"--blind: two models are judged against each other (got {len(named)}). Name two, or one.")
     found = scoring.measured(named if len(named) > 1 else [named[0].without_adapter(), *named], data, prompts, reporter)
+    metrics = [*metrics, scoring.python_tests(found, tests)] if python_tests else metrics
     where = scoring.reports_folder(found, folder)
     comparison = scoring.reported(found, metrics, where)
     if not blind:

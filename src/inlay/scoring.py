@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from inlay import config as configs
 from inlay import run as runs
 from inlay.config import Config
-from inlay.errors import AdapterError, ConfigError, ModelError, RunError
+from inlay.errors import AdapterError, ConfigError, DataError, ModelError, RunError
 from inlay.events import Reporter
 from inlay.incidents import incidents
 from inlay.run import Run
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from inlay.data.types import Example
     from inlay.evaluation.compare import Comparison
     from inlay.evaluation.custom import Wanted
+    from inlay.evaluation.metrics import TextMetric
     from inlay.evaluation.retention import Sets
     from inlay.evaluation.score import HeldOut, Score
     from inlay.models.adapter import AdapterState
@@ -272,6 +273,25 @@ def _examples(lead: Run | None, data: str | None, config: Config) -> tuple[tuple
         raise ConfigError("no run is named, so there are no held-out rows. Give rows to measure on: --data FILE.")
     kept = read_held_out(lead.heldout)
     return kept, int(lead.record.get("heldout_available", len(kept))), str(lead.heldout)
+
+
+def python_tests(found: Measurement, tests: Mapping[str, str]) -> TextMetric:
+    """The metric of Python that passes the tests of its question. Raises: DataError where no question has any."""
+    from inlay.evaluation.compare import shown_question
+    from inlay.evaluation.python_tests import python_tests_metric
+
+    rows, here = found.rows[0], {}
+    for n in rows.asked:
+        said = tests.get(shown_question(rows.examples[n]))
+        if said is not None and here.setdefault(rows.references[n], said) != said:
+            raise DataError(
+                f"--python-tests: {rows.examples[n].source}: its answer is also that of a row of other tests."
+            )
+    if not here:
+        raise DataError(
+            "--python-tests: no question of the file is among the rows. It must be the row's last question."
+        )
+    return python_tests_metric(here)
 
 
 def reported(found: Measurement, wanted: Wanted, where: Path) -> Comparison:

@@ -60,6 +60,15 @@ def compare(
         list[str],
         typer.Option("--prompt", metavar="TEXT", help="An extra prompt to answer side by side. May be repeated."),
     ] = [],  # noqa: B006
+    python_tests: Annotated[
+        str | None,
+        typer.Option(
+            "--python-tests",
+            metavar="FILE",
+            help='Run the Python of the answers against these tests: rows of {"question", "tests"}. Runs what a model '
+            "wrote, with limits but with your rights.",
+        ),
+    ] = None,
     blind: Annotated[
         bool,
         typer.Option("--blind", help="Then judge the answers on a local page that does not say whose they are."),
@@ -72,7 +81,7 @@ def compare(
     from inlay.cli import progress, view
 
     comparison = api.compare(
-        *(models or ()), data=data, metrics=_names(metrics), prompts=prompt, blind=blind,
+        *(models or ()), data=data, metrics=_names(metrics), prompts=prompt, python_tests=python_tests, blind=blind,
         reporter=progress.reporter(), folder=output,
     )  # fmt: skip
     return Output(comparison.to_json(), view.comparisons_text(comparison, view.width()))

@@ -221,7 +221,7 @@ KINDS: dict[str, TextMetric] = {
 }  # fmt: skip
 """Metrics for one kind of reference. To add one: a line here with the rows that it covers."""
 
-_ANSWERS_BY = ("accuracy", "number_match", "json_match", "token_f1")
+_ANSWERS_BY = ("python_tests", "accuracy", "number_match", "json_match", "token_f1")
 LABEL_METRICS = ("accuracy", "macro_f1")
 _KNOWN = (*METRICS, *LABEL_METRICS, *KINDS)
 
@@ -229,22 +229,25 @@ _KNOWN = (*METRICS, *LABEL_METRICS, *KINDS)
 def metrics_for(references: Sequence[str], wanted: Wanted = ()) -> dict[str, TextMetric]:
     """The text metrics of these references: those for any text, and those for the kinds found among them.
 
-    `wanted` names them instead, or is functions. Raises: ConfigError for an unknown name, or one that no reference
+    `wanted` names them instead, or is functions; a whole TextMetric in it comes on top. Raises: ConfigError for an unknown name, or one that no reference
     allows.
     """
     labels = labels_of(references)
     chosen = dict(METRICS) | (_label_metrics(labels) if labels else {})
-    if not wanted:
+    extra = {one.name: one for one in wanted if isinstance(one, TextMetric)}
+    if len(extra) == len(wanted):
         kinds = {k: m for k, m in KINDS.items() if sum(map(m.covers, references)) > _SHARE * len(references)}
-        return chosen | kinds
+        return chosen | kinds | extra
     possible = chosen | {k: m for k, m in KINDS.items() if any(map(m.covers, references))}
     found: dict[str, TextMetric] = {}
     for one in resolved(wanted):
+        if isinstance(one, TextMetric):
+            continue
         metric = _named(one, possible) if isinstance(one, str) else custom_metric(one)
         if metric.name in found or (metric.name in _KNOWN and metric is not possible.get(metric.name)):
             raise ConfigError(f"--metrics: two metrics are called {metric.name}. Name yours otherwise.")
         found[metric.name] = metric
-    return found
+    return found | extra
 
 
 def resolved(wanted: Wanted) -> Wanted:
