@@ -19,6 +19,7 @@ from inlay.run import Run
 from inlay.storage import write_file
 
 if TYPE_CHECKING:
+    from inlay.advice.advise import Advice
     from inlay.data.checks.lengths import Model
     from inlay.data.checks.report import DataReport
     from inlay.data.encode import Encoder
@@ -200,6 +201,43 @@ def _references(names: Sequence[ModelName], folder: str) -> list[Reference]:
     if owner is None:
         raise ConfigError(f"{scoring.BASE}: of which run? Name one with it: inlay compare {scoring.BASE} RUN.")
     return [owner.without_adapter() if one is None else one for one in found]
+
+
+def advise(
+    config: ConfigLike | None = None,
+    *,
+    run: str | Path | Run | None = None,
+    documents: str | Path | None = None,
+    quick: bool = False,
+    max_rows: int | None = None,
+    prompt_tokens: int = 1024,
+    passages: int = 4,
+    requests: int = 100_000,
+    cost: float | None = None,
+    watts: float | None = None,
+    utilisation: float | None = None,
+    reporter: Reporter | None = None,
+    folder: str = "results",
+) -> Advice:
+    """Which way to better answers: base, base with examples, base with retrieved passages, adapter, adapter with them.
+
+    Each is measured on the same held-out rows with prompts of at most `prompt_tokens`, and the cheapest of those that
+    none was shown to beat is recommended, over so many `requests`. Passages are training rows, or those of the text
+    files under `documents`. The adapter is that of `run`, else one is trained by `config`. `quick` gives a rule of thumb
+    from the rows alone. `cost` is the price of an hour of this machine, `watts` what it draws, `utilisation` the share
+    of the paid time in which it serves.
+    Raises: ConfigError, DataError, RunError; as `train` where it trains.
+    """
+    from inlay.advice.advise import Terms
+    from inlay.advice.advise import advise as advised
+
+    reporter = reporter or PlainReporter()
+    terms = Terms(prompt_tokens, passages, requests, cost, watts, utilisation)
+    return advised(
+        None if config is None else as_config(config), run if isinstance(run, Run) or run is None else str(run),
+        None if documents is None else Path(documents), quick, terms, lambda found: train(found, reporter=reporter),
+        reporter, folder, max_rows,
+    )  # fmt: skip
 
 
 def verify(run: str | Path | Run | None = None, *, folder: str = "results") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from inlay import __version__
-from inlay.cli import ask, data, machine, stored, train
+from inlay.cli import advice, ask, data, machine, stored, train
 from inlay.cli.help import WIDTH, Verbs
 from inlay.cli.outcome import Output, finish
 from inlay.cli.quiet import quiet_libraries
@@ -34,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
 )
-for module in (train, ask, data, machine, stored):
+for module in (train, ask, data, machine, advice, stored):
     module.add_to(app)
 
 

@@ -1,0 +1,82 @@
+"""Time as money and energy, under assumptions that are stated beside every figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from inlay.errors import ConfigError
+
+WATTS: Final = {"cpu": 65.0, "mps": 40.0, "cuda": 400.0}
+"""What a machine is taken to draw while it computes, by device: round figures, to be replaced by one's own."""
+UTILISATION: Final = 0.5
+"""Share of the paid time in which a serving machine is taken to have requests to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What an hour of the machine costs and draws."""
+
+    price_per_hour: float
+    """Of the whole machine, in any currency."""
+    watts: float
+    utilisation: float = UTILISATION
+    assumed: tuple[str, ...] = ()
+    """Which of the three nobody gave."""
+
+    @staticmethod
+    def of(device: str, price: float | None, watts: float | None, utilisation: float | None) -> Costs:
+        """The given figures, and round ones for those left out: a price of 1, WATTS, UTILISATION.
+
+        Raises: ConfigError for a figure that can be none.
+        """
+        given = {"price": price, "watts": watts, "utilisation": utilisation}
+        for name, value in given.items():
+            if value is not None and not (0 <= value < 1e9 and (name != "utilisation" or 0 < value <= 1)):
+                allowed = "above 0, at most 1" if name == "utilisation" else "0 or more"
+                raise ConfigError(f"{name}: must be {allowed} (got {value}).")
+        return Costs(
+            1.0 if price is None else price,
+            WATTS[device.partition(":")[0]] if watts is None else watts,
+            UTILISATION if utilisation is None else utilisation,
+            tuple(name for name, value in given.items() if value is None),
+        )
+
+    def of_work(self, seconds: float) -> float:
+        """Money for so long a piece of work that keeps the machine busy, such as training."""
+        return seconds / 3600 * self.price_per_hour
+
+    def energy_kwh(self, seconds: float) -> float:
+        """Energy of so much computing."""
+        return seconds / 3600 * self.watts / 1000
+
+    def per_1000_requests(self, seconds_per_request: float) -> float:
+        """Money for 1,000 requests: their computing, and the share of the paid time that waits for requests."""
+        return self.of_work(1000 * seconds_per_request) / self.utilisation
+
+    @property
+    def stated(self) -> str:
+        """The assumptions in a line."""
+
+        def said(name: str, text: str) -> str:
+            return f"{text} (assumed)" if name in self.assumed else text
+
+        return ", ".join(
+            [
+                said("price", f"{self.price_per_hour:g} per machine hour"),
+                said("watts", f"{self.watts:g} W"),
+                said("utilisation", f"serving {self.utilisation:.0%} of the paid time"),
+            ]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        values = {"price_per_hour": self.price_per_hour, "watts": self.watts, "utilisation": self.utilisation}
+        return values | {"assumed": list(self.assumed)}
+
+
+def money_shown(amount: float) -> str:
+    """`12.30`, `0.0041`, `0.0000031`: at least two significant digits."""
+    if amount == 0 or amount >= 1:
+        return f"{amount:,.2f}"
+    digits = next(n for n in range(2, 16) if round(amount, n) >= 10 ** (1 - n) or n == 15)
+    return f"{amount:.{digits}f}"

@@ -1,0 +1,58 @@
+"""advise as it is typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from inlay import api
+from inlay.cli.advice_view import advice_text
+from parts import qa_rows, write_rows
+from program import Ended
+from training_runs import Quiet
+
+
+def test_the_adapter_of_a_run_is_measured_and_one_json_value_printed(with_run: Path, inlay: Callable[..., Ended]) -> None:
+    ended = inlay("advise", "--run", "first", "--max-rows", "8", "--passages", "1", "--cost", "1.5", "--json")
+    assert ended.code == 0, ended.err
+    measured = json.loads(ended.out)["measured"]
+    assert [arm["name"] for arm in measured["arms"]][:2] == ["base", "base + few-shot"]
+    assert measured["rows"] == 8
+    assert measured["costs"]["price_per_hour"] == 1.5
+    assert measured["costs"]["assumed"] == ["watts", "utilisation"]
+    assert measured["recommendation"]["reasons"]
+
+
+def test_the_text_has_a_line_for_each_arm_the_assumptions_and_the_recommendation(with_run: Path) -> None:
+    found = api.advise(run="first", max_rows=8, passages=1, reporter=Quiet())
+    text = advice_text(found, 120)
+    assert found.outcome is not None
+    for one in found.outcome.arms:
+        assert f"\n{one.arm.name}" in text
+    assert "1 per machine hour (assumed)" in text
+    assert f"recommendation: {found.outcome.recommendation.arm}" in text
+    assert "a guess from the rows alone" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["advise"], "no data and no run"),
+        (["advise", "--run", "frist"], "Did you mean 'first'"),
+        (["advise", "--run", "first", "--utilisation", "1.5"], "at most 1 (got 1.5)"),
+        (["advise", "rows.jsonl"], "base_model"),
+        (["advise", "rows.jsonl", "--quick", "--documents", "nowhere"], "no such folder"),
+        (["advise", "rows.jsonl", "--quick", "--passages", "0"], "passages"),
+    ],
+)
+def test_what_cannot_work_is_said_in_a_line(
+    with_run: Path, inlay: Callable[..., Ended], arguments: list[str], said: str
+) -> None:
+    write_rows(with_run / "rows.jsonl", qa_rows(20))
+    ended = inlay(*arguments)
+    assert ended.code == 2
+    assert said in ended.err
+    assert "Traceback" not in ended.err
