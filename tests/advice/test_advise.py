@@ -13,6 +13,7 @@ from inlay import api
 from inlay.advice.advise import Advice, Outcome
 from inlay.advice.contexts import Budget, shots, with_passages
 from inlay.advice.passages import Index, Passage, of_documents, of_rows
+from inlay.cli.advice_view import advice_text
 from inlay.data.encode import Encoder
 from inlay.data.read import read_examples
 from inlay.data.types import Example, Message, Source
@@ -78,6 +79,16 @@ def test_the_advice_is_written_with_a_page_of_every_arm(outcome: Outcome, advise
     assert there == json.loads(json.dumps(advised.to_json()["measured"]))
     page = (outcome.reports / "report.html").read_text(encoding="utf-8")
     assert all(one.arm.name in page for one in outcome.arms)
+
+
+def test_the_text_has_a_line_for_each_arm_the_assumptions_and_the_recommendation(
+    advised: Advice, outcome: Outcome
+) -> None:
+    text = advice_text(advised, 120)
+    assert all(f"\n{one.arm.name}" in text for one in outcome.arms)
+    assert "cost: 2 per machine hour, 100 W, serving 50% of the paid time;" in text
+    assert f"recommendation: {outcome.recommendation.arm}" in text
+    assert "a guess from the rows alone" in text
 
 
 def test_cost_is_time_by_price_and_training_is_paid_once(outcome: Outcome) -> None:

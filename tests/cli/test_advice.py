@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from inlay import api
-from inlay.cli.advice_view import advice_text
 from parts import qa_rows, write_rows
 from program import Ended
-from training_runs import Quiet
 
 
-def test_the_adapter_of_a_run_is_measured_and_one_json_value_printed(with_run: Path, inlay: Callable[..., Ended]) -> None:
+def test_the_adapter_of_a_run_is_measured_and_one_json_value_printed(
+    with_run: Path, inlay: Callable[..., Ended]
+) -> None:
     ended = inlay("advise", "--run", "first", "--max-rows", "8", "--passages", "1", "--cost", "1.5", "--json")
     assert ended.code == 0, ended.err
     measured = json.loads(ended.out)["measured"]
@@ -24,17 +23,6 @@ def test_the_adapter_of_a_run_is_measured_and_one_json_value_printed(with_run: P
     assert measured["costs"]["price_per_hour"] == 1.5
     assert measured["costs"]["assumed"] == ["watts", "utilisation"]
     assert measured["recommendation"]["reasons"]
-
-
-def test_the_text_has_a_line_for_each_arm_the_assumptions_and_the_recommendation(with_run: Path) -> None:
-    found = api.advise(run="first", max_rows=8, passages=1, reporter=Quiet())
-    text = advice_text(found, 120)
-    assert found.outcome is not None
-    for one in found.outcome.arms:
-        assert f"\n{one.arm.name}" in text
-    assert "1 per machine hour (assumed)" in text
-    assert f"recommendation: {found.outcome.recommendation.arm}" in text
-    assert "a guess from the rows alone" in text
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,10 @@ class Terms:
         for name in ("prompt_tokens", "passages", "requests"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be 1 or more (got {getattr(self, name)}).")
+        self.costs("cpu")  # refuses what can be no figure before anything is computed
+
+    def costs(self, device: str) -> Costs:
+        return Costs.of(device, self.price_per_hour, self.watts, self.utilisation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +227,7 @@ def _outcome(
     differ = Differences(arms, config)
     metrics = _metrics(differ.comparison(arms[0].arm.name, arms[1].arm.name), config.eval.metric)
     bill = Bill(
-        Costs.of(ready.device, terms.price_per_hour, terms.watts, terms.utilisation), terms.requests,
-        float(run.record.get("result", {}).get("train_time_s", 0.0)),
+        terms.costs(ready.device), terms.requests, float(run.record.get("result", {}).get("train_time_s", 0.0))
     )  # fmt: skip
     about = (
         f"{len(examples)} held-out rows, greedy answers of at most {config.eval.max_new_tokens} tokens",

@@ -50,14 +50,14 @@ def answerable(
     passages: int,
 ) -> tuple[list[Example], Budget]:  # fmt: skip
     """(the rows that fit every arm, the budget): room is kept for an answer of `max_new_tokens`, and for all references
-    but, where the context is short, the longest hundredth. Raises: DataError where none fits."""
+    but the longest hundredth, and up to half of the context. Raises: DataError where none fits."""
     kept = [last_answer_only(e) for e in examples if asks(e)]
     if not kept:
         raise DataError("advise: no held-out row asks a question, so no answers can be compared. See inlay eval.")
     asked = np.array([prompt_length(e, encoder) for e in kept])
     whole = pack(encoder.examples(kept)).lengths
     answers = whole - asked
-    longest = int(np.quantile(answers, _LONG_ANSWERS, method="lower"))
+    longest = min(int(np.quantile(answers, _LONG_ANSWERS, method="higher")), context_length // 2)
     room = context_length - max(longest, max_new_tokens)
     budget = Budget(min(prompt_tokens, room), passages)
     fitting = (asked <= budget.prompt_tokens) & (answers <= context_length - budget.prompt_tokens)
