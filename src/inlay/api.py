@@ -168,9 +168,10 @@ def compare(
 
     A model is a run, `RUN@STEP`, the folder of an adapter or of a whole model, `base`, or a hub id. The rows are those
     of the first run's held-out set, or of the file `data`. `metrics` names those to take instead of what the references
-    call for; one may be a function `(prediction, reference) -> float`, or `FILE.py:FUNCTION`.
-    `python_tests` is a file of {"question", "tests"} rows: the Python of those answers is run, in a limited process. Reports go to `reports/` of the first run, without a run to `comparisons/` in `folder`. `blind` then asks on a
-    local page which answers are better, without saying whose they are, and adds what was said to the reports.
+    call for; one may be a function `(prediction, reference) -> float`, or `FILE.py:FUNCTION`. `python_tests` is a file
+    of {"question", "tests"} rows: the Python of those answers is run, in a limited process. Reports go to `reports/` of
+    the first run, without a run to `comparisons/` in `folder`. `blind` then asks on a local page which answers are
+    better, without saying whose they are, and adds what was said to the reports.
     Raises: RunError, AdapterError, ModelError, ConfigError for names that mean nothing or cannot be measured.
     """
     from inlay import scoring

@@ -280,7 +280,8 @@ def python_tests(found: Measurement, tests: Mapping[str, str]) -> TextMetric:
     from inlay.evaluation.compare import shown_question
     from inlay.evaluation.python_tests import python_tests_metric
 
-    rows, here = found.rows[0], {}
+    rows = found.rows[0]
+    here: dict[str, str] = {}
     for n in rows.asked:
         said = tests.get(shown_question(rows.examples[n]))
         if said is not None and here.setdefault(rows.references[n], said) != said:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,10 +58,10 @@ def test_an_answer_that_does_not_end_is_ended_with_all_that_it_started(
 
 def _children() -> set[str]:
     """Processes that run an answer."""
-    found = set()
+    found: set[str] = set()
     for path in Path("/proc").glob("[0-9]*/cwd"):
         try:
-            found.add(str(path)) if "inlay-answer-" in os.readlink(path) else None
+            found |= {str(path)} if "inlay-answer-" in str(path.readlink()) else set()
         except OSError:
             continue
     return found

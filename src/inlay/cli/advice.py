@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from inlay.cli.help import verb
 from inlay.cli.options import Folder, Json
 from inlay.cli.outcome import Output
-
-if TYPE_CHECKING:
-    pass
 
 PANEL = "Prepare"
 _EPILOG = """\b

@@ -229,8 +229,8 @@ _KNOWN = (*METRICS, *LABEL_METRICS, *KINDS)
 def metrics_for(references: Sequence[str], wanted: Wanted = ()) -> dict[str, TextMetric]:
     """The text metrics of these references: those for any text, and those for the kinds found among them.
 
-    `wanted` names them instead, or is functions; a whole TextMetric in it comes on top. Raises: ConfigError for an unknown name, or one that no reference
-    allows.
+    `wanted` names them instead, or is functions; a whole TextMetric in it comes on top. Raises: ConfigError for an
+    unknown name, or one that no reference allows.
     """
     labels = labels_of(references)
     chosen = dict(METRICS) | (_label_metrics(labels) if labels else {})
