@@ -34,7 +34,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> dict[str,
         "adapter": {"rank": 4},
         "data": {"train": str(folder / "data.jsonl")},
         "train": {"batch_size": 8, "max_steps": 6, "eval_steps": 3, "learning_rate": 2e-2},
-        "eval": {"max_new_tokens": 6, "resamples": 200},
+        "eval": {"max_new_tokens": 3, "resamples": 200, "retention_rows": 0},
         "track": {"trackers": []},
         "output": {"folder": str(folder / "results")},
     }
