@@ -18,7 +18,7 @@ from inlay import config as configs
 from inlay.config.settings import DataConfig, TrainFile
 from inlay.data.batches import order, step_rows, steps_per_epoch
 from inlay.data.encode import Encoder
-from inlay.data.prepare import MIXED, PreparedData, prepare
+from inlay.data.prepare import MIXED, PreparedData, data_hash, prepare, sides
 from inlay.data.tokens import drawn
 from inlay.errors import ConfigError, DataCheckError, DataError, Interrupted, RunError
 from parts import qa_rows, write_rows
@@ -92,6 +92,20 @@ def test_files_of_different_formats_are_mixed_by_weight(enc: Encoder, files: tup
     for i, example in zip(range(len(data.heldout)), data.heldout_examples, strict=True):
         assert data.heldout.source(i) == example.source
         assert example.messages[-1].content in enc.tokenizer.decode(data.heldout.row(i).input_ids)
+
+
+@pytest.mark.parametrize("settings", [{}, {"eval_fraction": 0.4}, {"fold": "2/3"}])
+def test_the_rows_themselves_are_divided_as_their_ids_are(
+    enc: Encoder, files: tuple[Path, Path], settings: dict[str, Any]
+) -> None:
+    capped = {"path": str(files[1]), "max_rows": 20}
+    data = made(enc, files[0], capped, max_lost_share=1.0, **settings)
+    config = DataConfig(train=[str(files[0]), TrainFile(**capped)], **settings)
+    train, heldout = sides(config)
+    assert {e.source for e in heldout} == {data.heldout.source(i) for i in range(len(data.heldout))}
+    assert {e.source for e in train} >= {data.train.source(i) for i in range(len(data.train))}
+    assert len(train) + len(heldout) == data.rows
+    assert data_hash(config) == data.data_hash
 
 
 def test_a_file_may_name_its_own_format_and_columns(tmp_path: Path, enc: Encoder, files: tuple[Path, Path]) -> None:

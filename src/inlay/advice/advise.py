@@ -129,7 +129,7 @@ def advise(
             "advise: no data and no run. Say: inlay advise DATA --model MODEL, or inlay advise --run RUN."
         )
     most = max_rows or config.eval.max_rows
-    reporter.stage(f"reading {config.data.train}")
+    reporter.stage(f"reading {config.data.train_name}")
     trained, held = _sides(config)
     if named is not None and named.run is not None:
         held = list(read_held_out(named.run.heldout))
@@ -157,32 +157,24 @@ def advise(
 def _sides(config: Config) -> tuple[list[Example], list[Example]]:
     """(training rows, held-out rows) that ask something, as `train` divides them. Raises: DataError."""
     from inlay.advice.contexts import asks
-    from inlay.data.read import read_examples
-    from inlay.data.splits import by_content
+    from inlay.data.prepare import sides
 
-    data = config.data
-    every = read_examples(data.train, data.format, data.columns).examples
-    if data.eval is not None:
-        sides = (every, read_examples(data.eval, data.format, data.columns).examples)
-    else:
-        train, held = by_content(every, data.eval_fraction)
-        sides = (tuple(every[n] for n in train), tuple(every[n] for n in held))
-    trained, held_out = ([e for e in side if asks(e)] for side in sides)
+    trained, held_out = ([e for e in side if asks(e)] for side in sides(config.data))
     if not trained or not held_out:
         raise DataError(
-            f"{data.train}: no questions with answers on both sides of the split, so there is nothing to put before a "
-            "question or to ask. Documents without turns are compared by loss: inlay train, then inlay compare."
+            f"{config.data.train_name}: no questions with answers on both sides of the split, so there is nothing to "
+            "put before a question or to ask. Documents without turns are compared by loss: inlay train, then inlay compare."
         )
     return trained, held_out
 
 
 def _require_same_data(config: Config | None, run: Run) -> None:
-    from inlay.data.datafile import DataFile
+    from inlay.data.prepare import data_hash
 
     data = run.config.data if config is None else config.data
-    if DataFile(data.train, data.format, data.columns).digest != run.record.get("data_hash"):
+    if data_hash(data) != run.record.get("data_hash"):
         raise RunError(
-            f"{data.train}: not the rows that {run.name} was trained on, so what retrieval would find and what the "
+            f"{data.train_name}: not the rows that {run.name} was trained on, so what retrieval would find and what the "
             "adapter has learnt are not the same. Give the file that it was trained on, or leave --run out."
         )
 

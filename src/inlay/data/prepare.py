@@ -18,7 +18,7 @@ from inlay.data.checks.quick import EvenSample, QuickCheck, code_digest, quick_c
 from inlay.data.datafile import DataFile
 from inlay.data.encode import Encoder
 from inlay.data.read import as_lines, from_lines
-from inlay.data.splits import by_fold, by_key, draw, leaked
+from inlay.data.splits import as_keys, by_fold, by_key, draw, leaked, prompt_key
 from inlay.data.tokencache import Bar, TokenizedFile, cached, tokenized
 from inlay.data.tokens import TokenSet, drawn
 from inlay.data.types import Example
@@ -96,7 +96,7 @@ def prepare(
     trained = made[: len(files)]
     whole = TokenSet.of(*(one.stored for one in trained))
     asked = np.concatenate([one.asked for one in trained])
-    used = _within_caps(trained, parts)
+    used = _within_caps([one.asked for one in trained], parts)
     if other is None:
         train_rows, heldout_rows = (used[rows] for rows in _split(asked[used], config))
         train, heldout = _of_examples(whole, train_rows), _of_examples(whole, heldout_rows)
@@ -136,7 +136,7 @@ def prepare(
         max_length_reason=reason,
         train_lengths=train_lengths,
         heldout_lengths=heldout_lengths,
-        data_hash=files[0].digest if plain else _mixture_hash(files, parts),
+        data_hash=_hash(files, config),
     )
 
 
@@ -148,14 +148,36 @@ def training_files(config: DataConfig) -> list[DataFile]:
     ]
 
 
-def _within_caps(made: Sequence[TokenizedFile], parts: Sequence[TrainFile]) -> np.ndarray:
+def sides(config: DataConfig) -> tuple[list[Example], list[Example]]:
+    """(training rows, held-out rows) of the same division as `prepare`, before `max_length`. Raises: DataError."""
+    files = training_files(config)
+    read = [list(file.examples()) for file in files]
+    asked = [as_keys(prompt_key(example) for example in one) for one in read]
+    every, used = [example for one in read for example in one], _within_caps(asked, config.train_files)
+    if config.eval is not None:
+        other = DataFile(config.eval, config.format, config.columns)
+        return [every[n] for n in used], list(other.examples())
+    train, heldout = _split(np.concatenate(asked)[used], config)
+    return [every[n] for n in used[train]], [every[n] for n in used[heldout]]
+
+
+def data_hash(config: DataConfig) -> str:
+    """`PreparedData.data_hash`, without reading rows. Raises: DataError."""
+    return _hash(training_files(config), config)
+
+
+def _hash(files: Sequence[DataFile], config: DataConfig) -> str:
+    return _mixture_hash(files, config.train_files) if isinstance(config.train, list) else files[0].digest
+
+
+def _within_caps(asked: Sequence[np.ndarray], parts: Sequence[TrainFile]) -> np.ndarray:
     """The examples that are used, numbered through all files: of a file with a cap those whose prompts have the least
-    digests, read from behind, where the split does not look."""
+    digests, read from behind, where the split does not look. `asked`: each file's (N, 2) keys."""
     used, first = [], 0
-    for one, part in zip(made, parts, strict=True):
-        count = len(one.asked)
+    for keys, part in zip(asked, parts, strict=True):
+        count = len(keys)
         few = part.max_rows is not None and part.max_rows < count
-        chosen = np.sort(np.lexsort((one.asked[:, 0], one.asked[:, 1]))[: part.max_rows]) if few else np.arange(count)
+        chosen = np.sort(np.lexsort((keys[:, 0], keys[:, 1]))[: part.max_rows]) if few else np.arange(count)
         used.append(first + chosen)
         first += count
     return np.concatenate(used)
