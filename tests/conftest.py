@@ -62,9 +62,9 @@ def inlay(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
     started: list[Inlay] = []
 
-    def start(*arguments: str, **env: str) -> Any:
+    def start(*arguments: str, before: Callable[[], None] | None = None, **env: str) -> Any:
         env = {"INLAY_CACHE": os.environ["INLAY_CACHE"]} | env
-        started.append(Inlay(list(arguments), tmp_path / f"process-{len(started)}", env))
+        started.append(Inlay(list(arguments), tmp_path / f"process-{len(started)}", env, before))
         return started[-1]
 
     yield start

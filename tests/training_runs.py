@@ -77,10 +77,13 @@ def untimed(values: dict[str, Any]) -> dict[str, Any]:
 class Inlay:
     """A real process that runs the command line; its parent has imported torch once for all of them."""
 
-    def __init__(self, arguments: list[str], folder: Path, env: dict[str, str]) -> None:
+    def __init__(
+        self, arguments: list[str], folder: Path, env: dict[str, str], before: Callable[[], None] | None = None
+    ) -> None:
+        """`before` is called in the process first; it must be a function of a module, or a partial of one."""
         folder.mkdir(parents=True, exist_ok=True)
         self._output = folder / "output.txt"
-        self._process = _CONTEXT.Process(target=_run, args=(arguments, str(self._output), env))
+        self._process = _CONTEXT.Process(target=_run, args=(arguments, str(self._output), env, before))
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -117,7 +120,7 @@ _CONTEXT.set_forkserver_preload(  # by name: the fork server does not know the f
 )  # fmt: skip
 
 
-def _run(arguments: list[str], output: str, env: dict[str, str]) -> None:
+def _run(arguments: list[str], output: str, env: dict[str, str], before: Callable[[], None] | None) -> None:
     """`inlay ARGUMENTS` with everything that it prints in a file. Ends the process."""
     from inlay.cli import main
 
@@ -127,6 +130,8 @@ def _run(arguments: list[str], output: str, env: dict[str, str]) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.argv = ["inlay", *arguments]
+    if before:
+        before()
     main()
 
 

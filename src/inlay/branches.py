@@ -116,6 +116,14 @@ def _judged(run: Run, plateau: dict[str, Any], last: int, reporter: Reporter) ->
         "plateau": plateau["kind"],
         "steps": [plateau["back_to"] + 1, last],
         "eval_loss": {name: float(nll.sum() / weight.sum()) for name, (nll, weight) in scores.items()},
+        "best": {name: _best(Run(path), plateau["back_to"]) for name, path in paths.items()},
         "against": {name: difference_json(difference) for name, difference in against.items()},
         "beat": [name for name, difference in against.items() if difference.verdict == "better"],
     }
+
+
+def _best(run: Run, after: int) -> dict[str, Any]:
+    """The evaluation with the lowest held-out loss after a step: a pick among many, which flatters every way alike."""
+    evaluated = [line for line in run.metrics if line["step"] > after and "eval_loss" in line]
+    best = min(evaluated, key=lambda line: line["eval_loss"])
+    return {"step": best["step"], "eval_loss": best["eval_loss"]}

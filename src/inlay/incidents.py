@@ -72,9 +72,10 @@ def told(outcome: dict[str, Any]) -> str:
         f"({d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}] {d['verdict']})"
         for name, d in outcome["against"].items()
     ]
+    best = [f"{name} {one['eval_loss']:.4f} after step {one['step']}" for name, one in outcome["best"].items()]
     return (
-        f"held-out loss of three ways over steps {first} to {last}: escape {outcome['eval_loss']['escape']:.4f}, "
-        f"against {', '.join(against)}"
+        f"held-out loss after step {last} of three ways from step {first} on: "
+        f"escape {outcome['eval_loss']['escape']:.4f} against {', '.join(against)}; best on the way: {', '.join(best)}"
     )
 
 

@@ -90,8 +90,10 @@ def test_a_plateau_is_escaped_from_by_branches_that_are_runs_also_through_stops(
     assert judged["eval_loss"].keys() == {"continuation", "decay", "escape"}
     assert judged["eval_loss"]["continuation"] == pytest.approx(run.metrics[-1]["eval_loss"], rel=1e-5)
     assert {name: d["n"] for name, d in judged["against"].items()} == {"continuation": 8, "decay": 8}
+    since = [line["eval_loss"] for line in run.metrics if line["step"] > plateau["back_to"]]
+    assert judged["best"]["continuation"]["eval_loss"] == min(since)
     assert judged["beat"] == [n for n, d in judged["against"].items() if d["verdict"] == "better"]
-    assert any("held-out loss of three ways over steps" in note for note in reporter.notes)
+    assert any("held-out loss after step 16 of three ways from step" in note for note in reporter.notes)
 
     assert len({line["learning_rate"] for line in run.metrics if "loss" in line}) == 1, "it goes on as planned"
     for name in ("escape", "decay"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from inlay.errors import AdapterError, ConfigError, Interrupted, TrainingError
 from inlay.models.adapter import AdapterState
@@ -18,6 +22,8 @@ from inlay.run import Run
 from inlay.training import checkpoint as checkpoints
 from inlay.training import guards, loop
 from inlay.training.checkpoint import Progress
+from inlay.training.setup import Setup
+from inlay.training.world import World
 from training_runs import Quiet, outcome, stop_after, train
 
 Tree = Callable[..., dict[str, Any]]
@@ -53,11 +59,11 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[Poison]:
             job.parameters[-1].grad.view(-1)[0] = chosen.value
         return loss, bad
 
-    def checked(parameters: list[Any], optimizer: Any, step: int) -> None:
+    def checked(world: World, parameters: list[Any], optimizer: Any, step: int) -> None:
         if chosen.positions[-1] in chosen.weights:
             optimizer.state[parameters[0]]["exp_avg_sq"].view(-1)[0] = chosen.value
             parameters[0].data.view(-1)[0] = chosen.value
-        finite(parameters, optimizer, step)
+        finite(world, parameters, optimizer, step)
 
     monkeypatch.setattr(loop, "step_rows", watched)
     monkeypatch.setattr(loop, "accumulate", spoilt)
@@ -206,6 +212,97 @@ def test_a_kill_between_any_two_acts_of_a_rollback_ends_the_same(
         assert outcome(train(tree, resume=True)) == outcome(whole), name
 
 
+class Spoilt:
+    """An engine that meets a value that is not finite in the rows named: on the way forward, or in its gradient."""
+
+    def __init__(self, engine: Any, parameters: list[torch.nn.Parameter], stage: str, value: float) -> None:
+        self.name, self._engine, self._matrix = engine.name, engine, parameters[-1]
+        self._stage, self._value = stage, value
+
+    def add_gradient(self, batch: Any, factor: float) -> torch.Tensor:
+        if BAD_ROW not in batch.rows:
+            return self._engine.add_gradient(batch, factor)  # type: ignore[no-any-return]
+        if self._stage == "gradient":
+            nll_B = self._engine.add_gradient(batch, factor)
+            assert self._matrix.grad is not None
+            self._matrix.grad.view(-1)[0] = self._value
+            return nll_B  # type: ignore[no-any-return]
+        before = self._matrix.detach().clone()
+        self._matrix.data.view(-1)[0] = self._value  # so that it spreads from layer to layer, as it would
+        nll_B = self._engine.add_gradient(batch, factor)
+        self._matrix.data.copy_(before)
+        return nll_B  # type: ignore[no-any-return]
+
+
+BAD_ROW = 5
+CASES = [
+    *itertools.product(
+        ("plain", "direct"), ("forward", "gradient", "weight", "exp_avg", "exp_avg_sq"), (math.nan, math.inf, -math.inf),
+        ("stop", "skip", "rollback"), (2, 7),
+    )
+]  # fmt: skip
+"""180: engine, where, what, policy, and the step for what an update spoils."""
+FEW = [CASES[n] for n in (4, 95, 140)]
+
+
+@pytest.mark.parametrize(
+    "cases", [[case] for case in FEW] + [pytest.param(CASES, marks=pytest.mark.slow)], ids=[*map(str, FEW), "all"]
+)
+def test_a_value_that_is_not_finite_never_reaches_the_disk_and_is_answered_whichever_engine_meets_it(
+    config_tree: Tree, tmp_path: Path, cases: list[Any]
+) -> None:
+    wholes: dict[str, Any] = {}
+    for number, (engine, stage, value, policy, at) in enumerate(cases):
+        tree = config_tree(
+            train=PLAN | {"engine": engine, "on_nonfinite": policy},
+            adapter={"rank": 2, "target_modules": ["q_proj", "down_proj"]}, output={"name": f"run-{number}"},
+        )  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            answered = _spoilt_run(tree, patch, stage, value, at)
+        run = Run(tmp_path / "results" / f"run-{number}")
+        case = f"{engine} {stage} {value} {policy} {at}"
+        for file in run.path.rglob("*.safetensors"):
+            assert all(torch.isfinite(t.float()).all() for t in load_file(file).values()), f"{case}: {file}"
+        lines = events(run, {"skip": "skipped", "rollback": "rollback", "stop": ""}[policy])
+        if policy == "stop" or (policy == "skip" and stage not in ("forward", "gradient")):
+            assert not answered, f"{case}: went unnoticed"
+            if policy == "stop":  # what is there is whole: it goes on to the end that it would have had
+                if engine not in wholes:
+                    wholes[engine] = outcome(train(tree | {"output": tree["output"] | {"name": f"whole-{engine}"}}))
+                assert outcome(train(tree, resume=True)) == wholes[engine], case
+        else:
+            assert answered, case
+            assert lines, f"{case}: not recorded"
+            assert run.record["result"]["steps"] == PLAN["max_steps"]
+        shutil.rmtree(run.path)
+
+
+def _spoilt_run(tree: dict[str, Any], patch: pytest.MonkeyPatch, stage: str, value: float, at: int) -> bool:
+    """Whether it came to its end."""
+    make, calls = Setup.job, itertools.count(1)
+
+    def job(setup: Setup, run: Run) -> Any:
+        made = make(setup, run)
+        if stage in ("forward", "gradient"):
+            made.engine = Spoilt(made.engine, made.parameters, stage, value)
+        return made
+
+    def after_update(optimizer: Any, *_: Any) -> None:
+        if next(calls) == at and stage not in ("forward", "gradient"):
+            parameter = optimizer.param_groups[0]["params"][0]
+            (parameter.data if stage == "weight" else optimizer.state[parameter][stage]).view(-1)[0] = value
+
+    patch.setattr(Setup, "job", job)
+    hook = register_optimizer_step_post_hook(after_update)
+    try:
+        train(tree)
+    except TrainingError:
+        return False
+    finally:
+        hook.remove()
+    return True
+
+
 def test_nothing_that_is_not_finite_is_written(tmp_path: Path) -> None:
     parameter = torch.nn.Parameter(torch.zeros(3))
     optimizer = torch.optim.AdamW([parameter])
@@ -230,11 +327,11 @@ def test_an_update_that_spoils_one_number_is_found(value: float, place: str) -> 
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
-    guards.require_finite_update(parameters, optimizer, 1)
+    guards.require_finite_update(World(), parameters, optimizer, 1)
     spoilt = parameters[1].data if place == "weight" else optimizer.state[parameters[1]][place]
     spoilt[2, 1] = value
     with pytest.raises(guards.NonFinite, match=r"step 1: .* no longer finite"):
-        guards.require_finite_update(parameters, optimizer, 1)
+        guards.require_finite_update(World(), parameters, optimizer, 1)
 
 
 def test_a_spike_is_told_from_the_usual_spread() -> None:

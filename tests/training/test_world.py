@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import socket
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from inlay.config import load
@@ -21,18 +23,22 @@ SECTIONS: dict[str, Any] = {
 }
 
 
-def two(inlay: Callable[..., Inlay], *arguments: str) -> list[Inlay]:
-    """Both ranks of a world, launched as torchrun launches them."""
+def two(inlay: Callable[..., Inlay], *arguments: str, second: Callable[[], None] | None = None) -> list[Inlay]:
+    """Both ranks of a world, launched as torchrun launches them; `second` is called in rank 1 first."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [inlay(*arguments, RANK=str(rank), LOCAL_RANK=str(rank), **env) for rank in range(2)]
+    return [
+        inlay(*arguments, before=second if rank else None, RANK=str(rank), LOCAL_RANK=str(rank), **env)
+        for rank in range(2)
+    ]
 
 
 def assert_same_within_rounding(found: Run, wanted: Run) -> None:
     for a, b in zip(found.metrics, wanted.metrics, strict=True):
-        assert untimed(a) == pytest.approx(untimed(b), rel=1e-6, abs=1e-9)
+        one, two = ({k: v for k, v in untimed(line).items() if isinstance(v, (int, float))} for line in (a, b))
+        assert one == pytest.approx(two, rel=1e-6, abs=1e-9)
     ours, theirs = (load_file(r.adapter / "adapter_model.safetensors") for r in (found, wanted))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
@@ -71,6 +77,59 @@ def test_a_loss_that_is_not_finite_ends_every_rank_with_the_same_message(
         said.append(output.splitlines()[-1])
     assert said[0] == said[1]
     assert said[0].startswith("error: step 2: loss is")
+
+
+def spoil(loss: int, weight: int, memory: int) -> None:
+    """This process, and no other, meets what guards answer, each at a step of its own, the first time it comes there."""
+    from inlay.training import guards, loop
+
+    accumulate, finite, met = loop.accumulate, guards.require_finite_update, set()
+
+    def first_time(step: int, wanted: int) -> bool:
+        now = step == wanted and step not in met
+        met.update({step} if now else ())
+        return now
+
+    def passes(job: Any, step: int, *rest: Any) -> Any:
+        if first_time(step, memory):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        total, bad = accumulate(job, step, *rest)
+        return (total * float("nan") if first_time(step, loss) else total), bad
+
+    def checked(world: Any, parameters: list[Any], optimizer: Any, step: int) -> None:
+        if first_time(step, weight):
+            parameters[0].data.view(-1)[0] = float("inf")
+        finite(world, parameters, optimizer, step)
+
+    loop.accumulate = passes  # type: ignore[assignment]
+    guards.require_finite_update = checked  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("policy", "met"),
+    [
+        ("rollback", {"loss": 0, "weight": 5, "memory": 3}),
+        pytest.param("skip", {"loss": 3, "weight": 0, "memory": 6}, marks=pytest.mark.slow),
+    ],
+)
+def test_what_one_process_meets_is_answered_by_all_as_one_process_alone_answers_it(
+    inlay: Callable[..., Inlay], config_file: Callable[..., str], tmp_path: Path, policy: str, met: dict[str, int]
+) -> None:
+    sections = SECTIONS | {"train": SECTIONS["train"] | {"on_nonfinite": policy}}
+    meets = functools.partial(spoil, **met)
+    processes = two(inlay, "train", config_file("together", **sections), second=meets)
+    processes.append(inlay("train", config_file("alone", **sections), before=meets))
+    for process in processes:
+        code, output = process.wait()
+        assert code == 0, output
+    together, alone = (Run(tmp_path / "results" / name) for name in ("together", "alone"))
+    for run in (together, alone):
+        assert [line["step"] for line in run.metrics if line.get("event") == "skipped"] == [3] * (policy == "skip")
+        assert [line["failed_step"] for line in run.metrics if line.get("event") == "rollback"] == [5] * (
+            policy == "rollback"
+        )
+        assert [(one["step"], one["batch_size"]) for one in run.record["out_of_memory"]] == [(met["memory"], 1)]
+    assert_same_within_rounding(together, alone)
 
 
 def test_the_order_of_rows_knows_nothing_of_the_world() -> None:

@@ -149,7 +149,7 @@ def _optimizer_step(job: Job, world: World, stop: StopRequest, reporter: Reporte
     before = guards.adapter_outputs(job.model) if progress.train_loss is None else {}
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
-    guards.require_finite_update(job.parameters, job.optimizer, step)
+    guards.require_finite_update(world, job.parameters, job.optimizer, step)
     guards.require_moved(before)
     spike = guards.spike(float(norm), progress.recent_norms)
     progress.recent_norms = [*progress.recent_norms, float(norm)][-guards.SPIKE_WINDOW :]
