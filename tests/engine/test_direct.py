@@ -19,7 +19,7 @@ from inlay.engine.direct.lora import Projection
 from inlay.engine.direct.mlp import ACTIVATIONS, Mlp
 from inlay.engine.direct.model import DirectModel
 from inlay.engine.direct.norm import RmsNorm
-from inlay.engine.head import HeadLoss, nll_and_gradient
+from inlay.engine.head import Head, HeadLoss, nll_and_gradient, nll_and_hits
 from inlay.engine.plain import PlainModel
 
 FEW = ["llama", "gemma2, caps"]
@@ -246,13 +246,13 @@ def test_backward_of_the_feed_forward(name: str) -> None:
     checked(lambda x: mlp.forward(x, spans)[0], backward, drawn(3, 4))
 
 
-@pytest.mark.parametrize("softcap", [None, 1.5])
-def test_backward_of_the_head_is_computed_with_its_loss(softcap: float | None) -> None:
+@pytest.mark.parametrize(("bias", "softcap"), [(None, None), (None, 1.5), (drawn(7), None), (drawn(7), 1.5)])
+def test_backward_of_the_head_is_computed_with_its_loss(bias: Tensor | None, softcap: float | None) -> None:
     torch.manual_seed(0)
-    head, targets = drawn(7, 4), torch.tensor([1, 6, 0])
+    head, targets = Head(drawn(7, 4), bias, softcap), torch.tensor([1, 6, 0])
     checked(
-        lambda h: nll_and_gradient(h, head, targets, softcap)[0],
-        lambda d, h: nll_and_gradient(h, head, targets, softcap)[1] * d[:, None],
+        lambda h: nll_and_gradient(h, head, targets)[0],
+        lambda d, h: nll_and_gradient(h, head, targets)[1] * d[:, None],
         drawn(3, 4),
     )
     torch.autograd.gradcheck(lambda h: HeadLoss.apply(h, head, targets), [drawn(3, 4).requires_grad_()])
@@ -262,12 +262,14 @@ def test_the_head_in_chunks_is_the_head_at_once(monkeypatch: pytest.MonkeyPatch)
     from inlay.engine import head
 
     torch.manual_seed(0)
-    hidden, weight, targets = drawn(50, 4), drawn(7, 4), torch.randint(0, 7, (50,))
-    whole = nll_and_gradient(hidden, weight, targets)
+    hidden, weight, targets = drawn(50, 4), head.Head(drawn(7, 4)), torch.randint(0, 7, (50,))
+    whole = *nll_and_gradient(hidden, weight, targets), *nll_and_hits(hidden, weight, targets)
     monkeypatch.setattr(head, "_FEWEST_ROWS", 8)
     monkeypatch.setattr(head, "_LOGITS_AT_ONCE", 0)
-    for chunked, at_once in zip(nll_and_gradient(hidden, weight, targets), whole, strict=True):
+    parts = *nll_and_gradient(hidden, weight, targets), *nll_and_hits(hidden, weight, targets)
+    for chunked, at_once in zip(parts, whole, strict=True):
         torch.testing.assert_close(chunked, at_once, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(whole[0], whole[2], rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.slow

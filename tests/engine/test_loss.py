@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from inlay.data.batches import collate
 from inlay.data.encode import Tokens
 from inlay.data.tokens import TokenSet, pack
 from inlay.data.types import Source
+from inlay.engine.head import head_of
 from inlay.engine.loss import score_rows, takes_logits_to_keep, weighted_nll
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
@@ -49,6 +51,7 @@ def by_hand(model: Any, tokens: TokenSet, row: int) -> tuple[float, float]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_of_a_padded_batch_is_that_of_each_row_by_hand(family: str) -> None:
     model, tokens = model_of(family), rows()
+    assert head_of(model) is not None
     with torch.inference_mode():
         nll_B, weight_B = weighted_nll(model, collate(tokens, [0, 1, 2], pad_id=0))
         hand = [by_hand(model, tokens, row) for row in range(3)]
@@ -57,9 +60,67 @@ def test_the_loss_of_a_padded_batch_is_that_of_each_row_by_hand(family: str) -> 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_in_chunks_has_loss_and_gradient_of_transformers(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = model_of(family), collate(rows(), [0, 1, 2], pad_id=0)
+    head = model.get_output_embeddings()
+
+    def step() -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        nll_B = weighted_nll(model, batch)[0]
+        nll_B.sum().backward()
+        return nll_B.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    monkeypatch.setattr("inlay.engine.head._FEWEST_ROWS", 2)
+    monkeypatch.setattr("inlay.engine.head._LOGITS_AT_ONCE", 0)
+    head.weight.requires_grad_(False)  # of GPT-2 and Gemma also the embeddings
+    found = head_of(model)
+    assert found is not None
+    assert not found.is_trained
+    chunked = step()
+    monkeypatch.setattr("inlay.engine.loss.head_of", lambda model: None)
+    whole = step()
+    assert chunked[0].tolist() == pytest.approx(whole[0].tolist(), rel=1e-6)
+    assert (chunked[1] - whole[1]).norm() <= 1e-6 * whole[1].norm()
+
+
+def test_no_more_logits_exist_at_once_than_those_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = model_of("Gemma2Config").requires_grad_(False), collate(rows(), [0, 1, 2], pad_id=0)
+    model.model.layers[0].mlp.up_proj.weight.requires_grad_(True)
+    monkeypatch.setattr("inlay.engine.head._FEWEST_ROWS", 2)
+    monkeypatch.setattr("inlay.engine.head._LOGITS_AT_ONCE", 0)
+    largest: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = func(*args, **(kwargs or {}))
+            if not func.is_view and isinstance(found, torch.Tensor) and found.shape[-1:] == (64,):
+                largest.append(found.numel())
+            return found
+
+    head_of(model)
+    with Sizes():
+        weighted_nll(model, batch)[0].sum().backward()
+    assert max(largest) == 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("family", "own"),
+    [("CohereConfig", {"logit_scale": 0.5}), ("GraniteConfig", {"logits_scaling": 3.0})],
+)
+def test_logits_that_are_more_than_a_head_are_taken_from_the_model(family: str, own: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(getattr(transformers, family)(**SMALL | own)).eval().requires_grad_(False)
+    assert head_of(model) is None
+    tokens = rows()
+    nll_B, _ = weighted_nll(model, collate(tokens, [0, 1, 2], pad_id=0))
+    assert nll_B.tolist() == pytest.approx([by_hand(model, tokens, row)[0] for row in range(3)], rel=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_logits_only_where_something_is_trained_change_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = model_of(family), collate(rows(), [0, 1, 2], pad_id=0)
     assert takes_logits_to_keep(model)
+    monkeypatch.setattr("inlay.engine.loss.head_of", lambda model: None)
     with torch.inference_mode():
         kept = weighted_nll(model, batch)[0]
         plain = model.forward

@@ -3,54 +3,92 @@
 The logits of all positions together are the largest tensor of a small model's step. Here they exist a chunk at a
 time: a chunk's loss and the gradient it sends to the hidden values are computed at once, then its logits are gone.
 
-Shapes: J positions that predict a trained token, H hidden, V vocabulary.
+Shapes: J positions that predict a trained token, C of them in a chunk, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
 
 _LOGITS_AT_ONCE = 1 << 22
 _FEWEST_ROWS = 256  # fewer, and reading the head's weights would cost more than the product
 
 
-def nll_and_gradient(
-    hidden_JH: Tensor, head_VH: Tensor, targets_J: Tensor, softcap: float | None = None
-) -> tuple[Tensor, Tensor]:
+class Head(NamedTuple):
+    """A product of the last hidden values. A soft cap makes logits l = c·tanh(z / c) of the product z."""
+
+    weight_VH: Tensor
+    bias_V: Tensor | None = None
+    softcap: float | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        return self.weight_VH.requires_grad or (self.bias_V is not None and self.bias_V.requires_grad)
+
+    def logits(self, hidden_CH: Tensor) -> Tensor:
+        """(C, V), at least fp32."""
+        wide = torch.promote_types(hidden_CH.dtype, torch.float32)
+        logits_CV = F.linear(hidden_CH, self.weight_VH, self.bias_V).to(wide)
+        return logits_CV if self.softcap is None else logits_CV.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def chunks(self, count: int) -> Iterator[slice]:
+        """So many positions, as many at a time as there is room for the logits of."""
+        rows = rows_at_once(len(self.weight_VH))
+        return (slice(start, start + rows) for start in range(0, count, rows))
+
+
+def rows_at_once(vocabulary: int) -> int:
+    """Positions whose logits exist at the same time."""
+    return max(_FEWEST_ROWS, _LOGITS_AT_ONCE // vocabulary)
+
+
+def nll_and_hits(hidden_JH: Tensor, head: Head, targets_J: Tensor) -> tuple[Tensor, Tensor]:
+    """(J,) negative log likelihood of each target in nats, at least fp32, and (J,) whether no other token is likelier."""
+    nll_J = torch.empty(len(hidden_JH), dtype=_wide(hidden_JH), device=hidden_JH.device)
+    hits_J = torch.empty(len(hidden_JH), dtype=torch.bool, device=hidden_JH.device)
+    for chunk in head.chunks(len(hidden_JH)):
+        logits_CV = head.logits(hidden_JH[chunk])
+        nll_J[chunk] = F.cross_entropy(logits_CV, targets_J[chunk], reduction="none")
+        hits_J[chunk] = logits_CV.argmax(1) == targets_J[chunk]
+    return nll_J, hits_J
+
+
+def nll_and_gradient(hidden_JH: Tensor, head: Head, targets_J: Tensor) -> tuple[Tensor, Tensor]:
     """(J,) negative log likelihood of each target in nats, at least fp32, and its gradient (J, H) by the hidden values.
 
-    With logits l and p = softmax(l): d nll / d l = p - onehot(target). A soft cap makes l = c·tanh(z / c) of the raw
-    logits z, whose derivative is 1 - (l / c)².
+    With logits l and p = softmax(l): d nll / d l = p - onehot(target). A soft cap's derivative is 1 - (l / c)².
     """
-    wide = torch.promote_types(hidden_JH.dtype, torch.float32)
-    nll_J = torch.empty(len(hidden_JH), dtype=wide, device=hidden_JH.device)
+    nll_J = torch.empty(len(hidden_JH), dtype=_wide(hidden_JH), device=hidden_JH.device)
     gradient_JH = torch.empty_like(hidden_JH)
-    rows = max(_FEWEST_ROWS, _LOGITS_AT_ONCE // len(head_VH))
-    for start in range(0, len(hidden_JH), rows):
-        chunk = slice(start, start + rows)
-        logits_CV, targets_C1 = (hidden_JH[chunk] @ head_VH.T).to(wide), targets_J[chunk, None]
-        if softcap is not None:
-            logits_CV = logits_CV.div_(softcap).tanh_().mul_(softcap)
-        slope_CV = 1 - (logits_CV / softcap).square_() if softcap is not None else None
+    for chunk in head.chunks(len(hidden_JH)):
+        logits_CV, targets_C1 = head.logits(hidden_JH[chunk]), targets_J[chunk, None]
+        slope_CV = 1 - (logits_CV / head.softcap).square_() if head.softcap is not None else None
         logsumexp_C1 = logits_CV.logsumexp(1, keepdim=True)
         nll_J[chunk] = (logsumexp_C1 - logits_CV.gather(1, targets_C1))[:, 0]
         p_CV = logits_CV.sub_(logsumexp_C1).exp_()
-        p_CV.scatter_add_(1, targets_C1, torch.full_like(targets_C1, -1, dtype=wide))
+        p_CV.scatter_add_(1, targets_C1, torch.full_like(targets_C1, -1, dtype=p_CV.dtype))
         if slope_CV is not None:
             p_CV.mul_(slope_CV)
-        torch.mm(p_CV.to(head_VH.dtype), head_VH, out=gradient_JH[chunk])
+        torch.mm(p_CV.to(head.weight_VH.dtype), head.weight_VH, out=gradient_JH[chunk])
     return nll_J, gradient_JH
+
+
+def _wide(hidden: Tensor) -> torch.dtype:
+    return torch.promote_types(hidden.dtype, torch.float32)
 
 
 class HeadLoss(torch.autograd.Function):
     """(J,) nll of each target; the backward pass only scales what the forward pass has computed."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_JH: Tensor, head_VH: Tensor, targets_J: Tensor) -> Tensor:
-        nll_J, gradient_JH = nll_and_gradient(hidden_JH, head_VH, targets_J)
+    def forward(ctx: Any, hidden_JH: Tensor, head: Head, targets_J: Tensor) -> Tensor:
+        nll_J, gradient_JH = nll_and_gradient(hidden_JH, head, targets_J)
         ctx.save_for_backward(gradient_JH)
         return nll_J
 
@@ -58,3 +96,50 @@ class HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, d_J: Tensor) -> tuple[Tensor, None, None]:
         (gradient_JH,) = ctx.saved_tensors
         return gradient_JH * d_J[:, None].to(gradient_JH.dtype), None, None
+
+
+_checked: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def head_of(model: Any) -> Head | None:
+    """The head of a causal model, or of the base under its adapter; None where logits are more than that.
+
+    Seen once for each model: its logits of three tokens must be what `Head` makes of its decoder's hidden values.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    layer = causal.get_output_embeddings()
+    if type(layer) is not nn.Linear:
+        return None
+    head = Head(layer.weight, layer.bias, getattr(causal.config, "final_logit_softcapping", None))
+    if causal not in _checked:
+        _checked[causal] = _is_head_of(causal, head)
+    return head if _checked[causal] else None
+
+
+def last_hidden(model: Any, **inputs: Any) -> Tensor:
+    """(B, L, H) what enters the head."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden: Tensor = causal.base_model(use_cache=False, **inputs).last_hidden_state
+    return hidden
+
+
+def _is_head_of(causal: Any, head: Head) -> bool:
+    if causal.base_model is causal:
+        return False
+    ids = torch.arange(3, device=head.weight_VH.device)[None] % len(head.weight_VH)
+    was_training = causal.training
+    causal.eval()  # draws no random numbers
+    try:
+        with torch.no_grad():
+            own = causal(input_ids=ids, use_cache=False).logits[0].float()
+            hidden = last_hidden(causal, input_ids=ids)[0]
+            if hidden.shape[-1] != head.weight_VH.shape[1] or own.shape[-1] != len(head.weight_VH):
+                return False
+            found = head.logits(hidden.to(head.weight_VH.dtype)).float()
+    finally:
+        causal.train(was_training)
+    return bool((found - own).norm() <= _LARGEST_ERROR[head.weight_VH.element_size() < 4] * own.norm())
+
+
+_LARGEST_ERROR = {False: 1e-5, True: 2e-2}
+"""Relative, of logits; in 16 bits a model rounds them, which `Head` does not."""

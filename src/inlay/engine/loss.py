@@ -1,6 +1,6 @@
 """Loss of a Batch on the plain path: transformers' own forward, the head only where something is trained.
 
-Shapes: B rows, L positions, K kept positions, V vocabulary.
+Shapes: B rows, L positions, K kept positions, J trained ones of all rows, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,21 +16,46 @@ from torch import Tensor
 
 from inlay.data.batches import Batch, collate
 from inlay.data.tokens import TokenSet
+from inlay.engine.head import HeadLoss, head_of, last_hidden, nll_and_hits
 
 
 def weighted_nll(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Summed weighted negative log likelihood of each row in nats, and its summed weight: two (B,) float32 tensors.
 
-    The gradient of a step is that of the sum over all its rows, divided once by the step's whole weight.
+    The gradient of a step is that of the sum over all its rows, divided once by the step's whole weight. Where the
+    model's head is known (`head_of`) and frozen, logits exist only at trained positions and a chunk at a time.
     """
-    weights_BK, targets_BK, logits_BKV = predictions(model, batch)
-    return _nll(weights_BK, targets_BK, logits_BKV), weights_BK.sum(1)
+    trained, weights_J, nll_J, _ = _trained_tokens(model, batch)
+    return _by_row(trained, nll_J * weights_J), _by_row(trained, weights_J)
 
 
-def _nll(weights_BK: Tensor, targets_BK: Tensor, logits_BKV: Tensor) -> Tensor:
-    trained = weights_BK > 0
-    nll_T = F.cross_entropy(logits_BKV[trained].float(), targets_BK[trained], reduction="none")
-    return torch.zeros_like(weights_BK).masked_scatter(trained, nll_T * weights_BK[trained]).sum(1)
+def _trained_tokens(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(B, L - 1) which positions predict a trained token, and of those J: weight, nll, and whether no token is likelier;
+    the last is left False where gradients are wanted."""
+    with_gradient = torch.is_grad_enabled()
+    head = head_of(model)
+    if head is None or (with_gradient and head.is_trained):
+        weights_BK, targets_BK, logits_BKV = predictions(model, batch)
+        trained = weights_BK > 0
+        logits_JV, targets_J = logits_BKV[trained].float(), targets_BK[trained]
+        nll_J = F.cross_entropy(logits_JV, targets_J, reduction="none")
+        hits_J = trained.new_zeros(len(nll_J)) if with_gradient else logits_JV.argmax(1) == targets_J
+        return trained, weights_BK[trained], nll_J, hits_J
+    weights_BL, targets_BL = batch.weights[:, 1:], batch.input_ids[:, 1:]
+    trained = weights_BL > 0
+    hidden_BLH = last_hidden(model, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    hidden_JH, targets_J = hidden_BLH[:, :-1][trained].to(head.weight_VH.dtype), targets_BL[trained]
+    if with_gradient:
+        nll_J = HeadLoss.apply(hidden_JH, head, targets_J)  # type: ignore[no-untyped-call]
+        hits_J = trained.new_zeros(len(nll_J))
+    else:
+        nll_J, hits_J = nll_and_hits(hidden_JH, head, targets_J)
+    return trained, weights_BL[trained], nll_J, hits_J
+
+
+def _by_row(trained: Tensor, values_J: Tensor) -> Tensor:
+    spread = torch.zeros(trained.shape, dtype=values_J.dtype, device=values_J.device)
+    return spread.masked_scatter(trained, values_J).sum(1)
 
 
 def predictions(model: Any, batch: Batch, last: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,12 +99,9 @@ def score_rows(
     try:
         with torch.inference_mode(), autocast(device, dtype):
             for rows in shares:
-                weights_BK, targets_BK, logits_BKV = predictions(model, collate(tokens, rows, pad_id).to(device))
-                scores[0, rows] = _nll(weights_BK, targets_BK, logits_BKV).cpu().double()
-                scores[1, rows] = weights_BK.sum(1).cpu().double()
-                if hits:
-                    right_BK = logits_BKV.argmax(-1) == targets_BK
-                    scores[2, rows] = (right_BK * weights_BK).sum(1).cpu().double()
+                trained, weights_J, nll_J, hits_J = _trained_tokens(model, collate(tokens, rows, pad_id).to(device))
+                for score_N, values_J in zip(scores, (nll_J * weights_J, weights_J, hits_J * weights_J), strict=False):
+                    score_N[rows] = _by_row(trained, values_J).cpu().double()
     finally:
         model.train(was_training)
     return scores

@@ -18,7 +18,7 @@ from inlay.engine.direct.attention import Attention, Rows, Softmax, groups
 from inlay.engine.direct.lora import Projection
 from inlay.engine.direct.mlp import Mlp
 from inlay.engine.direct.norm import RmsNorm
-from inlay.engine.head import nll_and_gradient
+from inlay.engine.head import Head, nll_and_gradient
 from inlay.models.adapter import TRAINED
 
 
@@ -138,8 +138,7 @@ class DirectModel:
         self.embed, self.rotary = inner.embed_tokens, inner.rotary_emb
         self.layers = [_Layer(layer, config, softcap, adapters) for layer in inner.layers]
         self.norm = RmsNorm(inner.norm, 1.0 if config.model_type.startswith("gemma") else 0.0)
-        self.head_VH = model.lm_head.weight
-        self.head_softcap = getattr(config, "final_logit_softcapping", None)
+        self.head = Head(model.lm_head.weight, softcap=getattr(config, "final_logit_softcapping", None))
         self.heads, self.recompute = int(config.num_attention_heads), recompute
         adapted = [any(each.is_adapted for each in layer.projections) for layer in self.layers]
         self.lowest = adapted.index(True)
@@ -184,7 +183,7 @@ class DirectModel:
     def _head(self, x_JH: Tensor, tokens: Packed, factors: Sequence[float]) -> tuple[Tensor, Tensor]:
         """(J,) weighted nll, and its gradient (J, H) by the last layer's output, times each adapter's factor."""
         n_JH, factor_J1 = self.norm.forward(x_JH)
-        nll_J, dn_JH = nll_and_gradient(n_JH, self.head_VH, tokens.targets_J, self.head_softcap)
+        nll_J, dn_JH = nll_and_gradient(n_JH, self.head, tokens.targets_J)
         scale_J = tokens.weights_J.to(nll_J.dtype)
         nll_J = nll_J * scale_J
         for span, factor in zip(tokens.kept_spans, factors, strict=True):
