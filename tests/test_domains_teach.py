@@ -28,8 +28,8 @@ def test_a_fixed_number_of_steps_improves_loss_and_answers_by_more_than_the_inte
     tree = {
         "model": {"base_model": "builtin:nano"},
         "data": {"train": str(task.train), "eval": str(task.heldout)},
-        "train": {"max_steps": steps},
-        "eval": {"max_rows": rows, "max_new_tokens": 40},
+        "train": {"max_steps": steps, "eval_steps": steps},
+        "eval": {"max_rows": rows, "max_new_tokens": 40, "retention_rows": 0},
         "output": {"folder": str(tmp_path), "name": name},
     }
     run = api.train(tree, reporter=Quiet())

@@ -26,6 +26,7 @@ SMALL: dict[str, Any] = {
     "eval.max_new_tokens": 4,
     "eval.resamples": 200,
     "eval.prompts": [],
+    "eval.retention_rows": 0,
     "track.trackers": [],
 }
 

@@ -43,7 +43,7 @@ def tree(tiny_base: Path, tmp_path: Path) -> dict[str, Any]:
         "adapter": {"rank": 2},
         "data": {"train": str(data), "max_length": 128},
         "train": {"batch_size": 8, "max_steps": 2, "learning_rate": 1e-2},
-        "eval": {"resamples": 200, "max_new_tokens": 4, "prompts": []},
+        "eval": {"resamples": 200, "max_new_tokens": 4, "prompts": [], "retention_rows": 0},
         "track": {"trackers": []},
         "output": {"folder": str(tmp_path / "results"), "name": "all"},
     }

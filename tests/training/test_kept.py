@@ -42,7 +42,7 @@ def config(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
                 "adapter": {"rank": 4},
                 "data": {"train": str(data)},
                 "train": steps | {"keep_checkpoints": 6} | settings,
-                "eval": {"resamples": 100, "max_new_tokens": 4, "max_rows": 4},
+                "eval": {"resamples": 100, "max_new_tokens": 4, "max_rows": 4, "retention_rows": 0},
                 "track": {"trackers": []},
                 "output": {"folder": str(folder), "name": "run"},
             }
@@ -275,7 +275,8 @@ def loads(*arguments, **keywords):
     raise RuntimeError("torch.load")
 torch.load = torch.save = loads
 tree = {"model": {"base_model": sys.argv[1]}, "data": {"train": "data.jsonl"}, "output": {"name": "run"},
-        "train": {"max_steps": 2, "batch_size": 4}, "track": {"trackers": []}, "eval": {"resamples": 100}}
+        "train": {"max_steps": 2, "batch_size": 4}, "track": {"trackers": []},
+        "eval": {"resamples": 100, "max_new_tokens": 4}}
 sys.addaudithook(forbid)
 import pickle
 def forbidden(*arguments, **keywords):

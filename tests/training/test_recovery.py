@@ -153,7 +153,7 @@ def test_more_than_so_many_are_too_many(config_tree: Tree, poison: Poison) -> No
 
 
 @settings(
-    max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate],
+    max_examples=4, deadline=None, derandomize=True, phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(
