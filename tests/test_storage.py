@@ -43,7 +43,17 @@ def test_an_earlier_folder_survives_a_kill_between_the_two_renames(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "fault", ["changed", "longer", "missing", "extra", "no manifest", "manifest without files", "manifest edited"]
+    "fault",
+    [
+        "changed",
+        "longer",
+        "missing",
+        "extra",
+        "no manifest",
+        "manifest without files",
+        "manifest edited",
+        "manifest longer",
+    ],
 )
 def test_verified_names_what_is_wrong(tmp_path: Path, fault: str) -> None:
     folder = tmp_path / "x"
@@ -59,6 +69,10 @@ def test_verified_names_what_is_wrong(tmp_path: Path, fault: str) -> None:
     elif fault == "extra":
         (folder / "b").write_text("")
         named = "b"
+    elif fault == "manifest longer":  # by what JSON does not count
+        named = "no usable manifest"
+        with (folder / "manifest.json").open("a") as file:
+            file.write("\n")
     elif fault == "manifest edited":
         named = "no usable manifest"
         manifest = folder / "manifest.json"

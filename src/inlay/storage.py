@@ -199,8 +199,7 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        said = {**about, "files": files}
-        json.dump({**said, "sha256": _digest(said)}, file, indent=2, allow_nan=False)
+        file.write(_manifest_text({**about, "files": files}))
         file.flush()
         os.fsync(file.fileno())
     _fsync_folder(folder)
@@ -209,16 +208,21 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder, whose files are not looked at. Raises: StorageError when it is missing or damaged."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest.pop("sha256") != _digest(manifest) or not isinstance(manifest["files"], dict):
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        if manifest.pop("sha256", None) is None or not isinstance(manifest["files"], dict):
+            raise ValueError("it is not one")
+        if text != _manifest_text(manifest):
             raise ValueError("it was changed")
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise StorageError(f"{folder}: no usable manifest ({error}).") from None
     return dict(manifest)
 
 
-def _digest(said: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+def _manifest_text(said: dict[str, Any]) -> str:
+    """The one way a manifest is written: with its own digest, so that no byte of it may differ."""
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**said, "sha256": digest}, indent=2, allow_nan=False)
 
 
 def verified(folder: Path) -> dict[str, Any]:
