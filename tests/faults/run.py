@@ -87,8 +87,8 @@ def closed(folder: Path, full: bool) -> Iterator[Tally]:
 
 
 def numbers(folder: Path, full: bool) -> Iterator[Tally]:
-    yield c.not_finite(lab_for(folder / "a", full, 7), 120 if full else 4, KINDS)
-    yield c.out_of_memory(Lab(folder / "b", seed=8, dropout=0.0), 60 if full else 1)
+    yield c.not_finite(lab_for(folder / "a", full, 7), 180 if full else 4, KINDS)
+    yield c.out_of_memory(Lab(folder / "b", seed=8, dropout=0.0), 80 if full else 1)
 
 
 def clock(folder: Path, full: bool) -> Iterator[Tally]:
