@@ -523,7 +523,9 @@ def _checked_model(config: Config) -> Model:
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
     return Model(
         name=config.model.base_model,
-        encoder=Encoder(tokenizer, config.model.chat_template, config.data.control_tokens),
+        encoder=Encoder(
+            tokenizer, config.model.chat_template, config.data.control_tokens, config.data.weights_of_roles
+        ),
         context_length=bases.context_length(bases.architecture(base)),
         parameters=bases.parameter_count(base),
     )

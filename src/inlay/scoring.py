@@ -189,7 +189,7 @@ def _ready(base: BaseRef, config: Config, tokenizer: Any, dtype: Any, quantizati
 
     device = _device(config)
     model = bases.load_model(base, config, dtype, device, quantization)
-    encoder = Encoder(tokenizer, control_tokens=config.data.control_tokens)
+    encoder = Encoder(tokenizer, control_tokens=config.data.control_tokens, roles=config.data.weights_of_roles)
     return Loaded(model, encoder, device, None if dtype == torch.float32 else dtype, digest)
 
 
@@ -266,7 +266,7 @@ def _examples(lead: Run | None, data: str | None, config: Config) -> tuple[tuple
     from inlay.evaluation.score import read_held_out
 
     if data is not None:
-        found = read_examples(data).examples
+        found = read_examples(data, role_weights=config.data.weights_of_roles).examples
         picked = tuple(found[n] for n in draw(len(found), config.eval.max_rows, config.train.seed))
         return picked, len(found), data
     if lead is None:

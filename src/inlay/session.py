@@ -126,7 +126,9 @@ def _refuse_early(config: Config) -> None:
     for file in files:
         path, columns = file.path, config.data.columns if file.columns is None else file.columns
         if path and (is_there(Path(path)) or path.lower().removesuffix(".gz").endswith(EXTENSIONS)):
-            _, examples = stream_examples(path, file.format or config.data.format, columns)
+            _, examples = stream_examples(
+                path, file.format or config.data.format, columns, role_weights=config.data.weights_of_roles
+            )
             next(examples, None)  # the first row shows whether the format fits
 
 

@@ -27,7 +27,7 @@ AXOLOTL: dict[str, Any] = {
     "lora_dropout": 0.05, "lora_target_linear": True, "sequence_len": 4096, "sample_packing": True,
     "datasets": [
         {"path": "chat.jsonl", "type": "chat_template", "field_messages": "conversations",
-         "message_property_mappings": {"role": "from", "content": "value"}, "roles_to_train": ["assistant"]},
+         "message_property_mappings": {"role": "from", "content": "value"}, "roles_to_train": ["assistant", "user"]},
         {"path": "more.jsonl", "type": "alpaca"},
     ],
     "val_set_size": 0.05, "gradient_accumulation_steps": 4, "micro_batch_size": 2, "num_epochs": 4,

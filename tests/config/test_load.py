@@ -39,6 +39,7 @@ def refusal(**given: Any) -> str:
         ("output.name=2026", "output.name", "2026"),
         ("output.folder=a=b", "output.folder", "a=b"),
         ("data.columns.prompt=5", "data.columns.prompt", "5"),
+        ("data.role_weights.user=0.5", "data.role_weights.user", 0.5),
     ],
 )
 def test_an_assignment_gives_the_value_its_setting_takes(text: str, key: str, value: Any) -> None:

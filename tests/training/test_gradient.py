@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from inlay.config import load
 from inlay.data.batches import micro_batches, step_rows
@@ -108,6 +110,61 @@ def test_the_gradient_and_the_loss_do_not_depend_on_how_the_rows_are_shared_out(
     found, loss = gradient(job, rows, ranks)
     assert difference(found, wanted) < 1e-6
     assert loss == pytest.approx(wanted_loss, rel=1e-6)
+
+
+def by_hand(job: Job, row: int, turns: list[dict[str, Any]], roles: dict[str, float]) -> tuple[list[int], list[float]]:
+    """The ids of a dialogue in the template of the base, put together turn by turn, and their weights."""
+    tokenizer = AutoTokenizer.from_pretrained(job.config.model.base_model)
+    ids: list[int] = []
+    weights: list[float] = []
+    for turn in turns:
+        weight = turn.get("weight", 1.0) * roles.get(turn["role"], 0.0)
+        for text, of_it in (
+            (f"<|im_start|>{turn['role']}\n", 0.0),
+            (f"{turn['content']}<|im_end|>", weight),
+            ("\n", 0.0),
+        ):
+            piece = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids, weights = ids + piece, weights + [of_it] * len(piece)
+    assert ids == job.train.row(row).input_ids.tolist()
+    return ids, weights
+
+
+def test_the_loss_under_weights_of_turns_roles_and_files_is_that_computed_by_hand_in_float64(
+    tiny_base: Any, tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(3)
+    rows = [
+        {"messages": [
+            {"role": "system", "content": f"Be number {n}."},
+            {"role": "user", "content": f"What is {n}?"} | ({"weight": 0.5} if n % 3 == 0 else {}),
+            {"role": "assistant", "content": f"It is {n}. " * (1 + n % 4), "weight": float(draw.choice([0.0, 0.3, 1.7]))},
+            {"role": "user", "content": "Sure?"},
+            {"role": "assistant", "content": "Yes, sure.", "weight": float(draw.uniform(0.1, 2))},
+        ]}
+        for n in range(30)
+    ]  # fmt: skip
+    files = [write_rows(tmp_path / f"{name}.jsonl", part) for name, part in (("a", rows[:15]), ("b", rows[15:]))]
+    roles = {"assistant": 0.7, "user": 0.2}
+    tree = {
+        "model": {"base_model": str(tiny_base), "device": "cpu", "dtype": "float32"},
+        "data": {"train": [str(files[0]), {"path": str(files[1]), "weight": 5.0}], "cache": False, "check": "off",
+                 "role_weights": roles},
+        "train": {"batch_size": 12, "micro_batch_size": 3},
+    }  # fmt: skip
+    job = job_of(set_up(load(tree=tree), Quiet(), World()), tmp_path, 3)
+    total, weight = 0.0, 0.0
+    drawn = step_rows(1, 0, job.train.shares, 12)
+    assert len(set(drawn)) < 12  # some of the second file come twice
+    for row in drawn:
+        source = job.train.source(row)
+        turns = rows[source.line - 1 + 15 * source.file.endswith("b.jsonl")]["messages"]
+        ids, weights = by_hand(job, row, turns, roles)
+        with torch.no_grad():
+            log_p = job.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        total += sum(-float(log_p[t - 1, ids[t]]) * weights[t] for t in range(1, len(ids)))
+        weight += sum(weights)
+    assert gradient(job, drawn)[1] == pytest.approx(total / weight, rel=1e-6)
 
 
 def test_a_mean_of_means_would_have_been_seen(setup: Setup, tmp_path: Any) -> None:

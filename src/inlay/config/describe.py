@@ -29,6 +29,11 @@ def is_mapping(field: FieldInfo) -> bool:
     return any(get_origin(member) is dict for member in _members(field.annotation))
 
 
+def is_text_mapping(field: FieldInfo) -> bool:
+    """Whether what the mapping holds is text."""
+    return any(get_origin(member) is dict and get_args(member)[1] is str for member in _members(field.annotation))
+
+
 def _members(annotation: Any) -> tuple[Any, ...]:
     if get_origin(annotation) in (Union, UnionType):
         return tuple(inner for member in get_args(annotation) for inner in _members(member))

@@ -356,6 +356,8 @@ def _block(left: dict[str, Any], key: str) -> list[Imported]:
         found.take("data.format", name, f"{key}.type")
         if columns:
             found.take("data.columns", columns, f"{key}.field_*")
+    if (roles := left.pop("roles_to_train", None)) not in (None, ["assistant"]):
+        found.leave(f"{key}.roles_to_train", roles, "data.role_weights says it for all files together")
     for inner, value in left.items():
         found.leave(f"{key}.{inner}", value)
     parts = []

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from inlay.config.describe import allowed, is_mapping, is_text
+from inlay.config.describe import allowed, is_mapping, is_text, is_text_mapping
 from inlay.config.settings import Config
 from inlay.errors import ConfigError, nearest, unknown_name
 
@@ -143,7 +143,10 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     inside_mapping = parent in known and is_mapping(known[parent])  # data.columns.prompt=utterance
     if key not in known and not inside_mapping:
         raise ConfigError(f"--set: {unknown_setting(key, known)}")
-    if inside_mapping or (is_text(known[key]) and value not in ("null", "~")):
+    holds_text = (
+        is_text_mapping(known[parent]) if inside_mapping else is_text(known[key]) and value not in ("null", "~")
+    )
+    if holds_text:
         return key, value
     return key, parse_yaml(value, f"--set {key}") if value else ""
 

@@ -13,6 +13,7 @@ Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 DtypeName = Literal["float32", "bfloat16", "float16"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 class Settings(BaseModel):
@@ -139,6 +140,9 @@ class DataConfig(Settings):
     fold: Annotated[str, Field(pattern=r"^[1-9][0-9]*/[1-9][0-9]*$")] | None = None
     """Instead of `eval_fraction`: hold out one of so many parts of the rows, made by their content, such as `2/5`. The
     parts of one number together are all rows, each once."""
+    role_weights: dict[Role, Annotated[float, Field(ge=0, le=1_000_000)]] = Field(default_factory=dict)
+    """How much each token of a turn counts by its role, such as `{user: 0.1}`, times the turn's own `weight` where its
+    row has one. Of roles that are not named, assistant counts 1 and the others are masked."""
     max_length: Auto | Annotated[int, Field(ge=8)] = "auto"
     """Longest sequence in tokens. `auto` is the 99th percentile of the rows, at most the model's context."""
     check: Literal["refuse", "warn", "off"] = "refuse"
@@ -166,6 +170,18 @@ class DataConfig(Settings):
     def train_name(self) -> str:
         """The training files as a message names them."""
         return ", ".join(file.path for file in self.train_files)
+
+    @property
+    def weights_of_roles(self) -> dict[str, float]:
+        """The roles that are trained, each with its weight."""
+        every = {"assistant": 1.0} | {str(role): weight for role, weight in self.role_weights.items()}
+        return {role: weight for role, weight in every.items() if weight}
+
+    @model_validator(mode="after")
+    def _assistants_are_trained(self) -> DataConfig:
+        if self.role_weights.get("assistant") == 0:
+            raise ValueError("role_weights gives assistant 0, and then there is no answer to train or measure")
+        return self
 
     @model_validator(mode="after")
     def _fraction_takes_effect(self) -> DataConfig:

@@ -10,7 +10,7 @@ from typing import Any
 
 from inlay.data import sources
 from inlay.data.read import examples_again, stream_examples
-from inlay.data.types import Example
+from inlay.data.types import ASSISTANT, Example
 from inlay.errors import DataError
 from inlay.storage import known_sha256
 
@@ -20,12 +20,18 @@ _SMALL_BYTES = 4_000_000  # hashed again while it is read
 class DataFile:
     """Rows of a file, streamed; those of a hub dataset are held, so that they are fetched once."""
 
-    def __init__(self, path: str, format: str, columns: Mapping[str, str]) -> None:  # noqa: A002
+    def __init__(
+        self,
+        path: str,
+        format: str,  # noqa: A002
+        columns: Mapping[str, str],
+        role_weights: Mapping[str, float] = ASSISTANT,
+    ) -> None:
         """Reads the rows that show the format. Raises: DataError."""
-        self.path, self.columns = path, columns
+        self.path, self.columns, self._role_weights = path, columns, role_weights
         sha = hashlib.sha256()
         hub = sources.hub_name(path) is not None
-        found, examples = stream_examples(path, format, columns, sha if hub else None)
+        found, examples = stream_examples(path, format, columns, sha if hub else None, None, role_weights)
         self.format, self.why = found.name, found.why
         self._held = tuple(examples) if hub else None
         first = self._held[0] if self._held else next(examples)
@@ -49,7 +55,8 @@ class DataFile:
     @property
     def key(self) -> list[Any]:
         """Equal for files that give the same examples."""
-        return [self.digest, self.format, sorted(self.columns.items())]
+        weights = [] if self._role_weights == ASSISTANT else [sorted(self._role_weights.items())]
+        return [self.digest, self.format, sorted(self.columns.items()), *weights]
 
     def examples(self) -> Iterator[Example]:
         """Every example. Raises: DataError for a row that cannot be used, and when the file changed meanwhile."""
@@ -60,7 +67,7 @@ class DataFile:
         seen = _Seen(self, hashlib.sha256() if self.size_bytes < _SMALL_BYTES else None)
         hashed = None if ".parquet" in self.path.lower() and not seen.sha else seen  # a hash would have it read whole
         self.read_rows = 0
-        for example in examples_again(self.path, self.format, self.columns, hashed):
+        for example in examples_again(self.path, self.format, self.columns, hashed, None, self._role_weights):
             self.read_rows += 1
             yield example
         if _version(self.path) != self._version or (seen.sha and seen.sha.hexdigest() != whole):
@@ -73,7 +80,7 @@ class DataFile:
         if not lines:
             return {}
         found = {}
-        for example in examples_again(self.path, self.format, self.columns, only=lines):
+        for example in examples_again(self.path, self.format, self.columns, None, lines, self._role_weights):
             found[example.source.line] = example
             if len(found) == len(lines):
                 break

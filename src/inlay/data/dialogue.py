@@ -77,13 +77,19 @@ def optional_text(row: Row, field: str) -> str:
     return "" if value is None else text(row, field, value, may_be_empty=True)
 
 
+def turn(row: Row, role: str, content: str) -> Message:
+    """A turn with the weight of its role."""
+    return Message(role, content, row.role_weights.get(role, 0.0))
+
+
 def example(row: Row, messages: list[Message], tools: Calls = ()) -> Example:
-    """The dialogue up to its last trained turn; what follows could not change the loss.
+    """The dialogue up to its last trained answer.
 
     Raises:
         DataError: no turn is trained, or none comes before the assistant's.
     """
-    last = max((index for index, message in enumerate(messages) if message.weight > 0), default=None)
+    answers = (n for n, message in enumerate(messages) if message.role == "assistant" and message.weight > 0)
+    last = max(answers, default=None)
     if last is None:
         roles = ", ".join(message.role for message in messages) or "none"
         raise DataError(
@@ -101,7 +107,7 @@ def example(row: Row, messages: list[Message], tools: Calls = ()) -> Example:
 
 
 def openai_turns(row: Row, field: str, value: object, *, trained: bool = True) -> list[Message]:
-    """Messages from role/content turns; assistant turns weigh 1 by default when `trained`, else 0."""
+    """Messages from role/content turns; where not `trained`, only those with a weight of their own are."""
     return [_openai_turn(row, name, turn, trained) for name, turn in _turns(row, field, value)]
 
 
@@ -183,15 +189,16 @@ def _role(row: Row, field: str, value: object, roles: Mapping[str, str]) -> str:
 def _weight(row: Row, where: str, turn: dict[str, Any], role: str, trained: bool) -> float:
     value = turn.get("weight")
     if value is None:
-        return 1.0 if trained and role == "assistant" else 0.0
+        return row.role_weights.get(role, 0.0) if trained else 0.0
     field = f"{where}.weight"
     if isinstance(value, bool) or not isinstance(value, int | float):
         fail(row, field, value, "It must be a number, 0 to mask the turn or above 0 to train on it.")
     if not 0 <= value < math.inf or value > 1e6:
         fail(row, field, value, "It must be a finite number from 0 to 1e6; 0 masks the turn.")
-    if value and role != "assistant":
-        fail(row, field, value, f"Only assistant turns are trained on; a {role} turn has weight 0.")
-    return float(value)
+    if value and not row.role_weights.get(role):
+        trained_on = " and ".join(name for name, of_role in row.role_weights.items() if of_role)
+        fail(row, field, value, f"Only {trained_on} turns are trained on; set data.role_weights.{role}, or weight 0.")
+    return float(value) * row.role_weights.get(role, 0.0)
 
 
 def _content(row: Row, field: str, value: object, *, may_be_null: bool) -> str:

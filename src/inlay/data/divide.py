@@ -22,7 +22,7 @@ def divide(path: str, folder: Path, config: DataConfig) -> dict[str, Any]:
 
     Raises: DataError for a row that cannot be used, a file that is already there, or rows that cannot be split.
     """
-    read = read_examples(path, config.format, config.columns)
+    read = read_examples(path, config.format, config.columns, config.weights_of_roles)
     train, held_out = by_content(read.examples, config.eval_fraction)
     if not train or not held_out:
         raise DataError(

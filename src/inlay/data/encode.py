@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -22,7 +22,7 @@ from inlay.data.opening import parted
 from inlay.data.quoting import QuotingTokenizer
 from inlay.data.rendering import Dialogue, Template
 from inlay.data.types import Example, Message, Source
-from inlay.errors import ModelError
+from inlay.errors import DataError, ModelError
 
 CODE_VERSION = 4
 """Raised when the same row would give other ids than before; part of the cache key."""
@@ -70,9 +70,15 @@ _Numbered = tuple[int, Source, _Sequence]
 class Encoder:
     """Dialogues to ids for one tokenizer and its chat template."""
 
-    def __init__(self, tokenizer: Any, template_file: str | None = None, control_tokens: str = "refuse") -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template_file: str | None = None,
+        control_tokens: str = "refuse",
+        roles: Collection[str] = ("assistant",),
+    ) -> None:
         """`template_file` is where the tokenizer's template came from, if not with the tokenizer; `control_tokens`
-        is the setting of that name."""
+        is the setting of that name; `roles` are those whose turns may be trained."""
         if tokenizer.eos_token_id is None:
             raise ModelError(
                 "tokenizer: it names no end-of-sequence token, so an answer could never end. "
@@ -80,6 +86,7 @@ class Encoder:
             )
         self.tokenizer = tokenizer
         self._template_file = template_file
+        self._roles = frozenset({"assistant", *roles})
         self.eos_id = int(tokenizer.eos_token_id)
         self.pad_id = int(self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
         self._bos = _added_bos(tokenizer)
@@ -111,6 +118,7 @@ class Encoder:
         """Hex digest of everything besides the template that decides the ids."""
         named: list[Any] = [self.eos_id, self._bos, sorted(self._control.ids), self.tokenizer.special_tokens_map]
         named += ["escape"] if self._control.escapes else []
+        named += [sorted(self._roles)] if len(self._roles) > 1 else []
         whole = self.tokenizer.backend_tokenizer.to_str() + json.dumps(named, sort_keys=True, default=str)
         return hashlib.sha256(whole.encode()).hexdigest()
 
@@ -126,7 +134,7 @@ class Encoder:
         dialogue = Dialogue(self._template, messages, tools, _PROMPT)
         text = dialogue.asked(len(messages))
         refuse_lost_prompt(text, messages, tools, _PROMPT)
-        pieces = _cut(text, dialogue.boundaries(text, len(messages)))
+        pieces = _cut(text, dialogue.boundaries(text, len(messages), self._roles))
         ids = self._tokenize(pieces, [k == 0 for k in range(len(pieces))])
         return [i for piece in ids for i in piece]
 
@@ -168,28 +176,34 @@ class Encoder:
         if _is_document(messages):
             return [_Sequence((messages[0].content,), (messages[0].weight,), True, True)]
         dialogue = Dialogue(self._template, messages, tools, source)
-        remaining = [n for n, m in enumerate(messages) if m.role == "assistant" and m.weight > 0]
+        remaining = [n for n, m in enumerate(messages) if m.weight > 0]
         found = []
-        while remaining:
-            sequence, done = self._sequence_ending_at(remaining, dialogue)
+        while answers := [n for n in remaining if messages[n].role == "assistant"]:
+            sequence, done = self._sequence_ending_at(answers[-1], remaining, dialogue)
             found.append(sequence)
             remaining = [n for n in remaining if n not in done]
+        if remaining:
+            n, role = remaining[0], messages[remaining[0]].role
+            raise DataError(
+                f"{source}: where turn {n + 1} ({role}) begins and ends in what the chat template writes cannot be told, "
+                f"so it cannot be trained. Leave {role} out of data.role_weights, or use another template."
+            )
         return found[::-1]
 
-    def _sequence_ending_at(self, wanted: Sequence[int], dialogue: Dialogue) -> tuple[_Sequence, set[int]]:
-        """The sequence that ends with the last wanted turn, and those of the wanted turns that it trains."""
-        last = wanted[-1]
+    def _sequence_ending_at(self, last: int, wanted: Sequence[int], dialogue: Dialogue) -> tuple[_Sequence, set[int]]:
+        """The sequence that ends with the answer at `last`, and those of the wanted turns that it trains."""
         prompt, whole = dialogue.asked(last), dialogue.said(last + 1)
         answer = whole[len(prompt) :] if whole.startswith(prompt) else dialogue.continuation(last)
         refuse_lost_prompt(prompt, dialogue.messages[:last], dialogue.tools, dialogue.source)
-        boundaries = dialogue.boundaries(prompt, last)
+        boundaries = dialogue.boundaries(prompt, last, self._roles)
         cuts = [*_cut(prompt, boundaries), answer]
         weights = [0.0] * len(cuts)
         weights[-1] = dialogue.messages[last].weight
         done = {last}
         for k, (turn, _, _) in enumerate(boundaries):
-            # without an end the turn is its own sequence, for eos to follow
-            if turn in wanted and self._control.closing(cuts[2 * k + 1]):
+            # without an end an answer is its own sequence, for eos to follow
+            answers = dialogue.messages[turn].role == "assistant"
+            if turn in wanted and (not answers or self._control.closing(cuts[2 * k + 1])):
                 weights[2 * k + 1] = dialogue.messages[turn].weight
                 done.add(turn)
         trained = [

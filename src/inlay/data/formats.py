@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from inlay.data import dialogue, preferences
@@ -78,21 +78,22 @@ def written_as(keys: Set[str]) -> str | None:
 
 
 def _ask(row: Row, question: str, answer: str) -> Example:
-    return dialogue.example(row, [Message("user", question), Message("assistant", answer, 1.0)])
+    return dialogue.example(row, [dialogue.turn(row, "user", question), dialogue.turn(row, "assistant", answer)])
 
 
 def _instruction(row: Row) -> Example:
     """system, the pairs of history, then instruction and input parted by an empty line."""
     system = dialogue.optional_text(row, "system")
-    messages = [Message("system", system)] if system.strip() else []
+    messages = [dialogue.turn(row, "system", system)] if system.strip() else []
     for question, answer in _history(row):
-        messages += [Message("user", question), Message("assistant", answer, 1.0)]
+        messages += [dialogue.turn(row, "user", question), dialogue.turn(row, "assistant", answer)]
     question = dialogue.text(row, "instruction", row.value["instruction"])
     if (context := dialogue.optional_text(row, "input")).strip():
         question = f"{question}\n\n{context}"
     field = "output" if "output" in row.value else "response"
     answer = dialogue.text(row, field, row.value[field])
-    return dialogue.example(row, [*messages, Message("user", question), Message("assistant", answer, 1.0)])
+    messages += [dialogue.turn(row, "user", question), dialogue.turn(row, "assistant", answer)]
+    return dialogue.example(row, messages)
 
 
 def _history(row: Row) -> list[tuple[str, str]]:
@@ -116,7 +117,7 @@ def _sharegpt(row: Row) -> Example:
     if system.strip():
         if messages[0].role == "system":
             dialogue.fail(row, "system", system, "The first turn is a system turn too. Keep one of the two.")
-        messages.insert(0, Message("system", system))
+        messages.insert(0, dialogue.turn(row, "system", system))
     return dialogue.example(row, messages, dialogue.tools(row))
 
 
@@ -134,7 +135,8 @@ def _prompt_completion(row: Row) -> Example:
     if isinstance(prompt, list) != isinstance(completion, list):
         field = "completion" if isinstance(prompt, list) else "prompt"
         dialogue.fail(row, field, row.value[field], "prompt and completion are both strings or both lists of turns.")
-    return _ask(row, dialogue.text(row, "prompt", prompt), dialogue.text(row, "completion", completion))
+    question, answer = dialogue.text(row, "prompt", prompt), dialogue.text(row, "completion", completion)
+    return dialogue.example(row, [Message("user", question), dialogue.turn(row, "assistant", answer)])
 
 
 def _question_answer(row: Row) -> Example:
@@ -336,7 +338,7 @@ def rename(row: Row, columns: Mapping[str, str]) -> Row:
         field: row.value[column] if field in _LISTS else _as_text(row.value[column])
         for field, column in columns.items()
     }
-    return Row(kept | mapped, row.source)
+    return replace(row, value=kept | mapped)
 
 
 def _as_text(value: Any) -> Any:

@@ -81,7 +81,7 @@ def _rejected(row: Row) -> list[Message]:
 
 
 def _answer(row: Row, field: str, value: str) -> Message:
-    return Message("assistant", dialogue.text(row, field, value), 1.0)
+    return dialogue.turn(row, "assistant", dialogue.text(row, field, value))
 
 
 def _check_asked(row: Row, asked: list[Message], turns: list[Message]) -> int:

@@ -91,7 +91,7 @@ def prepare(
     _use_threads(config.workers)
     parts = config.train_files
     files = training_files(config)
-    other = DataFile(config.eval, config.format, config.columns) if config.eval else None
+    other = DataFile(config.eval, config.format, config.columns, config.weights_of_roles) if config.eval else None
     made, check = _tokenized(files, other, config, encoder, bar)
     trained = made[: len(files)]
     whole = TokenSet.of(*(one.stored for one in trained))
@@ -143,7 +143,12 @@ def prepare(
 def training_files(config: DataConfig) -> list[DataFile]:
     """The files that are trained on, in the order of the mixture. Raises: DataError."""
     return [
-        DataFile(p.path, p.format or config.format, config.columns if p.columns is None else p.columns)
+        DataFile(
+            p.path,
+            p.format or config.format,
+            config.columns if p.columns is None else p.columns,
+            config.weights_of_roles,
+        )
         for p in config.train_files
     ]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any, TypeVar
 
 from inlay.data import formats, sources
 from inlay.data.detection import PREVIEW, DetectedFormat, detect
-from inlay.data.types import Example, Message, OnFault, Row, Source
+from inlay.data.types import ASSISTANT, Example, Message, OnFault, Row, Source
 from inlay.errors import DataError
 
 Changed = TypeVar("Changed")
@@ -29,14 +29,19 @@ class ReadResult:
     """Hex sha256 of the file's bytes."""
 
 
-def read_examples(path: str, format: str = "auto", columns: Mapping[str, str] | None = None) -> ReadResult:  # noqa: A002
+def read_examples(
+    path: str,
+    format: str = "auto",  # noqa: A002
+    columns: Mapping[str, str] | None = None,
+    role_weights: Mapping[str, float] = ASSISTANT,
+) -> ReadResult:
     """Every example of a file. `columns` maps a field of the format to the file's name for it.
 
     Raises:
         DataError: the file is damaged, no format fits, or a row cannot be trained on.
     """
     sha = hashlib.sha256()
-    found, examples = stream_examples(path, format, columns, sha)
+    found, examples = stream_examples(path, format, columns, sha, None, role_weights)
     return ReadResult(tuple(examples), found.name, found.why, sha.hexdigest())
 
 
@@ -46,6 +51,7 @@ def stream_examples(
     columns: Mapping[str, str] | None = None,
     sha: sources.Hash | None = None,
     on_fault: OnFault | None = None,
+    role_weights: Mapping[str, float] = ASSISTANT,
 ) -> tuple[DetectedFormat, Iterator[Example]]:
     """The format and the examples one by one; only the rows that decide the format are held at once.
 
@@ -58,7 +64,7 @@ def stream_examples(
         formats.named(format)
     if columns:
         formats.check_columns(columns, format)
-    rows = _rows(path, columns, sha, on_fault)
+    rows = _rows(path, columns, sha, on_fault, role_weights=role_weights)
     if format == "auto":
         first, rows = _preview(rows, on_fault)
         found = detect(first)
@@ -74,9 +80,10 @@ def examples_again(
     columns: Mapping[str, str],
     sha: sources.Hash | None = None,
     only: Set[int] | None = None,
+    role_weights: Mapping[str, float] = ASSISTANT,
 ) -> Iterator[Example]:
     """The examples of a file whose format is known; with `only`, those of these lines, the others being passed over."""
-    return _each(_rows(path, columns, sha, None, only), formats.FORMATS[format].parse, None)
+    return _each(_rows(path, columns, sha, None, only, role_weights), formats.FORMATS[format].parse, None)
 
 
 def _rows(
@@ -85,8 +92,11 @@ def _rows(
     sha: sources.Hash | None,
     on_fault: OnFault | None,
     only: Set[int] | None = None,
+    role_weights: Mapping[str, float] = ASSISTANT,
 ) -> Iterator[Row]:
     rows = sources.rows(path, sha, on_fault, only)
+    if role_weights != ASSISTANT:
+        rows = (replace(row, role_weights=role_weights) for row in rows)
     return _each(rows, lambda row: formats.rename(row, columns), on_fault) if columns else rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -85,21 +85,33 @@ class Dialogue:
         except DataError:
             return None
 
-    def boundaries(self, text: str, count: int) -> list[tuple[int, int, int]]:
-        """(turn, start, end) of each of the first `count` turns that is the assistant's and stands unchanged in the
+    def boundaries(self, text: str, count: int, roles: Collection[str]) -> list[tuple[int, int, int]]:
+        """(turn, start, end) of each of the first `count` turns that has one of the roles and stands unchanged in the
         text."""
         found: list[tuple[int, int, int]] = []
-        for n in range(1, count):
-            if self.messages[n].role != "assistant":
+        for n in range(count):
+            if self.messages[n].role not in roles or (n == 0 and self.messages[n].role == "assistant"):
                 continue
             try:
-                opening, closing = self.asked(n), self.said(n + 1)
+                opening, closing = self._opening(n), self.said(n + 1)
             except DataError:  # a dialogue that cannot end here: no cut, and its own sequence would be refused
                 continue
-            after_last = not found or len(opening) >= found[-1][2]
-            if after_last and text.startswith(closing) and closing.startswith(opening):
+            if opening is None or (found and len(opening) < found[-1][2]):
+                continue
+            if text.startswith(closing) and closing.startswith(opening):
                 found.append((n, len(opening), len(closing)))
         return found
+
+    def _opening(self, turn: int) -> str | None:
+        """All that stands before what a turn says; None where that cannot be told.
+
+        Raises: DataError when the template refuses the dialogue up to there.
+        """
+        if self.messages[turn].role == "assistant":
+            return self.asked(turn)
+        marked = [*self.messages[:turn], replace(self.messages[turn], content=MARK + self._texts[turn])]
+        shown = Dialogue(self._template, marked, self.tools, self.source).said(turn + 1)
+        return shown.partition(MARK)[0] if shown.count(MARK) == 1 else None
 
     def continuation(self, turn: int) -> str:
         """What is to come after the prompt of an answer that the template shows otherwise than it opens it.

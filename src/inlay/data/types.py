@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from inlay.errors import DataError
 
@@ -24,12 +25,18 @@ class Source:
         return f"{self.file}:{self.line}"
 
 
+ASSISTANT: Final[Mapping[str, float]] = MappingProxyType({"assistant": 1.0})
+"""The weight of a turn by its role, where nothing else is set."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One raw record, before its format is known."""
 
     value: dict[str, Any]
     source: Source
+    role_weights: Mapping[str, float] = field(default_factory=lambda: ASSISTANT)
+    """How much a trained turn counts, by its role; a role that is not named does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,7 @@ class Message:
     role: str
     content: str
     weight: float = 0.0
-    """How much each of its tokens counts in the loss; 0 masks it. Formats give assistant turns 1."""
+    """How much each of its tokens counts in the loss; 0 masks it. Formats give a turn that of its role."""
     tool_calls: tuple[dict[str, Any], ...] = ()
     name: str | None = None
 

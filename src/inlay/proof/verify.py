@@ -249,13 +249,14 @@ def _tensors(stored: AdapterState | InlayError) -> dict[str, Tensor]:
 def _encoder_of(run: Run) -> Encoder:
     """That of the adapter folder, as serving makes it."""
     tokenizer = bases.load_tokenizer(bases.BaseRef(f"{run.name}'s tokenizer", run.adapter))
-    return Encoder(tokenizer, control_tokens=run.config.data.control_tokens)
+    data = run.config.data
+    return Encoder(tokenizer, control_tokens=data.control_tokens, roles=data.weights_of_roles)
 
 
 def _training_encoder(config: Config) -> Encoder:
     base = bases.find_base(config.model.base_model, config.model.revision)
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
-    return Encoder(tokenizer, config.model.chat_template, config.data.control_tokens)
+    return Encoder(tokenizer, config.model.chat_template, config.data.control_tokens, config.data.weights_of_roles)
 
 
 def _data(config: Config, encoder: Encoder, data_hash: str) -> tuple[PreparedData | None, str]:

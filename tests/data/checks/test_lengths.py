@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.toys import CHATML, NO_END, STRIPS, nano
+from data.toys import CHATML, LLAMA2, NO_END, STRIPS, nano
 from inlay.config.settings import DataConfig, TrainFile
 from inlay.data import read_examples
 from inlay.data.checks.advice import Task, advise, cost
@@ -32,6 +32,13 @@ def checked(path: Path, rows: list[dict[str, Any]], base: Model | None, **data: 
 
 def kinds(report: DataReport) -> dict[str, int]:
     return {finding.kind: finding.count for finding in report.findings}
+
+
+def test_the_end_of_a_turn_of_another_role_is_no_end_of_an_answer(tmp_path: Path) -> None:
+    llama2 = LLAMA2.replace("{{ bos_token }}", "")
+    base = Model("nano", Encoder(nano(llama2), roles=("user",)), 4096, 1_000_000)
+    rows = [{"question": f"Number {n}?", "answer": f"It is {n}."} for n in range(4)]
+    assert "end-of-turn-not-trained" not in kinds(checked(tmp_path, rows, base, role_weights={"user": 0.5}))
 
 
 def test_what_a_max_length_costs_is_what_preparing_the_rows_with_it_loses(tmp_path: Path) -> None:

@@ -163,6 +163,8 @@ class Lengths:
         positions = np.flatnonzero(tokens.weights > 0)
         length, trained = len(tokens.input_ids), len(positions)
         last_of_runs = positions[np.append(np.diff(positions) > 1, True)] if trained else positions
+        if any(m.weight > 0 and m.role not in ("assistant", "text") for m in row.example.messages):
+            last_of_runs = last_of_runs[-1:]  # the ends of other turns stop nothing
         if not model.encoder.stop_ids.issuperset(tokens.input_ids[last_of_runs].tolist()):
             self._tally.add(END_NOT_TRAINED, row.source, row.answer, max(0, len(row.answer) - 40))
         if tokens.altered:

@@ -106,7 +106,9 @@ def _rows(parts: Sequence[tuple[TrainFile, FileFacts]], config: DataConfig, faul
 
         try:
             columns = config.columns if file.columns is None else file.columns
-            found, examples = stream_examples(file.path, file.format or config.format, columns, on_fault=fault)
+            found, examples = stream_examples(
+                file.path, file.format or config.format, columns, None, fault, config.weights_of_roles
+            )
             facts.format, facts.why = found.name, found.why
             for example in examples:
                 row = CheckedRow(example, number, facts.held_out)

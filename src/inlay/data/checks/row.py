@@ -82,5 +82,6 @@ class CheckedRow:
         return self.texts[-2] if len(self.texts) > 1 else self.texts[0]
 
     def trained(self) -> Iterator[tuple[int, str]]:
-        """(number from 0, text) of each turn that is trained."""
-        return ((n, self.texts[n]) for n, m in enumerate(self.example.messages) if m.weight > 0)
+        """(number from 0, text) of each answer that is trained, or of the document."""
+        said = enumerate(self.example.messages)
+        return ((n, self.texts[n]) for n, m in said if m.weight > 0 and m.role in ("assistant", "text"))
