@@ -31,8 +31,8 @@ def loaded(run: str | None, folder: str) -> tuple[torch.nn.Module, Encoder]:
         found = api.load(run, folder=folder)
         return found.model.float().eval(), found.encoder
     base = find_base("builtin:nano")
-    model = AutoModelForCausalLM.from_pretrained(str(base.path), dtype=torch.float32).eval()
-    return model, Encoder(AutoTokenizer.from_pretrained(str(base.path)))
+    model = AutoModelForCausalLM.from_pretrained(str(base.folder), dtype=torch.float32).eval()
+    return model, Encoder(AutoTokenizer.from_pretrained(str(base.folder)))
 
 
 def one_by_one(model: torch.nn.Module, encoder: Encoder, prompts: list[list[int]], new: int) -> list[str]:

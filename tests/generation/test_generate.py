@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+from transformers.cache_utils import DynamicCache
 
 from inlay.config.settings import GenerationConfig
 from inlay.data.encode import Encoder
 from inlay.data.types import Message
 from inlay.errors import DataError
 from inlay.generation import generate
+from inlay.generation.cache import cache_for
 from inlay.generation.generate import Sampling, answers, full_answers, text_streamer
 
 
@@ -61,6 +63,27 @@ def test_greedy_answers_in_a_batch_are_those_given_one_by_one_and_the_uncached_a
     ]
     assert batched == alone == expected
     assert len(set(batched)) > 1
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_the_cache_gives_what_that_of_transformers_gives_and_copies_nothing(window: int | None) -> None:
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(vocab_size=50, num_key_value_heads=2, sliding_window=window, **shape)
+    torch.manual_seed(0)
+    mistral = MistralForCausalLM(config).eval()
+    ids = torch.randint(4, 50, (3, 12))
+    ours, theirs = cache_for(config, 12), DynamicCache(config=config)
+    assert (ours is None) == (window is not None)
+    if ours is None:
+        return
+    places = set()
+    with torch.inference_mode():
+        for step in (ids[:, :8], *ids[:, 8:].split(1, 1)):
+            logits = [mistral(step, past_key_values=cache).logits for cache in (ours, theirs)]
+            assert torch.equal(*logits)
+            places.add(ours.layers[0].keys.data_ptr())
+    assert ours.get_seq_length() == 12
+    assert len(places) == 1
 
 
 def test_an_answer_says_how_long_it_is_and_whether_the_model_ended_it(

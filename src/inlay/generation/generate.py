@@ -1,4 +1,4 @@
-"""Answers from a model, in batches of similar prompt length, with the key/value cache of transformers."""
+"""Answers from a model, in batches of similar prompt length, with a key/value cache that is written in place."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from inlay.config.settings import GenerationConfig
 from inlay.data.encode import Encoder
 from inlay.errors import DataError
+from inlay.generation.cache import cache_for
 from inlay.models.base import context_length
 
 
@@ -146,6 +147,7 @@ def _generate(
         output = model.generate(
             input_ids=ids,
             attention_mask=mask,
+            past_key_values=cache_for(model.config, width + room),
             generation_config=settings,
             streamer=streamer,
             **({"tokenizer": encoder.tokenizer} if sampling.stop else {}),
