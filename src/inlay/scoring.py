@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from inlay import config as configs
 from inlay import run as runs
 from inlay.config import Config
+from inlay.config.identity import settings_hash
 from inlay.errors import AdapterError, ConfigError, DataError, ModelError, RunError
 from inlay.events import Reporter
 from inlay.incidents import incidents
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from inlay.evaluation.metrics import TextMetric
     from inlay.evaluation.retention import Sets
     from inlay.evaluation.score import HeldOut, Score
+    from inlay.evaluation.seeds import SeedLevel
     from inlay.models.adapter import AdapterState
     from inlay.models.base import BaseRef
 
@@ -339,10 +341,44 @@ def comparisons(found: Measurement, wanted: Wanted, where: Path) -> Comparison:
             replace(one, retention=retention(found.other, rows, first, other, **drawn, per_token=found.one_tokenizer))
             for one, other in zip(pairs, others, strict=True)
         ]
-    return replace(pairs[0], also=tuple(pairs[1:]))
+    return replace(pairs[0], also=tuple(pairs[1:]), seeds=_seeds(found, wanted))
+
+
+def _seeds(found: Measurement, wanted: Wanted) -> tuple[SeedLevel, ...]:
+    """Those of the further models that are one config with several seeds, against the first."""
+    from inlay.evaluation.seeds import by_seed, seed_level
+
+    config, further = found.config, found.models[1:]
+    levels = []
+    for places in by_seed([_config_and_seed(one) for one in further]):
+        trained = {_seed(further[n]): found.scores[n + 1] for n in places}
+        levels.append(
+            seed_level(
+                found.rows[0], found.scores[0], trained, resamples=config.eval.resamples, seed=config.train.seed,
+                wanted=wanted, per_token=found.one_tokenizer,
+            )
+        )  # fmt: skip
+    return tuple(levels)
+
+
+def _config_and_seed(one: Reference) -> tuple[str, int] | None:
+    """What two trainings of one config have in common, and the seed; None for what is no finished run."""
+    if one.kind != "run" or one.run is None:
+        return None
+    config, record = one.run.config, one.run.record
+    unseeded = config.model_copy(update={"train": config.train.model_copy(update={"seed": 0})})
+    given = (settings_hash(unseeded), record.get("base_digest"), record.get("data_hash"))
+    return repr(given), config.train.seed
+
+
+def _seed(one: Reference) -> int:
+    assert one.run is not None, "only a run has a seed"
+    return one.run.config.train.seed
 
 
 def _notes(found: Measurement) -> tuple[str, ...]:
+    from inlay.evaluation.seeds import by_seed
+
     notes = []
     if not found.one_tokenizer:
         notes.append("the models have different tokenizers, so loss per token is not comparable: see bits_per_byte.")
@@ -350,6 +386,14 @@ def _notes(found: Measurement) -> tuple[str, ...]:
         notes.append(
             f"{count} models are compared on the same rows: the best of them looks better here than it is. "
             "Confirm it on other rows: --data FILE."
+        )
+    keys = [_config_and_seed(one) for one in found.models]
+    first = next((places for places in by_seed(keys) if 0 in places), [])
+    if first:
+        names = [found.models[n].name for n in first]
+        notes.append(
+            f"{', '.join(names)} are one config with several seeds. To judge them as one: "
+            f"inlay compare {BASE} {' '.join(names)}."
         )
     return tuple(notes)
 

@@ -11,6 +11,7 @@ from inlay.events import bytes_shown, duration_shown, figure_shown
 
 if TYPE_CHECKING:
     from inlay.evaluation.compare import Comparison
+    from inlay.evaluation.seeds import SeedLevel
     from inlay.run import Run
 
 
@@ -61,7 +62,18 @@ def proofs_text(proved: dict[str, Any]) -> str:
 
 def comparisons_text(comparison: Comparison, columns: int) -> str:
     """Every comparison, one after the other."""
-    return "\n\n".join(comparison_text(one, columns) for one in (comparison, *comparison.also))
+    texts = [comparison_text(one, columns) for one in (comparison, *comparison.also)]
+    return "\n\n".join([*texts, *(_seeds_text(one, columns) for one in comparison.seeds)])
+
+
+def _seeds_text(level: SeedLevel, columns: int) -> str:
+    lines = [*textwrap.wrap(level.title, columns), ""]
+    lines.append(f"{'metric':<14} {'change':>8} {'95% interval':^18} {'spread':>8} verdict over rows and seeds")
+    for name, d in level.metrics.items():
+        interval = f"[{figure_shown(d.low, '+')}, {figure_shown(d.high, '+')}]"
+        spread = figure_shown(level.spread(name))
+        lines.append(f"{name:<14} {figure_shown(d.difference, '+'):>8} {interval:^18} {spread:>8} {d.verdict}")
+    return "\n".join(lines)
 
 
 def comparison_text(comparison: Comparison, columns: int) -> str:

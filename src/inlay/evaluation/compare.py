@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from inlay.evaluation.kinds import KINDS, LABEL_METRICS, answer_metric, metrics_
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS, Array, Metric, TextMetric
 from inlay.evaluation.score import HeldOut, Score, Speed, question
 from inlay.evaluation.statistics import MIN_ROWS, Difference, compare_scores, holm
+
+if TYPE_CHECKING:
+    from inlay.evaluation.seeds import SeedLevel
 
 _SAME_AS_LOSS = ("perplexity", "bits_per_byte")
 """Other scales of the loss: no further question is asked by them."""
@@ -62,6 +65,8 @@ class Comparison:
     """The same by length, source and label, for the loss and the metric of the answers."""
     preference: Difference | None = None
     """Shares of the blindly judged rows whose answer a person preferred; None where nobody judged."""
+    seeds: tuple[SeedLevel, ...] = ()
+    """Configs of which several seeds are among the models, each as one; on the first comparison only."""
     notes: tuple[str, ...] = ()
     """What weakens the verdict, such as that the model was chosen as the best of several on these rows."""
     reports: str = ""
@@ -160,6 +165,7 @@ class Comparison:
             },
             "retention": {name: difference_json(d) for name, d in self.retention.items()},
             "preference": None if self.preference is None else difference_json(self.preference),
+            "seeds": [one.to_json() for one in self.seeds],
             "prompts": [{"prompt": p, "base": b, "adapter": a} for p, b, a in self.prompts],
             "groups": [
                 {"by": g.by, "name": g.name, "n": g.n}
@@ -188,7 +194,7 @@ def difference_json(d: Difference) -> dict[str, Any]:
     """A difference as JSON; `mde` is null where no two rows differ."""
     values: dict[str, Any] = {"base": d.base, "adapter": d.other, "difference": d.difference}
     values |= {"low": d.low, "high": d.high, "level": d.level}
-    values |= {"wins": d.wins, "ties": d.ties, "losses": d.losses, "n": d.n, "clusters": d.clusters}
+    values |= {"wins": d.wins, "ties": d.ties, "losses": d.losses, "n": d.n, "clusters": d.clusters, "seeds": d.seeds}
     values |= {"standard_error": d.standard_error, "mde": d.mde, "p": d.p, "test": d.test}
     return values | {"verdict": d.verdict, "reason": d.reason}
 
@@ -310,7 +316,7 @@ def compare_pair(
     everything = {m: v for m, v in measured_metrics(rows, texts).items() if m in losses or m not in LOSS_METRICS}
     clusters = clusters_of(rows)
     found: dict[str, Difference] = {}
-    for names in _same_rows(everything, rows):
+    for names in same_rows(everything, rows):
         metric_pairs = {m: (sides[0].statistics[m], sides[1].statistics[m], everything[m]) for m in names}
         places = covered(everything[names[0]], rows)
         drawn = None if clusters is None else [clusters[n] for n in places]
@@ -343,7 +349,7 @@ def _over_all_rows(name: str, metric: Metric, side: Measured, rows: HeldOut) -> 
     return found
 
 
-def _same_rows(metrics: Mapping[str, Metric], rows: HeldOut) -> list[list[str]]:
+def same_rows(metrics: Mapping[str, Metric], rows: HeldOut) -> list[list[str]]:
     """The metrics in groups that score the same rows: each group is drawn together."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, metric in metrics.items():

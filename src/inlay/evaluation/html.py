@@ -40,7 +40,15 @@ def comparison_page(comparison: Comparison, histories: Mapping[str, History], me
         for c in every
     ]  # fmt: skip
     title = f"{len(every)} models against {comparison.base}"
-    return page(title, _overview(every), *_curves(histories), *_incidents(met), *parts, _reading(comparison))
+    return page(
+        title,
+        _overview(every),
+        *_seeds(comparison),
+        *_curves(histories),
+        *_incidents(met),
+        *parts,
+        _reading(comparison),
+    )
 
 
 # --- what was found ------------------------------------------------------------------------------------------
@@ -76,6 +84,13 @@ def _overview(every: Sequence[Comparison]) -> Html:
     head = ["model", "verdict", *names]
     said = note(*(f"{text} " for text in every[0].notes))
     return section(f"Against {every[0].base}", table(head, body), said)
+
+
+def _seeds(c: Comparison) -> list[Html]:
+    said = (
+        "Rows and seeds both are luck here: the interval holds for another training of this config on rows like these."
+    )
+    return [section(level.title, *_metrics(level.metrics), note(said)) for level in c.seeds]
 
 
 def _parts(c: Comparison, histories: Mapping[str, History], met: Met) -> list[Html]:

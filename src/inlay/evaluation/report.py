@@ -69,6 +69,8 @@ def as_markdown(comparison: Comparison, curves: bool, met: Met = MappingProxyTyp
     lines += ["", *_speed(c)] if any(c.speed) else []
     if c.retention:
         lines += ["", "## Loss on what was not trained for", "", *_table(c.retention, None)]
+    for level in c.seeds:
+        lines += ["", f"## {_one_line(level.title)}", "", *_table(level.metrics, None)]
     if c.groups:
         lines += ["", "## Where", "", *_groups(c)]
     if curves:

@@ -8,7 +8,7 @@ Shape suffixes: N rows, S statistics of a metric, R resamples, K distinct column
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
@@ -52,18 +52,20 @@ class Difference:
     p: float = 1.0
     """Two-sided, before any correction: exact McNemar for right/wrong rows, else from the resamples."""
     test: str = "bootstrap"
-    """bootstrap or mcnemar."""
+    """bootstrap, mcnemar, or t where `other` is several models."""
     clusters: int | None = None
     """Groups of rows that were drawn together; None when each row was drawn by itself."""
+    seeds: int | None = None
+    """Trainings whose mean `other` is: then rows and seeds both are luck. None for one model."""
 
     @property
     def mde(self) -> float | None:
         """The smallest true difference that rows like these would show in 95 of 100 comparisons.
 
-        None where no two rows differ: then nothing is known of the spread.
+        None where no two rows differ: then nothing is known of the spread. Nor is it stated over seeds.
         """
         units = self.clusters or self.n
-        if self.standard_error == 0 or units < 2:
+        if self.standard_error == 0 or units < 2 or self.seeds is not None:
             return None
         # the interval reaches this far to its longer side; the estimate falls short of the truth by the other term
         reach = max(self.high - self.difference, self.difference - self.low)
@@ -140,6 +142,72 @@ def compare_scores(
         found = _difference(name, pairs[name], units, drawn, level)
         result[name] = found if clusters is None else replace(found, clusters=len(columns_UK))
     return result
+
+
+def over_seeds(
+    base: Sequence[Array],
+    others: Sequence[Sequence[Array]],
+    metrics: Sequence[Metric],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+    clusters: Sequence[Hashable] | None = None,
+) -> dict[str, tuple[Difference, list[float]]]:
+    """By metric the mean over trainings minus the base, with rows and seeds as two levels of luck, and each training's.
+
+    `base`: (N, S) statistics by metric; `others`: the same of each training. The interval over rows, of the mean, is
+    widened by that of the seeds: the two halves add as squares. It is at least as long as one that knew the rows and
+    the seeds to be independent, since what a seed changes row by row is counted in both.
+    Sources: G. Zou and A. Donner, "Construction of confidence limits about effect measures", 2008 (adding the halves);
+    F. Satterthwaite, "An approximate distribution of estimates of variance components", 1946 (degrees of freedom of p).
+    """
+    count = len(others)
+    if count < 2:
+        raise DataError(f"compare: {count} training has no spread over seeds. Give two or more.")
+    pairs = {}
+    for place, metric in enumerate(metrics):
+        sides = np.tile(base[place], count), np.concatenate([one[place] for one in others], axis=1)
+        pairs[metric.name] = (*sides, _mean_of(metric, count))
+    over_rows = compare_scores(pairs, resamples=resamples, seed=seed, level=level, clusters=clusters)
+    found = {}
+    for place, metric in enumerate(metrics):
+        d = over_rows[metric.name]
+        each = [float(metric.value(one[place].sum(axis=0))) - d.base for one in others]
+        found[metric.name] = (_with_spread(d, each), each)
+    return found
+
+
+def _mean_of(metric: Metric, count: int) -> Metric:
+    """The mean of a metric over several models whose statistics stand side by side."""
+
+    def mean(value: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        return lambda statistics: np.asarray(
+            np.mean([value(one) for one in np.split(statistics, count, axis=-1)], axis=0)
+        )
+
+    return Metric(
+        name=metric.name, higher_is_better=metric.higher_is_better, description=metric.description,
+        size=count * metric.size, value=mean(metric.value), row_value=mean(metric.row_value or metric.value),
+    )  # fmt: skip
+
+
+def _with_spread(over_rows: Difference, each: Sequence[float]) -> Difference:
+    """The same with the spread of the trainings in its interval and p."""
+    count, d = len(each), over_rows
+    error = float(np.std(each, ddof=1)) / math.sqrt(count)
+    reach = _t_quantile((1 + d.level) / 2, count - 1) * error
+    whole = math.hypot(d.standard_error, error)
+    units = d.clusters or d.n
+    p = 1.0
+    if whole > 0:
+        parts = (d.standard_error / whole) ** 4 / max(units - 1, 1) + (error / whole) ** 4 / (count - 1)
+        p = 2 * _t_cdf(-abs(d.difference) / whole, max(1, int(1 / parts)))
+    return replace(
+        d, low=d.difference - math.hypot(d.difference - d.low, reach),
+        high=d.difference + math.hypot(d.high - d.difference, reach),
+        standard_error=whole, p=p, test="t", seeds=count,
+    )  # fmt: skip
 
 
 def _places(clusters: Sequence[Hashable], n: int) -> npt.NDArray[np.int64]:
@@ -335,10 +403,12 @@ def _interval(drawn_R: Array, influence_N: Array, level: float) -> tuple[float, 
 
 
 def _t_quantile(probability: float, freedom: int) -> float:
-    """Quantile of Student's t, to 0.002 from 7 degrees of freedom at levels up to 0.99.
+    """Quantile of Student's t: exact below 7 degrees of freedom, from there to 0.002 at levels up to 0.99.
 
     Source: Abramowitz and Stegun 26.7.5 (expansion around the normal quantile).
     """
+    if freedom < 7:
+        return _exact_t_quantile(probability, freedom)
     z = NormalDist().inv_cdf(probability)
     terms = (
         (z**3 + z) / 4,
@@ -347,3 +417,24 @@ def _t_quantile(probability: float, freedom: int) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return z + math.fsum(term / freedom**power for power, term in enumerate(terms, start=1))
+
+
+def _exact_t_quantile(probability: float, freedom: int) -> float:
+    low, high = -1e6, 1e6
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_cdf(middle, freedom) < probability else (low, middle)
+    return (low + high) / 2
+
+
+def _t_cdf(t: float, freedom: int) -> float:
+    """Probability below t. Source: Abramowitz and Stegun 26.7.3 and 26.7.4 (finite series)."""
+    angle = math.atan2(t, math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    for k in range(freedom // 2):
+        total += term
+        term *= cosine**2 * ((2 * k + 2) / (2 * k + 3) if odd else (2 * k + 1) / (2 * k + 2))
+    within = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return 0.5 + within / 2
