@@ -539,8 +539,8 @@ def _forecast(setup: Setup, job: Job, pace_s: float) -> list[tuple[str, str]]:
         (
             "memory",
             f"about {bytes_shown(memory.total)}: weights {bytes_shown(memory.weights)}, adapter and optimizer "
-            f"{bytes_shown(memory.adapter)}, activations {bytes_shown(memory.activations)}, "
-            f"logits {bytes_shown(memory.logits)}",
+            f"{bytes_shown(memory.adapter + memory.gradients + memory.optimizer)}, activations "
+            f"{bytes_shown(memory.activations)}, logits and workspace {bytes_shown(max(memory.logits, memory.workspace))}",
         ),
         ("expected time", f"about {duration_shown(expected_s)} ({1 / pace_s:,.0f} tokens/s in one micro batch)"),
         ("run folder", str(job.run.path)),

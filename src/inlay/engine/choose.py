@@ -64,6 +64,12 @@ def choose(
     return plain, f"not the direct one: {reason}"
 
 
+def expected(wanted: str, peft_model: Any, device: str, dtype: torch.dtype, quantization: str) -> str:
+    """The name of the path that `choose` will most likely take, told without computing anything."""
+    takes_direct = wanted == "direct" or (wanted == "auto" and device == "cpu")
+    return "direct" if takes_direct and refusal(peft_model, dtype, quantization) is None else "plain"
+
+
 def refusal(peft_model: Any, dtype: torch.dtype, quantization: str) -> str | None:
     """Why the direct path does not know how to compute this model, None where it does."""
     model = peft_model.get_base_model()

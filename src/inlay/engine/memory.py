@@ -1,4 +1,4 @@
-"""What a run will hold in memory, from shapes alone, and what it does hold, against a planned limit."""
+"""What a run holds in memory, against a planned limit, and what is said when there is no more."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ import importlib
 import resource
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from inlay.errors import TrainingError
 from inlay.events import bytes_shown
-from inlay.models.quantization import constant_bytes
 
 
 @contextlib.contextmanager
@@ -110,67 +107,3 @@ def _reset_peak(device: str) -> bool:
 
 _NEAR = 0.75  # of the limit: above it, what nobody uses is handed back before a pass is measured
 _NO_ROOM = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-LAYER_NAMES = ("num_hidden_layers", "n_layer", "num_layers")
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryEstimate:
-    """Bytes by purpose, at the longest micro batch."""
-
-    weights: int
-    adapter: int
-    """fp32 weights, gradients and two AdamW moments."""
-    activations: int
-    logits: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.adapter + self.activations + self.logits
-
-
-def estimate(
-    model: Any, trainable: int, micro_batch_size: int, max_length: int, gradient_checkpointing: bool
-) -> MemoryEstimate:
-    """A cold estimate for a decoder: saved activations of each layer, and fp32 logits with their gradient.
-
-    Per token and layer about 12 hidden and 4 intermediate values are saved for the backward pass
-    (one hidden value with gradient checkpointing, plus one layer whole).
-    """
-    config = getattr(model.config, "text_config", None) or model.config
-    hidden = shape_of(config, "hidden_size", "n_embd", "d_model")
-    layers = shape_of(config, *LAYER_NAMES)
-    inner = shape_of(config, "intermediate_size", "n_inner", "d_ff", default=4 * hidden)
-    parameters = list(model.parameters())
-    width = next((p.element_size() for p in parameters if p.is_floating_point() and not p.requires_grad), 4)
-    tokens = micro_batch_size * max_length
-    layer = tokens * (12 * hidden + 4 * inner) * width
-    activations = layers * tokens * hidden * width + layer if gradient_checkpointing else layers * layer
-    frozen = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
-    frozen += sum(constant_bytes(m) for m in model.modules())
-    return MemoryEstimate(frozen, trainable * 16, activations, tokens * int(config.vocab_size) * 8)
-
-
-def shape_of(config: Any, *names: str, default: int | None = None) -> int:
-    """The first of the named sizes that a transformers config has; families name them differently."""
-    found = next((getattr(config, name) for name in names if getattr(config, name, None)), default)
-    assert found is not None, f"{type(config).__name__} has none of {names}"
-    return int(found)
-
-
-def largest_micro_batch(
-    model: Any,
-    trainable: int,
-    batch_size: int,
-    max_length: int,
-    gradient_checkpointing: bool,
-    room_bytes: int,
-    token_cap: int,
-) -> tuple[int, str]:
-    """The largest micro batch whose estimate fits the room and whose tokens stay under the cap, with its reason."""
-    size = batch_size
-    while size > 1:
-        needed = estimate(model, trainable, size, max_length, gradient_checkpointing).total
-        if needed <= room_bytes and size * max_length <= token_cap:
-            break
-        size = (size + 1) // 2
-    return size, f"at most {token_cap} tokens at once, and its estimate fits {room_bytes / 1e9:.1f} GB"

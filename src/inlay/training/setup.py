@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,10 @@ from inlay.data.curriculum import curriculum, difficulty
 from inlay.data.encode import Encoder
 from inlay.data.prepare import MIXED, PreparedData, prepare
 from inlay.data.tokens import TokenSet
-from inlay.engine.choose import choose
-from inlay.engine.memory import LAYER_NAMES, MemoryEstimate, estimate, held_bytes, largest_micro_batch, shape_of
+from inlay.engine.choose import choose, expected
+from inlay.engine.estimate import LAYER_NAMES, MemoryEstimate, Shape, Work, estimate, largest_micro_batch, shape_of
+from inlay.engine.head import head_of
+from inlay.engine.memory import held_bytes
 from inlay.engine.plain import Engine
 from inlay.errors import ConfigError
 from inlay.events import Reporter, bytes_shown
@@ -39,7 +41,7 @@ from inlay.training.trackers import chosen
 from inlay.training.world import World
 
 _ROWS_TRIED = 4
-_TOKEN_CAP = {"cpu": 4096, "mps": 4096, "cuda": 16384}  # tokens in one micro batch, beyond which speed stops growing
+_TOKEN_CAP = {"cpu": 4096, "mps": 4096, "cuda": 16384}
 
 
 @dataclass
@@ -220,7 +222,8 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     text = getattr(architecture, "text_config", None) or architecture
     hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
     choices.settle("train.learning_rate", *auto_learning_rate(hidden, str(architecture.model_type)))
-    memory, eval_batch_size = _fitted(model, choices, trainable, data.max_length, device.device, world)
+    work = work_of(config, model, device.device, getattr(torch, dtype.dtype), quantization)
+    memory, eval_batch_size = _fitted(model, work, choices, data.max_length, device.device, world)
     reporter.stage("checking the engine on one micro batch")
     engine, why = choose(
         config.train.engine, model, _tried(data.train, config, encoder.pad_id).to(device.device), device.device,
@@ -269,23 +272,20 @@ def _adapted(
 
 
 def _fitted(
-    model: Any, choices: _Choices, trainable: int, max_length: int, device: str, world: World
+    model: Any, work: Work, choices: _Choices, max_length: int, device: str, world: World
 ) -> tuple[MemoryEstimate, int]:
     """(what the micro batch, settled here, is estimated to need, rows at a time of an evaluation that needs no more).
 
     Raises: ConfigError when it is more than `train.max_memory` leaves.
     """
-    config, train = choices.config, choices.config.train
-    room = int(world.broadcast_text(str(_room_bytes(model, config, trainable, device))))  # all ranks cut alike
+    config, train, shape = choices.config, choices.config.train, Shape.of(model)
+    room = int(world.broadcast_text(str(_room_bytes(shape, config, work.adapter, device))))  # all ranks cut alike
     micro = train.micro_batch_size
     if micro == "auto":
-        cap = _TOKEN_CAP[device.partition(":")[0]]
-        micro, reason = largest_micro_batch(
-            model, trainable, train.batch_size, max_length, train.gradient_checkpointing, room, cap
-        )
+        micro, reason = largest_micro_batch(shape, work, train.batch_size, max_length, room, token_cap(device))
         choices.settle("train.micro_batch_size", micro, reason)
     micro_size = min(int(micro), train.batch_size)
-    memory = estimate(model, trainable, micro_size, max_length, train.gradient_checkpointing)
+    memory = estimate(shape, work, micro_size * max_length, max_length)
     if train.max_memory is None:
         return memory, config.eval.batch_size
     if memory.total > room:
@@ -295,15 +295,32 @@ def _fitted(
             "train.micro_batch_size, data.max_length or adapter.rank, set train.gradient_checkpointing=true, or quantize."
         )
     # a forward pass alone saves no more than one with gradient checkpointing
-    cap = config.eval.batch_size * max_length
-    rows, _ = largest_micro_batch(model, trainable, config.eval.batch_size, max_length, True, room, cap)
+    cap, forward = config.eval.batch_size * max_length, replace(work, recompute=True, engine="plain")
+    rows, _ = largest_micro_batch(shape, forward, config.eval.batch_size, max_length, room, cap)
     return memory, rows
 
 
-def _room_bytes(model: Any, config: Config, trainable: int, device: str) -> int:
+def token_cap(device: str) -> int:
+    """Tokens of a micro batch, beyond which speed stops growing."""
+    return _TOKEN_CAP[device.partition(":")[0]]
+
+
+def work_of(config: Config, model: Any, device: str, dtype: torch.dtype, quantization: str) -> Work:
+    """How this PeftModel's gradient will be computed, as far as it can be told without trying."""
+    return Work(
+        engine=expected(config.train.engine, model, device, dtype, quantization),
+        recompute=config.train.gradient_checkpointing,
+        adapter=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        rank=config.adapter.rank,
+        optimizer=config.train.optimizer,
+        head_in_chunks=head_of(model) is not None,
+    )
+
+
+def _room_bytes(shape: Shape, config: Config, trainable: int, device: str) -> int:
     """Memory to plan a run with; of `train.max_memory` what Python and the libraries leave."""
     if config.train.max_memory:
-        loaded = estimate(model, trainable, 0, 0, gradient_checkpointing=False).weights + 4 * trainable
+        loaded = shape.weight_bytes + 4 * trainable
         return parse_bytes(config.train.max_memory) - max(0, held_bytes(device) - loaded)
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)

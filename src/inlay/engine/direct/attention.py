@@ -174,8 +174,7 @@ class _Saved(NamedTuple):
     v_TMD: Tensor
     mixed: Tensor  # (kept tokens, N·D)
     o_lows: list[Tensor]
-    raw_TH: Tensor
-    post_factor_T1: Tensor | None
+    post: tuple[Tensor, Tensor] | None  # what the norm behind it read, and its factor
 
 
 class Attention:
@@ -207,12 +206,14 @@ class Attention:
         if last:
             mixed, kept_TH, spans = mixed[tokens.kept_J], x_TH[tokens.kept_J], tokens.kept_spans
         y_TH, o_lows = self.o.forward(mixed, spans)
-        raw_TH, post_factor_T1 = y_TH, None
+        post = None
         if self.post is not None:
+            raw_TH = y_TH
             y_TH, post_factor_T1 = self.post.forward(raw_TH)
+            post = (raw_TH, post_factor_T1)
         saved = _Saved(
             x_TH, factor_T1, n_TH, lows, raw_q_TND, raw_k_TMD, head_factors, q_TND, k_TMD, v_TMD, mixed, o_lows,
-            raw_TH, post_factor_T1,
+            post,
         )  # fmt: skip
         return kept_TH + y_TH, saved
 
@@ -222,8 +223,8 @@ class Attention:
         s, (cos, sin) = saved, turn
         spans = tokens.kept_spans if last else tokens.spans
         draw_TH = dy_TH
-        if self.post is not None and s.post_factor_T1 is not None:
-            draw_TH = self.post.backward(dy_TH, s.raw_TH, s.post_factor_T1)
+        if self.post is not None and s.post is not None:
+            draw_TH = self.post.backward(dy_TH, *s.post)
         dmixed = self.o.backward(draw_TH, s.mixed, s.o_lows, spans, wants_dx or self.qkv.is_adapted)
         if dmixed is None:
             return None

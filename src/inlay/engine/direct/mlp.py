@@ -36,8 +36,7 @@ class _Saved(NamedTuple):
     gate_up: Tensor  # (T, 2 I)
     lows: list[Tensor]
     down_lows: list[Tensor]
-    raw_TH: Tensor
-    post_factor_T1: Tensor | None
+    post: tuple[Tensor, Tensor] | None  # what the norm behind it read, and its factor
 
 
 class Mlp:
@@ -56,17 +55,19 @@ class Mlp:
         gate_up, lows = self.gate_up.forward(n_TH, spans)
         gate_TI, up_TI = gate_up.chunk(2, 1)
         y_TH, down_lows = self.down.forward(act(self.act, gate_TI).mul_(up_TI), spans)
-        raw_TH, post_factor_T1 = y_TH, None
+        post = None
         if self.post is not None:
+            raw_TH = y_TH
             y_TH, post_factor_T1 = self.post.forward(raw_TH)
-        saved = _Saved(x_TH, factor_T1, n_TH, gate_up, lows, down_lows, raw_TH, post_factor_T1)
+            post = (raw_TH, post_factor_T1)
+        saved = _Saved(x_TH, factor_T1, n_TH, gate_up, lows, down_lows, post)
         return x_TH + y_TH, saved
 
     def backward(self, dy_TH: Tensor, saved: _Saved, spans: Sequence[slice], wants_dx: bool) -> Tensor | None:
-        x_TH, factor_T1, n_TH, gate_up, lows, down_lows, raw_TH, post_factor_T1 = saved
+        x_TH, factor_T1, n_TH, gate_up, lows, down_lows, post = saved
         draw_TH = dy_TH
-        if self.post is not None and post_factor_T1 is not None:
-            draw_TH = self.post.backward(dy_TH, raw_TH, post_factor_T1)
+        if self.post is not None and post is not None:
+            draw_TH = self.post.backward(dy_TH, *post)
         gate_TI, up_TI = gate_up.chunk(2, 1)
         active_TI = act(self.act, gate_TI)
         dh_TI = self.down.backward(draw_TH, active_TI * up_TI, down_lows, spans)

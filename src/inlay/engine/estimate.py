@@ -1,0 +1,202 @@
+"""What a micro batch will hold and how much it computes, from the sizes of the model alone.
+
+What a layer keeps for the backward pass was counted: on the direct path from its code (`docs/engine.md`), on the plain
+path from the tensors that autograd saved for Llama, Qwen, Gemma and GPT-2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+from torch import nn
+
+from inlay.engine.head import rows_at_once
+from inlay.models.quantization import constant_bytes
+
+LAYER_NAMES: Final = ("num_hidden_layers", "n_layer", "num_layers")
+_OPTIMIZER_BYTES: Final = {"adamw": 8}
+_SCORES: Final = 1 << 23
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes by purpose, at the largest micro batch."""
+
+    weights: int
+    """The base, frozen or not."""
+    adapter: int
+    """fp32 weights that are trained, without the base's own."""
+    gradients: int
+    optimizer: int
+    activations: int
+    """What is kept from the forward for the backward pass."""
+    logits: int
+    workspace: int
+    """What a layer's backward pass needs beside what it was kept for. It never exists together with the logits."""
+
+    @property
+    def total(self) -> int:
+        kept = self.weights + self.adapter + self.gradients + self.optimizer + self.activations
+        return kept + max(self.logits, self.workspace)
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self) | {"total": self.total}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of a decoder that decide what training it costs."""
+
+    hidden: int
+    layers: int
+    inner: int
+    """Of the feed-forward part."""
+    queries: int
+    """Heads times values of a head."""
+    keys: int
+    heads: int
+    vocabulary: int
+    linear: int
+    """Numbers in the linear layers, without the head."""
+    parameters: int
+    weight_bytes: int
+    width: int
+    """Bytes of an activation."""
+    is_gated: bool
+    norms_after: bool
+    """Norms behind attention and feed-forward too (Gemma)."""
+    norms_heads: bool
+    scores_kept: bool
+    """Whether attention keeps all its scores (`eager`)."""
+
+    @staticmethod
+    def of(model: Any) -> Shape:
+        """Of a base, with or without an adapter on it, on any device, `meta` too."""
+        config = model.config.get_text_config()
+        hidden, layers = shape_of(config, "hidden_size", "n_embd", "d_model"), shape_of(config, *LAYER_NAMES)
+        heads = shape_of(config, "num_attention_heads", "n_head", default=1)
+        width = shape_of(config, "head_dim", default=hidden // heads)
+        names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        frozen = {id(p): p for name, p in model.named_parameters() if "lora_" not in name}.values()
+        head = model.get_output_embeddings()
+        linear = sum(_numbers(m) for m in model.modules() if _is_linear(m) and m is not head)
+        return Shape(
+            hidden=hidden,
+            layers=layers,
+            inner=shape_of(config, "intermediate_size", "n_inner", "d_ff", "ffn_dim", default=4 * hidden),
+            queries=heads * width,
+            keys=shape_of(config, "num_key_value_heads", default=heads) * width,
+            heads=heads,
+            vocabulary=int(config.vocab_size),
+            linear=linear,
+            parameters=sum(int(p.quant_state.shape.numel()) if getattr(p, "quant_state", None) else p.numel() for p in frozen),
+            weight_bytes=sum(p.numel() * p.element_size() for p in frozen) + sum(map(constant_bytes, model.modules())),
+            width=next((p.element_size() for p in frozen if p.is_floating_point()), 4),
+            is_gated=bool({"gate_proj", "gate_up_proj"} & names),
+            norms_after="pre_feedforward_layernorm" in names,
+            norms_heads="q_norm" in names,
+            scores_kept=getattr(config, "_attn_implementation", None) == "eager",
+        )  # fmt: skip
+
+    def in_nf4(self, double: bool) -> Shape:
+        """The same base with its linear layers in 4 bits and the constants of each block of 64."""
+        bits = 4.127 if double else 4.5
+        return replace(self, weight_bytes=int(self.weight_bytes - self.linear * (self.width - bits / 8)))
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """How a micro batch is computed."""
+
+    engine: str
+    recompute: bool
+    """Gradient checkpointing."""
+    adapter: int
+    """Numbers in the adapter; 0 trains the base itself."""
+    rank: int
+    optimizer: str = "adamw"
+    head_in_chunks: bool = True
+
+
+def estimate(shape: Shape, work: Work, tokens: int, length: int, trained_tokens: int | None = None) -> MemoryEstimate:
+    """Of a micro batch of so many tokens, padding included, in rows up to `length`, of which so many are trained."""
+    trained = tokens if trained_tokens is None else trained_tokens
+    layer = tokens * _kept(shape, work, length) * shape.width
+    kept = shape.layers * tokens * shape.hidden * shape.width + layer if work.recompute else shape.layers * layer
+    full = work.adapter == 0
+    numbers = shape.parameters if full else work.adapter
+    rows = min(trained, rows_at_once(shape.vocabulary)) if work.head_in_chunks else trained
+    copies = 8 if shape.width == 4 else 12  # fp32 logits and a copy, and both roundings of them
+    logits = rows * shape.vocabulary * (copies if work.head_in_chunks else copies + 4)
+    scores = 0 if shape.scores_kept else min(_SCORES, tokens * shape.heads * length)
+    passing = 6 * shape.inner + 4 * shape.hidden + 4 * shape.queries
+    return MemoryEstimate(
+        weights=shape.weight_bytes,
+        adapter=4 * work.adapter,
+        gradients=4 * numbers,
+        optimizer=numbers * _OPTIMIZER_BYTES.get(work.optimizer, 2),
+        activations=int(kept),
+        logits=int(logits + 2 * trained * shape.hidden * shape.width),
+        workspace=int(tokens * passing * shape.width + 3 * scores * shape.width),
+    )
+
+
+def _kept(shape: Shape, work: Work, length: int) -> float:
+    """Values that a layer keeps for each token."""
+    hidden, inner, queries, keys = shape.hidden, shape.inner, shape.queries, shape.keys
+    if work.engine == "direct":
+        raw = 2 * hidden if shape.norms_after else 0
+        return 4 * hidden + raw + 3 * queries + 3 * keys + 2 * inner + 7 * work.rank
+    wide = shape.width == 4
+    kept = (
+        (4 if wide else 9.2) * hidden + 4 * inner + (4 if wide else 5.2) * queries + (7 if wide else 10.6) * work.rank
+    )
+    kept += 0 if shape.is_gated else 4 * hidden
+    kept += (2 if wide else 4) * hidden * shape.norms_after
+    kept += (1 if wide else 2) * (queries + keys) * shape.norms_heads
+    return kept + (2 if wide else 4) * shape.heads * length * shape.scores_kept
+
+
+def flops(shape: Shape, work: Work, tokens: int, trained_tokens: int, mean_length: float) -> float:
+    """Floating-point operations of forward and backward over so many tokens in rows of that length.
+
+    A frozen weight costs 2 for a token in the forward pass and 2 for the gradient of its input; a trained one 2 more.
+    """
+    passes = 3 if work.adapter == 0 else 2
+    base = 2 * shape.linear * tokens * (passes + work.recompute)
+    head = 4 * shape.vocabulary * shape.hidden * trained_tokens
+    attention = 4 * shape.queries * mean_length / 2 * tokens * shape.layers * (3.5 + work.recompute)
+    return float(base + head + attention + 6 * work.adapter * tokens)
+
+
+def shape_of(config: Any, *names: str, default: int | None = None) -> int:
+    """The first of the named sizes that a transformers config has; families name them differently."""
+    found = next((getattr(config, name) for name in names if getattr(config, name, None)), default)
+    assert found is not None, f"{type(config).__name__} has none of {names}"
+    return int(found)
+
+
+def largest_micro_batch(
+    shape: Shape, work: Work, batch_size: int, max_length: int, room_bytes: int, token_cap: int
+) -> tuple[int, str]:
+    """The largest micro batch whose estimate fits the room and whose tokens stay under the cap, with its reason."""
+    size = batch_size
+    while size > 1:
+        needed = estimate(shape, work, size * max_length, max_length).total
+        if needed <= room_bytes and size * max_length <= token_cap:
+            break
+        size = (size + 1) // 2
+    return size, f"at most {token_cap} tokens at once, and its estimate fits {room_bytes / 1e9:.1f} GB"
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _numbers(layer: Any) -> int:
+    if hasattr(layer, "in_features"):
+        return int(layer.in_features * layer.out_features)
+    return int(layer.weight.numel())
