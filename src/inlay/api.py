@@ -532,10 +532,12 @@ def _checked_model(config: Config) -> Model:
 
 
 def show_data(
-    source: str | Path, *, model: str | None = None, row: int | None = None, settings: Sequence[str] = ()
+    source: str | Path, *, model: str | None = None, row: int | str | None = None, settings: Sequence[str] = ()
 ) -> ShownRow:
-    """The row at line `row` of a data file (or of that of a config), by default the first, exactly as training with the
-    model sees it: ids, labels, weights, and where it lands. Raises: ConfigError, DataError, ModelError.
+    """The row at line `row` of a data file (or of that of a config; of a mixture `FILE:LINE`), by default the first,
+    exactly as training with the model sees it: ids, labels, weights, and where it lands.
+
+    Raises: ConfigError, DataError, ModelError.
     """
     from inlay.data.show import show
 

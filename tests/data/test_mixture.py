@@ -14,12 +14,15 @@ import toys
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inlay import api
 from inlay import config as configs
 from inlay.config.settings import DataConfig, TrainFile
 from inlay.data.batches import order, step_rows, steps_per_epoch
 from inlay.data.encode import Encoder
 from inlay.data.prepare import MIXED, PreparedData, data_hash, prepare, sides
+from inlay.data.show import ShownRow
 from inlay.data.tokens import drawn
+from inlay.data.types import Source
 from inlay.errors import ConfigError, DataCheckError, DataError, Interrupted, RunError
 from parts import qa_rows, write_rows
 from training_runs import outcome, stop_after, train
@@ -197,3 +200,20 @@ def test_a_mixture_is_written_as_yaml_or_on_the_command_line_and_its_mistakes_ar
         with pytest.raises(ConfigError) as error:
             configs.load(None, {"model.base_model": "builtin:nano", "data.train": train_})
         assert told in str(error.value), json.dumps(train_)
+
+
+def test_a_row_of_any_file_is_shown_with_where_it_lands(
+    tmp_path: Path, tiny_base: Path, files: tuple[Path, Path]
+) -> None:
+    path = tmp_path / "mixed.yaml"
+    path.write_text(f"data: {{train: [{files[0]}, {{path: {files[1]}, weight: 3.0}}]}}\n")
+
+    def shown(row: str | int | None) -> ShownRow:
+        return api.show_data(path, model=str(tiny_base), row=row)
+
+    landed = [shown(f"b.jsonl:{line}").sequences[0].landings for line in (1, 2, 3)]
+    assert any(sum(one.epoch == 1 for one in landings) > 1 for landings in landed)  # drawn three times an epoch
+    assert shown(3).source == Source(str(files[0]), 3)
+    for row, told in (("c.jsonl:3", "unknown training file 'c.jsonl'"), ("b.jsonl:0", "from 1"), ("x", "FILE:LINE")):
+        with pytest.raises(DataError, match=told):
+            shown(row)

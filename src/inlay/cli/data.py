@@ -66,7 +66,10 @@ def show(
     ],
     model: Model = None,
     row: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Line of the row, as messages name it. [default: the first]")
+        str | None,
+        typer.Option(
+            metavar="N", help="Line of the row, as messages name it; of a mixture FILE:N. [default: the first]"
+        ),
     ] = None,
     settings: Sets = [],  # noqa: B006
     as_json: Json = False,

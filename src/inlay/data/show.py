@@ -17,7 +17,7 @@ from inlay.data.encode import Encoder, Tokens
 from inlay.data.prepare import PreparedData, prepare, training_files
 from inlay.data.tokens import TokenSet, pack
 from inlay.data.types import Example, Source
-from inlay.errors import DataCheckError, DataError
+from inlay.errors import DataCheckError, DataError, unknown_name
 
 IGNORED = -100
 """The label of a token that is not trained."""
@@ -98,12 +98,13 @@ class ShownRow:
         }
 
 
-def show(config: Config, encoder: Encoder, context_length: int, line: int | None) -> ShownRow:
-    """The row at that line (by default the first) of the training file (of a mixture: the first), through the functions that `train` calls.
+def show(config: Config, encoder: Encoder, context_length: int, row: int | str | None) -> ShownRow:
+    """A row of the training file through the functions that `train` calls: the first, that at a line, or of a mixture
+    that at `FILE:LINE`.
 
-    Raises: DataError when no row stands at that line, or for one that cannot be used.
+    Raises: DataError when no row stands there, or for one that cannot be used.
     """
-    file = training_files(config.data)[0]
+    file, line = _place(training_files(config.data), row)
     example = _row(file, line)
     whole = [tokens for _, tokens in encoder.examples([example])]
     try:
@@ -124,6 +125,18 @@ def show(config: Config, encoder: Encoder, context_length: int, line: int | None
         sequences=tuple(_sequence(encoder, whole[n], kept.row(i), where.get(n, ())) for i, n in enumerate(taken)),
         micro_batch_note=_micro_batch_size(config)[1],
     )
+
+
+def _place(files: Sequence[DataFile], row: int | str | None) -> tuple[DataFile, int | None]:
+    if row is None:
+        return files[0], None
+    name, _, line = str(row).rpartition(":")
+    if not line.isascii() or not line.isdigit() or line == "0":
+        raise DataError(f"row {row!r}: a row is named by its line, from 1, or as FILE:LINE.")
+    found = [file for file in files if not name or name == file.name or file.name.endswith(f"/{name}")]
+    if not found:
+        raise DataError(f"row {row!r}: {unknown_name('training file', name, [file.name for file in files])}")
+    return found[0], int(line)
 
 
 def _row(file: DataFile, line: int | None) -> Example:
