@@ -22,9 +22,9 @@ from inlay.storage import is_there, verified
 if TYPE_CHECKING:
     from inlay.data.encode import Encoder
     from inlay.data.types import Example
-    from inlay.evaluation.compare import Comparison
+    from inlay.evaluation.compare import Comparison, Meaning
     from inlay.evaluation.custom import Wanted
-    from inlay.evaluation.metrics import TextMetric
+    from inlay.evaluation.metrics import Array, TextMetric
     from inlay.evaluation.retention import Sets
     from inlay.evaluation.score import HeldOut, Score
     from inlay.evaluation.seeds import SeedLevel
@@ -211,6 +211,10 @@ class Measurement:
     """What none of them was trained for; empty where one model is measured alone."""
     other_rows: tuple[HeldOut, ...]
     other_scores: tuple[Score, ...]
+    meaning: tuple[Meaning | None, ...]
+    """Of the first model and each: None for one on another base, and where one model is measured alone."""
+    left_out: int
+    """Rows that `data.max_length` leaves nothing of."""
 
 
 def measured(models: Sequence[Reference], data: str | None, prompts: Sequence[str], reporter: Reporter) -> Measurement:
@@ -223,16 +227,27 @@ def measured(models: Sequence[Reference], data: str | None, prompts: Sequence[st
     examples, available, where = _examples(lead, data, config)
     other = _other(models, examples, config)
     elsewhere = [example for kept in other.values() for example in kept]
-    rows, scores, other_rows, other_scores, encoders = [], [], [], [], set()
+    rows: list[HeldOut] = []
+    scores, other_rows, other_scores, encoders, left_out = [], [], [], set(), 0
+    meant: dict[str, list[dict[int, Array]]] = {}
+    meaning: list[Meaning | None] = []
     for one in models:
         ready = _load(one, config)
         context = context_length(ready.model.config)
         limit = config.data.max_length if lead else context
         asked = [*config.eval.prompts, *prompts]
-        rows.append(held_out(examples, ready.encoder, int(limit), config.data.overlong, asked))
+        encoded = partial(
+            held_out, encoder=ready.encoder, max_length=int(limit), overlong=config.data.overlong, prompts=asked
+        )
+        found = encoded(examples)
+        if fitting := _fitting(found, f"{where}: {{}} rows are longer than {limit} tokens for {one.name}", bool(rows)):
+            left_out, examples = len(examples) - len(fitting), fitting
+            found = encoded(examples)
+        rows.append(found)
         adapter = one.adapter(ready.digest)
+        model = ready.model if adapter is None else adapter.attach_to(ready.model)
         scored = partial(
-            score, ready.model if adapter is None else adapter.attach_to(ready.model), one.name,
+            score, model, one.name,
             encoder=ready.encoder, batch_size=config.eval.batch_size, max_new_tokens=config.eval.max_new_tokens,
             device=ready.device, dtype=ready.dtype, reporter=reporter,
         )  # fmt: skip
@@ -240,14 +255,57 @@ def measured(models: Sequence[Reference], data: str | None, prompts: Sequence[st
         if elsewhere:
             other_rows.append(held_out(elsewhere, ready.encoder, context, "drop", ()))
             other_scores.append(scored(other_rows[-1], generate=False))
+        if len(models) > 1:
+            meaning.append(_meaning(model, ready, rows[-1], scores[-1], config.eval.batch_size, meant))
         encoders.add((ready.encoder.tokenizer_hash, ready.encoder.template_hash))
     # a question that is too long for one of the tokenizers is asked by none
     common = [n for n in rows[0].asked if all(n in one.asked for one in rows)]
     rows = [replace(one, asked={n: one.asked[n] for n in common}) for one in rows]
     return Measurement(
         tuple(models), tuple(rows), tuple(scores), config, available, where, len(encoders) == 1,
-        other, tuple(other_rows), tuple(other_scores),
+        other, tuple(other_rows), tuple(other_scores), tuple(meaning), left_out,
     )  # fmt: skip
+
+
+def _fitting(found: HeldOut, says: str, later: bool) -> tuple[Example, ...]:
+    """The examples of which something is left to score, where that is not so of all; empty where it is.
+
+    Raises: DataError, beginning with `says`, where it is so of none, or of fewer than a model before had.
+    """
+    kept = set(found.tokens.examples.tolist())
+    if len(kept) == len(found.examples):
+        return ()
+    if later or not kept:
+        raise DataError(f"{says.format(len(found.examples) - len(kept))}, so nothing of them can be measured.")
+    return tuple(example for n, example in enumerate(found.examples) if n in kept)
+
+
+def _meaning(
+    model: Any, ready: Loaded, rows: HeldOut, scored: Score, batch_size: int, first: dict[str, list[dict[int, Array]]]
+) -> Meaning | None:
+    """What the base under `model` makes of questions, references and answers; `first` keeps those of the first model."""
+    from inlay.evaluation.compare import Meaning, shown_question
+    from inlay.evaluation.meaning import meanings
+
+    places = list(rows.asked)
+    texts = {
+        "questions": [shown_question(rows.examples[n]) for n in places],
+        "references": [rows.references[n] for n in places],
+        "answers": [scored.answers[n] or "" for n in places],
+    }
+
+    def embedded(part: str) -> dict[int, Array]:
+        found = meanings(
+            model, ready.encoder, texts[part], batch_size=batch_size, device=ready.device, dtype=ready.dtype
+        )
+        return dict(zip(places, found, strict=True))
+
+    if not first:
+        first[ready.digest] = [embedded("questions"), embedded("references"), embedded("answers")]
+    if ready.digest not in first:
+        return None
+    questions, references, answers = first[ready.digest]
+    return Meaning(questions, references, (answers, embedded("answers")))
 
 
 def _other(models: Sequence[Reference], examples: Sequence[Example], config: Config) -> Sets:
@@ -327,11 +385,12 @@ def comparisons(found: Measurement, wanted: Wanted, where: Path) -> Comparison:
             compare_pair(
                 found.rows[0], found.scores[0], scored, primary=primary, resamples=config.eval.resamples,
                 seed=config.train.seed, available=found.available, wanted=wanted, per_token=found.one_tokenizer,
+                meaning=meaning,
             ),
             reports=str(where),
             notes=(*notes, *_chosen_on_these_rows(model, found)),
         )
-        for model, scored in zip(found.models[1:], found.scores[1:], strict=True)
+        for model, scored, meaning in zip(found.models[1:], found.scores[1:], found.meaning[1:], strict=True)
     ]  # fmt: skip
     drawn = {"resamples": config.eval.resamples, "seed": config.train.seed}
     pairs = [replace(one, preference=preference(one, where, **drawn)) for one in pairs]
@@ -380,6 +439,8 @@ def _notes(found: Measurement) -> tuple[str, ...]:
     from inlay.evaluation.seeds import by_seed
 
     notes = []
+    if found.left_out:
+        notes.append(f"{found.left_out} rows longer than data.max_length, or than the context, are left out.")
     if not found.one_tokenizer:
         notes.append("the models have different tokenizers, so loss per token is not comparable: see bits_per_byte.")
     if (count := len(found.models) - 1) > 1:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from inlay import api
-from inlay.errors import ConfigError, RunError
+from inlay.cli.view import comparisons_text
+from inlay.data.domain import find_domain
+from inlay.errors import ConfigError, DataError, RunError
 from inlay.evaluation.kinds import metrics_for
 from inlay.evaluation.metrics import LOSS_METRICS
 from inlay.events import PlainReporter
@@ -58,6 +60,37 @@ def test_a_model_against_itself_differs_by_exactly_nothing_whatever_it_is_called
     assert list(found.metrics) == [*LOSS_METRICS, "chrf"]
     assert all((d.difference, d.low, d.high) == (0, 0, 0) for d in found.metrics.values())
     assert found.verdict == "not distinguishable"
+
+
+def test_style_and_relevance_are_shown_only_where_they_tell_references_from_shuffled_rows(
+    with_run: Path, tmp_path: Path
+) -> None:
+    there = find_domain("customer_support").heldout.read_text(encoding="utf-8").splitlines()
+    data = tmp_path / "support.jsonl"
+    data.write_text("\n".join(sorted(there, key=len)[:26]))
+    found = api.compare("first", data=str(data), metrics=["chrf"], reporter=QUIET)
+    style, relevance = found.likeness
+    assert style.separates
+    assert 24 <= found.behaviour["style"].n == found.n
+    for one in (style, relevance):
+        assert one.separates == (one.metric.name in found.behaviour)
+        for text in (comparisons_text(found, 200), (Path(found.reports) / "report.md").read_text(encoding="utf-8")):
+            assert one.told in text
+    assert found.to_json()["likeness"]["relevance"]["auc"] == relevance.auc
+    assert not set(found.behaviour) & set(found.adjusted_p)  # no say in the verdict
+
+
+def test_rows_of_a_file_that_are_too_long_are_left_out_and_counted(with_run: Path, tmp_path: Path) -> None:
+    long = [{"question": f"Why {n}?", "answer": "Because it is so. " * 100} for n in range(2)]
+    mixed, none = tmp_path / "mixed.jsonl", tmp_path / "none.jsonl"
+    write_rows(mixed, [*long, *qa_rows(9)])
+    write_rows(none, long)
+    found = api.compare("first", data=str(mixed), metrics=["chrf"], reporter=QUIET)
+    assert (found.n, found.available) == (9, 11)
+    assert found.rows[0].question == qa_rows(1)[0]["question"]
+    assert any(note.startswith("2 rows longer than data.max_length") for note in found.notes)
+    with pytest.raises(DataError, match=r"none.jsonl: 2 rows are longer than \d+ tokens"):
+        api.compare("first", data=str(none), reporter=QUIET)
 
 
 def test_a_model_of_no_run_is_measured_on_a_file(tiny_base: Path, tmp_path: Path, rows: str) -> None:

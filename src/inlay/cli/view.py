@@ -104,6 +104,7 @@ def comparison_text(comparison: Comparison, columns: int) -> str:
     )
     broke = [f"{name}: {d.base:.1%} → {d.other:.1%}" for name, d in comparison.behaviour.items() if d.base or d.other]
     lines += ["", *textwrap.wrap(f"answers: {', '.join(broke)}", columns)] if broke else []
+    lines += [line for one in comparison.likeness for line in textwrap.wrap(f"  {one.told}", columns)]
     elsewhere = [f"{name}: {figure_shown(d.difference, '+')} {d.verdict}" for name, d in comparison.retention.items()]
     lines += ["", *textwrap.wrap(f"loss elsewhere: {', '.join(elsewhere)}", columns)] if elsewhere else []
     lines += ["", *textwrap.wrap(verdict, columns), *textwrap.wrap(comparison.headline, columns)]

@@ -15,6 +15,7 @@ from inlay.evaluation.behaviour import BEHAVIOUR, STOPPED
 from inlay.evaluation.custom import Wanted
 from inlay.evaluation.groups import Group, groups
 from inlay.evaluation.kinds import KINDS, LABEL_METRICS, answer_metric, metrics_for
+from inlay.evaluation.likeness import LEAST_ROWS, Likeness, relevance, style
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS, Array, Metric, TextMetric
 from inlay.evaluation.score import HeldOut, Score, Speed, question
 from inlay.evaluation.statistics import MIN_ROWS, Difference, compare_scores, holm
@@ -57,6 +58,8 @@ class Comparison:
     time_s: float
     behaviour: dict[str, Difference] = field(default_factory=dict)
     """Empty, refusing, repeating and endless answers; empty for documents."""
+    likeness: tuple[Likeness, ...] = ()
+    """Style and relevance of the answers; those that separate are in `behaviour` too."""
     speed: tuple[Speed | None, Speed | None] = (None, None)
     """How long the answers of both were and how long they took."""
     retention: dict[str, Difference] = field(default_factory=dict)
@@ -159,6 +162,7 @@ class Comparison:
             "adapter": self.adapter,
             "metrics": {name: difference_json(d) | {"p_holm": adjusted[name]} for name, d in self.metrics.items()},
             "behaviour": {name: difference_json(d) for name, d in self.behaviour.items()},
+            "likeness": {one.metric.name: one.to_json() for one in self.likeness},
             "speed": {
                 side: None if one is None else one.to_json()
                 for side, one in zip(("base", "adapter"), self.speed, strict=True)
@@ -299,10 +303,12 @@ def compare_pair(
     available: int,
     wanted: Wanted = (),
     per_token: bool = True,
+    meaning: Meaning | None = None,
 ) -> Comparison:
     """`adapter` against `base` on the same rows, by the metrics `wanted` or those that the references call for.
 
-    Models of different tokenizers have no loss per token to compare: then `per_token` is False.
+    Models of different tokenizers have no loss per token to compare: then `per_token` is False. Without `meaning`
+    relevance is not measured.
 
     Raises: ConfigError for a primary metric that was not measured.
     """
@@ -321,6 +327,13 @@ def compare_pair(
         places = covered(everything[names[0]], rows)
         drawn = None if clusters is None else [clusters[n] for n in places]
         found |= compare_scores(metric_pairs, resamples=resamples, seed=seed, clusters=drawn)
+    likeness = likenesses(rows, (base, adapter), meaning, seed)
+    for one in likeness:
+        if one.separates:
+            drawn = None if clusters is None else [clusters[n] for n in rows.asked]
+            pair = {one.metric.name: (one.sides[0], one.sides[1], one.metric)}
+            found |= compare_scores(pair, resamples=resamples, seed=seed, clusters=drawn)
+            behaviour.append(one.metric.name)
     scores: dict[int, dict[str, tuple[float, float]]] = {n: {} for n in range(len(rows.examples))}
     for name, metric in texts.items():
         a, b = (metric.scores(side.statistics[name]) for side in sides)
@@ -331,7 +344,7 @@ def compare_pair(
     made = Comparison(
         base.name, adapter.name, chosen, {m: found[m] for m in [*losses, *texts]}, compared, prompts, available,
         base.time_s + adapter.time_s, behaviour={m: found[m] for m in behaviour},
-        speed=(base.speed, adapter.speed),
+        likeness=likeness, speed=(base.speed, adapter.speed),
     )  # fmt: skip
     named = [name for name in ("loss" if per_token else "bits_per_byte", made.answer_metric) if name is not None]
     pairs = {}
@@ -339,6 +352,30 @@ def compare_pair(
         before, after = (_over_all_rows(name, everything[name], side, rows) for side in sides)
         pairs[name] = (before, after, everything[name])
     return replace(made, groups=groups(rows, pairs, resamples=resamples, seed=seed))
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """Questions, references and both models' answers as hidden states of one base: by row, (depths, width)."""
+
+    questions: Mapping[int, Array]
+    references: Mapping[int, Array]
+    answers: tuple[Mapping[int, Array], Mapping[int, Array]]
+
+
+def likenesses(rows: HeldOut, sides: tuple[Score, Score], meaning: Meaning | None, seed: int) -> tuple[Likeness, ...]:
+    """Style and, with `meaning`, relevance; nothing where too few rows are asked to tell whether they separate."""
+    if len(rows.asked) < LEAST_ROWS:
+        return ()
+    answers = [[one.answers[n] or "" for n in rows.asked] for one in sides]
+    found = [style([rows.references[n] for n in rows.asked], answers, seed)]
+    if meaning is not None:
+        questions, references, *said = (
+            np.stack([part[n] for n in rows.asked])
+            for part in (meaning.questions, meaning.references, *meaning.answers)
+        )
+        found.append(relevance(questions, references, said, seed))
+    return tuple(found)
 
 
 def _over_all_rows(name: str, metric: Metric, side: Measured, rows: HeldOut) -> Array:

@@ -96,7 +96,7 @@ def _seeds(c: Comparison) -> list[Html]:
 def _parts(c: Comparison, histories: Mapping[str, History], met: Met) -> list[Html]:
     parts = [section("Metrics", *_metrics(c.metrics, c.adjusted_p, c.primary)), *_spreads(c)]
     if c.behaviour:
-        said = note("Shares of the answers. They have no say in the verdict.")
+        said = note("Shares of the answers. They have no say in the verdict.", *(f" {one.told}." for one in c.likeness))
         parts.append(section("How the answers behave", *_metrics(c.behaviour), said))
     if any(c.speed):
         said = note("On this machine, with whatever else ran on it.")

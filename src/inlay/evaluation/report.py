@@ -66,6 +66,7 @@ def as_markdown(comparison: Comparison, curves: bool, met: Met = MappingProxyTyp
     ]
     if c.behaviour:
         lines += ["", "## How the answers behave", "", *_table(c.behaviour, None)]
+        lines += ["", *(f"- {one.told}." for one in c.likeness)] if c.likeness else []
     lines += ["", *_speed(c)] if any(c.speed) else []
     if c.retention:
         lines += ["", "## Loss on what was not trained for", "", *_table(c.retention, None)]

@@ -1,0 +1,167 @@
+"""Whether answers are like the references: written as they are (style), and about what was asked (relevance).
+
+Neither is worth anything unless it tells the references from shuffled rows, so that is tried on the rows at hand each
+time. Suffixes: N rows, F features, L depths of the base, D its width.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from inlay.evaluation.metrics import Array, Metric, ratio
+
+LEAST_ROWS: Final = 24
+SEPARATES: Final = 0.6
+"""Below which lower end of its 95% interval an AUC is not taken to separate."""
+_MOST_SHUFFLED = 400
+
+STYLE = Metric(
+    name="style", higher_is_better=True, of_answers=True, size=2, value=ratio,
+    description="share of the references that are written less like the others than the answer is, by its surface; 0..1",
+)  # fmt: skip
+RELEVANCE = Metric(
+    name="relevance", higher_is_better=True, of_answers=True, size=2, value=ratio,
+    description="share of the references that are less close to their question than the answer is to its; 0..1",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """A measure, how well it tells the references from shuffled rows, and what it says of both models."""
+
+    metric: Metric
+    auc: float
+    """How often a reference scores above a shuffled one; 0.5 is chance."""
+    low: float
+    """Lower end of its 95% interval."""
+    sides: tuple[Array, ...]
+    """(N, 2) statistics of each model's answers. The references themselves come to 0.5."""
+
+    @property
+    def separates(self) -> bool:
+        return self.low >= SEPARATES
+
+    @property
+    def told(self) -> str:
+        """What the reader has to know of it, in a line."""
+        against = "the same words in another order" if self.metric is STYLE else "those of other questions"
+        if self.separates:
+            return f"{self.metric.name} tells references from {against} (AUC {self.auc:.2f}); they are at 0.5"
+        return f"{self.metric.name} is not shown: it does not tell references from {against} (AUC {self.auc:.2f})"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"auc": self.auc, "auc_low": self.low, "shown": self.separates}
+
+
+def style(references: Sequence[str], answers: Sequence[Sequence[str]], seed: int) -> Likeness:
+    """How near the surface of an answer is to that of the references; each row by the other half's references."""
+    draw = np.random.default_rng([seed, 0x57E])
+    real = np.stack([_surface(text) for text in references])
+    mixed = np.stack([_surface(" ".join(draw.permutation(text.split()))) for text in references])
+    half = draw.permutation(len(references)) % 2 == 0
+
+    def scored(features_NF: Array) -> Array:
+        return np.where(half, _nearness(features_NF, real[~half]), _nearness(features_NF, real[half]))
+
+    own = scored(real)
+    sides = tuple(_ranked(scored(np.stack([_surface(text) for text in one])), own, half) for one in answers)
+    return Likeness(STYLE, *_with_low(_area(own, scored(mixed)), len(own)), sides)
+
+
+def relevance(questions_NLD: Array, references_NLD: Array, answers: Sequence[Array], seed: int) -> Likeness:
+    """How near an answer is to its question, as the base's hidden states have it.
+
+    At the depth that separates best: each half of the rows is measured at the depth that the other half chose.
+    """
+    count = len(questions_NLD)
+    half = np.random.default_rng([seed, 0x3E1]).permutation(count) % 2 == 0
+    asked, real = _unit(questions_NLD - questions_NLD.mean(0)), _unit(references_NLD - references_NLD.mean(0))
+
+    def separated(part: npt.NDArray[np.bool_], depth: int) -> float:
+        rows = np.flatnonzero(part)[:_MOST_SHUFFLED]
+        near = asked[rows, depth] @ real[rows, depth].T
+        return _area(np.diag(near), near[~np.eye(len(rows), dtype=bool)])
+
+    depths, areas = np.empty(count, int), []
+    for part in (half, ~half):
+        depth = max(range(real.shape[1]), key=lambda one: separated(~part, one))
+        depths[part] = depth
+        areas.append(separated(part, depth))
+    every = np.arange(count)
+
+    def near(said_NLD: Array) -> Array:
+        return np.asarray((asked * _unit(said_NLD - references_NLD.mean(0))).sum(2)[every, depths])
+
+    own = near(references_NLD)
+    # an empty answer, all zeros, is near to nothing
+    said = [np.where(one.any(axis=(1, 2)), near(one), -np.inf) for one in answers]
+    sides = tuple(_ranked(one, own, half) for one in said)
+    return Likeness(RELEVANCE, *_with_low(float(np.mean(areas)), count), sides)
+
+
+def _ranked(scores_N: Array, own_N: Array, half: npt.NDArray[np.bool_]) -> Array:
+    """(N, 2) statistics: the share of the references of the row's own half that score less; an equal one is half."""
+    found = np.empty(len(scores_N))
+    for part in (half, ~half):
+        if part.any():
+            mine, theirs = scores_N[part, None], own_N[part]
+            found[part] = (mine > theirs).mean(1) + (mine == theirs).mean(1) / 2
+    return np.stack([found, np.ones(len(found))], 1)
+
+
+def _area(real: Array, shuffled: Array) -> float:
+    """How often one of `real` is above one of `shuffled`; equal ones count half."""
+    ordered = np.sort(shuffled)
+    below = np.searchsorted(ordered, real, "left") + np.searchsorted(ordered, real, "right")
+    return float(below.mean() / 2 / len(shuffled))
+
+
+def _with_low(area: float, count: int) -> tuple[float, float]:
+    """(AUC, lower end of its 95% interval), of so many real rows and as many shuffled ones.
+
+    Source: J. Hanley and B. McNeil, "The meaning and use of the area under a ROC curve", 1982.
+    """
+    one, two = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = (area * (1 - area) + (count - 1) * (one + two - 2 * area**2)) / count**2
+    return area, area - 1.96 * math.sqrt(max(variance, 0.0))
+
+
+def _unit(vectors: Array) -> Array:
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
+
+
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+
+
+def _surface(text: str) -> Array:
+    """(F,) how a text is written, whatever it says: lengths, marks, capitals, digits, lines, repeated words."""
+    words, letters = text.split(), max(len(text), 1)
+    sentences = [part for part in _SENTENCE.split(text.strip()) if part] or [""]
+    lengths = [len(part.split()) for part in sentences]
+    bare = [word.strip(".,!?;:").casefold() for word in words]
+    count = max(len(words), 1)
+    return np.array(
+        [
+            math.log1p(len(words)), np.mean(lengths), np.std(lengths), sum(map(len, words)) / count,
+            sum(map(str.isupper, text)) / letters, sum(map(str.isdigit, text)) / letters,
+            *(text.count(mark) / letters for mark in ".,!?;:'\"-()"), text.count("\n") / count,
+            np.mean([part[:1].isupper() for part in sentences]), float(text.strip()[-1:] in (".", "!", "?")),
+            len(set(bare)) / count, sum(word[:1].isupper() for word in words[1:]) / count,
+            float("```" in text),
+        ]
+    )  # fmt: skip
+
+
+def _nearness(features_NF: Array, profile_MF: Array) -> Array:
+    """(N,) minus the mean distance from the profile, in its standard deviations, each feature's at most 3."""
+    mean, spread = profile_MF.mean(0), profile_MF.std(0)
+    # a feature that hardly varies says much by any change; the floor keeps that from being all
+    scale = spread + 0.05 * np.abs(mean) + 1e-3
+    return np.asarray(-np.minimum(np.abs(features_NF - mean) / scale, 3).mean(1))
