@@ -161,6 +161,9 @@ def compare(
     prompts: Sequence[str] = (),
     python_tests: str | Path | None = None,
     blind: bool = False,
+    cost: float | None = None,
+    watts: float | None = None,
+    utilisation: float | None = None,
     reporter: Reporter | None = None,
     folder: str = "results",
 ) -> Comparison:
@@ -171,7 +174,8 @@ def compare(
     call for; one may be a function `(prediction, reference) -> float`, or `FILE.py:FUNCTION`. `python_tests` is a file
     of {"question", "tests"} rows: the Python of those answers is run, in a limited process. Reports go to `reports/` of
     the first run, without a run to `comparisons/` in `folder`. `blind` then asks on a local page which answers are
-    better, without saying whose they are, and adds what was said to the reports.
+    better, without saying whose they are, and adds what was said to the reports. Any of `cost` (of an hour of this
+    machine), `watts` and `utilisation` (the share of the paid time in which it serves) adds what the models cost.
     Raises: RunError, AdapterError, ModelError, ConfigError for names that mean nothing or cannot be measured.
     """
     from inlay import scoring
@@ -181,17 +185,19 @@ def compare(
 
     reporter, metrics = reporter or PlainReporter(), resolved(metrics)
     tests = read_tests(python_tests) if python_tests else {}
+    given = (cost, watts, utilisation)
+    prices = scoring.Prices(*given) if any(value is not None for value in given) else None
     named = _references(models or (None,), folder)
     if blind and len(named) > 2:
         raise ConfigError(f"--blind: two models are judged against each other (got {len(named)}). Name two, or one.")
     found = scoring.measured(named if len(named) > 1 else [named[0].without_adapter(), *named], data, prompts, reporter)
     metrics = [*metrics, scoring.python_tests(found, tests)] if python_tests else metrics
     where = scoring.reports_folder(found, folder)
-    comparison = scoring.reported(found, metrics, where)
+    comparison = scoring.reported(found, metrics, where, prices)
     if not blind:
         return comparison
     ask(comparison, where, reporter.note)
-    return scoring.reported(found, metrics, where)
+    return scoring.reported(found, metrics, where, prices)
 
 
 def _references(names: Sequence[ModelName], folder: str) -> list[Reference]:

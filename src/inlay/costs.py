@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from inlay.errors import ConfigError
+from inlay.events import bytes_shown
 
 WATTS: Final = {"cpu": 65.0, "mps": 40.0, "cuda": 400.0}
 """What a machine is taken to draw while it computes, by device: round figures, to be replaced by one's own."""
@@ -72,6 +73,54 @@ class Costs:
     def to_json(self) -> dict[str, Any]:
         values = {"price_per_hour": self.price_per_hour, "watts": self.watts, "utilisation": self.utilisation}
         return values | {"assumed": list(self.assumed)}
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What one model takes to train, keep and serve, and what that costs."""
+
+    name: str
+    costs: Costs
+    request_s: float | None
+    """Of a request where they are answered in batches; None where none was."""
+    training_s: float | None
+    """None where it was not trained here."""
+    stored_bytes: int
+    """Of what must be kept beside a base that is there anyway; of all of it for a whole model."""
+
+    @property
+    def per_1000(self) -> float | None:
+        return None if self.request_s is None else self.costs.per_1000_requests(self.request_s)
+
+    @property
+    def once(self) -> float | None:
+        return None if self.training_s is None else self.costs.of_work(self.training_s)
+
+    @property
+    def per_1000_kwh(self) -> float | None:
+        return None if self.request_s is None else self.costs.energy_kwh(1000 * self.request_s)
+
+    @property
+    def once_kwh(self) -> float | None:
+        return None if self.training_s is None else self.costs.energy_kwh(self.training_s)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name, "stored_bytes": self.stored_bytes,
+            "training_s": self.training_s, "cost_once": self.once, "energy_kwh_once": self.once_kwh,
+            "request_s": self.request_s, "cost_per_1000_requests": self.per_1000,
+            "energy_kwh_per_1000_requests": self.per_1000_kwh,
+        }  # fmt: skip
+
+    def cells(self) -> list[str]:
+        """Under HEAD: name, what training costs, its energy, what is stored, 1,000 requests, their energy."""
+        money = ["–" if value is None else money_shown(value) for value in (self.once, self.per_1000)]
+        energy = ["–" if value is None else f"{value:.2g} kWh" for value in (self.once_kwh, self.per_1000_kwh)]
+        return [self.name, money[0], energy[0], bytes_shown(self.stored_bytes), money[1], energy[1]]
+
+
+HEAD: Final = ("", "training", "its energy", "stored", "1,000 requests", "their energy")
+"""Of a table of bills."""
 
 
 def money_shown(amount: float) -> str:

@@ -13,6 +13,7 @@ from inlay import config as configs
 from inlay import run as runs
 from inlay.config import Config
 from inlay.config.identity import settings_hash
+from inlay.costs import Bill, Costs
 from inlay.errors import AdapterError, ConfigError, DataError, ModelError, RunError
 from inlay.events import Reporter
 from inlay.incidents import incidents
@@ -355,11 +356,58 @@ def python_tests(found: Measurement, tests: Mapping[str, str]) -> TextMetric:
     return python_tests_metric(here)
 
 
-def reported(found: Measurement, wanted: Wanted, where: Path) -> Comparison:
-    """The comparison, with all its reports written to the folder."""
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What was given of them; the rest is assumed. See `inlay.costs.Costs`."""
+
+    cost: float | None = None
+    watts: float | None = None
+    utilisation: float | None = None
+
+    def __post_init__(self) -> None:
+        self.on("cpu")  # refuses what can be no figure before anything is computed
+
+    def on(self, device: str) -> Costs:
+        return Costs.of(device, self.cost, self.watts, self.utilisation)
+
+
+def bills(found: Measurement, prices: Prices) -> list[Bill]:
+    """What each model costs to train, keep and serve, as far as it was seen."""
+    costs = prices.on(_device(found.config))
+    return [
+        Bill(
+            one.name, costs, None if scored.speed is None else scored.speed.time_s / scored.speed.answers,
+            _training_s(one), _stored_bytes(one),
+        )
+        for one, scored in zip(found.models, found.scores, strict=True)
+    ]  # fmt: skip
+
+
+def _training_s(one: Reference) -> float | None:
+    if one.run is None or one.kind not in ("run", "adapter"):
+        return None
+    took = one.run.record.get("result", {}).get("train_time_s")
+    return None if took is None else float(took)
+
+
+def _stored_bytes(one: Reference) -> int:
+    """Of the adapter's weights, or of all weights of a whole model."""
+    from inlay.models.base import find_base, weight_files
+
+    if one.folder is not None:
+        return sum(path.stat().st_size for path in one.folder.glob("adapter*.safetensors"))
+    return sum(path.stat().st_size for path in weight_files(find_base(one.base).folder))
+
+
+def reported(found: Measurement, wanted: Wanted, where: Path, prices: Prices | None = None) -> Comparison:
+    """The comparison, with all its reports written to the folder; with `prices` it says what the models cost."""
     from inlay.evaluation.report import write_reports
 
     comparison = comparisons(found, wanted, where)
+    if prices is not None:
+        first, *others = bills(found, prices)
+        every = [replace(c, bills=(first, b)) for c, b in zip((comparison, *comparison.also), others, strict=True)]
+        comparison = replace(every[0], also=tuple(every[1:]))
     trained = {one.run.name: one.run for one in found.models if one.run is not None}
     met = {name: incidents(run) for name, run in trained.items()}
     write_reports(comparison, where, {name: run.metrics for name, run in trained.items()}, met)

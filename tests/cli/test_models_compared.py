@@ -62,13 +62,13 @@ def test_a_model_against_itself_differs_by_exactly_nothing_whatever_it_is_called
     assert found.verdict == "not distinguishable"
 
 
-def test_style_and_relevance_are_shown_only_where_they_tell_references_from_shuffled_rows(
+def test_style_and_relevance_are_shown_only_where_they_separate_and_cost_where_a_price_is_given(
     with_run: Path, tmp_path: Path
 ) -> None:
     there = find_domain("customer_support").heldout.read_text(encoding="utf-8").splitlines()
     data = tmp_path / "support.jsonl"
     data.write_text("\n".join(sorted(there, key=len)[:26]))
-    found = api.compare("first", data=str(data), metrics=["chrf"], reporter=QUIET)
+    found = api.compare("first", data=str(data), metrics=["chrf"], cost=2.0, reporter=QUIET)
     style, relevance = found.likeness
     assert style.separates
     assert 24 <= found.behaviour["style"].n == found.n
@@ -78,6 +78,17 @@ def test_style_and_relevance_are_shown_only_where_they_tell_references_from_shuf
             assert one.told in text
     assert found.to_json()["likeness"]["relevance"]["auc"] == relevance.auc
     assert not set(found.behaviour) & set(found.adjusted_p)  # no say in the verdict
+
+    base, adapter = found.bills
+    assert base.once is None
+    assert adapter.once == pytest.approx(api.runs.find("first", "results").record["result"]["train_time_s"] / 1800)
+    assert found.speed[0] is not None
+    assert base.per_1000 == pytest.approx(found.speed[0].time_s / found.speed[0].answers * 1000 * 2 / 3600 / 0.5)
+    assert base.stored_bytes > adapter.stored_bytes > 0
+    for name in ("report.md", "report.html"):
+        assert "What it costs" in (Path(found.reports) / name).read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="price: must be 0 or more"):
+        api.compare("first", cost=-1.0, reporter=QUIET)
 
 
 def test_rows_of_a_file_that_are_too_long_are_left_out_and_counted(with_run: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from inlay.cli.help import verb
-from inlay.cli.options import Folder, Json
+from inlay.cli.options import Folder, Json, Price, Utilisation, Watts
 from inlay.cli.outcome import Output
 
 PANEL = "Prepare"
@@ -18,23 +18,7 @@ Examples:
   inlay advise data.jsonl --model ./llama --documents handbook --cost 1.20
   inlay advise --run data-llama-1                        (an adapter that is there)"""
 
-_TERMS = "What every arm gets, and its price"
-Price = Annotated[
-    float | None,
-    typer.Option(
-        "--cost", metavar="PRICE", help="Price of an hour of this machine. [assumed: 1]", rich_help_panel=_TERMS
-    ),
-]
-Watts = Annotated[
-    float | None,
-    typer.Option(metavar="WATTS", help="What it draws while it computes. [assumed by device]", rich_help_panel=_TERMS),
-]
-Utilisation = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SHARE", help="Share of the paid time in which it serves. [assumed: 0.5]", rich_help_panel=_TERMS
-    ),
-]
+_TERMS = "What every arm gets"
 
 
 def add_to(app: typer.Typer) -> None:

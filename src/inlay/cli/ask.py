@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from inlay.cli.help import verb
-from inlay.cli.options import Folder, Json, NoAdapter, RunName, RunOption, Sampling
+from inlay.cli.options import Folder, Json, NoAdapter, Price, RunName, RunOption, Sampling, Utilisation, Watts
 from inlay.cli.outcome import Output
 from inlay.errors import UserError
 
@@ -73,6 +73,9 @@ def compare(
         bool,
         typer.Option("--blind", help="Then judge the answers on a local page that does not say whose they are."),
     ] = False,
+    cost: Price = None,
+    watts: Watts = None,
+    utilisation: Utilisation = None,
     output: Folder = "results",
     as_json: Json = False,
 ) -> Output:
@@ -82,7 +85,7 @@ def compare(
 
     comparison = api.compare(
         *(models or ()), data=data, metrics=_names(metrics), prompts=prompt, python_tests=python_tests, blind=blind,
-        reporter=progress.reporter(), folder=output,
+        cost=cost, watts=watts, utilisation=utilisation, reporter=progress.reporter(), folder=output,
     )  # fmt: skip
     return Output(comparison.to_json(), view.comparisons_text(comparison, view.width()))
 

@@ -21,3 +21,18 @@ Sampling = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="A generation setting, e.g. temperature=0. May be repeated."),
 ]
+_COST = "What it costs"
+Price = Annotated[
+    float | None,
+    typer.Option("--cost", metavar="PRICE", help="Price of an hour of this machine.", rich_help_panel=_COST),
+]
+Watts = Annotated[
+    float | None,
+    typer.Option(metavar="WATTS", help="What it draws while it computes. [assumed by device]", rich_help_panel=_COST),
+]
+Utilisation = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE", help="Share of the paid time in which it serves. [assumed: 0.5]", rich_help_panel=_COST
+    ),
+]

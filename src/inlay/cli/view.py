@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from inlay.events import bytes_shown, duration_shown, figure_shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from inlay.costs import Bill
     from inlay.evaluation.compare import Comparison
     from inlay.evaluation.seeds import SeedLevel
     from inlay.run import Run
@@ -105,6 +108,7 @@ def comparison_text(comparison: Comparison, columns: int) -> str:
     broke = [f"{name}: {d.base:.1%} → {d.other:.1%}" for name, d in comparison.behaviour.items() if d.base or d.other]
     lines += ["", *textwrap.wrap(f"answers: {', '.join(broke)}", columns)] if broke else []
     lines += [line for one in comparison.likeness for line in textwrap.wrap(f"  {one.told}", columns)]
+    lines += bills_text(comparison.bills)
     elsewhere = [f"{name}: {figure_shown(d.difference, '+')} {d.verdict}" for name, d in comparison.retention.items()]
     lines += ["", *textwrap.wrap(f"loss elsewhere: {', '.join(elsewhere)}", columns)] if elsewhere else []
     lines += ["", *textwrap.wrap(verdict, columns), *textwrap.wrap(comparison.headline, columns)]
@@ -115,6 +119,21 @@ def comparison_text(comparison: Comparison, columns: int) -> str:
         f"(took {duration_shown(comparison.time_s)})"
     )
     return "\n".join(lines)
+
+
+def bills_text(bills: Sequence[Bill]) -> list[str]:
+    """What each costs as a table, and what was assumed; nothing without bills."""
+    from inlay.costs import HEAD
+
+    if not bills:
+        return []
+    rows = [list(HEAD), *(one.cells() for one in bills)]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(HEAD))]
+    table = [
+        f"{row[0]:<{widths[0]}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    ]
+    return ["", *table, f"cost: {bills[0].costs.stated}"]
 
 
 def _table(comparison: Comparison, columns: int) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inlay.costs import Bill
 from inlay.data.types import Example
 from inlay.errors import ConfigError, unknown_name
 from inlay.evaluation.behaviour import BEHAVIOUR, STOPPED
@@ -68,6 +69,8 @@ class Comparison:
     """The same by length, source and label, for the loss and the metric of the answers."""
     preference: Difference | None = None
     """Shares of the blindly judged rows whose answer a person preferred; None where nobody judged."""
+    bills: tuple[Bill, ...] = ()
+    """What base and adapter cost; empty where no price was given."""
     seeds: tuple[SeedLevel, ...] = ()
     """Configs of which several seeds are among the models, each as one; on the first comparison only."""
     notes: tuple[str, ...] = ()
@@ -169,6 +172,9 @@ class Comparison:
             },
             "retention": {name: difference_json(d) for name, d in self.retention.items()},
             "preference": None if self.preference is None else difference_json(self.preference),
+            "costs": self.bills[0].costs.to_json() | {"models": [b.to_json() for b in self.bills]}
+            if self.bills
+            else None,
             "seeds": [one.to_json() for one in self.seeds],
             "prompts": [{"prompt": p, "base": b, "adapter": a} for p, b, a in self.prompts],
             "groups": [

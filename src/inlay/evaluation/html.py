@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from inlay.charts import Line, differences, interval, lines
+from inlay.costs import HEAD
 from inlay.evaluation.behaviour import BEHAVIOUR, STOPPED
 from inlay.evaluation.compare import ComparedRow, Comparison
 from inlay.evaluation.metrics import LOSS_METRICS
@@ -101,6 +102,10 @@ def _parts(c: Comparison, histories: Mapping[str, History], met: Met) -> list[Ht
     if any(c.speed):
         said = note("On this machine, with whatever else ran on it.")
         parts.append(section("Length and speed of the answers", _speed(c), said))
+    if c.bills:
+        stated = note(f"Cost: {c.bills[0].costs.stated}. Requests answered in batches; no time of loading a model.")
+        body = [one.cells() for one in c.bills]
+        parts.append(section("What it costs", table(HEAD, body, range(1, len(HEAD)), roomy=[2, 5]), stated))
     if c.retention:
         said = note("Loss on rows that none of these models was trained for: what a model forgot, or got for nothing.")
         parts.append(section("What was not trained for", *_metrics(c.retention), said))

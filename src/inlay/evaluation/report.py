@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from inlay.costs import HEAD
 from inlay.evaluation.compare import ComparedRow, Comparison
 from inlay.evaluation.html import History, Met, comparison_page
 from inlay.evaluation.statistics import Difference
@@ -68,6 +69,8 @@ def as_markdown(comparison: Comparison, curves: bool, met: Met = MappingProxyTyp
         lines += ["", "## How the answers behave", "", *_table(c.behaviour, None)]
         lines += ["", *(f"- {one.told}." for one in c.likeness)] if c.likeness else []
     lines += ["", *_speed(c)] if any(c.speed) else []
+    if c.bills:
+        lines += ["", "## What it costs", "", *_bills(c)]
     if c.retention:
         lines += ["", "## Loss on what was not trained for", "", *_table(c.retention, None)]
     for level in c.seeds:
@@ -116,6 +119,11 @@ def _speed(c: Comparison) -> list[str]:
                 f"| {s['batch_size']} |"
             )
     return lines
+
+
+def _bills(c: Comparison) -> list[str]:
+    rows = [list(HEAD), ["---"] * len(HEAD), *(one.cells() for one in c.bills)]
+    return [*(f"| {' | '.join(row)} |" for row in rows), "", f"Cost: {c.bills[0].costs.stated}."]
 
 
 def _groups(c: Comparison) -> list[str]:
