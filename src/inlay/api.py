@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from inlay.data.show import ShownRow
     from inlay.evaluation.compare import Comparison
     from inlay.evaluation.custom import Wanted
+    from inlay.planning import Plan
     from inlay.scoring import ModelName, Reference
 
 ConfigLike = Config | Mapping[str, Any] | str | Path
@@ -67,6 +68,20 @@ def train(
     run = session.train(as_config(config), resume, fresh, reporter, confirm, extend)
     branches.follow(run, reporter)
     return run
+
+
+def plan(
+    config: ConfigLike, *, memory: str | None = None, calibrate: bool = False, reporter: Reporter | None = None
+) -> Plan:
+    """What LoRA, QLoRA and full fine-tuning with this config would hold and how long they would take; see `Plan`.
+
+    Nothing is trained and no weights are loaded: config and tokenizer of the base are enough. `calibrate` loads it and
+    computes two micro batches of the run instead. `memory` such as `8GB` is what to plan with; else `train.max_memory`,
+    or what is free on this machine. Raises: UserError for a config, data or a base that cannot work.
+    """
+    from inlay.planning import plan as planned
+
+    return planned(as_config(config), memory, calibrate, reporter or PlainReporter())
 
 
 # --- use -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""doctor, init, config: before a run."""
+"""doctor, plan, init, config: before a run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import typer
 from inlay.cli.help import group, verb
 from inlay.cli.options import Folder, Json
 from inlay.cli.outcome import Output
+from inlay.cli.train import Model, Preset, Sets, Source
 
 PANEL = "Prepare"
 
 
 def add_to(app: typer.Typer) -> None:
     verb(app, PANEL)(doctor)
+    verb(app, PANEL)(plan)
     verb(app, PANEL)(init)
     config = group("Look settings up: show a whole config, or explain a setting.")
     verb(config)(show)
@@ -34,6 +36,33 @@ def doctor(
 
     record = api.doctor(quick=quick, folder=output)
     return Output(record, "\n".join(lines(record)))
+
+
+def plan(
+    source: Source,
+    model: Model = None,
+    preset: Preset = None,
+    settings: Sets = [],  # noqa: B006
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Plan with so much, as 8GB. [default: what is free here]")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Load the base and compute two micro batches of the run.")
+    ] = False,
+    as_json: Json = False,
+) -> Output:
+    """Predict memory and time of a run for LoRA, QLoRA and full fine-tuning, before anything runs.
+
+    Names the largest micro batch, length and rank that fit, and what to change when nothing does. Without --calibrate
+    no weights are needed, only config and tokenizer of the base.
+    """
+    from inlay import api
+    from inlay.cli import progress
+    from inlay.cli.plan_view import plan_text
+
+    config = api.config_of(source, settings, preset, {"model.base_model": model})
+    found = api.plan(config, memory=memory, calibrate=calibrate, reporter=progress.reporter())
+    return Output(found.to_json(), plan_text(found))
 
 
 def init(

@@ -104,6 +104,10 @@ class Shape:
         bits = 4.127 if double else 4.5
         return replace(self, weight_bytes=int(self.weight_bytes - self.linear * (self.width - bits / 8)))
 
+    def in_int8(self) -> Shape:
+        """The same base with its linear layers in 8 bits."""
+        return replace(self, weight_bytes=self.weight_bytes - self.linear * (self.width - 1))
+
 
 @dataclass(frozen=True, slots=True)
 class Work:

@@ -111,6 +111,8 @@ def head_of(model: Any) -> Head | None:
     if type(layer) is not nn.Linear:
         return None
     head = Head(layer.weight, layer.bias, getattr(causal.config, "final_logit_softcapping", None))
+    if layer.weight.is_meta:  # no values to see it by
+        return head
     if causal not in _checked:
         _checked[causal] = _is_head_of(causal, head)
     return head if _checked[causal] else None

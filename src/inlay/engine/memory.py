@@ -74,6 +74,15 @@ def limited(device: str, limit_bytes: int | None) -> Iterator[None]:
         raise BeyondLimit(f"{bytes_shown(held)} were held, train.max_memory allows {bytes_shown(limit_bytes)}")
 
 
+@contextlib.contextmanager
+def measured_peak(device: str) -> Iterator[list[int]]:
+    """A list that has the most bytes held inside as its one entry at the end."""
+    seen = [0]
+    marked = _reset_peak(device)
+    yield seen
+    seen[0] = peak_bytes(device) if marked else held_bytes(device)
+
+
 def held_bytes(device: str) -> int:
     """Memory that is held now: tensors on a device with memory of its own, else what of this process is resident."""
     if device.startswith("cuda"):

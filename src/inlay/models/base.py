@@ -38,20 +38,22 @@ class BaseRef:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def find_base(name: str, revision: str | None = None) -> BaseRef:
+def find_base(name: str, revision: str | None = None, *, weights: bool = True) -> BaseRef:
     """The base of that name with its weights on this disk; a hub id is fetched if it is not there.
+
+    Without `weights` its config and tokenizer are enough.
 
     Raises: ModelError naming what is missing and the way out.
     """
     if name.startswith("builtin:"):
         if name not in BUILTIN:
             raise ModelError(f"--model {name}: no such built-in model. Built in: {', '.join(BUILTIN)}.")
-        return _checked(BaseRef(name, Path(str(resources.files("inlay"))) / BUILTIN[name]))
+        return _checked(BaseRef(name, Path(str(resources.files("inlay"))) / BUILTIN[name]), weights)
     folder = Path(name).expanduser()
     if revision is not None and is_there(folder):
         raise ModelError(f"model.revision {revision}: has no effect on the local folder {name}. Leave it out.")
     if is_there(folder) and folder.is_dir():
-        return _checked(BaseRef(name, folder))
+        return _checked(BaseRef(name, folder), weights)
     if folder.exists():
         gguf = " GGUF files are for inference and are not loaded." if folder.suffix == ".gguf" else ""
         raise ModelError(f"--model {name}: a file.{gguf} Give the folder that holds config.json and *.safetensors.")
@@ -62,10 +64,10 @@ def find_base(name: str, revision: str | None = None) -> BaseRef:
         raise ModelError(
             f"--model {name}: no such folder.{hint} Give a local folder, a hub id like owner/name, or builtin:nano."
         )
-    return _checked(BaseRef(name, _from_hub(name, revision)))
+    return _checked(BaseRef(name, _from_hub(name, revision, weights)), weights)
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(name: str, revision: str | None, weights: bool) -> Path:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -76,7 +78,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         RevisionNotFoundError,
     )
 
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    wanted = ["*.json", "*.model", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
     copies = ["consolidated*", "*/*"]  # the same weights again, for other programs
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=copies))
@@ -100,7 +102,7 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("adapter"))
 
 
-def _checked(ref: BaseRef) -> BaseRef:
+def _checked(ref: BaseRef, weights: bool) -> BaseRef:
     where, folder = f"--model {ref.name}", ref.folder
     gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
     if not (folder / "config.json").is_file():
@@ -108,6 +110,8 @@ def _checked(ref: BaseRef) -> BaseRef:
         if (folder / "adapter_config.json").is_file():
             hint = " It holds an adapter: give its base with --model, and the adapter with --from."
         raise ModelError(f"{where}: no config.json in {folder}, so this is not a model folder.{hint}")
+    if not weights:
+        return ref
     files = weight_files(folder)
     if not files:
         pickled = next(iter(sorted([*folder.glob("*.bin"), *folder.glob("*.pt*"), *folder.glob("*.ckpt")])), None)

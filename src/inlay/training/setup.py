@@ -230,10 +230,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
         getattr(torch, dtype.dtype), quantization, config.train.gradient_checkpointing,
     )  # fmt: skip
     choices.settle("train.engine", engine.name, why)
-    per_epoch = steps_per_epoch(data.train.drawn, config.train.batch_size)
-    total = config.train.max_steps or per_epoch * config.train.epochs
-    eval_every = _every(config.train.eval_steps, max(1, math.ceil(total / 10)), per_epoch)
-    save_every = _every(config.train.save_steps, eval_every, per_epoch)
+    total, eval_every, save_every = length_of(config.train, data.train.drawn)
     choices.settle("train.eval_steps", eval_every, "ten times a run")
     choices.settle("train.save_steps", save_every, "with each evaluation")
     make_optimizer(config.train, [p for p in model.parameters() if p.requires_grad])  # refuses what is not here
@@ -328,7 +325,15 @@ def _room_bytes(shape: Shape, config: Config, trainable: int, device: str) -> in
     return int(memory_facts()["available_bytes"] * 0.7)
 
 
-def parse_bytes(text: str) -> int:
+def length_of(train: TrainConfig, drawn: int) -> tuple[int, int, int]:
+    """(steps in all, between evaluations, between checkpoints) of a run whose epochs draw so many rows."""
+    per_epoch = steps_per_epoch(drawn, train.batch_size)
+    total = train.max_steps or per_epoch * train.epochs
+    eval_every = _every(train.eval_steps, max(1, math.ceil(total / 10)), per_epoch)
+    return total, eval_every, _every(train.save_steps, eval_every, per_epoch)
+
+
+def parse_bytes(text: str, where: str = "train.max_memory") -> int:
     """`8GB`, `500 MB`, `2e9`. Raises: ConfigError."""
     units = {
         "": 1,
@@ -346,9 +351,9 @@ def parse_bytes(text: str) -> int:
     try:
         value = float(number) * units[compact[len(number) :]]
     except (ValueError, KeyError):
-        raise ConfigError(f"train.max_memory: not an amount (got {text!r}). Write 8GB or 500MB.") from None
+        raise ConfigError(f"{where}: not an amount (got {text!r}). Write 8GB or 500MB.") from None
     if not 0 < value < 1e18:
-        raise ConfigError(f"train.max_memory: must be above 0 (got {text!r}).")
+        raise ConfigError(f"{where}: must be above 0 (got {text!r}).")
     return int(value)
 
 

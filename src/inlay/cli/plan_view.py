@@ -1,0 +1,59 @@
+"""A plan as text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from inlay.events import bytes_shown, duration_shown
+
+if TYPE_CHECKING:
+    from inlay.planning import Forecast, Plan
+
+_HEAD = ("", "memory", "weights", "trained", "activations", "recomputed", "other", "a step", "the run", "fits")
+
+
+def plan_text(plan: Plan) -> str:
+    """The three ways side by side, what is largest, and what to change where nothing fits."""
+    known = "two micro batches were computed" if plan.is_calibrated else "nothing was computed; --calibrate tries it"
+    lines = [
+        f"{plan.base}: {plan.parameters / 1e6:,.1f}M parameters in {plan.dtype} on {plan.device} ({known})",
+        f"{plan.steps} steps of {plan.batch_size} rows, {plan.micro_batch_size} at once, up to {plan.max_length} tokens; "
+        f"rank {plan.rank}; planned with {bytes_shown(plan.room_bytes)}",
+        "",
+        *_columns([_HEAD, *(_row(plan, one) for one in plan.forecasts)]),
+        "",
+        "trained: its fp32 weights, gradients and optimizer. recomputed: activations with train.gradient_checkpointing.",
+        "other: logits or one layer's workspace, Python, the libraries and the rows.",
+        "",
+    ]
+    mine, largest = plan.forecast, plan.forecast.largest
+    if mine.fits:
+        lines.append(
+            f"{mine.method} fits. Largest that fit, each alone: micro batch {largest.micro_batch_size}, length "
+            f"{largest.max_length}, rank {largest.rank}."
+        )
+        return "\n".join(lines)
+    lines.append(f"{mine.method} does not fit. What would help, each with those above it:")
+    lines += _columns(
+        [(f"  {c.setting}", bytes_shown(c.total_bytes), "fits" if c.fits else "too much") for c in plan.changes]
+    )
+    if not any(change.fits for change in plan.changes):
+        lines.append("Nothing of this is enough: take a smaller base, or more memory.")
+    return "\n".join(lines)
+
+
+def _row(plan: Plan, one: Forecast) -> tuple[str, ...]:
+    memory = one.memory
+    trained = memory.adapter + memory.gradients + memory.optimizer
+    other = one.total_bytes - memory.weights - trained - memory.activations
+    return (
+        one.method + (" (yours)" if one.method == plan.wanted else ""),
+        bytes_shown(one.total_bytes), bytes_shown(memory.weights), bytes_shown(trained), bytes_shown(memory.activations),
+        bytes_shown(one.recomputed.activations), bytes_shown(max(0, other)), duration_shown(one.step_s),
+        duration_shown(one.train_s), "yes" if one.fits else "no",
+    )  # fmt: skip
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

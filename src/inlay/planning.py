@@ -1,0 +1,429 @@
+"""What a run will hold and how long it will take, before anything of it runs: from the sizes of the base, the lengths
+of the rows and the speed of this machine; or calibrated on two micro batches of the run itself."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from inlay.config import Config
+from inlay.data.batches import micro_batches, step_rows
+from inlay.data.encode import Encoder
+from inlay.data.prepare import PreparedData, prepare
+from inlay.engine.estimate import MemoryEstimate, Shape, Work, estimate, flops, largest_micro_batch
+from inlay.engine.memory import held_bytes, measured_peak, release
+from inlay.events import Reporter
+from inlay.models import base as bases
+from inlay.models.adapter import attach
+from inlay.models.machine import memory_facts
+from inlay.models.probe import pick_device, pick_dtype, synchronize
+from inlay.training.loop import accumulate
+from inlay.training.resolve import targets_of
+from inlay.training.setup import length_of, parse_bytes, set_up, token_cap, work_of
+from inlay.training.signals import StopRequest
+from inlay.training.world import World
+
+_STEPS: Final = 200  # whose batches are looked at
+_LARGEST_RANK: Final = 1024
+_TRAFFIC: Final = {"direct": 4.0, "plain": 6.0}
+"""How often a value that a layer keeps passes through memory, with all that is made on the way. Measured."""
+_CALLS_S: Final = {"direct": 4e-4, "plain": 1.5e-3}
+"""Seconds that a layer's calls cost on a CPU however little they compute. Measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Largest:
+    """What still fits, each with everything else as the config has it; 0 where not even the least does."""
+
+    micro_batch_size: int
+    max_length: int
+    """Of rows one at a time."""
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """One way to train: what it takes."""
+
+    method: str
+    """`lora`, `qlora` or `full`."""
+    engine: str
+    trainable: int
+    memory: MemoryEstimate
+    recomputed: MemoryEstimate
+    """With `train.gradient_checkpointing`."""
+    total_bytes: int
+    """At its peak, with what Python, the libraries and the rows hold."""
+    fits: bool
+    step_s: float
+    """Of an optimizer step, on average."""
+    train_s: float
+    """Of all steps and evaluations."""
+    checkpoint_bytes: int
+    largest: Largest
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "method": self.method, "engine": self.engine, "trainable": self.trainable,
+            "memory_bytes": self.memory.to_json(), "memory_bytes_with_gradient_checkpointing": self.recomputed.to_json(),
+            "total_bytes": self.total_bytes, "fits": self.fits, "step_s": self.step_s, "train_s": self.train_s,
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "largest": {"micro_batch_size": self.largest.micro_batch_size, "max_length": self.largest.max_length,
+                        "rank": self.largest.rank},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A setting that would make the run smaller."""
+
+    setting: str
+    total_bytes: int
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The forecasts for LoRA, QLoRA and full fine-tuning of one config on this machine."""
+
+    base: str
+    parameters: int
+    device: str
+    dtype: str
+    steps: int
+    batch_size: int
+    micro_batch_size: int
+    max_length: int
+    rank: int
+    tokens: int
+    """Of all steps."""
+    room_bytes: int
+    """Memory that is planned with."""
+    other_bytes: int
+    """Of it what Python, the libraries and the rows hold; 0 on a device with memory of its own."""
+    is_calibrated: bool
+    wanted: str
+    """The method of the config."""
+    forecasts: tuple[Forecast, ...]
+    changes: tuple[Change, ...]
+    """What would make the wanted method smaller, where it does not fit."""
+
+    @property
+    def forecast(self) -> Forecast:
+        """That of the config's own method."""
+        return next(one for one in self.forecasts if one.method == self.wanted)
+
+    def to_json(self) -> dict[str, Any]:
+        plain = ("base", "parameters", "device", "dtype", "steps", "batch_size", "micro_batch_size", "max_length", "rank",
+                 "tokens", "room_bytes", "other_bytes", "is_calibrated", "wanted")  # fmt: skip
+        return {name: getattr(self, name) for name in plain} | {
+            "forecasts": [one.to_json() for one in self.forecasts],
+            "changes": [{"setting": c.setting, "total_bytes": c.total_bytes, "fits": c.fits} for c in self.changes],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One micro batch."""
+
+    rows: tuple[int, ...]
+    tokens: int
+    """That are computed: with padding on the plain path."""
+    trained: int
+    longest: int
+
+
+def plan(config: Config, memory: str | None, calibrate: bool, reporter: Reporter) -> Plan:
+    """See `inlay.api.plan`."""
+    base = bases.find_base(config.model.base_model, config.model.revision, weights=calibrate)
+    architecture = bases.architecture(base)
+    tokenizer = bases.load_tokenizer(base, config.model.chat_template)
+    encoder = Encoder(tokenizer, config.model.chat_template, config.data.control_tokens)
+    reporter.stage(f"reading {config.data.train_name}")
+    context = bases.context_length(architecture)
+    data = prepare(config.data, encoder, context, config.eval.max_rows, config.train.seed, reporter)
+    device = pick_device(config.model.device).device
+    dtype = pick_dtype(device, config.model.dtype).dtype
+    reporter.stage("measuring this machine")
+    situation = _Situation(config, data, device, getattr(torch, dtype), architecture, context, memory)
+    found = situation.plan(config.model.base_model)
+    if calibrate:
+        reporter.stage("two micro batches of the run itself")
+        found = _calibrated(found, situation, reporter)
+    return found
+
+
+class _Situation:
+    """Base, rows and machine, without any weights."""
+
+    def __init__(
+        self, config: Config, data: PreparedData, device: str, dtype: torch.dtype, architecture: Any, context: int,
+        memory: str | None,
+    ) -> None:  # fmt: skip
+        self.config, self.data, self.device, self.dtype, self.context = config, data, device, dtype, context
+        model = _without_weights(architecture, config, dtype)
+        self.bare = Shape.of(model)
+        fresh = config.model_copy(update={"adapter": config.adapter.model_copy(update={"init": "default"})})
+        with torch.device("meta"):
+            self.model = attach(model, fresh, targets_of(config, model)[0])
+        self.work = work_of(config, self.model, device, dtype, "none")
+        self.total, self.eval_every, _ = length_of(config.train, data.train.drawn)
+        self.other = 0 if device.startswith("cuda") else held_bytes(device)
+        self.room = _room(memory, config, device, self.other)
+        self.speed = _Speed.measured(self.bare, device, dtype)
+
+    def ways(self) -> dict[str, tuple[Shape, Work]]:
+        kind = self.config.model.quantization
+        small = self.bare.in_int8() if kind == "int8" else self.bare.in_nf4(self.config.model.double_quantization)
+        plain = replace(self.work, engine="plain")
+        return {
+            "lora": (self.bare, self.work),
+            "qlora": (small, plain),
+            "full": (self.bare, replace(plain, adapter=0, head_in_chunks=False)),
+        }
+
+    def plan(self, name: str) -> Plan:
+        wanted = "lora" if self.config.model.quantization == "none" else "qlora"
+        shape, work = self.ways()[wanted]
+        size = self._micro_batch_size(shape, work)
+        forecasts = tuple(self._forecast(method, *way, size) for method, way in self.ways().items())
+        mine = next(one for one in forecasts if one.method == wanted)
+        return Plan(
+            base=name, parameters=self.bare.parameters, device=self.device,
+            dtype=str(self.dtype).removeprefix("torch."), steps=self.total, batch_size=self.config.train.batch_size,
+            micro_batch_size=size, max_length=self.data.max_length, rank=self.config.adapter.rank,
+            tokens=round(self.total * float(self.data.train.lengths.mean()) * self.config.train.batch_size),
+            room_bytes=self.room, other_bytes=self.other, is_calibrated=False, wanted=wanted, forecasts=forecasts,
+            changes=() if mine.fits else self._changes(shape, work, size),
+        )  # fmt: skip
+
+    def loads(self, size: int, engine: str) -> list[list[Load]]:
+        """The micro batches of the first steps."""
+        train, config = self.data.train, self.config.train
+        lengths, trained = train.lengths, train.trained_counts
+        found = []
+        for step in range(1, min(self.total, _STEPS) + 1):
+            rows = step_rows(step, config.seed, train.shares, config.batch_size)
+            shares = micro_batches(rows, lengths, size)
+            found.append([_load(share, lengths, trained, engine) for share in shares])
+        return found
+
+    def needed(self, shape: Shape, work: Work, size: int, recompute: bool | None = None) -> MemoryEstimate:
+        """At the largest micro batch of so many rows."""
+        work = work if recompute is None else replace(work, recompute=recompute)
+        heaviest = max((load for step in self.loads(size, work.engine) for load in step), key=lambda load: load.tokens)
+        return estimate(shape, work, heaviest.tokens, heaviest.longest, heaviest.trained)
+
+    def step_s(self, shape: Shape, work: Work, size: int) -> float:
+        steps = self.loads(size, work.engine)
+        passes = sum(self.speed.seconds(shape, work, load) for step in steps for load in step) / len(steps)
+        return passes + self.speed.optimizer_s(work.adapter or shape.parameters)
+
+    def train_s(self, step_s: float) -> float:
+        """All steps, and evaluations, whose forward pass is a third of a step's work for a token."""
+        per_step = float(self.data.train.lengths.mean()) * self.config.train.batch_size
+        evaluations = self.total // self.eval_every + 4  # of the base before, and of both for the verdict
+        return step_s * (self.total + evaluations * self.data.heldout.token_count / per_step / 3)
+
+    def _forecast(self, method: str, shape: Shape, work: Work, size: int) -> Forecast:
+        memory = self.needed(shape, work, size)
+        step_s = self.step_s(shape, work, size)
+        if method == "qlora":
+            step_s += self.speed.unpacking_s(shape, work) * -(-self.config.train.batch_size // size)
+        numbers = work.adapter or shape.parameters
+        return Forecast(
+            method=method, engine=work.engine, trainable=numbers, memory=memory,
+            recomputed=self.needed(shape, work, size, recompute=True), total_bytes=memory.total + self.other,
+            fits=memory.total + self.other <= self.room, step_s=step_s, train_s=self.train_s(step_s),
+            checkpoint_bytes=12 * numbers, largest=self._largest(shape, work, size),
+        )  # fmt: skip
+
+    def _micro_batch_size(self, shape: Shape, work: Work) -> int:
+        train = self.config.train
+        if train.micro_batch_size != "auto":
+            return min(int(train.micro_batch_size), train.batch_size)
+        room, cap = self.room - self.other, token_cap(self.device)
+        return largest_micro_batch(shape, work, train.batch_size, self.data.max_length, room, cap)[0]
+
+    def _largest(self, shape: Shape, work: Work, size: int) -> Largest:
+        room, longest, rank = self.room - self.other, self.data.max_length, self.config.adapter.rank
+
+        def with_rank(wanted: int) -> int:
+            wider = replace(work, rank=wanted, adapter=work.adapter * wanted // rank)
+            return self.needed(shape, wider, size).total
+
+        def rows(count: int) -> int:
+            return estimate(shape, work, count * longest, longest).total
+
+        return Largest(
+            micro_batch_size=_largest(rows, room, self.config.train.batch_size),
+            max_length=_largest(lambda length: estimate(shape, work, length, length).total, room, self.context),
+            rank=_largest(with_rank, room, _LARGEST_RANK) if work.adapter else 0,
+        )
+
+    def _changes(self, shape: Shape, work: Work, size: int) -> tuple[Change, ...]:
+        """Each on top of those before it, from the one that costs least to the one that changes the result."""
+        tried: list[Change] = []
+
+        def add(setting: str, needed: MemoryEstimate) -> None:
+            total = needed.total + self.other
+            if not tried or total < tried[-1].total_bytes:
+                tried.append(Change(setting, total, total <= self.room))
+
+        if size > 1:
+            size = 1
+            add("train.micro_batch_size=1", self.needed(shape, work, size))
+        if not work.recompute:
+            work = replace(work, recompute=True)
+            add("train.gradient_checkpointing=true", self.needed(shape, work, size))
+        if self.config.model.quantization == "none":
+            shape, work = self.ways()["qlora"][0], replace(work, engine="plain")
+            add("model.quantization=nf4", self.needed(shape, work, size))
+        half = self.data.max_length // 2
+        add(f"data.max_length={half}", estimate(shape, work, half, half))
+        return tuple(tried[: next((i + 1 for i, one in enumerate(tried) if one.fits), len(tried))])
+
+
+@dataclass(frozen=True, slots=True)
+class _Speed:
+    """What this machine reaches on products and copies of this size."""
+
+    device: str
+    products_per_s: float
+    copied_bytes_per_s: float
+    unpacked_per_s: float
+    """Weights taken out of 4 bits; 0 where bitsandbytes is not here."""
+
+    @staticmethod
+    def measured(shape: Shape, device: str, dtype: torch.dtype) -> _Speed:
+        tokens = 1024
+        x, weight = (torch.randn(n, shape.hidden, device=device).to(dtype) for n in (tokens, max(shape.inner, 256)))
+        product_s = _least_s(lambda: x @ weight.T, device)
+        values = torch.zeros(1 << 22, device=device)
+        copy_s = _least_s(lambda: values.add_(1.0), device)
+        return _Speed(
+            device,
+            2 * tokens * weight.numel() / product_s,
+            2 * 4 * len(values) / copy_s,
+            _unpacked_per_s(device, dtype),
+        )
+
+    def seconds(self, shape: Shape, work: Work, load: Load) -> float:
+        """Of forward and backward over a micro batch."""
+        mean = load.tokens / max(1, len(load.rows))
+        products = flops(shape, work, load.tokens, load.trained, mean) / self.products_per_s
+        kept = estimate(shape, replace(work, recompute=False), load.tokens, load.longest, load.trained).activations
+        passing = _TRAFFIC[work.engine] * kept * (1.4 if work.recompute else 1) / self.copied_bytes_per_s
+        calls = _CALLS_S[work.engine] * shape.layers * (1.4 if work.recompute else 1)
+        return products + passing + (calls if self.device == "cpu" else calls / 4)
+
+    def optimizer_s(self, numbers: int) -> float:
+        return 40 * numbers / self.copied_bytes_per_s
+
+    def unpacking_s(self, shape: Shape, work: Work) -> float:
+        """Weights are unpacked in each pass of a micro batch."""
+        return shape.linear * (2 + work.recompute) / self.unpacked_per_s if self.unpacked_per_s else 0.0
+
+
+def _least_s(compute: Callable[[], object], device: str) -> float:
+    compute()
+    times: list[float] = []
+    until = time.perf_counter() + 0.1
+    while len(times) < 3 or time.perf_counter() < until:
+        synchronize(torch.device(device))
+        began = time.perf_counter()
+        compute()
+        synchronize(torch.device(device))
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _unpacked_per_s(device: str, dtype: torch.dtype) -> float:
+    try:
+        functional = importlib.import_module("bitsandbytes.functional")
+        packed, state = functional.quantize_4bit(torch.randn(512, 1024, device=device).to(dtype), quant_type="nf4")
+        return 512 * 1024 / _least_s(lambda: functional.dequantize_4bit(packed, state), device)
+    except (ImportError, RuntimeError, NotImplementedError):
+        return 0.0
+
+
+def _without_weights(architecture: Any, config: Config, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    attention = None if config.model.attention == "auto" else config.model.attention
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, attn_implementation=attention)
+    return model.requires_grad_(False)
+
+
+def _room(memory: str | None, config: Config, device: str, other: int) -> int:
+    limit = memory or config.train.max_memory
+    if limit:
+        return parse_bytes(limit, "--memory" if memory else "train.max_memory")
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(memory_facts()["available_bytes"]) + other
+
+
+def _load(rows: Sequence[int], lengths: np.ndarray, trained: np.ndarray, engine: str) -> Load:
+    longest = int(lengths[list(rows)].max())
+    tokens = int(lengths[list(rows)].sum()) if engine == "direct" else longest * len(rows)
+    return Load(tuple(rows), tokens, int(trained[list(rows)].sum()), longest)
+
+
+def _largest(needed: Callable[[int], int], room: int, most: int) -> int:
+    """The largest number up to `most` whose need fits, 0 where none does."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if needed(middle) <= room else (low, middle - 1)
+    return low
+
+
+def _calibrated(found: Plan, situation: _Situation, reporter: Reporter) -> Plan:
+    """With the peak and the seconds of the heaviest and of a middling micro batch of the run itself."""
+    settings = situation.config.train.model_copy(update={"micro_batch_size": found.micro_batch_size})
+    setup = set_up(situation.config.model_copy(update={"train": settings}), reporter, World())
+    job = setup.job(None)
+    loads = [load for step in situation.loads(found.micro_batch_size, setup.engine.name) for load in step]
+    by_tokens = sorted(loads, key=lambda load: load.tokens)
+    seconds, peak = [], 0
+    for load in (by_tokens[-1], by_tokens[len(by_tokens) // 3]):
+        times = []
+        release(job.device)
+        for _ in range(2):
+            with measured_peak(job.device) as seen:
+                began = time.perf_counter()
+                accumulate(job, 0, [list(load.rows)], 1.0, StopRequest())
+                synchronize(torch.device(job.device))
+                times.append(time.perf_counter() - began)
+                job.optimizer.step()
+            job.optimizer.zero_grad(set_to_none=True)
+            peak = max(peak, seen[0])
+        seconds.append((load.tokens, min(times)))
+    (many, slow), (few, quick) = seconds
+    per_token = (slow - quick) / (many - few) if many > few and slow > quick else slow / many
+    once = max(0.0, quick - per_token * few)
+    steps = max(1, min(situation.total, _STEPS))
+    began = time.perf_counter()
+    job.optimizer.step()
+    step_s = sum(once + per_token * load.tokens for load in loads) / steps + time.perf_counter() - began
+    cold = found.forecast
+    other = peak - cold.memory.total
+    mine = replace(
+        cold, total_bytes=peak, fits=peak <= found.room_bytes, step_s=step_s, train_s=situation.train_s(step_s)
+    )
+    ratio = step_s / cold.step_s
+    forecasts = tuple(
+        mine if one.method == found.wanted else replace(one, step_s=one.step_s * ratio, train_s=one.train_s * ratio)
+        for one in found.forecasts
+    )
+    return replace(
+        found, forecasts=forecasts, is_calibrated=True, other_bytes=max(0, other) if found.other_bytes else 0
+    )

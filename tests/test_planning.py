@@ -1,0 +1,92 @@
+"""What a run will need is told before it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inlay import api
+from inlay.cli.plan_view import plan_text
+from inlay.config import load
+from inlay.engine.estimate import Shape, Work, estimate
+from inlay.errors import ConfigError
+from inlay.planning import Plan, _largest
+from inlay.training.setup import set_up
+from inlay.training.world import World
+from training_runs import Quiet
+
+Tree = Callable[..., dict[str, Any]]
+
+
+def planned(tree: dict[str, Any], **options: Any) -> Plan:
+    return api.plan(tree, reporter=Quiet(), **options)
+
+
+def test_sizes_are_those_of_the_loaded_model_and_no_weights_are_needed(config_tree: Tree, tiny_base: Path) -> None:
+    setup = set_up(load(tree=config_tree()), Quiet(), World())
+    bare = tiny_base.parent / "without weights"
+    bare.mkdir(exist_ok=True)
+    for path in tiny_base.iterdir():
+        if path.suffix != ".safetensors":
+            (bare / path.name).write_bytes(path.read_bytes())
+    found = planned(config_tree(model={"base_model": str(bare)}))
+    assert found.parameters == setup.total_parameters
+    assert (found.forecast.trainable, found.steps) == (setup.trainable, setup.total_steps)
+    assert found.forecast.memory.weights == setup.memory.weights
+    assert found.forecast.engine == setup.engine.name == "direct"
+    assert [one.method for one in found.forecasts] == ["lora", "qlora", "full"]
+    lora, qlora, full = found.forecasts
+    assert qlora.memory.weights < lora.memory.weights
+    assert full.memory.optimizer == 8 * found.parameters
+    assert all(one.recomputed.activations < one.memory.activations for one in found.forecasts)
+
+
+def test_what_is_called_the_largest_fits_and_one_more_does_not(config_tree: Tree) -> None:
+    assert [_largest(lambda n: 10 * n, room, 8) for room in (9, 10, 45, 79, 80, 900)] == [0, 1, 4, 7, 8, 8]
+    found = planned(config_tree(train={"max_memory": "100TB"}))
+    assert found.room_bytes == 100 * 10**12
+    assert found.changes == ()
+    largest = found.forecast.largest
+    assert (largest.micro_batch_size, largest.max_length, largest.rank) == (8, 256, 1024)
+
+
+def test_where_nothing_fits_what_would_help_is_named_in_order(config_tree: Tree) -> None:
+    found = planned(config_tree(), memory="1MB")
+    assert not found.forecast.fits
+    assert found.forecast.largest.micro_batch_size == found.forecast.largest.max_length == 0
+    assert [c.setting for c in found.changes][:2] == ["train.micro_batch_size=1", "train.gradient_checkpointing=true"]
+    sizes = [found.forecast.total_bytes, *(c.total_bytes for c in found.changes)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert "smaller base" in plan_text(found)
+    with pytest.raises(ConfigError, match="--memory: not an amount"):
+        planned(config_tree(), memory="much")
+
+
+def test_a_calibrated_plan_has_seen_the_runs_own_batches(config_tree: Tree) -> None:
+    found = planned(config_tree(), calibrate=True)
+    assert found.is_calibrated
+    assert found.forecast.step_s > 0
+    assert found.forecast.total_bytes > found.forecast.memory.weights
+    assert json.loads(json.dumps(found.to_json()))["is_calibrated"] is True
+    assert "two micro batches were computed" in plan_text(found)
+
+
+def test_more_of_anything_never_needs_less() -> None:
+    shape = Shape(
+        hidden=64, layers=3, inner=128, queries=64, keys=32, heads=4, vocabulary=1000, linear=100_000,
+        parameters=200_000, weight_bytes=800_000, width=4, is_gated=True, norms_after=False, norms_heads=False,
+        scores_kept=False,
+    )  # fmt: skip
+    for engine in ("direct", "plain"):
+        work = Work(engine=engine, recompute=False, adapter=10_000, rank=8)
+        small = estimate(shape, work, 100, 50)
+        assert estimate(shape, work, 200, 50).total > small.total
+        assert estimate(shape, replace(work, adapter=20_000, rank=16), 100, 50).total > small.total
+        assert estimate(shape, replace(work, recompute=True), 100, 50).total < small.total
+        assert estimate(replace(shape, width=2, weight_bytes=400_000), work, 100, 50).total < small.total
+        assert estimate(shape, work, 100, 50, trained_tokens=20).total <= small.total
