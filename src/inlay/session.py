@@ -354,7 +354,7 @@ def _report(run: Run) -> None:
     from inlay.training import finish
 
     finish.draw_curves(run)
-    finish.write_report(run)
+    finish.write_report(run, run.record)
 
 
 def _work(
@@ -463,9 +463,10 @@ def _conclude(job: Job, setup: Setup, step: int, reporter: Reporter, stop: StopR
         "time_s": round(time.perf_counter() - began, 3),
         "adapter": str(job.run.adapter),
     }
+    ended = {"status": FINISHED, "error": None, "result": result}
     finish.draw_curves(job.run)
-    job.run.update(status=FINISHED, error=None, result=result)
-    finish.write_report(job.run)
+    finish.write_report(job.run, job.run.record | ended)
+    job.run.update(**ended)
     reporter.note(
         f"held-out loss {difference.base:.4f} → {difference.other:.4f}: {difference.difference:+.4f} "
         f"[{difference.low:+.4f}, {difference.high:+.4f}] {difference.verdict}"

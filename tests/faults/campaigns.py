@@ -22,6 +22,8 @@ from lab import INTERNAL, Lab, Tally, at_event, differing, kill, lose_power
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from inlay.engine.direct.model import DirectModel
+from inlay.engine.head import Head
 from inlay.errors import InlayError
 from inlay.models.adapter import AdapterState
 from inlay.run import Run
@@ -399,7 +401,7 @@ def not_finite(lab: Lab, count: int, kinds: Sequence[str]) -> Tally:
 
 
 def _inject(lab: Lab, kind: str, value: float, at: int) -> None:
-    """In the child: the value appears in the forward pass or the optimizer step of that number."""
+    """In the child: the value appears in the forward pass, the look of a proof or the optimizer step of that number."""
     model, calls = lab.setup.model, [0]
     parameter = next(p for n, p in model.named_parameters() if p.requires_grad and "lora_A" in n)
 
@@ -407,10 +409,20 @@ def _inject(lab: Lab, kind: str, value: float, at: int) -> None:
         calls[0] += 1
         return calls[0] == at
 
-    def in_logits(module: Any, arguments: Any, output: Any) -> Any:
+    def in_logits(head: Head, hidden: Any) -> Any:
+        logits = whole(head, hidden)
+        return logits + value if due() else logits
+
+    def in_proof(module: Any, arguments: Any, output: Any) -> Any:
         if due():
             output.logits = output.logits + value
         return output
+
+    def in_gradient(engine: Any, *batch: Any) -> Any:
+        nll = add_gradient(engine, *batch)
+        if due() and parameter.grad is not None:
+            parameter.grad.view(-1)[0] = value
+        return nll
 
     def in_state(optimizer: Any, *_: Any) -> None:
         if due():
@@ -418,9 +430,11 @@ def _inject(lab: Lab, kind: str, value: float, at: int) -> None:
             target.view(-1)[0] = value
 
     if kind == "logits":
-        model.get_base_model().register_forward_hook(in_logits)
+        whole, Head.logits = Head.logits, in_logits  # type: ignore[method-assign]
+    elif kind == "proof":
+        model.get_base_model().register_forward_hook(in_proof)
     elif kind == "gradient":
-        parameter.register_hook(lambda gradient: gradient + value if due() else gradient)
+        add_gradient, DirectModel.add_gradient = DirectModel.add_gradient, in_gradient  # type: ignore[method-assign]
     else:
         register_optimizer_step_post_hook(in_state)
 

@@ -29,7 +29,7 @@ from lab import Lab, Tally, workplace  # noqa: E402
 LONG = {"max_steps": 1500, "eval_steps": 300, "learning_rate": 1e-3, "keep_checkpoints": 2}
 
 
-KINDS = ("logits", "gradient", "weight", "optimizer")
+KINDS = ("logits", "gradient", "weight", "optimizer", "proof")
 _SHARED: list[Lab] = []
 
 
@@ -87,7 +87,7 @@ def closed(folder: Path, full: bool) -> Iterator[Tally]:
 
 
 def numbers(folder: Path, full: bool) -> Iterator[Tally]:
-    yield c.not_finite(lab_for(folder / "a", full, 7), 180 if full else 4, KINDS)
+    yield c.not_finite(lab_for(folder / "a", full, 7), 200 if full else 5, KINDS)
     yield c.out_of_memory(Lab(folder / "b", seed=8, dropout=0.0), 80 if full else 1)
 
 

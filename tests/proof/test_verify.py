@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from inlay import api, storage
 from inlay.data.encode import Encoder, Tokens
 from inlay.errors import RunError, TrainingError
+from inlay.proof import verify
 from inlay.run import Run
 from parts import make_base, qa_rows, write_rows
 from training_runs import train
@@ -226,6 +228,26 @@ def test_a_base_that_training_has_changed_fails_the_run(config_tree: Tree, monke
     monkeypatch.setattr(finish, "export", changing)
     with pytest.raises(TrainingError, match="adapter off = base: base before and after training"):
         train(config_tree())
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_logits_that_are_not_finite_when_they_are_looked_at_fail_the_run(
+    config_tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    looks, whole = [0], verify.predictions
+
+    def spoilt(*arguments: Any, **options: Any) -> Any:
+        looks[0] += 1
+        weights, targets, logits = whole(*arguments, **options)
+        return weights, targets, logits * math.nan if looks[0] == at else logits
+
+    monkeypatch.setattr(verify, "predictions", spoilt)
+    with pytest.raises(TrainingError, match=r"saved = in memory: .*differ|adapter off = base: .*differ"):
+        train(config_tree(output={"name": "a"}))
+    monkeypatch.undo()
+    assert looks[0] == 5
+    assert not json.loads((tmp_path / "results/a/proofs.json").read_text(), parse_constant=pytest.fail)["passed"]
+    assert failing(train(config_tree(output={"name": "a"}), resume=True)) == set()
 
 
 def test_the_program_prints_a_line_for_each_proof_and_ends_with_1_when_one_fails(

@@ -6,6 +6,7 @@ Shapes: B rows, K positions, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -204,9 +205,10 @@ def same_logits(a_BKV: Tensor, b_BKV: Tensor, tolerance: float, what: str) -> st
     return f"{what}: {a_BKV.numel():,} logits equal {exactly}"
 
 
-def same_losses(now: Sequence[float], then: Sequence[float], tolerance: float, what: str) -> str:
-    """The losses of the same rows are those that were recorded."""
-    apart = max(abs(a - b) for a, b in zip(now, then, strict=True))
+def same_losses(now: Sequence[float], recorded: Sequence[float | None], tolerance: float, what: str) -> str:
+    """The losses of the same rows are those that were recorded; None stands for one that was not finite."""
+    then = [math.nan if loss is None else loss for loss in recorded]
+    apart = float(np.abs(np.subtract(now, then)).max())
     if not apart <= tolerance * max(1.0, *map(abs, then)):  # NaN is no agreement
         raise Refuted(f"{what}: loss {list(now)}, at the end of training {list(then)}.")
     return f"{what}: loss as at the end of training" + ("" if apart == 0 else f", within {apart:.1g}")

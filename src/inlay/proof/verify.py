@@ -7,7 +7,8 @@ and at the end, losses on a few held-out rows, digests of the run's files.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -94,8 +95,8 @@ def prove_trained(setup: Setup, job: Job, step: int, start: Start) -> list[Proof
     evidence: dict[str, Any] = {
         "start": start.digests,
         "adapter": p.digests_of(exported.tensors),
-        "losses": losses,
-        "base_losses": base_losses,
+        "losses": _finite(losses),
+        "base_losses": _finite(base_losses),
         "files": {name: sha256_of(run.path / name) for name in _FILES if (run.path / name).is_file()},
     }
     found = [
@@ -238,6 +239,11 @@ def _logits(model: Any, batch: Batch, device: str, dtype: torch.dtype | None) ->
     model.train(was_training)
     means_B = nll_BK.sum(1) / (weights_BK > 0).sum(1).clamp(min=1)
     return logits_BKV.cpu(), [float(mean) for mean in means_B]
+
+
+def _finite(losses: Sequence[float]) -> list[float | None]:
+    """As JSON can hold them: the proof that met another number has failed."""
+    return [loss if math.isfinite(loss) else None for loss in losses]
 
 
 def _tensors(stored: AdapterState | InlayError) -> dict[str, Tensor]:

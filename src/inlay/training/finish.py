@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inlay.errors import StorageError
 from inlay.incidents import as_markdown, incidents
@@ -63,9 +63,12 @@ def export(setup: Setup, job: Job) -> int:
     return step
 
 
-def write_report(run: Run) -> Path:
-    """`reports/report.md`: what came out, and what the guards met. `inlay compare` puts a longer one in its place."""
-    result, head = run.record.get("result") or {}, f"# {run.name}: {run.record.get('status')}"
+def write_report(run: Run, record: dict[str, Any]) -> Path:
+    """`reports/report.md`: what came out, and what the guards met. `inlay compare` puts a longer one in its place.
+
+    `record` is what run.json holds, or is about to hold.
+    """
+    result, head = record.get("result") or {}, f"# {run.name}: {record.get('status')}"
     lines = [head]
     if result:
         lines = [
