@@ -76,6 +76,22 @@ def test_a_calibrated_plan_has_seen_the_runs_own_batches(config_tree: Tree) -> N
     assert "two micro batches were computed" in plan_text(found)
 
 
+def test_a_price_turns_time_and_memory_into_money_energy_and_storage(config_tree: Tree) -> None:
+    found = planned(config_tree(), cost=7.2, watts=500.0, utilisation=0.5)
+    assert [bill.name for bill in found.bills] == ["lora", "qlora", "full"]
+    for bill, forecast in zip(found.bills, found.forecasts, strict=True):
+        assert bill.once == pytest.approx(forecast.train_s * 0.002)
+        assert bill.once_kwh == pytest.approx(forecast.train_s * 0.5 / 3600)
+        assert bill.per_1000 == pytest.approx(forecast.request_s * 4)
+        assert forecast.request_s > 0
+    lora, _, full = found.bills
+    assert lora.stored_bytes == 4 * found.forecast.trainable
+    assert full.stored_bytes == found.forecast.memory.weights
+    assert found.to_json()["costs"]["price_per_hour"] == 7.2
+    assert "1,000 requests" in plan_text(found)
+    assert "1,000 requests" not in plan_text(planned(config_tree()))
+
+
 def test_more_of_anything_never_needs_less() -> None:
     shape = Shape(
         hidden=64, layers=3, inner=128, queries=64, keys=32, heads=4, vocabulary=1000, linear=100_000,

@@ -13,6 +13,7 @@ from inlay import run as runs
 from inlay.config import Config
 from inlay.config.render import as_yaml
 from inlay.config.settings import GenerationConfig
+from inlay.costs import Prices
 from inlay.errors import ConfigError, RunError, nearest
 from inlay.events import PlainReporter, Reporter
 from inlay.run import Run
@@ -71,17 +72,26 @@ def train(
 
 
 def plan(
-    config: ConfigLike, *, memory: str | None = None, calibrate: bool = False, reporter: Reporter | None = None
+    config: ConfigLike,
+    *,
+    memory: str | None = None,
+    calibrate: bool = False,
+    cost: float | None = None,
+    watts: float | None = None,
+    utilisation: float | None = None,
+    reporter: Reporter | None = None,
 ) -> Plan:
     """What LoRA, QLoRA and full fine-tuning with this config would hold and how long they would take; see `Plan`.
 
     Nothing is trained and no weights are loaded: config and tokenizer of the base are enough. `calibrate` loads it and
     computes two micro batches of the run instead. `memory` such as `8GB` is what to plan with; else `train.max_memory`,
-    or what is free on this machine. Raises: UserError for a config, data or a base that cannot work.
+    or what is free on this machine. Any of `cost`, `watts` and `utilisation`, as in `compare`, adds what each way costs.
+    Raises: UserError for a config, data or a base that cannot work.
     """
     from inlay.planning import plan as planned
 
-    return planned(as_config(config), memory, calibrate, reporter or PlainReporter())
+    prices = Prices.of(cost, watts, utilisation)
+    return planned(as_config(config), memory, calibrate, reporter or PlainReporter(), prices)
 
 
 # --- use -----------------------------------------------------------------------------------------------------
@@ -200,8 +210,7 @@ def compare(
 
     reporter, metrics = reporter or PlainReporter(), resolved(metrics)
     tests = read_tests(python_tests) if python_tests else {}
-    given = (cost, watts, utilisation)
-    prices = scoring.Prices(*given) if any(value is not None for value in given) else None
+    prices = Prices.of(cost, watts, utilisation)
     named = _references(models or (None,), folder)
     if blind and len(named) > 2:
         raise ConfigError(f"--blind: two models are judged against each other (got {len(named)}). Name two, or one.")

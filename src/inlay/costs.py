@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -76,6 +77,27 @@ class Costs:
 
 
 @dataclass(frozen=True, slots=True)
+class Prices:
+    """What was given of the price of an hour, the watts and the utilisation; the rest is assumed."""
+
+    cost: float | None = None
+    watts: float | None = None
+    utilisation: float | None = None
+
+    def __post_init__(self) -> None:
+        self.on("cpu")  # refuses what can be no figure before anything is computed
+
+    @staticmethod
+    def of(cost: float | None, watts: float | None, utilisation: float | None) -> Prices | None:
+        """None where nothing was given. Raises: ConfigError."""
+        given = (cost, watts, utilisation)
+        return Prices(*given) if any(value is not None for value in given) else None
+
+    def on(self, device: str) -> Costs:
+        return Costs.of(device, self.cost, self.watts, self.utilisation)
+
+
+@dataclass(frozen=True, slots=True)
 class Bill:
     """What one model takes to train, keep and serve, and what that costs."""
 
@@ -129,3 +151,8 @@ def money_shown(amount: float) -> str:
         return f"{amount:,.2f}"
     digits = next(n for n in range(2, 16) if round(amount, n) >= 10 ** (1 - n) or n == 15)
     return f"{amount:.{digits}f}"
+
+
+def bills_json(bills: Sequence[Bill]) -> dict[str, Any] | None:
+    """The prices and what each model costs by them; None without bills."""
+    return bills[0].costs.to_json() | {"models": [one.to_json() for one in bills]} if bills else None

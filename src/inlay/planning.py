@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from inlay.config import Config
+from inlay.costs import Bill, Prices, bills_json
 from inlay.data.batches import micro_batches, step_rows
 from inlay.data.encode import Encoder
 from inlay.data.prepare import PreparedData, prepare
@@ -66,6 +67,10 @@ class Forecast:
     train_s: float
     """Of all steps and evaluations."""
     checkpoint_bytes: int
+    stored_bytes: int
+    """Of what must be kept to serve it beside the base: the adapter, or for full fine-tuning all weights."""
+    request_s: float
+    """Of a request as long as these rows, answered in batches of `eval.batch_size`. A rough figure."""
     largest: Largest
 
     def to_json(self) -> dict[str, Any]:
@@ -73,7 +78,7 @@ class Forecast:
             "method": self.method, "engine": self.engine, "trainable": self.trainable,
             "memory_bytes": self.memory.to_json(), "memory_bytes_with_gradient_checkpointing": self.recomputed.to_json(),
             "total_bytes": self.total_bytes, "fits": self.fits, "step_s": self.step_s, "train_s": self.train_s,
-            "checkpoint_bytes": self.checkpoint_bytes,
+            "checkpoint_bytes": self.checkpoint_bytes, "stored_bytes": self.stored_bytes, "request_s": self.request_s,
             "largest": {"micro_batch_size": self.largest.micro_batch_size, "max_length": self.largest.max_length,
                         "rank": self.largest.rank},
         }  # fmt: skip
@@ -113,6 +118,8 @@ class Plan:
     forecasts: tuple[Forecast, ...]
     changes: tuple[Change, ...]
     """What would make the wanted method smaller, where it does not fit."""
+    bills: tuple[Bill, ...] = ()
+    """What each way costs; empty where no price was given."""
 
     @property
     def forecast(self) -> Forecast:
@@ -125,6 +132,7 @@ class Plan:
         return {name: getattr(self, name) for name in plain} | {
             "forecasts": [one.to_json() for one in self.forecasts],
             "changes": [{"setting": c.setting, "total_bytes": c.total_bytes, "fits": c.fits} for c in self.changes],
+            "costs": bills_json(self.bills),
         }
 
 
@@ -139,7 +147,7 @@ class Load:
     longest: int
 
 
-def plan(config: Config, memory: str | None, calibrate: bool, reporter: Reporter) -> Plan:
+def plan(config: Config, memory: str | None, calibrate: bool, reporter: Reporter, prices: Prices | None = None) -> Plan:
     """See `inlay.api.plan`."""
     base = bases.find_base(config.model.base_model, config.model.revision, weights=calibrate)
     architecture = bases.architecture(base)
@@ -156,7 +164,11 @@ def plan(config: Config, memory: str | None, calibrate: bool, reporter: Reporter
     if calibrate:
         reporter.stage("two micro batches of the run itself")
         found = _calibrated(found, situation, reporter)
-    return found
+    if prices is None:
+        return found
+    costs = prices.on(device)
+    bills = tuple(Bill(f.method, costs, f.request_s, f.train_s, f.stored_bytes) for f in found.forecasts)
+    return replace(found, bills=bills)
 
 
 class _Situation:
@@ -241,8 +253,17 @@ class _Situation:
             method=method, engine=work.engine, trainable=numbers, memory=memory,
             recomputed=self.needed(shape, work, size, recompute=True), total_bytes=memory.total + self.other,
             fits=memory.total + self.other <= self.room, step_s=step_s, train_s=self.train_s(step_s),
-            checkpoint_bytes=12 * numbers, largest=self._largest(shape, work, size),
+            checkpoint_bytes=12 * numbers, stored_bytes=4 * work.adapter or self.bare.weight_bytes,
+            request_s=self.request_s(method, shape), largest=self._largest(shape, work, size),
         )  # fmt: skip
+
+    def request_s(self, method: str, shape: Shape) -> float:
+        """Of a request like these rows in a batch, each of whose steps reads all weights and lasts for all rows."""
+        lengths, answers = self.data.train.lengths, self.data.train.trained_counts
+        # an answer waits for the longest of its batch
+        steps, batch = float(np.quantile(answers, 0.9)), self.config.eval.batch_size
+        tokens = float((lengths - answers).mean()) + steps
+        return self.speed.request_s(shape, tokens, steps, batch, unpacks=method == "qlora")
 
     def _micro_batch_size(self, shape: Shape, work: Work) -> int:
         train = self.config.train
@@ -325,6 +346,14 @@ class _Speed:
 
     def optimizer_s(self, numbers: int) -> float:
         return 40 * numbers / self.copied_bytes_per_s
+
+    def request_s(self, shape: Shape, tokens: float, steps: float, batch: int, *, unpacks: bool) -> float:
+        """Of one of `batch` requests of so many tokens, the last `steps` of which are generated."""
+        products = 2 * (shape.linear * tokens + shape.vocabulary * shape.hidden * steps) / self.products_per_s
+        step_s = shape.weight_bytes / self.copied_bytes_per_s + _CALLS_S["plain"] / 3 * shape.layers
+        if unpacks and self.unpacked_per_s:
+            step_s += shape.linear / self.unpacked_per_s
+        return products + steps * step_s / batch
 
     def unpacking_s(self, shape: Shape, work: Work) -> float:
         """Weights are unpacked in each pass of a micro batch."""

@@ -13,7 +13,7 @@ from inlay import config as configs
 from inlay import run as runs
 from inlay.config import Config
 from inlay.config.identity import settings_hash
-from inlay.costs import Bill, Costs
+from inlay.costs import Bill, Prices
 from inlay.errors import AdapterError, ConfigError, DataError, ModelError, RunError
 from inlay.events import Reporter
 from inlay.incidents import incidents
@@ -354,21 +354,6 @@ def python_tests(found: Measurement, tests: Mapping[str, str]) -> TextMetric:
             "--python-tests: no question of the file is among the rows. It must be the row's last question."
         )
     return python_tests_metric(here)
-
-
-@dataclass(frozen=True, slots=True)
-class Prices:
-    """What was given of them; the rest is assumed. See `inlay.costs.Costs`."""
-
-    cost: float | None = None
-    watts: float | None = None
-    utilisation: float | None = None
-
-    def __post_init__(self) -> None:
-        self.on("cpu")  # refuses what can be no figure before anything is computed
-
-    def on(self, device: str) -> Costs:
-        return Costs.of(device, self.cost, self.watts, self.utilisation)
 
 
 def bills(found: Measurement, prices: Prices) -> list[Bill]:

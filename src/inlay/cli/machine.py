@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from inlay.cli.help import group, verb
-from inlay.cli.options import Folder, Json
+from inlay.cli.options import Folder, Json, Price, Utilisation, Watts
 from inlay.cli.outcome import Output
 from inlay.cli.train import Model, Preset, Sets, Source
 
@@ -49,19 +49,25 @@ def plan(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Load the base and compute two micro batches of the run.")
     ] = False,
+    cost: Price = None,
+    watts: Watts = None,
+    utilisation: Utilisation = None,
     as_json: Json = False,
 ) -> Output:
     """Predict memory and time of a run for LoRA, QLoRA and full fine-tuning, before anything runs.
 
     Names the largest micro batch, length and rank that fit, and what to change when nothing does. Without --calibrate
-    no weights are needed, only config and tokenizer of the base.
+    no weights are needed, only config and tokenizer of the base. --cost turns time into money and energy.
     """
     from inlay import api
     from inlay.cli import progress
     from inlay.cli.plan_view import plan_text
 
     config = api.config_of(source, settings, preset, {"model.base_model": model})
-    found = api.plan(config, memory=memory, calibrate=calibrate, reporter=progress.reporter())
+    found = api.plan(
+        config, memory=memory, calibrate=calibrate, cost=cost, watts=watts, utilisation=utilisation,
+        reporter=progress.reporter(),
+    )  # fmt: skip
     return Output(found.to_json(), plan_text(found))
 
 

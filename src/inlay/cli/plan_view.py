@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from inlay.cli.view import bills_text
 from inlay.events import bytes_shown, duration_shown
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def plan_text(plan: Plan) -> str:
         "trained: its fp32 weights, gradients and optimizer. recomputed: activations with train.gradient_checkpointing.",
         "other: logits or one layer's workspace, Python, the libraries and the rows.",
         "",
+        *_costs(plan),
     ]
     mine, largest = plan.forecast, plan.forecast.largest
     if mine.fits:
@@ -40,6 +42,13 @@ def plan_text(plan: Plan) -> str:
     if not any(change.fits for change in plan.changes):
         lines.append("Nothing of this is enough: take a smaller base, or more memory.")
     return "\n".join(lines)
+
+
+def _costs(plan: Plan) -> list[str]:
+    if not plan.bills:
+        return []
+    said = "1,000 requests as long as these rows, in batches: a rough figure. stored: the adapter, or all weights."
+    return [*bills_text(plan.bills)[1:], said, ""]
 
 
 def _row(plan: Plan, one: Forecast) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inlay.costs import Bill
+from inlay.costs import Bill, bills_json
 from inlay.data.types import Example
 from inlay.errors import ConfigError, unknown_name
 from inlay.evaluation.behaviour import BEHAVIOUR, STOPPED
@@ -172,9 +172,7 @@ class Comparison:
             },
             "retention": {name: difference_json(d) for name, d in self.retention.items()},
             "preference": None if self.preference is None else difference_json(self.preference),
-            "costs": self.bills[0].costs.to_json() | {"models": [b.to_json() for b in self.bills]}
-            if self.bills
-            else None,
+            "costs": bills_json(self.bills),
             "seeds": [one.to_json() for one in self.seeds],
             "prompts": [{"prompt": p, "base": b, "adapter": a} for p, b, a in self.prompts],
             "groups": [
