@@ -58,8 +58,9 @@ class Claim:
 
 
 def train(
-    config: Config, resume: bool, fresh: bool, reporter: Reporter, confirm: Confirm | None, extend: str | None = None
-) -> Run:
+    config: Config, resume: bool, fresh: bool, reporter: Reporter, confirm: Confirm | None, extend: str | None = None,
+    profile: bool = False,
+) -> Run:  # fmt: skip
     """See `inlay.api.train`."""
     if resume and fresh:
         raise ConfigError("train: --resume and --fresh exclude each other. Give one.")
@@ -112,7 +113,7 @@ def train(
             reporter = LoggedReporter(reporter, run)
             held.enter_context(_recorded(run))
         run = Run(Path(world.broadcast_text(str(run.path))))  # from here on the folder is there
-        _work(run, setup, world, reporter, stop, goes_on, branched, began)
+        _work(run, setup, world, reporter, stop, goes_on, branched, began, profile)
     return run
 
 
@@ -366,8 +367,10 @@ def _work(
     goes_on: bool,
     branched: tuple[Run, Checkpoint] | None,
     began: float,
+    profile: bool,
 ) -> None:
     from inlay.engine.memory import enough_memory
+    from inlay.engine.profile import profiled
     from inlay.proof.verify import Start
     from inlay.training.branch import begin
     from inlay.training.calibrate import seconds_per_token
@@ -393,7 +396,14 @@ def _work(
         reporter.block("pre-flight", [*setup.facts(), *_forecast(setup, job, pace_s)])
         trackers = open_trackers(setup.config, run.path, run.name, job.progress.step) if world.is_first else []
         try:
-            run_job(job, world, stop, reporter, trackers)
+            if profile:
+                with profiled(job.device) as seen:
+                    run_job(job, world, stop, reporter, trackers)
+                reporter.block("where the time went", seen.rows())
+                if world.is_first:
+                    run.update(profile={part: round(seconds, 3) for part, seconds in seen.seconds.items()})
+            else:
+                run_job(job, world, stop, reporter, trackers)
         finally:
             for tracker in trackers:
                 tracker.close()

@@ -84,6 +84,11 @@ Extend = Annotated[
 ]  # fmt: skip
 
 
+Profile = Annotated[
+    bool, typer.Option("--profile", help="Say at the end where the time went.", rich_help_panel="The run")
+]
+
+
 def add_to(app: typer.Typer) -> None:
     verb(app, PANEL, epilog=_EPILOG)(train)
     verb(app, PANEL)(demo)
@@ -100,6 +105,7 @@ def train(
     resume: Resume = False,
     fresh: Fresh = False,
     extend: Extend = None,
+    profile: Profile = False,
     as_json: Json = False,
 ) -> Output:
     """Train an adapter on your data, save it, and judge it on held-out rows.
@@ -117,6 +123,7 @@ def train(
         resume=resume,
         fresh=fresh,
         extend=extend,
+        profile=profile,
         reporter=progress.reporter(),
         confirm=progress.confirm(as_json),
     )

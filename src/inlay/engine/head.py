@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from inlay.engine.profile import timed
+
 _LOGITS_AT_ONCE = 1 << 22
 _FEWEST_ROWS = 256  # fewer, and reading the head's weights would cost more than the product
 
@@ -59,6 +61,7 @@ def nll_and_hits(hidden_JH: Tensor, head: Head, targets_J: Tensor) -> tuple[Tens
     return nll_J, hits_J
 
 
+@timed("head")
 def nll_and_gradient(hidden_JH: Tensor, head: Head, targets_J: Tensor) -> tuple[Tensor, Tensor]:
     """(J,) negative log likelihood of each target in nats, at least fp32, and its gradient (J, H) by the hidden values.
 

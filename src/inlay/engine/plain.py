@@ -9,6 +9,7 @@ from torch import Tensor
 
 from inlay.data.batches import Batch
 from inlay.engine.loss import autocast, weighted_nll
+from inlay.engine.profile import timed
 
 
 class Engine(Protocol):
@@ -28,10 +29,16 @@ class PlainModel:
     def __init__(self, model: Any, device: str, autocast_dtype: torch.dtype | None = None) -> None:
         self.model, self.device, self.autocast_dtype = model, device, autocast_dtype
 
+    @timed("forward")
     def add_gradient(self, batch: Batch, factor: float) -> Tensor:
         """See `Engine.add_gradient`."""
         with autocast(self.device, self.autocast_dtype):
             nll_B, _ = weighted_nll(self.model, batch)
         if bool(torch.isfinite(nll_B).all()):
-            (nll_B.sum() * factor).backward()
+            _backward(nll_B.sum() * factor)
         return nll_B.detach()
+
+
+@timed("backward")
+def _backward(loss: Tensor) -> None:
+    loss.backward()

@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from inlay.config import Config
-from inlay.data.batches import collate, epochs_done, micro_batches, step_rows
+from inlay.data.batches import Batch, collate, epochs_done, micro_batches, step_rows
 from inlay.data.curriculum import Curriculum
 from inlay.data.tokens import TokenSet
 from inlay.engine.loss import score_rows
 from inlay.engine.memory import peak_bytes
 from inlay.engine.plain import Engine
+from inlay.engine.profile import timed
 from inlay.errors import Interrupted
 from inlay.events import Reporter
 from inlay.models.adapter import AdapterState, base_view
@@ -139,18 +140,7 @@ def _optimizer_step(job: Job, world: World, stop: StopRequest, reporter: Reporte
 
     (loss, bad_rows), micro_batch_size = with_memory(job, world, TRAINING, step, reporter, gradient)
     leave_if_asked(job, world, stop)
-    world.sum(loss)
-    world.sum_gradients(job.parameters)
-    norm = torch.nn.utils.clip_grad_norm_(job.parameters, config.max_grad_norm)
-    guards.require_finite(world, job.train, step, rows, bad_rows, float(loss), float(norm))
-    rate = progress.learning_rate_factor * learning_rate(config, job.peak_learning_rate, step, job.total_steps)
-    for group in job.optimizer.param_groups:
-        group["lr"] = rate
-    before = guards.adapter_outputs(job.model) if progress.train_loss is None else {}
-    job.optimizer.step()
-    job.optimizer.zero_grad(set_to_none=True)
-    guards.require_finite_update(world, job.parameters, job.optimizer, step)
-    guards.require_moved(before)
+    rate, norm = _update(job, world, step, rows, bad_rows, loss)
     spike = guards.spike(float(norm), progress.recent_norms)
     progress.recent_norms = [*progress.recent_norms, float(norm)][-guards.SPIKE_WINDOW :]
     progress.recent_losses = [*progress.recent_losses, float(loss)][-plateau.WINDOW :]
@@ -172,6 +162,27 @@ def _optimizer_step(job: Job, world: World, stop: StopRequest, reporter: Reporte
         "memory_bytes": float(peak_bytes(job.device)),
         "time_s": round(progress.train_time_s, 3),
     }
+
+
+@timed("optimizer")
+def _update(
+    job: Job, world: World, step: int, rows: list[int], bad_rows: list[int], loss: Tensor
+) -> tuple[float, Tensor]:
+    """(learning rate, norm of the gradient): sums the gradients of all ranks, and applies them. Raises: NonFinite."""
+    config, progress = job.config.train, job.progress
+    world.sum(loss)
+    world.sum_gradients(job.parameters)
+    norm = torch.nn.utils.clip_grad_norm_(job.parameters, config.max_grad_norm)
+    guards.require_finite(world, job.train, step, rows, bad_rows, float(loss), float(norm))
+    rate = progress.learning_rate_factor * learning_rate(config, job.peak_learning_rate, step, job.total_steps)
+    for group in job.optimizer.param_groups:
+        group["lr"] = rate
+    before = guards.adapter_outputs(job.model) if progress.train_loss is None else {}
+    job.optimizer.step()
+    job.optimizer.zero_grad(set_to_none=True)
+    guards.require_finite_update(world, job.parameters, job.optimizer, step)
+    guards.require_moved(before)
+    return rate, norm
 
 
 def _finish_step(
@@ -220,7 +231,7 @@ def accumulate(
         if stop.asked:
             break
         _seed_draws(job.device, job.config.train.seed, step, rows[0])
-        batch = collate(job.train, rows, job.pad_id).to(job.device)
+        batch = _batch(job, rows)
         nll_B = job.engine.add_gradient(batch, job.loss_scale / step_weight)
         loss = nll_B.sum() / step_weight
         total += loss
@@ -235,6 +246,11 @@ def accumulate(
     return total, bad_rows
 
 
+@timed("data")
+def _batch(job: Job, rows: list[int]) -> Batch:
+    return collate(job.train, rows, job.pad_id).to(job.device)
+
+
 def _seed_draws(device: str, *key: int) -> None:
     # Dropout of a micro batch depends on what it holds and on nothing before it: there is no generator state to
     # save, and a resumed run or another number of ranks draws the same.
@@ -247,6 +263,7 @@ def _seed_draws(device: str, *key: int) -> None:
         torch.mps.manual_seed(seed)
 
 
+@timed("evaluation")
 def heldout_nll(job: Job, world: World, stop: StopRequest, reporter: Reporter) -> tuple[np.ndarray, np.ndarray]:
     """`nll_of` the held-out sequences."""
     return nll_of(job.heldout, job, world, stop, reporter)
@@ -344,6 +361,7 @@ def _diagnosed(job: Job, step: int, eval_loss: float, reporter: Reporter) -> pla
     return found
 
 
+@timed("checkpoint")
 def save_checkpoint(job: Job) -> None:
     """Begins to write the checkpoint of the last whole step, and then to forget those that retention gives up.
 

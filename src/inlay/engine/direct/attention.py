@@ -18,6 +18,7 @@ from torch import Tensor
 
 from inlay.engine.direct.lora import Projection
 from inlay.engine.direct.norm import RmsNorm
+from inlay.engine.profile import timed
 
 _BLOCK = 256  # queries at once: bounds memory, and keys after a block are never multiplied
 _LEAST_FILLED = 0.75  # rows join a group down to this share of its longest
@@ -102,6 +103,7 @@ def _hidden(start: int, stop: int, low: int, window: int | None, dtype: torch.dt
     return torch.zeros(unseen.shape, dtype=dtype, device=device).masked_fill_(unseen, float("-inf"))
 
 
+@timed("attention")
 def attend(q_TND: Tensor, k_TMD: Tensor, v_TMD: Tensor, rows: Sequence[Rows], softmax: Softmax) -> Tensor:
     """(T, N, D): each query's mixture of the values that it sees."""
     out_TND = torch.empty_like(q_TND)
@@ -116,6 +118,7 @@ def attend(q_TND: Tensor, k_TMD: Tensor, v_TMD: Tensor, rows: Sequence[Rows], so
     return out_TND
 
 
+@timed("attention")
 def attend_backward(
     d_TND: Tensor, q_TND: Tensor, k_TMD: Tensor, v_TMD: Tensor, rows: Sequence[Rows], softmax: Softmax
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from inlay.engine.profile import timed
+
 
 class _Lora:
     """One adapter on one of the stacked layers: its fp32 master weights and their place in the stack."""
@@ -40,6 +42,7 @@ class Projection:
     def is_adapted(self) -> bool:
         return any(self.loras)
 
+    @timed("adapter")
     def cast(self) -> None:
         """Takes the adapters' present values, in the format that products are computed in."""
         dtype = self.weight_OI.dtype
@@ -54,17 +57,28 @@ class Projection:
     def forward(self, x_TI: Tensor, spans: Sequence[slice]) -> tuple[Tensor, list[Tensor]]:
         """y (T, O), and A x (span, R) of each adapter for the backward pass."""
         y_TO = F.linear(x_TI, self.weight_OI, self.bias_O)
+        return y_TO, self._add_adapters(y_TO, x_TI, spans)
+
+    @timed("adapter")
+    def _add_adapters(self, y_TO: Tensor, x_TI: Tensor, spans: Sequence[slice]) -> list[Tensor]:
         lows = [x_TI[span] @ down_RI.T for span, down_RI in zip(spans, self.downs_RI, strict=True)]
         for span, low_SR, loras in zip(spans, lows, self.loras, strict=True):
             for lora in loras:
                 y_TO[span, lora.outputs].addmm_(low_SR[:, lora.ranks], lora.scaled_up_Pr.T)
-        return y_TO, lows
+        return lows
 
     def backward(
         self, dy_TO: Tensor, x_TI: Tensor, lows: Sequence[Tensor], spans: Sequence[slice], wants_dx: bool = True
     ) -> Tensor | None:
         """Adds dB = s·dyᵀ (A x) and dA = (s·Bᵀ dyᵀ) x to the adapters' gradients; gives dx = dy W + (s·dy B) A."""
         dx_TI = dy_TO @ self.weight_OI if wants_dx else None
+        self._adapters_backward(dx_TI, dy_TO, x_TI, lows, spans)
+        return dx_TI
+
+    @timed("adapter")
+    def _adapters_backward(
+        self, dx_TI: Tensor | None, dy_TO: Tensor, x_TI: Tensor, lows: Sequence[Tensor], spans: Sequence[slice]
+    ) -> None:
         for span, low_SR, down_RI, loras in zip(spans, lows, self.downs_RI, self.loras, strict=True):
             if not loras:
                 continue
@@ -78,7 +92,6 @@ class Projection:
                 _add(lora.down_rI, ddown_RI[lora.ranks])
             if dx_TI is not None:
                 dx_TI[span].addmm_(dlow_SR, down_RI)
-        return dx_TI
 
 
 def _stacked(linears: Sequence[Any]) -> tuple[Tensor, Tensor | None]:

@@ -19,6 +19,7 @@ from inlay.engine.direct.lora import Projection
 from inlay.engine.direct.mlp import Mlp
 from inlay.engine.direct.norm import RmsNorm
 from inlay.engine.head import Head, nll_and_gradient
+from inlay.engine.profile import timed
 from inlay.models.adapter import TRAINED
 
 
@@ -143,6 +144,7 @@ class DirectModel:
         adapted = [any(each.is_adapted for each in layer.projections) for layer in self.layers]
         self.lowest = adapted.index(True)
 
+    @timed("forward")
     def add_gradient(self, batch: Batch, factor: float) -> Tensor:
         """See `inlay.engine.plain.PlainModel.add_gradient`."""
         return self.add_gradients([batch], [factor])[0]
@@ -169,6 +171,7 @@ class DirectModel:
             self._backward(dx_JH, saved, tokens, turns)
         return list(nll_B.split(rows))
 
+    @timed("backward")
     def _backward(self, dx_TH: Tensor, saved: list[Any], tokens: Packed, turns: dict[Any, Any]) -> None:
         for index in range(len(self.layers) - 1, self.lowest - 1, -1):
             layer, last, kept = self.layers[index], index == len(self.layers) - 1, saved.pop()
