@@ -14,6 +14,7 @@ from comparisons import HISTORY, HOSTILE, made
 from inlay.charts import Line, differences, interval, lines
 from inlay.evaluation import html
 from inlay.evaluation.html import comparison_page
+from inlay.evaluation.metrics import METRICS
 from inlay.evaluation.report import write_reports
 from inlay.evaluation.words import marked
 from inlay.incidents import Incident
@@ -35,6 +36,7 @@ def test_the_page_holds_the_verdict_the_figures_and_every_row_and_runs_nothing_t
         assert name in said
         assert f"[{d.low:+.4g}, {d.high:+.4g}]" in said
     assert "held-out loss, 2.100 at step 10 at its best" in said
+    assert METRICS["token_f1"].signature() in said
     assert not re.search(r"https?://|@import|url\(|nan", text)
 
 

@@ -43,7 +43,7 @@ def test_an_answer_passes_when_its_tests_run_to_their_end(code: str, passed: boo
     "code",
     [
         "while True: pass",
-        "import time\ntime.sleep(60)",
+        "import time\ntime.sleep(3)\ndouble = lambda n: 2 * n",  # would pass if it were waited for
         "import os, time\nif os.fork() == 0:\n    time.sleep(60)\nwhile True: pass",
     ],
 )

@@ -12,7 +12,8 @@ from inlay.charts import Line, differences, interval, lines
 from inlay.costs import HEAD
 from inlay.evaluation.behaviour import BEHAVIOUR, STOPPED
 from inlay.evaluation.compare import ComparedRow, Comparison
-from inlay.evaluation.metrics import LOSS_METRICS
+from inlay.evaluation.kinds import KINDS
+from inlay.evaluation.metrics import LOSS_METRICS, METRICS
 from inlay.evaluation.statistics import Difference
 from inlay.evaluation.words import marked
 from inlay.events import duration_shown, figure_shown
@@ -330,4 +331,6 @@ def _reading(c: Comparison) -> Html:
     ]  # fmt: skip
     described = [*LOSS_METRICS.values(), *BEHAVIOUR.values(), STOPPED]
     said += [(metric.name, metric.description) for metric in described]
+    known = {**METRICS, **KINDS}
+    said += [(f"{name}, computed", known[name].signature()) for name in texts if name in known]
     return tag("section", tag("details", tag("summary", "How to read this"), facts(said)))
