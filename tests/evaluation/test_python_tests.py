@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,22 +51,24 @@ def test_an_answer_passes_when_its_tests_run_to_their_end(code: str, passed: boo
     ],
 )
 def test_an_answer_that_does_not_end_is_ended_with_all_that_it_started(
-    monkeypatch: pytest.MonkeyPatch, code: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str
 ) -> None:
     monkeypatch.setattr(python_tests, "TIME_S", 1)
-    before = _children()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert not passes(code, TESTS)
-    assert _children() <= before
+    for _ in range(500):  # a killed process takes a moment to be gone
+        if not _running_in(tmp_path):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"still there: {_running_in(tmp_path)}")
 
 
-def _children() -> set[str]:
-    """Processes that run an answer."""
+def _running_in(folder: Path) -> set[str]:
+    """Processes that work in a folder below this one."""
     found: set[str] = set()
     for path in Path("/proc").glob("[0-9]*/cwd"):
-        try:
-            found |= {str(path)} if "inlay-answer-" in str(path.readlink()) else set()
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):
+            found |= {str(path)} if str(path.readlink()).startswith(str(folder)) else set()
     return found
 
 
