@@ -1,0 +1,358 @@
+"""Training speed and peak memory of inlay beside other tools, on the same rows, model and settings, in turns.
+
+    python benchmarks/train_throughput.py --home FOLDER [--models M1,M2] [--formats bf16,fp32] [--rounds 3] [--steps 8]
+                                          [--tools inlay,trainer,trl] [--data rows.jsonl] [--json]
+
+LoRA of rank 16 on all linear layers, AdamW at 2e-4, 16 rows a step as 4 × 4 (inlay chooses its own micro batch), rows up
+to 512 tokens, loss on the answer, random weights. Each tool has an environment of its own under FOLDER, made here. The
+first two steps of a run are not counted. What has been measured lies in FOLDER/results.jsonl and is not measured again:
+a benchmark that was stopped goes on with the same command. Before each run it waits until the machine is idle;
+--any-load measures at once, and the load is in the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+HUGGING_FACE = ["torch>=2.9,<2.14", "transformers>=5,<6", "peft>=0.17,<1", "accelerate", "datasets"]
+TOOLS: dict[str, list[str]] = {
+    "inlay": ["-e", str(ROOT)],
+    "trainer": HUGGING_FACE,
+    "trl": [*HUGGING_FACE, "trl>=1.0,<2"],
+}
+"""What is installed for each tool. `trainer` is transformers' Trainer, every row padded to 512."""
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny": (
+        "LlamaConfig",
+        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "vocab_size": 8000},
+    ),
+    "M1": (
+        "LlamaConfig",
+        {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
+         "num_key_value_heads": 4, "vocab_size": 32000, "max_position_embeddings": 2048},
+    ),
+    "M2": (
+        "Qwen2Config",
+        {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+         "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 2048, "tie_word_embeddings": True},
+    ),
+}  # fmt: skip
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+LONGEST, ROWS_A_STEP, WARM_UP = 512, 16, 2
+LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--home", type=Path, required=True, help="environments, models and results")
+    parser.add_argument("--tools", default=",".join(TOOLS))
+    parser.add_argument("--models", default="M1", help=", ".join(MODELS))
+    parser.add_argument("--formats", default="bf16,fp32")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument(
+        "--data", type=Path, help="rows with question and answer; without it built-in rows, made longer"
+    )
+    parser.add_argument("--any-load", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.work:
+        print(json.dumps(WORK[given.work[0]](json.loads(given.work[1]))))
+        return
+    home = given.home.resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    tools = given.tools.split(",")
+    pythons = {tool: environment(home, tool) for tool in tools}
+    for model in given.models.split(","):
+        for dtype in given.formats.split(","):
+            task = prepared(home, pythons["inlay"], model, dtype, given.steps, given.data)
+            for turn in range(given.rounds):
+                for tool in tools:
+                    measured(home, pythons[tool], task | {"tool": tool, "turn": turn}, any_load=given.any_load)
+    found = summary(read_lines(home / "results.jsonl"), given.steps)
+    print(json.dumps(found, indent=1) if given.json else table(found))
+
+
+def environment(home: Path, tool: str) -> str:
+    """The Python of a virtual environment with the tool in it."""
+    folder = home / "environments" / tool
+    python, done = folder / "bin" / "python", folder / "installed"
+    if not done.exists():
+        print(f"installing {tool}", file=sys.stderr)
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *TOOLS[tool]], check=True)
+        done.write_text("\n".join(TOOLS[tool]))
+    return str(python)
+
+
+def prepared(home: Path, python: str, model: str, dtype: str, steps: int, data: Path | None) -> dict[str, Any]:
+    """The task with its model and rows on the disk; the rows as text under inlay's template, the same for all."""
+    name = data.stem if data else "builtin"
+    task = {"model": model, "dtype": dtype, "steps": steps, "rows": name, "base": str(home / "models" / f"{model}-{dtype}"),
+            "data": str(home / f"{name}-{steps}.jsonl"), "source": str(data) if data else ""}  # fmt: skip
+    if not Path(task["base"], "tokenizer.json").exists() or not Path(task["data"]).exists():
+        subprocess.run([python, __file__, "--home", str(home), "--work", "prepare", json.dumps(task)], check=True)
+    return task
+
+
+def measured(home: Path, python: str, task: dict[str, Any], *, any_load: bool) -> None:
+    """One run in a process of its own; its line goes into the results unless it is there."""
+    results = home / "results.jsonl"
+    known = ("tool", "model", "dtype", "steps", "rows", "turn")
+    if any(all(line[key] == task[key] for key in known) for line in read_lines(results)):
+        return
+    load = idle() if not any_load else os.getloadavg()[0]
+    command = [python, __file__, "--home", str(home), "--work", task["tool"], json.dumps(task | {"home": str(home)})]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=home)
+    if done.returncode:
+        sys.exit(f"{task['tool']}: {done.stderr}")
+    seen = json.loads(done.stdout.strip().splitlines()[-1])
+    line = {key: task[key] for key in known} | {"load": load, "load_after": os.getloadavg()[0]} | seen
+    with results.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(f"{task['tool']} {task['model']} {task['dtype']}: {rate(line):.2f} rows/s", file=sys.stderr)
+
+
+def idle() -> float:
+    """The load once it is low. Waits for it for half an hour."""
+    for _ in range(180):
+        load = os.getloadavg()[0]
+        if load < 0.25 * (os.cpu_count() or 1):
+            return load
+        time.sleep(10)
+    sys.exit(f"the load stays at {load:.1f}: a busy machine measures nothing. Try later, or give --any-load.")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def rate(line: dict[str, Any]) -> float:
+    """Rows a second, of the median step."""
+    return float(ROWS_A_STEP / statistics.median(line["step_s"][WARM_UP:]))
+
+
+def summary(lines: list[dict[str, Any]], steps: int) -> dict[str, Any]:
+    """Medians over the rounds, and inlay's rate over each tool's, paired by round."""
+    cells: dict[str, Any] = {}
+    for line in lines:
+        if line["steps"] == steps:
+            cells.setdefault(f"{line['model']} {line['dtype']}", {}).setdefault(line["tool"], {})[line["turn"]] = line
+    found = {}
+    for cell, tools in cells.items():
+        ours = tools.get("inlay", {})
+        found[cell] = {
+            tool: {
+                "rows_per_s": statistics.median(map(rate, turns.values())),
+                "peak_bytes": statistics.median(t["peak_bytes"] for t in turns.values()),
+                "first_step_s": statistics.median(t["first_step_s"] for t in turns.values()),
+                "losses": next(iter(turns.values()))["losses"][:3],
+                "rounds": len(turns),
+                "load": max(t["load"] for t in turns.values()),
+                "inlay_times": statistics.median(r) if (r := [rate(ours[k]) / rate(t) for k, t in turns.items() if k in ours]) else None,
+            }
+            for tool, turns in tools.items()
+        }  # fmt: skip
+    return {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "cells": found}
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = [
+        found["machine"],
+        "",
+        "| | tool | rows/s | peak | inlay is | rounds | load |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for cell, tools in found["cells"].items():
+        for tool, one in sorted(tools.items(), key=lambda item: item[1]["rows_per_s"]):
+            times = f"{one['inlay_times']:.2f} ×" if one["inlay_times"] else "–"
+            lines.append(
+                f"| {cell} | {tool} | {one['rows_per_s']:.2f} | {one['peak_bytes'] / 1e6:,.0f} MB | {times} | "
+                f"{one['rounds']} | {one['load']:.1f} |"
+            )
+    return "\n".join(lines)
+
+
+# --- what runs in a tool's own environment ---------------------------------------------------------------------
+
+
+def prepare(task: dict[str, Any]) -> dict[str, Any]:
+    """Writes the model with random weights, and rows as messages and as prompt and completion under the template."""
+    import torch
+    import transformers
+
+    import inlay
+
+    nano = Path(inlay.__file__).parent / "builtin" / "nano"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(nano))
+    family, sizes = MODELS[task["model"]]
+    torch.manual_seed(0)
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = getattr(transformers, family)(**sizes, **ids)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(getattr(torch, DTYPES[task["dtype"]]))
+    model.save_pretrained(task["base"])
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(nano / name, task["base"])
+    wanted, lines = ROWS_A_STEP * task["steps"], []
+    for row in source_rows(task["source"], wanted):
+        messages = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+        prompt = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+        if len(tokenizer(whole)["input_ids"]) <= LONGEST:
+            lines.append(json.dumps({"messages": messages, "prompt": prompt, "completion": whole.removeprefix(prompt)}))
+    Path(task["data"]).write_text("\n".join(lines[:wanted]) + "\n")
+    return {"rows": len(lines[:wanted])}
+
+
+def source_rows(source: str, count: int) -> list[dict[str, str]]:
+    """Rows with question and answer; of the built-in ones several answers are joined, to about a hundred tokens."""
+    if source:
+        return read_lines(Path(source))
+    import inlay
+
+    domain = Path(inlay.__file__).parent / "builtin" / "domains" / "customer_support" / "train.jsonl"
+    asked = [[turn["content"] for turn in row["messages"] if turn["role"] != "system"] for row in read_lines(domain)]
+    return [
+        {"question": f"{k}: {asked[k % len(asked)][0]}",
+         "answer": " ".join(asked[(k + j) % len(asked)][1] for j in range(1 + k % 5))}
+        for k in range(2 * count)
+    ]  # fmt: skip
+
+
+def with_inlay(task: dict[str, Any]) -> dict[str, Any]:
+    began = time.perf_counter()
+    from inlay import api
+    from inlay.events import PlainReporter
+
+    class Clock(PlainReporter):
+        ends: list[float] = []  # noqa: RUF012
+
+        def start(self, total: int, done: int, unit: str) -> None:
+            self.ends.append(time.perf_counter())
+
+        def progress(self, done: int, values: dict[str, Any]) -> None:
+            self.ends.append(time.perf_counter())
+
+    rows = Path(task["home"]) / f"messages-{os.getpid()}.jsonl"
+    rows.write_text("".join(json.dumps({"messages": r["messages"]}) + "\n" for r in read_lines(Path(task["data"]))))
+    steps, folder = task["steps"], Path(task["home"]) / f"runs-{os.getpid()}"
+    config = {
+        "model": {"base_model": task["base"], "device": "cpu", "dtype": DTYPES[task["dtype"]]},
+        "data": {"train": str(rows), "eval_fraction": 0.02, "max_length": LONGEST},
+        "adapter": {"rank": 16, "alpha": 32},
+        "train": {"batch_size": ROWS_A_STEP, "max_steps": steps, "learning_rate": 2e-4, "schedule": "constant",
+                  "warmup_ratio": 0.0, "eval_steps": steps, "save_steps": steps},
+        "eval": {"max_rows": 2, "retention_rows": 0},
+        "track": {"trackers": []},
+        "output": {"folder": str(folder)},
+    }  # fmt: skip
+    clock = Clock()
+    run = api.train(config, reporter=clock)
+    losses = [line["loss"] for line in run.metrics if "loss" in line]
+    memory = max(line["memory_bytes"] for line in run.metrics if "memory_bytes" in line)
+    shutil.rmtree(folder)
+    rows.unlink()
+    seen = ended(began, clock.ends, losses)
+    return seen | {"peak_bytes": memory}  # that of the steps; the verdict after them is no part of it
+
+
+def ended(began: float, ends: list[float], losses: list[float]) -> dict[str, Any]:
+    """`ends` are the start of the first step and the end of each."""
+    return {
+        "step_s": [b - a for a, b in zip(ends, ends[1:], strict=False)],  # noqa: RUF007
+        "first_step_s": ends[1] - began,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "losses": losses,
+    }
+
+
+def callback(ends: list[float], losses: list[float]) -> Any:
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                losses.append(float(logs["loss"]))
+
+    return Clock()
+
+
+def arguments(task: dict[str, Any]) -> dict[str, Any]:
+    """What Trainer and SFTTrainer are told, and nothing else: their defaults are what is compared."""
+    return {
+        "output_dir": str(Path(task["home"]) / "out"), "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4,
+        "learning_rate": 2e-4, "lr_scheduler_type": "constant", "max_steps": task["steps"], "logging_steps": 1,
+        "save_strategy": "no", "report_to": "none", "use_cpu": True, "disable_tqdm": True,
+    }  # fmt: skip
+
+
+def with_trainer(task: dict[str, Any]) -> dict[str, Any]:
+    """The usual tutorial: every row padded to 512, loss on the answer."""
+    began = time.perf_counter()
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+
+    tokenizer = AutoTokenizer.from_pretrained(task["base"])
+    model = AutoModelForCausalLM.from_pretrained(task["base"], dtype=getattr(torch, DTYPES[task["dtype"]]))
+    rows = []
+    for row in read_lines(Path(task["data"])):
+        prompt, answer = (tokenizer(row[k], add_special_tokens=False)["input_ids"] for k in ("prompt", "completion"))
+        ids = (prompt + answer)[:LONGEST]
+        padding = LONGEST - len(ids)
+        labels = ([-100] * len(prompt) + answer)[:LONGEST] + [-100] * padding
+        mask = [1] * len(ids) + [0] * padding
+        rows.append({"input_ids": ids + [tokenizer.pad_token_id] * padding, "attention_mask": mask, "labels": labels})
+    ends: list[float] = []
+    losses: list[float] = []
+    settings = TrainingArguments(**arguments(task), bf16=task["dtype"] == "bf16")
+    peft_model = get_peft_model(model, LoraConfig(**LORA))
+    Trainer(peft_model, settings, train_dataset=rows, callbacks=[callback(ends, losses)]).train()
+    return ended(began, ends, losses)
+
+
+def with_trl(task: dict[str, Any]) -> dict[str, Any]:
+    began = time.perf_counter()
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [{k: row[k] for k in ("prompt", "completion")} for row in read_lines(Path(task["data"]))]
+    settings = SFTConfig(
+        **arguments(task), max_length=LONGEST, bf16=task["dtype"] == "bf16",
+        model_init_kwargs={"dtype": DTYPES[task["dtype"]]},
+    )  # fmt: skip
+    ends: list[float] = []
+    losses: list[float] = []
+    SFTTrainer(
+        task["base"], settings, train_dataset=Dataset.from_list(rows), peft_config=LoraConfig(**LORA),
+        callbacks=[callback(ends, losses)],
+    ).train()  # fmt: skip
+    return ended(began, ends, losses)
+
+
+WORK = {"prepare": prepare, "inlay": with_inlay, "trainer": with_trainer, "trl": with_trl}
+
+if __name__ == "__main__":
+    main()
