@@ -5,7 +5,6 @@ nothing lost, or a deviation that the run has recorded.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import random
 import shutil
