@@ -33,9 +33,9 @@ from inlay.training.world import World
 _STEPS: Final = 200  # whose batches are looked at
 _LARGEST_RANK: Final = 1024
 _TRAFFIC: Final = {"direct": 4.0, "plain": 6.0}
-"""How often a value that a layer keeps passes through memory, with all that is made on the way. Measured."""
+"""How often a value that a layer keeps passes through memory, with all that is made on the way. Guessed: nothing was fitted."""
 _CALLS_S: Final = {"direct": 4e-4, "plain": 1.5e-3}
-"""Seconds that a layer's calls cost on a CPU however little they compute. Measured."""
+"""Seconds that a layer's calls cost on a CPU however little they compute. Guessed: nothing was fitted."""
 
 
 @dataclass(frozen=True, slots=True)
