@@ -190,11 +190,12 @@ def test_a_run_and_its_branches_killed_at_random_moments_end_as_the_unbroken_one
 ) -> None:
     few = {"adapter": {"rank": 2, "target_modules": ["q_proj"]}, "train": STALLED}
     whole = train(load(Path(config_file("whole", **few))))
-    source, draw, kills = config_file("broken", **few), random.Random(0), 0
+    source, draw, kills, tries = config_file("broken", **few), random.Random(0), 0, 0
     run = Run(tmp_path / "results" / "broken")
     while "escape" not in (run.record.get("result") or {}):
         process = inlay("train", source, "--resume")
-        time.sleep(draw.uniform(1, 8))
+        tries += 1
+        time.sleep(draw.uniform(0.5, 1 + tries / 2))  # longer and longer: soon enough here, long enough anywhere
         with contextlib.suppress(ProcessLookupError):
             process.send(signal.SIGKILL)
         kills += process.wait()[0] == -signal.SIGKILL
