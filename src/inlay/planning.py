@@ -152,7 +152,7 @@ def plan(config: Config, memory: str | None, calibrate: bool, reporter: Reporter
     base = bases.find_base(config.model.base_model, config.model.revision, weights=calibrate)
     architecture = bases.architecture(base)
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
-    encoder = Encoder(tokenizer, config.model.chat_template, config.data.control_tokens)
+    encoder = Encoder.of(tokenizer, config.data, config.model.chat_template)
     reporter.stage(f"reading {config.data.train_name}")
     context = bases.context_length(architecture)
     data = prepare(config.data, encoder, context, config.eval.max_rows, config.train.seed, reporter)
@@ -189,6 +189,7 @@ class _Situation:
         self.other = 0 if device.startswith("cuda") else held_bytes(device)
         self.room = _room(memory, config, device, self.other)
         self.speed = _Speed.measured(self.bare, device, dtype)
+        self._loads: dict[tuple[int, str], list[list[Load]]] = {}
 
     def ways(self) -> dict[str, tuple[Shape, Work]]:
         kind = self.config.model.quantization
@@ -216,7 +217,9 @@ class _Situation:
         )  # fmt: skip
 
     def loads(self, size: int, engine: str) -> list[list[Load]]:
-        """The micro batches of the first steps."""
+        """The micro batches of the first steps, laid out once for each size and path."""
+        if (size, engine) in self._loads:
+            return self._loads[size, engine]
         train, config = self.data.train, self.config.train
         lengths, trained = train.lengths, train.trained_counts
         found = []
@@ -224,6 +227,7 @@ class _Situation:
             rows = step_rows(step, config.seed, train.shares, config.batch_size)
             shares = micro_batches(rows, lengths, size)
             found.append([_load(share, lengths, trained, engine) for share in shares])
+        self._loads[size, engine] = found
         return found
 
     def needed(self, shape: Shape, work: Work, size: int, recompute: bool | None = None) -> MemoryEstimate:

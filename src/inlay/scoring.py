@@ -192,7 +192,7 @@ def _ready(base: BaseRef, config: Config, tokenizer: Any, dtype: Any, quantizati
 
     device = _device(config)
     model = bases.load_model(base, config, dtype, device, quantization)
-    encoder = Encoder(tokenizer, control_tokens=config.data.control_tokens, roles=config.data.weights_of_roles)
+    encoder = Encoder.of(tokenizer, config.data)
     return Loaded(model, encoder, device, None if dtype == torch.float32 else dtype, digest)
 
 

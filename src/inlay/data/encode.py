@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from inlay.config.settings import DataConfig
 from inlay.data.control import ControlTokens, refuse_lost_answer, refuse_lost_prompt
 from inlay.data.opening import parted
 from inlay.data.quoting import QuotingTokenizer
@@ -96,6 +97,11 @@ class Encoder:
         self._tokenize = QuotingTokenizer(tokenizer.backend_tokenizer, self._control.strings)
         self._template = Template(tokenizer, self._control)
         self.stop_ids = self._find_stop_ids()
+
+    @classmethod
+    def of(cls, tokenizer: Any, data: DataConfig, template_file: str | None = None) -> Encoder:
+        """The encoder of a run with these settings."""
+        return cls(tokenizer, template_file, data.control_tokens, data.weights_of_roles)
 
     @property
     def own_template(self) -> bool:

@@ -255,14 +255,13 @@ def _tensors(stored: AdapterState | InlayError) -> dict[str, Tensor]:
 def _encoder_of(run: Run) -> Encoder:
     """That of the adapter folder, as serving makes it."""
     tokenizer = bases.load_tokenizer(bases.BaseRef(f"{run.name}'s tokenizer", run.adapter))
-    data = run.config.data
-    return Encoder(tokenizer, control_tokens=data.control_tokens, roles=data.weights_of_roles)
+    return Encoder.of(tokenizer, run.config.data)
 
 
 def _training_encoder(config: Config) -> Encoder:
     base = bases.find_base(config.model.base_model, config.model.revision)
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
-    return Encoder(tokenizer, config.model.chat_template, config.data.control_tokens, config.data.weights_of_roles)
+    return Encoder.of(tokenizer, config.data, config.model.chat_template)
 
 
 def _data(config: Config, encoder: Encoder, data_hash: str) -> tuple[PreparedData | None, str]:

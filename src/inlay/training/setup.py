@@ -186,7 +186,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     base = bases.find_base(config.model.base_model, config.model.revision)
     architecture = bases.architecture(base)
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
-    encoder = Encoder(tokenizer, config.model.chat_template, config.data.control_tokens, config.data.weights_of_roles)
+    encoder = Encoder.of(tokenizer, config.data, config.model.chat_template)
     reporter.stage(f"reading {config.data.train_name}")
     data = prepare(
         config.data, encoder, bases.context_length(architecture), config.eval.max_rows, config.train.seed, reporter
