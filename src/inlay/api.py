@@ -265,7 +265,7 @@ def advise(
     from inlay.advice.advise import advise as advised
 
     reporter = reporter or PlainReporter()
-    terms = Terms(prompt_tokens, passages, requests, cost, watts, utilisation)
+    terms = Terms(prompt_tokens, passages, requests, Prices(cost, watts, utilisation))
     return advised(
         None if config is None else as_config(config), run if isinstance(run, Run) or run is None else str(run),
         None if documents is None else Path(documents), quick, terms, lambda found: train(found, reporter=reporter),
@@ -555,9 +555,7 @@ def _checked_model(config: Config) -> Model:
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
     return Model(
         name=config.model.base_model,
-        encoder=Encoder(
-            tokenizer, config.model.chat_template, config.data.control_tokens, config.data.weights_of_roles
-        ),
+        encoder=Encoder.of(tokenizer, config.data, config.model.chat_template),
         context_length=bases.context_length(bases.architecture(base)),
         parameters=bases.parameter_count(base),
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.advice.passages import Index, of_documents, of_rows
-from inlay.costs import Costs
+from inlay.costs import Prices
 from inlay.data.types import Example
 from inlay.errors import ConfigError, DataError, Interrupted, RunError
 from inlay.evaluation.compare import Comparison
@@ -31,18 +31,12 @@ class Terms:
     passages: int = 4
     requests: int = 100_000
     """Over which training is paid off."""
-    price_per_hour: float | None = None
-    watts: float | None = None
-    utilisation: float | None = None
+    prices: Prices = field(default_factory=Prices)
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "passages", "requests"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be 1 or more (got {getattr(self, name)}).")
-        self.costs("cpu")  # refuses what can be no figure before anything is computed
-
-    def costs(self, device: str) -> Costs:
-        return Costs.of(device, self.price_per_hour, self.watts, self.utilisation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +175,9 @@ def _require_same_data(config: Config | None, run: Run) -> None:
 
 def _indexes(trained: Sequence[Example], held: Sequence[Example], documents: Path | None) -> tuple[Index, Index, int]:
     """(the training rows, what is retrieved from, files passed over); neither finds what repeats a held-out row."""
-    from inlay.evaluation.score import question
+    from inlay.evaluation.score import question_and_answer
 
-    pairs = [(question(e)[-1].content, e.messages[len(question(e))].content) for e in held]
+    pairs = [question_and_answer(e) for e in held]
     rows, passed_over = Index(of_rows(trained)), 0
     rows.leave_out_repeated(pairs)
     index = rows
@@ -219,7 +213,7 @@ def _outcome(
     differ = Differences(arms, config)
     metrics = _metrics(differ.comparison(arms[0].arm.name, arms[1].arm.name), config.eval.metric)
     bill = Bill(
-        terms.costs(ready.device), terms.requests, float(run.record.get("result", {}).get("train_time_s", 0.0))
+        terms.prices.on(ready.device), terms.requests, float(run.record.get("result", {}).get("train_time_s", 0.0))
     )  # fmt: skip
     about = (
         f"{len(examples)} held-out rows, greedy answers of at most {config.eval.max_new_tokens} tokens",

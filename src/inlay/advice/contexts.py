@@ -14,7 +14,7 @@ from inlay.data.tokens import pack
 from inlay.data.types import Example
 from inlay.errors import DataError
 from inlay.evaluation.metrics import normalise
-from inlay.evaluation.score import question
+from inlay.evaluation.score import question, question_and_answer
 
 NONE, SHOTS, RETRIEVED, ORACLE = "none", "few-shot", "retrieval", "oracle"
 """What stands before the question: nothing; the same training rows for every question; what the question finds; what
@@ -90,8 +90,8 @@ def shots(passages: Sequence[Passage], left_out: Iterable[int], count: int, seed
 
 def found_for(example: Example, index: Index, count: int, by_answer: bool) -> list[Passage]:
     """The passages nearest to the last question, or with `by_answer` to the reference answer."""
-    before = question(example)
-    text = example.messages[len(before)].content if by_answer else before[-1].content
+    asked, answer = question_and_answer(example)
+    text = answer if by_answer else asked
     return [index.passages[n] for n in index.nearest(text, count)]
 
 

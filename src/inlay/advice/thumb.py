@@ -12,7 +12,7 @@ from inlay.advice.passages import Index
 from inlay.data.types import Example
 from inlay.evaluation.kinds import labels_of
 from inlay.evaluation.metrics import token_f1_statistics, word_tokens
-from inlay.evaluation.score import question
+from inlay.evaluation.score import question_and_answer
 
 FEW: Final = 50
 """Below so many training rows examples in the prompt are tried first."""
@@ -38,7 +38,7 @@ class Thumb:
 
 def rule_of_thumb(train: int, heldout: Sequence[Example], index: Index, passages: int, *, documents: bool) -> Thumb:
     """What `train` training rows, the held-out questions and the index suggest."""
-    pairs = [(question(e)[-1].content, e.messages[len(question(e))].content) for e in heldout]
+    pairs = [question_and_answer(e) for e in heldout]
     facts = _facts(train, pairs, index, passages)
     said: list[str] = []
     labels = labels_of([answer for _, answer in pairs])

@@ -88,6 +88,12 @@ def question(example: Example) -> tuple[Message, ...]:
     return example.messages[:last]
 
 
+def question_and_answer(example: Example) -> tuple[str, str]:
+    """What the last trained answer answers, and that answer, as texts."""
+    before = question(example)
+    return before[-1].content, example.messages[len(before)].content
+
+
 def held_out(
     examples: Iterable[Example], encoder: Encoder, max_length: int, overlong: str, prompts: Sequence[str]
 ) -> HeldOut:
