@@ -254,7 +254,7 @@ def test_an_8_bit_optimizer_without_bitsandbytes_is_refused(monkeypatch: pytest.
         {"model": {"base_model": "-"}, "data": {"train": "-"}, "train": {"optimizer": "adamw_8bit"}}, "test"
     )
     with pytest.raises(ConfigError, match="needs bitsandbytes"):
-        make_optimizer(config.train, [torch.nn.Parameter(torch.ones(2))])
+        make_optimizer(config.train, {"a": torch.nn.Parameter(torch.ones(2))})
 
 
 def test_a_quantised_run_trains_compares_and_says_what_it_used(

@@ -192,8 +192,9 @@ def test_eva_starts_along_the_inputs_of_the_data(ready: Any):
         {"train": {"optimizer": "adamw_8bit"}, "adapter": {"rank": 16}},
         {"model": {"quantization": "nf4"}, "adapter": {"rank": 4, "init": "olora"}},
         {"model": {"quantization": "int8"}},
+        {"train": {"lora_plus_ratio": 16.0}},
     ],
-    ids=["pissa", "dora", "adamw_8bit", "nf4-olora", "int8"],
+    ids=["pissa", "dora", "adamw_8bit", "nf4-olora", "int8", "lora+"],
 )
 def test_going_on_from_a_checkpoint_equals_never_having_stopped(sections: Any, ready: Any, tiny_base: Path):
     sections = copy.deepcopy(sections)

@@ -203,7 +203,7 @@ def _llama_factory(found: Imported, tree: dict[str, Any], path: Path) -> None:
     _simple(found, left, {
         "model_name_or_path": "model.base_model", "model_revision": "model.revision", "lora_rank": "adapter.rank",
         "lora_alpha": "adapter.alpha", "lora_dropout": "adapter.dropout", "use_rslora": "adapter.rslora",
-        "use_dora": "adapter.dora", "cutoff_len": "data.max_length", "preprocessing_num_workers": "data.workers",
+        "use_dora": "adapter.dora", "cutoff_len": "data.max_length", "preprocessing_num_workers": "data.workers", "loraplus_lr_ratio": "train.lora_plus_ratio",
         "num_train_epochs": "train.epochs", "adapter_name_or_path": "adapter.start_from",
         "save_total_limit": "train.keep_checkpoints", "double_quantization": "model.double_quantization",
         "logging_steps": "train.log_steps", "gradient_checkpointing": "train.gradient_checkpointing",
@@ -320,7 +320,7 @@ def _axolotl(found: Imported, tree: dict[str, Any]) -> None:
         "base_model": "model.base_model", "revision_of_model": "model.revision", "lora_r": "adapter.rank",
         "lora_alpha": "adapter.alpha", "lora_dropout": "adapter.dropout", "peft_use_rslora": "adapter.rslora",
         "peft_use_dora": "adapter.dora", "sequence_len": "data.max_length", "num_epochs": "train.epochs",
-        "dataset_processes": "data.workers", "save_total_limit": "train.keep_checkpoints",
+        "dataset_processes": "data.workers", "loraplus_lr_ratio": "train.lora_plus_ratio", "save_total_limit": "train.keep_checkpoints",
         "lora_model_dir": "adapter.start_from", "early_stopping_patience": "train.early_stopping_patience",
         "logging_steps": "train.log_steps", "gradient_checkpointing": "train.gradient_checkpointing",
     })  # fmt: skip

@@ -211,6 +211,9 @@ class TrainConfig(Settings):
     """Stop after so many optimizer steps, whatever `epochs` says."""
     learning_rate: Auto | Annotated[float, Field(gt=0)] = "auto"
     """Peak learning rate. `auto` follows hidden size and model family."""
+    lora_plus_ratio: Annotated[float, Field(ge=1, le=1000)] = 1.0
+    """LoRA+: how many times the learning rate the matrices B take; the paper has 16. With it, `learning_rate` `auto` is
+    lower by the root of it, so that A and B stand on both sides of LoRA's own."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of the adapter."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0

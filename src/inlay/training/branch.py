@@ -14,7 +14,7 @@ from inlay.training.setup import Setup
 from inlay.training.world import World
 
 _SAME = (
-    "batch_size", "seed", "optimizer", "order", "order_column", "order_first", "order_epochs", "order_pool",
+    "batch_size", "seed", "optimizer", "lora_plus_ratio", "order", "order_column", "order_first", "order_epochs", "order_pool",
     "order_pacing",
 )  # fmt: skip
 

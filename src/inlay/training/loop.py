@@ -34,6 +34,7 @@ from inlay.run import Run
 from inlay.training import checkpoint as checkpoints
 from inlay.training import escape, guards, plateau
 from inlay.training.checkpoint import Progress
+from inlay.training.optimizer import set_learning_rate
 from inlay.training.recovery import recover
 from inlay.training.saver import Saver
 from inlay.training.schedule import learning_rate, warmup_steps
@@ -175,8 +176,7 @@ def _update(
     norm = torch.nn.utils.clip_grad_norm_(job.parameters, config.max_grad_norm)
     guards.require_finite(world, job.train, step, rows, bad_rows, float(loss), float(norm))
     rate = progress.learning_rate_factor * learning_rate(config, job.peak_learning_rate, step, job.total_steps)
-    for group in job.optimizer.param_groups:
-        group["lr"] = rate
+    set_learning_rate(job.optimizer, rate)
     before = guards.adapter_outputs(job.model) if progress.train_loss is None else {}
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)

@@ -12,9 +12,15 @@ from torch.optim import Optimizer
 from inlay.config.settings import TrainConfig
 from inlay.errors import ConfigError
 
+_RATIO = "learning_rate_ratio"
 
-def make_optimizer(train: TrainConfig, parameters: list[torch.nn.Parameter]) -> Optimizer:
-    """Raises: ConfigError when the chosen optimizer does not work here."""
+
+def make_optimizer(train: TrainConfig, named: Mapping[str, torch.nn.Parameter]) -> Optimizer:
+    """Over the named parameters, with the matrices B in a group of their own where they have another learning rate.
+
+    Raises: ConfigError when the chosen optimizer does not work here.
+    """
+    parameters = _groups(train, named)
     options: dict[str, Any] = {"lr": 0.0, "weight_decay": train.weight_decay}
     if train.optimizer == "adamw":
         return torch.optim.AdamW(parameters, **options)
@@ -25,13 +31,27 @@ def make_optimizer(train: TrainConfig, parameters: list[torch.nn.Parameter]) -> 
             f'train.optimizer {train.optimizer}: needs bitsandbytes: pip install "inlay[quant]".'
         ) from None
     if train.optimizer == "paged_adamw_8bit":
-        if parameters[0].device.type != "cuda":
+        if next(iter(named.values())).device.type != "cuda":
             raise ConfigError(
                 "train.optimizer paged_adamw_8bit: pages only on CUDA; here it would be the plain 8-bit one. "
                 "Use adamw_8bit."
             )
         return bnb.optim.PagedAdamW8bit(parameters, **options)  # type: ignore[no-any-return, unused-ignore]
     return bnb.optim.AdamW8bit(parameters, **options)  # type: ignore[no-any-return, unused-ignore]
+
+
+def _groups(train: TrainConfig, named: Mapping[str, torch.nn.Parameter]) -> list[dict[str, Any]]:
+    # Source: Hayou, Ghosh, Yu 2024, "LoRA+: Efficient Low Rank Adaptation of Large Models"
+    fast = {name: parameter for name, parameter in named.items() if "lora_B" in name and train.lora_plus_ratio != 1}
+    slow = [parameter for name, parameter in named.items() if name not in fast]
+    groups = [{"params": slow, _RATIO: 1.0}, {"params": list(fast.values()), _RATIO: train.lora_plus_ratio}]
+    return [group for group in groups if group["params"]]
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Of the next step; B takes its multiple of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group[_RATIO]
 
 
 def state_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from inlay.config import Config
 from inlay.config.settings import TrainConfig
 
 _DECAY_SHARE = 0.2  # of the steps, for wsd
@@ -40,12 +41,16 @@ def _scheduled(train: TrainConfig, peak: float, step: int, total: int) -> float:
     return peak
 
 
-def auto_learning_rate(hidden_size: int, model_type: str) -> tuple[float, str]:
-    """Peak rate for LoRA by hidden size and family, with its reason.
+def auto_learning_rate(config: Config, hidden_size: int, model_type: str) -> tuple[float, str]:
+    """Peak rate by hidden size and family, with its reason.
 
-    Source: the power law of the "LoRA without regret" study, capped at 2e-3 for very small models.
+    Source: for LoRA the power law of the "LoRA without regret" study, capped at 2e-3 for very small models.
     """
     qwen_like = "qwen" in model_type
     exponent = 0.0775 if qwen_like else 0.78
     rate = min(5e-4 * (2000 / hidden_size) ** exponent, 2e-3)
-    return float(f"{rate:.2g}"), f"5e-4·(2000/{hidden_size})^{exponent}, at most 2e-3"
+    reason = f"5e-4·(2000/{hidden_size})^{exponent}, at most 2e-3"
+    ratio = config.train.lora_plus_ratio
+    if ratio != 1:
+        rate, reason = rate / math.sqrt(ratio), f"{reason}, over the root of lora_plus_ratio"
+    return float(f"{rate:.2g}"), reason

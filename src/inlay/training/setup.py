@@ -112,7 +112,8 @@ class Setup:
             ("batch", f"{config.train.batch_size} = {config.train.micro_batch_size} × {accumulation}"),
             *([("order", _order_told(config.train))] if config.train.order != "random" else []),
             ("steps", f"{self.total_steps}, warmup {warmup_steps(config.train, self.total_steps)}, {config.train.schedule}, "
-                      f"learning rate {config.train.learning_rate:g} ({reasons.get('train.learning_rate', 'as set')})"),
+                      f"learning rate {config.train.learning_rate:g} ({reasons.get('train.learning_rate', 'as set')})"
+                      + (f", of B {config.train.lora_plus_ratio:g} times that" if config.train.lora_plus_ratio != 1 else "")),
             ("evaluate, save", f"every {self.eval_every}, every {self.save_every} steps"),
         ]  # fmt: skip
 
@@ -132,15 +133,15 @@ class Setup:
     def job(self, run: Any) -> Job:
         """The Job over this setup, at step 0."""
         train = self.config.train
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        named = trained_parameters(self.model)
         autocast = None if self.dtype == torch.float32 else self.dtype
         return Job(
             config=self.config,
             run=run,
             model=self.model,
-            parameters=parameters,
+            parameters=list(named.values()),
             engine=self.engine,
-            optimizer=make_optimizer(train, parameters),
+            optimizer=make_optimizer(train, named),
             train=self.data.train,
             heldout=self.data.heldout,
             pad_id=self.encoder.pad_id,
@@ -221,7 +222,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
 
     text = getattr(architecture, "text_config", None) or architecture
     hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
-    choices.settle("train.learning_rate", *auto_learning_rate(hidden, str(architecture.model_type)))
+    choices.settle("train.learning_rate", *auto_learning_rate(config, hidden, str(architecture.model_type)))
     work = work_of(config, model, device.device, getattr(torch, dtype.dtype), quantization)
     memory, eval_batch_size = _fitted(model, work, choices, data.max_length, device.device, world)
     reporter.stage("checking the engine on one micro batch")
@@ -233,7 +234,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     total, eval_every, save_every = length_of(config.train, data.train.drawn)
     choices.settle("train.eval_steps", eval_every, "ten times a run")
     choices.settle("train.save_steps", save_every, "with each evaluation")
-    make_optimizer(config.train, [p for p in model.parameters() if p.requires_grad])  # refuses what is not here
+    make_optimizer(config.train, trained_parameters(model))  # refuses what is not here
     return Setup(
         config=choices.config_settled(), reasons=choices.reasons, base=base, base_digest=base_digest, encoder=encoder,
         data=data, model=model, device=device.device, dtype=getattr(torch, dtype.dtype), quantization=quantization, engine=engine,
@@ -359,6 +360,11 @@ def parse_bytes(text: str, where: str = "train.max_memory") -> int:
 
 def _every(setting: str | int, auto: int, per_epoch: int) -> int:
     return per_epoch if setting == "epoch" else auto if setting == "auto" else int(setting)
+
+
+def trained_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Those that training changes, by their names."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _numel(parameter: torch.nn.Parameter) -> int:
