@@ -31,7 +31,7 @@ class ControlTokens:
         added = {int(i): t for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self.ids = frozenset(added) | {int(i) for i in tokenizer.all_special_ids}
         strings = {t.content for t in added.values()} | set(tokenizer.all_special_tokens)
-        self.strings = tuple(sorted((s for s in strings if s.strip()), key=lambda s: (-len(s), s)))
+        self.strings: tuple[str, ...] = tuple(sorted((s for s in strings if s.strip()), key=lambda s: (-len(s), s)))
         self._pattern = re.compile("|".join(map(re.escape, self.strings))) if self.strings else None
         # a token that is matched after normalization hides behind other spellings
         normalizer = tokenizer.backend_tokenizer.normalizer
@@ -41,7 +41,9 @@ class ControlTokens:
     def closing(self, text: str) -> str | None:
         """The control token that ends the text, white space after it aside."""
         stripped = text.rstrip()
-        return next((s for s in self.strings if stripped.endswith(s)), None)
+        if not stripped.endswith(self.strings):
+            return None
+        return next(s for s in self.strings if stripped.endswith(s))
 
     def last_end(self, text: str) -> int:
         """Where the last control token in the text ends; 0 where there is none."""
@@ -77,9 +79,11 @@ class ControlTokens:
 
     def _first(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> tuple[str, str] | None:
         for n, message in enumerate(messages, 1):
-            for what, text in _carriers(message):
+            for what, text in _carriers(message) if message.name or message.tool_calls else [("", message.content)]:
                 if found := self._kept_out(text):
                     return f"turn {n} ({message.role}){what} contains", found
+        if not tools:
+            return None
         return next((("tools contain", found) for text in _strings(tools) if (found := self._kept_out(text))), None)
 
     def _kept_out(self, text: str) -> str | None:

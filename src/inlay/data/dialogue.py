@@ -88,9 +88,10 @@ def example(row: Row, messages: list[Message], tools: Calls = ()) -> Example:
     Raises:
         DataError: no turn is trained, or none comes before the assistant's.
     """
-    answers = (n for n, message in enumerate(messages) if message.role == "assistant" and message.weight > 0)
-    last = max(answers, default=None)
-    if last is None:
+    last = len(messages) - 1
+    while last >= 0 and not (messages[last].role == "assistant" and messages[last].weight > 0):
+        last -= 1
+    if last < 0:
         roles = ", ".join(message.role for message in messages) or "none"
         raise DataError(
             f"{row.source}: nothing to train on (roles: {roles}). "
@@ -108,21 +109,32 @@ def example(row: Row, messages: list[Message], tools: Calls = ()) -> Example:
 
 def openai_turns(row: Row, field: str, value: object, *, trained: bool = True) -> list[Message]:
     """Messages from role/content turns; where not `trained`, only those with a weight of their own are."""
-    return [_openai_turn(row, name, turn, trained) for name, turn in _turns(row, field, value)]
+    turns = enumerate(_turns(row, field, value))
+    return [_plain_turn(row, t, trained) or _openai_turn(row, f"{field}[{n}]", t, trained) for n, t in turns]
 
 
 def sharegpt_turns(row: Row, field: str, value: object) -> list[Message]:
     """Messages from from/value turns."""
-    return [_sharegpt_turn(row, name, turn) for name, turn in _turns(row, field, value)]
+    return [_sharegpt_turn(row, f"{field}[{n}]", turn) for n, turn in enumerate(_turns(row, field, value))]
 
 
-def _turns(row: Row, field: str, value: object) -> list[tuple[str, dict[str, Any]]]:
+def _turns(row: Row, field: str, value: object) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
         fail(row, field, value, "It must be a list with at least one turn.")
     for index, turn in enumerate(value):
         if not isinstance(turn, dict):
             fail(row, f"{field}[{index}]", turn, "A turn is an object.")
-    return [(f"{field}[{index}]", turn) for index, turn in enumerate(value)]
+    return value
+
+
+def _plain_turn(row: Row, turn: dict[str, Any], trained: bool) -> Message | None:
+    """The message of a turn with a role and some text and nothing beside them; else None."""
+    if len(turn) == 2:
+        said, role = turn.get("content"), turn.get("role")
+        if isinstance(said, str) and isinstance(role, str) and role in OPENAI_ROLES and not said.isspace() and said:
+            role = OPENAI_ROLES[role]
+            return Message(role, said, row.role_weights.get(role, 0.0) if trained else 0.0)
+    return None
 
 
 def _openai_turn(row: Row, where: str, turn: dict[str, Any], trained: bool) -> Message:

@@ -59,7 +59,7 @@ class Format:
         Raises:
             DataError: a field is missing, of the wrong type or empty, or nothing would be trained.
         """
-        for choice in self.missing(row.value.keys()):
+        for choice in [] if all(map(row.value.__contains__, self.required)) else self.missing(row.value.keys()):
             name = choice.partition("|")[0]
             other = written_as(row.value.keys())
             if other and not nearest(name, row.value):

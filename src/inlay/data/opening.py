@@ -21,6 +21,9 @@ THOUGHTS: Final = (
 """What stands before and after a thought."""
 
 
+_OPENS: Final = tuple(opens for opens, _ in THOUGHTS)
+
+
 class LostThoughtError(Exception):
     """A row's thought has no place after the prompt."""
 
@@ -34,6 +37,8 @@ class _Thought:
 
 def parted(content: str) -> tuple[str, str]:
     """(thought, what is said after it) of what a turn says; the thought is empty where there is none."""
+    if not content.lstrip().startswith(_OPENS):
+        return "", content
     for opens, closes in THOUGHTS:
         if (found := _leading(content, opens, closes)) and found.opened:
             return found.said.strip(), found.rest

@@ -24,8 +24,8 @@ Render = Callable[[list[dict[str, str]], bool], str]
 _BEFORE, _AFTER, _OPEN, _CLOSE = "\u2003", "\u2002", "\ue0f1", "\ue0f2"
 _MARK = re.compile(f"({_BEFORE}?){_OPEN}(\\d+){_CLOSE}({_AFTER}?)")
 
-Part = str | tuple[int, bool, bool]
-"""Literal text, or (turn, stripped on the left, stripped on the right)."""
+Parts = tuple[list[str], list[tuple[int, bool, bool]]]
+"""Literal texts with an empty one between each two, and for these (turn, stripped on the left, on the right)."""
 
 
 class Skeletons:
@@ -43,20 +43,23 @@ class Skeletons:
         parts = self._parts(roles, opens_turn) if self.provable else None
         if parts is None:
             return None
-        return "".join(part if isinstance(part, str) else _stripped(texts[part[0]], *part[1:]) for part in parts)
+        written, places = parts
+        filled = list(written)
+        filled[1::2] = [_stripped(texts[n], left, right) if left or right else texts[n] for n, left, right in places]
+        return "".join(filled)
 
-    def _find_parts(self, roles: tuple[str, ...], opens_turn: bool) -> list[Part] | None:
+    def _find_parts(self, roles: tuple[str, ...], opens_turn: bool) -> Parts | None:
         turns = [{"role": r, "content": f"{_BEFORE}{_OPEN}{n}{_CLOSE}{_AFTER}"} for n, r in enumerate(roles)]
         try:
             text = self._render(turns, opens_turn)
         except Exception:  # noqa: BLE001  the caller renders the dialogue itself then, and reports what is wrong
             return None
-        parts: list[Part] = []
-        at = 0
+        written, places, at = [], [], 0
         for found in _MARK.finditer(text):
-            parts += [text[at : found.start()], (int(found[2]), not found[1], not found[3])]
+            written += [text[at : found.start()], ""]
+            places.append((int(found[2]), not found[1], not found[3]))
             at = found.end()
-        return [*parts, text[at:]]
+        return [*written, text[at:]], places
 
 
 def _stripped(text: str, left: bool, right: bool) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from inlay.data.types import Example
+from inlay.data.types import Example, normalised
 
 
 def prompt_key(example: Example) -> bytes:
@@ -16,7 +16,7 @@ def prompt_key(example: Example) -> bytes:
     for message in example.messages:
         if message.role == "assistant":
             break
-        asked.append((message.role, " ".join(message.content.split()).casefold()))
+        asked.append((message.role, normalised(message.content)))
     return hashlib.sha256(repr(asked).encode()).digest()[:16]
 
 

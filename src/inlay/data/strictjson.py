@@ -66,7 +66,7 @@ def value_at(text: str, at: int, where: Where) -> tuple[Any, int]:
     """
     try:
         value, end = _DECODER.raw_decode(text, at)
-        if _SURROGATE.search(text, at, end):
+        if "\\u" in text and _SURROGATE.search(text, at, end):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         raise DataError(f"{where(error.pos)}: {_explain(text, error)}") from None
@@ -126,6 +126,10 @@ def lines_to_rows(lines: Iterable[tuple[int, str]], file: str, on_fault: OnFault
     """
     first = True
     for number, text in lines:
+        if (plain := _plain_object(text)) is not None:
+            first = False
+            yield Row(plain, Source(file, number))
+            continue
         line = text.rstrip("\r\n")
         start = skip_space(line, 0)
         if start == len(line):
@@ -147,6 +151,17 @@ def lines_to_rows(lines: Iterable[tuple[int, str]], file: str, on_fault: OnFault
             on_fault(error)
             continue
         yield row
+
+
+def _plain_object(line: str) -> dict[str, Any] | None:
+    """The object that is all of the line, where nothing has to be looked at twice; else None."""
+    if not line.startswith("{") or "\\u" in line:
+        return None
+    try:
+        value, end = _DECODER.raw_decode(line)
+    except (ValueError, RecursionError):  # the careful reading says what is wrong
+        return None
+    return value if line[end:] in ("\n", "\r\n", "") else None
 
 
 def _always(place: str) -> Where:

@@ -25,6 +25,17 @@ class Source:
         return f"{self.file}:{self.line}"
 
 
+_PRINTABLE: Final = bytes(range(0x20, 0x7F))
+
+
+def normalised(text: str) -> str:
+    """Text whose case and white space do not count."""
+    flat = text.replace("\n", " ").strip()
+    if flat.isascii() and not flat.encode().translate(None, _PRINTABLE) and "  " not in flat:
+        return flat.lower()  # a space is the only white space in it
+    return " ".join(text.split()).casefold()
+
+
 ASSISTANT: Final[Mapping[str, float]] = MappingProxyType({"assistant": 1.0})
 """The weight of a turn by its role, where nothing else is set."""
 

@@ -42,6 +42,7 @@ _PLACEHOLDER = re.compile(
     r"\{\{ ?\w+ ?\}\}|\[(?:insert|your|enter)\b[^\]\n]{0,40}\]|<(?:insert|your|enter) [^>\n]{1,40}>|lorem ipsum", re.I
 )
 _ASSISTANT = re.compile(r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b", re.I)
+_AS_MODEL: Final = ("language model", "as an ai", "as a ai", "artificial intelligence")  # one stands in every match
 _HAS_WORD = re.compile(r"\w")
 _ENOUGH: Final = 20  # answers before "all the same" means something
 _TAIL, _TIMES, _COMPRESSED = 24, 8, 0.12
@@ -94,7 +95,7 @@ def faults(answer: str, normal: str, question: str) -> list[tuple[Kind, int]]:
         found.append((REPEATS, max(0, len(answer) - 40)))
     if ("{{" in answer or "[" in answer or "<" in answer or "orem" in answer) and (m := _PLACEHOLDER.search(answer)):
         found.append((PLACEHOLDER, m.start()))
-    if "as a" in normal and (m := _ASSISTANT.search(answer)):
+    if any(words in normal for words in _AS_MODEL) and (m := _ASSISTANT.search(answer)):
         found.append((ASSISTANT, m.start()))
     return found
 

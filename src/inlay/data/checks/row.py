@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 
-from inlay.data.types import Example, Message, Source
-
-
-def normalised(text: str) -> str:
-    """Text whose case and white space do not count."""
-    return " ".join(text.split()).casefold()
+from inlay.data.types import Example, Message, normalised
 
 
 def said(message: Message) -> str:
@@ -23,53 +16,41 @@ def said(message: Message) -> str:
     return f"{message.content}\n{calls}" if message.content else calls
 
 
-@dataclass(frozen=True)
 class CheckedRow:
     """One example on its way through the checks."""
 
-    example: Example
-    number: int
-    """Position among the rows of all files, from 0."""
-    held_out: bool
+    __slots__ = ("example", "held_out", "is_document", "normal", "number", "source", "text", "texts")
 
-    @property
-    def source(self) -> Source:
-        return self.example.source
-
-    @property
-    def is_document(self) -> bool:
-        return self.example.messages[0].role == "text"
-
-    @cached_property
-    def texts(self) -> tuple[str, ...]:
+    def __init__(self, example: Example, number: int, held_out: bool) -> None:
+        messages = example.messages
+        self.example, self.source, self.held_out = example, example.source, held_out
+        self.number = number
+        """Position among the rows of all files, from 0."""
+        self.is_document = messages[0].role == "text"
+        self.texts = tuple([said(message) for message in messages])
         """What each turn says."""
-        return tuple(said(message) for message in self.example.messages)
-
-    @cached_property
-    def text(self) -> str:
+        self.text = "\n".join(self.texts)
         """All turns, a line break between them."""
-        return "\n".join(self.texts)
-
-    @cached_property
-    def normal(self) -> tuple[tuple[str, str], ...]:
+        self.normal = tuple([(m.role, normalised(text)) for m, text in zip(messages, self.texts, strict=True)])
         """(role, normalised text) of each turn."""
-        return tuple((m.role, normalised(text)) for m, text in zip(self.example.messages, self.texts, strict=True))
 
-    @cached_property
+    @property
     def whole_key(self) -> int:
         """Equal for rows that say the same in every turn."""
         return hash(self.normal)
 
-    @cached_property
+    @property
     def prompt_key(self) -> int:
         """Equal for rows that ask the same: all turns before the last answer. 0 for a document."""
         return hash(self.normal[:-1]) if len(self.normal) > 1 else 0
 
-    @cached_property
+    @property
     def opening_key(self) -> int:
         """Equal for rows that begin with the same question, as the split groups them."""
-        n = next((n for n, (role, _) in enumerate(self.normal) if role == "assistant"), len(self.normal))
-        return hash(self.normal[:n])
+        for n, (role, _) in enumerate(self.normal):
+            if role == "assistant":
+                return hash(self.normal[:n])
+        return hash(self.normal)
 
     @property
     def answer(self) -> str:

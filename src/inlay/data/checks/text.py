@@ -30,6 +30,7 @@ ENTITIES: Final = Kind(
 )  # fmt: skip
 
 _CONTROL = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x84\x86-\x9f\ufeff\ufffe\uffff]")
+_SAID: Final = b"\t\n\r" + bytes(range(0x20, 0x7F))  # every ASCII character but NUL and those of _CONTROL
 _ENTITY = re.compile(r"&(?:amp|lt|gt|quot|nbsp|#39|#x27|#\d{2,5});")
 
 # the characters that bytes 0x80-0xBF become when cp1252 or latin-1 reads them
@@ -60,13 +61,15 @@ class TextDamage:
 def damage(text: str) -> list[tuple[Kind, int]]:
     """Each kind of damage in the text, with the position of the first."""
     found = []
-    if (at := text.find("\0")) >= 0:
-        found.append((NUL, at))
-    if (match := _CONTROL.search(text)) is not None:
-        found.append((CONTROL, match.start()))
+    is_ascii = text.isascii()
+    if not is_ascii or text.encode().translate(None, _SAID):
+        if (at := text.find("\0")) >= 0:
+            found.append((NUL, at))
+        if (match := _CONTROL.search(text)) is not None:
+            found.append((CONTROL, match.start()))
     if "&" in text and (match := _ENTITY.search(text)):
         found.append((ENTITIES, match.start()))
-    if not text.isascii():
+    if not is_ascii:
         if (at := text.find("�")) >= 0:
             found.append((REPLACEMENT, at))
         if (at := mojibake(text)) >= 0:
