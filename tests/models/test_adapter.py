@@ -146,7 +146,7 @@ def test_a_preset_finds_its_layers_under_the_names_of_the_architecture(kind: str
 def test_a_list_of_the_users_is_never_translated():
     with pytest.raises(AdapterError, match="unknown layer 'q_proj'"):
         targets_of(settings(target_modules=["q_proj", "v_proj"]), decoder("gpt2"))
-    names, reason = layers_for_roles(decoder("gpt2"), ["q_proj", "gate_proj"])
+    names, reason = layers_for_roles(decoder("gpt2"), ["q_proj", "gate_proj"], "these")
     assert names == ["attn.c_attn"]
     assert "gate_proj has no counterpart" in reason
     assert "gpt2" in ROLES
@@ -226,7 +226,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "alpha of one layer": (lambda f: change_settings(f, alpha_pattern={"q_proj": float("nan")}), "alpha of q_proj"),
     "another rank": (lambda f: change_settings(f, r=3), "has rank 2, but adapter_config.json says 3"),
     "no rank": (lambda f: change_settings(f, r="2"), "its rank is '2'"),
-    "another method": (lambda f: change_settings(f, peft_type="IA3"), "does not describe a LoRA adapter"),
+    "another method": (lambda f: change_settings(f, peft_type="VERA"), "does not describe an adapter of LORA"),
     "rearranged base": (lambda f: change_settings(f, layer_replication=[[0, 1], [0, 2]]), "uses PEFT's layer_repl"),
     "not finite": (change_tensors(lambda t: t[FIRST].fill_(float("nan"))), "not finite"),
     "missing tensor": (change_tensors(lambda t: t.pop(FIRST)), "q_proj.lora_A.weight is missing from the adapter"),

@@ -46,6 +46,8 @@ def ready(config_tree: Tree, tmp_path: Path, data_file: Path) -> Callable[..., t
     def make(name: str = "run", **sections: dict[str, Any]) -> tuple[Setup, Job]:
         data = {"max_length": 64, "max_lost_share": 1.0}
         tree = config_tree(**({"data": data, "eval": {"max_rows": 4}} | sections))
+        if "method" in tree["adapter"]:
+            tree["adapter"].pop("rank")
         tree["data"]["train"] = str(data_file)
         tree["train"] |= {"max_steps": 3, "export": "last"}
         setup = set_up(configs.validate(tree, "test"), Quiet(), World())
@@ -104,6 +106,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pissa-rslora-dropout": {"init": "pissa", "rslora": True, "dropout": 0.1},
     "olora": {"init": "olora"},
     "eva": {"init": "eva"},
+    "ia3": {"method": "ia3"},
 }
 FOLDED = 2e-6
 """Largest difference of logits (about 1 in size) where a frozen start is folded into the exported adapter: sums in
@@ -112,7 +115,12 @@ another order. All others are bit for bit."""
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_trained_adapter_on_the_original_base_gives_the_logits_of_memory(variant: str, ready: Any, capsys: Any):
-    check_variant(*ready(adapter={"rank": 4} | VARIANTS[variant]), capsys)
+    check_variant(*ready(adapter=of_rank_4(VARIANTS[variant])), capsys)
+
+
+def of_rank_4(adapter: dict[str, Any]) -> dict[str, Any]:
+    """With the rank of the tests, where the method has one."""
+    return adapter if "method" in adapter else {"rank": 4} | adapter
 
 
 @pytest.mark.parametrize("adapter", [{"bias": "all"}, {"bias": "lora_only"}, {"bias": "all", "init": "pissa"}], ids=str)
@@ -126,6 +134,16 @@ def test_trained_biases_are_part_of_the_adapter_and_not_of_the_base(adapter: Any
     trained = {name: (parameter, original) for name, (parameter, original) in job.model.base_biases.items()}
     assert len(trained) == len(biases)
     assert not any(torch.equal(parameter, original) for parameter, original in trained.values())
+
+
+def test_ia3_finds_its_layers_in_a_gpt2_and_scales_its_transposed_weights(ready: Any, gpt2_base: Path, capsys: Any):
+    model = {"base_model": str(gpt2_base), "device": "cpu", "dtype": "float32"}
+    setup, job = ready(model=model, adapter={"method": "ia3"})
+    check_variant(setup, job, capsys)
+    vectors = {
+        name.rpartition(".ia3_l")[0][-8:]: p.numel() for name, p in job.model.named_parameters() if p.requires_grad
+    }
+    assert vectors == {"n.c_attn": 96, "p.c_proj": 128}  # the outputs of one, the inputs of the other
 
 
 def check_variant(setup: Setup, job: Job, capsys: Any) -> None:
@@ -193,8 +211,9 @@ def test_eva_starts_along_the_inputs_of_the_data(ready: Any):
         {"model": {"quantization": "nf4"}, "adapter": {"rank": 4, "init": "olora"}},
         {"model": {"quantization": "int8"}},
         {"train": {"lora_plus_ratio": 16.0}},
+        {"adapter": {"method": "ia3"}},
     ],
-    ids=["pissa", "dora", "adamw_8bit", "nf4-olora", "int8", "lora+"],
+    ids=["pissa", "dora", "adamw_8bit", "nf4-olora", "int8", "lora+", "ia3"],
 )
 def test_going_on_from_a_checkpoint_equals_never_having_stopped(sections: Any, ready: Any, tiny_base: Path):
     sections = copy.deepcopy(sections)

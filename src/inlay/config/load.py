@@ -208,7 +208,10 @@ def load(
     over = nested(assignments or {})
     name = preset or over.get("preset") or tree.get("preset")
     if name is not None:
-        tree = merge(preset_tree(str(name)), tree) | {"preset": name}
+        under, method = preset_tree(str(name)), merge(tree, over).get("adapter")
+        if isinstance(method, Mapping) and method.get("method", "lora") != "lora":
+            under.pop("adapter", None)  # what a preset says of adapters is of LoRA
+        tree = merge(under, tree) | {"preset": name}
     return validate(merge(tree, over), str(file) if file else "", set(assignments or {}))
 
 

@@ -70,6 +70,9 @@ class ModelConfig(Settings):
 
 
 class AdapterConfig(Settings):
+    method: Literal["lora", "ia3"] = "lora"
+    """What is trained: `lora` adds B·A to each layer, `ia3` scales keys, values and the feed-forward's inner values by
+    a vector each. See docs/methods.md."""
     rank: PositiveInt = 16
     """Rank r of the update B·A of each adapted layer."""
     alpha: Annotated[float, Field(gt=0)] | Literal["1x", "2x", "4x"] = "2x"
@@ -77,7 +80,8 @@ class AdapterConfig(Settings):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input. Costs memory; the default needs none."""
     target_modules: Auto | Annotated[list[str], Field(min_length=1)] = "auto"
-    """Which layers get an adapter: `auto` (all linear layers without the head) or name endings, each of which must match."""
+    """Which layers get an adapter: `auto` (all linear layers without the head, with `ia3` its three kinds) or name
+    endings, each of which must match."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which biases are trained along."""
     rslora: bool = False
@@ -90,6 +94,14 @@ class AdapterConfig(Settings):
     start_from: str | None = None
     """A run, a checkpoint of one (`RUN@STEP`) or an adapter folder whose weights training starts from (`--from`).
     Rank and targets must agree with it."""
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_method(self) -> AdapterConfig:
+        idle = () if self.method == "lora" else ("rank", "alpha", "dropout", "bias", "rslora", "dora", "init")
+        for name in idle:
+            if _is_changed(self, name):
+                raise ValueError(f"{name} has no effect with method {self.method}; leave one out")
+        return self
 
     @model_validator(mode="after")
     def _start_takes_effect(self) -> AdapterConfig:
@@ -374,3 +386,14 @@ class Config(Settings):
     generation: GenerationConfig = GenerationConfig()
     track: TrackConfig = TrackConfig()
     output: OutputConfig = OutputConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Config:
+        method = self.adapter.method
+        if method != "lora" and self.train.lora_plus_ratio != 1:
+            raise ValueError(f"train.lora_plus_ratio has no effect with adapter.method {method}; leave one out")
+        if method != "lora" and self.train.engine == "direct":
+            raise ValueError(f"train.engine direct knows LoRA only, not adapter.method {method}; leave it at auto")
+        if method == "ia3" and self.model.quantization != "none":
+            raise ValueError("adapter.method ia3 needs a base without model.quantization; leave one out, or train lora")
+        return self

@@ -98,6 +98,8 @@ def _adapter_refusal(peft_model: Any) -> str | None:
     if START in peft_model.peft_config:
         return "the adapter has a frozen start beside it"
     settings = peft_model.peft_config[TRAINED]
+    if settings.peft_type != "LORA":
+        return f"it knows LoRA only, not {settings.peft_type.value}"
     if settings.use_dora:
         return "it does not know DoRA"
     if settings.lora_dropout:

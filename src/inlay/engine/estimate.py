@@ -12,6 +12,7 @@ from typing import Any, Final
 from torch import nn
 
 from inlay.engine.head import rows_at_once
+from inlay.models.methods import is_adapters
 from inlay.models.quantization import constant_bytes
 
 LAYER_NAMES: Final = ("num_hidden_layers", "n_layer", "num_layers")
@@ -78,7 +79,7 @@ class Shape:
         heads = shape_of(config, "num_attention_heads", "n_head", default=1)
         width = shape_of(config, "head_dim", default=hidden // heads)
         names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-        frozen = {id(p): p for name, p in model.named_parameters() if "lora_" not in name}.values()
+        frozen = {id(p): p for name, p in model.named_parameters() if not is_adapters(name)}.values()
         head = model.get_output_embeddings()
         linear = sum(_numbers(m) for m in model.modules() if _is_linear(m) and m is not head)
         return Shape(

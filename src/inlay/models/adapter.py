@@ -1,4 +1,4 @@
-"""Low-rank adapters on a base: how they are put on, taken off, and lie on the disk (PEFT's file format).
+"""Adapters on a base: how they are put on, taken off, and lie on the disk (PEFT's file format).
 
 The base's own weights are never changed, whatever the adapter: PiSSA and OLoRA start from a part B₀A₀ of the weight
 W and train A and B in (W - B₀A₀) + BA; here that is W + BA - B₀A₀ with a second, frozen adapter for the last term.
@@ -22,16 +22,12 @@ from torch import Tensor, nn
 
 from inlay.config import Config
 from inlay.errors import AdapterError
+from inlay.models.methods import APPLIED, METHOD_OF, all_conv1d, ia3_config
 from inlay.models.starts import FROM_WEIGHTS, factors, principal_inputs
 
 WEIGHTS, SETTINGS, CARD = "adapter_model.safetensors", "adapter_config.json", "card.json"
 TRAINED, START = "default", "inlay_start"
 _LARGEST_ALPHA = 1e6
-_APPLIED = (
-    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "bias", "use_rslora", "use_dora",
-    "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "task_type",
-    "base_model_name_or_path", "inference_mode",
-)  # fmt: skip
 _NOT_LOADED = (
     "modules_to_save", "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
     "use_qalora", "lora_bias", "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
@@ -59,6 +55,8 @@ def attach(
     from peft import LoraConfig, TaskType
 
     adapter = config.adapter
+    if adapter.method == "ia3":
+        return _wrapped(model, ia3_config(model, targets, config.model.base_model))
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=adapter.rank,
@@ -68,7 +66,7 @@ def attach(
         bias=adapter.bias,
         use_rslora=adapter.rslora,
         use_dora=adapter.dora,
-        fan_in_fan_out=_all_conv1d(model, targets),
+        fan_in_fan_out=all_conv1d(model, targets),
         init_lora_weights="gaussian" if adapter.init == "gaussian" else True,
         base_model_name_or_path=config.model.base_model,
     )
@@ -93,6 +91,13 @@ def attach(
     return peft_model
 
 
+def layers_adapted(peft_model: Any) -> int:
+    """How many layers of the base have an adapter."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return sum(isinstance(module, BaseTunerLayer) for module in peft_model.modules())
+
+
 def lora_layers(peft_model: Any) -> Iterator[tuple[str, Any]]:
     """(name in the base, adapted layer) of every layer that really has an adapter."""
     from peft.tuners.lora import LoraLayer
@@ -102,22 +107,14 @@ def lora_layers(peft_model: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def _all_conv1d(model: nn.Module, targets: Iterable[str]) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
-    endings = tuple(targets)
-    kinds = {type(m) for n, m in model.named_modules() if n.endswith(endings) and isinstance(m, (nn.Linear, Conv1D))}
-    return kinds == {Conv1D}
-
-
-def _wrapped(model: nn.Module, lora: Any) -> Any:
+def _wrapped(model: nn.Module, settings: Any) -> Any:
     from peft import get_peft_model
 
-    name, lora.base_model_name_or_path = lora.base_model_name_or_path, None
+    name, settings.base_model_name_or_path = settings.base_model_name_or_path, None
     with warnings.catch_warnings():  # peft 0.21 asks transformers 5 for a name it renamed
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        peft_model: Any = get_peft_model(model, lora)
-    lora.base_model_name_or_path = name  # peft puts the folder there, which is a cache's for a hub id
+        peft_model: Any = get_peft_model(model, settings)
+    settings.base_model_name_or_path = name  # peft puts the folder there, which is a cache's for a hub id
     named = peft_model.named_parameters()
     peft_model.base_biases = {
         n: (p, p.detach().clone()) for n, p in named if n.endswith("bias") and "lora_" not in n and p.requires_grad
@@ -277,12 +274,13 @@ class AdapterState:
 
     def attach_to(self, model: nn.Module) -> Any:
         """A PeftModel around the base with this adapter, ready for inference. Raises: AdapterError if it does not fit."""
-        from peft import LoraConfig
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
         # A start that rewrites the base (pissa, olora) belongs to training, never to loading.
-        settings = {k: self.settings[k] for k in _APPLIED if k in self.settings} | {"init_lora_weights": True}
+        kind = self.settings["peft_type"]
+        settings = {k: self.settings[k] for k in APPLIED[kind] if k in self.settings}
         try:
-            peft_model = _wrapped(model, LoraConfig(**settings))
+            peft_model = _wrapped(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](**settings))
         except (ValueError, TypeError) as error:
             raise AdapterError(f"adapter: cannot be put on this base ({error}).") from None
         try:
@@ -306,11 +304,19 @@ def _tensors_of(peft_model: Any) -> dict[str, Tensor]:
 
 def _refuse_absurd(folder: Path, settings: Any, tensors: Mapping[str, Tensor]) -> None:
     """Raises: AdapterError, or a ValueError that says what is wrong."""
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
-        raise ValueError(f"{SETTINGS} does not describe a LoRA adapter")
+    if not isinstance(settings, dict) or settings.get("peft_type") not in METHOD_OF:
+        raise ValueError(f"{SETTINGS} does not describe an adapter of {' or '.join(METHOD_OF)}")
     used = [name for name in _NOT_LOADED if settings.get(name)]
     if used:
         raise AdapterError(f"{folder}: uses PEFT's {used[0]}, which inlay does not load.")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{folder}: {name} holds values that are not finite. The adapter is damaged.")
+    if settings["peft_type"] == "LORA":
+        _refuse_absurd_lora(folder, settings, tensors)
+
+
+def _refuse_absurd_lora(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     rank = settings.get("r")
     for name, value in {"lora_alpha": settings.get("lora_alpha"), **(settings.get("alpha_pattern") or {})}.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _LARGEST_ALPHA:
@@ -318,8 +324,6 @@ def _refuse_absurd(folder: Path, settings: Any, tensors: Mapping[str, Tensor]) -
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise AdapterError(f"{folder}: its rank is {rank!r}; it must be a whole number of at least 1.")
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise AdapterError(f"{folder}: {name} holds values that are not finite. The adapter is damaged.")
         held = tensor.shape[0] if name.endswith("lora_A.weight") else None
         if held is not None and held != rank and not settings.get("rank_pattern"):
             raise AdapterError(f"{folder}: {name} has rank {held}, but {SETTINGS} says {rank}.")

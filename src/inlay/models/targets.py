@@ -63,12 +63,12 @@ def resolve_targets(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
     return _without_strays(model, sorted(set(wanted)), _hit(wanted, layers))
 
 
-def layers_for_roles(model: nn.Module, roles: Sequence[str]) -> tuple[list[str], str]:
-    """(name endings in this architecture, how they were found) for the layer names that a preset gives in Llama's words.
+def layers_for_roles(model: nn.Module, roles: Sequence[str], whose: str) -> tuple[list[str], str]:
+    """(name endings in this architecture, how they were found) for layer names in Llama's words, such as a preset's.
 
     Raises: AdapterError when none of the roles exists here.
     """
-    kind = str(getattr(getattr(model, "config", None), "model_type", ""))
+    kind = _kind(model)
     names, layers = ROLES.get(kind, {}), linear_layers(model)
     said: list[str] = []
     found: list[str] = []
@@ -83,10 +83,19 @@ def layers_for_roles(model: nn.Module, roles: Sequence[str]) -> tuple[list[str],
     if not found:
         known = sorted({name.rpartition(".")[2] for name in layers})
         raise AdapterError(
-            f"adapter.target_modules: a {kind} has none of the preset's layers {', '.join(roles)}. "
+            f"adapter.target_modules: a {kind} has none of {whose} layers {', '.join(roles)}. "
             f"Name some of {', '.join(known)}, or set adapter.target_modules=auto."
         )
-    return sorted(set(found)), "; ".join(["the preset's layers", *([f"in a {kind} {', '.join(said)}"] if said else [])])
+    return sorted(set(found)), "; ".join([f"{whose} layers", *([f"in a {kind} {', '.join(said)}"] if said else [])])
+
+
+def feed_forward_output(model: nn.Module) -> str:
+    """The name ending of the layer that the feed-forward part ends with."""
+    return ROLES.get(_kind(model), {}).get("down_proj", "down_proj")
+
+
+def _kind(model: nn.Module) -> str:
+    return str(getattr(getattr(model, "config", None), "model_type", ""))
 
 
 def _hit(endings: Iterable[str], names: Iterable[str]) -> list[str]:

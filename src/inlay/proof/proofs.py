@@ -177,6 +177,19 @@ def every_matrix_moved(start: Mapping[str, str], tensors: Mapping[str, Tensor], 
     return f"{len(own)} matrices differ from what they were before step 1"
 
 
+def every_tensor_moved(start: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """No tensor has the bytes that it had before step 1, where it is more than a vector."""
+    unknown = sorted(set(tensors) ^ set(start))
+    if unknown:
+        raise Refuted(f"{unknown[0]} was not there when training began, or is not there now.")
+    still = [name for name, digest in digests_of(tensors).items() if start[name] == digest]
+    matrices = [name for name in still if tensors[name].dim() > 1]
+    if matrices or len(still) == len(tensors):
+        raise Refuted(f"{len(still)} of {len(tensors)} tensors are as they were before step 1, first {still[0]}.")
+    rest = f"; {len(still)} vectors do not, first {still[0]}" if still else ""
+    return f"{len(tensors) - len(still)} of {len(tensors)} tensors differ from what they were before step 1{rest}"
+
+
 def every_value_is_finite(tensors: Mapping[str, Tensor]) -> str:
     bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:

@@ -186,13 +186,16 @@ def _of_folder(
     run: Run, step: int, evidence: dict[str, Any] | InlayError,
     tensors: Callable[[], dict[str, Tensor]], config: Config,
 ) -> list[Proof]:  # fmt: skip
+    def moved() -> str:
+        start = _recorded(evidence, "start")
+        if config.adapter.method != "lora":
+            return p.every_tensor_moved(start, tensors())
+        return p.every_matrix_moved(start, tensors(), config.adapter.rank, step)
+
     return [
         proof("files", lambda: p.files_are_whole(run, _recorded(evidence, "files"))),
         proof("adapter finite", lambda: p.every_value_is_finite(tensors())),
-        proof(
-            "adapter moved",
-            lambda: p.every_matrix_moved(_recorded(evidence, "start"), tensors(), config.adapter.rank, step),
-        ),
+        proof("adapter moved", moved),
     ]
 
 

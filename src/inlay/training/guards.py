@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -102,17 +103,35 @@ def require_finite_base(loss: float) -> None:
         )
 
 
-def adapter_outputs(model: Any) -> dict[str, tuple[torch.nn.Parameter, Tensor]]:
-    """Every matrix B with a copy of its values."""
-    named_parameters = model.named_parameters()
-    return {n: (p, p.detach().clone()) for n, p in named_parameters if p.requires_grad and "lora_B" in n}
+_FIRST_TO_MOVE = (
+    ("lora_B", "adapter matrices B", "Leave them out of adapter.target_modules."),
+    ("ia3_l", "scaling vectors", "Leave them out of adapter.target_modules."),
+)
+"""What the first step must change, by a part of its name: A has no gradient while B is zero."""
 
 
-def require_moved(before: dict[str, tuple[torch.nn.Parameter, Tensor]]) -> None:
-    """Raises: TrainingError when an optimizer step has left a matrix of `before` as it was."""
-    still = [name for name, (parameter, old) in before.items() if torch.equal(parameter.detach(), old)]
-    if still:
-        raise TrainingError(
-            f"after step 1 {len(still)} of {len(before)} adapter matrices B have not moved, first {still[0]}: "
-            "no gradient reaches them. Leave them out of adapter.target_modules."
-        )
+@dataclass(frozen=True, slots=True)
+class BeforeFirstStep:
+    """What must not be the same after it, with a copy of its values."""
+
+    parameters: dict[str, tuple[torch.nn.Parameter, Tensor]]
+    what: str
+    way_out: str
+
+    @staticmethod
+    def of(model: Any) -> BeforeFirstStep:
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        for part, what, way_out in _FIRST_TO_MOVE:
+            found = {n: (p, p.detach().clone()) for n, p in trained.items() if part in n}
+            if found:
+                return BeforeFirstStep(found, what, way_out)
+        raise AssertionError("nothing is trained")
+
+    def require_moved(self) -> None:
+        """Raises: TrainingError when the step has left one as it was."""
+        still = [name for name, (parameter, old) in self.parameters.items() if torch.equal(parameter.detach(), old)]
+        if still:
+            raise TrainingError(
+                f"after step 1 {len(still)} of {len(self.parameters)} {self.what} have not moved, first {still[0]}: "
+                f"no gradient reaches them. {self.way_out}"
+            )

@@ -177,11 +177,12 @@ def _update(
     guards.require_finite(world, job.train, step, rows, bad_rows, float(loss), float(norm))
     rate = progress.learning_rate_factor * learning_rate(config, job.peak_learning_rate, step, job.total_steps)
     set_learning_rate(job.optimizer, rate)
-    before = guards.adapter_outputs(job.model) if progress.train_loss is None else {}
+    before = guards.BeforeFirstStep.of(job.model) if progress.train_loss is None else None
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
     guards.require_finite_update(world, job.parameters, job.optimizer, step)
-    guards.require_moved(before)
+    if before is not None:
+        before.require_moved()
     return rate, norm
 
 

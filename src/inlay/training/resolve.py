@@ -16,6 +16,7 @@ from inlay.data.encode import Encoder
 from inlay.data.prepare import PreparedData
 from inlay.errors import AdapterError, ModelError
 from inlay.models.adapter import AdapterState, alpha_of
+from inlay.models.methods import IA3_ROLES, METHOD_OF
 from inlay.models.targets import layers_for_roles, resolve_targets
 from inlay.training.kept import adapter_at
 
@@ -28,10 +29,13 @@ def targets_of(config: Config, model: Any) -> tuple[list[str], str]:
     A preset names layers as Llama does; they are found under this architecture's names. A user's list is taken as it is.
     """
     wanted = config.adapter.target_modules
+    if wanted == "auto" and config.adapter.method == "ia3":
+        names, reason = layers_for_roles(model, IA3_ROLES, "IA3's")
+        return resolve_targets(model, names), reason
     if wanted == "auto":
         return resolve_targets(model, "auto"), "all linear layers without the head"
     if config.preset is not None and preset_tree(config.preset).get("adapter", {}).get("target_modules") == wanted:
-        names, reason = layers_for_roles(model, wanted)
+        names, reason = layers_for_roles(model, wanted, "the preset's")
         return resolve_targets(model, names), reason
     return resolve_targets(model, wanted), ""
 
@@ -75,12 +79,22 @@ def start_from(config: Config, model: Any, base_digest: str) -> None:
     else:
         state = AdapterState.read(_adapter_folder(str(name), config.output.folder), base_digest)
     adapter, there = config.adapter, state.settings
+    method = METHOD_OF[there["peft_type"]]
+    if method != adapter.method:
+        raise AdapterError(
+            f"adapter.start_from {reference}: is of method {method}, this config {adapter.method}. "
+            f"Set adapter.method={method} to go on from it."
+        )
     for setting, wanted, found in (
-        ("rank", adapter.rank, there["r"]),
-        ("alpha", alpha_of(config), float(there["lora_alpha"])),
-        ("rslora", adapter.rslora, bool(there.get("use_rslora"))),
-        ("dora", adapter.dora, bool(there.get("use_dora"))),
-        ("bias", adapter.bias, there.get("bias", "none")),
+        (
+            ("rank", adapter.rank, there.get("r")),
+            ("alpha", alpha_of(config), float(there.get("lora_alpha", 0))),
+            ("rslora", adapter.rslora, bool(there.get("use_rslora"))),
+            ("dora", adapter.dora, bool(there.get("use_dora"))),
+            ("bias", adapter.bias, there.get("bias", "none")),
+        )
+        if method == "lora"
+        else ()
     ):
         if wanted != found:
             raise AdapterError(

@@ -44,8 +44,11 @@ def _scheduled(train: TrainConfig, peak: float, step: int, total: int) -> float:
 def auto_learning_rate(config: Config, hidden_size: int, model_type: str) -> tuple[float, str]:
     """Peak rate by hidden size and family, with its reason.
 
-    Source: for LoRA the power law of the "LoRA without regret" study, capped at 2e-3 for very small models.
+    Source: for LoRA the power law of the "LoRA without regret" study, capped at 2e-3 for very small models; for IA3
+    Liu et al. 2022, section 3.3.
     """
+    if config.adapter.method == "ia3":
+        return 3e-3, "as IA3 was published, whatever the size"
     qwen_like = "qwen" in model_type
     exponent = 0.0775 if qwen_like else 0.78
     rate = min(5e-4 * (2000 / hidden_size) ** exponent, 2e-3)

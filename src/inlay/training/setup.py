@@ -28,7 +28,7 @@ from inlay.engine.plain import Engine
 from inlay.errors import ConfigError
 from inlay.events import Reporter, bytes_shown
 from inlay.models import base as bases
-from inlay.models.adapter import alpha_of, attach, lora_layers
+from inlay.models.adapter import alpha_of, attach, layers_adapted
 from inlay.models.machine import library_versions, memory_facts
 from inlay.models.probe import pick_device, pick_dtype
 from inlay.models.quantization import held
@@ -105,8 +105,7 @@ class Setup:
                             if data.heldout_lengths.dropped + data.heldout_lengths.cut else "")
                          + (f"; {data.leaked} ask what a training row asks" if data.leaked else "")),
             ("trained tokens", f"{data.train.trained_tokens:,} of {data.train.token_count:,} ({data.trained_share:.0%})"),
-            ("adapter", f"rank {config.adapter.rank}, alpha {alpha_of(config):g}, on {_short(self.targets)}"
-                        f"{self._variant()}"),
+            ("adapter", f"{self._kind()}, on {_short(self.targets)}{self._variant()}"),
             ("trainable", f"{self.trainable:,} ({self.trainable / self.total_parameters:.2%})"),
             ("engine", f"{self.engine.name} ({reasons.get('train.engine', 'as set')})"),
             ("batch", f"{config.train.batch_size} = {config.train.micro_batch_size} × {accumulation}"),
@@ -116,6 +115,10 @@ class Setup:
                       + (f", of B {config.train.lora_plus_ratio:g} times that" if config.train.lora_plus_ratio != 1 else "")),
             ("evaluate, save", f"every {self.eval_every}, every {self.save_every} steps"),
         ]  # fmt: skip
+
+    def _kind(self) -> str:
+        adapter = self.config.adapter
+        return f"rank {adapter.rank}, alpha {alpha_of(self.config):g}" if adapter.method == "lora" else "IA3 vectors"
 
     def _variant(self) -> str:
         adapter = self.config.adapter
@@ -218,7 +221,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     choices.reasons["model.quantization"] = f"{held(model, quantization)}; {why}" if quantization != "none" else why
     model, targets = _adapted(model, choices, base_digest, lambda: sample_batches(config, data, encoder, device.device))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    reporter.stage(f"adapter: {trainable:,} trainable parameters on {sum(1 for _ in lora_layers(model))} layers")
+    reporter.stage(f"adapter: {trainable:,} trainable parameters on {layers_adapted(model)} layers")
 
     text = getattr(architecture, "text_config", None) or architecture
     hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
@@ -309,7 +312,7 @@ def work_of(config: Config, model: Any, device: str, dtype: torch.dtype, quantiz
         engine=expected(config.train.engine, model, device, dtype, quantization),
         recompute=config.train.gradient_checkpointing,
         adapter=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        rank=config.adapter.rank,
+        rank=config.adapter.rank if config.adapter.method == "lora" else 0,
         optimizer=config.train.optimizer,
         head_in_chunks=head_of(model) is not None,
     )
