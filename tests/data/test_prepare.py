@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from inlay import storage
 from inlay.config.settings import DataConfig, TrainFile
-from inlay.data import datafile, strictjson, tokencache
+from inlay.data import datafile, encode, strictjson, tokencache
 from inlay.data.checks import quick
 from inlay.data.domain import domains, find_domain
 from inlay.data.encode import Encoder, Tokens
@@ -383,16 +383,25 @@ def test_two_processes_that_start_together_tokenize_once(
     assert len(counted) == 1
 
 
-def test_an_error_among_the_first_rows_is_said_before_a_large_file_is_tokenized(
-    tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("batch", [2, 256])
+def test_what_is_wrong_with_the_first_rows_is_said_before_the_others_are_read(
+    batch: int, tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quick, "MOST_ROWS", 20)
-    monkeypatch.setattr(tokencache, "_work", None)  # would fail
+    monkeypatch.setattr(encode, "_BATCH", batch)
     rows = qa_rows(100)
-    rows[3]["answer"] += "\0"
-    path = write_rows(tmp_path / "a.jsonl", rows)
-    with pytest.raises(DataCheckError, match="NUL"):
-        made(path, enc)
+    rows[90]["answer"] = ""
+    with pytest.raises(DataError, match=r"a.jsonl:91: field 'answer' is an empty string"):
+        made(write_rows(tmp_path / "a.jsonl", rows), enc)
+    rows[90]["answer"], rows[1]["answer"] = "a", f"a {enc.tokenizer.eos_token}"
+    with pytest.raises(DataError, match=r"a.jsonl:2: .* control token"):
+        made(write_rows(tmp_path / "a.jsonl", rows), enc)
+    rows[90]["answer"], rows[15]["answer"] = "", "a\0"
+    with pytest.raises(DataCheckError, match=r"NUL: 1, first at .*a.jsonl:16"):
+        made(write_rows(tmp_path / "a.jsonl", rows), enc)
+    rows[17]["answer"] = ""
+    with pytest.raises(DataError, match=r"a.jsonl:18: field 'answer' is an empty string"):
+        made(write_rows(tmp_path / "a.jsonl", rows), enc)
 
 
 def test_a_large_file_is_checked_by_an_even_sample_of_all_its_rows(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ QUESTION_ANSWER = (
 )
 """The template of a base that has none; after `{{ bos_token }}` where the tokenizer adds one."""
 
-_CHUNK = 2048
+_BATCH = 256  # rows that are tokenized at once
+_AHEAD = 6  # batches that may wait for their ids: enough to keep every core busy while rows are read and rendered
 _PROMPT, _TEMPLATE = Source("prompt", 1), Source("chat template", 1)
 
 
@@ -157,17 +159,18 @@ class Encoder:
         """Each training sequence with the position of its example: usually one a row, one per trained turn where
         the template rewrites earlier turns."""
         numbered = enumerate(examples)
-        with ThreadPoolExecutor(1) as beside:  # the next chunk is rendered while one is tokenized, outside of Python
-            ahead: tuple[list[_Numbered], Future[list[list[int]]]] | None = None
-            while chunk := list(islice(numbered, _CHUNK)):
-                sequences = [(n, e.source, s) for n, e in chunk for s in self._sequences(e)]
+        waiting: deque[tuple[list[_Numbered], Future[list[list[int]]]]] = deque()
+        # tokenizing happens outside of Python: of two threads one hands over texts and ids while the other works
+        with ThreadPoolExecutor(2) as beside:
+            while batch := list(islice(numbered, _BATCH)):
+                sequences = [(n, e.source, s) for n, e in batch for s in self._sequences(e)]
                 texts = [piece for _, _, s in sequences for piece in s.pieces]
                 starts = [k == 0 for _, _, s in sequences for k in range(len(s.pieces))]
-                behind, ahead = ahead, (sequences, beside.submit(self._tokenize, texts, starts))
-                if behind:
-                    yield from self._assembled(*behind)
-            if ahead:
-                yield from self._assembled(*ahead)
+                waiting.append((sequences, beside.submit(self._tokenize, texts, starts)))
+                if len(waiting) > _AHEAD:
+                    yield from self._assembled(*waiting.popleft())
+            while waiting:
+                yield from self._assembled(*waiting.popleft())
 
     def _assembled(
         self, sequences: list[_Numbered], tokenized: Future[list[list[int]]]

@@ -36,8 +36,10 @@ class PieceTokenizer:
         return found
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        if self._backend.truncation is not None:  # set only where it must be: another thread may be at work with it
+            self._backend.no_truncation()
+        if self._backend.padding is not None:
+            self._backend.no_padding()
         return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def _find_mark(self) -> tuple[str, list[int]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from inlay.config.settings import DataConfig, TrainFile
-from inlay.data.checks.quick import EvenSample, QuickCheck, code_digest, quick_check
+from inlay.data.checks.quick import EvenSample, QuickCheck, RunningCheck, code_digest, quick_check
 from inlay.data.datafile import DataFile
 from inlay.data.encode import Encoder
 from inlay.data.read import as_lines, from_lines
@@ -211,16 +211,23 @@ def _tokenized(
     wanted = config.check != "off"
     check = noted = _noted_check(note) if wanted and config.cache else None
     readings = [Reading(file) for file in files]
-    if wanted:
-        # what is wrong with the first rows is said before the others are tokenized
-        early = noted or _checked([reading.first() for reading in readings], readings, held_out is not None)
-        _judge(early, config)
-        if all(reading.is_whole for reading in readings):
-            check = early
-    made = [
-        known or tokenized(file, reading.examples, encoder, config.cache, bar)
-        for known, file, reading in zip(found, files, readings, strict=True)
-    ]
+    if noted:
+        _judge(noted, config)
+    look = FirstLook(readings, held_out is not None, config) if wanted and not noted else None
+    try:
+        if look and found[0]:
+            look.finish()
+        made = [
+            known or tokenized(file, look.along if look and not n else reading.examples, encoder, config.cache, bar)
+            for n, (known, file, reading) in enumerate(zip(found, files, readings, strict=True))
+        ]
+    except DataError:
+        if look:
+            look.finish()  # what is wrong with the first rows is said first
+        raise
+    if look:
+        look.finish()
+        check = look.found if look.saw_all else None
     if wanted and check is None:
         check = _checked([reading.sampled() for reading in readings], readings, held_out is not None)
         _judge(check, config)
@@ -234,42 +241,99 @@ class Reading:
 
     def __init__(self, file: DataFile) -> None:
         self._file = file
+        self.restart()
+
+    def restart(self) -> None:
         self._rest: Iterator[Example] | None = None
         self._head: list[Example] = []
         self.sample = EvenSample()
         self.is_whole = False
         """Whether all rows have been seen."""
 
-    def first(self) -> list[Example]:
-        """All rows, or as many of the first as may be looked at."""
-        self._rest = self._file.examples()
-        for example in self._rest:
-            self._head.append(example)
+    def first(self) -> Iterator[Example]:
+        """All rows, or as many of the first as may be looked at, as they are read."""
+        if self._rest is None:
+            self._rest = self._file.examples()
+        while self.sample.stride == 1:
+            example = next(self._rest, None)
+            if example is None:
+                self.is_whole = True
+                return
             self.sample.add(example)
-            if self.sample.stride > 1:
-                return self._head
+            yield example
+
+    def keep_first(self) -> Iterator[Example]:
+        """`first`, held for `examples`."""
+        for example in self.first():
+            self._head.append(example)
+            yield example
+
+    def rest(self) -> Iterator[Example]:
+        """Those behind the first."""
+        for example in self._rest or ():
+            self.sample.add(example)
+            yield example
         self.is_whole = True
-        return self._head
+
+    def examples(self) -> Iterator[Example]:
+        """All rows; a second pass reads the file again."""
+        head, self._head = self._head, []
+        if head:
+            yield from head
+        else:
+            self.restart()
+            yield from self.first()
+        head.clear()
+        yield from self.rest()
 
     def sampled(self) -> list[Example]:
         """As many as may be looked at, spread evenly over all rows."""
         if not self.is_whole:
-            for _ in self.examples():
+            for _ in self.rest() if self._rest else self.examples():
                 pass
         return self.sample.examples
 
-    def examples(self) -> Iterator[Example]:
-        """All rows; a second pass reads the file again."""
-        if self._rest is None:
-            self.sample, self._rest = EvenSample(), self._file.examples()
-        head, rest = self._head, self._rest
-        self._head, self._rest = [], None
-        yield from head
-        head.clear()
-        for example in rest:
-            self.sample.add(example)
-            yield example
-        self.is_whole = True
+
+class FirstLook:
+    """The check of the first rows of all files, made while those of the first file are tokenized and ended before any
+    other row is."""
+
+    def __init__(self, readings: Sequence[Reading], last_is_held_out: bool, config: DataConfig) -> None:
+        self._readings, self._last_is_held_out, self._config = readings, last_is_held_out, config
+        self._check, self._is_over = RunningCheck(), False
+        self.found: QuickCheck | None = None
+        self.saw_all = False
+
+    def along(self) -> Iterator[Example]:
+        """All rows of the first file. Raises: DataError, DataCheckError."""
+        if not self._is_over:
+            self._check = RunningCheck()
+        self._readings[0].restart()
+        yield from self._looked_at(0, self._readings[0].first())
+        self.finish()
+        yield from self._readings[0].rest()
+
+    def finish(self) -> None:
+        """Looks at what has not been looked at. Raises: DataError, DataCheckError."""
+        if self._is_over:
+            return
+        for n, reading in enumerate(self._readings):
+            for _ in self._looked_at(n, reading.keep_first() if n else reading.first()):
+                pass
+        self._is_over, self.saw_all = True, all(reading.is_whole for reading in self._readings)
+        self.found = self._check.found(sum(reading.sample.seen for reading in self._readings))
+        _judge(self.found, self._config)
+
+    def _looked_at(self, n: int, rows: Iterator[Example]) -> Iterator[Example]:
+        held_out = self._last_is_held_out and n == len(self._readings) - 1
+        try:
+            for example in rows:
+                if not self._is_over:
+                    self._check.see(example, held_out)
+                yield example
+        except DataError:  # of the reading; it goes before what the check found
+            self._is_over = True
+            raise
 
 
 def _checked(seen: Sequence[list[Example]], readings: Sequence[Reading], last_is_held_out: bool) -> QuickCheck:

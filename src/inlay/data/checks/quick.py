@@ -83,16 +83,30 @@ def _size(example: Example) -> int:
 
 def quick_check(train: Sequence[Example], held_out: Sequence[Example], rows: int) -> QuickCheck:
     """The findings of the cheap checks in these of all `rows`."""
-    checks = [make() for name, make in CHECKS.items() if name not in EXPENSIVE]
-    number = 0
+    running = RunningCheck()
     for side, examples in enumerate((train, held_out)):
         for example in examples:
-            row = CheckedRow(example, number, bool(side))
-            for check in checks:
-                check.see(row)
-            number += 1
-    findings = by_gravity([finding for check in checks for finding in check.findings()])
-    return QuickCheck(tuple(findings), number, rows)
+            running.see(example, bool(side))
+    return running.found(rows)
+
+
+class RunningCheck:
+    """The cheap checks, row by row; training rows come before held-out ones."""
+
+    def __init__(self) -> None:
+        self._checks = [make() for name, make in CHECKS.items() if name not in EXPENSIVE]
+        self._seen = 0
+
+    def see(self, example: Example, held_out: bool) -> None:
+        row = CheckedRow(example, self._seen, held_out)
+        for check in self._checks:
+            check.see(row)
+        self._seen += 1
+
+    def found(self, rows: int) -> QuickCheck:
+        """What was found in those that were seen of all `rows`."""
+        findings = by_gravity([finding for check in self._checks for finding in check.findings()])
+        return QuickCheck(tuple(findings), self._seen, rows)
 
 
 def code_digest() -> str:
