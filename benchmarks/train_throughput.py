@@ -21,6 +21,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import sysconfig
 import time
 import venv
 from pathlib import Path
@@ -52,6 +53,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+TOKENIZER_SIZE = 32_000
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 LONGEST, ROWS_A_STEP, WARM_UP = 512, 16, 2
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
@@ -196,18 +202,14 @@ def prepare(task: dict[str, Any]) -> dict[str, Any]:
     import torch
     import transformers
 
-    import inlay
-
-    nano = Path(inlay.__file__).parent / "builtin" / "nano"
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(nano))
     family, sizes = MODELS[task["model"]]
+    tokenizer = byte_pairs(task["source"], vocabulary=min(TOKENIZER_SIZE, sizes["vocab_size"]))
     torch.manual_seed(0)
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = getattr(transformers, family)(**sizes, **ids)
     model = transformers.AutoModelForCausalLM.from_config(config).to(getattr(torch, DTYPES[task["dtype"]]))
     model.save_pretrained(task["base"])
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(nano / name, task["base"])
+    tokenizer.save_pretrained(task["base"])
     wanted, lines = ROWS_A_STEP * task["steps"], []
     for row in source_rows(task["source"], wanted):
         messages = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
@@ -217,6 +219,27 @@ def prepare(task: dict[str, Any]) -> dict[str, Any]:
             lines.append(json.dumps({"messages": messages, "prompt": prompt, "completion": whole.removeprefix(prompt)}))
     Path(task["data"]).write_text("\n".join(lines[:wanted]) + "\n")
     return {"rows": len(lines[:wanted])}
+
+
+def byte_pairs(source: str, vocabulary: int) -> Any:
+    """A byte-level tokenizer of so many tokens, trained on the rows and on Python's own library."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = [row[part] for row in source_rows(source, 10_000) for part in ("question", "answer")]
+    library = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    texts += [file.read_text(encoding="utf-8", errors="replace") for file in library]
+    found = Tokenizer(models.BPE())
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    found.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=found, pad_token="<pad>", eos_token="<|im_end|>", chat_template=TEMPLATE, model_max_length=2048
+    )
 
 
 def source_rows(source: str, count: int) -> list[dict[str, str]]:
