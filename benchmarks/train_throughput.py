@@ -1,18 +1,26 @@
 """Training speed and peak memory of inlay beside other tools, on the same rows, model and settings, in turns.
 
     python benchmarks/train_throughput.py --home FOLDER [--models M1,M2] [--formats bf16,fp32] [--rounds 3] [--steps 8]
-                                          [--tools inlay,trainer,trl] [--data rows.jsonl] [--json]
+                                          [--tools floor,inlay,trainer] [--data rows.jsonl] [--json]
 
 LoRA of rank 16 on all linear layers, AdamW at 2e-4, 16 rows a step as 4 × 4 (inlay chooses its own micro batch), rows up
-to 512 tokens, loss on the answer, random weights. Each tool has an environment of its own under FOLDER, made here. The
-first two steps of a run are not counted. What has been measured lies in FOLDER/results.jsonl and is not measured again:
-a benchmark that was stopped goes on with the same command. Before each run it waits until the machine is idle;
---any-load measures at once, and the load is in the results.
+to 512 tokens, loss on the answer, random weights, the rows in the order of the file; all else is a tool's own default.
+Each tool has an environment of its own under FOLDER, made here. The first two steps of a run are not counted. What has
+been measured lies in FOLDER/results.jsonl and is not measured again: a benchmark that was stopped goes on with the same
+command. What a tool cannot do is a line of the table, and tried again. Before each run it waits until the machine is
+idle; --any-load measures at once, and the load is in the results.
+
+`of floor` is the share of the floor: the least time that a step could take, were there nothing but its products, at the
+rate that products of the model's shapes reach on this machine in the same round (`floor.py` says how it is counted).
+`from imports` is the time from the end of importing torch, transformers and peft to the end of the first step. The
+losses of all tools are of the same rows, so that they should agree as far as number format and step size explain.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import itertools
 import json
 import os
 import platform
@@ -23,18 +31,34 @@ import subprocess
 import sys
 import sysconfig
 import time
+import types
 import venv
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 HUGGING_FACE = ["torch>=2.9,<2.14", "transformers>=5,<6", "peft>=0.17,<1", "accelerate", "datasets"]
-TOOLS: dict[str, list[str]] = {
-    "inlay": ["-e", str(ROOT)],
-    "trainer": HUGGING_FACE,
-    "trl": [*HUGGING_FACE, "trl>=1.0,<2"],
-}
-"""What is installed for each tool. `trainer` is transformers' Trainer, every row padded to 512."""
+TOOLS: dict[str, list[list[str]]] = {
+    "floor": [],
+    "inlay": [["-e", str(ROOT)]],
+    "trainer": [HUGGING_FACE],
+    "trl": [[*HUGGING_FACE, "trl>=1.0,<2"]],
+    "llamafactory": [
+        ["torch>=2.9,<2.14", "transformers>=5,<=5.6", "peft>=0.18,<=0.18.1", "accelerate<=1.11", "datasets<=4.0",
+         "trl<=0.24", "omegaconf", "fire", "tyro<0.9", "einops", "pandas", "scipy", "sentencepiece", "protobuf", "tiktoken",
+         "matplotlib", "av<=16", "hf-transfer", "pydantic", "uvicorn", "fastapi", "sse-starlette", "modelscope"],
+        ["--no-deps", "llamafactory==0.9.5"],
+    ],
+    "unsloth": [
+        ["torch>=2.9,<2.14", "transformers>=5.2,<=5.17", "peft>=0.18", "accelerate", "datasets>=4.3,<4.4", "trl<=1.15",
+         "bitsandbytes", "torchao", "triton", "cut_cross_entropy", "diffusers", "tyro", "typer", "structlog", "json5",
+         "nest-asyncio", "hf_transfer", "msgspec", "pillow", "sentencepiece", "protobuf", "einops"],
+        ["--no-deps", "unsloth==2026.10.9", "unsloth_zoo==2026.10.9"],
+    ],
+}  # fmt: skip
+"""What pip is told for each tool, call by call. `trainer` is transformers' Trainer, every row padded to 512. Two are
+installed without what they ask for, and that by name: their torchvision and xformers do not go with a torch for CPUs.
+`floor` is no tool but the floor; it is measured with inlay's torch."""
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": (
         "LlamaConfig",
@@ -59,6 +83,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LONGEST, ROWS_A_STEP, WARM_UP = 512, 16, 2
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
@@ -83,7 +108,7 @@ def main() -> None:
     home = given.home.resolve()
     home.mkdir(parents=True, exist_ok=True)
     tools = given.tools.split(",")
-    pythons = {tool: environment(home, tool) for tool in tools}
+    pythons = {tool: environment(home, tool) for tool in {"inlay", *tools}}
     for model in given.models.split(","):
         for dtype in given.formats.split(","):
             task = prepared(home, pythons["inlay"], model, dtype, given.steps, given.data)
@@ -96,13 +121,15 @@ def main() -> None:
 
 def environment(home: Path, tool: str) -> str:
     """The Python of a virtual environment with the tool in it."""
+    tool = "inlay" if tool == "floor" else tool
     folder = home / "environments" / tool
     python, done = folder / "bin" / "python", folder / "installed"
     if not done.exists():
         print(f"installing {tool}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *TOOLS[tool]], check=True)
-        done.write_text("\n".join(TOOLS[tool]))
+        for wanted in TOOLS[tool]:
+            subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
+        done.write_text("\n".join(itertools.chain(*TOOLS[tool])))
     return str(python)
 
 
@@ -117,21 +144,24 @@ def prepared(home: Path, python: str, model: str, dtype: str, steps: int, data: 
 
 
 def measured(home: Path, python: str, task: dict[str, Any], *, any_load: bool) -> None:
-    """One run in a process of its own; its line goes into the results unless it is there."""
+    """One run in a process of its own; its line goes into the results unless it is there. So does what failed."""
     results = home / "results.jsonl"
     known = ("tool", "model", "dtype", "steps", "rows", "turn")
-    if any(all(line[key] == task[key] for key in known) for line in read_lines(results)):
+    lines = [line for line in read_lines(results) if "failed" not in line]
+    if any(all(line[key] == task[key] for key in known) for line in lines):
         return
     load = idle() if not any_load else os.getloadavg()[0]
     command = [python, __file__, "--home", str(home), "--work", task["tool"], json.dumps(task | {"home": str(home)})]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=home)
-    if done.returncode:
-        sys.exit(f"{task['tool']}: {done.stderr}")
-    seen = json.loads(done.stdout.strip().splitlines()[-1])
+    said = (done.stderr if done.returncode else done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
+    seen = {"failed": said[-1]} if done.returncode else json.loads(said[-1])
     line = {key: task[key] for key in known} | {"load": load, "load_after": os.getloadavg()[0]} | seen
     with results.open("a") as file:
         file.write(json.dumps(line) + "\n")
-    print(f"{task['tool']} {task['model']} {task['dtype']}: {rate(line):.2f} rows/s", file=sys.stderr)
+    how = line["failed"] if "failed" in line else f"{rate(line):.2f} rows/s"
+    print(f"{task['tool']} {task['model']} {task['dtype']}: {how}", file=sys.stderr)
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
 
 
 def idle() -> float:
@@ -154,44 +184,69 @@ def rate(line: dict[str, Any]) -> float:
 
 
 def summary(lines: list[dict[str, Any]], steps: int) -> dict[str, Any]:
-    """Medians over the rounds, and inlay's rate over each tool's, paired by round."""
+    """Medians over the rounds; inlay's rate over each tool's, and each tool's over the floor's, paired by round."""
     cells: dict[str, Any] = {}
     for line in lines:
         if line["steps"] == steps:
             cells.setdefault(f"{line['model']} {line['dtype']}", {}).setdefault(line["tool"], {})[line["turn"]] = line
-    found = {}
-    for cell, tools in cells.items():
-        ours = tools.get("inlay", {})
-        found[cell] = {
-            tool: {
-                "rows_per_s": statistics.median(map(rate, turns.values())),
-                "peak_bytes": statistics.median(t["peak_bytes"] for t in turns.values()),
-                "first_step_s": statistics.median(t["first_step_s"] for t in turns.values()),
-                "losses": next(iter(turns.values()))["losses"][:3],
-                "rounds": len(turns),
-                "load": max(t["load"] for t in turns.values()),
-                "inlay_times": statistics.median(r) if (r := [rate(ours[k]) / rate(t) for k, t in turns.items() if k in ours]) else None,
-            }
-            for tool, turns in tools.items()
-        }  # fmt: skip
-    return {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "cells": found}
+    return {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "cells": {cell: {tool: judged(turns, tools) for tool, turns in tools.items()} for cell, tools in cells.items()},
+    }
+
+
+def judged(turns: dict[int, dict[str, Any]], tools: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
+    """The rounds of one tool beside those of inlay and the floor."""
+    seen = {turn: line for turn, line in turns.items() if "failed" not in line}
+    if not seen:
+        return {"failed": next(iter(turns.values()))["failed"]}
+
+    def median(name: str) -> float | None:
+        return middle([line[name] for line in seen.values() if name in line])
+
+    def times(other: str) -> float | None:
+        """How many times as fast as this one the other was."""
+        theirs = tools.get(other, {})
+        return middle([rate(theirs[k]) / rate(one) for k, one in seen.items() if "step_s" in theirs.get(k, {})])
+
+    floor = times("floor")
+    return {
+        "rows_per_s": middle(list(map(rate, seen.values()))), "peak_bytes": median("peak_bytes"),
+        "first_step_s": median("first_step_s"), "from_imports_s": median("from_imports_s"),
+        "losses": next(iter(seen.values()))["losses"][:3], "rounds": len(seen),
+        "load": max(max(line["load"], line["load_after"]) for line in seen.values()),
+        "inlay_times": times("inlay"), "floor_share": 1 / floor if floor else None,
+    }  # fmt: skip
+
+
+def middle(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 def table(found: dict[str, Any]) -> str:
     lines = [
         found["machine"],
         "",
-        "| | tool | rows/s | peak | inlay is | rounds | load |",
-        "|---|---|---|---|---|---|---|",
+        "| | tool | rows/s | inlay is | of floor | peak | from imports | first losses | rounds | load |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell, tools in found["cells"].items():
-        for tool, one in sorted(tools.items(), key=lambda item: item[1]["rows_per_s"]):
-            times = f"{one['inlay_times']:.2f} ×" if one["inlay_times"] else "–"
-            lines.append(
-                f"| {cell} | {tool} | {one['rows_per_s']:.2f} | {one['peak_bytes'] / 1e6:,.0f} MB | {times} | "
-                f"{one['rounds']} | {one['load']:.1f} |"
-            )
+        for tool, one in sorted(tools.items(), key=lambda item: item[1].get("rows_per_s", 0.0)):
+            if "failed" in one:
+                lines.append(f"| {cell} | {tool} | cannot: {one['failed'][:160]} | | | | | | | |")
+                continue
+            cells = [
+                f"{one['rows_per_s']:.2f}", shown(one["inlay_times"], ".2f", " ×"), shown(one["floor_share"], ".0%"),
+                shown(one["peak_bytes"] and one["peak_bytes"] / 1e6, ",.0f", " MB"),
+                shown(one["from_imports_s"], ".1f", " s"), " ".join(f"{loss:.4f}" for loss in one["losses"]) or "–",
+                str(one["rounds"]), f"{one['load']:.1f}",
+            ]  # fmt: skip
+            lines.append(f"| {cell} | {tool} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def shown(value: float | None, form: str, unit: str = "") -> str:
+    return "–" if value is None else f"{value:{form}}{unit}"
 
 
 # --- what runs in a tool's own environment ---------------------------------------------------------------------
@@ -235,7 +290,10 @@ def byte_pairs(source: str, vocabulary: int) -> Any:
     special = ["<pad>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     found.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=found, pad_token="<pad>", eos_token="<|im_end|>", chat_template=TEMPLATE, model_max_length=2048
@@ -257,8 +315,27 @@ def source_rows(source: str, count: int) -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
+def floor_of(task: dict[str, Any]) -> dict[str, Any]:
+    """The floor of each step, in the place of its time."""
+    from floor import Layers, fastest, step_flops
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(task["base"])
+    rows = []
+    for row in pairs(task):
+        prompt, answer = (
+            len(tokenizer(row[k], add_special_tokens=False)["input_ids"]) for k in ("prompt", "completion")
+        )
+        rows.append((prompt + answer, answer))
+    steps = [rows[start : start + ROWS_A_STEP] for start in range(0, len(rows), ROWS_A_STEP)]
+    layers = Layers.of(AutoConfig.from_pretrained(task["base"]), LORA["r"])
+    tokens = sum(length for length, _ in rows) // len(steps)
+    per_s = fastest(layers, (tokens // 4, tokens), DTYPES[task["dtype"]])
+    return {"step_s": [step_flops(layers, step) / per_s for step in steps], "flops_per_s": per_s, "losses": []}
+
+
 def with_inlay(task: dict[str, Any]) -> dict[str, Any]:
-    began = time.perf_counter()
+    began, imported = imports()
     from inlay import api
     from inlay.events import PlainReporter
 
@@ -271,15 +348,20 @@ def with_inlay(task: dict[str, Any]) -> dict[str, Any]:
         def progress(self, done: int, values: dict[str, Any]) -> None:
             self.ends.append(time.perf_counter())
 
-    rows = Path(task["home"]) / f"messages-{os.getpid()}.jsonl"
-    rows.write_text("".join(json.dumps({"messages": r["messages"]}) + "\n" for r in read_lines(Path(task["data"]))))
     steps, folder = task["steps"], Path(task["home"]) / f"runs-{os.getpid()}"
+    folder.mkdir()
+    rows, heldout, given = folder / "rows.jsonl", folder / "heldout.jsonl", read_lines(Path(task["data"]))
+    rows.write_text(
+        "".join(json.dumps({"messages": row["messages"], "place": k}) + "\n" for k, row in enumerate(given))
+    )
+    asked = {"role": "user", "content": "Is anything held out?"}
+    heldout.write_text(json.dumps({"messages": [asked, given[0]["messages"][1]]}) + "\n")
     config = {
         "model": {"base_model": task["base"], "device": "cpu", "dtype": DTYPES[task["dtype"]]},
-        "data": {"train": str(rows), "eval_fraction": 0.02, "max_length": LONGEST},
+        "data": {"train": str(rows), "eval": str(heldout), "max_length": LONGEST},
         "adapter": {"rank": 16, "alpha": 32},
         "train": {"batch_size": ROWS_A_STEP, "max_steps": steps, "learning_rate": 2e-4, "schedule": "constant",
-                  "warmup_ratio": 0.0, "eval_steps": steps, "save_steps": steps},
+                  "order": "column", "order_column": "place", "order_pool": 1e-9, "order_pacing": 1.0, "warmup_ratio": 0.0, "eval_steps": steps, "save_steps": steps},
         "eval": {"max_rows": 2, "retention_rows": 0},
         "track": {"trackers": []},
         "output": {"folder": str(folder)},
@@ -289,16 +371,26 @@ def with_inlay(task: dict[str, Any]) -> dict[str, Any]:
     losses = [line["loss"] for line in run.metrics if "loss" in line]
     memory = max(line["memory_bytes"] for line in run.metrics if "memory_bytes" in line)
     shutil.rmtree(folder)
-    rows.unlink()
-    seen = ended(began, clock.ends, losses)
+    seen = ended(began, imported, clock.ends, losses)
     return seen | {"peak_bytes": memory}  # that of the steps; the verdict after them is no part of it
 
 
-def ended(began: float, ends: list[float], losses: list[float]) -> dict[str, Any]:
+def imports() -> tuple[float, float]:
+    """The times before and after importing what every tool needs."""
+    began = time.perf_counter()
+    for name in ("torch", "transformers", "peft"):
+        importlib.import_module(name)
+    # transformers loads these when they are asked for; every tool asks
+    _ = sys.modules["transformers"].AutoModelForCausalLM, sys.modules["transformers"].Trainer
+    return began, time.perf_counter()
+
+
+def ended(began: float, imported: float, ends: list[float], losses: list[float]) -> dict[str, Any]:
     """`ends` are the start of the first step and the end of each."""
     return {
         "step_s": [b - a for a, b in zip(ends, ends[1:], strict=False)],  # noqa: RUF007
         "first_step_s": ends[1] - began,
+        "from_imports_s": ends[1] - imported,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         "losses": losses,
     }
@@ -327,12 +419,13 @@ def arguments(task: dict[str, Any]) -> dict[str, Any]:
         "output_dir": str(Path(task["home"]) / "out"), "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4,
         "learning_rate": 2e-4, "lr_scheduler_type": "constant", "max_steps": task["steps"], "logging_steps": 1,
         "save_strategy": "no", "report_to": "none", "use_cpu": True, "disable_tqdm": True,
+        "train_sampling_strategy": "sequential",
     }  # fmt: skip
 
 
 def with_trainer(task: dict[str, Any]) -> dict[str, Any]:
     """The usual tutorial: every row padded to 512, loss on the answer."""
-    began = time.perf_counter()
+    began, imported = imports()
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
@@ -340,7 +433,7 @@ def with_trainer(task: dict[str, Any]) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(task["base"])
     model = AutoModelForCausalLM.from_pretrained(task["base"], dtype=getattr(torch, DTYPES[task["dtype"]]))
     rows = []
-    for row in read_lines(Path(task["data"])):
+    for row in pairs(task):
         prompt, answer = (tokenizer(row[k], add_special_tokens=False)["input_ids"] for k in ("prompt", "completion"))
         ids = (prompt + answer)[:LONGEST]
         padding = LONGEST - len(ids)
@@ -352,16 +445,15 @@ def with_trainer(task: dict[str, Any]) -> dict[str, Any]:
     settings = TrainingArguments(**arguments(task), bf16=task["dtype"] == "bf16")
     peft_model = get_peft_model(model, LoraConfig(**LORA))
     Trainer(peft_model, settings, train_dataset=rows, callbacks=[callback(ends, losses)]).train()
-    return ended(began, ends, losses)
+    return ended(began, imported, ends, losses)
 
 
 def with_trl(task: dict[str, Any]) -> dict[str, Any]:
-    began = time.perf_counter()
+    began, imported = imports()
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    rows = [{k: row[k] for k in ("prompt", "completion")} for row in read_lines(Path(task["data"]))]
     settings = SFTConfig(
         **arguments(task), max_length=LONGEST, bf16=task["dtype"] == "bf16",
         model_init_kwargs={"dtype": DTYPES[task["dtype"]]},
@@ -369,13 +461,73 @@ def with_trl(task: dict[str, Any]) -> dict[str, Any]:
     ends: list[float] = []
     losses: list[float] = []
     SFTTrainer(
-        task["base"], settings, train_dataset=Dataset.from_list(rows), peft_config=LoraConfig(**LORA),
+        task["base"], settings, train_dataset=Dataset.from_list(pairs(task)), peft_config=LoraConfig(**LORA),
         callbacks=[callback(ends, losses)],
     ).train()  # fmt: skip
-    return ended(began, ends, losses)
+    return ended(began, imported, ends, losses)
 
 
-WORK = {"prepare": prepare, "inlay": with_inlay, "trainer": with_trainer, "trl": with_trl}
+def with_llamafactory(task: dict[str, Any]) -> dict[str, Any]:
+    """Its SFT stage as its command runs it. Mixed precision for bf16, as its examples have it."""
+    began, imported = imports()
+    sys.modules.setdefault("torchaudio", types.ModuleType("torchaudio"))  # it imports it; rows of text never reach it
+    from llamafactory.train.tuner import run_exp
+
+    folder = Path(task["home"]) / f"llamafactory-{os.getpid()}"
+    folder.mkdir()
+    rows = [{"instruction": row["prompt"], "input": "", "output": row["completion"]} for row in pairs(task)]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    (folder / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}}))
+    told = arguments(task) | {"output_dir": str(folder / "out")}
+    del told["train_sampling_strategy"]
+    settings = told | {
+        "model_name_or_path": task["base"], "stage": "sft", "do_train": True, "finetuning_type": "lora",
+        "lora_target": "all", "lora_rank": 16, "lora_alpha": 32, "dataset": "rows", "dataset_dir": str(folder),
+        "template": "empty", "cutoff_len": LONGEST, "disable_shuffling": True, "overwrite_cache": True,
+        "bf16": task["dtype"] == "bf16",
+    }  # fmt: skip
+    ends: list[float] = []
+    losses: list[float] = []
+    run_exp(settings, callbacks=[callback(ends, losses)])
+    shutil.rmtree(folder)
+    return ended(began, imported, ends, losses)
+
+
+def with_unsloth(task: dict[str, Any]) -> dict[str, Any]:
+    """Loss on answers only. It wants to be imported before transformers, so that its import counts as one of theirs."""
+    began = time.perf_counter()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}  # it reports itself to a hub
+    unsloth = importlib.import_module("unsloth")
+    _, imported = imports()
+    import torch
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+        task["base"], max_seq_length=LONGEST, load_in_4bit=False, dtype=getattr(torch, DTYPES[task["dtype"]])
+    )
+    lora = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": LINEAR}
+    model = unsloth.FastLanguageModel.get_peft_model(model, **lora)
+    settings = SFTConfig(**arguments(task), max_length=LONGEST, bf16=task["dtype"] == "bf16")
+    ends: list[float] = []
+    losses: list[float] = []
+    SFTTrainer(
+        model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(pairs(task)), args=settings,
+        callbacks=[callback(ends, losses)],
+    ).train()  # fmt: skip
+    return ended(began, imported, ends, losses)
+
+
+def pairs(task: dict[str, Any]) -> list[dict[str, str]]:
+    """Prompt and completion of every row, up to the end of the answer, which is what inlay trains."""
+    rows = read_lines(Path(task["data"]))
+    return [{"prompt": row["prompt"], "completion": row["completion"].removesuffix("\n")} for row in rows]
+
+
+WORK = {
+    "prepare": prepare, "floor": floor_of, "inlay": with_inlay, "trainer": with_trainer, "trl": with_trl,
+    "llamafactory": with_llamafactory, "unsloth": with_unsloth,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()
