@@ -1,8 +1,10 @@
 """How near `inlay plan` comes, cold and calibrated, to the peak memory and the step time of real runs.
 
-    python benchmarks/plan_accuracy.py [--shapes nano,llama-43M] [--steps 6] [--json]
+    python benchmarks/plan_accuracy.py [--shapes nano,llama-43M] [--steps 6] [--cpu] [--json]
 
-Every plan and every run is a process of its own. The bases have random weights; the rows are the built-in ones.
+Every plan and every run is a process of its own. The bases have random weights; the rows are the built-in ones. --cpu
+counts seconds of one core in place of those on the wall, in plans and runs alike: what to measure by where the cores are
+shared.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -59,10 +62,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default=",".join(name for name in SHAPES if "," not in name), help="or all")
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
+        if given.cpu:
+            time.perf_counter = time.process_time
         print(json.dumps(worked(given.work[0], json.loads(given.work[1]))))
         return
     names = list(SHAPES) if given.shapes == "all" else [n for n in SHAPES if n.split(",")[0] in given.shapes.split(",")]
@@ -70,26 +76,32 @@ def main() -> None:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            found.append(compared(name, Path(folder), given.steps))
+            found.append(compared(name, Path(folder), given.steps, cpu=given.cpu))
             print(said(found[-1]), file=sys.stderr, flush=True)
     print(json.dumps(found, indent=1) if given.json else table(found))
 
 
-def compared(name: str, folder: Path, steps: int) -> dict[str, Any]:
+def compared(name: str, folder: Path, steps: int, *, cpu: bool) -> dict[str, Any]:
     """Cold, calibrated and real figures of one shape."""
     family, sizes, settings = SHAPES[name]
     base = str(made(folder / name.replace(",", "").replace(" ", "-"), family, sizes)) if family else "builtin:nano"
     short = {"eval.max_rows": "16", "eval.retention_rows": "0", "train.eval_steps": str(steps)}
     wanted = {"model.dtype": "float32", "train.max_steps": str(steps)} | short | settings
-    task = {"base": base, "settings": [f"{key}={value}" for key, value in wanted.items()], "folder": str(folder)}
+    task = {
+        "base": base,
+        "settings": [f"{key}={value}" for key, value in wanted.items()],
+        "folder": str(folder),
+        "cpu": cpu,
+    }
     return {"shape": name, "load": os.getloadavg()[0]} | {
         kind: in_process(kind, task) for kind in ("cold", "calibrated", "real")
     }
 
 
 def in_process(kind: str, task: dict[str, Any]) -> dict[str, float]:
-    command = [sys.executable, __file__, "--work", kind, json.dumps(task)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, __file__, "--work", kind, json.dumps(task), *(["--cpu"] if task["cpu"] else [])]
+    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if task["cpu"] else {})
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]

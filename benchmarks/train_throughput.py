@@ -13,28 +13,27 @@ idle; --any-load measures at once, and the load is in the results.
 `of floor` is the share of the floor: the least time that a step could take, were there nothing but its products, at the
 rate that products of the model's shapes reach on this machine in the same round (`floor.py` says how it is counted).
 `from imports` is the time from the end of importing torch, transformers and peft to the end of the first step. The
-losses of all tools are of the same rows, so that they should agree as far as number format and step size explain.
+losses of all tools are of the same rows, with adapters that begin with the same numbers: in fp32 they should agree.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import itertools
 import json
 import os
 import platform
-import resource
-import shutil
 import statistics
 import subprocess
 import sys
 import sysconfig
 import time
-import types
 import venv
 from pathlib import Path
 from typing import Any
+
+from floor import Layers, fastest, step_flops
+from trainers import DTYPES, LORA, ORDINARY, WITH, pairs, read_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 HUGGING_FACE = ["torch>=2.9,<2.14", "transformers>=5,<6", "peft>=0.17,<1", "accelerate", "datasets"]
@@ -76,15 +75,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
          "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 2048, "tie_word_embeddings": True},
     ),
 }  # fmt: skip
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 TOKENIZER_SIZE = 32_000
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LONGEST, ROWS_A_STEP, WARM_UP = 512, 16, 2
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
 def main() -> None:
@@ -151,7 +147,15 @@ def measured(home: Path, python: str, task: dict[str, Any], *, any_load: bool) -
     if any(all(line[key] == task[key] for key in known) for line in lines):
         return
     load = idle() if not any_load else os.getloadavg()[0]
-    command = [python, __file__, "--home", str(home), "--work", task["tool"], json.dumps(task | {"home": str(home)})]
+    command = [
+        python,
+        __file__,
+        "--home",
+        str(home),
+        "--work",
+        task["tool"],
+        json.dumps(ORDINARY | task | {"home": str(home)}),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=home)
     said = (done.stderr if done.returncode else done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
     seen = {"failed": said[-1]} if done.returncode else json.loads(said[-1])
@@ -172,10 +176,6 @@ def idle() -> float:
             return load
         time.sleep(10)
     sys.exit(f"the load stays at {load:.1f}: a busy machine measures nothing. Try later, or give --any-load.")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def rate(line: dict[str, Any]) -> float:
@@ -317,7 +317,6 @@ def source_rows(source: str, count: int) -> list[dict[str, str]]:
 
 def floor_of(task: dict[str, Any]) -> dict[str, Any]:
     """The floor of each step, in the place of its time."""
-    from floor import Layers, fastest, step_flops
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(task["base"])
@@ -334,200 +333,7 @@ def floor_of(task: dict[str, Any]) -> dict[str, Any]:
     return {"step_s": [step_flops(layers, step) / per_s for step in steps], "flops_per_s": per_s, "losses": []}
 
 
-def with_inlay(task: dict[str, Any]) -> dict[str, Any]:
-    began, imported = imports()
-    from inlay import api
-    from inlay.events import PlainReporter
-
-    class Clock(PlainReporter):
-        ends: list[float] = []  # noqa: RUF012
-
-        def start(self, total: int, done: int, unit: str) -> None:
-            self.ends.append(time.perf_counter())
-
-        def progress(self, done: int, values: dict[str, Any]) -> None:
-            self.ends.append(time.perf_counter())
-
-    steps, folder = task["steps"], Path(task["home"]) / f"runs-{os.getpid()}"
-    folder.mkdir()
-    rows, heldout, given = folder / "rows.jsonl", folder / "heldout.jsonl", read_lines(Path(task["data"]))
-    rows.write_text(
-        "".join(json.dumps({"messages": row["messages"], "place": k}) + "\n" for k, row in enumerate(given))
-    )
-    asked = {"role": "user", "content": "Is anything held out?"}
-    heldout.write_text(json.dumps({"messages": [asked, given[0]["messages"][1]]}) + "\n")
-    config = {
-        "model": {"base_model": task["base"], "device": "cpu", "dtype": DTYPES[task["dtype"]]},
-        "data": {"train": str(rows), "eval": str(heldout), "max_length": LONGEST},
-        "adapter": {"rank": 16, "alpha": 32},
-        "train": {"batch_size": ROWS_A_STEP, "max_steps": steps, "learning_rate": 2e-4, "schedule": "constant",
-                  "order": "column", "order_column": "place", "order_pool": 1e-9, "order_pacing": 1.0, "warmup_ratio": 0.0, "eval_steps": steps, "save_steps": steps},
-        "eval": {"max_rows": 2, "retention_rows": 0},
-        "track": {"trackers": []},
-        "output": {"folder": str(folder)},
-    }  # fmt: skip
-    clock = Clock()
-    run = api.train(config, reporter=clock)
-    losses = [line["loss"] for line in run.metrics if "loss" in line]
-    memory = max(line["memory_bytes"] for line in run.metrics if "memory_bytes" in line)
-    shutil.rmtree(folder)
-    seen = ended(began, imported, clock.ends, losses)
-    return seen | {"peak_bytes": memory}  # that of the steps; the verdict after them is no part of it
-
-
-def imports() -> tuple[float, float]:
-    """The times before and after importing what every tool needs."""
-    began = time.perf_counter()
-    for name in ("torch", "transformers", "peft"):
-        importlib.import_module(name)
-    # transformers loads these when they are asked for; every tool asks
-    _ = sys.modules["transformers"].AutoModelForCausalLM, sys.modules["transformers"].Trainer
-    return began, time.perf_counter()
-
-
-def ended(began: float, imported: float, ends: list[float], losses: list[float]) -> dict[str, Any]:
-    """`ends` are the start of the first step and the end of each."""
-    return {
-        "step_s": [b - a for a, b in zip(ends, ends[1:], strict=False)],  # noqa: RUF007
-        "first_step_s": ends[1] - began,
-        "from_imports_s": ends[1] - imported,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        "losses": losses,
-    }
-
-
-def callback(ends: list[float], losses: list[float]) -> Any:
-    from transformers import TrainerCallback
-
-    class Clock(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs:
-                losses.append(float(logs["loss"]))
-
-    return Clock()
-
-
-def arguments(task: dict[str, Any]) -> dict[str, Any]:
-    """What Trainer and SFTTrainer are told, and nothing else: their defaults are what is compared."""
-    return {
-        "output_dir": str(Path(task["home"]) / "out"), "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4,
-        "learning_rate": 2e-4, "lr_scheduler_type": "constant", "max_steps": task["steps"], "logging_steps": 1,
-        "save_strategy": "no", "report_to": "none", "use_cpu": True, "disable_tqdm": True,
-        "train_sampling_strategy": "sequential",
-    }  # fmt: skip
-
-
-def with_trainer(task: dict[str, Any]) -> dict[str, Any]:
-    """The usual tutorial: every row padded to 512, loss on the answer."""
-    began, imported = imports()
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
-
-    tokenizer = AutoTokenizer.from_pretrained(task["base"])
-    model = AutoModelForCausalLM.from_pretrained(task["base"], dtype=getattr(torch, DTYPES[task["dtype"]]))
-    rows = []
-    for row in pairs(task):
-        prompt, answer = (tokenizer(row[k], add_special_tokens=False)["input_ids"] for k in ("prompt", "completion"))
-        ids = (prompt + answer)[:LONGEST]
-        padding = LONGEST - len(ids)
-        labels = ([-100] * len(prompt) + answer)[:LONGEST] + [-100] * padding
-        mask = [1] * len(ids) + [0] * padding
-        rows.append({"input_ids": ids + [tokenizer.pad_token_id] * padding, "attention_mask": mask, "labels": labels})
-    ends: list[float] = []
-    losses: list[float] = []
-    settings = TrainingArguments(**arguments(task), bf16=task["dtype"] == "bf16")
-    peft_model = get_peft_model(model, LoraConfig(**LORA))
-    Trainer(peft_model, settings, train_dataset=rows, callbacks=[callback(ends, losses)]).train()
-    return ended(began, imported, ends, losses)
-
-
-def with_trl(task: dict[str, Any]) -> dict[str, Any]:
-    began, imported = imports()
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
-
-    settings = SFTConfig(
-        **arguments(task), max_length=LONGEST, bf16=task["dtype"] == "bf16",
-        model_init_kwargs={"dtype": DTYPES[task["dtype"]]},
-    )  # fmt: skip
-    ends: list[float] = []
-    losses: list[float] = []
-    SFTTrainer(
-        task["base"], settings, train_dataset=Dataset.from_list(pairs(task)), peft_config=LoraConfig(**LORA),
-        callbacks=[callback(ends, losses)],
-    ).train()  # fmt: skip
-    return ended(began, imported, ends, losses)
-
-
-def with_llamafactory(task: dict[str, Any]) -> dict[str, Any]:
-    """Its SFT stage as its command runs it. Mixed precision for bf16, as its examples have it."""
-    began, imported = imports()
-    sys.modules.setdefault("torchaudio", types.ModuleType("torchaudio"))  # it imports it; rows of text never reach it
-    from llamafactory.train.tuner import run_exp
-
-    folder = Path(task["home"]) / f"llamafactory-{os.getpid()}"
-    folder.mkdir()
-    rows = [{"instruction": row["prompt"], "input": "", "output": row["completion"]} for row in pairs(task)]
-    (folder / "rows.json").write_text(json.dumps(rows))
-    (folder / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}}))
-    told = arguments(task) | {"output_dir": str(folder / "out")}
-    del told["train_sampling_strategy"]
-    settings = told | {
-        "model_name_or_path": task["base"], "stage": "sft", "do_train": True, "finetuning_type": "lora",
-        "lora_target": "all", "lora_rank": 16, "lora_alpha": 32, "dataset": "rows", "dataset_dir": str(folder),
-        "template": "empty", "cutoff_len": LONGEST, "disable_shuffling": True, "overwrite_cache": True,
-        "bf16": task["dtype"] == "bf16",
-    }  # fmt: skip
-    ends: list[float] = []
-    losses: list[float] = []
-    run_exp(settings, callbacks=[callback(ends, losses)])
-    shutil.rmtree(folder)
-    return ended(began, imported, ends, losses)
-
-
-def with_unsloth(task: dict[str, Any]) -> dict[str, Any]:
-    """Loss on answers only. It wants to be imported before transformers, so that its import counts as one of theirs."""
-    began = time.perf_counter()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}  # it reports itself to a hub
-    unsloth = importlib.import_module("unsloth")
-    _, imported = imports()
-    import torch
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
-    model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
-        task["base"], max_seq_length=LONGEST, load_in_4bit=False, dtype=getattr(torch, DTYPES[task["dtype"]])
-    )
-    lora = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": LINEAR}
-    model = unsloth.FastLanguageModel.get_peft_model(model, **lora)
-    settings = SFTConfig(**arguments(task), max_length=LONGEST, bf16=task["dtype"] == "bf16")
-    ends: list[float] = []
-    losses: list[float] = []
-    SFTTrainer(
-        model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(pairs(task)), args=settings,
-        callbacks=[callback(ends, losses)],
-    ).train()  # fmt: skip
-    return ended(began, imported, ends, losses)
-
-
-def pairs(task: dict[str, Any]) -> list[dict[str, str]]:
-    """Prompt and completion of every row, up to the end of the answer, which is what inlay trains."""
-    rows = read_lines(Path(task["data"]))
-    return [{"prompt": row["prompt"], "completion": row["completion"].removesuffix("\n")} for row in rows]
-
-
-WORK = {
-    "prepare": prepare, "floor": floor_of, "inlay": with_inlay, "trainer": with_trainer, "trl": with_trl,
-    "llamafactory": with_llamafactory, "unsloth": with_unsloth,
-}  # fmt: skip
+WORK = {"prepare": prepare, "floor": floor_of, **WITH}
 
 if __name__ == "__main__":
     main()
