@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -12,6 +13,7 @@ from inlay.data.batches import Batch, collate
 from inlay.data.encode import Tokens
 from inlay.data.tokens import TokenSet, pack
 from inlay.data.types import Source
+from inlay.models.quantization import QUANTIZATIONS, forbid_cpu_repack
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 8,
          "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64, "pad_token_id": 0,
@@ -58,6 +60,19 @@ def decoder(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **ov
         if parameter.dim() == 1:
             parameter.add_(torch.randn_like(parameter) * 0.3)
     return model
+
+
+def in_nf4(model: Any) -> tuple[Any, Any]:
+    """(the model with its decoder's linear layers in 4 bits, one in fp32 with the values that these stand for)"""
+    exact = copy.deepcopy(model).float()
+    for name, layer in list(model.model.named_modules()):
+        if isinstance(layer, torch.nn.Linear):
+            small = QUANTIZATIONS["nf4"].build(layer.weight.detach(), "cpu", layer.weight.dtype)
+            small.bias = layer.bias
+            model.model.set_submodule(name, small)
+            exact.model.get_submodule(name).weight.data = QUANTIZATIONS["nf4"].dequantise(small).float()
+    forbid_cpu_repack(model)
+    return model, exact
 
 
 def adapted(

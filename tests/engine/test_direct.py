@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from decoders import FAMILIES, adapted, batch, decoder, gradients, rows
+from decoders import FAMILIES, adapted, batch, decoder, gradients, in_nf4, rows
 from torch import Tensor, nn
 
 from inlay.data.batches import Batch, collate
+from inlay.engine import head
 from inlay.engine.direct import attention
-from inlay.engine.direct.attention import Softmax, attend, attend_backward, groups, rotate
+from inlay.engine.direct.attention import Softmax, attend, attend_backward, groups, rotate_
 from inlay.engine.direct.lora import Projection
 from inlay.engine.direct.mlp import ACTIVATIONS, Mlp
 from inlay.engine.direct.model import DirectModel
@@ -48,6 +49,28 @@ def test_loss_and_every_gradient_are_those_of_transformers_and_peft(family: str,
     peft_model = adapted(decoder(family))
     wanted = step(PlainModel(peft_model, "cpu"), peft_model, batch())
     assert_equal(step(DirectModel(peft_model, recompute=recompute), peft_model, batch()), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_over_a_bfloat16_base_it_can_compute_in_fp32(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "_WIDENED_AT_ONCE", 32 * 20)
+    peft_model = adapted(decoder(family, torch.bfloat16))
+    exact = adapted(decoder(family, torch.bfloat16).float())
+    exact.load_state_dict(peft_model.state_dict())
+    embed = peft_model.get_input_embeddings()  # Gemma scales it, rounded to the format of the base
+    exact.get_input_embeddings().register_forward_hook(lambda _, ids, __: embed(*ids).float())
+    wanted = step(PlainModel(exact, "cpu"), exact, batch())
+    got = step(DirectModel(peft_model, compute=torch.float32), peft_model, batch())
+    assert all(p.dtype == torch.bfloat16 for name, p in peft_model.named_parameters() if "lora_" not in name)
+    assert_equal(got, wanted, 1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama with biases, tied", "phi3, half rope"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_base_in_nf4_is_that_of_its_dequantized_weights(family: str, dtype: torch.dtype) -> None:
+    small, exact = map(adapted, in_nf4(decoder(family, dtype)))
+    wanted = step(PlainModel(exact, "cpu"), exact, batch())
+    assert_equal(step(DirectModel(small, compute=torch.float32), small, batch()), wanted, 1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -120,7 +143,7 @@ def test_the_base_keeps_its_values_and_its_weights_are_not_held_twice() -> None:
     engine.add_gradient(batch(), 0.1)
     gradients(peft_model)
     assert all(torch.equal(before[name], value) for name, value in peft_model.state_dict().items())
-    stacked = engine.layers[0].attention.qkv.weight_OI.untyped_storage().data_ptr()
+    stacked = engine.layers[0].attention.qkv.frozen.weight().untyped_storage().data_ptr()
     own = peft_model.get_base_model().model.layers[0].self_attn.k_proj.get_base_layer().weight
     assert own.untyped_storage().data_ptr() == stacked
 
@@ -171,7 +194,12 @@ def test_backward_of_the_norm() -> None:
 def test_backward_of_the_rotation_is_the_rotation_back() -> None:
     torch.manual_seed(0)
     cos, sin = drawn(3, 1, 2), drawn(3, 1, 2)
-    checked(lambda x: rotate(x, cos, sin), lambda d, x: rotate(d, cos, -sin), drawn(3, 2, 6))
+
+    def turned(x: Tensor, back: float) -> Tensor:
+        rotate_(x := x.clone(), cos, sin * back)
+        return x
+
+    checked(lambda x: turned(x, 1), lambda d, _: turned(d, -1), drawn(3, 2, 6))
 
 
 @pytest.mark.parametrize("softmax", [Softmax(0.5, None, None), Softmax(0.5, 2, None), Softmax(0.5, 3, 0.7)])
@@ -198,7 +226,7 @@ def lora_stack(adapters: int) -> tuple[nn.ModuleDict, Projection]:
             warnings.simplefilter("ignore")
             inject_adapter_in_model(config, holder, adapter_name=name)
     holder.double()
-    return holder, Projection(list(holder.values()), names)
+    return holder, Projection(list(holder.values()), names, torch.float64)
 
 
 def test_backward_of_a_projection_with_two_adapters() -> None:
@@ -232,7 +260,7 @@ def test_backward_of_the_feed_forward(name: str) -> None:
     norm = RmsNorm(nn.RMSNorm(4, eps=1e-2).double(), 0.0)
     norm.weight_H = drawn(4)
     layers = [nn.Linear(4, 3).double(), nn.Linear(4, 3).double(), nn.Linear(3, 4).double()]
-    mlp = Mlp(norm, layers[:2], layers[2], norm, name, ["default"])
+    mlp = Mlp(norm, layers[:2], layers[2], norm, name, ["default"], torch.float64)
     for projection in mlp.projections:
         projection.cast()
     spans = [slice(0, 3)]
@@ -249,18 +277,16 @@ def test_backward_of_the_feed_forward(name: str) -> None:
 @pytest.mark.parametrize(("bias", "softcap"), [(None, None), (None, 1.5), (drawn(7), None), (drawn(7), 1.5)])
 def test_backward_of_the_head_is_computed_with_its_loss(bias: Tensor | None, softcap: float | None) -> None:
     torch.manual_seed(0)
-    head, targets = Head(drawn(7, 4), bias, softcap), torch.tensor([1, 6, 0])
+    last, targets = Head(drawn(7, 4), bias, softcap), torch.tensor([1, 6, 0])
     checked(
-        lambda h: nll_and_gradient(h, head, targets)[0],
-        lambda d, h: nll_and_gradient(h, head, targets)[1] * d[:, None],
+        lambda h: nll_and_gradient(h, last, targets)[0],
+        lambda d, h: nll_and_gradient(h, last, targets)[1] * d[:, None],
         drawn(3, 4),
     )
-    torch.autograd.gradcheck(lambda h: HeadLoss.apply(h, head, targets), [drawn(3, 4).requires_grad_()])
+    torch.autograd.gradcheck(lambda h: HeadLoss.apply(h, last, targets), [drawn(3, 4).requires_grad_()])
 
 
 def test_the_head_in_chunks_is_the_head_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from inlay.engine import head
-
     torch.manual_seed(0)
     hidden, weight, targets = drawn(50, 4), head.Head(drawn(7, 4)), torch.randint(0, 7, (50,))
     whole = *nll_and_gradient(hidden, weight, targets), *nll_and_hits(hidden, weight, targets)

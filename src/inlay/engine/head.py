@@ -20,10 +20,15 @@ from inlay.engine.profile import timed
 
 _LOGITS_AT_ONCE = 1 << 22
 _FEWEST_ROWS = 256  # fewer, and reading the head's weights would cost more than the product
+_WIDENED_AT_ONCE = 1 << 24  # numbers of a head that is held in another format than its products are computed in
+_IN_CACHE = 1 << 18  # numbers that stay in a core's cache between one pass over them and the next
 
 
 class Head(NamedTuple):
-    """A product of the last hidden values. A soft cap makes logits l = c·tanh(z / c) of the product z."""
+    """A product of the last hidden values. A soft cap makes logits l = c·tanh(z / c) of the product z.
+
+    Products are computed in the format of the hidden values, whatever the weights are held in.
+    """
 
     weight_VH: Tensor
     bias_V: Tensor | None = None
@@ -35,9 +40,32 @@ class Head(NamedTuple):
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """(C, V), at least fp32."""
-        wide = torch.promote_types(hidden_CH.dtype, torch.float32)
-        logits_CV = F.linear(hidden_CH, self.weight_VH, self.bias_V).to(wide)
+        if self.weight_VH.dtype == hidden_CH.dtype:
+            logits_CV = F.linear(hidden_CH, self.weight_VH, self.bias_V).to(_wide(hidden_CH))
+        else:
+            logits_CV = hidden_CH.new_empty(len(hidden_CH), len(self.weight_VH))
+            for part, weight_PH in self._widened(hidden_CH.dtype):
+                torch.mm(hidden_CH, weight_PH.T, out=logits_CV[:, part])
+            if self.bias_V is not None:
+                logits_CV += self.bias_V
         return logits_CV if self.softcap is None else logits_CV.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def backward(self, d_CV: Tensor, out_CH: Tensor) -> None:
+        """Writes the gradient by the hidden values that one by the product sends down."""
+        if self.weight_VH.dtype == out_CH.dtype:
+            torch.mm(d_CV.to(out_CH.dtype), self.weight_VH, out=out_CH)
+            return
+        out_CH.zero_()
+        for part, weight_PH in self._widened(out_CH.dtype):
+            out_CH.addmm_(d_CV[:, part], weight_PH)
+
+    def _widened(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Some words at a time and their weights in that format: all of them at once would be the largest tensor."""
+        count, hidden = self.weight_VH.shape
+        words = max(1, _WIDENED_AT_ONCE // hidden)
+        for start in range(0, count, words):
+            part = slice(start, min(start + words, count))
+            yield part, self.weight_VH[part].to(dtype)
 
     def chunks(self, count: int) -> Iterator[slice]:
         """So many positions, as many at a time as there is room for the logits of."""
@@ -65,21 +93,34 @@ def nll_and_hits(hidden_JH: Tensor, head: Head, targets_J: Tensor) -> tuple[Tens
 def nll_and_gradient(hidden_JH: Tensor, head: Head, targets_J: Tensor) -> tuple[Tensor, Tensor]:
     """(J,) negative log likelihood of each target in nats, at least fp32, and its gradient (J, H) by the hidden values.
 
-    With logits l and p = softmax(l): d nll / d l = p - onehot(target). A soft cap's derivative is 1 - (l / c)².
+    With logits l and p = softmax(l): d nll / d l = p - onehot(target). A soft cap's derivative is 1 - (l / c)². The
+    sum that p is divided by comes out of the product with the weights, where there are fewer numbers to divide.
     """
     nll_J = torch.empty(len(hidden_JH), dtype=_wide(hidden_JH), device=hidden_JH.device)
     gradient_JH = torch.empty_like(hidden_JH)
     for chunk in head.chunks(len(hidden_JH)):
         logits_CV, targets_C1 = head.logits(hidden_JH[chunk]), targets_J[chunk, None]
         slope_CV = 1 - (logits_CV / head.softcap).square_() if head.softcap is not None else None
-        logsumexp_C1 = logits_CV.logsumexp(1, keepdim=True)
-        nll_J[chunk] = (logsumexp_C1 - logits_CV.gather(1, targets_C1))[:, 0]
-        p_CV = logits_CV.sub_(logsumexp_C1).exp_()
-        p_CV.scatter_add_(1, targets_C1, torch.full_like(targets_C1, -1, dtype=p_CV.dtype))
+        nll_J[chunk], sum_C1 = _exponentials(logits_CV, targets_C1)
+        exp_CV = logits_CV.scatter_add_(1, targets_C1, -sum_C1)
         if slope_CV is not None:
-            p_CV.mul_(slope_CV)
-        torch.mm(p_CV.to(head.weight_VH.dtype), head.weight_VH, out=gradient_JH[chunk])
+            exp_CV.mul_(slope_CV)
+        head.backward(exp_CV, gradient_JH[chunk])
+        gradient_JH[chunk] /= sum_C1
     return nll_J, gradient_JH
+
+
+def _exponentials(logits_CV: Tensor, targets_C1: Tensor) -> tuple[Tensor, Tensor]:
+    """(C,) nll of each target and (C, 1) the sums of exp(logits - their largest), which are written over the logits."""
+    nll_C1, sum_C1 = (logits_CV.new_empty(len(logits_CV), 1) for _ in range(2))
+    rows = max(1, _IN_CACHE // logits_CV.shape[1]) if logits_CV.device.type == "cpu" else len(logits_CV)
+    for start in range(0, len(logits_CV), rows):
+        few = slice(start, start + rows)
+        l_RV = logits_CV[few]
+        l_RV.sub_(l_RV.amax(1, keepdim=True))
+        nll_C1[few] = -l_RV.gather(1, targets_C1[few])
+        torch.sum(l_RV.exp_(), 1, keepdim=True, out=sum_C1[few])
+    return nll_C1.add_(sum_C1.log())[:, 0], sum_C1
 
 
 def _wide(hidden: Tensor) -> torch.dtype:

@@ -150,28 +150,23 @@ def _by_key_head(group: Rows, q_TND: Tensor, k_TMD: Tensor, v_TMD: Tensor) -> tu
     return group.padded(q_TND).view(len(k_XLD), -1, *k_XLD.shape[1:]), k_XLD, v_XLD
 
 
-def rotate(x_TND: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> Tensor:
-    """Turns the pairs (i, i + E) of the first 2 E values by each token's angles; the rest passes.
+def rotate_(x_TND: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> None:
+    """Turns the pairs (i, i + E) of the first 2 E values by each token's angles, in place; the rest stays.
 
-    A rotation's transpose is the rotation back: the backward pass is `rotate` with -sin.
+    A rotation's transpose is the rotation back: the backward pass is `rotate_` with -sin.
     """
     half = cos_T1E.shape[-1]
     first, second = x_TND[..., :half], x_TND[..., half : 2 * half]
-    out_TND = torch.empty_like(x_TND)
-    torch.mul(first, cos_T1E, out=out_TND[..., :half]).addcmul_(second, sin_T1E, value=-1)
-    torch.mul(second, cos_T1E, out=out_TND[..., half : 2 * half]).addcmul_(first, sin_T1E)
-    out_TND[..., 2 * half :] = x_TND[..., 2 * half :]
-    return out_TND
+    turned_TNE = first * sin_T1E
+    first.mul_(cos_T1E).addcmul_(second, sin_T1E, value=-1)
+    second.mul_(cos_T1E).add_(turned_TNE)
 
 
 class _Saved(NamedTuple):
     x_TH: Tensor
     factor_T1: Tensor
-    n_TH: Tensor
     lows: list[Tensor]
-    raw_q_TND: Tensor
-    raw_k_TMD: Tensor
-    head_factors: tuple[Tensor, Tensor] | None
+    head_norms: tuple[Tensor, Tensor, Tensor, Tensor] | None  # queries and keys that they read, and their factors
     q_TND: Tensor
     k_TMD: Tensor
     v_TMD: Tensor
@@ -183,11 +178,11 @@ class _Saved(NamedTuple):
 class Attention:
     def __init__(
         self, norm: RmsNorm, qkv: Sequence[Any], o: Any, post: RmsNorm | None, heads: tuple[int, int, int],
-        head_norms: tuple[RmsNorm, RmsNorm] | None, softmax: Softmax, adapters: Sequence[str],
+        head_norms: tuple[RmsNorm, RmsNorm] | None, softmax: Softmax, adapters: Sequence[str], compute: torch.dtype,
     ) -> None:  # fmt: skip
         """`heads` are N, M and D."""
         self.norm, self.post, self.head_norms, self.softmax, self.heads = norm, post, head_norms, softmax, heads
-        self.qkv, self.o = Projection(qkv, adapters), Projection([o], adapters)
+        self.qkv, self.o = Projection(qkv, adapters, compute), Projection([o], adapters, compute)
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -198,13 +193,15 @@ class Attention:
         heads, key_heads, width = self.heads
         n_TH, factor_T1 = self.norm.forward(x_TH)
         qkv, lows = self.qkv.forward(n_TH, tokens.spans)
-        raw_q_TND, raw_k_TMD, v_TMD = qkv.unflatten(1, (-1, width)).split([heads, key_heads, key_heads], 1)
-        q_TND, k_TMD, head_factors = raw_q_TND, raw_k_TMD, None
+        q_TND, k_TMD, v_TMD = qkv.unflatten(1, (-1, width)).split([heads, key_heads, key_heads], 1)
+        head_norms = None
         if self.head_norms is not None:
+            raw_q_TND, raw_k_TMD = q_TND, k_TMD
             q_TND, q_factor = self.head_norms[0].forward(raw_q_TND)
             k_TMD, k_factor = self.head_norms[1].forward(raw_k_TMD)
-            head_factors = (q_factor, k_factor)
-        q_TND, k_TMD = rotate(q_TND, *turn), rotate(k_TMD, *turn)
+            head_norms = (raw_q_TND, raw_k_TMD, q_factor, k_factor)
+        rotate_(q_TND, *turn)
+        rotate_(k_TMD, *turn)
         mixed, kept_TH, spans = attend(q_TND, k_TMD, v_TMD, tokens.rows, self.softmax).flatten(1), x_TH, tokens.spans
         if last:
             mixed, kept_TH, spans = mixed[tokens.kept_J], x_TH[tokens.kept_J], tokens.kept_spans
@@ -215,9 +212,8 @@ class Attention:
             y_TH, post_factor_T1 = self.post.forward(raw_TH)
             post = (raw_TH, post_factor_T1)
         saved = _Saved(
-            x_TH, factor_T1, n_TH, lows, raw_q_TND, raw_k_TMD, head_factors, q_TND, k_TMD, v_TMD, mixed, o_lows,
-            post,
-        )  # fmt: skip
+            x_TH, factor_T1, lows, head_norms, q_TND, k_TMD, v_TMD, mixed, o_lows, post
+        )
         return kept_TH + y_TH, saved
 
     def backward(
@@ -236,10 +232,13 @@ class Attention:
         dq_TND, dk_TMD, dv_TMD = attend_backward(
             dmixed.view_as(s.q_TND), s.q_TND, s.k_TMD, s.v_TMD, tokens.rows, self.softmax
         )
-        dq_TND, dk_TMD = rotate(dq_TND, cos, -sin), rotate(dk_TMD, cos, -sin)
-        if self.head_norms is not None and s.head_factors is not None:
-            dq_TND = self.head_norms[0].backward(dq_TND, s.raw_q_TND, s.head_factors[0])
-            dk_TMD = self.head_norms[1].backward(dk_TMD, s.raw_k_TMD, s.head_factors[1])
+        rotate_(dq_TND, cos, -sin)
+        rotate_(dk_TMD, cos, -sin)
+        if self.head_norms is not None and s.head_norms is not None:
+            raw_q_TND, raw_k_TMD, q_factor, k_factor = s.head_norms
+            dq_TND = self.head_norms[0].backward(dq_TND, raw_q_TND, q_factor)
+            dk_TMD = self.head_norms[1].backward(dk_TMD, raw_k_TMD, k_factor)
         dqkv = torch.cat([dq_TND, dk_TMD, dv_TMD], 1).flatten(1)
-        dn_TH = self.qkv.backward(dqkv, s.n_TH, s.lows, tokens.spans, wants_dx)
+        n_TH = self.norm.scaled(s.x_TH, s.factor_T1)
+        dn_TH = self.qkv.backward(dqkv, n_TH, s.lows, tokens.spans, wants_dx)
         return None if dn_TH is None else self.norm.backward(dn_TH, s.x_TH, s.factor_T1).add_(dy_TH)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from inlay.engine.direct.frozen import Frozen
 from inlay.engine.profile import timed
 
 
@@ -32,10 +33,12 @@ class _Lora:
 class Projection:
     """y = W x + b + s·B A x, where A, B and s are those of the adapter that a token belongs to."""
 
-    def __init__(self, layers: Sequence[Any], adapters: Sequence[str]) -> None:
+    def __init__(self, layers: Sequence[Any], adapters: Sequence[str], compute: torch.dtype) -> None:
+        """`compute` is the format of the products."""
         linears = [getattr(layer, "base_layer", layer) for layer in layers]
-        self.weight_OI, self.bias_O = _stacked(linears)
+        self.frozen = Frozen(linears, compute)
         self.loras = [_loras(layers, linears, adapter) for adapter in adapters]
+        self._none_0I = torch.empty(0, linears[0].in_features, dtype=compute, device=linears[0].weight.device)
         self.downs_RI: list[Tensor] = []
 
     @property
@@ -45,18 +48,18 @@ class Projection:
     @timed("adapter")
     def cast(self) -> None:
         """Takes the adapters' present values, in the format that products are computed in."""
-        dtype = self.weight_OI.dtype
+        dtype = self.frozen.compute
         for loras in self.loras:
             for lora in loras:
                 lora.cast(dtype)
         self.downs_RI = [
-            torch.cat([lora.down_rI.detach().to(dtype) for lora in loras]) if loras else self.weight_OI[:0]
+            torch.cat([lora.down_rI.detach().to(dtype) for lora in loras]) if loras else self._none_0I
             for loras in self.loras
         ]
 
     def forward(self, x_TI: Tensor, spans: Sequence[slice]) -> tuple[Tensor, list[Tensor]]:
         """y (T, O), and A x (span, R) of each adapter for the backward pass."""
-        y_TO = F.linear(x_TI, self.weight_OI, self.bias_O)
+        y_TO = F.linear(x_TI, self.frozen.weight(), self.frozen.bias_O)
         return y_TO, self._add_adapters(y_TO, x_TI, spans)
 
     @timed("adapter")
@@ -71,7 +74,7 @@ class Projection:
         self, dy_TO: Tensor, x_TI: Tensor, lows: Sequence[Tensor], spans: Sequence[slice], wants_dx: bool = True
     ) -> Tensor | None:
         """Adds dB = s·dyᵀ (A x) and dA = (s·Bᵀ dyᵀ) x to the adapters' gradients; gives dx = dy W + (s·dy B) A."""
-        dx_TI = dy_TO @ self.weight_OI if wants_dx else None
+        dx_TI = dy_TO @ self.frozen.weight() if wants_dx else None
         self._adapters_backward(dx_TI, dy_TO, x_TI, lows, spans)
         return dx_TI
 
@@ -94,28 +97,10 @@ class Projection:
                 dx_TI[span].addmm_(dlow_SR, down_RI)
 
 
-def _stacked(linears: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
-    """One weight and bias over all the layers. Their own weights become views of it: nothing is held twice."""
-    if len(linears) == 1:
-        return linears[0].weight.detach(), None if linears[0].bias is None else linears[0].bias.detach()
-    weight_OI = torch.cat([linear.weight.detach() for linear in linears])
-    bias_O = None
-    if any(linear.bias is not None for linear in linears):
-        bias_O = torch.cat([_bias(linear) for linear in linears])
-    for linear, part in zip(linears, weight_OI.split([len(linear.weight) for linear in linears]), strict=True):
-        linear.weight.data = part
-    return weight_OI, bias_O
-
-
-def _bias(linear: Any) -> Tensor:
-    bias_P: Tensor | None = linear.bias
-    return linear.weight.new_zeros(len(linear.weight)) if bias_P is None else bias_P.detach()
-
-
 def _loras(layers: Sequence[Any], linears: Sequence[Any], adapter: str) -> list[_Lora]:
     loras, output, rank = [], 0, 0
     for layer, linear in zip(layers, linears, strict=True):
-        outputs = slice(output, output := output + len(linear.weight))
+        outputs = slice(output, output := output + linear.out_features)
         if adapter in getattr(layer, "lora_A", {}):
             ranks = slice(rank, rank := rank + len(layer.lora_A[adapter].weight))
             loras.append(_Lora(layer, adapter, outputs, ranks))

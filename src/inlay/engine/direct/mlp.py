@@ -22,17 +22,17 @@ def act(name: str, gate_TI: Tensor) -> Tensor:
     return F.silu(gate_TI) if name == "silu" else F.gelu(gate_TI, approximate="tanh")
 
 
-def act_backward(name: str, d_TI: Tensor, gate_TI: Tensor) -> Tensor:
-    """The gradient by the activation's input."""
+def act_backward(name: str, d_TI: Tensor, gate_TI: Tensor) -> None:
+    """Writes the gradient by the activation's input over that input."""
     if name == "silu":
-        return torch.ops.aten.silu_backward(d_TI, gate_TI)  # type: ignore[no-any-return]
-    return torch.ops.aten.gelu_backward(d_TI, gate_TI, approximate="tanh")  # type: ignore[no-any-return]
+        torch.ops.aten.silu_backward.grad_input(d_TI, gate_TI, grad_input=gate_TI)
+    else:
+        torch.ops.aten.gelu_backward.grad_input(d_TI, gate_TI, approximate="tanh", grad_input=gate_TI)
 
 
 class _Saved(NamedTuple):
     x_TH: Tensor
     factor_T1: Tensor
-    n_TH: Tensor
     gate_up: Tensor  # (T, 2 I)
     lows: list[Tensor]
     down_lows: list[Tensor]
@@ -41,10 +41,11 @@ class _Saved(NamedTuple):
 
 class Mlp:
     def __init__(
-        self, norm: RmsNorm, gate_up: Sequence[Any], down: Any, post: RmsNorm | None, name: str, adapters: Sequence[str]
-    ) -> None:
+        self, norm: RmsNorm, gate_up: Sequence[Any], down: Any, post: RmsNorm | None, name: str,
+        adapters: Sequence[str], compute: torch.dtype,
+    ) -> None:  # fmt: skip
         self.norm, self.post, self.act = norm, post, name
-        self.gate_up, self.down = Projection(gate_up, adapters), Projection([down], adapters)
+        self.gate_up, self.down = Projection(gate_up, adapters, compute), Projection([down], adapters, compute)
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -60,23 +61,25 @@ class Mlp:
             raw_TH = y_TH
             y_TH, post_factor_T1 = self.post.forward(raw_TH)
             post = (raw_TH, post_factor_T1)
-        saved = _Saved(x_TH, factor_T1, n_TH, gate_up, lows, down_lows, post)
+        saved = _Saved(x_TH, factor_T1, gate_up, lows, down_lows, post)
         return x_TH + y_TH, saved
 
     def backward(self, dy_TH: Tensor, saved: _Saved, spans: Sequence[slice], wants_dx: bool) -> Tensor | None:
-        x_TH, factor_T1, n_TH, gate_up, lows, down_lows, post = saved
+        """Uses up what was saved: the gradient by `gate_up` is written over it."""
+        x_TH, factor_T1, gate_up, lows, down_lows, post = saved
         draw_TH = dy_TH
         if self.post is not None and post is not None:
             draw_TH = self.post.backward(dy_TH, *post)
         gate_TI, up_TI = gate_up.chunk(2, 1)
         active_TI = act(self.act, gate_TI)
-        dh_TI = self.down.backward(draw_TH, active_TI * up_TI, down_lows, spans)
+        h_TI = active_TI * up_TI
+        dh_TI = self.down.backward(draw_TH, h_TI, down_lows, spans)
         assert dh_TI is not None
-        dgate_up = torch.empty_like(gate_up)
-        dgate_TI, dup_TI = dgate_up.chunk(2, 1)
-        torch.mul(dh_TI, active_TI, out=dup_TI)
-        dgate_TI.copy_(act_backward(self.act, dh_TI.mul_(up_TI), gate_TI))
-        dn_TH = self.gate_up.backward(dgate_up, n_TH, lows, spans, wants_dx)
+        torch.mul(dh_TI, up_TI, out=h_TI)
+        torch.mul(dh_TI, active_TI, out=up_TI)
+        act_backward(self.act, h_TI, gate_TI)
+        n_TH = self.norm.scaled(x_TH, factor_T1)
+        dn_TH = self.gate_up.backward(gate_up, n_TH, lows, spans, wants_dx)
         if dn_TH is None:
             return None
         return self.norm.backward(dn_TH, x_TH, factor_T1).add_(dy_TH)

@@ -68,7 +68,9 @@ class Packed:
 
 
 class _Layer:
-    def __init__(self, module: Any, config: Any, softcap: float | None, adapters: Sequence[str]) -> None:
+    def __init__(
+        self, module: Any, config: Any, softcap: float | None, adapters: Sequence[str], compute: torch.dtype
+    ) -> None:
         attention, mlp = module.self_attn, module.mlp
         offset = 1.0 if config.model_type.startswith("gemma") else 0.0
         width = int(attention.head_dim)
@@ -93,6 +95,7 @@ class _Layer:
             None if q_norm is None or k_norm is None else (q_norm, k_norm),
             Softmax(float(attention.scaling), _window(attention, config), softcap),
             adapters,
+            compute,
         )
         self.mlp = Mlp(
             before_mlp,
@@ -101,6 +104,7 @@ class _Layer:
             norm(module, "post_feedforward_layernorm"),
             activation(config),
             adapters,
+            compute,
         )
         self.kind = getattr(attention, "layer_type", None)
 
@@ -128,16 +132,21 @@ class DirectModel:
 
     name = "direct"
 
-    def __init__(self, peft_model: Any, adapters: Sequence[str] = (TRAINED,), recompute: bool = False) -> None:
-        """`recompute` keeps only each layer's input, and computes the layer again in the backward pass.
+    def __init__(
+        self, peft_model: Any, adapters: Sequence[str] = (TRAINED,), recompute: bool = False,
+        compute: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
+        """`recompute` keeps only each layer's input, and computes the layer again in the backward pass. `compute` is
+        the format of products and hidden values; by default the base's own.
 
         Asks nothing of the model: see `inlay.engine.direct.refusal`.
         """
         model = peft_model.get_base_model()
         config, inner = model.config, model.model
         softcap = config.attn_logit_softcapping if caps_scores(config) else None
+        self.compute = compute or model.lm_head.weight.dtype
         self.embed, self.rotary = inner.embed_tokens, inner.rotary_emb
-        self.layers = [_Layer(layer, config, softcap, adapters) for layer in inner.layers]
+        self.layers = [_Layer(layer, config, softcap, adapters, self.compute) for layer in inner.layers]
         self.norm = RmsNorm(inner.norm, 1.0 if config.model_type.startswith("gemma") else 0.0)
         self.head = Head(model.lm_head.weight, softcap=getattr(config, "final_logit_softcapping", None))
         self.heads, self.recompute = int(config.num_attention_heads), recompute
@@ -157,7 +166,7 @@ class DirectModel:
         for layer in self.layers:
             for projection in layer.projections:
                 projection.cast()
-        x_TH = self.embed(tokens.ids_T)
+        x_TH = self.embed(tokens.ids_T).to(self.compute)
         turns = self._turns(x_TH, tokens.positions_T)
         saved: list[Any] = []
         for index, layer in enumerate(self.layers):

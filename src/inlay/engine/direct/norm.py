@@ -25,8 +25,12 @@ class RmsNorm:
         wide = torch.promote_types(x_TH.dtype, torch.float32)
         square_T1 = torch.linalg.vector_norm(x_TH, dim=-1, keepdim=True, dtype=wide).square_()
         factor_T1 = square_T1.div_(x_TH.shape[-1]).add_(self.epsilon).rsqrt_()
+        return self.scaled(x_TH, factor_T1), factor_T1
+
+    def scaled(self, x_TH: Tensor, factor_T1: Tensor) -> Tensor:
+        """y once more: cheaper to compute than to keep."""
         y_TH: Tensor = (x_TH * factor_T1).mul_(self.weight_H)
-        return y_TH.to(x_TH.dtype), factor_T1
+        return y_TH.to(x_TH.dtype)
 
     def backward(self, dy_TH: Tensor, x_TH: Tensor, factor_T1: Tensor) -> Tensor:
         """dx = f·(w·dy) - x · f³ · mean((w·dy)·x), with the factor f."""
