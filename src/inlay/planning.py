@@ -192,12 +192,13 @@ class _Situation:
         self._loads: dict[tuple[int, str], list[list[Load]]] = {}
 
     def ways(self) -> dict[str, tuple[Shape, Work]]:
-        kind = self.config.model.quantization
-        small = self.bare.in_int8() if kind == "int8" else self.bare.in_nf4(self.config.model.double_quantization)
-        plain = replace(self.work, engine="plain")
+        config = self.config.model
+        kind = "int8" if config.quantization == "int8" else "nf4"
+        small = self.bare.in_int8() if kind == "int8" else self.bare.in_nf4(config.double_quantization)
+        plain = replace(self.work, engine="plain", width=None)
         return {
             "lora": (self.bare, self.work),
-            "qlora": (small, plain),
+            "qlora": (small, work_of(self.config, self.model, self.device, self.dtype, kind)),
             "full": (self.bare, replace(plain, adapter=0, head_in_chunks=False)),
         }
 
@@ -308,7 +309,8 @@ class _Situation:
             work = replace(work, recompute=True)
             add("train.gradient_checkpointing=true", self.needed(shape, work, size))
         if self.config.model.quantization == "none":
-            shape, work = self.ways()["qlora"][0], replace(work, engine="plain")
+            shape, small = self.ways()["qlora"]
+            work = replace(small, recompute=True)
             add("model.quantization=nf4", self.needed(shape, work, size))
         half = self.data.max_length // 2
         add(f"data.max_length={half}", estimate(shape, work, half, half))

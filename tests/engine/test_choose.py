@@ -74,7 +74,8 @@ def test_what_it_does_not_know_falls_back_and_says_so() -> None:
     assert refused(use_dora=True) == "it does not know DoRA"
     assert refused(lora_dropout=0.1) == "it does not know adapter dropout"
     assert refused(target_modules=["lm_head"]) == "it does not know an adapter on lm_head"
-    assert refused(quantization="nf4") == "it does not know a base in nf4"
+    assert refused(quantization="int8") == "it does not know a base in int8"
+    assert refused(quantization="nf4") is None
     assert refused(dtype=torch.float16) == "it does not compute in float16"
     assert chosen(adapted(decoder("llama", hidden_act="relu"))) == (
         "plain",

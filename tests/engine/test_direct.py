@@ -53,7 +53,7 @@ def test_loss_and_every_gradient_are_those_of_transformers_and_peft(family: str,
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_over_a_bfloat16_base_it_can_compute_in_fp32(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "_WIDENED_AT_ONCE", 32 * 20)
+    monkeypatch.setattr(head, "WIDENED_AT_ONCE", 32 * 20)
     peft_model = adapted(decoder(family, torch.bfloat16))
     exact = adapted(decoder(family, torch.bfloat16).float())
     exact.load_state_dict(peft_model.state_dict())

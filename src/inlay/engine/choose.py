@@ -18,10 +18,12 @@ from inlay.engine.plain import Engine, PlainModel
 from inlay.errors import ConfigError, StorageError
 from inlay.models.adapter import START, TRAINED, lora_layers
 from inlay.models.machine import cpu_facts, library_versions
+from inlay.models.probe import product_dtype
 from inlay.storage import cache_folder, write_file
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj")
+_QUANTIZATIONS = ("none", "nf4")  # int8 rounds what enters a layer too
 _LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 1e-1}
 """Relative difference of loss and of the whole gradient. The bf16 one is what rounding alone makes of the plain path."""
 
@@ -43,7 +45,8 @@ def choose(
     if reason is None:
         from inlay.engine.direct.model import DirectModel
 
-        direct = DirectModel(peft_model, recompute=recompute)
+        compute = product_dtype(device, dtype)
+        direct = DirectModel(peft_model, recompute=recompute, compute=compute)
         found: tuple[float, str] | None = None
         try:
             found = _difference(peft_model, plain, direct, batch, dtype, device)
@@ -54,7 +57,8 @@ def choose(
         if found is None:
             release(device)
         elif found[0] <= _LARGEST_ERROR[dtype]:
-            return direct, f"{found[1]}: its gradient is the plain one's to {found[0]:.0e}"
+            products = f", products in {_name(compute)}, which is faster here" if compute != dtype else ""
+            return direct, f"{found[1]}: its gradient is the plain one's to {found[0]:.0e}{products}"
         else:
             reason = (
                 f"its gradient differs from the plain one's by {found[0]:.1e}, more than {_LARGEST_ERROR[dtype]:.0e}"
@@ -76,10 +80,10 @@ def refusal(peft_model: Any, dtype: torch.dtype, quantization: str) -> str | Non
     config = model.config
     if config.model_type not in FAMILIES:
         return f"it does not know {config.model_type}"
-    if quantization != "none":
+    if quantization not in _QUANTIZATIONS:
         return f"it does not know a base in {quantization}"
     if dtype not in _LARGEST_ERROR:
-        return f"it does not compute in {str(dtype).removeprefix('torch.')}"
+        return f"it does not compute in {_name(dtype)}"
     from inlay.engine.direct.mlp import ACTIVATIONS
     from inlay.engine.direct.model import activation
 
@@ -114,7 +118,13 @@ def _adapter_refusal(peft_model: Any) -> str | None:
 
 
 def _is_known(name: str, layer: Any) -> bool:
-    return type(layer.get_base_layer()) is nn.Linear and ".layers." in name and name.rpartition(".")[2] in _PROJECTIONS
+    base = layer.get_base_layer()
+    is_linear = type(base) is nn.Linear or getattr(base.weight, "quant_state", None) is not None
+    return is_linear and ".layers." in name and name.rpartition(".")[2] in _PROJECTIONS
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _difference(
@@ -178,6 +188,8 @@ def _key(peft_model: Any, dtype: torch.dtype, device: str) -> str:
         "attention": peft_model.get_base_model().config._attn_implementation,
         "adapter": [(name, layer.r[TRAINED], layer.scaling[TRAINED]) for name, layer in lora_layers(peft_model)],
         "dtype": str(dtype),
+        "products": str(product_dtype(device, dtype)),
+        "weights": [str(getattr(p, "quant_type", p.dtype)) for p in peft_model.parameters() if not p.requires_grad],
         "device": device,
         "precision": torch.get_float32_matmul_precision(),
         "versions": library_versions(),

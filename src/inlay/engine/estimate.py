@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from inlay.engine.head import rows_at_once
+from inlay.engine.head import WIDENED_AT_ONCE, rows_at_once
 from inlay.models.methods import is_adapters
 from inlay.models.quantization import constant_bytes
 
@@ -122,38 +122,47 @@ class Work:
     rank: int
     optimizer: str = "adamw"
     head_in_chunks: bool = True
+    width: int | None = None
+    """Bytes of a hidden value where products are computed in another format than the base is held in."""
 
 
 def estimate(shape: Shape, work: Work, tokens: int, length: int, trained_tokens: int | None = None) -> MemoryEstimate:
     """Of a micro batch of so many tokens, padding included, in rows up to `length`, of which so many are trained."""
     trained = tokens if trained_tokens is None else trained_tokens
-    layer = tokens * _kept(shape, work, length) * shape.width
-    kept = shape.layers * tokens * shape.hidden * shape.width + layer if work.recompute else shape.layers * layer
+    width = work.width or shape.width
+    layer = tokens * _kept(shape, work, length, width) * width
+    kept = shape.layers * tokens * shape.hidden * width + layer if work.recompute else shape.layers * layer
     full = work.adapter == 0
     numbers = shape.parameters if full else work.adapter
     rows = min(trained, rows_at_once(shape.vocabulary)) if work.head_in_chunks else trained
-    copies = 8 if shape.width == 4 else 12  # fp32 logits and a copy, and both roundings of them
+    copies = 8 if width == 4 else 12  # fp32 logits and a copy, and both roundings of them
     logits = rows * shape.vocabulary * (copies if work.head_in_chunks else copies + 4)
     scores = 0 if shape.scores_kept else min(_SCORES, tokens * shape.heads * length)
-    passing = 6 * shape.inner + 4 * shape.hidden + 4 * shape.queries
+    widened = 4 * 2 * shape.inner * shape.hidden if work.width else 0  # the largest weights of a layer
+    passing = 4 * shape.inner + 4 * shape.hidden + 4 * shape.queries
     return MemoryEstimate(
         weights=shape.weight_bytes,
         adapter=4 * work.adapter,
         gradients=4 * numbers,
         optimizer=numbers * _OPTIMIZER_BYTES.get(work.optimizer, 2),
         activations=int(kept),
-        logits=int(logits + 2 * trained * shape.hidden * shape.width),
-        workspace=int(tokens * passing * shape.width + 3 * scores * shape.width),
+        logits=int(
+            logits
+            + 2 * trained * shape.hidden * width
+            + 4 * bool(work.width) * min(WIDENED_AT_ONCE, shape.vocabulary * shape.hidden)
+        ),
+        workspace=int(tokens * passing * width + 3 * scores * width + widened),
     )
 
 
-def _kept(shape: Shape, work: Work, length: int) -> float:
+def _kept(shape: Shape, work: Work, length: int, width: int) -> float:
     """Values that a layer keeps for each token."""
     hidden, inner, queries, keys = shape.hidden, shape.inner, shape.queries, shape.keys
     if work.engine == "direct":
         raw = 2 * hidden if shape.norms_after else 0
-        return 4 * hidden + raw + 3 * queries + 3 * keys + 2 * inner + 7 * work.rank
-    wide = shape.width == 4
+        normed = (queries + keys) * shape.norms_heads
+        return 2 * hidden + raw + 2 * queries + 2 * keys + normed + 2 * inner + 7 * work.rank
+    wide = width == 4
     kept = (
         (4 if wide else 9.2) * hidden + 4 * inner + (4 if wide else 5.2) * queries + (7 if wide else 10.6) * work.rank
     )

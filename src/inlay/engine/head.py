@@ -20,7 +20,7 @@ from inlay.engine.profile import timed
 
 _LOGITS_AT_ONCE = 1 << 22
 _FEWEST_ROWS = 256  # fewer, and reading the head's weights would cost more than the product
-_WIDENED_AT_ONCE = 1 << 24  # numbers of a head that is held in another format than its products are computed in
+WIDENED_AT_ONCE = 1 << 24  # numbers of a head that is held in another format than its products are computed in
 _IN_CACHE = 1 << 18  # numbers that stay in a core's cache between one pass over them and the next
 
 
@@ -62,7 +62,7 @@ class Head(NamedTuple):
     def _widened(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Some words at a time and their weights in that format: all of them at once would be the largest tensor."""
         count, hidden = self.weight_VH.shape
-        words = max(1, _WIDENED_AT_ONCE // hidden)
+        words = max(1, WIDENED_AT_ONCE // hidden)
         for start in range(0, count, words):
             part = slice(start, min(start + words, count))
             yield part, self.weight_VH[part].to(dtype)

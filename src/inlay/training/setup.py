@@ -30,7 +30,7 @@ from inlay.events import Reporter, bytes_shown
 from inlay.models import base as bases
 from inlay.models.adapter import alpha_of, attach, layers_adapted
 from inlay.models.machine import library_versions, memory_facts
-from inlay.models.probe import pick_device, pick_dtype
+from inlay.models.probe import pick_device, pick_dtype, product_dtype
 from inlay.models.quantization import held
 from inlay.training.checkpoint import Progress
 from inlay.training.loop import Job
@@ -308,13 +308,16 @@ def token_cap(device: str) -> int:
 
 def work_of(config: Config, model: Any, device: str, dtype: torch.dtype, quantization: str) -> Work:
     """How this PeftModel's gradient will be computed, as far as it can be told without trying."""
+    engine = expected(config.train.engine, model, device, dtype, quantization)
+    widens = engine == "direct" and (quantization != "none" or product_dtype(device, dtype) != dtype)
     return Work(
-        engine=expected(config.train.engine, model, device, dtype, quantization),
+        engine=engine,
         recompute=config.train.gradient_checkpointing,
         adapter=sum(p.numel() for p in model.parameters() if p.requires_grad),
         rank=config.adapter.rank if config.adapter.method == "lora" else 0,
         optimizer=config.train.optimizer,
         head_in_chunks=head_of(model) is not None,
+        width=product_dtype(device, dtype).itemsize if widens else None,
     )
 
 

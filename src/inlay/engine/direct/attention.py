@@ -211,9 +211,7 @@ class Attention:
             raw_TH = y_TH
             y_TH, post_factor_T1 = self.post.forward(raw_TH)
             post = (raw_TH, post_factor_T1)
-        saved = _Saved(
-            x_TH, factor_T1, lows, head_norms, q_TND, k_TMD, v_TMD, mixed, o_lows, post
-        )
+        saved = _Saved(x_TH, factor_T1, lows, head_norms, q_TND, k_TMD, v_TMD, mixed, o_lows, post)
         return kept_TH + y_TH, saved
 
     def backward(
