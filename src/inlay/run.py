@@ -1,6 +1,6 @@
 """The run folder: where everything of one training run lies, and who reads it.
 
-results/<name>/ config.yaml run.json metrics.jsonl log.txt heldout.jsonl checkpoints/ adapter/ reports/
+results/<name>/ config.yaml run.json metrics.jsonl log.txt heldout.jsonl checkpoints/ adapter/ (or model/) reports/
 """
 
 from __future__ import annotations
@@ -55,6 +55,15 @@ class Run:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def trained(self) -> Path:
+        """What the run has made: `adapter/`, or after full fine-tuning `model/`."""
+        return self.model if self.model.is_dir() else self.adapter
 
     @property
     def checkpoints(self) -> Path:

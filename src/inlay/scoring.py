@@ -98,8 +98,8 @@ def reference(name: ModelName, folder: str) -> Reference:
 
 def _of_run(run: Run) -> Reference:
     require_adapter(run)
-    verified(run.adapter)
-    return Reference(run.name, "run", run.config.model.base_model, run, run.adapter)
+    verified(run.trained)
+    return Reference(run.name, "run", run.config.model.base_model, run, run.trained)
 
 
 def _of_checkpoint(run: Run, step: int) -> Reference:
@@ -123,7 +123,7 @@ def _of_adapter(folder: Path) -> Reference:
 
 def require_adapter(run: Run) -> None:
     """Raises: RunError when the run has no adapter yet."""
-    if not run.adapter.is_dir():
+    if not run.trained.is_dir():
         raise RunError(
             f"{run.path}: has no adapter yet (status {run.status}). "
             f"Finish it: inlay checkpoints resume {run.path}, or train it anew."
@@ -156,8 +156,8 @@ def load_base(run: Run) -> Loaded:
             f"{config.model.base_model}: is not the base that {run.name} was trained on (its weights differ). "
             "The adapter would not do what was measured."
         )
-    kept = run.adapter.is_dir()  # a run that is still to end has no adapter, and the tokenizer of its base
-    named = bases.BaseRef(f"{run.name}'s tokenizer", run.adapter) if kept else base
+    kept = run.trained.is_dir()  # a run that is still to end has no adapter, and the tokenizer of its base
+    named = bases.BaseRef(f"{run.name}'s tokenizer", run.trained) if kept else base
     tokenizer = bases.load_tokenizer(named, None if kept else config.model.chat_template)
     dtype = getattr(torch, str(record["dtype"]))
     return _ready(base, config, tokenizer, dtype, str(record.get("quantization", "none")), digest)
@@ -380,7 +380,7 @@ def _stored_bytes(one: Reference) -> int:
     from inlay.models.base import find_base, weight_files
 
     if one.folder is not None:
-        return sum(path.stat().st_size for path in one.folder.glob("adapter*.safetensors"))
+        return sum(path.stat().st_size for path in one.folder.glob("*.safetensors"))
     return sum(path.stat().st_size for path in weight_files(find_base(one.base).folder))
 
 

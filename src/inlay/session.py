@@ -471,7 +471,7 @@ def _conclude(job: Job, setup: Setup, step: int, reporter: Reporter, stop: StopR
         "trained_tokens_seen": progress.trained_tokens_seen,
         "train_time_s": round(progress.train_time_s, 3),
         "time_s": round(time.perf_counter() - began, 3),
-        "adapter": str(job.run.adapter),
+        "adapter": str(job.run.trained),
     }
     ended = {"status": FINISHED, "error": None, "result": result}
     finish.draw_curves(job.run)
@@ -564,7 +564,7 @@ def _space_needed_bytes(setup: Setup) -> int:
     checkpoints = setup.config.train.keep_checkpoints + 2
     if setup.config.train.on_plateau == "escape":
         checkpoints += len(escape.needed(setup.total_steps, setup.save_every, setup.eval_every))
-    return setup.trainable * 12 * checkpoints + 20_000_000
+    return setup.trainable * (12 * checkpoints + 4) + 20_000_000
 
 
 class _Silent:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
+from transformers import AutoModelForCausalLM
 
 from inlay import api
 from inlay import config as configs
+from inlay.data.batches import collate
 from inlay.errors import ConfigError
+from inlay.models.adapter import AdapterState, base_view, detach
 from inlay.training.optimizer import make_optimizer, set_learning_rate
 from inlay.training.setup import set_up, trained_parameters
 from inlay.training.world import World
@@ -62,7 +66,8 @@ def test_lora_plus_lowers_the_rate_of_auto_by_the_root_of_its_ratio(config_tree:
     assert rates == [2e-3, 5e-4]
 
 
-METHODS: dict[str, dict[str, Any]] = {"ia3": {"method": "ia3"}}
+METHODS: dict[str, dict[str, Any]] = {"ia3": {"method": "ia3"}, "full": {"method": "full"}}
+RATES = {"ia3": 0.1, "full": 1e-3}
 
 
 @pytest.fixture
@@ -78,7 +83,9 @@ def method_tree(config_tree: Tree) -> Callable[..., dict[str, Any]]:
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_method_has_trained_is_judged_asked_and_verified_like_a_lora(method: str, method_tree: Tree, tmp_path):
     tree = method_tree(
-        METHODS[method], train={"learning_rate": 0.1}, output={"folder": str(tmp_path / "results"), "name": method}
+        METHODS[method],
+        train={"learning_rate": RATES[method]},
+        output={"folder": str(tmp_path / "results"), "name": method},
     )
     run = train(tree)
     proofs = api.verify(run)
@@ -102,6 +109,12 @@ def test_what_a_method_has_trained_is_judged_asked_and_verified_like_a_lora(meth
         ({"adapter": {"method": "ia3"}, "train": {"lora_plus_ratio": 4.0}}, "lora_plus_ratio has no effect"),
         ({"adapter": {"method": "ia3"}, "train": {"engine": "direct"}}, "direct knows LoRA only"),
         ({"adapter": {"method": "ia3"}, "model": {"quantization": "nf4"}}, "needs a base without model.quantization"),
+        (
+            {"adapter": {"method": "full", "target_modules": ["q_proj"]}},
+            "target_modules has no effect with method full",
+        ),
+        ({"adapter": {"method": "full"}, "model": {"dtype": "bfloat16"}}, "bfloat16 would round most steps away"),
+        ({"adapter": {"method": "full"}, "model": {"quantization": "nf4"}}, "needs a base without model.quantization"),
     ],
     ids=str,
 )
@@ -117,3 +130,40 @@ def test_a_preset_speaks_of_lora_and_leaves_other_methods_alone():
     config = configs.load(None, values, "code")
     assert config.adapter.target_modules == "auto"
     assert config.eval.prompts
+
+
+def test_full_fine_tuning_leaves_the_bases_files_alone_and_writes_a_model_of_its_own(
+    method_tree: Tree, tiny_base: Path, tmp_path: Path
+):
+    before = {path.name: path.read_bytes() for path in tiny_base.iterdir()}
+    run = train(method_tree({"method": "full"}, train={"learning_rate": 1e-3}))
+    assert {path.name: path.read_bytes() for path in tiny_base.iterdir()} == before
+    assert not run.adapter.exists()
+    model = AutoModelForCausalLM.from_pretrained(str(run.model)).eval()
+    state = AdapterState.read(run.model)
+    assert all(torch.equal(tensor, state.tensors[name]) for name, tensor in model.named_parameters())
+    original = AutoModelForCausalLM.from_pretrained(str(tiny_base), dtype=torch.float32).eval()
+    own = original(input_ids=IDS).logits
+    put_on = state.attach_to(original)
+    assert torch.equal(put_on(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    with base_view(put_on):
+        assert torch.equal(put_on(input_ids=IDS).logits, own)
+    assert torch.equal(detach(put_on)(input_ids=IDS).logits, own)
+    values = api.evaluate(str(run.model), data=str(run.heldout), reporter=Quiet())["metrics"]
+    assert values["loss"] == pytest.approx(run.record["result"]["eval_loss"], rel=1e-5)
+
+
+def test_full_fine_tuning_has_the_gradient_of_plain_transformers(method_tree: Tree, tiny_base: Path):
+    setup = set_up(configs.validate(method_tree({"method": "full"})), Quiet(), World())
+    assert setup.dtype == torch.float32
+    batch = collate(setup.data.train, [0, 3, 5], setup.encoder.pad_id)
+    setup.engine.add_gradient(batch, 1.0)
+    plain = AutoModelForCausalLM.from_pretrained(str(tiny_base), dtype=torch.float32)
+    logits = plain(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
+    labels = batch.input_ids[:, 1:].masked_fill(batch.weights[:, 1:] == 0, -100)
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
+    expected = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    got = {name: parameter.grad for name, parameter in setup.model.named_parameters()}
+    assert set(got) == set(expected)
+    for name, gradient in expected.items():
+        assert torch.allclose(got[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max())), name

@@ -70,9 +70,9 @@ class ModelConfig(Settings):
 
 
 class AdapterConfig(Settings):
-    method: Literal["lora", "ia3"] = "lora"
+    method: Literal["lora", "ia3", "full"] = "lora"
     """What is trained: `lora` adds B·A to each layer, `ia3` scales keys, values and the feed-forward's inner values by
-    a vector each. See docs/methods.md."""
+    a vector each, `full` trains all weights of the base, in float32. See docs/methods.md."""
     rank: PositiveInt = 16
     """Rank r of the update B·A of each adapted layer."""
     alpha: Annotated[float, Field(gt=0)] | Literal["1x", "2x", "4x"] = "2x"
@@ -97,7 +97,10 @@ class AdapterConfig(Settings):
 
     @model_validator(mode="after")
     def _settings_belong_to_the_method(self) -> AdapterConfig:
-        idle = () if self.method == "lora" else ("rank", "alpha", "dropout", "bias", "rslora", "dora", "init")
+        idle: tuple[str, ...] = (
+            () if self.method == "lora" else ("rank", "alpha", "dropout", "bias", "rslora", "dora", "init")
+        )
+        idle += ("target_modules", "start_from") if self.method == "full" else ()
         for name in idle:
             if _is_changed(self, name):
                 raise ValueError(f"{name} has no effect with method {self.method}; leave one out")
@@ -394,6 +397,13 @@ class Config(Settings):
             raise ValueError(f"train.lora_plus_ratio has no effect with adapter.method {method}; leave one out")
         if method != "lora" and self.train.engine == "direct":
             raise ValueError(f"train.engine direct knows LoRA only, not adapter.method {method}; leave it at auto")
-        if method == "ia3" and self.model.quantization != "none":
-            raise ValueError("adapter.method ia3 needs a base without model.quantization; leave one out, or train lora")
+        if method == "full" and self.model.dtype not in ("auto", "float32"):
+            raise ValueError(
+                f"adapter.method full trains the base's own weights, and {self.model.dtype} would round most steps away; "
+                "leave model.dtype at auto, which is float32 then"
+            )
+        if method != "lora" and self.model.quantization != "none":
+            raise ValueError(
+                f"adapter.method {method} needs a base without model.quantization; leave one out, or train lora"
+            )
         return self

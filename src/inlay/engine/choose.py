@@ -17,6 +17,7 @@ from inlay.engine.memory import first_line, is_out_of_memory, release
 from inlay.engine.plain import Engine, PlainModel
 from inlay.errors import ConfigError, StorageError
 from inlay.models.adapter import START, TRAINED, lora_layers
+from inlay.models.full import is_whole
 from inlay.models.machine import cpu_facts, library_versions
 from inlay.models.probe import product_dtype
 from inlay.storage import cache_folder, write_file
@@ -76,6 +77,8 @@ def expected(wanted: str, peft_model: Any, device: str, dtype: torch.dtype, quan
 
 def refusal(peft_model: Any, dtype: torch.dtype, quantization: str) -> str | None:
     """Why the direct path does not know how to compute this model, None where it does."""
+    if is_whole(peft_model):
+        return "it knows LoRA only, not full fine-tuning"
     model = peft_model.get_base_model()
     config = model.config
     if config.model_type not in FAMILIES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from inlay.data.encode import Encoder
 from inlay.engine.loss import autocast
 from inlay.evaluation.metrics import Array
+from inlay.models.adapter import base_view
 from inlay.models.base import context_length
 
 _DEPTHS = 5
@@ -30,9 +30,8 @@ def meanings(
     ids = [encoder.tokenizer(text, **cut).input_ids for text in texts]
     order = sorted((n for n, one in enumerate(ids) if one), key=lambda n: len(ids[n]))
     found: dict[int, Array] = {}
-    bare = model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
     backbone = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
-    with torch.inference_mode(), bare, autocast(device, dtype):
+    with base_view(model), torch.inference_mode(), autocast(device, dtype):
         for start in range(0, len(order), batch_size):
             picked = order[start : start + batch_size]
             width = len(ids[picked[-1]])

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from inlay.config import Config
 from inlay.errors import AdapterError
+from inlay.models import full
 from inlay.models.methods import APPLIED, METHOD_OF, all_conv1d, ia3_config
 from inlay.models.starts import FROM_WEIGHTS, factors, principal_inputs
 
@@ -153,10 +154,14 @@ def _freeze_start(peft_model: Any) -> None:
 
 @contextlib.contextmanager
 def base_view(model: Any) -> Iterator[None]:
-    """Inside, the model computes what the base without any adapter computes, bit for bit; its weights are not copied.
+    """Inside, the model computes what the base without any adapter computes, bit for bit.
 
-    A model without an adapter is left as it is.
+    A model without an adapter is left as it is. After full fine-tuning both its weights and the base's are in memory.
     """
+    if full.is_whole(model):
+        with full.original_weights(model):
+            yield
+        return
     if not hasattr(model, "peft_config"):
         yield
         return
@@ -180,6 +185,8 @@ def _restore_biases(peft_model: Any) -> None:
 
 def detach(peft_model: Any) -> Any:
     """The bare base again, as it was before the adapter."""
+    if full.is_whole(peft_model):
+        return full.take_off(peft_model)
     _restore_biases(peft_model)
     base = peft_model.unload()
     for parameter in base.parameters():
@@ -191,7 +198,10 @@ def detach(peft_model: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class AdapterState:
-    """An adapter away from any model: PEFT's settings and its tensors under PEFT's names. Owns its memory."""
+    """An adapter away from any model: PEFT's settings and its tensors under PEFT's names. Owns its memory.
+
+    After full fine-tuning its one setting says so, and its tensors are all weights under the model's own names.
+    """
 
     settings: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -200,7 +210,10 @@ class AdapterState:
     @staticmethod
     def of(peft_model: Any) -> AdapterState:
         """A copy of the adapter in a PeftModel, in fp32 on the CPU."""
-        settings = peft_model.peft_config[TRAINED].to_dict() | {"inference_mode": True}
+        if full.is_whole(peft_model):
+            settings: dict[str, Any] = {"peft_type": full.FULL}
+        else:
+            settings = peft_model.peft_config[TRAINED].to_dict() | {"inference_mode": True}
         tensors = {k: v.detach().float().cpu().clone() for k, v in _tensors_of(peft_model).items()}
         return AdapterState(_plain(settings), tensors)
 
@@ -237,8 +250,11 @@ class AdapterState:
         another base than the one with `base_digest`.
         """
         try:
-            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-            tensors = load_file(folder / WEIGHTS)
+            if (folder / "config.json").is_file():
+                settings, tensors = {"peft_type": full.FULL}, full.read(folder)
+            else:
+                settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+                tensors = load_file(folder / WEIGHTS)
             card = json.loads((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else {}
             made_on = card.get("base_digest")
             _refuse_absurd(folder, settings, tensors)
@@ -256,16 +272,11 @@ class AdapterState:
         from peft import set_peft_model_state_dict
 
         there = _tensors_of(peft_model)
-        for name in sorted(set(there) ^ set(self.tensors)):
-            side = "is missing from the adapter" if name in there else "has no place in this model"
-            raise AdapterError(
-                f"adapter: {name} {side}. Rank, target modules and base must be those it was trained with."
-            )
-        for name, tensor in self.tensors.items():
-            if tensor.shape != there[name].shape:
-                raise AdapterError(
-                    f"adapter: {name} has shape {tuple(tensor.shape)}, this model needs {tuple(there[name].shape)}."
-                )
+        _require_places(there, self.tensors)
+        if full.is_whole(peft_model):
+            for name, tensor in self.tensors.items():
+                there[name].copy_(tensor)
+            return
         starts = {k: v for k, v in self.tensors.items() if f".{START}." in k}
         set_peft_model_state_dict(peft_model, {k: v for k, v in self.tensors.items() if k not in starts})
         if starts:
@@ -276,6 +287,9 @@ class AdapterState:
         """A PeftModel around the base with this adapter, ready for inference. Raises: AdapterError if it does not fit."""
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
+        if self.settings["peft_type"] == full.FULL:
+            _require_places(full.weights_of(model), self.tensors)
+            return full.put_on(model, self.tensors)
         # A start that rewrites the base (pissa, olora) belongs to training, never to loading.
         kind = self.settings["peft_type"]
         settings = {k: self.settings[k] for k in APPLIED[kind] if k in self.settings}
@@ -291,9 +305,23 @@ class AdapterState:
         return peft_model.eval()
 
 
+def _require_places(there: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Raises: AdapterError on any name or shape of the tensors that the model has not."""
+    for name in sorted(set(there) ^ set(tensors)):
+        side = "is missing from the adapter" if name in there else "has no place in this model"
+        raise AdapterError(f"adapter: {name} {side}. Rank, target modules and base must be those it was trained with.")
+    for name, tensor in tensors.items():
+        if tensor.shape != there[name].shape:
+            raise AdapterError(
+                f"adapter: {name} has shape {tuple(tensor.shape)}, this model needs {tuple(there[name].shape)}."
+            )
+
+
 def _tensors_of(peft_model: Any) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
+    if full.is_whole(peft_model):
+        return full.weights_of(peft_model)
     tensors: dict[str, Tensor] = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     if START not in peft_model.peft_config:
         return tensors

@@ -9,8 +9,8 @@ from torch import nn
 
 from inlay.models.targets import feed_forward_output
 
-METHOD_OF: Final = {"LORA": "lora", "IA3": "ia3"}
-"""PEFT's word for a type of adapter -> `adapter.method`."""
+METHOD_OF: Final = {"LORA": "lora", "IA3": "ia3", "FULL": "full"}
+"""PEFT's word for a type of adapter, and ours for all weights -> `adapter.method`."""
 IA3_ROLES: Final = ("k_proj", "v_proj", "down_proj")
 """Source: Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper", section 3.3."""
 _COMMON: Final = ("task_type", "base_model_name_or_path", "inference_mode")

@@ -65,9 +65,9 @@ def proof(name: str, statement: Callable[[], str | tuple[str, Sequence[str]]]) -
 
 
 def files_are_whole(run: Run, digests: Mapping[str, str]) -> str:
-    """Adapter, checkpoints and the files with these digests are byte for byte what was written."""
+    """Adapter or model, checkpoints and the files with these digests are byte for byte what was written."""
     stored = checkpoints.listed(run.checkpoints)
-    listed = [about for folder in [run.adapter, *(c.path for c in stored)] for about in _files_of(verified(folder))]
+    listed = [about for folder in [run.trained, *(c.path for c in stored)] for about in _files_of(verified(folder))]
     for name, digest in digests.items():
         path = run.path / name
         if not path.is_file():
@@ -75,7 +75,7 @@ def files_are_whole(run: Run, digests: Mapping[str, str]) -> str:
         if sha256_of(path) != digest:
             raise Refuted(f"{path}: changed since the run ended.")
     size = bytes_shown(sum(file["size"] for file in listed))
-    return f"adapter and {len(stored)} checkpoints, {len(listed) + len(digests)} files, {size}, have their sha256"
+    return f"{run.trained.name} and {len(stored)} checkpoints, {len(listed) + len(digests)} files, {size}, have their sha256"
 
 
 def _files_of(about: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
@@ -204,7 +204,7 @@ def same_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, str]) -> 
     differing = [name for name in set(there) | set(expected) if there.get(name) != expected.get(name)]
     if differing:
         raise Refuted(
-            f"adapter/ is not what was trained: {len(differing)} of {len(expected)} tensors differ, first {min(differing)}."
+            f"the saved folder is not what was trained: {len(differing)} of {len(expected)} tensors differ, first {min(differing)}."
         )
     return f"{len(expected)} tensors bit for bit"
 

@@ -89,6 +89,10 @@ def prove_trained(setup: Setup, job: Job, step: int, start: Start) -> list[Proof
         return f"{same}; {p.same_logits(memory, back, _EXACT if exported is trained else rounding, 'read back')}"
 
     def untouched() -> str:
+        if config.adapter.method == "full":
+            if setup.base.digest() != setup.base_digest:
+                raise Refuted(f"{setup.base.folder}: the files of the base have changed while it was trained.")
+            return p.same_logits(base, start.base_logits, _EXACT, "base before training, and from its files after it")
         before = p.same_logits(base, start.base_logits, _EXACT, "base before and after training")
         return f"{before}; {p.same_logits(off, base, _EXACT, 'adapter off and bare base')}"
 
@@ -104,7 +108,7 @@ def prove_trained(setup: Setup, job: Job, step: int, start: Start) -> list[Proof
         *_of_data(data.train, sample_of(data.train, data.train_sample), setup.encoder, config, lambda: job.curriculum, job.progress.trained_batches(),
                   job.progress.trained_tokens_seen, ""),
         proof("saved = in memory", saved),
-        proof("adapter off = base", untouched),
+        proof(_names(config)["base"], untouched),
         _served(sample_of(data.train, data.train_sample), lambda: _encoder_of(run), setup.encoder),
     ]  # fmt: skip
     _write(run, found, evidence)
@@ -131,14 +135,14 @@ def prove_stored(run: Run, load: Callable[[], Loaded]) -> list[Proof]:
 
     @lru_cache
     def tensors() -> dict[str, Tensor]:
-        return AdapterState.read(run.adapter, record["base_digest"]).tensors
+        return AdapterState.read(run.trained, record["base_digest"]).tensors
 
     @lru_cache
     def looks() -> tuple[Tensor, Tensor, list[float], list[float], float]:
         base, _, device, dtype = load()
         few = _few(heldout.tokens, training.pad_id)
         bare, base_losses = _logits(base, few, device, dtype)
-        model = AdapterState.read(run.adapter, record["base_digest"]).attach_to(base)
+        model = AdapterState.read(run.trained, record["base_digest"]).attach_to(base)
         _, losses = _logits(model, few, device, dtype)
         with base_view(model):
             off, _ = _logits(model, few, device, dtype)
@@ -151,6 +155,8 @@ def prove_stored(run: Run, load: Callable[[], Loaded]) -> list[Proof]:
 
     def untouched() -> str:
         bare, off, losses, _, rounding = looks()
+        if config.adapter.method == "full":
+            return f"its files have their digest; {p.same_losses(losses, _recorded(evidence, 'base_losses'), rounding, 'base')}"
         said = p.same_logits(off, bare, _EXACT, "adapter off and bare base")
         return f"{said}; {p.same_losses(losses, _recorded(evidence, 'base_losses'), rounding, 'base')}"
 
@@ -167,15 +173,25 @@ def prove_stored(run: Run, load: Callable[[], Loaded]) -> list[Proof]:
             why,
         ),
         proof("saved = in memory", saved),
-        proof("adapter off = base", untouched),
+        proof(_names(config)["base"], untouched),
         _served(sample, lambda: load()[1], training),
     ]
+
+
+def _names(config: Config) -> dict[str, str]:
+    whole = config.adapter.method == "full"
+    what = "weights" if whole else "adapter"
+    return {
+        "finite": f"{what} finite",
+        "moved": f"{what} moved",
+        "base": "base untouched" if whole else "adapter off = base",
+    }
 
 
 def _read_onto(job: Job, run: Run) -> AdapterState | InlayError:
     """The adapter in the folder, now on the job's bare base; or why it cannot be."""
     try:
-        stored = AdapterState.read(run.adapter)
+        stored = AdapterState.read(run.trained)
         job.model = stored.attach_to(job.model)
     except InlayError as error:
         return error
@@ -194,8 +210,8 @@ def _of_folder(
 
     return [
         proof("files", lambda: p.files_are_whole(run, _recorded(evidence, "files"))),
-        proof("adapter finite", lambda: p.every_value_is_finite(tensors())),
-        proof("adapter moved", moved),
+        proof(_names(config)["finite"], lambda: p.every_value_is_finite(tensors())),
+        proof(_names(config)["moved"], moved),
     ]
 
 
@@ -257,7 +273,7 @@ def _tensors(stored: AdapterState | InlayError) -> dict[str, Tensor]:
 
 def _encoder_of(run: Run) -> Encoder:
     """That of the adapter folder, as serving makes it."""
-    tokenizer = bases.load_tokenizer(bases.BaseRef(f"{run.name}'s tokenizer", run.adapter))
+    tokenizer = bases.load_tokenizer(bases.BaseRef(f"{run.name}'s tokenizer", run.trained))
     return Encoder.of(tokenizer, run.config.data)
 
 

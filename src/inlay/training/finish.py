@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ _MARKS = {
 
 
 def export(setup: Setup, job: Job) -> int:
-    """Writes `adapter/` from the best or the last step and returns that step, whose adapter the model holds then."""
+    """Writes `adapter/`, or after full fine-tuning `model/`, from the best or the last step and returns that step, whose adapter the model holds then."""
     progress, step = job.progress, job.progress.step
     if setup.config.train.export == "best" and progress.best_step is not None:
         step = progress.best_step
@@ -39,7 +40,7 @@ def export(setup: Setup, job: Job) -> int:
                 f"{error} It was the best step{aside}. To take the last one instead, set train.export to last in "
                 f"{job.run.path / 'config.yaml'} and resume."
             ) from None
-    state = AdapterState.of(job.model).exported()
+    whole = setup.config.adapter.method == "full"
     card = {
         "base_model": setup.config.model.base_model,
         "base_digest": setup.base_digest,
@@ -55,12 +56,23 @@ def export(setup: Setup, job: Job) -> int:
     }
 
     def fill(folder: Path) -> None:
-        state.write(folder)
+        if whole:
+            _write_model(job.model, setup.base.folder, folder)
+        else:
+            AdapterState.of(job.model).exported().write(folder)
         setup.encoder.tokenizer.save_pretrained(str(folder))
         write_json(folder / CARD, card)
 
-    replace_folder(job.run.adapter, fill, {"step": step})
+    replace_folder(job.run.model if whole else job.run.adapter, fill, {"step": step})
     return step
+
+
+def _write_model(model: Any, base: Path, folder: Path) -> None:
+    """As transformers writes it, in fp32 as it was trained; how it is asked stays as the base has it."""
+    model.save_pretrained(str(folder))
+    asked = "generation_config.json"
+    if (base / asked).is_file():
+        shutil.copyfile(base / asked, folder / asked)
 
 
 def write_report(run: Run, record: dict[str, Any]) -> Path:

@@ -106,6 +106,7 @@ def require_finite_base(loss: float) -> None:
 _FIRST_TO_MOVE = (
     ("lora_B", "adapter matrices B", "Leave them out of adapter.target_modules."),
     ("ia3_l", "scaling vectors", "Leave them out of adapter.target_modules."),
+    ("", "weight matrices", "Train LoRA on the layers that the model uses instead."),
 )
 """What the first step must change, by a part of its name: A has no gradient while B is zero."""
 
@@ -122,7 +123,7 @@ class BeforeFirstStep:
     def of(model: Any) -> BeforeFirstStep:
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         for part, what, way_out in _FIRST_TO_MOVE:
-            found = {n: (p, p.detach().clone()) for n, p in trained.items() if part in n}
+            found = {n: (p, p.detach().clone()) for n, p in trained.items() if part in n and p.dim() > 1}
             if found:
                 return BeforeFirstStep(found, what, way_out)
         raise AssertionError("nothing is trained")

@@ -44,7 +44,8 @@ def _scheduled(train: TrainConfig, peak: float, step: int, total: int) -> float:
 def auto_learning_rate(config: Config, hidden_size: int, model_type: str) -> tuple[float, str]:
     """Peak rate by hidden size and family, with its reason.
 
-    Source: for LoRA the power law of the "LoRA without regret" study, capped at 2e-3 for very small models; for IA3
+    Source: for LoRA the power law of the "LoRA without regret" study, capped at 2e-3 for very small models, and a
+    tenth of it for full fine-tuning, as that study found; for IA3
     Liu et al. 2022, section 3.3.
     """
     if config.adapter.method == "ia3":
@@ -53,6 +54,8 @@ def auto_learning_rate(config: Config, hidden_size: int, model_type: str) -> tup
     exponent = 0.0775 if qwen_like else 0.78
     rate = min(5e-4 * (2000 / hidden_size) ** exponent, 2e-3)
     reason = f"5e-4·(2000/{hidden_size})^{exponent}, at most 2e-3"
+    if config.adapter.method == "full":
+        rate, reason = rate / 10, f"a tenth of LoRA's: {reason}"
     ratio = config.train.lora_plus_ratio
     if ratio != 1:
         rate, reason = rate / math.sqrt(ratio), f"{reason}, over the root of lora_plus_ratio"

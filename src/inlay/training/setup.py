@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from inlay.errors import ConfigError
 from inlay.events import Reporter, bytes_shown
 from inlay.models import base as bases
 from inlay.models.adapter import alpha_of, attach, layers_adapted
+from inlay.models.full import open_up, weights_of
 from inlay.models.machine import library_versions, memory_facts
 from inlay.models.probe import pick_device, pick_dtype, product_dtype
 from inlay.models.quantization import held
@@ -105,7 +107,7 @@ class Setup:
                             if data.heldout_lengths.dropped + data.heldout_lengths.cut else "")
                          + (f"; {data.leaked} ask what a training row asks" if data.leaked else "")),
             ("trained tokens", f"{data.train.trained_tokens:,} of {data.train.token_count:,} ({data.trained_share:.0%})"),
-            ("adapter", f"{self._kind()}, on {_short(self.targets)}{self._variant()}"),
+            ("adapter", f"{self._kind()}{self._variant()}"),
             ("trainable", f"{self.trainable:,} ({self.trainable / self.total_parameters:.2%})"),
             ("engine", f"{self.engine.name} ({reasons.get('train.engine', 'as set')})"),
             ("batch", f"{config.train.batch_size} = {config.train.micro_batch_size} × {accumulation}"),
@@ -117,8 +119,11 @@ class Setup:
         ]  # fmt: skip
 
     def _kind(self) -> str:
-        adapter = self.config.adapter
-        return f"rank {adapter.rank}, alpha {alpha_of(self.config):g}" if adapter.method == "lora" else "IA3 vectors"
+        adapter, places = self.config.adapter, _short(self.targets)
+        if adapter.method == "full":
+            return "none: all weights are trained"
+        kind = f"rank {adapter.rank}, alpha {alpha_of(self.config):g}" if adapter.method == "lora" else "IA3 vectors"
+        return f"{kind}, on {places}"
 
     def _variant(self) -> str:
         adapter = self.config.adapter
@@ -208,20 +213,33 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     device = pick_device(world.device(config.model.device))
     if device.device.startswith("cuda"):
         torch.cuda.set_device(device.device)  # what torch measures and seeds without being told where
-    dtype = pick_dtype(device.device, config.model.dtype)
+    whole = config.adapter.method == "full"
+    dtype = pick_dtype(device.device, "float32" if whole else config.model.dtype)
     choices.settle("model.device", device.device, device.reason)
-    choices.settle("model.dtype", dtype.dtype, dtype.reason)
+    choices.settle("model.dtype", dtype.dtype, "all weights are trained" if whole else dtype.reason)
     quantization, why = choose_quantization(config, device.device, dtype.dtype)
     reporter.stage(f"loading {config.model.base_model}")
-    model = bases.load_model(base, config, getattr(torch, dtype.dtype), device.device, quantization)
+
+    def load() -> Any:
+        return bases.load_model(base, config, getattr(torch, dtype.dtype), device.device, quantization)
+
+    model = load()
     base_digest = base.digest()
     total_parameters = sum(_numel(p) for p in model.parameters())
     layers = shape_of(getattr(architecture, "text_config", None) or architecture, *LAYER_NAMES)
-    reporter.stage(f"base: {type(model).__name__}, {layers} layers, {total_parameters:,} parameters, all frozen")
+    reporter.stage(
+        f"base: {type(model).__name__}, {layers} layers, {total_parameters:,} parameters, all {'trained' if whole else 'frozen'}"
+    )
     choices.reasons["model.quantization"] = f"{held(model, quantization)}; {why}" if quantization != "none" else why
-    model, targets = _adapted(model, choices, base_digest, lambda: sample_batches(config, data, encoder, device.device))
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    reporter.stage(f"adapter: {trainable:,} trainable parameters on {layers_adapted(model)} layers")
+    targets: list[str] = []
+    if whole:
+        model = _ready(open_up(model, lambda: weights_of(load())), config)
+    else:
+        rows = partial(sample_batches, config, data, encoder, device.device)
+        model, targets = _adapted(model, choices, base_digest, rows)
+    trainable = sum(p.numel() for p in trained_parameters(model).values())
+    if not whole:
+        reporter.stage(f"adapter: {trainable:,} trainable parameters on {layers_adapted(model)} layers")
 
     text = getattr(architecture, "text_config", None) or architecture
     hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
@@ -266,10 +284,14 @@ def _adapted(
     model = attach(model, config, targets, sample)
     if config.adapter.start_from:
         start_from(config, model, base_digest)
+    return _ready(model, config), targets
+
+
+def _ready(model: Any, config: Config) -> Any:
     if config.train.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    return model, targets
+    return model
 
 
 def _fitted(
@@ -313,7 +335,7 @@ def work_of(config: Config, model: Any, device: str, dtype: torch.dtype, quantiz
     return Work(
         engine=engine,
         recompute=config.train.gradient_checkpointing,
-        adapter=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        adapter=0 if config.adapter.method == "full" else sum(p.numel() for p in trained_parameters(model).values()),
         rank=config.adapter.rank if config.adapter.method == "lora" else 0,
         optimizer=config.train.optimizer,
         head_in_chunks=head_of(model) is not None,
