@@ -53,7 +53,7 @@ class Forecast:
     """One way to train: what it takes."""
 
     method: str
-    """`lora`, `qlora` or `full`."""
+    """`lora`, `qlora`, `full`, or what else the config trains."""
     engine: str
     trainable: int
     memory: MemoryEstimate
@@ -157,7 +157,7 @@ def plan(config: Config, memory: str | None, calibrate: bool, reporter: Reporter
     context = bases.context_length(architecture)
     data = prepare(config.data, encoder, context, config.eval.max_rows, config.train.seed, reporter)
     device = pick_device(config.model.device).device
-    dtype = pick_dtype(device, config.model.dtype).dtype
+    dtype = pick_dtype(device, "float32" if config.adapter.method == "full" else config.model.dtype).dtype
     reporter.stage("measuring this machine")
     situation = _Situation(config, data, device, getattr(torch, dtype), architecture, context, memory)
     found = situation.plan(config.model.base_model)
@@ -179,12 +179,14 @@ class _Situation:
         memory: str | None,
     ) -> None:  # fmt: skip
         self.config, self.data, self.device, self.dtype, self.context = config, data, device, dtype, context
-        model = _without_weights(architecture, config, dtype)
-        self.bare = Shape.of(model)
-        fresh = config.model_copy(update={"adapter": config.adapter.model_copy(update={"init": "default"})})
-        with torch.device("meta"):
-            self.model = attach(model, fresh, targets_of(config, model)[0])
-        self.work = work_of(config, self.model, device, dtype, "none")
+        self.kind = "int8" if config.model.quantization == "int8" else "nf4"
+        self.bare = Shape.of(_without_weights(architecture, config, dtype))
+        self.works = {
+            method: _work(architecture, config, method, device, dtype)
+            for method in ("lora", config.adapter.method)
+            if method != "full"
+        }
+        self.quantized = _work(architecture, config, "lora", device, dtype, self.kind)
         self.total, self.eval_every, _ = length_of(config.train, data.train.drawn)
         self.other = 0 if device.startswith("cuda") else held_bytes(device)
         self.room = _room(memory, config, device, self.other)
@@ -192,18 +194,16 @@ class _Situation:
         self._loads: dict[tuple[int, str], list[list[Load]]] = {}
 
     def ways(self) -> dict[str, tuple[Shape, Work]]:
-        config = self.config.model
-        kind = "int8" if config.quantization == "int8" else "nf4"
-        small = self.bare.in_int8() if kind == "int8" else self.bare.in_nf4(config.double_quantization)
-        plain = replace(self.work, engine="plain", width=None)
-        return {
-            "lora": (self.bare, self.work),
-            "qlora": (small, work_of(self.config, self.model, self.device, self.dtype, kind)),
-            "full": (self.bare, replace(plain, adapter=0, head_in_chunks=False)),
+        double = self.config.model.double_quantization
+        small = self.bare.in_int8() if self.kind == "int8" else self.bare.in_nf4(double)
+        plain = replace(self.works["lora"], engine="plain", width=None)
+        return {method: (self.bare, work) for method, work in self.works.items()} | {
+            "qlora": (small, self.quantized),
+            "full": (self.bare.in_fp32(), replace(plain, adapter=0, rank=0, head_in_chunks=False)),
         }
 
     def plan(self, name: str) -> Plan:
-        wanted = "lora" if self.config.model.quantization == "none" else "qlora"
+        wanted = self.config.adapter.method if self.config.model.quantization == "none" else "qlora"
         shape, work = self.ways()[wanted]
         size = self._micro_batch_size(shape, work)
         forecasts = tuple(self._forecast(method, *way, size) for method, way in self.ways().items())
@@ -258,7 +258,7 @@ class _Situation:
             method=method, engine=work.engine, trainable=numbers, memory=memory,
             recomputed=self.needed(shape, work, size, recompute=True), total_bytes=memory.total + self.other,
             fits=memory.total + self.other <= self.room, step_s=step_s, train_s=self.train_s(step_s),
-            checkpoint_bytes=12 * numbers, stored_bytes=4 * work.adapter or self.bare.weight_bytes,
+            checkpoint_bytes=12 * numbers, stored_bytes=4 * work.adapter or shape.weight_bytes,
             request_s=self.request_s(method, shape), largest=self._largest(shape, work, size),
         )  # fmt: skip
 
@@ -290,7 +290,7 @@ class _Situation:
         return Largest(
             micro_batch_size=_largest(rows, room, self.config.train.batch_size),
             max_length=_largest(lambda length: estimate(shape, work, length, length).total, room, self.context),
-            rank=_largest(with_rank, room, _LARGEST_RANK) if work.adapter else 0,
+            rank=_largest(with_rank, room, _LARGEST_RANK) if work.rank else 0,
         )
 
     def _changes(self, shape: Shape, work: Work, size: int) -> tuple[Change, ...]:
@@ -308,7 +308,7 @@ class _Situation:
         if not work.recompute:
             work = replace(work, recompute=True)
             add("train.gradient_checkpointing=true", self.needed(shape, work, size))
-        if self.config.model.quantization == "none":
+        if self.config.model.quantization == "none" and self.config.adapter.method == "lora":
             shape, small = self.ways()["qlora"]
             work = replace(small, recompute=True)
             add("model.quantization=nf4", self.needed(shape, work, size))
@@ -388,6 +388,16 @@ def _unpacked_per_s(device: str, dtype: torch.dtype) -> float:
         return 0.0
 
 
+def _work(
+    architecture: Any, config: Config, method: str, device: str, dtype: torch.dtype, quantization: str = "none"
+) -> Work:
+    """How that method's gradient will be computed."""
+    adapter = config.adapter.model_copy(update={"init": "default", "method": method})
+    config, model = config.model_copy(update={"adapter": adapter}), _without_weights(architecture, config, dtype)
+    with torch.device("meta"):
+        return work_of(config, attach(model, config, targets_of(config, model)[0]), device, dtype, quantization)
+
+
 def _without_weights(architecture: Any, config: Config, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
@@ -451,6 +461,7 @@ def _calibrated(found: Plan, situation: _Situation, reporter: Reporter) -> Plan:
     step_s = sum(once + per_token * load.tokens for load in loads) / steps + time.perf_counter() - began
     cold = found.forecast
     other = peak - cold.memory.total
+    peak += cold.memory.snapshot  # nothing was saved
     mine = replace(
         cold, total_bytes=peak, fits=peak <= found.room_bytes, step_s=step_s, train_s=situation.train_s(step_s)
     )

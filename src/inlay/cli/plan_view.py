@@ -30,9 +30,10 @@ def plan_text(plan: Plan) -> str:
     ]
     mine, largest = plan.forecast, plan.forecast.largest
     if mine.fits:
+        rank = f", rank {largest.rank}" if largest.rank else ""
         lines.append(
             f"{mine.method} fits. Largest that fit, each alone: micro batch {largest.micro_batch_size}, length "
-            f"{largest.max_length}, rank {largest.rank}."
+            f"{largest.max_length}{rank}."
         )
         return "\n".join(lines)
     lines.append(f"{mine.method} does not fit. What would help, each with those above it:")

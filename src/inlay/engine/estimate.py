@@ -35,10 +35,13 @@ class MemoryEstimate:
     logits: int
     workspace: int
     """What a layer's backward pass needs beside what it was kept for. It never exists together with the logits."""
+    snapshot: int = 0
+    """After full fine-tuning the copy that a checkpoint is written from while training goes on; of an adapter's, which
+    is small, no account is kept."""
 
     @property
     def total(self) -> int:
-        kept = self.weights + self.adapter + self.gradients + self.optimizer + self.activations
+        kept = self.weights + self.adapter + self.gradients + self.optimizer + self.activations + self.snapshot
         return kept + max(self.logits, self.workspace)
 
     def to_json(self) -> dict[str, int]:
@@ -105,6 +108,10 @@ class Shape:
         bits = 4.127 if double else 4.5
         return replace(self, weight_bytes=int(self.weight_bytes - self.linear * (self.width - bits / 8)))
 
+    def in_fp32(self) -> Shape:
+        """The same base as full fine-tuning holds it."""
+        return replace(self, weight_bytes=4 * self.parameters, width=4)
+
     def in_int8(self) -> Shape:
         """The same base with its linear layers in 8 bits."""
         return replace(self, weight_bytes=self.weight_bytes - self.linear * (self.width - 1))
@@ -152,6 +159,7 @@ def estimate(shape: Shape, work: Work, tokens: int, length: int, trained_tokens:
             + 4 * bool(work.width) * min(WIDENED_AT_ONCE, shape.vocabulary * shape.hidden)
         ),
         workspace=int(tokens * passing * width + 3 * scores * width + widened),
+        snapshot=shape.weight_bytes + numbers * _OPTIMIZER_BYTES.get(work.optimizer, 2) if full else 0,
     )
 
 

@@ -26,7 +26,10 @@ _MARKS = {
 
 
 def export(setup: Setup, job: Job) -> int:
-    """Writes `adapter/`, or after full fine-tuning `model/`, from the best or the last step and returns that step, whose adapter the model holds then."""
+    """Writes `adapter/`, or after full fine-tuning `model/`, from the best or the last step; the model then holds it.
+
+    Returns that step.
+    """
     progress, step = job.progress, job.progress.step
     if setup.config.train.export == "best" and progress.best_step is not None:
         step = progress.best_step
