@@ -30,8 +30,9 @@ def meanings(
     ids = [encoder.tokenizer(text, **cut).input_ids for text in texts]
     order = sorted((n for n, one in enumerate(ids) if one), key=lambda n: len(ids[n]))
     found: dict[int, Array] = {}
+    bare = model.disable_adapter() if hasattr(model, "disable_adapter") else base_view(model)
     backbone = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
-    with base_view(model), torch.inference_mode(), autocast(device, dtype):
+    with bare, torch.inference_mode(), autocast(device, dtype):
         for start in range(0, len(order), batch_size):
             picked = order[start : start + batch_size]
             width = len(ids[picked[-1]])
