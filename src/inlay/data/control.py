@@ -78,12 +78,12 @@ class ControlTokens:
         raise DataError(f"{source}: {where} {token!r}, {told}. Remove or rewrite it{out}.")
 
     def _first(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> tuple[str, str] | None:
+        if not tools and not any([m.name or m.tool_calls or self._kept_out(m.content) for m in messages]):
+            return None
         for n, message in enumerate(messages, 1):
-            for what, text in _carriers(message) if message.name or message.tool_calls else [("", message.content)]:
+            for what, text in _carriers(message):
                 if found := self._kept_out(text):
                     return f"turn {n} ({message.role}){what} contains", found
-        if not tools:
-            return None
         return next((("tools contain", found) for text in _strings(tools) if (found := self._kept_out(text))), None)
 
     def _kept_out(self, text: str) -> str | None:

@@ -98,7 +98,7 @@ def example(row: Row, messages: list[Message], tools: Calls = ()) -> Example:
             "At least one assistant turn with a weight above 0 is needed."
         )
     kept = messages[: last + 1]
-    if all(message.role == "assistant" for message in kept):
+    if kept[0].role == "assistant" and all(message.role == "assistant" for message in kept):
         raise DataError(
             f"{row.source}: the assistant speaks and nobody did before (roles: "
             f"{', '.join(m.role for m in messages)}). "

@@ -215,14 +215,12 @@ class Encoder:
             if turn in wanted and (not answers or self._control.closing(cuts[2 * k + 1])):
                 weights[2 * k + 1] = dialogue.messages[turn].weight
                 done.add(turn)
-        trained = [
-            *((turn, cuts[2 * k + 1]) for k, (turn, _, _) in enumerate(boundaries) if turn in done),
-            (last, answer),
-        ]
+        trained = [(turn, cuts[2 * k + 1]) for k, (turn, _, _) in enumerate(boundaries) if turn in done]
+        trained.append((last, answer))
         for turn, text in trained:
             refuse_lost_answer(text, turn, dialogue.messages[turn], dialogue.source)
         lacks_end = self._control.closing(answer) is None
-        altered = tuple(told for turn, text in trained if (told := _altered(text, turn, dialogue.messages[turn])))
+        altered = tuple([told for turn, text in trained if (told := _altered(text, turn, dialogue.messages[turn]))])
         return _Sequence(tuple(cuts), tuple(weights), lacks_end, False, altered), done
 
     def _assemble(self, sequence: _Sequence, ids: list[list[int]], source: Source) -> Tokens:
@@ -279,5 +277,7 @@ def _altered(text: str, n: int, message: Message) -> str:
 
 def _cut(text: str, boundaries: Sequence[tuple[int, int, int]]) -> list[str]:
     """The text between and inside the boundaries, in order: outside, inside, outside, …"""
+    if not boundaries:
+        return [text]
     points = [0, *(p for _, start, end in boundaries for p in (start, end)), len(text)]
     return [text[a:b] for a, b in pairwise(points)]

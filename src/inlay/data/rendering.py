@@ -66,8 +66,8 @@ class Dialogue:
     ) -> None:
         self.messages, self.tools, self.source = messages, tools, source
         self._template = template
-        self._is_plain = not tools and all(m.content.strip() and not m.tool_calls and not m.name for m in messages)
-        self._roles, self._texts = tuple(m.role for m in messages), [m.content for m in messages]
+        self._roles, self._texts = tuple([m.role for m in messages]), [m.content for m in messages]
+        self._is_plain = not tools and not any([not m.content.strip() or m.tool_calls or m.name for m in messages])
         self._rendered: dict[tuple[int, bool], str] = {}
 
     def asked(self, count: int) -> str:

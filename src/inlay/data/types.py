@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ class Source:
 _PRINTABLE: Final = bytes(range(0x20, 0x7F))
 
 
+@lru_cache(8)  # the check and the split ask for the same text one after the other
 def normalised(text: str) -> str:
     """Text whose case and white space do not count."""
     flat = text.replace("\n", " ").strip()

@@ -78,7 +78,7 @@ class EvenSample:
 
 
 def _size(example: Example) -> int:
-    return sum(len(message.content) for message in example.messages)
+    return sum([len(message.content) for message in example.messages])
 
 
 def quick_check(train: Sequence[Example], held_out: Sequence[Example], rows: int) -> QuickCheck:
