@@ -1,6 +1,6 @@
 """`test_fuzz.py` for long, and what it came to as a page.
 
-    python tests/data/fuzz.py [--examples 20000] [--page docs/numbers/fuzz.md]
+python tests/data/fuzz.py [--examples 20000] [--page docs/numbers/fuzz.md]
 """
 
 from __future__ import annotations

@@ -120,6 +120,30 @@ def test_a_file_may_name_its_own_format_and_columns(tmp_path: Path, enc: Encoder
         made(enc, files[0], odd)
 
 
+def test_only_the_rows_that_a_cap_leaves_are_tokenized(
+    tmp_path: Path, enc: Encoder, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INLAY_CACHE", str(tmp_path / "cache"))
+    capped = {"path": str(files[1]), "max_rows": 10}
+    few = made(enc, files[0], capped)
+    assert [len(part) for part in few.train.parts] == [40, 10]
+    assert [len(part) for part in made(enc, files[0], capped).train.parts] == [40, 10]  # from the cache
+    made(enc, *files)
+    many = made(enc, files[0], capped)  # from what is there of all rows
+    assert [len(part) for part in many.train.parts] == [40, 30]
+    for one, other in ((few.train, many.train), (few.heldout, many.heldout)):
+        assert [one.source(i) for i in range(len(one))] == [other.source(i) for i in range(len(other))]
+        assert all((one.row(i).input_ids == other.row(i).input_ids).all() for i in range(len(one)))
+        assert one.shares == other.shares
+    assert few.heldout_examples == many.heldout_examples
+    assert (few.rows, few.data_hash, few.max_length, few.check) == (
+        many.rows,
+        many.data_hash,
+        many.max_length,
+        many.check,
+    )
+
+
 def test_a_cap_chooses_by_content_and_leaves_the_split_of_other_files_alone(
     tmp_path: Path, enc: Encoder, files: tuple[Path, Path]
 ) -> None:

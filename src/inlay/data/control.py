@@ -78,7 +78,7 @@ class ControlTokens:
         raise DataError(f"{source}: {where} {token!r}, {told}. Remove or rewrite it{out}.")
 
     def _first(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> tuple[str, str] | None:
-        if not tools and not any([m.name or m.tool_calls or self._kept_out(m.content) for m in messages]):
+        if not tools and not any(m.name or m.tool_calls or self._kept_out(m.content) for m in messages):
             return None
         for n, message in enumerate(messages, 1):
             for what, text in _carriers(message):

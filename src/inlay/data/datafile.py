@@ -58,16 +58,16 @@ class DataFile:
         weights = [] if self._role_weights == ASSISTANT else [sorted(self._role_weights.items())]
         return [self.digest, self.format, sorted(self.columns.items()), *weights]
 
-    def examples(self) -> Iterator[Example]:
-        """Every example. Raises: DataError for a row that cannot be used, and when the file changed meanwhile."""
+    def examples(self, only: Set[int] | None = None) -> Iterator[Example]:
+        """Every example, or those of these lines. Raises: DataError for a row that cannot be used, and when the file changed meanwhile."""
         if self._held is not None:
-            yield from self._held
+            yield from (e for e in self._held if only is None or e.source.line in only)
             return
         whole = self.digest  # before the file is read, so that a change in between is seen
         seen = _Seen(self, hashlib.sha256() if self.size_bytes < _SMALL_BYTES else None)
         hashed = None if ".parquet" in self.path.lower() and not seen.sha else seen  # a hash would have it read whole
         self.read_rows = 0
-        for example in examples_again(self.path, self.format, self.columns, hashed, None, self._role_weights):
+        for example in examples_again(self.path, self.format, self.columns, hashed, only, self._role_weights):
             self.read_rows += 1
             yield example
         if _version(self.path) != self._version or (seen.sha and seen.sha.hexdigest() != whole):

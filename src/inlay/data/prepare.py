@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,11 +183,24 @@ def _within_caps(asked: Sequence[np.ndarray], parts: Sequence[TrainFile]) -> np.
     used, first = [], 0
     for keys, part in zip(asked, parts, strict=True):
         count = len(keys)
-        few = part.max_rows is not None and part.max_rows < count
-        chosen = np.sort(np.lexsort((keys[:, 0], keys[:, 1]))[: part.max_rows]) if few else np.arange(count)
-        used.append(first + chosen)
+        used.append(first + _least(keys, part.max_rows))
         first += count
     return np.concatenate(used)
+
+
+def _least(keys: np.ndarray, most: int | None) -> np.ndarray:
+    """At most so many of these (N, 2) keys, the least as they are read from behind; their positions, ascending."""
+    few = most is not None and most < len(keys)
+    return np.sort(np.lexsort((keys[:, 0], keys[:, 1]))[:most]) if few else np.arange(len(keys))
+
+
+def _within_cap(file: DataFile, examples: Callable[[], Iterable[Example]], most: int) -> Iterator[Example]:
+    """Those of all `examples` of the file that a cap leaves: all are read, and these then once more."""
+    lines, asked = array("q"), bytearray()
+    for example in examples():
+        lines.append(example.source.line)
+        asked += prompt_key(example)
+    yield from file.examples({lines[n] for n in _least(as_keys([bytes(asked)]), most)})
 
 
 def _mixture_hash(files: Sequence[DataFile], parts: Sequence[TrainFile]) -> str:
@@ -206,7 +221,8 @@ def _tokenized(
 ) -> tuple[list[TokenizedFile], QuickCheck | None]:
     """Each file's sequences, and what the check of their rows found; no row is read of what is known already."""
     files = [*train, *([held_out] if held_out else [])]
-    found = [cached(file, encoder) if config.cache else None for file in files]
+    most = [part.max_rows for part in config.train_files] + [None] * bool(held_out)
+    found = [cached(file, encoder, cap) if config.cache else None for file, cap in zip(files, most, strict=True)]
     note = _note("checks", [code_digest(), bool(held_out), [[file.path, *file.key] for file in files]])
     wanted = config.check != "off"
     check = noted = _noted_check(note) if wanted and config.cache else None
@@ -217,10 +233,11 @@ def _tokenized(
     try:
         if look and found[0]:
             look.finish()
-        made = [
-            known or tokenized(file, look.along if look and not n else reading.examples, encoder, config.cache, bar)
-            for n, (known, file, reading) in enumerate(zip(found, files, readings, strict=True))
-        ]
+        made = []
+        for n, (known, file, cap) in enumerate(zip(found, files, most, strict=True)):
+            every = look.along if look and not n else readings[n].examples
+            rows = every if cap is None else partial(_within_cap, file, every, cap)
+            made.append(known or tokenized(file, rows, encoder, config.cache, bar, cap))
     except DataError:
         if look:
             look.finish()  # what is wrong with the first rows is said first

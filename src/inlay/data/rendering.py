@@ -67,7 +67,7 @@ class Dialogue:
         self.messages, self.tools, self.source = messages, tools, source
         self._template = template
         self._roles, self._texts = tuple([m.role for m in messages]), [m.content for m in messages]
-        self._is_plain = not tools and not any([not m.content.strip() or m.tool_calls or m.name for m in messages])
+        self._is_plain = not tools and not any(not m.content.strip() or m.tool_calls or m.name for m in messages)
         self._rendered: dict[tuple[int, bool], str] = {}
 
     def asked(self, count: int) -> str:

@@ -51,17 +51,25 @@ class TokenizedFile:
     asked: np.ndarray  # (E, 2) uint64, equal for examples with the same prompt
 
 
-def cached(file: DataFile, encoder: Encoder) -> TokenizedFile | None:
-    """What an earlier start made of a file with these bytes; None when there is nothing, or nothing whole."""
-    return _opened(_place(file, encoder), file.name)
+def cached(file: DataFile, encoder: Encoder, most: int | None = None) -> TokenizedFile | None:
+    """What an earlier start made of a file with these bytes, of all its rows or of at most so many; None when there is
+    nothing, or nothing whole."""
+    whole = _opened(_place(file, encoder, None), file.name)
+    return whole if whole or most is None else _opened(_place(file, encoder, most), file.name)
 
 
 def tokenized(
-    file: DataFile, examples: Callable[[], Iterable[Example]], encoder: Encoder, use_cache: bool, bar: Bar | None
+    file: DataFile,
+    examples: Callable[[], Iterable[Example]],
+    encoder: Encoder,
+    use_cache: bool,
+    bar: Bar | None,
+    most: int | None = None,
 ) -> TokenizedFile:
-    """The file's `examples` as ids, and with `use_cache` kept for the next start. Raises: DataError."""
+    """The file's `examples`, all or those that a cap of `most` leaves, as ids, and with `use_cache` kept for the next
+    start. Raises: DataError."""
     if use_cache:
-        place = _place(file, encoder)
+        place = _place(file, encoder, most)
         # a cache that cannot be written costs memory now and time at the next start, nothing else
         with contextlib.suppress(StorageError), one_at_a_time(cache_folder("locks") / place.name):
             found = _opened(place, file.name)  # another process may have made it meanwhile
@@ -81,8 +89,9 @@ def tokenized(
     return _assembled(ids, arrays, file.name)
 
 
-def _place(file: DataFile, encoder: Encoder) -> Path:
-    key = json.dumps([CODE_VERSION, file.key, encoder.tokenizer_hash, encoder.template_hash])
+def _place(file: DataFile, encoder: Encoder, most: int | None) -> Path:
+    capped = [] if most is None else [most]
+    key = json.dumps([CODE_VERSION, file.key, encoder.tokenizer_hash, encoder.template_hash, *capped])
     return cache_folder("tokens") / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
