@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from inlay.config import load, parse_assignment, presets, validate
-from inlay.config.load import preset_tree, setting_paths
+from inlay.config.load import in_yaml, parse_yaml, preset_tree, setting_paths
 from inlay.config.render import as_yaml, explain, markdown, starter
 from inlay.errors import ConfigError
 from inlay.run import Run
@@ -254,3 +254,19 @@ def test_the_starter_file_is_a_config(tmp_path: Path, preset: str | None) -> Non
 
 def test_the_page_of_settings_is_current() -> None:
     assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == markdown(), "run: make docs"
+
+
+@pytest.mark.parametrize("written", ["off", "'off'"])
+def test_off_is_a_word_as_the_documentation_writes_it(written: str, tmp_path: Path) -> None:
+    key, value = parse_assignment(f"data.check={written}")
+    path = tmp_path / "c.yaml"
+    path.write_text(f"model: {{base_model: a}}\ndata: {{train: a.jsonl, check: {written}}}\n")
+    assert load(path).data.check == load(path, {key: value}).data.check == "off"
+    path.write_text(as_yaml(load(path), {}))
+    assert load(path).data.check == "off"
+
+
+@pytest.mark.parametrize(("written", "value"), [("yes", True), ("No", False), ("true", True), ("FALSE", False)])
+def test_the_words_for_true_and_false(written: str, value: bool) -> None:
+    assert parse_yaml(written, "a") is value
+    assert parse_yaml(in_yaml(written), "a") == written

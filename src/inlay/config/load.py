@@ -18,14 +18,18 @@ from inlay.errors import ConfigError, nearest, unknown_name
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with numbers as people write them (`2e-4`) and without silent duplicate keys."""
+    """YAML 1.1 with numbers as people write them (`2e-4`), without silent duplicate keys, and with `off` as a word."""
 
 
 class _Dumper(yaml.SafeDumper):
     """Quotes a text that the loader would read as a number."""
 
 
+_BOOL = "tag:yaml.org,2002:bool"
 for _kind in (_Loader, _Dumper):
+    kept = {c: [r for r in found if r[0] != _BOOL] for c, found in _kind.yaml_implicit_resolvers.items()}
+    _kind.yaml_implicit_resolvers = kept
+    _kind.add_implicit_resolver(_BOOL, re.compile(r"^(?i:yes|no|true|false)$"), list("yYnNtTfF"))
     _kind.add_implicit_resolver(
         "tag:yaml.org,2002:float",
         re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
