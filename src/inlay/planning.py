@@ -3,7 +3,6 @@ of the rows and the speed of this machine; or calibrated on two micro batches of
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +16,14 @@ from inlay.costs import Bill, Prices, bills_json
 from inlay.data.batches import micro_batches, step_rows
 from inlay.data.encode import Encoder
 from inlay.data.prepare import PreparedData, prepare
-from inlay.engine.estimate import MemoryEstimate, Shape, Work, estimate, flops, largest_micro_batch
+from inlay.engine.estimate import MemoryEstimate, Shape, Work, estimate, largest_micro_batch
 from inlay.engine.memory import held_bytes, measured_peak, release
 from inlay.events import Reporter
 from inlay.models import base as bases
 from inlay.models.adapter import attach
 from inlay.models.machine import memory_facts
 from inlay.models.probe import pick_device, pick_dtype, synchronize
+from inlay.speed import Load, Speed
 from inlay.training.loop import accumulate
 from inlay.training.resolve import targets_of
 from inlay.training.setup import length_of, parse_bytes, set_up, token_cap, work_of
@@ -32,10 +32,7 @@ from inlay.training.world import World
 
 _STEPS: Final = 200  # whose batches are looked at
 _LARGEST_RANK: Final = 1024
-_TRAFFIC: Final = {"direct": 4.0, "plain": 6.0}
-"""How often a value that a layer keeps passes through memory, with all that is made on the way. Guessed: nothing was fitted."""
-_CALLS_S: Final = {"direct": 4e-4, "plain": 1.5e-3}
-"""Seconds that a layer's calls cost on a CPU however little they compute. Guessed: nothing was fitted."""
+_ROUNDS: Final = 3  # in which each of two micro batches is computed to calibrate
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,17 +133,6 @@ class Plan:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """One micro batch."""
-
-    rows: tuple[int, ...]
-    tokens: int
-    """That are computed: with padding on the plain path."""
-    trained: int
-    longest: int
-
-
 def plan(config: Config, memory: str | None, calibrate: bool, reporter: Reporter, prices: Prices | None = None) -> Plan:
     """See `inlay.api.plan`."""
     base = bases.find_base(config.model.base_model, config.model.revision, weights=calibrate)
@@ -190,8 +176,12 @@ class _Situation:
         self.total, self.eval_every, _ = length_of(config.train, data.train.drawn)
         self.other = 0 if device.startswith("cuda") else held_bytes(device)
         self.room = _room(memory, config, device, self.other)
-        self.speed = _Speed.measured(self.bare, device, dtype)
         self._loads: dict[tuple[int, str], list[list[Load]]] = {}
+        work = self.works["lora"]
+        size = self._micro_batch_size(self.bare, work)
+        loads = sorted((one for step in self.loads(size, work.engine) for one in step), key=lambda one: one.tokens)
+        lengths = [int(data.train.lengths[row]) for row in loads[len(loads) // 2].rows]
+        self.speed = Speed.measured(architecture, config, self.bare, dtype, device, lengths)
 
     def ways(self) -> dict[str, tuple[Shape, Work]]:
         double = self.config.model.double_quantization
@@ -240,7 +230,7 @@ class _Situation:
     def step_s(self, shape: Shape, work: Work, size: int) -> float:
         steps = self.loads(size, work.engine)
         passes = sum(self.speed.seconds(shape, work, load) for step in steps for load in step) / len(steps)
-        return passes + self.speed.optimizer_s(work.adapter or shape.parameters)
+        return passes + self.speed.step_s(shape, work)
 
     def train_s(self, step_s: float) -> float:
         """All steps, and evaluations, whose forward pass is a third of a step's work for a token."""
@@ -317,77 +307,6 @@ class _Situation:
         return tuple(tried[: next((i + 1 for i, one in enumerate(tried) if one.fits), len(tried))])
 
 
-@dataclass(frozen=True, slots=True)
-class _Speed:
-    """What this machine reaches on products and copies of this size."""
-
-    device: str
-    products_per_s: float
-    copied_bytes_per_s: float
-    unpacked_per_s: float
-    """Weights taken out of 4 bits; 0 where bitsandbytes is not here."""
-
-    @staticmethod
-    def measured(shape: Shape, device: str, dtype: torch.dtype) -> _Speed:
-        tokens = 1024
-        x, weight = (torch.randn(n, shape.hidden, device=device).to(dtype) for n in (tokens, max(shape.inner, 256)))
-        product_s = _least_s(lambda: x @ weight.T, device)
-        values = torch.zeros(1 << 22, device=device)
-        copy_s = _least_s(lambda: values.add_(1.0), device)
-        return _Speed(
-            device,
-            2 * tokens * weight.numel() / product_s,
-            2 * 4 * len(values) / copy_s,
-            _unpacked_per_s(device, dtype),
-        )
-
-    def seconds(self, shape: Shape, work: Work, load: Load) -> float:
-        """Of forward and backward over a micro batch."""
-        mean = load.tokens / max(1, len(load.rows))
-        products = flops(shape, work, load.tokens, load.trained, mean) / self.products_per_s
-        kept = estimate(shape, replace(work, recompute=False), load.tokens, load.longest, load.trained).activations
-        passing = _TRAFFIC[work.engine] * kept * (1.4 if work.recompute else 1) / self.copied_bytes_per_s
-        calls = _CALLS_S[work.engine] * shape.layers * (1.4 if work.recompute else 1)
-        return products + passing + (calls if self.device == "cpu" else calls / 4)
-
-    def optimizer_s(self, numbers: int) -> float:
-        return 40 * numbers / self.copied_bytes_per_s
-
-    def request_s(self, shape: Shape, tokens: float, steps: float, batch: int, *, unpacks: bool) -> float:
-        """Of one of `batch` requests of so many tokens, the last `steps` of which are generated."""
-        products = 2 * (shape.linear * tokens + shape.vocabulary * shape.hidden * steps) / self.products_per_s
-        step_s = shape.weight_bytes / self.copied_bytes_per_s + _CALLS_S["plain"] / 3 * shape.layers
-        if unpacks and self.unpacked_per_s:
-            step_s += shape.linear / self.unpacked_per_s
-        return products + steps * step_s / batch
-
-    def unpacking_s(self, shape: Shape, work: Work) -> float:
-        """Weights are unpacked in each pass of a micro batch."""
-        return shape.linear * (2 + work.recompute) / self.unpacked_per_s if self.unpacked_per_s else 0.0
-
-
-def _least_s(compute: Callable[[], object], device: str) -> float:
-    compute()
-    times: list[float] = []
-    until = time.perf_counter() + 0.1
-    while len(times) < 3 or time.perf_counter() < until:
-        synchronize(torch.device(device))
-        began = time.perf_counter()
-        compute()
-        synchronize(torch.device(device))
-        times.append(time.perf_counter() - began)
-    return min(times)
-
-
-def _unpacked_per_s(device: str, dtype: torch.dtype) -> float:
-    try:
-        functional = importlib.import_module("bitsandbytes.functional")
-        packed, state = functional.quantize_4bit(torch.randn(512, 1024, device=device).to(dtype), quant_type="nf4")
-        return 512 * 1024 / _least_s(lambda: functional.dequantize_4bit(packed, state), device)
-    except (ImportError, RuntimeError, NotImplementedError):
-        return 0.0
-
-
 def _work(
     architecture: Any, config: Config, method: str, device: str, dtype: torch.dtype, quantization: str = "none"
 ) -> Work:
@@ -438,27 +357,29 @@ def _calibrated(found: Plan, situation: _Situation, reporter: Reporter) -> Plan:
     job = setup.job(None)
     loads = [load for step in situation.loads(found.micro_batch_size, setup.engine.name) for load in step]
     by_tokens = sorted(loads, key=lambda load: load.tokens)
-    seconds, peak = [], 0
-    for load in (by_tokens[-1], by_tokens[len(by_tokens) // 3]):
-        times = []
-        release(job.device)
-        for _ in range(2):
+    heaviest, middling = by_tokens[-1], by_tokens[len(by_tokens) // 2]
+    passes: dict[Load, list[float]] = {heaviest: [], middling: []}
+    updates, peak = [], 0
+    release(job.device)
+    for _ in range(_ROUNDS):  # the first also pays for warming up
+        for load, times in passes.items():
             with measured_peak(job.device) as seen:
                 began = time.perf_counter()
                 accumulate(job, 0, [list(load.rows)], 1.0, StopRequest())
                 synchronize(torch.device(job.device))
                 times.append(time.perf_counter() - began)
+                began = time.perf_counter()
+                torch.nn.utils.clip_grad_norm_(job.parameters, job.config.train.max_grad_norm)
                 job.optimizer.step()
+                updates.append(time.perf_counter() - began)
             job.optimizer.zero_grad(set_to_none=True)
             peak = max(peak, seen[0])
-        seconds.append((load.tokens, min(times)))
-    (many, slow), (few, quick) = seconds
-    per_token = (slow - quick) / (many - few) if many > few and slow > quick else slow / many
-    once = max(0.0, quick - per_token * few)
+    slow, quick = min(passes[heaviest]), min(passes[middling])
+    apart = heaviest.tokens - middling.tokens
+    # rows of about one length say nothing of how time grows with them
+    per_token = (slow - quick) / apart if apart > heaviest.tokens / 4 and slow > quick else quick / middling.tokens
     steps = max(1, min(situation.total, _STEPS))
-    began = time.perf_counter()
-    job.optimizer.step()
-    step_s = sum(once + per_token * load.tokens for load in loads) / steps + time.perf_counter() - began
+    step_s = sum(quick + per_token * (load.tokens - middling.tokens) for load in loads) / steps + min(updates)
     cold = found.forecast
     other = peak - cold.memory.total
     peak += cold.memory.snapshot  # nothing was saved

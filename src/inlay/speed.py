@@ -1,0 +1,239 @@
+"""How fast this machine trains a base of this shape, measured on a stand-in before anything of it is loaded.
+
+The stand-in has two layers of the base, random weights and next to no vocabulary, and is trained by the engines
+themselves on rows as long as the run's: a layer's time holds its products, the adapter's narrow ones, attention, all that
+passes through memory, and the cost of calls, with no constant to be fitted. The head, the optimizer, plain products and
+copies are measured by themselves.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from inlay.config import Config
+from inlay.data.batches import Batch, collate
+from inlay.data.encode import Tokens
+from inlay.data.tokens import pack
+from inlay.data.types import Source
+from inlay.engine.choose import choose
+from inlay.engine.estimate import LAYER_NAMES, Shape, Work, flops
+from inlay.engine.head import Head, nll_and_gradient, rows_at_once
+from inlay.engine.memory import release
+from inlay.engine.plain import Engine, PlainModel
+from inlay.models.adapter import attach
+from inlay.models.probe import synchronize
+from inlay.training.optimizer import make_optimizer
+from inlay.training.resolve import targets_of
+from inlay.training.setup import trained_parameters
+
+_LAYERS: Final = 2
+_VOCABULARY: Final = 64
+_MOST_FLOPS: Final = 4e11
+"""Of a measured pass: more tokens than that would make planning a large base slow, and not more exact."""
+_REPEATED_S: Final = 0.03
+"""For which a thing is measured over and over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One micro batch."""
+
+    rows: tuple[int, ...]
+    tokens: int
+    """That are computed: with padding on the plain path."""
+    trained: int
+    longest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Seconds of the parts of a run on this machine."""
+
+    device: str
+    layer: dict[str, tuple[float, float]]
+    """By path, of forward and backward through a layer: for a micro batch however small, and for each token more."""
+    head_s: float
+    """For each trained token and entry of the vocabulary."""
+    optimizer_s: float
+    """Of clipping and a step, for a layer's adapter."""
+    call_s: float
+    """Of a layer's forward pass over one token."""
+    products_per_s: float
+    copied_bytes_per_s: float
+    unpacked_per_s: float
+    """Weights taken out of 4 bits; 0 where bitsandbytes is not here."""
+
+    @staticmethod
+    def measured(
+        architecture: Any, config: Config, shape: Shape, dtype: torch.dtype, device: str, lengths: Sequence[int]
+    ) -> Speed:
+        """`lengths` are the tokens of the rows of a middling micro batch."""
+        with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
+            model = _stand_in(architecture, config, dtype, device)
+            batches = _batches(lengths, shape, device)
+            layer = {
+                engine.name: _line([(_tokens(batch, engine.name), _pass_s(engine, batch)) for batch in batches])
+                for engine in _engines(model, config, batches[-1], dtype, device)
+            }
+            optimizer_s = _optimizer_s(model, config, device)
+            call_s = _call_s(model, device)
+            del model
+            rows = max(1, min(rows_at_once(shape.vocabulary), sum(lengths), 1024))
+            wide = min(shape.vocabulary, 1 << 13)
+            # of a model's size: larger ones make probabilities too small for a number, which some CPUs compute slowly
+            head = Head((0.02 * torch.randn(wide, shape.hidden, device=device)).to(dtype))
+            hidden, targets = torch.randn(rows, shape.hidden, device=device).to(dtype), torch.zeros(rows, device=device)
+            head_s = _least_s(lambda: nll_and_gradient(hidden, head, targets.long()), device) / (rows * wide)
+            x, weight = (torch.randn(n, shape.hidden, device=device).to(dtype) for n in (1024, max(shape.inner, 256)))
+            product_s = _least_s(lambda: x @ weight.T, device)
+            values = torch.zeros(1 << 22, device=device)
+            copy_s = _least_s(lambda: values.add_(1.0), device)
+            unpacked = _unpacked_per_s(device, dtype)
+        release(device)
+        return Speed(
+            device, layer, head_s, optimizer_s, call_s, 2 * 1024 * weight.numel() / product_s,
+            2 * 4 * len(values) / copy_s, unpacked,
+        )  # fmt: skip
+
+    def seconds(self, shape: Shape, work: Work, load: Load) -> float:
+        """Of forward and backward over a micro batch."""
+        once, per_token = self.layer.get(work.engine) or self.layer["plain"]
+        layers = float(shape.layers)
+        if work.engine == "direct":  # behind its attention the last layer computes trained tokens only
+            entering = shape.hidden * (shape.queries + 2 * shape.keys) * shape.layers
+            layers -= (1 - load.trained / load.tokens) * (1 - min(1.0, entering / shape.linear))
+        passes = layers * (once + per_token * load.tokens) + self.head_s * load.trained * shape.vocabulary
+        if work.adapter:
+            return passes
+        mean = load.tokens / max(1, len(load.rows))
+        full, lora = (flops(shape, replace(work, adapter=n), load.tokens, load.trained, mean) for n in (0, 1))
+        return passes * full / lora
+
+    def step_s(self, shape: Shape, work: Work) -> float:
+        """Of the optimizer."""
+        return self.optimizer_s * shape.layers if work.adapter else 40 * shape.parameters / self.copied_bytes_per_s
+
+    def request_s(self, shape: Shape, tokens: float, steps: float, batch: int, *, unpacks: bool) -> float:
+        """Of one of `batch` requests of so many tokens, the last `steps` of which are generated."""
+        products = 2 * (shape.linear * tokens + shape.vocabulary * shape.hidden * steps) / self.products_per_s
+        step_s = shape.weight_bytes / self.copied_bytes_per_s + self.call_s * shape.layers
+        if unpacks and self.unpacked_per_s:
+            step_s += shape.linear / self.unpacked_per_s
+        return products + steps * step_s / batch
+
+    def unpacking_s(self, shape: Shape, work: Work) -> float:
+        """Weights are unpacked in each pass of a micro batch."""
+        return shape.linear * (2 + work.recompute) / self.unpacked_per_s if self.unpacked_per_s else 0.0
+
+
+def _stand_in(architecture: Any, config: Config, dtype: torch.dtype, device: str) -> Any:
+    """A PeftModel of two layers as the base has them, with the config's adapter as a LoRA."""
+    from transformers import AutoModelForCausalLM
+
+    small = copy.deepcopy(architecture)
+    text = small.get_text_config()
+    if getattr(text, "layer_types", None):
+        text.layer_types = list(text.layer_types[:_LAYERS])
+    setattr(text, next(name for name in LAYER_NAMES if hasattr(text, name)), _LAYERS)
+    text.vocab_size, text.pad_token_id = _VOCABULARY, None
+    attention = None if config.model.attention == "auto" else config.model.attention
+    adapter = config.adapter.model_copy(update={"init": "default", "method": "lora"})
+    config = config.model_copy(update={"adapter": adapter})
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(small, dtype=dtype, attn_implementation=attention)
+        peft_model = attach(model.requires_grad_(False), config, targets_of(config, model)[0])
+    if config.train.gradient_checkpointing:
+        peft_model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    return peft_model.train()
+
+
+def _engines(model: Any, config: Config, batch: Batch, dtype: torch.dtype, device: str) -> list[Engine]:
+    """The plain path, and the one that the run will take where that is another. It makes the base's weights its own,
+    and so comes last."""
+    plain = PlainModel(model, device, None if dtype == torch.float32 else dtype)
+    recompute, wanted = config.train.gradient_checkpointing, config.train.engine
+    chosen, _ = choose("auto" if wanted == "direct" else wanted, model, batch, device, dtype, "none", recompute)
+    return [plain] if chosen.name == plain.name else [plain, chosen]
+
+
+def _batches(lengths: Sequence[int], shape: Shape, device: str) -> list[Batch]:
+    """Two micro batches of random tokens: rows of these lengths, as many as there is time for, and half of them."""
+    per_token = 4 * shape.linear / shape.layers * _LAYERS
+    count = max(2, int(np.searchsorted(np.cumsum(lengths), _MOST_FLOPS / per_token)))
+    longer = [max(8, length) for length in lengths[:count]]
+    shorter = longer[: len(longer) // 2] if len(longer) > 1 else [longer[0] // 2]
+    return [_random_batch(rows).to(device) for rows in (longer, shorter)]
+
+
+def _random_batch(lengths: Sequence[int]) -> Batch:
+    random = np.random.default_rng(0)
+    rows = [
+        Tokens(random.integers(2, _VOCABULARY, n).astype(np.int32), np.ones(n, np.float32), Source("", 0))
+        for n in lengths
+    ]
+    return collate(pack(enumerate(rows)), range(len(rows)), pad_id=0)
+
+
+def _tokens(batch: Batch, engine: str) -> int:
+    return int(batch.attention_mask.sum()) if engine == "direct" else batch.input_ids.numel()
+
+
+def _pass_s(engine: Engine, batch: Batch) -> float:
+    return _least_s(lambda: engine.add_gradient(batch, 1e-3), str(batch.input_ids.device))
+
+
+def _line(points: list[tuple[int, float]]) -> tuple[float, float]:
+    """(seconds of a layer however few the tokens, seconds for each) through two passes of the stand-in."""
+    (many, slow), (few, quick) = points
+    per_token = (slow - quick) / (many - few) if many > few and slow > quick else slow / many
+    return max(0.0, slow - per_token * many) / _LAYERS, per_token / _LAYERS
+
+
+def _optimizer_s(model: Any, config: Config, device: str) -> float:
+    named = trained_parameters(model)
+    optimizer, parameters = make_optimizer(config.train, named), list(named.values())
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+
+    def step() -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    return _least_s(step, device) / _LAYERS
+
+
+def _call_s(model: Any, device: str) -> float:
+    ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+    model.eval()
+    with torch.inference_mode():
+        return _least_s(lambda: model(input_ids=ids, use_cache=False), device) / _LAYERS
+
+
+def _least_s(compute: Callable[[], object], device: str) -> float:
+    compute()
+    times: list[float] = []
+    until = time.perf_counter() + _REPEATED_S
+    while len(times) < 2 or time.perf_counter() < until:
+        synchronize(torch.device(device))
+        began = time.perf_counter()
+        compute()
+        synchronize(torch.device(device))
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _unpacked_per_s(device: str, dtype: torch.dtype) -> float:
+    try:
+        functional = importlib.import_module("bitsandbytes.functional")
+        packed, state = functional.quantize_4bit(torch.randn(512, 1024, device=device).to(dtype), quant_type="nf4")
+        return 512 * 1024 / _least_s(lambda: functional.dequantize_4bit(packed, state), device)
+    except (ImportError, RuntimeError, NotImplementedError):
+        return 0.0

@@ -1,0 +1,65 @@
+"""How fast a base will be trained is measured on two layers of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from inlay.config import load
+from inlay.engine.estimate import Shape, Work
+from inlay.speed import Load, Speed, _line, _stand_in
+
+Tree = Callable[..., dict[str, Any]]
+SHAPE = Shape(
+    hidden=64, layers=4, inner=128, queries=64, keys=32, heads=4, vocabulary=1000, linear=4 * 36_864, parameters=211_456,
+    weight_bytes=845_824, width=4, is_gated=True, norms_after=False, norms_heads=False, scores_kept=False,
+)  # fmt: skip
+SPEED = Speed(
+    "cpu", {"plain": (1e-3, 2e-6), "direct": (5e-4, 1e-6)}, head_s=1e-9, optimizer_s=1e-3, call_s=1e-4, products_per_s=1e11,
+    copied_bytes_per_s=1e10, unpacked_per_s=0.0,
+)  # fmt: skip
+ALL = Load(rows=(0, 1), tokens=200, trained=200, longest=100)
+
+
+def test_a_pass_takes_its_layers_and_its_head() -> None:
+    plain = Work(engine="plain", recompute=False, adapter=1000, rank=8)
+    assert SPEED.seconds(SHAPE, plain, ALL) == pytest.approx(4 * (1e-3 + 200 * 2e-6) + 200 * 1000 * 1e-9)
+    few = replace(ALL, trained=100)
+    assert SPEED.seconds(SHAPE, plain, few) == pytest.approx(4 * (1e-3 + 200 * 2e-6) + 100 * 1000 * 1e-9)
+    direct = replace(plain, engine="direct")
+    less = 0.5 * (1 - 64 * (64 + 64) / 36_864) * (5e-4 + 200 * 1e-6)  # half the tokens behind the last attention
+    assert SPEED.seconds(SHAPE, direct, few) == pytest.approx(4 * (5e-4 + 200 * 1e-6) + 100 * 1000 * 1e-9 - less)
+    full = SPEED.seconds(SHAPE, replace(plain, adapter=0), ALL)
+    assert 1 < full / SPEED.seconds(SHAPE, plain, ALL) < 1.5
+
+
+def test_two_passes_give_what_a_layer_takes_at_once_and_by_the_token() -> None:
+    assert _line([(300, 0.7), (100, 0.3)]) == pytest.approx((0.05, 0.001))
+    assert _line([(300, 0.6), (100, 0.7)]) == pytest.approx((0.0, 0.001))  # noise that would have tokens save time
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "path"),
+    [("Gemma2Config", {"head_dim": 16, "num_key_value_heads": 2, "intermediate_size": 48}, "direct"), ("GPT2Config", {}, "plain")],
+)  # fmt: skip
+def test_the_stand_in_is_two_layers_trained_on_the_path_of_the_run(
+    config_tree: Tree, family: str, sizes: dict[str, Any], path: str
+) -> None:
+    import transformers
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 4, "vocab_size": 500}
+    architecture = getattr(transformers, family)(**shape, **sizes)
+    config = load(tree=config_tree())
+    sizes_of_it = Shape.of(_stand_in(architecture, config, torch.float32, "cpu"))
+    assert sizes_of_it.layers == 2
+    before = torch.get_rng_state()
+    found = Speed.measured(architecture, config, sizes_of_it, torch.float32, "cpu", [30, 20, 10])
+    assert sorted(found.layer) == sorted({"plain", path})
+    assert all(per_token > 0 for _, per_token in found.layer.values())
+    assert min(found.head_s, found.optimizer_s, found.call_s, found.products_per_s, found.copied_bytes_per_s) > 0
+    assert architecture.num_hidden_layers == 5
+    assert torch.equal(torch.get_rng_state(), before)
