@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -44,3 +48,28 @@ def test_a_pass_that_held_more_than_was_planned_is_out_of_memory_also_when_it_ha
         torch.ones(5_000_000, device=device).sum()
     with limited(device, None):
         torch.ones(30_000_000, device=device).sum()
+
+
+@pytest.mark.parametrize(("variables", "said"), [({}, "kept"), ({"MALLOC_ARENA_MAX": "2"}, "left alone")])
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_freed_blocks_stay_for_the_next_step_unless_somebody_has_tuned_malloc(
+    variables: dict[str, str], said: str
+) -> None:
+    program = """
+import os, resource, torch
+from inlay.engine.memory import keep_freed
+print("kept" if keep_freed() else "left alone")
+torch.ones(10_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(10_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    plain = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD"))
+    }
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=plain | variables)
+    kept, faults = done.stdout.split("\n")[:2]
+    assert kept == said
+    assert (int(faults) < 40_000) == (said == "kept")  # 40 MB are 9,766 pages, 20 times

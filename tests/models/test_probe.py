@@ -14,6 +14,7 @@ from inlay.models.probe import (
     pick_device,
     pick_dtype,
     probe_dtype,
+    quickest_fp32,
     relative_error,
 )
 
@@ -150,3 +151,24 @@ def test_a_value_that_is_not_finite_is_never_near():
 
 def test_the_formats_are_those_of_torch():
     assert {name: str(dtype) for name, dtype in DTYPES.items()} == {name: f"torch.{name}" for name in DTYPES}
+
+
+@pytest.mark.parametrize(("onednn", "taken"), [(2.0, "medium"), (1.2, "highest"), (0.9, "highest")])
+def test_fp32_products_go_to_onednn_where_it_is_much_faster(onednn: float, taken: str):
+    def measure(device: str, dtype: str) -> float:
+        assert (device, dtype) == ("cpu", "float32")
+        return 100.0 * (onednn if torch.get_float32_matmul_precision() == "medium" else 1.0)
+
+    before = torch.get_float32_matmul_precision()
+    assert quickest_fp32(measure)[0] == taken
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_fp32_products_that_are_rounded_are_not_taken_however_fast(monkeypatch: pytest.MonkeyPatch):
+    def rounded(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        narrow = torch.get_float32_matmul_precision() == "medium" and a.dtype == torch.float32
+        return torch.mm(a.bfloat16(), b.bfloat16()).float() if narrow else torch.mm(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
+    speed = {"highest": 1.0, "medium": 9.0}
+    assert quickest_fp32(lambda *_: speed[torch.get_float32_matmul_precision()])[0] == "highest"

@@ -45,12 +45,14 @@ def lines(record: dict[str, Any]) -> list[str]:
 def _choice(record: dict[str, Any]) -> list[str]:
     best = record["recommended"]
     sizes = best["model_billions"]
+    products = record["fp32_products"]
     checkpointing = "on" if best["gradient_checkpointing"] else "off"
     return [
         "recommended here",
         _row("model size", f"up to {sizes['comfortable']:g}B at a good pace, {sizes['largest']:g}B fits"),
         _row("device", f"{best['device']} ({record['device']['reason']})"),
         _row("dtype", f"{best['dtype']} ({record['dtype']['reason']})"),
+        *([_row("fp32 products", f"{products['precision']} ({products['reason']})")] if products else []),
         _row("quantization", f"{best['quantization']} ({best['quantization_reason']})"),
         _row("batch", f"micro_batch_size {best['micro_batch_size']}, gradient_checkpointing {checkpointing}"),
     ]

@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import os
+import platform
 import resource
 import sys
 from collections.abc import Iterator
@@ -49,6 +51,21 @@ def release(device: str) -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def keep_freed() -> bool:
+    """Has glibc keep large freed blocks for the next step, whose pages the kernel would have to clear each time; whether
+    it does. For the life of the process; not where somebody has tuned malloc, or chosen another one.
+    """
+    tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(k.startswith("MALLOC_") for k in os.environ)
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or tuned or os.environ.get("LD_PRELOAD"):
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return all(mallopt(name, value) for name, value in _KEEPING.values())
+
+
+_KEEPING = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 64 << 20)}
+"""Name in malloc.h: (its number there, value): no block of its own for a large tensor, and none given back."""
 
 
 class BeyondLimit(MemoryError):

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from inlay.config import Config
 from inlay.errors import ModelError, nearest
+from inlay.models.probe import quickest_fp32
 from inlay.storage import is_there, known_sha256
 
 BUILTIN = {"builtin:nano": "builtin/nano"}
@@ -220,7 +221,7 @@ def context_length(model_config: Any) -> int:
 
 
 def load_model(ref: BaseRef, config: Config, dtype: torch.dtype, device: str, quantization: str) -> Any:
-    """The base on its device, frozen, in eval mode."""
+    """The base on its device, frozen, in eval mode. On a CPU fp32 products are those of `quickest_fp32` from here on."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -251,6 +252,8 @@ def load_model(ref: BaseRef, config: Config, dtype: torch.dtype, device: str, qu
         forbid_cpu_repack(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    if device == "cpu":
+        torch.set_float32_matmul_precision(quickest_fp32()[0])
     if model.generation_config is not None:  # a checkpoint's sampling habits would leak into greedy comparison
         model.generation_config.do_sample = False
         model.generation_config.temperature = None

@@ -29,6 +29,7 @@ from inlay.models.probe import (
     pick_device,
     pick_dtype,
     probe_dtype,
+    quickest_fp32,
     synchronize,
 )
 from inlay.models.quantization import QUANTIZATIONS, probe_quantization
@@ -91,6 +92,9 @@ def machine_record(quick: bool, output: Path = Path("results"), wanted: str = "a
         "device": asdict(device),
         "missing_devices": devices_here()[1] if wanted == "auto" else {},
         "dtype": asdict(dtype),
+        "fp32_products": dict(zip(("precision", "reason"), quickest_fp32(), strict=True))
+        if device.device == "cpu"
+        else None,
         "dtypes": {name: asdict(probe_dtype(device.device, name)) for name in names},
         "quantization": None,
         "training": None,
