@@ -73,6 +73,23 @@ def train(
     return run
 
 
+def compare_methods(
+    config: ConfigLike, methods: Sequence[str], *, fresh: bool = False, reporter: Reporter | None = None
+) -> dict[str, Any]:
+    """Trains the config once a method and puts side by side what each trained, took and came to.
+
+    {"folder", "methods": [{"method", "run", "status", "reason", and of those that ran "trainable", "share",
+    "learning_rate", "memory_bytes", "steps", "train_time_s", "time_s", "saved_bytes", "base_eval_loss", "eval_loss",
+    "difference", "low", "high", "verdict"}], "notes"}. `methods` are some of `lora`, `qlora`, `rslora`, `dora`, `lora+`,
+    `ia3`, `full`. Each has the learning rate of its kind where the config leaves it at auto; a number is LoRA's. Called
+    again it goes on where it was; `fresh` moves an earlier one of that name aside. Raises: ConfigError, RunError for what
+    cannot be compared; Interrupted after a signal.
+    """
+    from inlay.methods import side_by_side
+
+    return side_by_side(as_config(config), methods, fresh, reporter or PlainReporter())
+
+
 def plan(
     config: ConfigLike,
     *,

@@ -319,6 +319,8 @@ def _open_folder(claim: Claim, setup: Setup, reporter: Reporter, held: contextli
         heldout_available=setup.data.heldout_available,
         max_length=setup.data.max_length,
         eval_batch_size=setup.eval_batch_size,
+        trainable_parameters=setup.trainable,
+        total_parameters=setup.total_parameters,
         **setup.inputs,
     )
     return run

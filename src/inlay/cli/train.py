@@ -9,6 +9,7 @@ import typer
 from inlay.cli.help import verb
 from inlay.cli.options import Folder, Json
 from inlay.cli.outcome import Output
+from inlay.errors import UserError
 
 PANEL = "Train"
 _EPILOG = """\b
@@ -17,6 +18,7 @@ Examples:
   inlay train data.jsonl --model Qwen/Qwen2.5-0.5B --preset code --name news
   inlay train config.yaml --set adapter.rank=8 --set data.columns.prompt=ask
   inlay train config.yaml --model ./llama   (write a config with: inlay init)
+  inlay train data.jsonl --model builtin:nano --methods lora,ia3,full   (side by side)
   inlay train config.yaml --name news --resume   (after Ctrl+C or a crash)"""
 
 Source = Annotated[
@@ -89,6 +91,15 @@ Profile = Annotated[
 ]
 
 
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        "--methods", metavar="A,B", rich_help_panel="What to train",
+        help="Train once a method and compare them: lora, qlora, rslora, dora, lora+, ia3, full.",
+    ),
+]  # fmt: skip
+
+
 def add_to(app: typer.Typer) -> None:
     verb(app, PANEL, epilog=_EPILOG)(train)
     verb(app, PANEL)(demo)
@@ -106,6 +117,7 @@ def train(
     fresh: Fresh = False,
     extend: Extend = None,
     profile: Profile = False,
+    methods: Methods = None,
     as_json: Json = False,
 ) -> Output:
     """Train an adapter on your data, save it, and judge it on held-out rows.
@@ -118,6 +130,12 @@ def train(
 
     given = {"model.base_model": model, "output.name": name, "adapter.start_from": start_from, "output.folder": output}
     config = api.config_of(source, settings, preset, given)
+    if methods is not None:
+        if extend or profile or start_from:
+            raise UserError("--methods: --extend, --profile and --from are for one run. Leave them out.")
+        names = [name.strip() for name in methods.split(",") if name.strip()]
+        found = api.compare_methods(config, names, fresh=fresh, reporter=progress.reporter())
+        return Output(found, view.methods_text(found, view.width()))
     run = api.train(
         config,
         resume=resume,

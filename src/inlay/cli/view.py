@@ -197,6 +197,20 @@ def harness_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def methods_text(found: dict[str, Any], columns: int) -> str:
+    """The methods in a table, those that could not run with the reason, and what the table shows."""
+    from inlay.methods import HEAD, REPORT, RESULT, cells
+
+    rows = [list(HEAD), *(cells(row) for row in found["methods"] if not row["reason"])]
+    widths = [max(len(row[n]) for row in rows) for n in range(len(HEAD))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for row in found["methods"]:
+        if row["reason"]:
+            lines += textwrap.wrap(f"{row['method']}: {row['reason']}", columns)
+    lines += ["", *(line for note in found["notes"] for line in textwrap.wrap(f"note: {note}", columns))]
+    return "\n".join([*lines, f"a run for each, {RESULT} and {REPORT}: {found['folder']}"])
+
+
 def folds_text(found: dict[str, Any], columns: int) -> str:
     """The folds by the metric that decides, every metric over all rows, and the verdict."""
     primary, head = found["primary"], f"{'base':>8} {'adapter':>8} {'change':>8} {'95% interval':^18}"

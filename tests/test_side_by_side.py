@@ -1,0 +1,118 @@
+"""Methods side by side: one run each in a process of its own, one table, and a way on when it was cut off."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inlay import api
+from inlay.cli.view import methods_text
+from inlay.errors import ConfigError, RunError
+from inlay.methods import METHODS, REPORT, RESULT, _configs
+from inlay.run import FINISHED, Run
+from program import environment
+from training_runs import Quiet
+
+Tree = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def tree(config_tree: Tree, tmp_path: Path) -> dict[str, Any]:
+    return config_tree(train={"max_steps": 2}, output={"folder": str(tmp_path / "results"), "name": "all"})
+
+
+@pytest.mark.slow
+def test_a_method_that_cannot_run_is_a_row_with_its_reason_and_what_is_finished_is_not_run_again(
+    tree: dict[str, Any], monkeypatch: Any
+):
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    tree["adapter"] |= {"bias": "all"}  # which a Llama has not
+    found = api.compare_methods(tree, ["lora", "ia3"], reporter=Quiet())
+    lora, ia3 = found["methods"]
+    assert lora["reason"] == "adapter.bias all: this base has no such biases. Leave it at none."
+    assert ia3["reason"] is None
+    run = Run(Path(found["folder"]) / "ia3")
+    result = run.record["result"]
+    assert (ia3["eval_loss"], ia3["verdict"]) == (result["eval_loss"], result["verdict"])
+    assert ia3["trainable"] == 2 * (16 + 16 + 48)
+    assert ia3["learning_rate"] == 3e-3
+    assert ia3["memory_bytes"] > 1e8
+    assert 0 < ia3["saved_bytes"] < 10_000
+    ended = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != ".lock"}
+    again = api.compare_methods(tree, ["ia3"], reporter=Quiet())
+    assert again["methods"] == [ia3]
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != ".lock"} == ended
+    assert "this base has no such biases" in methods_text(found, 80)
+    assert "ia3" in (Path(found["folder"]) / REPORT).read_text()
+    with pytest.raises(RunError, match="compared with other settings"):
+        api.compare_methods(tree | {"train": tree["train"] | {"seed": 1}}, ["ia3"], reporter=Quiet())
+
+
+def test_methods_differ_in_the_method_alone(tree: dict[str, Any]):
+    tree["train"]["learning_rate"] = "auto"
+    configs = _configs(api.as_config(tree), list(METHODS))
+    assert len({config.model_dump_json() for config in configs.values()}) == len(METHODS)
+    for part in ("data", "eval", "generation"):
+        assert len({getattr(config, part).model_dump_json() for config in configs.values()}) == 1
+    trained = [config.train.model_dump(exclude={"lora_plus_ratio"}) for config in configs.values()]
+    assert all(one == trained[0] for one in trained)
+    assert {name: config.adapter.rank for name, config in configs.items() if config.adapter.method == "lora"} == {
+        name: 4 for name in METHODS if name not in ("ia3", "full")
+    }
+
+
+@pytest.mark.parametrize(
+    ("sections", "methods", "said"),
+    [
+        ({}, ["lora", "lorra"], "unknown method 'lorra'"),
+        ({}, [], "name some of lora, qlora"),
+        ({"adapter": {"dora": True}}, ["lora"], "adapter.dora: what differs between methods is set by --methods"),
+        ({"model": {"quantization": "nf4"}}, ["lora"], "model.quantization: what differs"),
+    ],
+)
+def test_what_means_no_comparison_of_methods_is_refused(sections: Any, methods: list[str], said: str, tree: Any):
+    for name, values in sections.items():
+        tree[name] = tree[name] | values
+    with pytest.raises(ConfigError, match=said):
+        api.compare_methods(tree, methods, reporter=Quiet())
+
+
+@pytest.mark.slow
+def test_a_comparison_that_was_interrupted_goes_on_where_it_was(tree: dict[str, Any], tmp_path: Path):
+    tree["train"] |= {"max_steps": 60, "save_steps": 2}
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(tree))
+    command = [sys.executable, "-m", "inlay", "train", str(config), "--methods", "ia3,full", "--json"]
+    options: dict[str, Any] = {
+        "env": environment(),
+        "cwd": tmp_path,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
+    process = subprocess.Popen(command, text=True, **options)
+    folder = tmp_path / "results" / "all"
+    end = time.monotonic() + 120
+    while not list((folder / "full" / "checkpoints").glob("step-*")):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted while full was trained" in json.loads(out)["error"]
+    assert Run(folder / "ia3").status == FINISHED
+    assert Run(folder / "full").status == "interrupted"
+    done = subprocess.run(command, check=True, text=True, **options)
+    assert "ia3: finished before" in done.stderr
+    assert "going on after step" in done.stderr
+    rows = json.loads(done.stdout)["methods"]
+    assert [(row["method"], row["steps"], row["reason"]) for row in rows] == [("ia3", 60, None), ("full", 60, None)]
+    assert json.loads((folder / RESULT).read_text())["methods"] == rows
