@@ -234,7 +234,8 @@ def _content(row: Row, field: str, value: object, *, may_be_null: bool) -> str:
 def _refuse_empty(row: Row, field: str, content: str, role: str, weight: float, calls: Calls) -> None:
     """Only what is asked and what is trained must hold text; a tool may answer nothing."""
     if not content.strip() and (role == "user" or (role == "assistant" and weight > 0 and not calls)):
-        fail(row, field, content, f"A {role} turn must hold some text. Fill it or remove the row.")
+        article = "An" if role == "assistant" else "A"
+        fail(row, field, content, f"{article} {role} turn must hold some text. Fill it or remove the row.")
 
 
 def _json(row: Row, field: str, value: str) -> Any:

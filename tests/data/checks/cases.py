@@ -62,6 +62,7 @@ FINE: dict[str, list[dict[str, Any]]] = {
     "all the same digit": [qa("Card?", "0000 0000 0000 0000")],
     "example key": [qa("Key?", "AKIAIOSFODNN7EXAMPLE or sk-your-key-goes-here-xxxxxxxxxxxxxxxxxxxxxx")],
     "example mail": [qa("Mail?", "name@example.com and user@localhost, pip install a@b")],
+    "a date with a time zone": [qa("When?", "Wed Sep 05 00:37:15 +0000 2012, in the form '+000000120'")],
     "fictional phone": [qa("Phone?", "(212) 555-0123")],
     "short answers": [qa("Which label?", "7"), qa("Truth?", "No"), qa("Grade?", "A+")],
     "a poem with a refrain": [qa("Sing", "Row, row, row your boat, gently down the stream.\n" * 4)],
