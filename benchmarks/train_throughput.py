@@ -67,7 +67,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "M1": (
         "LlamaConfig",
         {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
-         "num_key_value_heads": 4, "vocab_size": 32000, "max_position_embeddings": 2048},
+         "num_key_value_heads": 4, "vocab_size": 32000, "max_position_embeddings": 2048, "tie_word_embeddings": True},
     ),
     "M2": (
         "Qwen2Config",

@@ -99,15 +99,21 @@ def nll_and_gradient(hidden_JH: Tensor, head: Head, targets_J: Tensor) -> tuple[
     nll_J = torch.empty(len(hidden_JH), dtype=_wide(hidden_JH), device=hidden_JH.device)
     gradient_JH = torch.empty_like(hidden_JH)
     for chunk in head.chunks(len(hidden_JH)):
-        logits_CV, targets_C1 = head.logits(hidden_JH[chunk]), targets_J[chunk, None]
-        slope_CV = 1 - (logits_CV / head.softcap).square_() if head.softcap is not None else None
-        nll_J[chunk], sum_C1 = _exponentials(logits_CV, targets_C1)
-        exp_CV = logits_CV.scatter_add_(1, targets_C1, -sum_C1)
-        if slope_CV is not None:
-            exp_CV.mul_(slope_CV)
-        head.backward(exp_CV, gradient_JH[chunk])
-        gradient_JH[chunk] /= sum_C1
+        nll_J[chunk] = _chunk(hidden_JH[chunk], head, targets_J[chunk, None], gradient_JH[chunk])
     return nll_J, gradient_JH
+
+
+def _chunk(hidden_CH: Tensor, head: Head, targets_C1: Tensor, gradient_CH: Tensor) -> Tensor:
+    """(C,) nll. A function of its own, so that a chunk's logits are gone before the next one's are there."""
+    logits_CV = head.logits(hidden_CH)
+    slope_CV = 1 - (logits_CV / head.softcap).square_() if head.softcap is not None else None
+    nll_C, sum_C1 = _exponentials(logits_CV, targets_C1)
+    exp_CV = logits_CV.scatter_add_(1, targets_C1, -sum_C1)
+    if slope_CV is not None:
+        exp_CV.mul_(slope_CV)
+    head.backward(exp_CV, gradient_CH)
+    gradient_CH /= sum_C1
+    return nll_C
 
 
 def _exponentials(logits_CV: Tensor, targets_C1: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,19 +53,35 @@ def release(device: str) -> None:
             trim(0)
 
 
-def keep_freed() -> bool:
-    """Has glibc keep large freed blocks for the next step, whose pages the kernel would have to clear each time; whether
-    it does. For the life of the process; not where somebody has tuned malloc, or chosen another one.
+def tune_allocator(for_speed: bool) -> bool:
+    """Has glibc keep large freed blocks for the next step, whose pages the kernel would have to clear each time; or, for
+    the least memory, give each back at once. Whether it does: not where somebody has tuned malloc, or chosen another one.
     """
     tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(k.startswith("MALLOC_") for k in os.environ)
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or tuned or os.environ.get("LD_PRELOAD"):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(name, value) for name, value in _KEEPING.values())
+    return all(mallopt(_MALLOPT[name], value) for name, value in (_KEEPING if for_speed else _RETURNING).items())
 
 
-_KEEPING = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 64 << 20)}
-"""Name in malloc.h: (its number there, value): no block of its own for a large tensor, and none given back."""
+_MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_TOP_PAD": -2, "M_MMAP_THRESHOLD": -3, "M_MMAP_MAX": -4}  # as malloc.h has them
+_KEEPING = {"M_MMAP_MAX": 0, "M_TRIM_THRESHOLD": 2**31 - 1, "M_TOP_PAD": 64 << 20}
+_RETURNING = {"M_MMAP_MAX": 1 << 16, "M_MMAP_THRESHOLD": 1 << 20, "M_TRIM_THRESHOLD": 1 << 20, "M_TOP_PAD": 1 << 17}
+"""By itself glibc raises the threshold with what is freed, and larger and larger blocks leave holes in the heap."""
+
+
+def page_out(address: int, size: int) -> None:
+    """Gives back the memory of weights that nobody reads any more, but whose file stays mapped. Their values are safe."""
+    if sys.platform != "linux":
+        return
+    page = resource.getpagesize()
+    start = -(-address // page) * page
+    length = (address + size - start) // page * page
+    if length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_PAGEOUT)
+
+
+_MADV_PAGEOUT = 21  # Linux 5.4; older kernels say no, and nothing happens
 
 
 class BeyondLimit(MemoryError):

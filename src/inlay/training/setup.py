@@ -24,7 +24,7 @@ from inlay.data.tokens import TokenSet
 from inlay.engine.choose import choose, expected
 from inlay.engine.estimate import LAYER_NAMES, MemoryEstimate, Shape, Work, estimate, largest_micro_batch, shape_of
 from inlay.engine.head import head_of
-from inlay.engine.memory import held_bytes, keep_freed
+from inlay.engine.memory import held_bytes, tune_allocator
 from inlay.engine.plain import Engine
 from inlay.errors import ConfigError
 from inlay.events import Reporter, bytes_shown
@@ -192,8 +192,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     choices = _Choices(config)
     chosen(config)
     torch.manual_seed(config.train.seed)
-    if config.train.max_memory is None and not config.train.gradient_checkpointing:  # there memory counts, not time
-        keep_freed()
+    tune_allocator(for_speed=config.train.max_memory is None and not config.train.gradient_checkpointing)
     base = bases.find_base(config.model.base_model, config.model.revision)
     architecture = bases.architecture(base)
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inlay.engine.memory import page_out
 from inlay.models.quantization import QUANTIZATIONS
 
 
@@ -42,7 +43,9 @@ def _stacked(linears: Sequence[Any]) -> Tensor:
         return linears[0].weight.detach()  # type: ignore[no-any-return]
     weight_OI = torch.cat([linear.weight.detach() for linear in linears])
     for linear, part in zip(linears, weight_OI.split([len(linear.weight) for linear in linears]), strict=True):
+        before, size = linear.weight.data_ptr(), linear.weight.nbytes
         linear.weight.data = part
+        page_out(before, size)
     return weight_OI
 
 
