@@ -81,7 +81,7 @@ def compare_methods(
     {"folder", "methods": [{"method", "run", "status", "reason", and of those that ran "trainable", "share",
     "learning_rate", "memory_bytes", "steps", "train_time_s", "time_s", "saved_bytes", "base_eval_loss", "eval_loss",
     "difference", "low", "high", "verdict"}], "notes"}. `methods` are some of `lora`, `qlora`, `rslora`, `dora`, `lora+`,
-    `ia3`, `full`. Each has the learning rate of its kind where the config leaves it at auto; a number is LoRA's. Called
+    `ia3`, `prompt`, `full`. Each has the learning rate of its kind where the config leaves it at auto; a number is LoRA's. Called
     again it goes on where it was; `fresh` moves an earlier one of that name aside. Raises: ConfigError, RunError for what
     cannot be compared; Interrupted after a signal.
     """

@@ -37,6 +37,7 @@ METHODS: Final[dict[str, Mapping[str, Any]]] = {
     "dora": {"adapter.dora": True},
     "lora+": {"train.lora_plus_ratio": 16.0},
     "ia3": {"adapter.method": "ia3"},
+    "prompt": {"adapter.method": "prompt"},
     "full": {"adapter.method": "full"},
 }
 """What each sets over the config."""

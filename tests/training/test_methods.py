@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from transformers import AutoModelForCausalLM
 
 from inlay import api
 from inlay import config as configs
 from inlay.data.batches import collate
-from inlay.errors import ConfigError
+from inlay.errors import ConfigError, InlayError
+from inlay.generation.cache import cache_for
 from inlay.models.adapter import AdapterState, base_view, detach
 from inlay.training.optimizer import make_optimizer, set_learning_rate
 from inlay.training.setup import set_up, trained_parameters
@@ -66,8 +69,12 @@ def test_lora_plus_lowers_the_rate_of_auto_by_the_root_of_its_ratio(config_tree:
     assert rates == [2e-3, 5e-4]
 
 
-METHODS: dict[str, dict[str, Any]] = {"ia3": {"method": "ia3"}, "full": {"method": "full"}}
-RATES = {"ia3": 0.1, "full": 1e-3}
+METHODS: dict[str, dict[str, Any]] = {
+    "ia3": {"method": "ia3"},
+    "full": {"method": "full"},
+    "prompt": {"method": "prompt", "prompt_tokens": 5},
+}
+RATES = {"ia3": 0.1, "full": 1e-3, "prompt": 0.1}
 
 
 @pytest.fixture
@@ -167,3 +174,38 @@ def test_full_fine_tuning_has_the_gradient_of_plain_transformers(method_tree: Tr
     assert set(got) == set(expected)
     for name, gradient in expected.items():
         assert torch.allclose(got[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max())), name
+
+
+def test_prompt_tuning_has_the_loss_gradient_and_answers_of_peft(method_tree: Tree, tiny_base: Path, tmp_path: Path):
+    adapter = {"method": "prompt", "prompt_tokens": 5}
+    setup = set_up(configs.validate(method_tree(adapter)), Quiet(), World())
+    ours = setup.model
+    AdapterState.of(ours).write(tmp_path)
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(str(tiny_base)), str(tmp_path))
+    theirs.prompt_encoder["default"].embedding.weight.requires_grad_(True)
+    batch = collate(setup.data.train, [0, 3, 5], setup.encoder.pad_id)
+    nll_B = setup.engine.add_gradient(batch, 1.0)
+    labels = batch.input_ids.masked_fill(batch.weights == 0, -100)
+    loss = theirs(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss
+    (loss * (labels[:, 1:] != -100).sum()).backward()
+    assert nll_B.sum().item() == pytest.approx(loss.item() * int((labels[:, 1:] != -100).sum()), rel=1e-5)
+    expected = theirs.prompt_encoder["default"].embedding.weight.grad
+    assert torch.allclose(ours.prompt_embeddings.grad, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    asked = {"input_ids": IDS[:1], "attention_mask": torch.ones_like(IDS[:1])}
+    greedy = {"max_new_tokens": 10, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        answer = theirs.eval().generate(**asked, **greedy)
+    assert torch.equal(ours.eval().generate(**asked, **greedy), answer)
+    cache = cache_for(ours.config, 20 + 10 + 5)
+    assert torch.equal(ours.generate(**asked, **greedy, past_key_values=cache), answer)
+    bare = AutoModelForCausalLM.from_pretrained(str(tiny_base)).eval()
+    with base_view(ours):
+        assert torch.equal(ours(input_ids=IDS).logits, bare(input_ids=IDS).logits)
+    assert torch.equal(detach(ours)(input_ids=IDS).logits, bare(input_ids=IDS).logits)
+
+
+def test_virtual_tokens_count_as_positions_of_the_context(method_tree: Tree):
+    tree = method_tree({"method": "prompt", "prompt_tokens": 250}, data={"max_lost_share": 1.0})
+    with pytest.raises(InlayError):  # 256 positions leave 6 for a row
+        set_up(configs.validate(tree), Quiet(), World())

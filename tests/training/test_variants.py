@@ -213,8 +213,9 @@ def test_eva_starts_along_the_inputs_of_the_data(ready: Any):
         {"train": {"lora_plus_ratio": 16.0}},
         {"adapter": {"method": "ia3"}},
         {"adapter": {"method": "full"}},
+        {"adapter": {"method": "prompt"}},
     ],
-    ids=["pissa", "dora", "adamw_8bit", "nf4-olora", "int8", "lora+", "ia3", "full"],
+    ids=["pissa", "dora", "adamw_8bit", "nf4-olora", "int8", "lora+", "ia3", "full", "prompt"],
 )
 def test_going_on_from_a_checkpoint_equals_never_having_stopped(sections: Any, ready: Any, tiny_base: Path):
     sections = copy.deepcopy(sections)

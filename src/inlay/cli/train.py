@@ -95,7 +95,7 @@ Methods = Annotated[
     str | None,
     typer.Option(
         "--methods", metavar="A,B", rich_help_panel="What to train",
-        help="Train once a method and compare them: lora, qlora, rslora, dora, lora+, ia3, full.",
+        help="Train once a method and compare them: lora, qlora, rslora, dora, lora+, ia3, prompt, full.",
     ),
 ]  # fmt: skip
 

@@ -70,9 +70,9 @@ class ModelConfig(Settings):
 
 
 class AdapterConfig(Settings):
-    method: Literal["lora", "ia3", "full"] = "lora"
+    method: Literal["lora", "ia3", "prompt", "full"] = "lora"
     """What is trained: `lora` adds B·A to each layer, `ia3` scales keys, values and the feed-forward's inner values by
-    a vector each, `full` trains all weights of the base, in float32. See docs/methods.md."""
+    a vector each, `prompt` trains virtual tokens before every sequence, `full` trains all weights of the base, in float32. See docs/methods.md."""
     rank: PositiveInt = 16
     """Rank r of the update B·A of each adapted layer."""
     alpha: Annotated[float, Field(gt=0)] | Literal["1x", "2x", "4x"] = "2x"
@@ -95,12 +95,17 @@ class AdapterConfig(Settings):
     """A run, a checkpoint of one (`RUN@STEP`) or an adapter folder whose weights training starts from (`--from`).
     Rank and targets must agree with it."""
 
+    prompt_tokens: PositiveInt = 20
+    """With method `prompt`: how many virtual tokens. They count as positions of the context."""
+
     @model_validator(mode="after")
     def _settings_belong_to_the_method(self) -> AdapterConfig:
         idle: tuple[str, ...] = (
             () if self.method == "lora" else ("rank", "alpha", "dropout", "bias", "rslora", "dora", "init")
         )
         idle += ("target_modules", "start_from") if self.method == "full" else ()
+        idle += ("target_modules",) if self.method == "prompt" else ()
+        idle += ("prompt_tokens",) if self.method != "prompt" else ()
         for name in idle:
             if _is_changed(self, name):
                 raise ValueError(f"{name} has no effect with method {self.method}; leave one out")
@@ -402,7 +407,7 @@ class Config(Settings):
                 f"adapter.method full trains the base's own weights, and {self.model.dtype} would round most steps away; "
                 "leave model.dtype at auto, which is float32 then"
             )
-        if method != "lora" and self.model.quantization != "none":
+        if method in ("ia3", "full") and self.model.quantization != "none":
             raise ValueError(
                 f"adapter.method {method} needs a base without model.quantization; leave one out, or train lora"
             )

@@ -77,8 +77,8 @@ def expected(wanted: str, peft_model: Any, device: str, dtype: torch.dtype, quan
 
 def refusal(peft_model: Any, dtype: torch.dtype, quantization: str) -> str | None:
     """Why the direct path does not know how to compute this model, None where it does."""
-    if is_whole(peft_model):
-        return "it knows LoRA only, not full fine-tuning"
+    if not hasattr(peft_model, "peft_config"):
+        return f"it knows LoRA only, not {'full fine-tuning' if is_whole(peft_model) else 'prompt tuning'}"
     model = peft_model.get_base_model()
     config = model.config
     if config.model_type not in FAMILIES:

@@ -15,6 +15,7 @@ from inlay.data.encode import Encoder
 from inlay.errors import DataError
 from inlay.generation.cache import cache_for
 from inlay.models.base import context_length
+from inlay.models.prompt import virtual_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def full_answers(
     Greedy answers do not depend on `batch_size` beyond rounding. An answer ends at the latest where the model's
     context does. Raises: DataError for a prompt that is empty or fills the whole context.
     """
-    limit = context_length(model.config)
+    limit = context_length(model.config) - virtual_tokens(model)
     for n, prompt in enumerate(prompts, 1):
         if not prompt:
             raise DataError(f"prompt {n}: no tokens. Give it some text.")
@@ -147,7 +148,7 @@ def _generate(
         output = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=cache_for(model.config, width + room),
+            past_key_values=cache_for(model.config, width + room + virtual_tokens(model)),
             generation_config=settings,
             streamer=streamer,
             **({"tokenizer": encoder.tokenizer} if sampling.stop else {}),

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from inlay.config import Config
 from inlay.errors import AdapterError
-from inlay.models import full
+from inlay.models import full, prompt
 from inlay.models.methods import APPLIED, METHOD_OF, all_conv1d, ia3_config
 from inlay.models.starts import FROM_WEIGHTS, factors, principal_inputs
 
@@ -56,6 +56,8 @@ def attach(
     from peft import LoraConfig, TaskType
 
     adapter = config.adapter
+    if adapter.method == "prompt":
+        return prompt.fresh(model, adapter.prompt_tokens, config.model.base_model)
     if adapter.method == "ia3":
         return _wrapped(model, ia3_config(model, targets, config.model.base_model))
     lora = LoraConfig(
@@ -92,11 +94,12 @@ def attach(
     return peft_model
 
 
-def layers_adapted(peft_model: Any) -> int:
-    """How many layers of the base have an adapter."""
+def layers_adapted(peft_model: Any) -> str:
+    """` on 12 layers` of the base, empty where the adapter is on none."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return sum(isinstance(module, BaseTunerLayer) for module in peft_model.modules())
+    count = sum(isinstance(module, BaseTunerLayer) for module in peft_model.modules())
+    return f" on {count} layers" if count else ""
 
 
 def lora_layers(peft_model: Any) -> Iterator[tuple[str, Any]]:
@@ -162,6 +165,10 @@ def base_view(model: Any) -> Iterator[None]:
         with full.original_weights(model):
             yield
         return
+    if prompt.is_prompted(model):
+        with prompt.switched_off(model):
+            yield
+        return
     if not hasattr(model, "peft_config"):
         yield
         return
@@ -187,6 +194,8 @@ def detach(peft_model: Any) -> Any:
     """The bare base again, as it was before the adapter."""
     if full.is_whole(peft_model):
         return full.take_off(peft_model)
+    if prompt.is_prompted(peft_model):
+        return prompt.take_off(peft_model)
     _restore_biases(peft_model)
     base = peft_model.unload()
     for parameter in base.parameters():
@@ -212,6 +221,8 @@ class AdapterState:
         """A copy of the adapter in a PeftModel, in fp32 on the CPU."""
         if full.is_whole(peft_model):
             settings: dict[str, Any] = {"peft_type": full.FULL}
+        elif prompt.is_prompted(peft_model):
+            settings = prompt.settings_of(peft_model) | {"inference_mode": True}
         else:
             settings = peft_model.peft_config[TRAINED].to_dict() | {"inference_mode": True}
         tensors = {k: v.detach().float().cpu().clone() for k, v in _tensors_of(peft_model).items()}
@@ -273,7 +284,7 @@ class AdapterState:
 
         there = _tensors_of(peft_model)
         _require_places(there, self.tensors)
-        if full.is_whole(peft_model):
+        if full.is_whole(peft_model) or prompt.is_prompted(peft_model):
             for name, tensor in self.tensors.items():
                 there[name].copy_(tensor)
             return
@@ -290,6 +301,9 @@ class AdapterState:
         if self.settings["peft_type"] == full.FULL:
             _require_places(full.weights_of(model), self.tensors)
             return full.put_on(model, self.tensors)
+        if self.settings["peft_type"] == "PROMPT_TUNING":
+            _require_places({prompt.NAME: prompt.placeholder(model, self.settings)}, self.tensors)
+            return prompt.put_on(model, self.settings, self.tensors[prompt.NAME]).eval()
         # A start that rewrites the base (pissa, olora) belongs to training, never to loading.
         kind = self.settings["peft_type"]
         settings = {k: self.settings[k] for k in APPLIED[kind] if k in self.settings}
@@ -322,6 +336,8 @@ def _tensors_of(peft_model: Any) -> dict[str, Tensor]:
 
     if full.is_whole(peft_model):
         return full.weights_of(peft_model)
+    if prompt.is_prompted(peft_model):
+        return {prompt.NAME: getattr(peft_model, prompt.NAME).detach()}
     tensors: dict[str, Tensor] = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     if START not in peft_model.peft_config:
         return tensors

@@ -9,7 +9,7 @@ from torch import nn
 
 from inlay.models.targets import feed_forward_output
 
-METHOD_OF: Final = {"LORA": "lora", "IA3": "ia3", "FULL": "full"}
+METHOD_OF: Final = {"LORA": "lora", "IA3": "ia3", "PROMPT_TUNING": "prompt", "FULL": "full"}
 """PEFT's word for a type of adapter, and ours for all weights -> `adapter.method`."""
 IA3_ROLES: Final = ("k_proj", "v_proj", "down_proj")
 """Source: Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper", section 3.3."""
@@ -50,4 +50,4 @@ def all_conv1d(model: nn.Module, targets: Iterable[str]) -> bool:
 
 def is_adapters(name: str) -> bool:
     """Whether a parameter of that name belongs to an adapter and not to the base under it."""
-    return any(part in name for part in ("lora_", "ia3_l"))
+    return any(part in name for part in ("lora_", "ia3_l", "prompt_embeddings"))

@@ -106,6 +106,7 @@ def require_finite_base(loss: float) -> None:
 _FIRST_TO_MOVE = (
     ("lora_B", "adapter matrices B", "Leave them out of adapter.target_modules."),
     ("ia3_l", "scaling vectors", "Leave them out of adapter.target_modules."),
+    ("prompt_embeddings", "sets of virtual tokens", "Raise train.learning_rate."),
     ("", "weight matrices", "Train LoRA on the layers that the model uses instead."),
 )
 """What the first step must change, by a part of its name: A has no gradient while B is zero."""

@@ -29,6 +29,8 @@ def targets_of(config: Config, model: Any) -> tuple[list[str], str]:
     A preset names layers as Llama does; they are found under this architecture's names. A user's list is taken as it is.
     """
     wanted = config.adapter.target_modules
+    if config.adapter.method == "prompt":
+        return [], ""
     if wanted == "auto" and config.adapter.method == "ia3":
         names, reason = layers_for_roles(model, IA3_ROLES, "IA3's")
         return resolve_targets(model, names), reason

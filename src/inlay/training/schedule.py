@@ -50,6 +50,8 @@ def auto_learning_rate(config: Config, hidden_size: int, model_type: str) -> tup
     """
     if config.adapter.method == "ia3":
         return 3e-3, "as IA3 was published, whatever the size"
+    if config.adapter.method == "prompt":
+        return 3e-2, "as PEFT's examples of prompt tuning have it, whatever the size"
     qwen_like = "qwen" in model_type
     exponent = 0.0775 if qwen_like else 0.78
     rate = min(5e-4 * (2000 / hidden_size) ** exponent, 2e-3)

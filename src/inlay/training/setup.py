@@ -122,6 +122,8 @@ class Setup:
         adapter, places = self.config.adapter, _short(self.targets)
         if adapter.method == "full":
             return "none: all weights are trained"
+        if adapter.method == "prompt":
+            return f"{adapter.prompt_tokens} virtual tokens before every sequence"
         kind = f"rank {adapter.rank}, alpha {alpha_of(self.config):g}" if adapter.method == "lora" else "IA3 vectors"
         return f"{kind}, on {places}"
 
@@ -198,9 +200,10 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
     encoder = Encoder.of(tokenizer, config.data, config.model.chat_template)
     reporter.stage(f"reading {config.data.train_name}")
-    data = prepare(
-        config.data, encoder, bases.context_length(architecture), config.eval.max_rows, config.train.seed, reporter
+    context = bases.context_length(architecture) - (
+        config.adapter.prompt_tokens if config.adapter.method == "prompt" else 0
     )
+    data = prepare(config.data, encoder, context, config.eval.max_rows, config.train.seed, reporter)
     used = max(tokens.largest_id for tokens in (data.train, data.heldout))
     bases.require_vocabulary(base, tokenizer, architecture, max(used, *encoder.stop_ids))
     hardness = difficulty(config, data.train)
@@ -240,7 +243,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
         model, targets = _adapted(model, choices, base_digest, rows)
     trainable = sum(p.numel() for p in trained_parameters(model).values())
     if not whole:
-        reporter.stage(f"adapter: {trainable:,} trainable parameters on {layers_adapted(model)} layers")
+        reporter.stage(f"adapter: {trainable:,} trainable parameters{layers_adapted(model)}")
 
     text = getattr(architecture, "text_config", None) or architecture
     hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
@@ -278,7 +281,8 @@ def _adapted(
     """(the base with its adapter as training starts from it, the target modules)"""
     config = choices.config
     targets, why = targets_of(config, model)
-    choices.settle("adapter.target_modules", targets, why)
+    if config.adapter.method != "prompt":
+        choices.settle("adapter.target_modules", targets, why)
     if why:  # a preset's words stay in the config, their meaning here goes beside them
         choices.reasons["adapter.target_modules"] = why
     torch.manual_seed(config.train.seed)
