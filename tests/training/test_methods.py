@@ -199,6 +199,11 @@ def test_prompt_tuning_has_the_loss_gradient_and_answers_of_peft(method_tree: Tr
     assert torch.equal(ours.eval().generate(**asked, **greedy), answer)
     cache = cache_for(ours.config, 20 + 10 + 5)
     assert torch.equal(ours.generate(**asked, **greedy, past_key_values=cache), answer)
+    padded = {"input_ids": torch.cat([torch.zeros(1, 4, dtype=torch.long), IDS[:1, :16]], 1)}
+    padded["attention_mask"] = (torch.arange(20) >= 4).long()[None]
+    said = ours.generate(**padded, **greedy, return_dict_in_generate=True, output_logits=True)
+    whole = ours(input_ids=said.sequences[:, 4:]).logits[:, 15:-1]  # no padding, no cache, positions from 0
+    assert torch.allclose(torch.stack(said.logits, 1), whole, atol=1e-6)
     bare = AutoModelForCausalLM.from_pretrained(str(tiny_base)).eval()
     with base_view(ours):
         assert torch.equal(ours(input_ids=IDS).logits, bare(input_ids=IDS).logits)

@@ -407,7 +407,7 @@ class Config(Settings):
                 f"adapter.method full trains the base's own weights, and {self.model.dtype} would round most steps away; "
                 "leave model.dtype at auto, which is float32 then"
             )
-        if method in ("ia3", "full") and self.model.quantization != "none":
+        if method != "lora" and self.model.quantization != "none":
             raise ValueError(
                 f"adapter.method {method} needs a base without model.quantization; leave one out, or train lora"
             )
