@@ -106,3 +106,5 @@ def test_more_of_anything_never_needs_less() -> None:
         assert estimate(shape, replace(work, recompute=True), 100, 50).total < small.total
         assert estimate(replace(shape, width=2, weight_bytes=400_000), work, 100, 50).total < small.total
         assert estimate(shape, work, 100, 50, trained_tokens=20).total <= small.total
+        dropping = replace(shape, drops_out=True)
+        assert (estimate(dropping, work, 100, 50).total > small.total) is (engine == "plain")

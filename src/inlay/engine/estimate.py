@@ -17,6 +17,7 @@ from inlay.models.quantization import constant_bytes
 
 LAYER_NAMES: Final = ("num_hidden_layers", "n_layer", "num_layers")
 _OPTIMIZER_BYTES: Final = {"adamw": 8}
+_DROPOUTS: Final = ("attn_pdrop", "resid_pdrop", "attention_dropout", "dropout")
 _SCORES: Final = 1 << 23
 
 
@@ -73,6 +74,9 @@ class Shape:
     norms_heads: bool
     scores_kept: bool
     """Whether attention keeps all its scores (`eager`)."""
+    drops_out: bool = False
+    """Whether the base has dropout of its own (GPT-2): its masks are kept, and all scores, since torch has no attention
+    with dropout on a CPU that keeps none."""
 
     @staticmethod
     def of(model: Any) -> Shape:
@@ -101,6 +105,7 @@ class Shape:
             norms_after="pre_feedforward_layernorm" in names,
             norms_heads="q_norm" in names,
             scores_kept=getattr(config, "_attn_implementation", None) == "eager",
+            drops_out=any(getattr(config, name, 0.0) for name in _DROPOUTS),
         )  # fmt: skip
 
     def in_nf4(self, double: bool) -> Shape:
@@ -177,6 +182,7 @@ def _kept(shape: Shape, work: Work, length: int, width: int) -> float:
     kept += 0 if shape.is_gated else 4 * hidden
     kept += (2 if wide else 4) * hidden * shape.norms_after
     kept += (1 if wide else 2) * (queries + keys) * shape.norms_heads
+    kept += (2 * hidden + 3 * shape.heads * length) * shape.drops_out
     return kept + (2 if wide else 4) * shape.heads * length * shape.scores_kept
 
 
