@@ -340,3 +340,35 @@ def test_two_hundred_steps_take_the_same_way(family: str) -> None:
     for name, make in paths.items():
         apart = max(abs(a - b) / abs(b) for a, b in zip(losses(make), wanted, strict=True))
         assert apart < 1e-3, name
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_offloaded_activations_come_back_and_weights_never_leave(
+    recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inlay.engine import plain
+
+    peft_model = adapted(decoder("qwen3")).train()
+    wanted = step(PlainModel(peft_model, "cpu"), peft_model, batch())
+    if recompute:
+        peft_model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    moved: list[int] = []
+    right = plain.offloaded
+
+    def counted(model: Any, device: str) -> Any:
+        hooks = right(model, device)
+        away, weights = hooks.pack_hook, {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+        def pack(saved: Tensor) -> Any:
+            kept = away(saved)
+            if isinstance(kept, tuple):
+                assert saved.untyped_storage().data_ptr() not in weights
+                moved.append(saved.numel())
+            return kept
+
+        return torch.autograd.graph.saved_tensors_hooks(pack, hooks.unpack_hook)
+
+    monkeypatch.setattr(plain, "_WORTH_MOVING", 0)
+    monkeypatch.setattr(plain, "offloaded", counted)
+    assert_equal(step(PlainModel(peft_model, "cpu", offload=True), peft_model, batch()), wanted, 1e-6)
+    assert (len(moved) < 20) == recompute  # one value of each of three layers, and what is outside of them

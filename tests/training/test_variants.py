@@ -242,6 +242,11 @@ def test_going_on_from_a_checkpoint_equals_never_having_stopped(sections: Any, r
         assert torch.equal(logits(again.model), logits(unbroken.model))
 
 
+def test_activations_stay_where_they_are_on_a_cpu(ready: Any):
+    with pytest.raises(ConfigError, match=r"train\.activation_offload: .* Leave it out on a CPU"):
+        ready(train={"activation_offload": True})
+
+
 def test_8_bit_adamw_really_keeps_8_bits(ready: Any):
     pytest.importorskip("bitsandbytes")
     _, job = ready(train={"optimizer": "adamw_8bit"}, adapter={"rank": 128})

@@ -257,6 +257,9 @@ class TrainConfig(Settings):
     and autograd. `auto` takes the direct one on a CPU where it gives the plain one's gradient."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    activation_offload: bool = False
+    """Keep what the backward pass needs in the machine's memory instead of a GPU's. With gradient_checkpointing that is
+    one value of each layer. Refused on a CPU, where there is only one memory."""
     early_stopping_patience: PositiveInt | None = None
     """Stop after so many evaluations in a row without a better held-out loss."""
     order: Literal["random", "length", "loss", "column"] = "random"

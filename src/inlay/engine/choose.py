@@ -30,17 +30,24 @@ _LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 1e-1}
 
 
 def choose(
-    wanted: str, peft_model: Any, batch: Batch, device: str, dtype: torch.dtype, quantization: str, recompute: bool
+    wanted: str,
+    peft_model: Any,
+    batch: Batch,
+    device: str,
+    dtype: torch.dtype,
+    quantization: str,
+    recompute: bool,
+    offload: bool = False,
 ) -> tuple[Engine, str]:
     """(the path, why) for `train.engine`; `batch` is a micro batch to try the direct path on.
 
     Leaves weights, gradients and torch's random state as they were. Raises: ConfigError when `direct` was asked for
     and cannot be had.
     """
-    plain = PlainModel(peft_model, device, None if dtype == torch.float32 else dtype)
+    plain = PlainModel(peft_model, device, None if dtype == torch.float32 else dtype, offload)
     if wanted == "plain":
         return plain, "as set"
-    reason = refusal(peft_model, dtype, quantization)
+    reason = "it offloads no activations" if offload else refusal(peft_model, dtype, quantization)
     if reason is None and wanted == "auto" and device != "cpu":
         reason = f"the direct path is measured on CPUs only, not on {device}"
     if reason is None:

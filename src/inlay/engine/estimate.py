@@ -134,6 +134,8 @@ class Work:
     rank: int
     optimizer: str = "adamw"
     head_in_chunks: bool = True
+    offload: bool = False
+    """Activations in the memory of the machine, not in that of the device."""
     width: int | None = None
     """Bytes of a hidden value where products are computed in another format than the base is held in."""
 
@@ -157,7 +159,7 @@ def estimate(shape: Shape, work: Work, tokens: int, length: int, trained_tokens:
         adapter=4 * work.adapter,
         gradients=4 * numbers,
         optimizer=numbers * _OPTIMIZER_BYTES.get(work.optimizer, 2),
-        activations=int(kept),
+        activations=0 if work.offload else int(kept),
         logits=int(
             logits
             + 2 * trained * shape.hidden * width

@@ -215,6 +215,10 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
         choices.reasons["data.eval"] = f"{share} of the rows, by content"
 
     device = pick_device(world.device(config.model.device))
+    if config.train.activation_offload and device.device == "cpu":
+        raise ConfigError(
+            "train.activation_offload: activations lie in the machine's memory already. Leave it out on a CPU."
+        )
     if device.device.startswith("cuda"):
         torch.cuda.set_device(device.device)  # what torch measures and seeds without being told where
     whole = config.adapter.method == "full"
@@ -254,6 +258,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     engine, why = choose(
         config.train.engine, model, _tried(data.train, config, encoder.pad_id).to(device.device), device.device,
         getattr(torch, dtype.dtype), quantization, config.train.gradient_checkpointing,
+        config.train.activation_offload,
     )  # fmt: skip
     choices.settle("train.engine", engine.name, why)
     total, eval_every, save_every = length_of(config.train, data.train.drawn)
@@ -340,6 +345,7 @@ def work_of(config: Config, model: Any, device: str, dtype: torch.dtype, quantiz
     return Work(
         engine=engine,
         recompute=config.train.gradient_checkpointing,
+        offload=config.train.activation_offload,
         adapter=0 if config.adapter.method == "full" else sum(p.numel() for p in trained_parameters(model).values()),
         rank=config.adapter.rank if config.adapter.method == "lora" else 0,
         optimizer=config.train.optimizer,
