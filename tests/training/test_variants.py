@@ -14,7 +14,7 @@ from torch import Tensor
 
 from inlay import config as configs
 from inlay.engine.loss import autocast
-from inlay.errors import AdapterError
+from inlay.errors import AdapterError, ConfigError
 from inlay.events import PlainReporter
 from inlay.models.adapter import START, AdapterState, base_view, detach
 from inlay.models.base import load_model
