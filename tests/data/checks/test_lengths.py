@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.toys import CHATML, LLAMA2, NO_END, STRIPS, nano
+from data.toys import CHATML, FORGETS, LLAMA2, NO_END, STRIPS, nano
 from inlay.config.settings import DataConfig, TrainFile
 from inlay.data import read_examples
 from inlay.data.checks.advice import Task, advise, cost
@@ -99,6 +99,14 @@ def test_answers_that_the_template_strips_are_noted(tmp_path: Path) -> None:
 def test_rows_over_the_context_and_rows_with_little_to_train_are_found(tmp_path: Path) -> None:
     rows = [*qa_rows(20), {"question": "why " * 900, "answer": "so"}]
     assert kinds(checked(tmp_path, rows, model(context=500))) == {"longer-than-the-context": 1, "little-is-trained": 1}
+
+
+def test_a_row_that_makes_several_sequences_counts_once(tmp_path: Path) -> None:
+    said = [("user", "why " * 500), ("assistant", "<think>hm</think>so")] * 3
+    rows = [{"messages": [{"role": role, "content": content} for role, content in said]}]
+    report = checked(tmp_path, rows, model(FORGETS, context=400))
+    assert len(report.lengths.lengths) == 3
+    assert kinds(report)["longer-than-the-context"] == 1
 
 
 @pytest.mark.parametrize("template", [None, CHATML, NO_END])

@@ -131,6 +131,7 @@ class Lengths:
         self._cut = np.zeros(len(self._limits), np.int64)
         self._waiting: list[CheckedRow] = []
         self._tally = Tally()
+        self._told: tuple[CheckedRow | None, set[Kind]] = None, set()
 
     def see(self, row: CheckedRow) -> None:
         if self._model is None:
@@ -166,18 +167,26 @@ class Lengths:
         if any(m.weight > 0 and m.role not in ("assistant", "text") for m in row.example.messages):
             last_of_runs = last_of_runs[-1:]  # the ends of other turns stop nothing
         if not model.encoder.stop_ids.issuperset(tokens.input_ids[last_of_runs].tolist()):
-            self._tally.add(END_NOT_TRAINED, row.source, row.answer, max(0, len(row.answer) - 40))
+            self._tell(END_NOT_TRAINED, row, row.answer, max(0, len(row.answer) - 40))
         if tokens.altered:
-            self._tally.add(ALTERED, row.source, f"{'; '.join(tokens.altered)}: {row.answer[:60]!r}")
+            self._tell(ALTERED, row, f"{'; '.join(tokens.altered)}: {row.answer[:60]!r}")
         if length > model.context_length:
-            self._tally.add(OVER_CONTEXT, row.source, f"{length:,} tokens: {row.question[:60]}")
+            self._tell(OVER_CONTEXT, row, f"{length:,} tokens: {row.question[:60]}")
         if trained < 0.01 * length:
-            self._tally.add(LITTLE_TRAINED, row.source, f"{trained:,} of {length:,} tokens: {row.question[:60]}")
+            self._tell(LITTLE_TRAINED, row, f"{trained:,} of {length:,} tokens: {row.question[:60]}")
         if not row.held_out:
             self._lengths.append(length)
             self._trained.append(trained)
             if length > self._limits[0]:
                 self._cut += trained - np.searchsorted(positions, self._limits)
+
+    def _tell(self, kind: Kind, row: CheckedRow, text: str, at: int = 0) -> None:
+        """Counts a row once, however many sequences it makes."""
+        if self._told[0] is not row:
+            self._told = row, set()
+        if kind not in self._told[1]:
+            self._told[1].add(kind)
+            self._tally.add(kind, row.source, text, at)
 
     def findings(self) -> list[Finding]:
         if self._model and self._waiting:
