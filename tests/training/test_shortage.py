@@ -201,7 +201,7 @@ def test_a_limit_is_planned_with_before_anything_is_trained(
         tree = config_tree(data=data, train={"batch_size": 8, "micro_batch_size": "auto", "max_memory": limit})
         return set_up(load(tree=tree), Quiet(), World())
 
-    roomy, close = planned("900GB"), planned(40_000_000)
+    roomy, close = planned("900GB"), planned(20_000_000)
     assert (roomy.config.train.micro_batch_size, roomy.eval_batch_size) == (8, 16)
     assert 1 <= close.config.train.micro_batch_size < 8
     assert 1 <= close.eval_batch_size < 16

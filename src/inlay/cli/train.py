@@ -18,7 +18,7 @@ Examples:
   inlay train data.jsonl --model Qwen/Qwen2.5-0.5B --preset code --name news
   inlay train config.yaml --set adapter.rank=8 --set data.columns.prompt=ask
   inlay train config.yaml --model ./llama   (write a config with: inlay init)
-  inlay train data.jsonl --model builtin:nano --methods lora,ia3,full   (side by side)
+  inlay train data.jsonl --model builtin:nano --methods lora,ia3,full
   inlay train config.yaml --name news --resume   (after Ctrl+C or a crash)"""
 
 Source = Annotated[
