@@ -206,6 +206,7 @@ def test_on_a_terminal_yes_goes_on_from_the_checkpoints(unfinished: Path, tiny_b
     assert [p.name for p in (unfinished / "results").iterdir()] == ["first"]
 
 
+@pytest.mark.slow  # its other half, yes, is in the suite
 def test_on_a_terminal_no_moves_the_old_run_aside_and_starts_anew(unfinished: Path, tiny_base: Path) -> None:
     code, screen = at_terminal(
         unfinished, b"n\n", "train", "data.jsonl", "--model", str(tiny_base), "--name", "first", *QUICK,
