@@ -111,6 +111,12 @@ def test_the_rows_themselves_are_divided_as_their_ids_are(
     assert data_hash(config) == data.data_hash
 
 
+def test_the_rows_of_data_eval_have_the_weights_of_roles_that_the_others_have(tmp_path: Path) -> None:
+    train, held = write_rows(tmp_path / "train.jsonl", qa_rows(20)), write_rows(tmp_path / "held.jsonl", qa_rows(9))
+    for side in sides(DataConfig(train=str(train), eval=str(held), role_weights={"user": 0.5})):
+        assert {m.weight for example in side for m in example.messages if m.role == "user"} == {0.5}
+
+
 def test_a_file_may_name_its_own_format_and_columns(tmp_path: Path, enc: Encoder, files: tuple[Path, Path]) -> None:
     odd = write_rows(tmp_path / "odd.jsonl", [{"q": f"Odd {n}?", "a": "Yes."} for n in range(20)])
     entry = {"path": str(odd), "format": "question_answer", "columns": {"question": "q", "answer": "a"}}

@@ -93,7 +93,7 @@ def prepare(
     _use_threads(config.workers)
     parts = config.train_files
     files = training_files(config)
-    other = DataFile(config.eval, config.format, config.columns, config.weights_of_roles) if config.eval else None
+    other = heldout_file(config)
     made, check = _tokenized(files, other, config, encoder, bar)
     trained = made[: len(files)]
     whole = TokenSet.of(*(one.stored for one in trained))
@@ -155,14 +155,19 @@ def training_files(config: DataConfig) -> list[DataFile]:
     ]
 
 
+def heldout_file(config: DataConfig) -> DataFile | None:
+    """`data.eval`, or None where the held-out rows are a part of the others. Raises: DataError."""
+    return DataFile(config.eval, config.format, config.columns, config.weights_of_roles) if config.eval else None
+
+
 def sides(config: DataConfig) -> tuple[list[Example], list[Example]]:
     """(training rows, held-out rows) of the same division as `prepare`, before `max_length`. Raises: DataError."""
     files = training_files(config)
     read = [list(file.examples()) for file in files]
     asked = [as_keys(prompt_key(example) for example in one) for one in read]
     every, used = [example for one in read for example in one], _within_caps(asked, config.train_files)
-    if config.eval is not None:
-        other = DataFile(config.eval, config.format, config.columns)
+    other = heldout_file(config)
+    if other is not None:
         return [every[n] for n in used], list(other.examples())
     train, heldout = _split(np.concatenate(asked)[used], config)
     return [every[n] for n in used[train]], [every[n] for n in used[heldout]]
