@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from floor import Layers, fastest, step_flops
-from trainers import DTYPES, LORA, ORDINARY, WITH, pairs, read_lines
+from trainers import DTYPES, LORA, ORDINARY, WITH, read_lines, row_lengths
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -160,13 +160,9 @@ def filled(tokenizer: Any, said: list[str], k: int, tokens: int) -> dict[str, An
 def judge(cell: dict[str, Any]) -> dict[str, Any]:
     """Tokens a second and MFU of a step that took `seen_s`."""
     import torch
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(cell["base"])
-    rows = []
-    for row in pairs(cell)[: rows_a_step(cell)]:
-        counts = [len(tokenizer(row[part], add_special_tokens=False)["input_ids"]) for part in ("prompt", "completion")]
-        rows.append((sum(counts), counts[1]))
+    rows = row_lengths(cell)[: rows_a_step(cell)]
     layers = Layers.of(AutoConfig.from_pretrained(cell["base"]), LORA["r"])
     on_gpu = cell["device"].startswith("cuda")
     name = torch.cuda.get_device_name(cell["device"]) if on_gpu else platform.machine()

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from floor import Layers, fastest, step_flops
-from trainers import DTYPES, LORA, ORDINARY, WITH, pairs, read_lines
+from trainers import DTYPES, LORA, ORDINARY, WITH, read_lines, row_lengths
 
 ROOT = Path(__file__).resolve().parents[1]
 HUGGING_FACE = ["torch>=2.9,<2.14", "transformers>=5,<6", "peft>=0.17,<1", "accelerate", "datasets"]
@@ -317,15 +317,9 @@ def source_rows(source: str, count: int) -> list[dict[str, str]]:
 
 def floor_of(task: dict[str, Any]) -> dict[str, Any]:
     """The floor of each step, in the place of its time."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(task["base"])
-    rows = []
-    for row in pairs(task):
-        prompt, answer = (
-            len(tokenizer(row[k], add_special_tokens=False)["input_ids"]) for k in ("prompt", "completion")
-        )
-        rows.append((prompt + answer, answer))
+    rows = row_lengths(task)
     steps = [rows[start : start + ROWS_A_STEP] for start in range(0, len(rows), ROWS_A_STEP)]
     layers = Layers.of(AutoConfig.from_pretrained(task["base"]), LORA["r"])
     tokens = sum(length for length, _ in rows) // len(steps)

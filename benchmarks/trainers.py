@@ -39,6 +39,18 @@ def pairs(task: dict[str, Any]) -> list[dict[str, str]]:
     return [{"prompt": row["prompt"], "completion": row["completion"].removesuffix("\n")} for row in rows]
 
 
+def row_lengths(task: dict[str, Any]) -> list[tuple[int, int]]:
+    """(tokens, trained tokens) of every row."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(task["base"])
+    counts = [
+        [len(tokenizer(row[part], add_special_tokens=False)["input_ids"]) for part in ("prompt", "completion")]
+        for row in pairs(task)
+    ]
+    return [(prompt + answer, answer) for prompt, answer in counts]
+
+
 class Watch:
     """When the first step began and each step ended, the losses, and the most memory."""
 

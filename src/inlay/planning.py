@@ -22,7 +22,7 @@ from inlay.events import Reporter
 from inlay.models import base as bases
 from inlay.models.adapter import attach
 from inlay.models.machine import memory_facts
-from inlay.models.probe import pick_device, pick_dtype, synchronize
+from inlay.models.probe import dtype_name, pick_device, pick_dtype, synchronize
 from inlay.speed import Load, Speed
 from inlay.training.loop import accumulate
 from inlay.training.resolve import targets_of
@@ -167,12 +167,10 @@ class _Situation:
         self.config, self.data, self.device, self.dtype, self.context = config, data, device, dtype, context
         self.kind = "int8" if config.model.quantization == "int8" else "nf4"
         self.bare = Shape.of(_without_weights(architecture, config, dtype))
-        self.works = {
-            method: _work(architecture, config, method, device, dtype)
-            for method in ("lora", config.adapter.method)
-            if method != "full"
-        }
-        self.quantized = _work(architecture, config, "lora", device, dtype, self.kind)
+        methods = {"lora": None, config.adapter.method: None}
+        adapted = {one: _adapted(architecture, config, one, dtype) for one in methods if one != "full"}
+        self.works = {one: work_of(*parts, device, dtype, "none") for one, parts in adapted.items()}
+        self.quantized = work_of(*adapted["lora"], device, dtype, self.kind)
         self.total, self.eval_every, _ = length_of(config.train, data.train.drawn)
         self.other = 0 if device.startswith("cuda") else held_bytes(device)
         self.room = _room(memory, config, device, self.other)
@@ -200,7 +198,7 @@ class _Situation:
         mine = next(one for one in forecasts if one.method == wanted)
         return Plan(
             base=name, parameters=self.bare.parameters, device=self.device,
-            dtype=str(self.dtype).removeprefix("torch."), steps=self.total, batch_size=self.config.train.batch_size,
+            dtype=dtype_name(self.dtype), steps=self.total, batch_size=self.config.train.batch_size,
             micro_batch_size=size, max_length=self.data.max_length, rank=self.config.adapter.rank,
             tokens=round(self.total * float(self.data.train.lengths.mean()) * self.config.train.batch_size),
             room_bytes=self.room, other_bytes=self.other, is_calibrated=False, wanted=wanted, forecasts=forecasts,
@@ -307,14 +305,12 @@ class _Situation:
         return tuple(tried[: next((i + 1 for i, one in enumerate(tried) if one.fits), len(tried))])
 
 
-def _work(
-    architecture: Any, config: Config, method: str, device: str, dtype: torch.dtype, quantization: str = "none"
-) -> Work:
-    """How that method's gradient will be computed."""
+def _adapted(architecture: Any, config: Config, method: str, dtype: torch.dtype) -> tuple[Config, Any]:
+    """(the config as that method has it, the base with its adapter), without weights."""
     adapter = config.adapter.model_copy(update={"init": "default", "method": method})
     config, model = config.model_copy(update={"adapter": adapter}), _without_weights(architecture, config, dtype)
     with torch.device("meta"):
-        return work_of(config, attach(model, config, targets_of(config, model)[0]), device, dtype, quantization)
+        return config, attach(model, config, targets_of(config, model)[0])
 
 
 def _without_weights(architecture: Any, config: Config, dtype: torch.dtype) -> Any:

@@ -289,6 +289,7 @@ def _open_folder(claim: Claim, setup: Setup, reporter: Reporter, held: contextli
     """The run's folder, locked and with its first files in it."""
     from inlay.data.read import as_lines
     from inlay.models.machine import library_versions
+    from inlay.models.probe import dtype_name
 
     run = claim.run
     if claim.goes_on:
@@ -314,7 +315,7 @@ def _open_folder(claim: Claim, setup: Setup, reporter: Reporter, held: contextli
         seed=setup.config.train.seed,
         versions=library_versions(),
         device=setup.device,
-        dtype=str(setup.dtype).removeprefix("torch."),
+        dtype=dtype_name(setup.dtype),
         quantization=setup.quantization,
         heldout_available=setup.data.heldout_available,
         max_length=setup.data.max_length,

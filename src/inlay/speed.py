@@ -29,10 +29,11 @@ from inlay.engine.head import Head, nll_and_gradient, rows_at_once
 from inlay.engine.memory import release
 from inlay.engine.plain import Engine, PlainModel
 from inlay.models.adapter import attach
+from inlay.models.methods import trained_parameters
 from inlay.models.probe import synchronize
 from inlay.training.optimizer import make_optimizer
 from inlay.training.resolve import targets_of
-from inlay.training.setup import trained_parameters
+from inlay.training.setup import ready_to_train
 
 _LAYERS: Final = 2
 _VOCABULARY: Final = 64
@@ -150,9 +151,7 @@ def _stand_in(architecture: Any, config: Config, dtype: torch.dtype, device: str
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(small, dtype=dtype, attn_implementation=attention)
         peft_model = attach(model.requires_grad_(False), config, targets_of(config, model)[0])
-    if config.train.gradient_checkpointing:
-        peft_model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    return peft_model.train()
+    return ready_to_train(peft_model, config)
 
 
 def _engines(model: Any, config: Config, batch: Batch, dtype: torch.dtype, device: str) -> list[Engine]:

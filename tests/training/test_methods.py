@@ -19,8 +19,9 @@ from inlay.data.batches import collate
 from inlay.errors import ConfigError, InlayError
 from inlay.generation.cache import cache_for
 from inlay.models.adapter import AdapterState, base_view, detach
+from inlay.models.methods import trained_parameters
 from inlay.training.optimizer import make_optimizer, set_learning_rate
-from inlay.training.setup import set_up, trained_parameters
+from inlay.training.setup import set_up
 from inlay.training.world import World
 from training_runs import Quiet, train
 

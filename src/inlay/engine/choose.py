@@ -19,7 +19,8 @@ from inlay.errors import ConfigError, StorageError
 from inlay.models.adapter import START, TRAINED, lora_layers
 from inlay.models.full import is_whole
 from inlay.models.machine import cpu_facts, library_versions
-from inlay.models.probe import product_dtype
+from inlay.models.methods import trained_parameters
+from inlay.models.probe import dtype_name, product_dtype
 from inlay.storage import cache_folder, write_file
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
@@ -65,7 +66,7 @@ def choose(
         if found is None:
             release(device)
         elif found[0] <= _LARGEST_ERROR[dtype]:
-            products = f", products in {_name(compute)}, which is faster here" if compute != dtype else ""
+            products = f", products in {dtype_name(compute)}, which is faster here" if compute != dtype else ""
             return direct, f"{found[1]}: its gradient is the plain one's to {found[0]:.0e}{products}"
         else:
             reason = (
@@ -93,7 +94,7 @@ def refusal(peft_model: Any, dtype: torch.dtype, quantization: str) -> str | Non
     if quantization not in _QUANTIZATIONS:
         return f"it does not know a base in {quantization}"
     if dtype not in _LARGEST_ERROR:
-        return f"it does not compute in {_name(dtype)}"
+        return f"it does not compute in {dtype_name(dtype)}"
     from inlay.engine.direct.mlp import ACTIVATIONS
     from inlay.engine.direct.model import activation
 
@@ -133,10 +134,6 @@ def _is_known(name: str, layer: Any) -> bool:
     return is_linear and ".layers." in name and name.rpartition(".")[2] in _PROJECTIONS
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _difference(
     peft_model: Any, plain: Engine, direct: Engine, batch: Batch, dtype: torch.dtype, device: str
 ) -> tuple[float, str]:
@@ -164,16 +161,16 @@ def _difference(
 @contextlib.contextmanager
 def _nothing_at_zero(peft_model: Any) -> Iterator[list[nn.Parameter]]:
     """Inside, no B is zero, where A would have no gradient; afterwards all is as it was."""
-    trained = [(name, p) for name, p in peft_model.named_parameters() if p.requires_grad]
-    kept = [p.detach().clone() for _, p in trained]
+    trained = trained_parameters(peft_model)
+    kept = [p.detach().clone() for p in trained.values()]
     random = torch.Generator().manual_seed(0)
     try:
-        for name, parameter in trained:
+        for name, parameter in trained.items():
             if "lora_B" in name:
                 parameter.data.add_(torch.randn(parameter.shape, generator=random).to(parameter) * 0.02)
-        yield [p for _, p in trained]
+        yield list(trained.values())
     finally:
-        for (_, parameter), before in zip(trained, kept, strict=True):
+        for parameter, before in zip(trained.values(), kept, strict=True):
             parameter.data.copy_(before)
             parameter.grad = None
 

@@ -48,6 +48,11 @@ def all_conv1d(model: nn.Module, targets: Iterable[str]) -> bool:
     return kinds == {Conv1D}
 
 
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Those that training changes, by their names."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def is_adapters(name: str) -> bool:
     """Whether a parameter of that name belongs to an adapter and not to the base under it."""
     return any(part in name for part in ("lora_", "ia3_l", "prompt_embeddings"))

@@ -26,6 +26,12 @@ DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
 }
 
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Its key in `DTYPES`, or what torch calls another one."""
+    return str(dtype).removeprefix("torch.")
+
+
 DTYPE_TOLERANCE = {"float32": 1e-2, "bfloat16": 1e-1, "float16": 1e-1}
 """Largest relative distance of a gradient from float32 on the CPU; float32 itself leaves room for TF32."""
 
@@ -206,7 +212,7 @@ def product_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
 
     CPUs have 16-bit units that double the speed, or none and a quarter of it: noise does not turn this.
     """
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     if torch.device(device).type != "cpu" or name not in DTYPES:
         return dtype
     return dtype if _ratio(probe_dtype(device, name), probe_dtype(device, "float32")) >= 1 else torch.float32

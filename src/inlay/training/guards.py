@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from inlay.data.tokens import TokenSet
 from inlay.errors import TrainingError
+from inlay.models.methods import trained_parameters
 from inlay.training.world import World
 
 _NAMED_ROWS = 16
@@ -122,7 +123,7 @@ class BeforeFirstStep:
 
     @staticmethod
     def of(model: Any) -> BeforeFirstStep:
-        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        trained = trained_parameters(model)
         for part, what, way_out in _FIRST_TO_MOVE:
             found = {n: (p, p.detach().clone()) for n, p in trained.items() if part in n and p.dim() > 1}
             if found:

@@ -32,7 +32,8 @@ from inlay.models import base as bases
 from inlay.models.adapter import alpha_of, attach, layers_adapted
 from inlay.models.full import open_up, weights_of
 from inlay.models.machine import library_versions, memory_facts
-from inlay.models.probe import pick_device, pick_dtype, product_dtype
+from inlay.models.methods import trained_parameters
+from inlay.models.probe import DTYPES, dtype_name, pick_device, pick_dtype, product_dtype
 from inlay.models.quantization import held
 from inlay.training.checkpoint import Progress
 from inlay.training.loop import Job
@@ -214,22 +215,13 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
         share = f"part {config.data.fold}" if config.data.fold else f"{config.data.eval_fraction:.0%}"
         choices.reasons["data.eval"] = f"{share} of the rows, by content"
 
-    device = pick_device(world.device(config.model.device))
-    if config.train.activation_offload and device.device == "cpu":
-        raise ConfigError(
-            "train.activation_offload: activations lie in the machine's memory already. Leave it out on a CPU."
-        )
-    if device.device.startswith("cuda"):
-        torch.cuda.set_device(device.device)  # what torch measures and seeds without being told where
     whole = config.adapter.method == "full"
-    dtype = pick_dtype(device.device, "float32" if whole else config.model.dtype)
-    choices.settle("model.device", device.device, device.reason)
-    choices.settle("model.dtype", dtype.dtype, "all weights are trained" if whole else dtype.reason)
-    quantization, why = choose_quantization(config, device.device, dtype.dtype)
+    device, dtype = _placed(choices, world)
+    quantization, why = choose_quantization(config, device, dtype_name(dtype))
     reporter.stage(f"loading {config.model.base_model}")
 
     def load() -> Any:
-        return bases.load_model(base, config, getattr(torch, dtype.dtype), device.device, quantization)
+        return bases.load_model(base, config, dtype, device, quantization)
 
     model = load()
     base_digest = base.digest()
@@ -241,9 +233,9 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     choices.reasons["model.quantization"] = f"{held(model, quantization)}; {why}" if quantization != "none" else why
     targets: list[str] = []
     if whole:
-        model = _ready(open_up(model, lambda: weights_of(load())), config)
+        model = ready_to_train(open_up(model, lambda: weights_of(load())), config)
     else:
-        rows = partial(sample_batches, config, data, encoder, device.device)
+        rows = partial(sample_batches, config, data, encoder, device)
         model, targets = _adapted(model, choices, base_digest, rows)
     trainable = sum(p.numel() for p in trained_parameters(model).values())
     if not whole:
@@ -252,12 +244,12 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     text = getattr(architecture, "text_config", None) or architecture
     hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
     choices.settle("train.learning_rate", *auto_learning_rate(config, hidden, str(architecture.model_type)))
-    work = work_of(config, model, device.device, getattr(torch, dtype.dtype), quantization)
-    memory, eval_batch_size = _fitted(model, work, choices, data.max_length, device.device, world)
+    work = work_of(config, model, device, dtype, quantization)
+    memory, eval_batch_size = _fitted(model, work, choices, data.max_length, device, world)
     reporter.stage("checking the engine on one micro batch")
     engine, why = choose(
-        config.train.engine, model, _tried(data.train, config, encoder.pad_id).to(device.device), device.device,
-        getattr(torch, dtype.dtype), quantization, config.train.gradient_checkpointing,
+        config.train.engine, model, _tried(data.train, config, encoder.pad_id).to(device), device,
+        dtype, quantization, config.train.gradient_checkpointing,
         config.train.activation_offload,
     )  # fmt: skip
     choices.settle("train.engine", engine.name, why)
@@ -267,10 +259,27 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     make_optimizer(config.train, trained_parameters(model))  # refuses what is not here
     return Setup(
         config=choices.config_settled(), reasons=choices.reasons, base=base, base_digest=base_digest, encoder=encoder,
-        data=data, model=model, device=device.device, dtype=getattr(torch, dtype.dtype), quantization=quantization, engine=engine,
+        data=data, model=model, device=device, dtype=dtype, quantization=quantization, engine=engine,
         trainable=trainable, total_parameters=total_parameters, targets=targets, memory=memory, difficulty=hardness, eval_batch_size=eval_batch_size, total_steps=total,
         eval_every=eval_every, save_every=save_every,
     )  # fmt: skip
+
+
+def _placed(choices: _Choices, world: World) -> tuple[str, torch.dtype]:
+    """Where the base will be, and what it will be held in. Raises: ConfigError, ModelError."""
+    config = choices.config
+    device = pick_device(world.device(config.model.device))
+    if config.train.activation_offload and device.device == "cpu":
+        raise ConfigError(
+            "train.activation_offload: activations lie in the machine's memory already. Leave it out on a CPU."
+        )
+    if device.device.startswith("cuda"):
+        torch.cuda.set_device(device.device)  # what torch measures and seeds without being told where
+    whole = config.adapter.method == "full"
+    dtype = pick_dtype(device.device, "float32" if whole else config.model.dtype)
+    choices.settle("model.device", device.device, device.reason)
+    choices.settle("model.dtype", dtype.dtype, "all weights are trained" if whole else dtype.reason)
+    return device.device, DTYPES[dtype.dtype]
 
 
 def _tried(train: TokenSet, config: Config, pad_id: int) -> Batch:
@@ -294,10 +303,11 @@ def _adapted(
     model = attach(model, config, targets, sample)
     if config.adapter.start_from:
         start_from(config, model, base_digest)
-    return _ready(model, config), targets
+    return ready_to_train(model, config), targets
 
 
-def _ready(model: Any, config: Config) -> Any:
+def ready_to_train(model: Any, config: Config) -> Any:
+    """The model in training mode, and with gradient checkpointing where the config has it."""
     if config.train.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.train()
@@ -399,11 +409,6 @@ def parse_bytes(text: str, where: str = "train.max_memory") -> int:
 
 def _every(setting: str | int, auto: int, per_epoch: int) -> int:
     return per_epoch if setting == "epoch" else auto if setting == "auto" else int(setting)
-
-
-def trained_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
-    """Those that training changes, by their names."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _numel(parameter: torch.nn.Parameter) -> int:

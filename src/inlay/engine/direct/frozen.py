@@ -24,10 +24,8 @@ class Frozen:
         self.compute = compute
         self._quantized = [] if all(type(linear) is nn.Linear for linear in linears) else list(linears)
         self._held_OI = None if self._quantized else _stacked(linears)
-        biases = [linear.bias for linear in linears]
-        self.bias_O = None if all(bias is None for bias in biases) else torch.cat([_bias(one) for one in linears])
-        if self.bias_O is not None:
-            self.bias_O = self.bias_O.to(compute)
+        has_bias = any(linear.bias is not None for linear in linears)
+        self.bias_O = torch.cat([_bias(one) for one in linears]).to(compute) if has_bias else None
 
     def weight(self) -> Tensor:
         """(O, I) in the format of the products, made anew at each call where it is held in another one."""
