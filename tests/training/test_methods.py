@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from inlay import api
 from inlay import config as configs
@@ -76,6 +76,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "prompt": {"method": "prompt", "prompt_tokens": 5},
 }
 RATES = {"ia3": 0.1, "full": 1e-3, "prompt": 0.1}
+QUANTIZED = [("ia3", "nf4"), ("ia3", "int8"), ("prompt", "nf4"), ("prompt", "int8")]
 
 
 @pytest.fixture
@@ -88,10 +89,15 @@ def method_tree(config_tree: Tree) -> Callable[..., dict[str, Any]]:
     return make
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_what_a_method_has_trained_is_judged_asked_and_verified_like_a_lora(method: str, method_tree: Tree, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "kind"), [*((method, "none") for method in METHODS), ("ia3", "nf4"), ("prompt", "int8")]
+)
+def test_what_a_method_has_trained_is_judged_asked_and_verified_like_a_lora(
+    method: str, kind: str, method_tree: Tree, tmp_path: Path
+):
     tree = method_tree(
         METHODS[method],
+        model={"quantization": kind},
         train={"learning_rate": RATES[method]},
         output={"folder": str(tmp_path / "results"), "name": method},
     )
@@ -116,7 +122,6 @@ def test_what_a_method_has_trained_is_judged_asked_and_verified_like_a_lora(meth
         ({"adapter": {"method": "ia3", "rank": 8}}, "adapter: rank has no effect with method ia3"),
         ({"adapter": {"method": "ia3"}, "train": {"lora_plus_ratio": 4.0}}, "lora_plus_ratio has no effect"),
         ({"adapter": {"method": "ia3"}, "train": {"engine": "direct"}}, "direct knows LoRA only"),
-        ({"adapter": {"method": "ia3"}, "model": {"quantization": "nf4"}}, "needs a base without model.quantization"),
         (
             {"adapter": {"method": "full", "target_modules": ["q_proj"]}},
             "target_modules has no effect with method full",
@@ -209,6 +214,59 @@ def test_prompt_tuning_has_the_loss_gradient_and_answers_of_peft(method_tree: Tr
     with base_view(ours):
         assert torch.equal(ours(input_ids=IDS).logits, bare(input_ids=IDS).logits)
     assert torch.equal(detach(ours)(input_ids=IDS).logits, bare(input_ids=IDS).logits)
+
+
+@pytest.mark.parametrize(("method", "kind"), QUANTIZED)
+def test_over_a_quantized_base_a_method_has_the_loss_and_gradient_of_peft_also_after_an_evaluation(
+    method: str, kind: str, method_tree: Tree, tiny_base: Path, tmp_path: Path
+):
+    setup = set_up(configs.validate(method_tree(METHODS[method], model={"quantization": kind})), Quiet(), World())
+    ours = setup.model
+    with torch.no_grad():
+        for parameter in trained_parameters(ours).values():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) / 10)
+    AdapterState.of(ours).write(tmp_path)
+    bits = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}}
+    held = BitsAndBytesConfig(**bits.get(kind, {"load_in_8bit": True}))
+    base = AutoModelForCausalLM.from_pretrained(str(tiny_base), quantization_config=held, device_map={"": "cpu"})
+    theirs = PeftModel.from_pretrained(base, str(tmp_path))
+    for name, parameter in theirs.named_parameters():
+        parameter.requires_grad_("ia3_l" in name or "prompt_encoder" in name)
+    batch = collate(setup.data.train, [0, 3, 5], setup.encoder.pad_id)
+    labels = batch.input_ids.masked_fill(batch.weights == 0, -100)
+    count = int((labels[:, 1:] != -100).sum())
+    theirs.train()
+    loss = theirs(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss * count
+    loss.backward()
+    expected = torch.cat([p.grad.flatten() for p in theirs.parameters() if p.grad is not None])
+    for _ in range(2):
+        assert setup.engine.add_gradient(batch, 1.0).sum().item() == pytest.approx(loss.item(), rel=1e-5)
+        got = torch.cat([p.grad.flatten() for p in trained_parameters(ours).values()])
+        assert float((got - expected).norm()) <= 1e-5 * float(expected.norm())
+        ours.zero_grad()
+        ours.eval()
+        with torch.inference_mode():
+            ours(input_ids=IDS)
+        ours.train()
+
+
+def test_lora_plus_over_nf4_is_on_the_direct_path_and_raises_the_rate_of_b_alone(config_tree: Tree):
+    tree = config_tree(model={"quantization": "nf4"}, train={"lora_plus_ratio": 4.0, "engine": "direct"})
+    setup = set_up(configs.validate(tree), Quiet(), World())
+    job = setup.job(None)
+    set_learning_rate(job.optimizer, 1e-2)
+    batch = collate(setup.data.train, [0, 3, 5], setup.encoder.pad_id)
+    named = trained_parameters(setup.model)
+    start = {name: parameter.detach().clone() for name, parameter in named.items()}
+    for _ in range(2):
+        job.optimizer.zero_grad()
+        job.engine.add_gradient(batch, 1.0)
+        job.optimizer.step()
+    moved = {
+        part: max(float((p.detach() - start[n]).abs().max()) for n, p in named.items() if part in n)
+        for part in ("_A", "_B")
+    }
+    assert moved["_B"] > 3 * moved["_A"] > 0
 
 
 def test_virtual_tokens_count_as_positions_of_the_context(method_tree: Tree):

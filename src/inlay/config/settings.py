@@ -410,8 +410,8 @@ class Config(Settings):
                 f"adapter.method full trains the base's own weights, and {self.model.dtype} would round most steps away; "
                 "leave model.dtype at auto, which is float32 then"
             )
-        if method != "lora" and self.model.quantization != "none":
+        if method == "full" and self.model.quantization != "none":
             raise ValueError(
-                f"adapter.method {method} needs a base without model.quantization; leave one out, or train lora"
+                "adapter.method full needs a base without model.quantization; leave one out, or train lora"
             )
         return self

@@ -96,10 +96,14 @@ def attach(
 
 def layers_adapted(peft_model: Any) -> str:
     """` on 12 layers` of the base, empty where the adapter is on none."""
+    count = len(_tuned_layers(peft_model))
+    return f" on {count} layers" if count else ""
+
+
+def _tuned_layers(model: nn.Module) -> list[tuple[str, Any]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    count = sum(isinstance(module, BaseTunerLayer) for module in peft_model.modules())
-    return f" on {count} layers" if count else ""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
 def lora_layers(peft_model: Any) -> Iterator[tuple[str, Any]]:
@@ -197,7 +201,9 @@ def detach(peft_model: Any) -> Any:
     if prompt.is_prompted(peft_model):
         return prompt.take_off(peft_model)
     _restore_biases(peft_model)
-    base = peft_model.unload()
+    base = peft_model.get_base_model()
+    for name, layer in _tuned_layers(base):  # PEFT's unload refuses IA3 over a quantized base
+        base.set_submodule(name, layer.get_base_layer())
     for parameter in base.parameters():
         parameter.requires_grad_(False)
     if hasattr(base, "peft_config"):
