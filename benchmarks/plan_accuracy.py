@@ -1,6 +1,6 @@
 """How near `inlay plan` comes, cold and calibrated, to the peak memory and the step time of real runs.
 
-    python benchmarks/plan_accuracy.py [--shapes nano,llama-43M] [--steps 6] [--cpu] [--json]
+    python benchmarks/plan_accuracy.py [--shapes nano,llama-43M] [--methods lora,qlora] [--steps 6] [--cpu] [--json]
 
 Every plan and every run is a process of its own. The bases have random weights; the rows are the built-in ones. --cpu
 counts seconds of one core in place of those on the wall, in plans and runs alike: what to measure by where the cores are
@@ -18,11 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import inlay
+from inlay.methods import METHODS
 
 ROWS = Path(inlay.__file__).parent / "builtin" / "domains" / "customer_support" / "train.jsonl"
 NANO = Path(inlay.__file__).parent / "builtin" / "nano"
@@ -61,6 +62,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default=",".join(name for name in SHAPES if "," not in name), help="or all")
+    parser.add_argument("--methods", default="lora", help=f"of {', '.join(METHODS)}")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--json", action="store_true")
@@ -75,25 +77,26 @@ def main() -> None:
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", file=sys.stderr)
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in names:
-            found.append(compared(name, Path(folder), given.steps, cpu=given.cpu))
+        for name, method in product(names, given.methods.split(",")):
+            found.append(compared(name, method, Path(folder), given.steps, cpu=given.cpu))
             print(said(found[-1]), file=sys.stderr, flush=True)
     print(json.dumps(found, indent=1) if given.json else table(found))
 
 
-def compared(name: str, folder: Path, steps: int, *, cpu: bool) -> dict[str, Any]:
-    """Cold, calibrated and real figures of one shape."""
+def compared(name: str, method: str, folder: Path, steps: int, *, cpu: bool) -> dict[str, Any]:
+    """Cold, calibrated and real figures of one shape, trained by one method."""
     family, sizes, settings = SHAPES[name]
     base = str(made(folder / name.replace(",", "").replace(" ", "-"), family, sizes)) if family else "builtin:nano"
+    over = {key: str(value).lower() for key, value in METHODS[method].items()}
     short = {"eval.max_rows": "16", "eval.retention_rows": "0", "train.eval_steps": str(steps)}
-    wanted = {"model.dtype": "float32", "train.max_steps": str(steps)} | short | settings
+    wanted = {"model.dtype": "float32", "train.max_steps": str(steps)} | short | settings | over
     task = {
         "base": base,
         "settings": [f"{key}={value}" for key, value in wanted.items()],
         "folder": str(folder),
         "cpu": cpu,
     }
-    return {"shape": name, "load": os.getloadavg()[0]} | {
+    return {"shape": name, "method": method, "load": os.getloadavg()[0]} | {
         kind: in_process(kind, task) for kind in ("cold", "calibrated", "real")
     }
 
@@ -124,6 +127,8 @@ def worked(kind: str, task: dict[str, Any]) -> dict[str, float]:
 
 
 def made(folder: Path, family: str, sizes: dict[str, Any]) -> Path:
+    if folder.is_dir():
+        return folder
     import shutil
 
     import torch
@@ -142,7 +147,7 @@ def made(folder: Path, family: str, sizes: dict[str, Any]) -> Path:
 def said(one: dict[str, Any]) -> str:
     cold, calibrated, real = one["cold"], one["calibrated"], one["real"]
     cells = [
-        one["shape"], f"{real['peak_bytes'] / 1e6:,.0f} MB",
+        one["shape"], one["method"], f"{real['peak_bytes'] / 1e6:,.0f} MB",
         *(f"{guess['peak_bytes'] / real['peak_bytes'] - 1:+.0%}" for guess in (cold, calibrated)),
         f"{real['step_s']:.2f} s", *(f"{guess['step_s'] / real['step_s'] - 1:+.0%}" for guess in (cold, calibrated)),
         f"{one['load']:.1f}",
@@ -151,7 +156,7 @@ def said(one: dict[str, Any]) -> str:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    head = "| shape | peak | cold | calibrated | a step | cold | calibrated | load |\n|---|---|---|---|---|---|---|---|"
+    head = "| shape | method | peak | cold | calibrated | a step | cold | calibrated | load |\n" + "|---" * 9 + "|"
     return "\n".join([head, *map(said, found)])
 
 

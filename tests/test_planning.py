@@ -106,5 +106,8 @@ def test_more_of_anything_never_needs_less() -> None:
         assert estimate(shape, replace(work, recompute=True), 100, 50).total < small.total
         assert estimate(replace(shape, width=2, weight_bytes=400_000), work, 100, 50).total < small.total
         assert estimate(shape, work, 100, 50, trained_tokens=20).total <= small.total
+        longer = estimate(shape, replace(work, virtual_tokens=25), 100, 50)
+        assert longer.activations == estimate(shape, work, 150, 75).activations > small.activations
+        assert longer.logits == small.logits  # nothing is predicted there
         dropping = replace(shape, drops_out=True)
         assert (estimate(dropping, work, 100, 50).total > small.total) is (engine == "plain")

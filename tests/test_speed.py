@@ -19,8 +19,8 @@ SHAPE = Shape(
     weight_bytes=845_824, width=4, is_gated=True, norms_after=False, norms_heads=False, scores_kept=False,
 )  # fmt: skip
 SPEED = Speed(
-    "cpu", {"plain": (1e-3, 2e-6), "direct": (5e-4, 1e-6)}, head_s=1e-9, optimizer_s=1e-3, call_s=1e-4, products_per_s=1e11,
-    copied_bytes_per_s=1e10, unpacked_per_s=0.0,
+    "cpu", {("lora", "plain"): (1e-3, 2e-6), ("lora", "direct"): (5e-4, 1e-6), ("prompt", "plain"): (1e-3, 1e-6)}, head_s=1e-9,
+    optimizer_s={"lora": 1e-6}, call_s=1e-4, products_per_s=1e11, copied_bytes_per_s=1e10, unpacked_per_s=0.0,
 )  # fmt: skip
 ALL = Load(rows=(0, 1), tokens=200, trained=200, longest=100)
 
@@ -33,8 +33,9 @@ def test_a_pass_takes_its_layers_and_its_head() -> None:
     direct = replace(plain, engine="direct")
     less = 0.5 * (1 - 64 * (64 + 64) / 36_864) * (5e-4 + 200 * 1e-6)  # half the tokens behind the last attention
     assert SPEED.seconds(SHAPE, direct, few) == pytest.approx(4 * (5e-4 + 200 * 1e-6) + 100 * 1000 * 1e-9 - less)
-    full = SPEED.seconds(SHAPE, replace(plain, adapter=0), ALL)
-    assert 1 < full / SPEED.seconds(SHAPE, plain, ALL) < 1.5
+    prompted = Work(engine="plain", recompute=False, adapter=320, rank=0, method="prompt", virtual_tokens=50)
+    assert SPEED.seconds(SHAPE, prompted, ALL) == pytest.approx(4 * (1e-3 + 300 * 1e-6) + 200 * 1000 * 1e-9)
+    assert SPEED.step_s(SHAPE, plain) == pytest.approx(1e-3)
 
 
 def test_two_passes_give_what_a_layer_takes_at_once_and_by_the_token() -> None:
@@ -54,12 +55,16 @@ def test_the_stand_in_is_two_layers_trained_on_the_path_of_the_run(
     shape = {"hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 4, "vocab_size": 500}
     architecture = getattr(transformers, family)(**shape, **sizes)
     config = load(tree=config_tree())
-    sizes_of_it = Shape.of(_stand_in(architecture, config, torch.float32, "cpu"))
+    sizes_of_it = Shape.of(_stand_in(architecture, config, "lora", torch.float32, "cpu"))
     assert sizes_of_it.layers == 2
     before = torch.get_rng_state()
-    found = Speed.measured(architecture, config, sizes_of_it, torch.float32, "cpu", [30, 20, 10])
-    assert sorted(found.layer) == sorted({"plain", path})
+    works = [Work(engine=path, recompute=False, adapter=1000, rank=4)]
+    works += [replace(works[0], engine="plain", rank=0, method=method) for method in ("prompt", "full")]
+    found = Speed.measured(architecture, config, sizes_of_it, torch.float32, "cpu", [30, 20, 10], works)
+    assert set(found.layer) == {("lora", path), ("prompt", "plain"), ("full", "plain")}
     assert all(per_token > 0 for _, per_token in found.layer.values())
-    assert min(found.head_s, found.optimizer_s, found.call_s, found.products_per_s, found.copied_bytes_per_s) > 0
+    assert (
+        min(*found.optimizer_s.values(), found.head_s, found.call_s, found.products_per_s, found.copied_bytes_per_s) > 0
+    )
     assert architecture.num_hidden_layers == 5
     assert torch.equal(torch.get_rng_state(), before)

@@ -26,7 +26,7 @@ from inlay.models.probe import dtype_name, pick_device, pick_dtype, synchronize
 from inlay.speed import Load, Speed
 from inlay.training.loop import accumulate
 from inlay.training.resolve import targets_of
-from inlay.training.setup import length_of, parse_bytes, set_up, token_cap, work_of
+from inlay.training.setup import length_of, parse_bytes, set_up, token_cap, virtual_tokens_of, work_of
 from inlay.training.signals import StopRequest
 from inlay.training.world import World
 
@@ -140,7 +140,7 @@ def plan(config: Config, memory: str | None, calibrate: bool, reporter: Reporter
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
     encoder = Encoder.of(tokenizer, config.data, config.model.chat_template)
     reporter.stage(f"reading {config.data.train_name}")
-    context = bases.context_length(architecture)
+    context = bases.context_length(architecture) - virtual_tokens_of(config)
     data = prepare(config.data, encoder, context, config.eval.max_rows, config.train.seed, reporter)
     device = pick_device(config.model.device).device
     dtype = pick_dtype(device, "float32" if config.adapter.method == "full" else config.model.dtype).dtype
@@ -165,36 +165,42 @@ class _Situation:
         memory: str | None,
     ) -> None:  # fmt: skip
         self.config, self.data, self.device, self.dtype, self.context = config, data, device, dtype, context
-        self.kind = "int8" if config.model.quantization == "int8" else "nf4"
         self.bare = Shape.of(_without_weights(architecture, config, dtype))
-        methods = {"lora": None, config.adapter.method: None}
-        adapted = {one: _adapted(architecture, config, one, dtype) for one in methods if one != "full"}
-        self.works = {one: work_of(*parts, device, dtype, "none") for one, parts in adapted.items()}
-        self.quantized = work_of(*adapted["lora"], device, dtype, self.kind)
+        self.ways = self._ways(architecture, dtype)
         self.total, self.eval_every, _ = length_of(config.train, data.train.drawn)
         self.other = 0 if device.startswith("cuda") else held_bytes(device)
         self.room = _room(memory, config, device, self.other)
         self._loads: dict[tuple[int, str], list[list[Load]]] = {}
-        work = self.works["lora"]
-        size = self._micro_batch_size(self.bare, work)
+        shape, work = self.ways["lora"]
+        size = self._micro_batch_size(shape, work)
         loads = sorted((one for step in self.loads(size, work.engine) for one in step), key=lambda one: one.tokens)
         lengths = [int(data.train.lengths[row]) for row in loads[len(loads) // 2].rows]
-        self.speed = Speed.measured(architecture, config, self.bare, dtype, device, lengths)
+        works = [work for _, work in self.ways.values()]
+        self.speed = Speed.measured(architecture, config, self.bare, dtype, device, lengths, works)
 
-    def ways(self) -> dict[str, tuple[Shape, Work]]:
-        double = self.config.model.double_quantization
-        small = self.bare.in_int8() if self.kind == "int8" else self.bare.in_nf4(double)
-        plain = replace(self.works["lora"], engine="plain", width=None)
-        return {method: (self.bare, work) for method, work in self.works.items()} | {
-            "qlora": (small, self.quantized),
-            "full": (self.bare.in_fp32(), replace(plain, adapter=0, rank=0, head_in_chunks=False)),
-        }
+    def _ways(self, architecture: Any, dtype: torch.dtype) -> dict[str, tuple[Shape, Work]]:
+        """Of LoRA, QLoRA, full fine-tuning and what else the config trains: the base as it is held, how it is trained."""
+        config, kind = self.config, self.config.model.quantization
+        packed = "nf4" if kind == "none" else kind
+        small = self.bare.in_int8() if packed == "int8" else self.bare.in_nf4(config.model.double_quantization)
+        lora = _adapted(architecture, config, "lora", dtype)
+        plain = work_of(*lora, self.device, dtype, "none")
+        ways = {"lora": (self.bare, plain)}
+        if config.adapter.method not in ("lora", "full"):
+            own = _adapted(architecture, config, config.adapter.method, dtype)
+            held = self.bare if kind == "none" else small
+            ways[config.adapter.method] = held, work_of(*own, self.device, dtype, kind)
+        ways["qlora"] = small, work_of(*lora, self.device, dtype, packed)
+        full = replace(plain, engine="plain", width=None, adapter=0, rank=0, method="full", head_in_chunks=False)
+        return ways | {"full": (self.bare.in_fp32(), full)}
 
     def plan(self, name: str) -> Plan:
-        wanted = self.config.adapter.method if self.config.model.quantization == "none" else "qlora"
-        shape, work = self.ways()[wanted]
+        config = self.config
+        is_qlora = config.adapter.method == "lora" and config.model.quantization != "none"
+        wanted = "qlora" if is_qlora else config.adapter.method
+        shape, work = self.ways[wanted]
         size = self._micro_batch_size(shape, work)
-        forecasts = tuple(self._forecast(method, *way, size) for method, way in self.ways().items())
+        forecasts = tuple(self._forecast(method, *way, size) for method, way in self.ways.items())
         mine = next(one for one in forecasts if one.method == wanted)
         return Plan(
             base=name, parameters=self.bare.parameters, device=self.device,
@@ -239,7 +245,7 @@ class _Situation:
     def _forecast(self, method: str, shape: Shape, work: Work, size: int) -> Forecast:
         memory = self.needed(shape, work, size)
         step_s = self.step_s(shape, work, size)
-        if method == "qlora":
+        if work.unpacks:
             step_s += self.speed.unpacking_s(shape, work) * -(-self.config.train.batch_size // size)
         numbers = work.adapter or shape.parameters
         return Forecast(
@@ -247,16 +253,16 @@ class _Situation:
             recomputed=self.needed(shape, work, size, recompute=True), total_bytes=memory.total + self.other,
             fits=memory.total + self.other <= self.room, step_s=step_s, train_s=self.train_s(step_s),
             checkpoint_bytes=12 * numbers, stored_bytes=4 * work.adapter or shape.weight_bytes,
-            request_s=self.request_s(method, shape), largest=self._largest(shape, work, size),
+            request_s=self.request_s(shape, work), largest=self._largest(shape, work, size),
         )  # fmt: skip
 
-    def request_s(self, method: str, shape: Shape) -> float:
+    def request_s(self, shape: Shape, work: Work) -> float:
         """Of a request like these rows in a batch, each of whose steps reads all weights and lasts for all rows."""
         lengths, answers = self.data.train.lengths, self.data.train.trained_counts
         # an answer waits for the longest of its batch
         steps, batch = float(np.quantile(answers, 0.9)), self.config.eval.batch_size
-        tokens = float((lengths - answers).mean()) + steps
-        return self.speed.request_s(shape, tokens, steps, batch, unpacks=method == "qlora")
+        tokens = float((lengths - answers).mean()) + steps + work.virtual_tokens
+        return self.speed.request_s(shape, tokens, steps, batch, unpacks=work.unpacks)
 
     def _micro_batch_size(self, shape: Shape, work: Work) -> int:
         train = self.config.train
@@ -297,7 +303,7 @@ class _Situation:
             work = replace(work, recompute=True)
             add("train.gradient_checkpointing=true", self.needed(shape, work, size))
         if self.config.model.quantization == "none" and self.config.adapter.method == "lora":
-            shape, small = self.ways()["qlora"]
+            shape, small = self.ways["qlora"]
             work = replace(small, recompute=True)
             add("model.quantization=nf4", self.needed(shape, work, size))
         half = self.data.max_length // 2

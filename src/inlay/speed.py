@@ -11,8 +11,8 @@ from __future__ import annotations
 import copy
 import importlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -24,11 +24,12 @@ from inlay.data.encode import Tokens
 from inlay.data.tokens import pack
 from inlay.data.types import Source
 from inlay.engine.choose import choose
-from inlay.engine.estimate import LAYER_NAMES, Shape, Work, flops
+from inlay.engine.estimate import LAYER_NAMES, Shape, Work
 from inlay.engine.head import Head, nll_and_gradient, rows_at_once
 from inlay.engine.memory import release
 from inlay.engine.plain import Engine, PlainModel
 from inlay.models.adapter import attach
+from inlay.models.full import is_whole, open_up
 from inlay.models.methods import trained_parameters
 from inlay.models.probe import synchronize
 from inlay.training.optimizer import make_optimizer
@@ -59,12 +60,13 @@ class Speed:
     """Seconds of the parts of a run on this machine."""
 
     device: str
-    layer: dict[str, tuple[float, float]]
-    """By path, of forward and backward through a layer: for a micro batch however small, and for each token more."""
+    layer: dict[tuple[str, str], tuple[float, float]]
+    """By method and path, of forward and backward through a layer: for a micro batch however small, and for each token
+    more."""
     head_s: float
     """For each trained token and entry of the vocabulary."""
-    optimizer_s: float
-    """Of clipping and a step, for a layer's adapter."""
+    optimizer_s: dict[str, float]
+    """By method, of clipping and a step, for each number that is trained."""
     call_s: float
     """Of a layer's forward pass over one token."""
     products_per_s: float
@@ -74,19 +76,23 @@ class Speed:
 
     @staticmethod
     def measured(
-        architecture: Any, config: Config, shape: Shape, dtype: torch.dtype, device: str, lengths: Sequence[int]
-    ) -> Speed:
-        """`lengths` are the tokens of the rows of a middling micro batch."""
+        architecture: Any, config: Config, shape: Shape, dtype: torch.dtype, device: str, lengths: Sequence[int],
+        works: Sequence[Work],
+    ) -> Speed:  # fmt: skip
+        """`lengths` are the tokens of the rows of a middling micro batch, `works` the ways to compute it."""
         with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
-            model = _stand_in(architecture, config, dtype, device)
             batches = _batches(lengths, shape, device)
-            layer = {
-                engine.name: _line([(_tokens(batch, engine.name), _pass_s(engine, batch)) for batch in batches])
-                for engine in _engines(model, config, batches[-1], dtype, device)
-            }
-            optimizer_s = _optimizer_s(model, config, device)
-            call_s = _call_s(model, device)
-            del model
+            layer, optimizer_s = {}, {}
+            for method in dict.fromkeys(work.method for work in works):
+                of_it = [work for work in works if work.method == method]
+                model = _stand_in(architecture, config, method, dtype, device)
+                for engine in _engines(model, config, batches[-1], dtype, device, {work.engine for work in of_it}):
+                    points = [(_tokens(batch, engine.name, of_it[0]), _pass_s(engine, batch)) for batch in batches]
+                    layer[method, engine.name] = _line(points)
+                optimizer_s[method] = _optimizer_s(model, config, device)
+                if method == works[0].method:
+                    call_s = _call_s(model, device)
+                del model
             rows = max(1, min(rows_at_once(shape.vocabulary), sum(lengths), 1024))
             wide = min(shape.vocabulary, 1 << 13)
             # of a model's size: larger ones make probabilities too small for a number, which some CPUs compute slowly
@@ -106,21 +112,18 @@ class Speed:
 
     def seconds(self, shape: Shape, work: Work, load: Load) -> float:
         """Of forward and backward over a micro batch."""
-        once, per_token = self.layer.get(work.engine) or self.layer["plain"]
+        once, per_token = self.layer.get((work.method, work.engine)) or self.layer[work.method, "plain"]
         layers = float(shape.layers)
+        tokens = load.tokens + len(load.rows) * work.virtual_tokens
         if work.engine == "direct":  # behind its attention the last layer computes trained tokens only
             entering = shape.hidden * (shape.queries + 2 * shape.keys) * shape.layers
             layers -= (1 - load.trained / load.tokens) * (1 - min(1.0, entering / shape.linear))
-        passes = layers * (once + per_token * load.tokens) + self.head_s * load.trained * shape.vocabulary
-        if work.adapter:
-            return passes
-        mean = load.tokens / max(1, len(load.rows))
-        full, lora = (flops(shape, replace(work, adapter=n), load.tokens, load.trained, mean) for n in (0, 1))
-        return passes * full / lora
+        head_s = self.head_s * (1 if work.adapter else 1.5)  # its own weights are the third product
+        return layers * (once + per_token * tokens) + head_s * load.trained * shape.vocabulary
 
     def step_s(self, shape: Shape, work: Work) -> float:
         """Of the optimizer."""
-        return self.optimizer_s * shape.layers if work.adapter else 40 * shape.parameters / self.copied_bytes_per_s
+        return self.optimizer_s[work.method] * (work.adapter or shape.parameters)
 
     def request_s(self, shape: Shape, tokens: float, steps: float, batch: int, *, unpacks: bool) -> float:
         """Of one of `batch` requests of so many tokens, the last `steps` of which are generated."""
@@ -135,8 +138,8 @@ class Speed:
         return shape.linear * (2 + work.recompute) / self.unpacked_per_s if self.unpacked_per_s else 0.0
 
 
-def _stand_in(architecture: Any, config: Config, dtype: torch.dtype, device: str) -> Any:
-    """A PeftModel of two layers as the base has them, with the config's adapter as a LoRA."""
+def _stand_in(architecture: Any, config: Config, method: str, dtype: torch.dtype, device: str) -> Any:
+    """Two layers as the base has them, trained by that method with the config's settings of it."""
     from transformers import AutoModelForCausalLM
 
     small = copy.deepcopy(architecture)
@@ -146,21 +149,29 @@ def _stand_in(architecture: Any, config: Config, dtype: torch.dtype, device: str
     setattr(text, next(name for name in LAYER_NAMES if hasattr(text, name)), _LAYERS)
     text.vocab_size, text.pad_token_id = _VOCABULARY, None
     attention = None if config.model.attention == "auto" else config.model.attention
-    adapter = config.adapter.model_copy(update={"init": "default", "method": "lora"})
+    adapter = config.adapter.model_copy(update={"init": "default", "method": method})
     config = config.model_copy(update={"adapter": adapter})
+    held = torch.float32 if method == "full" else dtype
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(small, dtype=dtype, attn_implementation=attention)
-        peft_model = attach(model.requires_grad_(False), config, targets_of(config, model)[0])
-    return ready_to_train(peft_model, config)
+        model = AutoModelForCausalLM.from_config(small, dtype=held, attn_implementation=attention)
+        if method == "full":
+            model = open_up(model, dict)
+        else:
+            model = attach(model.requires_grad_(False), config, targets_of(config, model)[0])
+    return ready_to_train(model, config)
 
 
-def _engines(model: Any, config: Config, batch: Batch, dtype: torch.dtype, device: str) -> list[Engine]:
-    """The plain path, and the one that the run will take where that is another. It makes the base's weights its own,
-    and so comes last."""
-    plain = PlainModel(model, device, None if dtype == torch.float32 else dtype)
-    recompute, wanted = config.train.gradient_checkpointing, config.train.engine
-    chosen, _ = choose("auto" if wanted == "direct" else wanted, model, batch, device, dtype, "none", recompute)
-    return [plain] if chosen.name == plain.name else [plain, chosen]
+def _engines(
+    model: Any, config: Config, batch: Batch, dtype: torch.dtype, device: str, paths: Collection[str]
+) -> list[Engine]:
+    """Those of the paths. The direct one makes the base's weights its own, and so comes last; where it is refused, the
+    plain one stands for it."""
+    plain = PlainModel(model, device, None if is_whole(model) or dtype == torch.float32 else dtype)
+    if "direct" not in paths:
+        return [plain]
+    recompute = config.train.gradient_checkpointing
+    chosen, _ = choose("auto", model, batch, device, dtype, "none", recompute)
+    return [plain, chosen] if "plain" in paths and chosen.name != plain.name else [chosen]
 
 
 def _batches(lengths: Sequence[int], shape: Shape, device: str) -> list[Batch]:
@@ -181,8 +192,10 @@ def _random_batch(lengths: Sequence[int]) -> Batch:
     return collate(pack(enumerate(rows)), range(len(rows)), pad_id=0)
 
 
-def _tokens(batch: Batch, engine: str) -> int:
-    return int(batch.attention_mask.sum()) if engine == "direct" else batch.input_ids.numel()
+def _tokens(batch: Batch, engine: str, work: Work) -> int:
+    if engine == "direct":
+        return int(batch.attention_mask.sum())
+    return batch.input_ids.numel() + len(batch.input_ids) * work.virtual_tokens
 
 
 def _pass_s(engine: Engine, batch: Batch) -> float:
@@ -206,7 +219,7 @@ def _optimizer_s(model: Any, config: Config, device: str) -> float:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
 
-    return _least_s(step, device) / _LAYERS
+    return _least_s(step, device) / sum(parameter.numel() for parameter in parameters)
 
 
 def _call_s(model: Any, device: str) -> float:

@@ -19,6 +19,14 @@ LAYER_NAMES: Final = ("num_hidden_layers", "n_layer", "num_layers")
 _OPTIMIZER_BYTES: Final = {"adamw": 8}
 _DROPOUTS: Final = ("attn_pdrop", "resid_pdrop", "attention_dropout", "dropout")
 _SCORES: Final = 1 << 23
+_KEPT: Final = {
+    ("lora", True): (4, 4, 4, 0), ("lora", False): (9.2, 4, 5.2, 0),
+    ("ia3", True): (2, 4, 4, 2), ("ia3", False): (4, 5, 4, 2),
+    ("prompt", True): (2, 3, 4, 0), ("prompt", False): (4, 3, 4, 0),
+    ("full", True): (6, 4, 4, 0),
+}  # fmt: skip
+"""Method and whether a value has 4 bytes -> values of hidden, inner, queries and keys that a layer of the plain path keeps
+for each token. A frozen layer does not keep what enters it; an adapter on it or its own training does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +140,12 @@ class Work:
     adapter: int
     """Numbers in the adapter; 0 trains the base itself."""
     rank: int
+    method: str = "lora"
+    """`adapter.method`."""
+    virtual_tokens: int = 0
+    """That stand before every row."""
+    unpacks: bool = False
+    """Whether the base's weights come out of 4 bits in each pass."""
     optimizer: str = "adamw"
     head_in_chunks: bool = True
     offload: bool = False
@@ -141,8 +155,12 @@ class Work:
 
 
 def estimate(shape: Shape, work: Work, tokens: int, length: int, trained_tokens: int | None = None) -> MemoryEstimate:
-    """Of a micro batch of so many tokens, padding included, in rows up to `length`, of which so many are trained."""
+    """Of a micro batch of so many tokens, padding included, in rows up to `length`, of which so many are trained.
+
+    Virtual tokens come on top of both.
+    """
     trained = tokens if trained_tokens is None else trained_tokens
+    tokens, length = tokens + -(-tokens // length) * work.virtual_tokens, length + work.virtual_tokens
     width = work.width or shape.width
     layer = tokens * _kept(shape, work, length, width) * width
     kept = shape.layers * tokens * shape.hidden * width + layer if work.recompute else shape.layers * layer
@@ -177,27 +195,15 @@ def _kept(shape: Shape, work: Work, length: int, width: int) -> float:
         raw = 2 * hidden if shape.norms_after else 0
         normed = (queries + keys) * shape.norms_heads
         return 2 * hidden + raw + 2 * queries + 2 * keys + normed + 2 * inner + 7 * work.rank
-    wide = width == 4
-    kept = (
-        (4 if wide else 9.2) * hidden + 4 * inner + (4 if wide else 5.2) * queries + (7 if wide else 10.6) * work.rank
-    )
+    wide, full = width == 4, work.method == "full"
+    of_hidden, of_inner, of_queries, of_keys = _KEPT[work.method, wide]
+    kept = of_hidden * hidden + of_inner * inner + of_queries * queries + of_keys * keys
+    kept += (7 if wide else 10.6) * work.rank
     kept += 0 if shape.is_gated else 4 * hidden
-    kept += (2 if wide else 4) * hidden * shape.norms_after
-    kept += (1 if wide else 2) * (queries + keys) * shape.norms_heads
+    kept += (2 if wide else 4) * (1 + full) * hidden * shape.norms_after
+    kept += (1 if wide else 2) * (1 + full) * (queries + keys) * shape.norms_heads
     kept += (2 * hidden + 3 * shape.heads * length) * shape.drops_out
-    return kept + (2 if wide else 4) * shape.heads * length * shape.scores_kept
-
-
-def flops(shape: Shape, work: Work, tokens: int, trained_tokens: int, mean_length: float) -> float:
-    """Floating-point operations of forward and backward over so many tokens in rows of that length.
-
-    A frozen weight costs 2 for a token in the forward pass and 2 for the gradient of its input; a trained one 2 more.
-    """
-    passes = 3 if work.adapter == 0 else 2
-    base = 2 * shape.linear * tokens * (passes + work.recompute)
-    head = 4 * shape.vocabulary * shape.hidden * trained_tokens
-    attention = 4 * shape.queries * mean_length / 2 * tokens * shape.layers * (3.5 + work.recompute)
-    return float(base + head + attention + 6 * work.adapter * tokens)
+    return kept + ((2 if wide else 4) * shape.heads * length if shape.scores_kept else length)  # scores, or a mask
 
 
 def shape_of(config: Any, *names: str, default: int | None = None) -> int:

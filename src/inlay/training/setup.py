@@ -201,9 +201,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
     encoder = Encoder.of(tokenizer, config.data, config.model.chat_template)
     reporter.stage(f"reading {config.data.train_name}")
-    context = bases.context_length(architecture) - (
-        config.adapter.prompt_tokens if config.adapter.method == "prompt" else 0
-    )
+    context = bases.context_length(architecture) - virtual_tokens_of(config)
     data = prepare(config.data, encoder, context, config.eval.max_rows, config.train.seed, reporter)
     used = max(tokens.largest_id for tokens in (data.train, data.heldout))
     bases.require_vocabulary(base, tokenizer, architecture, max(used, *encoder.stop_ids))
@@ -358,10 +356,18 @@ def work_of(config: Config, model: Any, device: str, dtype: torch.dtype, quantiz
         offload=config.train.activation_offload,
         adapter=0 if config.adapter.method == "full" else sum(p.numel() for p in trained_parameters(model).values()),
         rank=config.adapter.rank if config.adapter.method == "lora" else 0,
+        method=config.adapter.method,
+        virtual_tokens=virtual_tokens_of(config),
+        unpacks=quantization == "nf4",
         optimizer=config.train.optimizer,
         head_in_chunks=head_of(model) is not None,
         width=product_dtype(device, dtype).itemsize if widens else None,
     )
+
+
+def virtual_tokens_of(config: Config) -> int:
+    """Positions that stand before every row, and take up context."""
+    return config.adapter.prompt_tokens if config.adapter.method == "prompt" else 0
 
 
 def _room_bytes(shape: Shape, config: Config, trainable: int, device: str) -> int:

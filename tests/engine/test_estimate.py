@@ -1,0 +1,42 @@
+"""What is planned with is what autograd keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from decoders import batch, decoder
+from torch import Tensor
+
+from inlay.config import validate
+from inlay.engine.estimate import Shape, Work, estimate
+from inlay.engine.loss import weighted_nll
+from inlay.models.adapter import attach
+from inlay.models.full import open_up
+from inlay.models.prompt import virtual_tokens
+from inlay.training.resolve import targets_of
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("method", ["lora", "ia3", "prompt", "full"])
+def test_a_layer_of_the_plain_path_keeps_what_the_estimate_says(family: str, method: str) -> None:
+    config = validate({"model": {"base_model": "-"}, "data": {"train": "-"}, "adapter": {"method": method}})
+    rows = batch((40, 60))
+    saved, kept = [], []
+    for layers in (1, 2):
+        base = decoder(family, num_hidden_layers=layers, hidden_size=64, intermediate_size=176)
+        model = open_up(base, dict) if method == "full" else attach(base, config, targets_of(config, base)[0])
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        seen: dict[int, Tensor] = {}
+
+        def keep(tensor: Tensor, weights: set[int] = weights, seen: dict[int, Tensor] = seen) -> Tensor:
+            if tensor.untyped_storage().data_ptr() not in weights:
+                seen[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            weighted_nll(model.train(), rows)
+        saved.append(sum(tensor.untyped_storage().nbytes() for tensor in seen.values()))
+        full, rank = method == "full", config.adapter.rank if method == "lora" else 0
+        work = Work("plain", False, 0 if full else 1, rank, method, virtual_tokens(model))
+        kept.append(estimate(Shape.of(model), work, rows.input_ids.numel(), rows.input_ids.shape[1]).activations)
+    assert kept[1] - kept[0] == pytest.approx(saved[1] - saved[0], rel=0.1)
