@@ -10,6 +10,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from inlay.data.opening import parted
 from inlay.data.types import Message, Source
 from inlay.errors import DataError
@@ -50,8 +52,9 @@ class ControlTokens:
         found = list(self._pattern.finditer(text)) if self._pattern else []
         return found[-1].end() if found else 0
 
-    def end_of_turn(self, ids: Sequence[int]) -> int:
+    def end_of_turn(self, piece_ids: np.ndarray) -> int:
         """How many ids of an assistant piece are trained: through its closing control token, without what follows."""
+        ids = piece_ids.tolist()
         for position in range(len(ids) - 1, -1, -1):
             if ids[position] in self.ids:
                 rest = tuple(ids[position + 1 :])

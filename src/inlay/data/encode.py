@@ -138,13 +138,13 @@ class Encoder:
         """
         messages, tools = self._control.without(messages, tools, _PROMPT)
         if _is_document(messages):
-            return self._bos + self._tokenize([messages[0].content], [True])[0]
+            return [*self._bos, *self._tokenize([messages[0].content], [True])[0].tolist()]
         dialogue = Dialogue(self._template, messages, tools, _PROMPT)
         text = dialogue.asked(len(messages))
         refuse_lost_prompt(text, messages, tools, _PROMPT)
         pieces = _cut(text, dialogue.boundaries(text, len(messages), self._roles))
         ids = self._tokenize(pieces, [k == 0 for k in range(len(pieces))])
-        return [i for piece in ids for i in piece]
+        return [i for piece in ids for i in piece.tolist()]
 
     def text(self, ids: Sequence[int]) -> str:
         """What an answer says: its ids without control tokens."""
@@ -159,7 +159,7 @@ class Encoder:
         """Each training sequence with the position of its example: usually one a row, one per trained turn where
         the template rewrites earlier turns."""
         numbered = enumerate(examples)
-        waiting: deque[tuple[list[_Numbered], Future[list[list[int]]]]] = deque()
+        waiting: deque[tuple[list[_Numbered], Future[list[np.ndarray]]]] = deque()
         # tokenizing happens outside of Python: of two threads one hands over texts and ids while the other works
         with ThreadPoolExecutor(2) as beside:
             while batch := list(islice(numbered, _BATCH)):
@@ -173,7 +173,7 @@ class Encoder:
                 yield from self._assembled(*waiting.popleft())
 
     def _assembled(
-        self, sequences: list[_Numbered], tokenized: Future[list[list[int]]]
+        self, sequences: list[_Numbered], tokenized: Future[list[np.ndarray]]
     ) -> Iterator[tuple[int, Tokens]]:
         ids = iter(tokenized.result())
         for number, source, sequence in sequences:
@@ -223,21 +223,24 @@ class Encoder:
         altered = tuple([told for turn, text in trained if (told := _altered(text, turn, dialogue.messages[turn]))])
         return _Sequence(tuple(cuts), tuple(weights), lacks_end, False, altered), done
 
-    def _assemble(self, sequence: _Sequence, ids: list[list[int]], source: Source) -> Tokens:
-        input_ids = list(self._bos) if sequence.lacks_bos else []
-        spans = []
+    def _assemble(self, sequence: _Sequence, ids: list[np.ndarray], source: Source) -> Tokens:
+        parts, spans, length = list(ids), [], 0
+        if sequence.lacks_bos:
+            parts.insert(0, np.array(self._bos, np.int32))
+            length = len(self._bos)
         for weight, piece_ids in zip(sequence.weights, ids, strict=True):
             if weight > 0:
-                spans.append((len(input_ids), len(input_ids) + self._control.end_of_turn(piece_ids), weight))
-            input_ids += piece_ids
+                spans.append((length, length + self._control.end_of_turn(piece_ids), weight))
+            length += len(piece_ids)
         if sequence.lacks_end:
-            spans.append((len(input_ids), len(input_ids) + 1, sequence.weights[-1]))
-            input_ids.append(self.eos_id)
-        weights = np.zeros(len(input_ids), np.float32)
+            parts.append(np.array([self.eos_id], np.int32))
+            spans.append((length, length + 1, sequence.weights[-1]))
+            length += 1
+        weights = np.zeros(length, np.float32)
         for start, end, weight in spans:
             weights[start:end] = weight
         weights[0] = 0.0  # nothing comes before it to predict it from
-        return Tokens(np.array(input_ids, np.int32), weights, source, sequence.altered)
+        return Tokens(np.concatenate(parts), weights, source, sequence.altered)
 
     def _find_stop_ids(self) -> frozenset[int]:
         """Ids that end an answer: the end-of-sequence token and the template's own ends of turn."""

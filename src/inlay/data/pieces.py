@@ -20,14 +20,14 @@ class PieceTokenizer:
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
-        self._mark, self._mark_ids = self._find_mark()
+        self.mark, self._mark_ids = self._find_mark()
 
     def __call__(self, texts: Sequence[str], starts: Sequence[bool]) -> list[list[int]]:
         """The ids of each text; `starts` says which ones begin a text of their own."""
-        if not self._mark:
+        if not self.mark:
             return self._encode(texts)
         skip = len(self._mark_ids)
-        marked = [t if start or not t else self._mark + t for t, start in zip(texts, starts, strict=True)]
+        marked = [t if start or not t else self.mark + t for t, start in zip(texts, starts, strict=True)]
         found = self._encode(marked)
         for n, (text, start) in enumerate(zip(texts, starts, strict=True)):
             if text and not start:

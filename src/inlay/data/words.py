@@ -1,0 +1,182 @@
+"""Texts to ids word by word, so that a word is tokenized once and from then on looked up.
+
+That gives the ids of the whole text where the tokenizer never joins what stands before a space, unless that is white
+space itself, with the space. Whether it does is read from its own parts, and then tried: see `breaks_at_spaces`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+from tokenizers import Tokenizer, models
+
+from inlay.data.pieces import PieceTokenizer
+
+_MARK: Final = "\u2581"
+"""What a SentencePiece tokenizer makes of a space; in a text of its own it is as good as one."""
+_BREAK: Final = re.compile(rf"(?<=[^\s{_MARK}]) ")
+_NEEDS_CARE: Final = re.compile(rf"\A |[\s{_MARK}] ")
+"""Where a text has a space that is no break."""
+
+_MOST_BYTES: Final = 64 << 20  # of what is remembered; then it is forgotten, as another text has other words
+_ENTRY_BYTES: Final = 200  # of a word beside its characters
+
+_Word = str | tuple[str, bool]
+"""A word after a space; the beginning of a text, and whether the text starts with it."""
+
+
+class WordTokenizer:
+    """A `PieceTokenizer` that remembers words."""
+
+    def __init__(self, backend: Tokenizer) -> None:
+        self._pieces = PieceTokenizer(backend)
+        self._known: dict[_Word, bytes] = {}
+        self._held_bytes = 0
+        self._by_word = breaks_at_spaces(backend) and not self._pieces.mark.isspace()
+        self._by_word = self._by_word and self._agrees()
+
+    def __call__(self, texts: Sequence[str], starts: Sequence[bool]) -> list[np.ndarray]:
+        """The ids (L,) int32 of each text; `starts` says which ones begin a text of their own."""
+        if not self._by_word:
+            return [np.array(ids, np.int32) for ids in self._pieces(texts, starts)]
+        known = self._known  # another thread may begin a new one
+        ids, late, unknown = [b""] * len(texts), [], set[_Word]()
+        for n, (text, start) in enumerate(zip(texts, starts, strict=True)):
+            words = _words(text, start)
+            try:
+                ids[n] = b"".join(map(known.__getitem__, words))
+            except KeyError:
+                late.append((n, words))
+                unknown.update(words)
+        self._learn(unknown - known.keys(), known)
+        for n, words in late:
+            ids[n] = b"".join(map(known.__getitem__, words))
+        return [np.frombuffer(found, np.int32) for found in ids]
+
+    def _learn(self, words: Collection[_Word], known: dict[_Word, bytes]) -> None:
+        asked = [(f" {word}", False) if isinstance(word, str) else word for word in words]
+        found = self._pieces([text for text, _ in asked], [start for _, start in asked])
+        for word, (text, _), ids in zip(words, asked, found, strict=True):
+            known[word] = array("i", ids).tobytes()
+            self._held_bytes += _ENTRY_BYTES + len(text) + 4 * len(ids)
+        if self._held_bytes > _MOST_BYTES:
+            self._known, self._held_bytes = {}, 0
+
+    def _agrees(self) -> bool:
+        starts = [True, False] * len(_TRIED)
+        tried = [text for text in _TRIED for _ in range(2)]
+        by_word = [ids.tolist() for ids in self(tried, starts)]
+        return by_word == self._pieces(tried, starts)
+
+
+def _words(text: str, start: bool) -> list[_Word]:
+    words: list[Any] = _BREAK.split(text) if _NEEDS_CARE.search(text) else text.split(" ")
+    words[0] = words[0], start
+    return words
+
+
+_TRIED: Final = (
+    "It's a word , two  words ,and 12 345.6 more!\n Then\t tabs  \n\n x ", " a", "  a", "\n \n a\n", "a \u00e9 \u0301e \u4e2d \u6587",
+    "{ \"k\": [1, 2] } </s> <|x|> don 't 'S WE'LL", "\u2581 a \u2581b\u2581 c", "\u00a0 a\u3000 b \u00a0c", "",
+)  # fmt: skip
+
+
+def breaks_at_spaces(backend: Tokenizer) -> bool:
+    """Whether the ids of a text are, by how the tokenizer is made, those of its parts in a row wherever it is parted
+    before a space that stands behind something else than white space. False where that is not known."""
+    model = backend.model
+    added = backend.get_added_tokens_decoder().values()
+    if (
+        not isinstance(model, models.BPE)
+        or model.dropout
+        or model.continuing_subword_prefix
+        or model.end_of_word_suffix
+    ):
+        return False
+    if any(one.lstrip or one.rstrip or one.single_word or _NO_WORD.search(one.content) for one in added):
+        return False
+    normalizer, splits = _state(backend.normalizer), _state(backend.pre_tokenizer)
+    if normalizer in _LEAVE_SPACES and _splits_at_spaces(splits):
+        return True
+    marked = normalizer == _REPLACE if splits in _SPLIT_NOTHING else normalizer is None and _is_metaspace(splits)
+    return marked and not model.ignore_merges and _no_token_goes_on_over_a_mark(backend)
+
+
+_NO_WORD: Final = re.compile(rf"[\s{_MARK}]")
+_REPLACE: Final = {"type": "Replace", "pattern": {"String": " "}, "content": _MARK}
+_LEAVE_SPACES: Final = (None, {"type": "NFC"})
+# not one that puts a mark before the text, as it does that again behind every control token
+_SPLIT_NOTHING: Final = (
+    None, {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False},
+)  # fmt: skip
+
+
+def _state(part: Any) -> dict[str, Any] | None:
+    """What the file of the tokenizer says of one of its parts."""
+    return None if part is None else json.loads(part.__getstate__())
+
+
+def _is_metaspace(splits: dict[str, Any] | None) -> bool:
+    return splits is not None and splits["type"] == "Metaspace" and splits["replacement"] == _MARK
+
+
+def _no_token_goes_on_over_a_mark(backend: Tokenizer) -> bool:
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    return _MARK in vocabulary and not any(_MARK in token.lstrip(_MARK) for token in vocabulary)
+
+
+def _splits_at_spaces(splits: dict[str, Any] | None) -> bool:
+    """Of stages one after another: one has a break before each such space, those before it look at no text beyond."""
+    if splits is None:
+        return False
+    for stage in splits["pretokenizers"] if splits["type"] == "Sequence" else [splits]:
+        if stage["type"] == "ByteLevel":
+            return bool(stage["use_regex"])
+        if stage["type"] == "Split":
+            pattern, whole = stage["pattern"], stage["behavior"] == "Isolated" and not stage["invert"]
+            alternatives = set(_alternatives(pattern.get("Regex", "")))
+            is_word = "String" in pattern and " " not in pattern["String"]
+            if not whole or not (is_word or alternatives <= _WITHIN_A_BREAK):
+                return False
+            if r"\s+" in alternatives:
+                return True
+        elif stage["type"] != "Digits":
+            return False
+    return False
+
+
+_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_SHORT: Final = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WITHIN_A_BREAK: Final = {
+    "'s", "'t", "'re", "'ve", "'m", "'ll", "'d", _SHORT, "'(?i:[sdmt]|ll|ve|re)",
+    r" ?\p{L}+", r" ?\p{N}+", r"\p{N}", r"\p{N}{1,3}", r"[一-龥぀-ゟ゠-ヿ]+",
+    r"[^\r\n\p{L}\p{N}]?\p{L}+", r"[^\r\n\p{L}\p{N}]?+\p{L}+", r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",
+    *(rf"[^\r\n\p{{L}}\p{{N}}]?{letters}{short}"
+      for letters in (f"[{_UPPER}]*[{_LOWER}]+", f"[{_UPPER}]+[{_LOWER}]*") for short in ("", f"{_SHORT}?")),
+    r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]++[\r\n]*", r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*", r"\s*[\r\n]", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+",
+}  # fmt: skip
+"""Alternatives of the patterns of GPT-2, GPT-4, GPT-4o, Llama 3, Qwen, Mistral and DeepSeek. None takes a space after
+something else than white space, and what one finds before such a space does not depend on what comes after it."""
+
+
+def _alternatives(pattern: str) -> Iterator[str]:
+    """Those of a regular expression, outside of its brackets."""
+    depth, begin, k = 0, 0, 0
+    while k < len(pattern):
+        if pattern[k] == "\\":
+            k += 1
+        elif pattern[k] in "([":
+            depth += 1
+        elif pattern[k] in ")]":
+            depth -= 1
+        elif pattern[k] == "|" and not depth:
+            yield pattern[begin:k]
+            begin = k + 1
+        k += 1
+    yield pattern[begin:]
