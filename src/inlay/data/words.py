@@ -36,13 +36,13 @@ class WordTokenizer:
     def __init__(self, backend: Tokenizer) -> None:
         self._pieces = PieceTokenizer(backend)
         self._known: dict[_Word, bytes] = {}
-        self._held_bytes = 0
-        self._by_word = breaks_at_spaces(backend) and not self._pieces.mark.isspace()
-        self._by_word = self._by_word and self._agrees()
+        self.held_bytes = 0
+        self.is_by_word = breaks_at_spaces(backend) and not self._pieces.mark.isspace()
+        self.is_by_word = self.is_by_word and self._agrees()
 
     def __call__(self, texts: Sequence[str], starts: Sequence[bool]) -> list[np.ndarray]:
         """The ids (L,) int32 of each text; `starts` says which ones begin a text of their own."""
-        if not self._by_word:
+        if not self.is_by_word:
             return [np.array(ids, np.int32) for ids in self._pieces(texts, starts)]
         known = self._known  # another thread may begin a new one
         ids, late, unknown = [b""] * len(texts), [], set[_Word]()
@@ -63,9 +63,9 @@ class WordTokenizer:
         found = self._pieces([text for text, _ in asked], [start for _, start in asked])
         for word, (text, _), ids in zip(words, asked, found, strict=True):
             known[word] = array("i", ids).tobytes()
-            self._held_bytes += _ENTRY_BYTES + len(text) + 4 * len(ids)
-        if self._held_bytes > _MOST_BYTES:
-            self._known, self._held_bytes = {}, 0
+            self.held_bytes += _ENTRY_BYTES + len(text) + 4 * len(ids)
+        if self.held_bytes > _MOST_BYTES:
+            self._known, self.held_bytes = {}, 0
 
     def _agrees(self) -> bool:
         starts = [True, False] * len(_TRIED)
