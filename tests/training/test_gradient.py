@@ -231,3 +231,14 @@ def test_the_first_token_of_a_plain_document_counts_in_no_loss(setup: Setup) -> 
     tokens = pack(setup.encoder.examples([document]))
     assert tokens.row(0).weights[0] == 0
     assert tokens.trained_counts[0] == tokens.lengths[0] - 1 == tokens.trained_tokens
+
+
+def test_memory_is_handed_back_before_a_micro_batch_that_is_larger_than_any_before(
+    setup: Setup, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, at = job_of(setup, tmp_path, 1), []
+    monkeypatch.setattr("inlay.training.loop.give_back", lambda device: at.append((device, job.most_tokens)))
+    short, middle, long = (int(row) for row in np.argsort(job.lengths)[[0, len(job.lengths) // 2, -1]])
+    accumulate(job, 1, [[middle], [short], [long], [middle], [long]], 1.0, StopRequest())
+    assert at == [("cpu", 0), ("cpu", int(job.lengths[middle]))]
+    job.optimizer.zero_grad(set_to_none=True)

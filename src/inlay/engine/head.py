@@ -20,7 +20,7 @@ from inlay.engine.profile import timed
 
 _LOGITS_AT_ONCE = 1 << 22
 _FEWEST_ROWS = 256  # fewer, and reading the head's weights would cost more than the product
-WIDENED_AT_ONCE = 1 << 24  # numbers of a head that is held in another format than its products are computed in
+WIDENED_AT_ONCE = 1 << 22  # numbers of a head that is held in another format than its products are computed in
 _IN_CACHE = 1 << 18  # numbers that stay in a core's cache between one pass over them and the next
 
 

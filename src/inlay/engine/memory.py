@@ -43,8 +43,13 @@ def first_line(error: BaseException) -> str:
 
 
 def release(device: str) -> None:
-    """Hands back what the allocator holds but nobody uses."""
+    """Hands back what nobody uses, of objects in circles too."""
     gc.collect()
+    give_back(device)
+
+
+def give_back(device: str) -> None:
+    """Hands back what the allocator holds but nobody uses."""
     if device != "cpu":
         (torch.mps if device == "mps" else torch.cuda).empty_cache()
     elif sys.platform == "linux":  # freed blocks below a growing threshold stay resident until glibc is asked

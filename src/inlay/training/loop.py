@@ -24,7 +24,7 @@ from inlay.data.batches import Batch, collate, epochs_done, micro_batches, step_
 from inlay.data.curriculum import Curriculum
 from inlay.data.tokens import TokenSet
 from inlay.engine.loss import score_rows
-from inlay.engine.memory import peak_bytes
+from inlay.engine.memory import give_back, peak_bytes
 from inlay.engine.plain import Engine
 from inlay.engine.profile import timed
 from inlay.errors import Interrupted
@@ -82,6 +82,8 @@ class Job:
     """How the first epochs are ordered; None where the order is random."""
     shortages: list[Shortage] = field(default_factory=list)
     """Where memory ran out, and what a batch has held since."""
+    most_tokens: int = 0
+    """Of the largest micro batch yet."""
     # of each training row: tokens, summed weight, trained tokens
     lengths: np.ndarray = field(init=False)
     row_weights: np.ndarray = field(init=False)
@@ -232,6 +234,10 @@ def accumulate(
         if stop.asked:
             break
         _seed_draws(job.device, job.config.train.seed, step, rows[0])
+        tokens = int(job.lengths[rows].sum())
+        if tokens > job.most_tokens:  # too large for the holes that those before it have left
+            give_back(job.device)
+            job.most_tokens = tokens
         batch = _batch(job, rows)
         nll_B = job.engine.add_gradient(batch, job.loss_scale / step_weight)
         loss = nll_B.sum() / step_weight

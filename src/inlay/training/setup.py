@@ -43,7 +43,7 @@ from inlay.training.schedule import auto_learning_rate, warmup_steps
 from inlay.training.trackers import chosen
 from inlay.training.world import World
 
-_ROWS_TRIED = 4
+_ROWS_TRIED = 2
 _TOKEN_CAP = {"cpu": 4096, "mps": 4096, "cuda": 16384}
 
 
