@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from inlay.evaluation.compare import Comparison
     from inlay.evaluation.custom import Wanted
     from inlay.planning import Plan
-    from inlay.scoring import ModelName, Reference
+    from inlay.references import ModelName, Reference
 
 ConfigLike = Config | Mapping[str, Any] | str | Path
 Confirm = Callable[[str], bool]
@@ -177,25 +177,18 @@ def load(run: str | Path | Run | None = None, *, adapter: bool = True, folder: s
 
     No name is the run trained last. Raises: RunError for what is not of a run.
     """
-    from inlay import scoring
+    from inlay import references
 
-    named = scoring.reference(run, folder)
+    named = references.reference(run, folder)
     if named.run is None:
         raise RunError(f"{run}: not a run. Name a run or a checkpoint of one, as RUN@120.")
-    model, encoder, device, dtype = _load_base(named.run)
+    ready = references.load_base(named.run)
+    model = ready.model
     if adapter:
         state = named.adapter(named.run.record["base_digest"])
         assert state is not None, f"{named.name} has no adapter"
         model = state.attach_to(model)
-    return Loaded(named.run, model, encoder, device, dtype)
-
-
-def _load_base(run: Run) -> tuple[Any, Encoder, str, Any]:
-    """(base model, encoder, device, autocast dtype) as the run used them. Raises: ModelError when the base changed."""
-    from inlay.scoring import load_base
-
-    ready = load_base(run)
-    return ready.model, ready.encoder, ready.device, ready.dtype
+    return Loaded(named.run, model, ready.encoder, ready.device, ready.dtype)
 
 
 def compare(
@@ -222,7 +215,7 @@ def compare(
     machine), `watts` and `utilisation` (the share of the paid time in which it serves) adds what the models cost.
     Raises: RunError, AdapterError, ModelError, ConfigError for names that mean nothing or cannot be measured.
     """
-    from inlay import scoring
+    from inlay import comparing, scoring
     from inlay.evaluation.blind_server import ask
     from inlay.evaluation.kinds import resolved
     from inlay.evaluation.python_tests import read_tests
@@ -234,22 +227,22 @@ def compare(
     if blind and len(named) > 2:
         raise ConfigError(f"--blind: two models are judged against each other (got {len(named)}). Name two, or one.")
     found = scoring.measured(named if len(named) > 1 else [named[0].without_adapter(), *named], data, prompts, reporter)
-    metrics = [*metrics, scoring.python_tests(found, tests)] if python_tests else metrics
-    where = scoring.reports_folder(found, folder)
-    comparison = scoring.reported(found, metrics, where, prices)
+    metrics = [*metrics, comparing.python_tests(found, tests)] if python_tests else metrics
+    where = comparing.reports_folder(found, folder)
+    comparison = comparing.reported(found, metrics, where, prices)
     if not blind:
         return comparison
     ask(comparison, where, reporter.note)
-    return scoring.reported(found, metrics, where, prices)
+    return comparing.reported(found, metrics, where, prices)
 
 
 def _references(names: Sequence[ModelName], folder: str) -> list[Reference]:
-    from inlay import scoring
+    from inlay.references import BASE, reference
 
-    found = [None if name == scoring.BASE else scoring.reference(name, folder) for name in names]
+    found = [None if name == BASE else reference(name, folder) for name in names]
     owner = next((one for one in found if one is not None), None)
     if owner is None:
-        raise ConfigError(f"{scoring.BASE}: of which run? Name one with it: inlay compare {scoring.BASE} RUN.")
+        raise ConfigError(f"{BASE}: of which run? Name one with it: inlay compare {BASE} RUN.")
     return [owner.without_adapter() if one is None else one for one in found]
 
 
@@ -297,10 +290,14 @@ def verify(run: str | Path | Run | None = None, *, folder: str = "results") -> d
     """
     found = run if isinstance(run, Run) else runs.find(run, folder)
     from inlay.proof.verify import prove_stored
-    from inlay.scoring import require_adapter
+    from inlay.references import load_base, require_adapter
+
+    def loaded() -> tuple[Any, Encoder, str, Any]:
+        ready = load_base(found)
+        return ready.model, ready.encoder, ready.device, ready.dtype
 
     require_adapter(found)
-    proofs = prove_stored(found, lambda: _load_base(found))
+    proofs = prove_stored(found, loaded)
     passed = all(proof.passed is not False for proof in proofs)
     return {"run": str(found.path), "passed": passed, "proofs": [proof.to_json() for proof in proofs]}
 
@@ -345,9 +342,10 @@ def harness(
     has its paired interval where the metric is a mean over documents. Raises: ConfigError for tasks that are not there,
     or when the extra `harness` is not installed.
     """
-    from inlay import scoring
+    from inlay.references import reference
+    from inlay.scoring import on_tasks
 
-    return scoring.on_tasks(scoring.reference(model, folder), tasks, limit, reporter or PlainReporter())
+    return on_tasks(reference(model, folder), tasks, limit, reporter or PlainReporter())
 
 
 def cross_validate(

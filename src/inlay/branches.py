@@ -87,17 +87,17 @@ def _configs(run: Run, plateau: dict[str, Any], last: int) -> dict[str, Config]:
 
 def _judged(run: Run, plateau: dict[str, Any], last: int, reporter: Reporter) -> dict[str, Any]:
     """The three ways after the last step on the held-out rows; differences are escape minus the other."""
-    from inlay import scoring
+    from inlay import references
     from inlay.evaluation.compare import difference_json, loss_difference
     from inlay.evaluation.score import held_out, read_held_out, score
     from inlay.models.adapter import detach
 
-    config, ready = run.config, scoring.load_base(run)
+    config, ready = run.config, references.load_base(run)
     rows = held_out(read_held_out(run.heldout), ready.encoder, int(config.data.max_length), config.data.overlong, ())
     paths = {_PLAIN: run.path} | {name: run.path / "branches" / name for name in ("decay", "escape")}
     scores = {}
     for name, path in paths.items():
-        adapter = scoring.reference(f"{path}@{last}", config.output.folder).adapter(ready.digest)
+        adapter = references.reference(f"{path}@{last}", config.output.folder).adapter(ready.digest)
         assert adapter is not None
         model = adapter.attach_to(ready.model)
         found = score(

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inlay import comparing, references, scoring, session
 from inlay import run as runs
-from inlay import scoring, session
 from inlay.config import Config
 from inlay.errors import ConfigError
 from inlay.events import Reporter
@@ -44,10 +44,10 @@ def cross_validate(config: Config, count: int, metrics: Sequence[str], reporter:
     for part, name in enumerate(names, 1):
         reporter.note(f"{name} of {count}")
         run = session.train(_of_part(config, folder, name, f"{part}/{count}"), True, False, reporter, None)
-        one = scoring.reference(run, str(folder))
+        one = references.reference(run, str(folder))
         found.append(scoring.measured([one.without_adapter(), one], None, (), reporter))
     compared = [
-        scoring.reported(one, metrics, Run(folder / name).reports) for one, name in zip(found, names, strict=True)
+        comparing.reported(one, metrics, Run(folder / name).reports) for one, name in zip(found, names, strict=True)
     ]
     result = _result(folder, names, compared, _pooled(found, metrics))
     write_json(folder / RESULT, result)

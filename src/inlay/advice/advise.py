@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from inlay.advice.recommend import Bill, Recommendation
     from inlay.advice.thumb import Thumb
     from inlay.config import Config
-    from inlay.scoring import Reference
+    from inlay.references import Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +107,12 @@ def advise(
     max_rows: int | None = None,
 ) -> Advice:
     """See `inlay.api.advise`; `train` makes the run where none is named."""
-    from inlay import scoring
+    from inlay import references
     from inlay.advice.thumb import rule_of_thumb
     from inlay.data.splits import draw
     from inlay.evaluation.score import read_held_out
 
-    named = None if run is None else scoring.reference(run, folder)
+    named = None if run is None else references.reference(run, folder)
     if named is not None:
         if named.run is None:
             raise RunError(f"--run {run}: not a run. Name a run or a checkpoint of one, as RUN@120.")
@@ -137,7 +137,7 @@ def advise(
     reporter.block("rule of thumb, from the rows alone", [("try", thumb.suggestion), *(("", r) for r in thumb.reasons)])
     if named is None:
         try:
-            named = scoring.reference(train(config), folder)
+            named = references.reference(train(config), folder)
         except Interrupted as error:
             error.add_note("When it is finished: inlay advise --run RUN.")
             raise
@@ -192,7 +192,7 @@ def _outcome(
     named: Reference, held: Sequence[Example], rows: Index, index: Index, terms: Terms, extra: Sequence[str],
     reporter: Reporter,
 ) -> Outcome:  # fmt: skip
-    from inlay import scoring
+    from inlay import references
     from inlay.advice.arms import Bench, Differences, measure
     from inlay.advice.contexts import answerable, shots
     from inlay.advice.recommend import Bill, recommend
@@ -200,7 +200,7 @@ def _outcome(
 
     run = named.run
     assert run is not None, "only runs are measured"
-    config, ready = run.config, scoring.load_base(run)
+    config, ready = run.config, references.load_base(run)
     adapter = named.adapter(ready.digest)
     assert adapter is not None, f"{named.name} has no adapter"
     examples, budget = answerable(

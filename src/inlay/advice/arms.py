@@ -23,7 +23,7 @@ from inlay.models.base import context_length
 if TYPE_CHECKING:
     from inlay.config import Config
     from inlay.models.adapter import AdapterState
-    from inlay.scoring import Loaded
+    from inlay.references import LoadedBase
 
 _TIMED: Final = 5
 """Requests that are answered one by one for the latency."""
@@ -83,7 +83,7 @@ class Bench:
     config: Config
 
 
-def measure(bench: Bench, ready: Loaded, adapter: AdapterState, reporter: Reporter) -> list[Measured]:
+def measure(bench: Bench, ready: LoadedBase, adapter: AdapterState, reporter: Reporter) -> list[Measured]:
     """Every arm, in the order of ARMS."""
     found = []
     model = ready.model
@@ -94,7 +94,7 @@ def measure(bench: Bench, ready: Loaded, adapter: AdapterState, reporter: Report
     return found
 
 
-def _measured(arm: Arm, model: Any, bench: Bench, ready: Loaded, reporter: Reporter) -> Measured:
+def _measured(arm: Arm, model: Any, bench: Bench, ready: LoadedBase, reporter: Reporter) -> Measured:
     encoder, settings = ready.encoder, bench.config.eval
     shown = contexts(arm.context, bench.examples, bench.fixed, bench.index, bench.budget, encoder)
     rows = held_out(shown, encoder, context_length(model.config), "error", ())
@@ -110,7 +110,7 @@ def _measured(arm: Arm, model: Any, bench: Bench, ready: Loaded, reporter: Repor
     )  # fmt: skip
 
 
-def _latency_s(model: Any, prompts: Sequence[list[int]], max_new_tokens: int, ready: Loaded) -> float:
+def _latency_s(model: Any, prompts: Sequence[list[int]], max_new_tokens: int, ready: LoadedBase) -> float:
     picked = [prompts[n] for n in np.linspace(0, len(prompts) - 1, min(_TIMED, len(prompts))).astype(int)]
     times_s = []
     with autocast(ready.device, ready.dtype):
