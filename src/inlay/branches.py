@@ -49,8 +49,7 @@ def follow(run: Run, reporter: Reporter) -> None:
 
     with owned(run.path):
         run.update(result=result | {"escape": outcome})
-        finish.draw_curves(run)
-        finish.write_report(run, run.record)
+        finish.report(run, run.record)
     reporter.note(told(outcome))
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from inlay.config.identity import PLACES
 from inlay.config.render import as_yaml, explicit_values
 from inlay.config.settings import TrainFile
 from inlay.errors import ConfigError, InlayError, Interrupted, RunError, TrainingError
-from inlay.events import LoggedReporter, Reporter, bytes_shown, duration_shown
+from inlay.events import LoggedReporter, Reporter
 from inlay.run import FAILED, FINISHED, INTERRUPTED, RUNNING, Run
 from inlay.storage import (
     LOCK,
@@ -34,15 +35,10 @@ from inlay.training.signals import save_on_signal, stop_on_signals
 
 if TYPE_CHECKING:
     from inlay.data.types import Example
-    from inlay.proof.verify import Start
-    from inlay.training.checkpoint import Checkpoint
-    from inlay.training.loop import Job
     from inlay.training.setup import Setup
-    from inlay.training.signals import StopRequest
     from inlay.training.world import World
 
 Confirm = Callable[[str], bool]
-_SMALLER = "set train.gradient_checkpointing=true, or quantize the base."
 _FREE_TO_CHANGE = ("output.", "track.", "preset")  # settings that a resumed run does not read from its own config
 
 
@@ -91,6 +87,8 @@ def train(
         if goes_on and run.status == FINISHED and effective.train == run.config.train:
             reporter.note(f"{run.path}: already finished at step {run.record['result']['steps']}; nothing to do.")
             return run
+        from inlay.attempt import Attempt
+        from inlay.training.branch import begin as begin_branch
         from inlay.training.branch import origin
         from inlay.training.setup import set_up
 
@@ -113,7 +111,11 @@ def train(
             reporter = LoggedReporter(reporter, run)
             held.enter_context(_recorded(run))
         run = Run(Path(world.broadcast_text(str(run.path))))  # from here on the folder is there
-        _work(run, setup, world, reporter, stop, goes_on, branched, began, profile)
+        attempt = Attempt(setup, setup.job(run), world, reporter, stop, began)
+        begin: Callable[[], None] | None = attempt.restore if goes_on else None
+        if branched:
+            begin = partial(begin_branch, attempt.job, world, *branched)
+        attempt.train(begin, profile)
     return run
 
 
@@ -344,7 +346,9 @@ def _recorded(run: Run) -> Iterator[None]:
             run.update(status=INTERRUPTED if isinstance(error, Interrupted) else FAILED, error=str(error))
             run.log(f"ended: {error}")
             if isinstance(error, TrainingError):
-                _report(run)
+                from inlay.training import finish
+
+                finish.report(run, run.record)
         raise
     except BaseException as error:
         with contextlib.suppress(InlayError):
@@ -352,213 +356,6 @@ def _recorded(run: Run) -> Iterator[None]:
             run.log(traceback.format_exc())
             error.add_note(f"traceback in {run.path / 'log.txt'}")
         raise
-
-
-def _report(run: Run) -> None:
-    from inlay.training import finish
-
-    finish.draw_curves(run)
-    finish.write_report(run, run.record)
-
-
-def _work(
-    run: Run,
-    setup: Setup,
-    world: World,
-    reporter: Reporter,
-    stop: StopRequest,
-    goes_on: bool,
-    branched: tuple[Run, Checkpoint] | None,
-    began: float,
-    profile: bool,
-) -> None:
-    from inlay.engine.memory import enough_memory
-    from inlay.engine.profile import profiled
-    from inlay.proof.verify import Start
-    from inlay.training.branch import begin
-    from inlay.training.calibrate import seconds_per_token
-    from inlay.training.loop import leave_if_asked, run_job
-    from inlay.training.ordering import by_loss
-    from inlay.training.shortage import TRAINING, with_memory
-    from inlay.training.trackers import open_trackers
-
-    job = setup.job(run)
-    way_out = f"Lower train.micro_batch_size (now {job.micro_batch_size}) or eval.batch_size, {_SMALLER}"
-    with job.saver, enough_memory(way_out):
-        start = Start.of(job)
-        if goes_on:
-            _restore(job, world, reporter)
-        elif branched:
-            begin(job, world, *branched)
-        if setup.config.train.order == "loss":
-            job.curriculum = by_loss(job, world, stop, reporter)
-        pace_s, _ = with_memory(
-            job, world, TRAINING, job.progress.step, reporter, lambda size: seconds_per_token(job, size, stop)
-        )
-        leave_if_asked(job, world, stop)
-        reporter.block("pre-flight", [*setup.facts(), *_forecast(setup, job, pace_s)])
-        trackers = open_trackers(setup.config, run.path, run.name, job.progress.step) if world.is_first else []
-        try:
-            if profile:
-                with profiled(job.device) as seen:
-                    run_job(job, world, stop, reporter, trackers)
-                reporter.block("where the time went", seen.rows())
-                if world.is_first:
-                    run.update(profile={part: round(seconds, 3) for part, seconds in seen.seconds.items()})
-            else:
-                run_job(job, world, stop, reporter, trackers)
-        finally:
-            for tracker in trackers:
-                tracker.close()
-        leave_if_asked(job, world, stop)
-        if world.is_first:
-            reporter.stage("saving the adapter and checking that it is what was trained")
-            _conclude(job, setup, _exported(job, setup, start, reporter), reporter, stop, began)
-        world.barrier()
-
-
-def _exported(job: Job, setup: Setup, start: Start, reporter: Reporter) -> int:
-    """The step whose adapter now lies in `adapter/`. Raises: TrainingError when a proof fails."""
-    from inlay.proof.verify import prove_trained
-    from inlay.training import finish
-
-    step = finish.export(setup, job)
-    found = prove_trained(setup, job, step, start)
-    failed = [f"  {one.name}: {one.found}" for one in found if one.passed is False]
-    if failed:
-        raise TrainingError(
-            f"{job.run.path}: {len(failed)} of {len(found)} proofs failed, so this adapter is not what training "
-            "promises:\n" + "\n".join(failed)
-        )
-    reporter.note(f"proofs: {len(found)} of {len(found)} hold: {', '.join(one.name for one in found)}")
-    return step
-
-
-def _conclude(job: Job, setup: Setup, step: int, reporter: Reporter, stop: StopRequest, began: float) -> None:
-    """Judges the exported adapter, which is the one in the model, and finishes the run."""
-    from inlay.evaluation.compare import loss_difference
-    from inlay.models.adapter import base_view
-    from inlay.training import finish
-    from inlay.training.loop import heldout_nll
-    from inlay.training.world import World as Alone
-
-    with base_view(job.model):
-        base = heldout_nll(job, Alone(), stop, reporter)
-    adapter = heldout_nll(job, Alone(), stop, reporter)
-    _leave_finished(job, stop)
-    examples = setup.data.heldout.examples
-    difference = loss_difference(base, adapter, setup.config.eval.resamples, setup.config.train.seed, examples=examples)
-    progress = job.progress
-    result = {
-        "run": str(job.run.path),
-        "status": FINISHED,
-        "steps": progress.step,
-        "adapter_step": step,
-        "best_step": progress.best_step,
-        "train_loss": progress.train_loss,
-        "eval_loss": difference.other,
-        "base_eval_loss": difference.base,
-        "difference": difference.difference,
-        "low": difference.low,
-        "high": difference.high,
-        "verdict": difference.verdict,
-        "stopped_early": progress.stopped_early,
-        "diagnosis": progress.diagnosis,
-        "plateau": progress.plateau,
-        "skipped_steps": len(progress.skipped),
-        "trained_batches": progress.trained_batches(),
-        "rollbacks": len(progress.rollbacks),
-        "gradient_spikes": progress.spikes,
-        "out_of_memory": len(job.shortages),
-        "tokens_seen": progress.tokens_seen,
-        "trained_tokens_seen": progress.trained_tokens_seen,
-        "train_time_s": round(progress.train_time_s, 3),
-        "time_s": round(time.perf_counter() - began, 3),
-        "adapter": str(job.run.trained),
-    }
-    ended = {"status": FINISHED, "error": None, "result": result}
-    finish.draw_curves(job.run)
-    finish.write_report(job.run, job.run.record | ended)
-    job.run.update(**ended)
-    reporter.note(
-        f"held-out loss {difference.base:.4f} → {difference.other:.4f}: {difference.difference:+.4f} "
-        f"[{difference.low:+.4f}, {difference.high:+.4f}] {difference.verdict}"
-    )
-
-
-def _leave_finished(job: Job, stop: StopRequest) -> None:
-    """Like `leave_if_asked` after the last step, whose checkpoint is on the disk while the model holds the best one."""
-    if stop.signal is not None:
-        from inlay.training.loop import way_on
-
-        raise Interrupted(f"interrupted after the last step, before the verdict. {way_on(job.run)}", stop.signal)
-
-
-def _restore(job: Job, world: World, reporter: Reporter) -> None:
-    """Puts the newest whole checkpoint into the job; damaged newer ones are moved aside."""
-    from inlay.data.batches import epochs_done
-    from inlay.training import checkpoint as checkpoints
-    from inlay.training.recovery import put_back
-    from inlay.training.schedule import learning_rate
-    from inlay.training.shortage import recorded
-
-    chosen, settings = "", job.config.train
-    if world.is_first:
-        newest, faults = checkpoints.newest_valid(job.run.checkpoints, job.inputs)
-        if newest is None:
-            told = "".join(f"\n  {fault}" for _, fault in faults)
-            raise RunError(f"{job.run.path}: no checkpoint can be read. Start anew with --fresh.{told}")
-        for damaged, fault in faults:
-            reporter.note(f"passed over a damaged checkpoint, now {checkpoints.set_aside(damaged).name}: {fault}")
-        chosen = str(newest.path)
-    newest = checkpoints.Checkpoint(Path(world.broadcast_text(chosen)))
-    if other := _other_versions(newest.about.get("versions", {}), job.versions):
-        reporter.note(f"{newest.path.name} was computed with other versions ({other}): bits may differ from here on")
-    put_back(job, newest)
-    job.shortages, progress = recorded(job.run), job.progress
-    job.eval_batch_size = job.run.record.get("eval_batch_size", job.eval_batch_size)  # as it was planned then
-    if world.is_first:
-        last_logged = progress.step - (progress.unfinished is not None)
-        if progress.metrics_seal and (said := job.run.mend_metrics(progress.metrics_seal)):
-            reporter.note(said)
-        job.run.truncate_metrics(last_logged, progress.rollbacks)
-    if progress.step > job.total_steps:
-        raise RunError(
-            f"{job.run.path}: is at step {progress.step} already, past {job.total_steps}. Extend it further."
-        )
-    if progress.stopped_early and job.total_steps > progress.planned_steps:
-        progress.stopped_early = False  # extended since
-    progress.planned_steps = job.total_steps
-    rate = learning_rate(settings, job.peak_learning_rate, min(progress.step + 1, job.total_steps), job.total_steps)
-    reporter.note(
-        f"going on after step {progress.step} of {job.total_steps} "
-        f"(epoch {epochs_done(progress.position(progress.step), job.train.drawn, settings.batch_size):.2f}, learning rate "
-        f"{rate * progress.learning_rate_factor:.3g}, {progress.step * min(settings.batch_size, job.train.drawn):,} rows seen) from {newest.path}"
-    )
-
-
-def _other_versions(then: Mapping[str, str | None], now: Mapping[str, str | None]) -> str:
-    """What differs, for a reader; empty where nothing does, or where the checkpoint does not say."""
-    return ", ".join(f"{name} {then[name]} then, {now.get(name)} now" for name in then if then[name] != now.get(name))
-
-
-def _forecast(setup: Setup, job: Job, pace_s: float) -> list[tuple[str, str]]:
-    remaining = job.total_steps - job.progress.step
-    per_step = job.train.token_count / len(job.train) * min(setup.config.train.batch_size, job.train.drawn)
-    evaluations = remaining // job.eval_every + 1
-    # a forward pass alone costs about a third of forward and backward
-    expected_s = pace_s * (remaining * per_step + evaluations * job.heldout.token_count / 3)
-    memory = setup.memory
-    return [
-        (
-            "memory",
-            f"about {bytes_shown(memory.total)}: weights {bytes_shown(memory.weights)}, adapter and optimizer "
-            f"{bytes_shown(memory.adapter + memory.gradients + memory.optimizer)}, activations "
-            f"{bytes_shown(memory.activations)}, logits and workspace {bytes_shown(max(memory.logits, memory.workspace))}",
-        ),
-        ("expected time", f"about {duration_shown(expected_s)} ({1 / pace_s:,.0f} tokens/s in one micro batch)"),
-        ("run folder", str(job.run.path)),
-    ]
 
 
 def _space_needed_bytes(setup: Setup) -> int:

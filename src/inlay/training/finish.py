@@ -78,6 +78,12 @@ def _write_model(model: Any, base: Path, folder: Path) -> None:
         shutil.copyfile(base / asked, folder / asked)
 
 
+def report(run: Run, record: dict[str, Any]) -> None:
+    """The curves and the report of a run that ended; `record` is what run.json holds, or is about to hold."""
+    draw_curves(run)
+    write_report(run, record)
+
+
 def write_report(run: Run, record: dict[str, Any]) -> Path:
     """`reports/report.md`: what came out, and what the guards met. `inlay compare` puts a longer one in its place.
 
