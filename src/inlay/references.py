@@ -183,6 +183,6 @@ def _ready(base: BaseRef, config: Config, tokenizer: Any, dtype: Any, quantizati
     from inlay.models import base as bases
 
     device = device_for(config)
-    model = bases.load_model(base, config, dtype, device, quantization)
+    model = bases.load_model(base, config.model, dtype, device, quantization)
     encoder = Encoder.of(tokenizer, config.data)
     return LoadedBase(model, encoder, device, None if dtype == torch.float32 else dtype, digest)

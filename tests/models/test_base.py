@@ -182,7 +182,7 @@ def model_config(folder: Path, **model: Any) -> Any:
 def quantised(folder: Path, kind: str, **model: Any) -> Any:
     pytest.importorskip("bitsandbytes")
     return load_model(
-        find_base(str(folder)), model_config(folder, quantization=kind, **model), torch.float32, "cpu", kind
+        find_base(str(folder)), model_config(folder, quantization=kind, **model).model, torch.float32, "cpu", kind
     )
 
 
@@ -210,7 +210,7 @@ def test_what_is_said_of_a_quantised_base_is_counted_in_it(tiny_base: Path):
 
 def test_a_base_without_quantised_layers_is_never_called_quantised(tiny_base: Path):
     pytest.importorskip("bitsandbytes")
-    plain = load_model(find_base(str(tiny_base)), model_config(tiny_base), torch.float32, "cpu", "none")
+    plain = load_model(find_base(str(tiny_base)), model_config(tiny_base).model, torch.float32, "cpu", "none")
     with pytest.raises(ModelError, match="no layer of this base could be quantised"):
         held(plain, "nf4")
 

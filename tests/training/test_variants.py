@@ -74,7 +74,7 @@ def logits(model: Any, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def bare(setup: Setup) -> Any:
-    return load_model(setup.base, setup.config, setup.dtype, setup.device, setup.quantization)
+    return load_model(setup.base, setup.config.model, setup.dtype, setup.device, setup.quantization)
 
 
 @pytest.fixture(scope="module")

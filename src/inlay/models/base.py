@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from inlay.config import Config
+from inlay.config.settings import ModelConfig
 from inlay.errors import ModelError, nearest
 from inlay.models.probe import quickest_fp32
 from inlay.storage import is_there, known_sha256
@@ -220,7 +220,7 @@ def context_length(model_config: Any) -> int:
     return 2048
 
 
-def load_model(ref: BaseRef, config: Config, dtype: torch.dtype, device: str, quantization: str) -> Any:
+def load_model(ref: BaseRef, settings: ModelConfig, dtype: torch.dtype, device: str, quantization: str) -> Any:
     """The base on its device, frozen, in eval mode. On a CPU fp32 products are those of `quickest_fp32` from here on."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -228,11 +228,11 @@ def load_model(ref: BaseRef, config: Config, dtype: torch.dtype, device: str, qu
     disable_progress_bar()
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     options["ignore_mismatched_sizes"] = True  # they come back in the loading report, and are an error below
-    if config.model.attention != "auto":
-        options["attn_implementation"] = config.model.attention
+    if settings.attention != "auto":
+        options["attn_implementation"] = settings.attention
     if quantization != "none":
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # int8 on float32 would say so at every product
-        options |= _quantized(config, quantization, dtype, device)
+        options |= _quantized(settings, quantization, dtype, device)
     try:
         with _without_reports():
             model, found = AutoModelForCausalLM.from_pretrained(str(ref.folder), output_loading_info=True, **options)
@@ -262,20 +262,20 @@ def load_model(ref: BaseRef, config: Config, dtype: torch.dtype, device: str, qu
     return model.eval()
 
 
-def _quantized(config: Config, kind: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
+def _quantized(settings: ModelConfig, kind: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
-    wanted = config.model.compute_dtype
+    wanted = settings.compute_dtype
     compute = dtype if wanted == "auto" else getattr(torch, wanted)
     if kind == "int8":
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": {"": device}}
-    settings = BitsAndBytesConfig(
+    nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=config.model.double_quantization,
+        bnb_4bit_use_double_quant=settings.double_quantization,
         bnb_4bit_compute_dtype=compute,
     )
-    return {"quantization_config": settings, "device_map": {"": device}}
+    return {"quantization_config": nf4, "device_map": {"": device}}
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from inlay.config.load import validate
+from inlay.config.settings import ModelConfig
 from inlay.models import base as bases
 
 FULL: Final = "FULL"
@@ -66,8 +66,8 @@ def take_off(model: nn.Module) -> nn.Module:
 
 def read(folder: Path) -> dict[str, Tensor]:
     """The weights in a model folder, fp32, under the names that they have in the model. Raises: ModelError."""
-    config = validate({"model": {"base_model": str(folder)}, "data": {"train": "-"}})
-    return weights_of(bases.load_model(bases.find_base(str(folder)), config, torch.float32, "cpu", "none"))
+    settings = ModelConfig(base_model=str(folder))
+    return weights_of(bases.load_model(bases.find_base(str(folder)), settings, torch.float32, "cpu", "none"))
 
 
 def _put(model: nn.Module, tensors: Weights) -> None:

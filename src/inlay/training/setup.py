@@ -219,7 +219,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     reporter.stage(f"loading {config.model.base_model}")
 
     def load() -> Any:
-        return bases.load_model(base, config, dtype, device, quantization)
+        return bases.load_model(base, config.model, dtype, device, quantization)
 
     model = load()
     base_digest = base.digest()
