@@ -5,6 +5,7 @@ All sizes are bytes, all speeds are measured; null means that this system does n
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import platform
@@ -112,6 +113,11 @@ def machine_record(quick: bool, output: Path = Path("results"), wanted: str = "a
 
 def library_versions() -> dict[str, str | None]:
     """Installed version of each library that decides what a run does, None when it is not installed."""
+    return dict(_library_versions())
+
+
+@functools.cache  # reading their metadata takes a while, and a run says them at four places
+def _library_versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {}
     for name in LIBRARIES:
         try:
