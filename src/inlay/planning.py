@@ -302,9 +302,9 @@ class _Situation:
         if not work.recompute:
             work = replace(work, recompute=True)
             add("train.gradient_checkpointing=true", self.needed(shape, work, size))
-        if self.config.model.quantization == "none" and self.config.adapter.method == "lora":
-            shape, small = self.ways["qlora"]
-            work = replace(small, recompute=True)
+        if self.config.model.quantization == "none" and work.method != "full":
+            shape, lora = self.ways["qlora"]
+            work = replace(lora if work.method == "lora" else work, unpacks=True, recompute=True)
             add("model.quantization=nf4", self.needed(shape, work, size))
         half = self.data.max_length // 2
         add(f"data.max_length={half}", estimate(shape, work, half, half))
