@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from inlay.engine.memory import (
     held_bytes,
     is_out_of_memory,
     limited,
-    page_out,
     release,
     tune_allocator,
 )
@@ -94,12 +92,3 @@ print(psutil.Process().memory_info().rss - held)
     assert (int(faults) < 100_000) == for_speed  # 40 MB are 9,766 pages, 20 times
     assert (int(grown) < 10_000_000) != for_speed  # of 120 MB in blocks of 2, one is left
     assert int(left) < 10_000_000
-
-
-def test_paged_out_weights_keep_their_values(tmp_path: Path) -> None:
-    values = torch.arange(3_000_000, dtype=torch.float32)
-    (tmp_path / "weights").write_bytes(values.numpy().tobytes())
-    mapped = torch.from_file(str(tmp_path / "weights"), shared=False, size=len(values))
-    for tensor in (values.clone(), mapped):
-        page_out(tensor.data_ptr() + 4, tensor.nbytes - 4)
-        assert torch.equal(tensor, values)

@@ -75,20 +75,6 @@ _RETURNING = {"M_MMAP_MAX": 1 << 16, "M_MMAP_THRESHOLD": 1 << 20, "M_TRIM_THRESH
 """By itself glibc raises the threshold with what is freed, and larger and larger blocks leave holes in the heap."""
 
 
-def page_out(address: int, size: int) -> None:
-    """Gives back the memory of weights that nobody reads any more, but whose file stays mapped. Their values are safe."""
-    if sys.platform != "linux":
-        return
-    page = resource.getpagesize()
-    start = -(-address // page) * page
-    length = (address + size - start) // page * page
-    if length > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_PAGEOUT)
-
-
-_MADV_PAGEOUT = 21  # Linux 5.4; older kernels say no, and nothing happens
-
-
 class BeyondLimit(MemoryError):
     """A pass has held more memory than was planned for it."""
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from inlay.config.settings import ModelConfig
 from inlay.errors import ModelError, nearest
+from inlay.models.mapped import paged_out
 from inlay.models.probe import quickest_fp32
 from inlay.storage import is_there, known_sha256
 
@@ -234,7 +235,7 @@ def load_model(ref: BaseRef, settings: ModelConfig, dtype: torch.dtype, device: 
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # int8 on float32 would say so at every product
         options |= _quantized(settings, quantization, dtype, device)
     try:
-        with _without_reports():
+        with _without_reports(), _lean(ref.folder, quantization):
             model, found = AutoModelForCausalLM.from_pretrained(str(ref.folder), output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"--model {ref.name}: cannot be loaded ({_first_line(error)}).") from None
@@ -276,6 +277,11 @@ def _quantized(settings: ModelConfig, kind: str, dtype: torch.dtype, device: str
         bnb_4bit_compute_dtype=compute,
     )
     return {"quantization_config": nf4, "device_map": {"": device}}
+
+
+def _lean(folder: Path, quantization: str) -> contextlib.AbstractContextManager[None]:
+    # of a file that other weights are made of, only the embedding is read again
+    return contextlib.nullcontext() if quantization == "none" else paged_out(folder)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inlay.engine.memory import page_out
+from inlay.models.mapped import page_out
 from inlay.models.quantization import QUANTIZATIONS
 
 
