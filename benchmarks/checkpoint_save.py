@@ -20,7 +20,7 @@ import torch
 from inlay import api
 from inlay.data import domains
 from inlay.events import Reporter
-from inlay.models.adapter import AdapterState
+from inlay.models.adapter import TrainedState
 from inlay.training import checkpoint as checkpoints
 from inlay.training import loop
 from inlay.training.checkpoint import Progress, snapshot
@@ -32,14 +32,14 @@ class Quiet(Reporter):
     """Says nothing."""
 
 
-def adapter() -> AdapterState:
+def adapter() -> TrainedState:
     """A LoRA adapter of about 10 MB under PEFT's names."""
     tensors = {
         f"base_model.model.layers.{layer}.q_proj.lora_{side}.weight": torch.randn(*shape)
         for layer in range(LAYERS)
         for side, shape in (("A", (RANK, WIDTH)), ("B", (WIDTH, RANK)))
     }
-    return AdapterState({"r": RANK}, tensors)
+    return TrainedState({"r": RANK}, tensors)
 
 
 def saves(folder: Path, count: int, with_optimizer: bool) -> list[float]:

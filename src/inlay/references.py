@@ -16,7 +16,7 @@ from inlay.storage import is_there, verified
 
 if TYPE_CHECKING:
     from inlay.data.encode import Encoder
-    from inlay.models.adapter import AdapterState
+    from inlay.models.adapter import TrainedState
     from inlay.models.base import BaseRef
 
 ModelName = str | Path | Run | None
@@ -41,9 +41,9 @@ class Reference:
     def without_adapter(self) -> Reference:
         return replace(self, name=self.base, kind="base", folder=None)
 
-    def adapter(self, digest: str) -> AdapterState | None:
+    def adapter(self, digest: str) -> TrainedState | None:
         """Its adapter. Raises: AdapterError when it was made on a base of another digest."""
-        from inlay.models.adapter import AdapterState
+        from inlay.models.adapter import TrainedState
 
         if self.folder is None:
             return None
@@ -51,7 +51,7 @@ class Reference:
             from inlay.training import checkpoint
 
             return checkpoint.load(checkpoint.Checkpoint(self.folder))[0].exported()
-        return AdapterState.read(self.folder, digest)
+        return TrainedState.read(self.folder, digest)
 
 
 def reference(name: ModelName, folder: str) -> Reference:

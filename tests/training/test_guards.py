@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from inlay import api
 from inlay.config import load
 from inlay.errors import Interrupted, TrainingError
-from inlay.models.adapter import AdapterState
+from inlay.models.adapter import TrainedState
 from inlay.run import Run
 from inlay.storage import verified
 from inlay.training.setup import set_up
@@ -139,7 +139,7 @@ def named(run: Run) -> Any:
 
 
 def same_adapter(a: Run, b: Run) -> bool:
-    one, two = (AdapterState.read(r.adapter).tensors for r in (a, b))
+    one, two = (TrainedState.read(r.adapter).tensors for r in (a, b))
     return all((one[name] == two[name]).all() for name in one)
 
 

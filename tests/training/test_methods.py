@@ -18,7 +18,7 @@ from inlay import config as configs
 from inlay.data.batches import collate
 from inlay.errors import ConfigError, InlayError
 from inlay.generation.cache import cache_for
-from inlay.models.adapter import AdapterState, base_view, detach
+from inlay.models.adapter import TrainedState, base_view, detach
 from inlay.models.methods import trained_parameters
 from inlay.training.optimizer import make_optimizer, set_learning_rate
 from inlay.training.setup import set_up
@@ -153,7 +153,7 @@ def test_full_fine_tuning_leaves_the_bases_files_alone_and_writes_a_model_of_its
     assert {path.name: path.read_bytes() for path in tiny_base.iterdir()} == before
     assert not run.adapter.exists()
     model = AutoModelForCausalLM.from_pretrained(str(run.model)).eval()
-    state = AdapterState.read(run.model)
+    state = TrainedState.read(run.model)
     assert all(torch.equal(tensor, state.tensors[name]) for name, tensor in model.named_parameters())
     original = AutoModelForCausalLM.from_pretrained(str(tiny_base), dtype=torch.float32).eval()
     own = original(input_ids=IDS).logits
@@ -186,7 +186,7 @@ def test_prompt_tuning_has_the_loss_gradient_and_answers_of_peft(method_tree: Tr
     adapter = {"method": "prompt", "prompt_tokens": 5}
     setup = set_up(configs.validate(method_tree(adapter)), Quiet(), World())
     ours = setup.model
-    AdapterState.of(ours).write(tmp_path)
+    TrainedState.of(ours).write(tmp_path)
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(str(tiny_base)), str(tmp_path))
     theirs.prompt_encoder["default"].embedding.weight.requires_grad_(True)
     batch = collate(setup.data.train, [0, 3, 5], setup.encoder.pad_id)
@@ -225,7 +225,7 @@ def test_over_a_quantized_base_a_method_has_the_loss_and_gradient_of_peft_also_a
     with torch.no_grad():
         for parameter in trained_parameters(ours).values():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) / 10)
-    AdapterState.of(ours).write(tmp_path)
+    TrainedState.of(ours).write(tmp_path)
     bits = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}}
     held = BitsAndBytesConfig(**bits.get(kind, {"load_in_8bit": True}))
     base = AutoModelForCausalLM.from_pretrained(str(tiny_base), quantization_config=held, device_map={"": "cpu"})

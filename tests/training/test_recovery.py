@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from inlay.errors import AdapterError, ConfigError, Interrupted, TrainingError
-from inlay.models.adapter import AdapterState
+from inlay.models.adapter import TrainedState
 from inlay.run import Run
 from inlay.training import checkpoint as checkpoints
 from inlay.training import guards, loop
@@ -310,12 +310,12 @@ def test_nothing_that_is_not_finite_is_written(tmp_path: Path) -> None:
     optimizer.step()
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(TrainingError, match=r"a is not finite: nothing was written"):
-            checkpoints.snapshot(AdapterState({}, {"a": torch.tensor([0.0, value])}), optimizer, Progress(step=1))
+            checkpoints.snapshot(TrainedState({}, {"a": torch.tensor([0.0, value])}), optimizer, Progress(step=1))
         with pytest.raises(AdapterError, match=r"a is not finite; nothing was written"):
-            AdapterState({}, {"a": torch.tensor([0.0, value])}).write(tmp_path)
+            TrainedState({}, {"a": torch.tensor([0.0, value])}).write(tmp_path)
         optimizer.state[parameter]["exp_avg"][1] = value
         with pytest.raises(TrainingError, match=r"optimizer state 0.exp_avg is not finite"):
-            checkpoints.snapshot(AdapterState({}, {"a": torch.zeros(2)}), optimizer, Progress(step=1))
+            checkpoints.snapshot(TrainedState({}, {"a": torch.zeros(2)}), optimizer, Progress(step=1))
     assert list(tmp_path.iterdir()) == []
 
 

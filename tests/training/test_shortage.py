@@ -17,7 +17,7 @@ from inlay.engine import loss as engine_loss
 from inlay.engine.direct.model import DirectModel
 from inlay.engine.memory import held_bytes, release
 from inlay.errors import ConfigError, Interrupted, TrainingError
-from inlay.models.adapter import AdapterState
+from inlay.models.adapter import TrainedState
 from inlay.run import Run
 from inlay.training.loop import run_job
 from inlay.training.setup import Setup, set_up
@@ -75,24 +75,24 @@ def setup(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory, request: py
 
 
 @pytest.fixture(scope="module")
-def trained(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Run, AdapterState]]:
+def trained(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Run, TrainedState]]:
     """The run and final adapter from the same start, with that micro batch size."""
-    start = AdapterState.of(setup.model)
+    start = TrainedState.of(setup.model)
 
-    def run(micro_batch_size: int) -> tuple[Run, AdapterState]:
+    def run(micro_batch_size: int) -> tuple[Run, TrainedState]:
         start.load_into(setup.model)
         setup.model.train()
         made = Run(tmp_path_factory.mktemp("run"))
         job = setup.job(made)
         job.micro_batch_size = micro_batch_size
         run_job(job, World(), StopRequest(), Quiet(), [])
-        return made, AdapterState.of(setup.model)
+        return made, TrainedState.of(setup.model)
 
     return run
 
 
 @pytest.fixture(scope="module")
-def small(trained: Callable[[int], tuple[Run, AdapterState]]) -> Callable[[int], tuple[Run, AdapterState]]:
+def small(trained: Callable[[int], tuple[Run, TrainedState]]) -> Callable[[int], tuple[Run, TrainedState]]:
     """Runs that began with that micro batch, each made once."""
     return cache(trained)
 

@@ -16,7 +16,7 @@ from inlay import config as configs
 from inlay.engine.loss import autocast
 from inlay.errors import AdapterError, ConfigError
 from inlay.events import PlainReporter
-from inlay.models.adapter import START, AdapterState, base_view, detach
+from inlay.models.adapter import START, TrainedState, base_view, detach
 from inlay.models.base import load_model
 from inlay.run import Run
 from inlay.training import checkpoint as checkpoints
@@ -128,7 +128,7 @@ def test_trained_biases_are_part_of_the_adapter_and_not_of_the_base(adapter: Any
     model = {"base_model": str(gpt2_base), "device": "cpu", "dtype": "float32"}
     setup, job = ready(model=model, adapter={"rank": 4} | adapter)
     check_variant(setup, job, capsys)
-    biases = [name for name in AdapterState.read(job.run.adapter).tensors if name.endswith("bias")]
+    biases = [name for name in TrainedState.read(job.run.adapter).tensors if name.endswith("bias")]
     assert any("ln_1" in name for name in biases) == (adapter["bias"] == "all")
     assert biases
     trained = {name: (parameter, original) for name, (parameter, original) in job.model.base_biases.items()}
@@ -158,7 +158,7 @@ def check_variant(setup: Setup, job: Job, capsys: Any) -> None:
     memory = logits(job.model)
     assert not torch.allclose(memory, original, atol=1e-3)
     finish.export(setup, job)
-    here = AdapterState.read(job.run.adapter, setup.base_digest).attach_to(bare(setup))
+    here = TrainedState.read(job.run.adapter, setup.base_digest).attach_to(bare(setup))
     elsewhere = PeftModel.from_pretrained(bare(setup), str(job.run.adapter)).eval()
     for loaded in (job.model, here, elsewhere):
         distance = float((logits(loaded) - memory).abs().max())
@@ -236,7 +236,7 @@ def test_going_on_from_a_checkpoint_equals_never_having_stopped(sections: Any, r
     state, restored = state_tensors(again.optimizer)[0], tensors
     assert all(torch.equal(state[name], restored[name]) and state[name].dtype == restored[name].dtype for name in state)
     train(again)
-    expected, got = AdapterState.of(unbroken.model).tensors, AdapterState.of(again.model).tensors
+    expected, got = TrainedState.of(unbroken.model).tensors, TrainedState.of(again.model).tensors
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     with base_view(again.model), base_view(unbroken.model):
         assert torch.equal(logits(again.model), logits(unbroken.model))
@@ -281,10 +281,10 @@ def saved(ready: Any) -> Path:
 
 def test_from_starts_where_the_other_run_ended(saved: Path, ready: Any, tmp_path: Path):
     setup, job = ready("next", adapter={"rank": 4, "start_from": str(saved)})
-    before = AdapterState.read(saved / "adapter")
+    before = TrainedState.read(saved / "adapter")
     assert torch.equal(logits(job.model), logits(before.attach_to(bare(setup))))
     train(job)
-    moved = AdapterState.of(job.model).tensors
+    moved = TrainedState.of(job.model).tensors
     assert not any(torch.equal(moved[name], tensor) for name, tensor in before.tensors.items() if "lora_B" in name)
 
 
@@ -331,6 +331,6 @@ def test_a_bfloat16_base_trains_and_its_adapter_comes_back(init: str, ready: Any
     assert job.progress.eval_loss < job.progress.base_eval_loss
     memory = logits(job.model, torch.bfloat16)
     finish.export(setup, job)
-    loaded = AdapterState.read(job.run.adapter).attach_to(bare(setup))
+    loaded = TrainedState.read(job.run.adapter).attach_to(bare(setup))
     distance = float((logits(loaded, torch.bfloat16) - memory).abs().max())
     assert distance <= (0.03 if init == "pissa" else 0.0)

@@ -22,7 +22,7 @@ from inlay.models.base import context_length
 
 if TYPE_CHECKING:
     from inlay.config import Config
-    from inlay.models.adapter import AdapterState
+    from inlay.models.adapter import TrainedState
     from inlay.references import LoadedBase
 
 _TIMED: Final = 5
@@ -83,7 +83,7 @@ class Bench:
     config: Config
 
 
-def measure(bench: Bench, ready: LoadedBase, adapter: AdapterState, reporter: Reporter) -> list[Measured]:
+def measure(bench: Bench, ready: LoadedBase, adapter: TrainedState, reporter: Reporter) -> list[Measured]:
     """Every arm, in the order of ARMS."""
     found = []
     model = ready.model

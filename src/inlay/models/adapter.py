@@ -212,10 +212,11 @@ def detach(peft_model: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterState:
-    """An adapter away from any model: PEFT's settings and its tensors under PEFT's names. Owns its memory.
+class TrainedState:
+    """What a run has trained, away from any model. Owns its memory.
 
-    After full fine-tuning its one setting says so, and its tensors are all weights under the model's own names.
+    Of an adapter PEFT's settings, and its tensors under PEFT's names; after full fine-tuning one setting that says so, and
+    all weights under the model's own names.
     """
 
     settings: dict[str, Any]
@@ -223,7 +224,7 @@ class AdapterState:
     """Those of a frozen start have its name in theirs; only checkpoints hold them."""
 
     @staticmethod
-    def of(peft_model: Any) -> AdapterState:
+    def of(peft_model: Any) -> TrainedState:
         """A copy of the adapter in a PeftModel, in fp32 on the CPU."""
         if full.is_whole(peft_model):
             settings: dict[str, Any] = {"peft_type": full.FULL}
@@ -232,9 +233,9 @@ class AdapterState:
         else:
             settings = peft_model.peft_config[TRAINED].to_dict() | {"inference_mode": True}
         tensors = {k: v.detach().float().cpu().clone() for k, v in _tensors_of(peft_model).items()}
-        return AdapterState(_plain(settings), tensors)
+        return TrainedState(_plain(settings), tensors)
 
-    def exported(self) -> AdapterState:
+    def exported(self) -> TrainedState:
         """As one ordinary LoRA on the untouched base: where there is a frozen start the rank doubles, else it is itself."""
         starts = {name: tensor for name, tensor in self.tensors.items() if f".{START}." in name}
         if not starts:
@@ -245,7 +246,7 @@ class AdapterState:
             tensors[plain] = torch.cat([tensors[plain], tensor], dim=0 if ".lora_A." in plain else 1)
         wider = math.sqrt(2.0) if self.settings["use_rslora"] else 2.0  # keeps alpha/r, or alpha/sqrt(r)
         settings = {"r": 2 * self.settings["r"], "lora_alpha": wider * self.settings["lora_alpha"]}
-        return AdapterState(self.settings | settings, tensors)
+        return TrainedState(self.settings | settings, tensors)
 
     def write(self, folder: Path) -> None:
         """Puts `adapter_model.safetensors` and `adapter_config.json` into the folder.
@@ -260,7 +261,7 @@ class AdapterState:
         (folder / SETTINGS).write_text(json.dumps(self.settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @staticmethod
-    def read(folder: Path, base_digest: str | None = None) -> AdapterState:
+    def read(folder: Path, base_digest: str | None = None) -> TrainedState:
         """The adapter in a folder.
 
         Raises: AdapterError when a file is missing or broken, a value is not finite or absurd, or its card names
@@ -282,7 +283,7 @@ class AdapterState:
                 f"{folder}: was trained on another base ({card.get('base_model')}, {str(made_on)[:12]}) than this one "
                 f"({base_digest[:12]}). It would not do what was measured."
             )
-        return AdapterState(settings, tensors)
+        return TrainedState(settings, tensors)
 
     def load_into(self, peft_model: Any) -> None:
         """Puts the tensors into the adapter of a PeftModel. Raises: AdapterError on any name or shape that differs."""

@@ -27,7 +27,7 @@ from inlay.engine.loss import autocast, predictions
 from inlay.errors import InlayError, StorageError
 from inlay.evaluation.score import held_out, read_held_out
 from inlay.models import base as bases
-from inlay.models.adapter import AdapterState, base_view, detach
+from inlay.models.adapter import TrainedState, base_view, detach
 from inlay.proof import proofs as p
 from inlay.proof.proofs import Proof, Refuted, Unknown, proof
 from inlay.run import Run
@@ -58,7 +58,7 @@ class Start:
         """Take it before a checkpoint is loaded: a resumed run starts from the same adapter."""
         with base_view(job.model):
             logits = _logits(job.model, _few(job.heldout, job.pad_id), job.device, job.autocast_dtype)[0]
-        return Start(p.digests_of(AdapterState.of(job.model).tensors), logits)
+        return Start(p.digests_of(TrainedState.of(job.model).tensors), logits)
 
 
 def prove_trained(setup: Setup, job: Job, step: int, start: Start) -> list[Proof]:
@@ -72,7 +72,7 @@ def prove_trained(setup: Setup, job: Job, step: int, start: Start) -> list[Proof
     def look() -> tuple[Tensor, list[float]]:
         return _logits(job.model, few, job.device, job.autocast_dtype)
 
-    trained = AdapterState.of(job.model)
+    trained = TrainedState.of(job.model)
     exported = trained.exported()
     memory, _ = look()
     job.model = detach(job.model)
@@ -135,14 +135,14 @@ def prove_stored(run: Run, load: Callable[[], Loaded]) -> list[Proof]:
 
     @lru_cache
     def tensors() -> dict[str, Tensor]:
-        return AdapterState.read(run.trained, record["base_digest"]).tensors
+        return TrainedState.read(run.trained, record["base_digest"]).tensors
 
     @lru_cache
     def looks() -> tuple[Tensor, Tensor, list[float], list[float], float]:
         base, _, device, dtype = load()
         few = _few(heldout.tokens, training.pad_id)
         bare, base_losses = _logits(base, few, device, dtype)
-        model = AdapterState.read(run.trained, record["base_digest"]).attach_to(base)
+        model = TrainedState.read(run.trained, record["base_digest"]).attach_to(base)
         _, losses = _logits(model, few, device, dtype)
         with base_view(model):
             off, _ = _logits(model, few, device, dtype)
@@ -188,10 +188,10 @@ def _names(config: Config) -> dict[str, str]:
     }
 
 
-def _read_onto(job: Job, run: Run) -> AdapterState | InlayError:
+def _read_onto(job: Job, run: Run) -> TrainedState | InlayError:
     """The adapter in the folder, now on the job's bare base; or why it cannot be."""
     try:
-        stored = AdapterState.read(run.trained)
+        stored = TrainedState.read(run.trained)
         job.model = stored.attach_to(job.model)
     except InlayError as error:
         return error
@@ -265,7 +265,7 @@ def _finite(losses: Sequence[float]) -> list[float | None]:
     return [loss if math.isfinite(loss) else None for loss in losses]
 
 
-def _tensors(stored: AdapterState | InlayError) -> dict[str, Tensor]:
+def _tensors(stored: TrainedState | InlayError) -> dict[str, Tensor]:
     if isinstance(stored, InlayError):
         raise stored
     return stored.tensors

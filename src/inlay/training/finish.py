@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from inlay.errors import StorageError
 from inlay.incidents import as_markdown, incidents
-from inlay.models.adapter import CARD, AdapterState
+from inlay.models.adapter import CARD, TrainedState
 from inlay.run import Run
 from inlay.storage import replace_folder, write_file, write_json
 from inlay.training import checkpoint as checkpoints
@@ -62,7 +62,7 @@ def export(setup: Setup, job: Job) -> int:
         if whole:
             _write_model(job.model, setup.base.folder, folder)
         else:
-            AdapterState.of(job.model).exported().write(folder)
+            TrainedState.of(job.model).exported().write(folder)
         setup.encoder.tokenizer.save_pretrained(str(folder))
         write_json(folder / CARD, card)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.errors import RunError, StorageError
-from inlay.models.adapter import AdapterState
+from inlay.models.adapter import TrainedState
 from inlay.run import Run
 from inlay.storage import owned, verified
 from inlay.training import checkpoint as checkpoints
@@ -23,7 +23,7 @@ def checkpoint_at(run: Run, step: int) -> Checkpoint:
     return there[step]
 
 
-def adapter_at(run: Run, step: int) -> AdapterState:
+def adapter_at(run: Run, step: int) -> TrainedState:
     """The adapter of a checkpoint, as one ordinary LoRA on the bare base. Raises: RunError, StorageError."""
     return checkpoints.load(checkpoint_at(run, step))[0].exported()
 

@@ -29,7 +29,7 @@ from inlay.engine.plain import Engine
 from inlay.engine.profile import timed
 from inlay.errors import Interrupted
 from inlay.events import Reporter
-from inlay.models.adapter import AdapterState, base_view
+from inlay.models.adapter import TrainedState, base_view
 from inlay.run import Run
 from inlay.training import checkpoint as checkpoints
 from inlay.training import escape, guards, plateau
@@ -377,7 +377,7 @@ def save_checkpoint(job: Job) -> None:
     folder, settings = job.run.checkpoints, job.config.train
     needed = {job.progress.best_step, job.progress.saved_step, *_for_escape(job)}
     job.progress.metrics_seal = job.run.seal_metrics()
-    snapshot = checkpoints.snapshot(AdapterState.of(job.model), job.optimizer, job.progress, job.inputs, job.versions)
+    snapshot = checkpoints.snapshot(TrainedState.of(job.model), job.optimizer, job.progress, job.inputs, job.versions)
 
     def write() -> None:
         checkpoints.write(folder, snapshot)

@@ -15,7 +15,7 @@ from inlay.data.batches import collate, step_rows
 from inlay.data.encode import Encoder
 from inlay.data.prepare import PreparedData
 from inlay.errors import AdapterError, ModelError
-from inlay.models.adapter import AdapterState, alpha_of
+from inlay.models.adapter import TrainedState, alpha_of
 from inlay.models.methods import IA3_ROLES, METHOD_OF
 from inlay.models.targets import layers_for_roles, resolve_targets
 from inlay.training.kept import adapter_at
@@ -79,7 +79,7 @@ def start_from(config: Config, model: Any, base_digest: str) -> None:
     if step is not None:
         state = adapter_at(runs.find(name, config.output.folder), step)
     else:
-        state = AdapterState.read(_adapter_folder(str(name), config.output.folder), base_digest)
+        state = TrainedState.read(_adapter_folder(str(name), config.output.folder), base_digest)
     adapter, there = config.adapter, state.settings
     method = METHOD_OF[there["peft_type"]]
     if method != adapter.method:
