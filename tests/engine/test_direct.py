@@ -112,6 +112,30 @@ def test_adapters_trained_together_get_the_gradients_that_each_gets_alone(family
         assert_equal((nll_B, found[name]), (alone_B, gradients(peft_model, name)), 1e-5)
 
 
+def test_adapters_trained_together_take_the_steps_that_each_takes_alone() -> None:
+    names, norms, rates = ["default", "k1", "k2"], [1e-3, 0.1, 10.0], [1e-2, 1e-3, 3e-3]
+
+    def trained(groups: list[list[str]]) -> dict[str, list[Tensor]]:
+        peft_model = adapted(decoder("llama"), adapters=3)
+        own = {n: [p for key, p in peft_model.named_parameters() if f".{n}." in key] for n in names}
+        optimizers = {n: torch.optim.AdamW(own[n], lr) for n, lr in zip(names, rates, strict=True)}
+        for seed in range(4):
+            batches = {n: batch((9, 5 + k), seed=3 * seed + k) for k, n in enumerate(names)}
+            for group in groups:
+                DirectModel(peft_model, group).add_gradients([batches[n] for n in group], [0.1] * len(group))
+            for n, norm in zip(names, norms, strict=True):
+                torch.nn.utils.clip_grad_norm_(own[n], norm)
+                optimizers[n].step()
+                optimizers[n].zero_grad()
+        return own
+
+    alone, together = trained([[name] for name in names]), trained([names])
+    for name in names:
+        assert max(relative(a.detach(), b.detach()) for a, b in zip(together[name], alone[name], strict=True)) < 1e-4, (
+            name
+        )
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_sixteen_rows_have_the_same_gradient_in_micro_batches_of_any_size(family: str, recompute: bool) -> None:
