@@ -15,11 +15,11 @@ import pytest
 
 from inlay import api
 from inlay.cli.view import methods_text
-from inlay.errors import ConfigError, RunError
-from inlay.methods import METHODS, REPORT, RESULT, _configs
+from inlay.errors import ConfigError, Interrupted, RunError
+from inlay.methods import METHODS, REPORT, RESULT, _configs, _wait_for
 from inlay.run import FINISHED, Run
 from program import environment
-from training_runs import Quiet
+from training_runs import Inlay, Quiet, lines_of, stop_after
 
 Tree = Callable[..., dict[str, Any]]
 
@@ -85,8 +85,30 @@ def test_what_means_no_comparison_of_methods_is_refused(sections: Any, methods: 
         api.compare_methods(tree, methods, reporter=Quiet())
 
 
+def test_a_comparison_that_is_killed_takes_its_method_along_and_leaves_a_run_to_go_on_with(
+    tree: dict[str, Any], inlay: Callable[..., Inlay], tmp_path: Path
+):
+    tree["train"] |= {"max_steps": 300, "eval_steps": 300, "save_steps": 300}
+    config, run = tmp_path / "config.yaml", Run(tmp_path / "results" / "all" / "ia3")
+    config.write_text(json.dumps(tree))
+    comparing = inlay("train", str(config), "--methods", "ia3", PYTHONPATH=environment()["PYTHONPATH"])
+    comparing.wait_until(lambda: lines_of(run) >= 3)
+    comparing.send(signal.SIGKILL)
+    assert comparing.wait()[0] == -signal.SIGKILL
+    end = time.monotonic() + 60
+    while run.status == "running" and time.monotonic() < end:
+        time.sleep(0.02)
+    assert run.status == "interrupted", "at once, not at its last step"
+    _wait_for(run, Quiet())
+    again = stop_after(lines_of(run))
+    with pytest.raises(Interrupted):  # in this process, what the same command would start
+        api.train(run.path.with_suffix(".yaml"), resume=True, reporter=again)
+    assert any("going on after step" in note for note in again.notes), "from the checkpoint of its last step"
+
+
 @pytest.mark.slow
-def test_a_comparison_that_was_interrupted_goes_on_where_it_was(tree: dict[str, Any], tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_comparison_that_was_interrupted_goes_on_where_it_was(tree: dict[str, Any], tmp_path: Path, number: int):
     tree["train"] |= {"max_steps": 60, "save_steps": 2}
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps(tree))
@@ -104,12 +126,13 @@ def test_a_comparison_that_was_interrupted_goes_on_where_it_was(tree: dict[str, 
         assert process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, _ = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "interrupted while full was trained" in json.loads(out)["error"]
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "interrupted while full was trained" in json.loads(out)["error"]
+        assert Run(folder / "full").status == "interrupted"
     assert Run(folder / "ia3").status == FINISHED
-    assert Run(folder / "full").status == "interrupted"
     done = subprocess.run(command, check=True, text=True, **options)
     assert "ia3: finished before" in done.stderr
     assert "going on after step" in done.stderr

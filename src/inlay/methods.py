@@ -1,7 +1,7 @@
 """Methods of fine-tuning side by side: one run each, one after another, over the same rows, split, seed and steps.
 
-Each run is a process of its own, so that its peak of memory is its own. The runs lie in one folder and are resumed like
-any other, so a comparison that was cut off goes on.
+Each run is a process of its own, so that its peak of memory is its own, and stops with a checkpoint when this one dies.
+The runs lie in one folder and are resumed like any other, so a comparison that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +29,7 @@ from inlay.events import Reporter, bytes_shown, duration_shown
 from inlay.run import FINISHED, Run
 from inlay.session import anchored
 from inlay.storage import explained, owned, write_file, write_json
+from inlay.training.signals import STOP_WITH_STDIN
 
 RESULT: Final = "methods.json"
 REPORT: Final = "methods.html"
@@ -45,6 +48,7 @@ _LEFT_OPEN: Final = (
     "adapter.method", "adapter.rslora", "adapter.dora", "adapter.init", "adapter.start_from", "model.quantization",
     "train.lora_plus_ratio", "train.branch_from",
 )  # fmt: skip
+_PATIENCE_S: Final = 120.0
 _NOTES: Final = (
     "one seed and one learning rate a method: another seed or a tuned rate moves each of them, so the order of near ones "
     "says little.",
@@ -140,11 +144,12 @@ def _trained(folder: Path, name: str, config: Config, reporter: Reporter) -> str
     path = folder / f"{name}.yaml"
     write_file(path, as_yaml(config.model_copy(update={"output": output}), {}, f"One of --methods: {name}."))
     command = [sys.executable, "-m", "inlay", "train", str(path), "--resume", "--json"]
-    # its own session: Ctrl+C comes to it once, from here
+    _wait_for(run, reporter)
+    # its own session: Ctrl+C comes to it once, from here; its standard input ends with this process
     with (
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            errors="replace", start_new_session=True,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            errors="replace", start_new_session=True, env=os.environ | {STOP_WITH_STDIN: "1"},
         ) as child,
         _forwarded(child) as received,
     ):  # fmt: skip
@@ -159,6 +164,20 @@ def _trained(folder: Path, name: str, config: Config, reporter: Reporter) -> str
             f"interrupted while {name} was trained. What is finished is kept: the same command goes on.", received[0]
         )
     return None if code == 0 else _reason(code, said)
+
+
+def _wait_for(run: Run, reporter: Reporter) -> None:
+    """Until nobody trains there: when a comparison was killed, its method still writes a checkpoint."""
+    end, told = time.monotonic() + _PATIENCE_S, False
+    while run.path.is_dir() and time.monotonic() < end:
+        try:
+            with owned(run.path):
+                return
+        except RunError as error:
+            if not told:
+                reporter.note(f"  {error}")
+            told = True
+            time.sleep(0.2)
 
 
 @contextlib.contextmanager

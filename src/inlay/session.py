@@ -31,7 +31,7 @@ from inlay.storage import (
     write_file,
 )
 from inlay.training.launcher import launched_rank
-from inlay.training.signals import save_on_signal, stop_on_signals
+from inlay.training.signals import save_on_signal, stop_on_signals, stop_with_stdin
 
 if TYPE_CHECKING:
     from inlay.data.types import Example
@@ -64,6 +64,7 @@ def train(
         raise ConfigError("train: --extend and --fresh exclude each other. Give one.")
     longer = parse_extension(extend) if extend else {}
     began = time.perf_counter()
+    stop_with_stdin()
     _refuse_early(config)
     with contextlib.ExitStack() as held:
         stop = held.enter_context(save_on_signal())

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Final
+
+STOP_WITH_STDIN: Final = "INLAY_STOP_WITH_STDIN"
+"""Set in the environment of a process that is to end with the one that holds the other end of its standard input."""
 
 
 class StopRequest:
@@ -19,6 +24,20 @@ class StopRequest:
     @property
     def asked(self) -> bool:
         return self.signal is not None
+
+
+def stop_with_stdin() -> None:
+    """Where the environment asks for it, this process gets a SIGTERM when its standard input ends: however the process
+    at the other end died, the system closes it."""
+    if os.environ.pop(STOP_WITH_STDIN, None) is None:
+        return
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager
