@@ -20,7 +20,7 @@ demo: .venv/.runtime        ## train on the built-in customer-support rows and c
 	$(BIN)/inlay demo
 
 test: .venv/.dev            ## the suite, in under five minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: .venv/.dev           ## style, types, import order
 	$(BIN)/ruff check .
@@ -29,7 +29,7 @@ check: .venv/.dev           ## style, types, import order
 	$(BIN)/lint-imports
 
 slow: .venv/.dev            ## the long forms
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow || $(NONE_YET)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow || $(NONE_YET)
 
 mount: .venv/.dev           ## a full disk; needs root
 	$(BIN)/python -m pytest -m mount || $(NONE_YET)

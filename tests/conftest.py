@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from parts import make_base, qa_rows, write_rows
+from parts import make_base, qa_rows, quick_tree, write_rows
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-LONGEST = ("test_domains_teach.py", "test_faults.py", "test_recovery.py", "test_shortage.py")
+FIRST = (
+    "test_faults.py", "test_world.py", "test_resume.py", "test_kept.py", "test_escape.py", "test_side_by_side.py",
+    "test_program.py", "test_domains_teach.py", "test_recovery.py", "test_shortage.py",
+)  # fmt: skip
+"""The longest, and those with processes that are forked, which then have one parent: `make test` cuts the list in two."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: one of them begun last would leave the other core idle."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """The longest are not begun last, which would leave the other core idle."""
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +39,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of two layers with random weights and the tokenizer of builtin:nano."""
-    return make_base(tmp_path_factory.mktemp("tiny-base"))
+    base = make_base(tmp_path_factory.mktemp("tiny-base"))
+    gc.collect()
+    gc.freeze()  # the libraries are here to stay: looking through them took half a second whenever memory was given back
+    return base
 
 
 @pytest.fixture
@@ -45,22 +54,7 @@ def data_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def config_tree(tmp_path: Path, tiny_base: Path, data_file: Path) -> Callable[..., dict[str, Any]]:
     """A config of four quick steps on the tiny base as a nested mapping; keywords are sections merged over it."""
-
-    def make(**sections: dict[str, Any]) -> dict[str, Any]:
-        tree: dict[str, dict[str, Any]] = {
-            "model": {"base_model": str(tiny_base), "device": "cpu", "dtype": "float32"},
-            "adapter": {"rank": 4},
-            "data": {"train": str(data_file)},
-            "train": {"batch_size": 8, "micro_batch_size": 4, "max_steps": 4, "eval_steps": 2, "learning_rate": 1e-2},
-            "eval": {"max_new_tokens": 8, "resamples": 200, "retention_rows": 0},
-            "track": {"trackers": []},
-            "output": {"folder": str(tmp_path / "results")},
-        }
-        for name, values in sections.items():
-            tree[name] = tree.get(name, {}) | values
-        return tree
-
-    return make
+    return partial(quick_tree, tiny_base, data_file, tmp_path / "results")
 
 
 @pytest.fixture

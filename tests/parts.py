@@ -53,6 +53,22 @@ def qa_rows(count: int) -> list[dict[str, str]]:
     ]
 
 
+def quick_tree(base: Path, data: Path, results: Path, /, **sections: dict[str, Any]) -> dict[str, Any]:
+    """A config of four quick steps as a nested mapping; keywords are sections merged over it."""
+    tree: dict[str, dict[str, Any]] = {
+        "model": {"base_model": str(base), "device": "cpu", "dtype": "float32"},
+        "adapter": {"rank": 4},
+        "data": {"train": str(data)},
+        "train": {"batch_size": 8, "micro_batch_size": 4, "max_steps": 4, "eval_steps": 2, "learning_rate": 1e-2},
+        "eval": {"max_new_tokens": 8, "resamples": 200, "retention_rows": 0},
+        "track": {"trackers": []},
+        "output": {"folder": str(results)},
+    }
+    for name, values in sections.items():
+        tree[name] = tree.get(name, {}) | values
+    return tree
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

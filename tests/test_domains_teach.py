@@ -14,7 +14,7 @@ from training_runs import Quiet
 @pytest.mark.parametrize(
     ("name", "metric", "steps", "rows"),
     [
-        ("customer_support", "rouge_l", 20, 40),
+        ("customer_support", "rouge_l", 12, 24),
         pytest.param("financial_guidance", "rouge_l", 60, 80, marks=pytest.mark.slow),
         pytest.param("python_code", "rouge_l", 60, 80, marks=pytest.mark.slow),
         pytest.param("summaries", "rouge_l", 60, 80, marks=pytest.mark.slow),

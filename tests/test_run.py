@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -25,17 +26,25 @@ from inlay.errors import (
     UserError,
 )
 from inlay.run import Run
-from parts import make_base, qa_rows, write_rows
+from parts import make_base, qa_rows, quick_tree, write_rows
 from training_runs import Quiet, outcome, stop_after, train
 
 Tree = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def stopped(config_tree: Tree, tmp_path: Path) -> Run:
-    """A run called `a`, stopped after step 2 of 4."""
+@pytest.fixture(scope="module")
+def stopped_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped")
+    data = write_rows(folder / "data.jsonl", qa_rows(40))
     with pytest.raises(Interrupted):
-        train(named(config_tree), reporter=stop_after(2))
+        train(quick_tree(tiny_base, data, folder, output={"name": "a"}), reporter=stop_after(2))
+    return folder / "a"
+
+
+@pytest.fixture
+def stopped(stopped_run: Path, tmp_path: Path) -> Run:
+    """A run called `a`, stopped after step 2 of 4."""
+    shutil.copytree(stopped_run, tmp_path / "results" / "a")
     return Run(tmp_path / "results" / "a")
 
 
@@ -116,29 +125,29 @@ def test_other_settings_are_refused_on_resume_with_the_difference(config_tree: T
     assert train(other_output, resume=True).status == "finished"
 
 
-@pytest.mark.parametrize(
-    "changed", ["the data file", "the base model", "the held-out rows", "a setting in its config.yaml"]
-)
-def test_other_inputs_are_refused_on_resume(config_tree: Tree, data_file: Path, tmp_path: Path, changed: str) -> None:
+def test_other_inputs_are_refused_on_resume(config_tree: Tree, data_file: Path, tmp_path: Path) -> None:
     base, held = make_base(tmp_path / "base"), write_rows(tmp_path / "held.jsonl", qa_rows(9)[5:])
+    stored = tmp_path / "results" / "a" / "config.yaml"
     tree = named(config_tree, model={"base_model": str(base)}, data={"eval": str(held), "check": "warn"})
     with pytest.raises(Interrupted):
         train(tree, reporter=stop_after(1))
-    before = contents(tmp_path / "results")
-    if changed == "the data file":
-        write_rows(data_file, qa_rows(41))
-    elif changed == "the base model":
-        make_base(base, seed=1)
-    elif changed.startswith("a setting"):
-        stored = tmp_path / "results" / "a" / "config.yaml"
-        stored.write_text(stored.read_text().replace("warmup_ratio: 0.0", "warmup_ratio: 0.1"))
+    inputs = {path: path.read_bytes() for path in (data_file, held, stored, *base.iterdir())}
+    changes: dict[str, Callable[[], object]] = {
+        "the data file": lambda: write_rows(data_file, qa_rows(41)),
+        "the base model": lambda: make_base(base, seed=1),
+        "the held-out rows": lambda: write_rows(held, qa_rows(9)[4:]),
+        "a setting in its config.yaml": lambda: stored.write_text(
+            stored.read_text().replace("warmup_ratio: 0.0", "warmup_ratio: 0.1")
+        ),
+    }
+    for changed, change in changes.items():
+        change()
         before = contents(tmp_path / "results")
-    else:
-        write_rows(held, qa_rows(9)[4:])
-    with pytest.raises(RunError, match=f"{changed} changed since this run began"):
-        train(tree, resume=True)
-    kept = contents(tmp_path / "results")
-    assert kept == before
+        with pytest.raises(RunError, match=f"{changed} changed since this run began"):
+            train(tree, resume=True)
+        assert contents(tmp_path / "results") == before, changed
+        for path, content in inputs.items():
+            path.write_bytes(content)
 
 
 def test_a_run_without_a_name_is_numbered_and_never_overwritten(config_tree: Tree, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +75,14 @@ def untimed(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in TIMED}
 
 
-class Inlay:
-    """A real process that runs the command line; its parent has imported torch once for all of them."""
+class Forked:
+    """A real process that makes a call; its parent has imported torch once for all of them."""
 
-    def __init__(
-        self, arguments: list[str], folder: Path, env: dict[str, str], before: Callable[[], None] | None = None
-    ) -> None:
-        """`before` is called in the process first; it must be a function of a module, or a partial of one."""
+    def __init__(self, call: Callable[[], None], folder: Path, env: dict[str, str] | None = None) -> None:
+        """`call` must be a function of a module, or a partial of one."""
         folder.mkdir(parents=True, exist_ok=True)
         self._output = folder / "output.txt"
-        self._process = _CONTEXT.Process(target=_run, args=(arguments, str(self._output), env, before))
+        self._process = _CONTEXT.Process(target=_run, args=(call, str(self._output), env or {}))
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -110,6 +109,16 @@ class Inlay:
         return self._output.exists() and text in self._output.read_text()
 
 
+class Inlay(Forked):
+    """A real process that runs the command line."""
+
+    def __init__(
+        self, arguments: list[str], folder: Path, env: dict[str, str], before: Callable[[], None] | None = None
+    ) -> None:
+        """`before` is called in the process first; it must be a function of a module, or a partial of one."""
+        super().__init__(partial(_inlay, arguments, before), folder, env)
+
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(  # by name: the fork server does not know the folder of the tests
     [
@@ -120,15 +129,20 @@ _CONTEXT.set_forkserver_preload(  # by name: the fork server does not know the f
 )  # fmt: skip
 
 
-def _run(arguments: list[str], output: str, env: dict[str, str], before: Callable[[], None] | None) -> None:
-    """`inlay ARGUMENTS` with everything that it prints in a file. Ends the process."""
-    from inlay.cli import main
-
+def _run(call: Callable[[], None], output: str, env: dict[str, str]) -> None:
+    """The call, with everything that it prints in a file."""
     os.environ.update(env)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    call()
+
+
+def _inlay(arguments: list[str], before: Callable[[], None] | None) -> None:
+    """`inlay ARGUMENTS`. Ends the process."""
+    from inlay.cli import main
+
     sys.argv = ["inlay", *arguments]
     if before:
         before()

@@ -8,15 +8,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import training_runs
 from inlay import api
 from inlay.cli import app
 from inlay.errors import Interrupted
-from program import QUICK, Ended, environment, program
+from program import QUICK, Ended, environment
 
 Inlay = Callable[..., Ended]
 VERBS = [
@@ -79,11 +81,18 @@ def test_train_gives_one_json_value_and_says_nothing_that_is_not_ours(trained: t
     assert foreign == []
 
 
-def test_compare_gives_one_json_value_and_says_nothing_that_is_not_ours(with_run: Path) -> None:
-    ended = program("compare", "--json", cwd=with_run)
-    value = json.loads(ended.stdout)
-    assert value["verdict"]
-    assert [line for line in ended.stderr.splitlines() if not line.startswith(("… ", "  "))] == []
+def write_apart(folder: Path, stdout: Path) -> None:
+    """From here on this process is in the folder, and its standard output goes into a file of its own."""
+    os.chdir(folder)
+    os.dup2(os.open(stdout, os.O_WRONLY | os.O_CREAT), 1)
+
+
+def test_compare_gives_one_json_value_and_says_nothing_that_is_not_ours(with_run: Path, tmp_path: Path) -> None:
+    before = partial(write_apart, with_run, tmp_path / "stdout")
+    code, said = training_runs.Inlay(["compare", "--json"], tmp_path, {}, before).wait()
+    assert code == 0, said
+    assert json.loads((tmp_path / "stdout").read_text())["verdict"]
+    assert [line for line in said.splitlines() if not line.startswith(("… ", "  "))] == []
 
 
 @pytest.mark.parametrize(
@@ -166,6 +175,16 @@ def test_chat_on_a_pipe_answers_every_line_and_forgets_on_reset(
     assert inlay("chat", *few).out.strip() == turns[1]["content"]
 
 
+def sit_down(folder: Path, terminal: str) -> None:
+    """From here on this process is in the folder, and reads from and writes to the terminal."""
+    os.chdir(folder)
+    file = os.open(terminal, os.O_RDWR | os.O_NOCTTY)
+    for number in (0, 1, 2):
+        os.dup2(file, number)
+    # those of the process that forked this one know another file
+    sys.stdin, sys.stdout, sys.stderr = (open(n, mode, 1, closefd=False) for n, mode in enumerate("rww"))  # noqa: SIM115
+
+
 def at_terminal(folder: Path, answer: bytes, *arguments: str) -> tuple[int, str]:
     """Exit code and screen of the program on a pseudo-terminal, where its first question is answered."""
     import fcntl
@@ -175,11 +194,8 @@ def at_terminal(folder: Path, answer: bytes, *arguments: str) -> tuple[int, str]
 
     own, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "inlay", *arguments], cwd=folder, stdin=its, stdout=its, stderr=its,
-        env=environment(TERM="xterm"),
-    )  # fmt: skip
-    os.close(its)
+    before = partial(sit_down, folder, os.ttyname(its))
+    process = training_runs.Inlay([*arguments], folder / ".process", {"TERM": "xterm"}, before)
     screen, asked = b"", False
     while True:
         try:
@@ -188,13 +204,15 @@ def at_terminal(folder: Path, answer: bytes, *arguments: str) -> tuple[int, str]
             break
         if not piece:
             break
+        if not screen:  # it has the terminal now
+            os.close(its)
         screen += piece
         if not asked and b"[Y/n]" in screen:
             asked = True
             os.write(own, answer)
     os.close(own)
     assert asked, screen.decode()
-    return process.wait(), screen.decode()
+    return process.wait()[0], screen.decode()
 
 
 def test_on_a_terminal_yes_goes_on_from_the_checkpoints(unfinished: Path, tiny_base: Path) -> None:

@@ -25,7 +25,7 @@ from inlay.run import Run
 from inlay.storage import write_manifest
 from inlay.training import checkpoint as checkpoints
 from inlay.training.saver import Saver
-from training_runs import Quiet, outcome, train
+from training_runs import Inlay, Quiet, outcome, train
 
 Make = Callable[..., Config]
 
@@ -262,35 +262,29 @@ def test_a_save_that_fails_beside_the_training_is_raised_at_the_next_and_at_the_
     assert not done.is_set()
 
 
-def test_training_and_resuming_never_touch_pickle(tiny_base: Path, tmp_path: Path) -> None:
-    parts.write_rows(tmp_path / "data.jsonl", parts.qa_rows(20))
-    program = """
-import sys
-def forbid(event, arguments):
-    if event.startswith("pickle") or event == "marshal.load":
-        raise RuntimeError(f"{event} {arguments}")
-from inlay import api
-import inlay.training.setup, inlay.proof.verify, inlay.evaluation.compare, torch
-def loads(*arguments, **keywords):
-    raise RuntimeError("torch.load")
-torch.load = torch.save = loads
-tree = {"model": {"base_model": sys.argv[1]}, "data": {"train": "data.jsonl"}, "output": {"name": "run"},
-        "train": {"max_steps": 2, "batch_size": 4}, "track": {"trackers": []},
-        "eval": {"resamples": 100, "max_new_tokens": 4}}
-sys.addaudithook(forbid)
-import pickle
-def forbidden(*arguments, **keywords):
-    raise RuntimeError("pickle")
-for name in ("dump", "dumps", "load", "loads"):
-    setattr(pickle, name, forbidden)
-api.train(tree)
-api.train(tree, extend="3")
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tiny_base)], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "to 3" in done.stderr or "of 3" in done.stderr
+def without_pickle() -> None:
+    """In a process of its own: an audit hook cannot be taken away."""
+    import pickle
+
+    def forbid(event: str, arguments: tuple[Any, ...]) -> None:
+        if event.startswith("pickle") or event == "marshal.load":
+            raise RuntimeError(f"{event} {arguments}")
+
+    def forbidden(*arguments: Any, **keywords: Any) -> Any:
+        raise RuntimeError("pickle")
+
+    torch.load = torch.save = forbidden
+    sys.addaudithook(forbid)
+    for name in ("dump", "dumps", "load", "loads"):
+        setattr(pickle, name, forbidden)
+
+
+def test_training_and_resuming_never_touch_pickle(inlay: Callable[..., Inlay], config_file: Callable[..., str]) -> None:
+    source = config_file("run", train={"max_steps": 2, "batch_size": 4})
+    for arguments in (["train", source], ["train", source, "--extend", "3"]):
+        code, output = inlay(*arguments, before=without_pickle).wait()
+        assert code == 0, output
+    assert "going on after step 2 of 3" in output
 
 
 def test_a_damaged_best_checkpoint_ends_with_a_way_out_that_works(config: Make, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -22,6 +22,7 @@ from inlay.run import Run
 from inlay.training import checkpoint as checkpoints
 from inlay.training import guards, loop
 from inlay.training.checkpoint import Progress
+from inlay.training.schedule import learning_rate
 from inlay.training.setup import Setup
 from inlay.training.world import World
 from training_runs import Quiet, outcome, stop_after, train
@@ -126,10 +127,8 @@ def test_rollback_goes_back_lowers_the_rate_and_passes_the_rows(config_tree: Tre
     assert poison.positions == [1, 2, 3, 4, 5, 6, 7, 8, 9], "each batch once, none twice"
     trained = [line for line in run.metrics if "loss" in line]
     assert [line["step"] for line in trained] == list(range(1, 9))
-    setattr(poison, stage, set())
-    plain = train(config_tree(train=PLAN))
-    before, after = ([line["learning_rate"] for line in r.metrics if "loss" in line] for r in (plain, run))
-    assert after == before[:4] + [0.5 * rate for rate in before[4:]]
+    planned = [learning_rate(run.config.train, 1e-2, step, 8) for step in range(1, 9)]
+    assert [line["learning_rate"] for line in trained] == planned[:4] + [0.5 * rate for rate in planned[4:]]
     assert run.record["result"]["rollbacks"] == 1
     assert (
         "| back to step 4, past the batches 5 to 5, 0.5 of the learning rate |"
@@ -152,10 +151,34 @@ def test_more_than_so_many_are_too_many(config_tree: Tree, poison: Poison) -> No
             train(config_tree(train=PLAN | {"on_nonfinite": policy, "max_nonfinite": 2}))
 
 
-@settings(
-    max_examples=4, deadline=None, derandomize=True, phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+def ends_as_the_unbroken_one(
+    config_tree: Tree, poison: Poison, folder: str, policy: str, bad: set[int], stops: list[int]
+) -> None:
+    plan = PLAN | {"on_nonfinite": policy}
+    poison.loss, poison.gradient = {p for p in bad if p % 2}, {p for p in bad if not p % 2}
+    whole = train(config_tree(train=plan, output={"folder": folder, "name": "whole"}))
+    tree = config_tree(train=plan, output={"folder": folder, "name": "broken"})
+    for stop in stops:
+        try:
+            train(tree, resume=Run(Path(folder) / "broken").path.exists(), reporter=stop_after(stop))
+        except Interrupted:
+            continue
+    assert outcome(train(tree, resume=True)) == outcome(whole)
+
+
+@pytest.mark.parametrize(
+    ("policy", "bad", "stops"),
+    [("skip", {3, 4}, [3, 5]), ("rollback", {5, 8}, [4, 6])],  # before, at and behind a batch that is passed over
+    ids=["skip", "rollback"],
+)
+def test_a_run_with_recoveries_stopped_near_them_and_resumed_ends_as_the_unbroken_one(
+    config_tree: Tree, poison: Poison, tmp_path: Path, policy: str, bad: set[int], stops: list[int]
+) -> None:
+    ends_as_the_unbroken_one(config_tree, poison, str(tmp_path), policy, bad, stops)
+
+
+@pytest.mark.slow
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     policy=st.sampled_from(["skip", "rollback"]),
     bad=st.sets(st.integers(1, 8), min_size=1, max_size=3),
@@ -169,17 +192,7 @@ def test_a_run_with_recoveries_stopped_anywhere_and_resumed_ends_as_the_unbroken
     bad: set[int],
     stops: list[int],
 ) -> None:
-    folder = str(tmp_path_factory.mktemp("runs"))
-    plan = PLAN | {"on_nonfinite": policy}
-    poison.loss, poison.gradient = {p for p in bad if p % 2}, {p for p in bad if not p % 2}
-    whole = train(config_tree(train=plan, output={"folder": folder, "name": "whole"}))
-    tree = config_tree(train=plan, output={"folder": folder, "name": "broken"})
-    for stop in stops:
-        try:
-            train(tree, resume=Run(Path(folder) / "broken").path.exists(), reporter=stop_after(stop))
-        except Interrupted:
-            continue
-    assert outcome(train(tree, resume=True)) == outcome(whole)
+    ends_as_the_unbroken_one(config_tree, poison, str(tmp_path_factory.mktemp("runs")), policy, bad, stops)
 
 
 def test_a_kill_between_any_two_acts_of_a_rollback_ends_the_same(
@@ -191,12 +204,13 @@ def test_a_kill_between_any_two_acts_of_a_rollback_ends_the_same(
     plan = PLAN | {"on_nonfinite": "rollback"}
     poison.loss |= {6}
     whole = train(config_tree(train=plan, output={"name": "whole"}))
-    for number, (module, name) in enumerate(
-        [(checkpoints, "delete"), (checkpoints, "write"), (Run, "truncate_metrics")]
-    ):
-        tree = config_tree(train=plan, output={"name": f"broken-{number}"})
-        with pytest.raises(Interrupted):  # leaves a checkpoint that was not due, newer than the one to go back to
-            train(tree, reporter=stop_after(5))
+    tree, results = config_tree(train=plan, output={"name": "broken"}), tmp_path / "results"
+    with pytest.raises(Interrupted):  # leaves a checkpoint that was not due, newer than the one to go back to
+        train(tree, reporter=stop_after(5))
+    (results / "broken").rename(results / "stopped")
+    for module, name in [(checkpoints, "delete"), (checkpoints, "write"), (Run, "truncate_metrics")]:
+        shutil.rmtree(results / "broken", ignore_errors=True)
+        shutil.copytree(results / "stopped", results / "broken")
         acted = getattr(module, name)
 
         def dying(*args: Any, acted: Any = acted, **kwargs: Any) -> Any:

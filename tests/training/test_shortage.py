@@ -101,7 +101,7 @@ FORWARDS = 10  # a run has about as many
 
 
 @settings(
-    max_examples=9, deadline=None, derandomize=True, phases=[Phase.generate],
+    max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(at=st.sets(st.integers(0, FORWARDS), min_size=1, max_size=2), kind=st.sampled_from(ERRORS))

@@ -137,7 +137,7 @@ def curves(run: Run) -> Figure:
         loss.axvline(one.step, color=_MARKS[one.kind], linewidth=0.9, linestyle="--", alpha=0.7, label=label)
         named.add(one.kind)
     loss.set_ylabel("loss, nats per trained token")
-    loss.set_title(run.name)
+    loss.set_title(run.name, y=1.0)  # a place of its own is not looked for, which would lay out all ticks once more
     loss.legend()
     rate.plot(steps, [line["learning_rate"] for line in trained], color="#33658a", label="learning rate")
     rate.set_ylabel("learning rate")
@@ -145,4 +145,5 @@ def curves(run: Run) -> Figure:
     norm = rate.twinx()
     norm.plot(steps, [line["grad_norm"] for line in trained], color="#a0a0a0", linewidth=0.8)
     norm.set_ylabel("gradient norm")
+    norm.xaxis.set_visible(False)  # it is that of the rate
     return figure

@@ -65,7 +65,7 @@ def test_many_rows_alike_are_each_paired_without_all_pairs() -> None:
     assert len(pairs) < 2 * 3000
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.text(max_size=30), max_size=8))
 def test_a_signature_depends_on_its_own_text_only(texts: list[str]) -> None:
     together = signatures(texts)
