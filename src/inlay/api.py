@@ -136,28 +136,24 @@ class Loaded:
 
     def generate_many(self, prompts: Sequence[str | Sequence[Mapping[str, str]]], **sampling: Any) -> list[str]:
         """The answers to several prompts, computed together."""
-        from inlay.engine.loss import autocast
-        from inlay.generation.generate import answers
-
-        asked = [self.encoder.prompt(_dialogue(prompt)) for prompt in prompts]
-        with autocast(self.device, self.autocast_dtype):
-            return answers(self.model, self.encoder, asked, self._sampling(sampling))
+        return self._answers(prompts, sampling)
 
     def stream(self, messages: Sequence[Mapping[str, str]], on_text: Callable[[str], None], **sampling: Any) -> str:
         """Like `generate`, handing over the text piece by piece as it comes."""
+        from inlay.generation.generate import text_streamer
+
+        return self._answers([messages], sampling, text_streamer(self.encoder.tokenizer, on_text))[0]
+
+    def _answers(
+        self, prompts: Sequence[str | Sequence[Mapping[str, str]]], over: Mapping[str, Any], streamer: Any = None
+    ) -> list[str]:
         from inlay.engine.loss import autocast
-        from inlay.generation.generate import answers, text_streamer
+        from inlay.generation.generate import Sampling, answers
 
-        asked = [self.encoder.prompt(_dialogue(messages))]
-        streamer = text_streamer(self.encoder.tokenizer, on_text)
+        sampling = Sampling.of(_generation(self.run.config.generation.model_dump() | dict(over)))
+        asked = [self.encoder.prompt(_dialogue(prompt)) for prompt in prompts]
         with autocast(self.device, self.autocast_dtype):
-            return answers(self.model, self.encoder, asked, self._sampling(sampling), streamer=streamer)[0]
-
-    def _sampling(self, over: Mapping[str, Any]) -> Any:
-        from inlay.generation.generate import Sampling
-
-        settings = self.run.config.generation
-        return Sampling.of(_generation(settings.model_dump() | dict(over)))
+            return answers(self.model, self.encoder, asked, sampling, streamer=streamer)
 
 
 def _generation(values: Mapping[str, Any]) -> GenerationConfig:
