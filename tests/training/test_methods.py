@@ -90,7 +90,8 @@ def method_tree(config_tree: Tree) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("method", "kind"), [*((method, "none") for method in METHODS), ("ia3", "nf4"), ("prompt", "int8")]
+    ("method", "kind"),
+    [*((m, "none") for m in METHODS), ("ia3", "nf4"), pytest.param("prompt", "int8", marks=pytest.mark.slow)],
 )
 def test_what_a_method_has_trained_is_judged_asked_and_verified_like_a_lora(
     method: str, kind: str, method_tree: Tree, tmp_path: Path
