@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from inlay.config import Config, load
@@ -61,10 +61,12 @@ def stopped(config: Config, step: int, *, resume: bool) -> None:
 
 
 @settings(
-    max_examples=5, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
+    max_examples=1, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(stops=st.lists(st.integers(1, STEPS), min_size=1, max_size=3, unique=True).map(sorted))
+@example(stops=[1, 4, 7])  # in both epochs, before, at and behind a checkpoint that was due
+@example(stops=[3])  # where an evaluation is due
 def test_a_run_stopped_anywhere_any_number_of_times_ends_as_if_it_had_not_been(
     config: Callable[..., Config], unbroken: Run, tmp_path: Path, stops: list[int]
 ) -> None:
