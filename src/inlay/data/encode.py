@@ -160,8 +160,9 @@ class Encoder:
         the template rewrites earlier turns."""
         numbered = enumerate(examples)
         waiting: deque[tuple[list[_Numbered], Future[list[np.ndarray]]]] = deque()
-        # tokenizing happens outside of Python: of two threads one hands over texts and ids while the other works
-        with ThreadPoolExecutor(2) as beside:
+        # tokenizing happens outside of Python: of two threads one hands over texts and ids while the other works; where
+        # most words are looked up there is little of it, and a second would only wait for the interpreter
+        with ThreadPoolExecutor(1 if self._tokenize.is_by_word else 2) as beside:
             while batch := list(islice(numbered, _BATCH)):
                 sequences = [(n, e.source, s) for n, e in batch for s in self._sequences(e)]
                 texts = [piece for _, _, s in sequences for piece in s.pieces]

@@ -21,6 +21,10 @@ class QuotingTokenizer:
         self._plain: WordTokenizer | None = None
         self._quoted = re.compile(f"({'|'.join(re.escape(quoted(s)) for s in strings) or '(?!)'})")
 
+    @property
+    def is_by_word(self) -> bool:
+        return self._tokenize.is_by_word
+
     def __call__(self, texts: Sequence[str], starts: Sequence[bool]) -> list[np.ndarray]:
         """As `WordTokenizer`: the ids of each text, those of what is quoted in it being ids of ordinary text."""
         if not any(MARK in text for text in texts):

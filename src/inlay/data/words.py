@@ -19,9 +19,9 @@ from inlay.data.pieces import PieceTokenizer
 
 _MARK: Final = "\u2581"
 """What a SentencePiece tokenizer makes of a space; in a text of its own it is as good as one."""
-_BREAK: Final = re.compile(rf"(?<=[^\s{_MARK}]) ")
-_NEEDS_CARE: Final = re.compile(rf"\A |[\s{_MARK}] ")
-"""Where a text has a space that is no break."""
+_BREAK: Final = re.compile(rf" (?<=[^\s{_MARK}] )")
+_NO_BREAK: Final = re.compile(rf" (?<=[\s{_MARK}] )")
+"""A space behind white space. Both begin with a space, which is searched for fast."""
 
 _MOST_BYTES: Final = 64 << 20  # of what is remembered; then it is forgotten, as another text has other words
 _ENTRY_BYTES: Final = 200  # of a word beside its characters
@@ -75,7 +75,8 @@ class WordTokenizer:
 
 
 def _words(text: str, start: bool) -> list[_Word]:
-    words: list[Any] = _BREAK.split(text) if _NEEDS_CARE.search(text) else text.split(" ")
+    needs_care = text.startswith(" ") or _NO_BREAK.search(text)
+    words: list[Any] = _BREAK.split(text) if needs_care else text.split(" ")
     words[0] = words[0], start
     return words
 
