@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import pytest
@@ -162,3 +164,15 @@ def test_words_are_forgotten_when_they_are_too_many(monkeypatch: pytest.MonkeyPa
         by_word([f"the{k} hello {text}"], [True])
         assert by_word.held_bytes <= 2000
     assert by_word([text], [True])[0].tolist() == before
+
+
+class Never(Executor):
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+        return Future()
+
+
+def test_words_that_another_caller_has_asked_for_and_not_got_are_not_waited_for() -> None:
+    backend, text = byte_level(), "the hello world, the hello"
+    by_word = WordTokenizer(backend)
+    by_word.begin([text], [True], Never())
+    assert by_word([text], [True])[0].tolist() == PieceTokenizer(backend)([text], [True])[0]

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any
@@ -24,6 +24,7 @@ from inlay.data.opening import parted
 from inlay.data.quoting import QuotingTokenizer
 from inlay.data.rendering import Dialogue, Template
 from inlay.data.types import Example, Message, Source
+from inlay.data.words import Tokenized
 from inlay.errors import DataError, ModelError
 
 CODE_VERSION = 4
@@ -159,24 +160,21 @@ class Encoder:
         """Each training sequence with the position of its example: usually one a row, one per trained turn where
         the template rewrites earlier turns."""
         numbered = enumerate(examples)
-        waiting: deque[tuple[list[_Numbered], Future[list[np.ndarray]]]] = deque()
-        # tokenizing happens outside of Python: of two threads one hands over texts and ids while the other works; where
-        # most words are looked up there is little of it, and a second would only wait for the interpreter
-        with ThreadPoolExecutor(1 if self._tokenize.is_by_word else 2) as beside:
+        waiting: deque[tuple[list[_Numbered], Tokenized]] = deque()
+        # tokenizing happens outside of Python: of two threads one hands over texts and ids while the other works
+        with ThreadPoolExecutor(2) as beside:
             while batch := list(islice(numbered, _BATCH)):
                 sequences = [(n, e.source, s) for n, e in batch for s in self._sequences(e)]
                 texts = [piece for _, _, s in sequences for piece in s.pieces]
                 starts = [k == 0 for _, _, s in sequences for k in range(len(s.pieces))]
-                waiting.append((sequences, beside.submit(self._tokenize, texts, starts)))
+                waiting.append((sequences, self._tokenize.begin(texts, starts, beside)))
                 if len(waiting) > _AHEAD:
                     yield from self._assembled(*waiting.popleft())
             while waiting:
                 yield from self._assembled(*waiting.popleft())
 
-    def _assembled(
-        self, sequences: list[_Numbered], tokenized: Future[list[np.ndarray]]
-    ) -> Iterator[tuple[int, Tokens]]:
-        ids = iter(tokenized.result())
+    def _assembled(self, sequences: list[_Numbered], tokenized: Tokenized) -> Iterator[tuple[int, Tokens]]:
+        ids = iter(tokenized())
         for number, source, sequence in sequences:
             yield number, self._assemble(sequence, [next(ids) for _ in sequence.pieces], source)
 

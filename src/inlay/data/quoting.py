@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import Executor
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from inlay.data.control import MARK, quoted
-from inlay.data.words import WordTokenizer
+from inlay.data.words import AtOnce, Tokenized, WordTokenizer
 
 
 class QuotingTokenizer:
@@ -21,14 +22,18 @@ class QuotingTokenizer:
         self._plain: WordTokenizer | None = None
         self._quoted = re.compile(f"({'|'.join(re.escape(quoted(s)) for s in strings) or '(?!)'})")
 
-    @property
-    def is_by_word(self) -> bool:
-        return self._tokenize.is_by_word
-
     def __call__(self, texts: Sequence[str], starts: Sequence[bool]) -> list[np.ndarray]:
         """As `WordTokenizer`: the ids of each text, those of what is quoted in it being ids of ordinary text."""
-        if not any(MARK in text for text in texts):
-            return self._tokenize(texts, starts)
+        return self.begin(texts, starts, AtOnce())()
+
+    def begin(self, texts: Sequence[str], starts: Sequence[bool], beside: Executor) -> Tokenized:
+        """See `WordTokenizer.begin`."""
+        if any(MARK in text for text in texts):
+            found = self._with_quotes(texts, starts)
+            return lambda: found
+        return self._tokenize.begin(texts, starts, beside)
+
+    def _with_quotes(self, texts: Sequence[str], starts: Sequence[bool]) -> list[np.ndarray]:
         parts = [(n, k, part) for n, text in enumerate(texts) for k, part in enumerate(self._quoted.split(text))]
         ids: list[list[np.ndarray]] = [[] for _ in texts]
         by_kind = [[(n, part) for n, k, part in parts if k % 2 == kind] for kind in (0, 1)]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
+from concurrent.futures import Executor, Future
 from typing import Any, Final
 
 import numpy as np
@@ -30,21 +31,41 @@ _Word = str | tuple[str, bool]
 """A word after a space; the beginning of a text, and whether the text starts with it."""
 
 
+Tokenized = Callable[[], list[np.ndarray]]
+"""The ids (L,) int32 of each text, once they are there."""
+
+
+class AtOnce(Executor):
+    """Does what it is given while it is given it."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **named))
+        return done
+
+
 class WordTokenizer:
     """A `PieceTokenizer` that remembers words."""
 
     def __init__(self, backend: Tokenizer) -> None:
         self._pieces = PieceTokenizer(backend)
         self._known: dict[_Word, bytes] = {}
+        self._asked: Set[_Word] = set()
         self.held_bytes = 0
         self.is_by_word = breaks_at_spaces(backend) and not self._pieces.mark.isspace()
         self.is_by_word = self.is_by_word and self._agrees()
 
     def __call__(self, texts: Sequence[str], starts: Sequence[bool]) -> list[np.ndarray]:
         """The ids (L,) int32 of each text; `starts` says which ones begin a text of their own."""
+        return self.begin(texts, starts, AtOnce())()
+
+    def begin(self, texts: Sequence[str], starts: Sequence[bool], beside: Executor) -> Tokenized:
+        """What the call would return, to be asked for when `beside` has had time for the new words: looking up holds the
+        interpreter, tokenizing does not."""
         if not self.is_by_word:
-            return [np.array(ids, np.int32) for ids in self._pieces(texts, starts)]
-        known = self._known  # another thread may begin a new one
+            whole = beside.submit(self._pieces, texts, starts)
+            return lambda: [np.array(ids, np.int32) for ids in whole.result()]
+        known = self._known  # another caller may begin a new one
         ids, late, unknown = [b""] * len(texts), [], set[_Word]()
         for n, (text, start) in enumerate(zip(texts, starts, strict=True)):
             words = _words(text, start)
@@ -53,19 +74,31 @@ class WordTokenizer:
             except KeyError:
                 late.append((n, words))
                 unknown.update(words)
-        self._learn(unknown - known.keys(), known)
-        for n, words in late:
-            ids[n] = b"".join(map(known.__getitem__, words))
-        return [np.frombuffer(found, np.int32) for found in ids]
+        unknown = unknown - known.keys() - self._asked
+        self._asked |= unknown
+        learning = beside.submit(self._learn, unknown, known)
 
-    def _learn(self, words: Collection[_Word], known: dict[_Word, bytes]) -> None:
+        def finish() -> list[np.ndarray]:
+            learning.result()
+            for n, words in late:
+                try:
+                    ids[n] = b"".join(map(known.__getitem__, words))
+                except KeyError:  # another caller has asked for a word, and still waits
+                    self._learn(set(words) - known.keys(), known)
+                    ids[n] = b"".join(map(known.__getitem__, words))
+            return [np.frombuffer(found, np.int32) for found in ids]
+
+        return finish
+
+    def _learn(self, words: Set[_Word], known: dict[_Word, bytes]) -> None:
         asked = [(f" {word}", False) if isinstance(word, str) else word for word in words]
         found = self._pieces([text for text, _ in asked], [start for _, start in asked])
         for word, (text, _), ids in zip(words, asked, found, strict=True):
             known[word] = array("i", ids).tobytes()
             self.held_bytes += _ENTRY_BYTES + len(text) + 4 * len(ids)
+        self._asked = self._asked - words
         if self.held_bytes > _MOST_BYTES:
-            self._known, self.held_bytes = {}, 0
+            self._known, self._asked, self.held_bytes = {}, set(), 0
 
     def _agrees(self) -> bool:
         starts = [True, False] * len(_TRIED)
