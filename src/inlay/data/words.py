@@ -30,7 +30,6 @@ _ENTRY_BYTES: Final = 200  # of a word beside its characters
 _Word = str | tuple[str, bool]
 """A word after a space; the beginning of a text, and whether the text starts with it."""
 
-
 Tokenized = Callable[[], list[np.ndarray]]
 """The ids (L,) int32 of each text, once they are there."""
 
@@ -74,18 +73,17 @@ class WordTokenizer:
             except KeyError:
                 late.append((n, words))
                 unknown.update(words)
-        unknown = unknown - known.keys() - self._asked
-        self._asked |= unknown
-        learning = beside.submit(self._learn, unknown, known)
+        unknown = _absent(unknown, known)
+        asked = unknown - self._asked
+        self._asked |= asked
+        learning = beside.submit(self._learn, asked, known)
 
         def finish() -> list[np.ndarray]:
             learning.result()
+            if behind := _absent(unknown, known):  # another caller has asked for them, and still waits
+                self._learn(behind, known)
             for n, words in late:
-                try:
-                    ids[n] = b"".join(map(known.__getitem__, words))
-                except KeyError:  # another caller has asked for a word, and still waits
-                    self._learn(set(words) - known.keys(), known)
-                    ids[n] = b"".join(map(known.__getitem__, words))
+                ids[n] = b"".join(map(known.__getitem__, words))
             return [np.frombuffer(found, np.int32) for found in ids]
 
         return finish
@@ -105,6 +103,10 @@ class WordTokenizer:
         tried = [text for text in _TRIED for _ in range(2)]
         by_word = [ids.tolist() for ids in self(tried, starts)]
         return by_word == self._pieces(tried, starts)
+
+
+def _absent(words: Set[_Word], known: dict[_Word, bytes]) -> set[_Word]:
+    return {word for word in words if word not in known}  # taking away `known.keys()` would go through all of them
 
 
 def _words(text: str, start: bool) -> list[_Word]:
@@ -142,9 +144,9 @@ def breaks_at_spaces(backend: Tokenizer) -> bool:
 
 
 _NO_WORD: Final = re.compile(rf"[\s{_MARK}]")
+# not one that puts a mark before the text, as it does that again behind every control token
 _REPLACE: Final = {"type": "Replace", "pattern": {"String": " "}, "content": _MARK}
 _LEAVE_SPACES: Final = (None, {"type": "NFC"})
-# not one that puts a mark before the text, as it does that again behind every control token
 _SPLIT_NOTHING: Final = (
     None, {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False},
 )  # fmt: skip
