@@ -48,7 +48,6 @@ class Attempt:
     def train(self, begin: Callable[[], None] | None, profile: bool) -> None:
         """Trains to the end and judges what came out. `begin` takes the job from step 0 to where this attempt begins,
         None where that is step 0."""
-
         job, world, stop, reporter = self.job, self.world, self.stop, self.reporter
         way_out = f"Lower train.micro_batch_size (now {job.micro_batch_size}) or eval.batch_size, {_SMALLER}"
         with job.saver, enough_memory(way_out):
@@ -67,7 +66,6 @@ class Attempt:
 
     def restore(self) -> None:
         """Puts the newest whole checkpoint into the job; damaged newer ones are moved aside."""
-
         job, world, reporter = self.job, self.world, self.reporter
         chosen, settings = "", job.config.train
         if world.is_first:
@@ -107,7 +105,6 @@ class Attempt:
 
     def _forecast(self) -> list[tuple[str, str]]:
         """Memory and time of what is still to be done, by a micro batch that is computed for it."""
-
         setup, job = self.setup, self.job
         pace_s, _ = with_memory(
             job, self.world, TRAINING, job.progress.step, self.reporter,
@@ -133,7 +130,6 @@ class Attempt:
 
     def _steps(self, profile: bool) -> None:
         """The steps that are left, with the trackers that follow them; `profile` says where their time went."""
-
         job, run = self.job, self.job.run
         trackers: list[Tracker] = []
         if self.world.is_first:
@@ -152,7 +148,6 @@ class Attempt:
 
     def _exported(self, start: Start) -> int:
         """The step whose adapter now lies in `adapter/`. Raises: TrainingError when a proof fails."""
-
         step = finish.export(self.setup, self.job)
         found = prove_trained(self.setup, self.job, step, start)
         failed = [f"  {one.name}: {one.found}" for one in found if one.passed is False]
@@ -166,7 +161,6 @@ class Attempt:
 
     def _conclude(self, step: int) -> None:
         """Judges the exported adapter, which is the one in the model, and finishes the run."""
-
         job, settings = self.job, self.setup.config
         alone = World()
         with base_view(job.model):
