@@ -333,14 +333,15 @@ def test_a_stop_while_rows_are_tokenized_leaves_nothing_behind(
     path = write_rows(tmp_path / "a.jsonl", qa_rows(60))
 
     def stopped(self: Encoder, examples: Iterable[Example]) -> Iterator[Any]:
-        for n, pair in enumerate(real(self, examples)):
-            if n == 50:
+        for n, batch in enumerate(real(self, examples)):
+            if n == 5:
                 raise KeyboardInterrupt
-            yield pair
+            yield batch
 
-    real = Encoder.examples
+    real = Encoder.batches
+    monkeypatch.setattr(encode, "BATCH", 10)
     with monkeypatch.context() as patch:
-        patch.setattr(Encoder, "examples", stopped)
+        patch.setattr(Encoder, "batches", stopped)
         with pytest.raises(KeyboardInterrupt):
             made(path, enc)
     assert not list(own_cache.iterdir())
@@ -388,7 +389,7 @@ def test_what_is_wrong_with_the_first_rows_is_said_before_the_others_are_read(
     batch: int, tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quick, "MOST_ROWS", 20)
-    monkeypatch.setattr(encode, "_BATCH", batch)
+    monkeypatch.setattr(encode, "BATCH", batch)
     rows = qa_rows(100)
     rows[90]["answer"] = ""
     with pytest.raises(DataError, match=r"a.jsonl:91: field 'answer' is an empty string"):

@@ -30,7 +30,7 @@ SAID = (
     * 3
     + "".join(f" the{k} {k} hello,{k}.\n" for k in range(40))
 )
-CONTROL = [AddedToken(t, normalized=False, special=True) for t in ("<s>", "</s>", "<|x|>")]
+CONTROL = [AddedToken(t, normalized=False, special=True) for t in ("<s>", "</s>", "<|x|>", "<<s>", "|><|")]
 
 
 def byte_level(*splits: Any, normalizer: Any = None, add_prefix_space: bool = False, **options: Any) -> Tokenizer:
@@ -102,7 +102,7 @@ AS_A_WHOLE = {
 }
 TEXTS = st.text(max_size=20) | st.lists(
     st.sampled_from([*"  \n\t\r\u00a0\u2003\u3000▁\x1c\x0b\x85\u180e\u200b.!'/_12٣é中", "the", "hello", " the", "e\u0301",
-                     "\u0301", "'s", "'LL", "Don't", "345", ",,", "<s>", "</s>", "<|x|>", "文", "🙂", "  ", "\ue000", "İ"]),
+                     "\u0301", "the\nhello", "\nhello", ".\n", "\n/", "'s", "'LL", "Don't", "345", ",,", "<s>", "</s>", "<|x|>", "<", "|", "|>", "文", "🙂", "  ", "\ue000", "İ"]),
     max_size=16,
 ).map("".join)  # fmt: skip
 

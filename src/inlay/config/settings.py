@@ -176,7 +176,7 @@ class DataConfig(Settings):
     max_lost_share: Annotated[float, Field(ge=0, le=1)] = 0.2
     """More rows than this share dropped or cut is an error."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Threads that tokenize. 0 takes every core."""
+    """Processes that tokenize a large file on Linux, elsewhere threads. 0 takes every core."""
     cache: bool = True
     """Keep the tokenized rows on disk and reuse them while data, tokenizer and template are the same."""
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from inlay.data.opening import parted
 from inlay.data.quoting import QuotingTokenizer
 from inlay.data.rendering import Dialogue, Template
 from inlay.data.types import Example, Message, Source
-from inlay.data.words import Tokenized
+from inlay.data.words import AtOnce, Tokenized
 from inlay.errors import DataError, ModelError
 
 CODE_VERSION = 4
@@ -40,7 +40,8 @@ QUESTION_ANSWER = (
 )
 """The template of a base that has none; after `{{ bos_token }}` where the tokenizer adds one."""
 
-_BATCH = 256  # rows that are tokenized at once
+BATCH: Final = 256
+"""Rows that are tokenized at once."""
 _AHEAD = 6  # batches that may wait for their ids: enough to keep every core busy while rows are read and rendered
 _PROMPT, _TEMPLATE = Source("prompt", 1), Source("chat template", 1)
 
@@ -68,7 +69,7 @@ class _Sequence:
 
 
 _Numbered = tuple[int, Source, _Sequence]
-"""(position of the example, its source, one of its sequences)."""
+"""(position of the example in its batch, its source, one of its sequences)."""
 
 
 class Encoder:
@@ -159,24 +160,36 @@ class Encoder:
     def examples(self, examples: Iterable[Example]) -> Iterator[tuple[int, Tokens]]:
         """Each training sequence with the position of its example: usually one a row, one per trained turn where
         the template rewrites earlier turns."""
-        numbered = enumerate(examples)
-        waiting: deque[tuple[list[_Numbered], Tokenized]] = deque()
+        first = 0
+        for rows, sequences in self.batches(examples):
+            yield from ((first + n, tokens) for n, tokens in sequences)
+            first += rows
+
+    def batches(
+        self, examples: Iterable[Example], *, beside: bool = True
+    ) -> Iterator[tuple[int, list[tuple[int, Tokens]]]]:
+        """How many rows were taken at once, and their sequences with the position of each one's row among them.
+
+        With `beside`, new words are tokenized while the next rows are read; without, when they are met."""
+        rows = iter(examples)
+        waiting: deque[tuple[int, list[_Numbered], Tokenized]] = deque()
         # tokenizing happens outside of Python: of two threads one hands over texts and ids while the other works
-        with ThreadPoolExecutor(2) as beside:
-            while batch := list(islice(numbered, _BATCH)):
-                sequences = [(n, e.source, s) for n, e in batch for s in self._sequences(e)]
+        with ThreadPoolExecutor(2) if beside else AtOnce() as pool:
+            while batch := list(islice(rows, BATCH)):
+                sequences = [(n, e.source, s) for n, e in enumerate(batch) for s in self._sequences(e)]
                 texts = [piece for _, _, s in sequences for piece in s.pieces]
                 starts = [k == 0 for _, _, s in sequences for k in range(len(s.pieces))]
-                waiting.append((sequences, self._tokenize.begin(texts, starts, beside)))
+                waiting.append((len(batch), sequences, self._tokenize.begin(texts, starts, pool)))
                 if len(waiting) > _AHEAD:
-                    yield from self._assembled(*waiting.popleft())
+                    yield self._assembled(*waiting.popleft())
             while waiting:
-                yield from self._assembled(*waiting.popleft())
+                yield self._assembled(*waiting.popleft())
 
-    def _assembled(self, sequences: list[_Numbered], tokenized: Tokenized) -> Iterator[tuple[int, Tokens]]:
+    def _assembled(
+        self, rows: int, sequences: list[_Numbered], tokenized: Tokenized
+    ) -> tuple[int, list[tuple[int, Tokens]]]:
         ids = iter(tokenized())
-        for number, source, sequence in sequences:
-            yield number, self._assemble(sequence, [next(ids) for _ in sequence.pieces], source)
+        return rows, [(n, self._assemble(s, [next(ids) for _ in s.pieces], source)) for n, source, s in sequences]
 
     def _sequences(self, example: Example) -> list[_Sequence]:
         source = example.source

@@ -20,6 +20,7 @@ from inlay.data.checks.quick import EvenSample, QuickCheck, RunningCheck, code_d
 from inlay.data.datafile import DataFile
 from inlay.data.encode import Encoder
 from inlay.data.read import as_lines, from_lines
+from inlay.data.sharing import process_count
 from inlay.data.splits import as_keys, by_fold, by_key, draw, leaked, prompt_key
 from inlay.data.tokencache import Bar, TokenizedFile, cached, tokenized
 from inlay.data.tokens import TokenSet, drawn
@@ -242,7 +243,8 @@ def _tokenized(
         for n, (known, file, cap) in enumerate(zip(found, files, most, strict=True)):
             every = look.along if look and not n else readings[n].examples
             rows = every if cap is None else partial(_within_cap, file, every, cap)
-            made.append(known or tokenized(file, rows, encoder, config.cache, bar, cap))
+            processes = process_count(config.workers, file.size_bytes)
+            made.append(known or tokenized(file, rows, encoder, config.cache, bar, processes, cap))
     except DataError:
         if look:
             look.finish()  # what is wrong with the first rows is said first

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
 from inlay.data.datafile import DataFile
-from inlay.data.encode import CODE_VERSION, Encoder, Tokens
-from inlay.data.splits import as_keys, prompt_key
+from inlay.data.encode import CODE_VERSION, Encoder
+from inlay.data.sharing import Part, encoded
+from inlay.data.splits import as_keys
 from inlay.data.tokens import Packing, Stored
 from inlay.data.types import Example
 from inlay.errors import StorageError
@@ -64,10 +65,11 @@ def tokenized(
     encoder: Encoder,
     use_cache: bool,
     bar: Bar | None,
+    processes: int,
     most: int | None = None,
 ) -> TokenizedFile:
-    """The file's `examples`, all or those that a cap of `most` leaves, as ids, and with `use_cache` kept for the next
-    start. Raises: DataError."""
+    """The file's `examples`, all or those that a cap of `most` leaves, as ids made by so many processes, and with
+    `use_cache` kept for the next start. Raises: DataError."""
     if use_cache:
         place = _place(file, encoder, most)
         # a cache that cannot be written costs memory now and time at the next start, nothing else
@@ -76,7 +78,9 @@ def tokenized(
             if found is None:
                 sweep_abandoned(place.parent)
                 replace_folder(
-                    place, lambda folder: _fill(folder, file, examples(), encoder, bar), {"made_of": file.key}
+                    place,
+                    lambda folder: _fill(folder, file, examples(), encoder, bar, processes),
+                    {"made_of": file.key},
                 )
                 for name, about in read_manifest(place)["files"].items():
                     note_sha256(place / name, about["sha256"])
@@ -84,7 +88,7 @@ def tokenized(
             if found is not None:
                 return found
     kept: list[np.ndarray] = []
-    arrays = _work(file, examples(), encoder, bar, kept.append)
+    arrays = _work(file, examples(), encoder, bar, processes, kept.append)
     ids = np.concatenate([np.zeros(0, _kind(encoder)), *kept])
     return _assembled(ids, arrays, file.name)
 
@@ -95,51 +99,55 @@ def _place(file: DataFile, encoder: Encoder, most: int | None) -> Path:
     return cache_folder("tokens") / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def _fill(folder: Path, file: DataFile, examples: Iterable[Example], encoder: Encoder, bar: Bar | None) -> None:
+def _fill(
+    folder: Path, file: DataFile, examples: Iterable[Example], encoder: Encoder, bar: Bar | None, processes: int
+) -> None:
     with (folder / _IDS).open("wb") as ids:
-        arrays = _work(file, examples, encoder, bar, lambda some: ids.write(some.tobytes()))
+        arrays = _work(file, examples, encoder, bar, processes, lambda some: ids.write(some.tobytes()))
     save_file(arrays, folder / _ROWS)
 
 
 def _work(
-    file: DataFile, examples: Iterable[Example], encoder: Encoder, bar: Bar | None, put: Callable[[np.ndarray], object]
+    file: DataFile,
+    examples: Iterable[Example],
+    encoder: Encoder,
+    bar: Bar | None,
+    processes: int,
+    put: Callable[[np.ndarray], object],
 ) -> dict[str, np.ndarray]:
     """Tokenizes; the ids go to `put` chunk by chunk, all other arrays are returned."""
-    kind, asked = _kind(encoder), bytearray()
-
-    def seen() -> Iterator[Example]:
-        nonlocal asked
-        for example in examples:
-            asked += prompt_key(example)
-            yield example
-
+    kind, asked, rows = _kind(encoder), bytearray(), 0
     packing = Packing(lambda ids: put(ids.astype(kind)))
-    with contextlib.closing(_shown(encoder.examples(seen()), file, bar)) as sequences:
-        for number, tokens in sequences:
-            packing.add(number, tokens)
+    with contextlib.closing(_shown(encoded(encoder, examples, processes), file, bar)) as parts:
+        for part in parts:
+            packing.add(part.sequences, rows)
+            asked += part.asked
+            rows += part.rows
     largest = {"largest_id": np.array([packing.largest_id])}
     arrays = packing.arrays()
     return arrays | largest | {"asked": as_keys([bytes(asked)])}
 
 
-def _shown(sequences: Iterable[tuple[int, Tokens]], file: DataFile, bar: Bar | None) -> Generator[tuple[int, Tokens]]:
-    """The sequences, with how much of the file they are on the bar where there is enough to wait for."""
-    if bar is None or file.size_bytes < _WORTH_A_BAR_BYTES:
-        yield from sequences
-        return
-    began, percent = time.perf_counter(), 0
-    bar.start(100, 0, "% tokenized")
-    try:
-        for number, tokens in sequences:
-            # the file is read ahead of what is tokenized
-            now = int(99 * file.read_bytes / file.size_bytes * number / file.read_rows) if file.read_rows else 0
-            if now > percent:
-                percent = now
-                bar.progress(percent, {"rows": number, "rows/s": number / (time.perf_counter() - began)})
-            yield number, tokens
-        bar.progress(100, {})
-    finally:
-        bar.end()
+def _shown(parts: Generator[Part], file: DataFile, bar: Bar | None) -> Generator[Part]:
+    """The parts, with how much of the file they are on the bar where there is enough to wait for."""
+    with contextlib.closing(parts):
+        if bar is None or file.size_bytes < _WORTH_A_BAR_BYTES:
+            yield from parts
+            return
+        began, percent, rows = time.perf_counter(), 0, 0
+        bar.start(100, 0, "% tokenized")
+        try:
+            for part in parts:
+                yield part
+                rows += part.rows
+                # the file is read ahead of what is tokenized
+                now = int(99 * file.read_bytes / file.size_bytes * rows / file.read_rows) if file.read_rows else 0
+                if now > percent:
+                    percent = now
+                    bar.progress(percent, {"rows": rows, "rows/s": rows / (time.perf_counter() - began)})
+            bar.progress(100, {})
+        finally:
+            bar.end()
 
 
 def _kind(encoder: Encoder) -> type[np.generic]:

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -196,8 +197,9 @@ def pack(numbered: Iterable[tuple[int, Tokens]]) -> TokenSet:
     """A TokenSet in memory of (example position, sequence) pairs."""
     kept: list[np.ndarray] = [np.zeros(0, np.int32)]
     packing = Packing(kept.append)
-    for number, tokens in numbered:
-        packing.add(number, tokens)
+    pairs = iter(numbered)
+    while some := list(islice(pairs, _CHUNK)):
+        packing.add(joined(some))
     arrays = packing.arrays()
     count = int(arrays["examples"].max(initial=-1)) + 1
     return TokenSet.of(
@@ -208,12 +210,38 @@ def pack(numbered: Iterable[tuple[int, Tokens]]) -> TokenSet:
     )  # fmt: skip
 
 
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """S sequences in flat arrays."""
+
+    ids: np.ndarray  # (T,) int32, or a smaller kind
+    arrays: dict[str, np.ndarray]
+    """Those of a `Stored`, with the lengths and counts that its offsets and runs are the sums of."""
+    files: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.arrays["lines"])
+
+
+def joined(numbered: Sequence[tuple[int, Tokens]]) -> Joined:
+    """(example position, sequence) pairs, at least one, as arrays."""
+    sequences, files = [tokens for _, tokens in numbered], dict[str, int]()
+    lengths = np.fromiter((len(t.input_ids) for t in sequences), np.int64, len(sequences))
+    found = {
+        "examples": [n for n, _ in numbered],
+        "file_of": [files.setdefault(t.source.file, len(files)) for t in sequences],
+        "lines": [t.source.line for t in sequences],
+        "lengths": lengths,
+    } | _runs(np.concatenate([t.weights for t in sequences]), lengths)
+    arrays = {name: np.asarray(values, _KINDS[name]) for name, values in found.items()}
+    return Joined(np.concatenate([t.input_ids for t in sequences]), arrays, tuple(files))
+
+
 class Packing:
-    """Sequences joined to flat arrays, chunk by chunk; the ids go to `put` as (T,) int32, the rest is gathered."""
+    """Joined sequences one behind the other; their ids go to `put`, the rest is gathered."""
 
     def __init__(self, put: Callable[[np.ndarray], object]) -> None:
         self._put = put
-        self._waiting: list[tuple[int, Tokens]] = []
         self._gathered: dict[str, list[np.ndarray]] = {name: [np.zeros(0, kind)] for name, kind in _KINDS.items()}
         self._files: dict[str, int] = {}
         self.largest_id = -1
@@ -222,37 +250,21 @@ class Packing:
     def files(self) -> tuple[str, ...]:
         return tuple(self._files)
 
-    def add(self, number: int, tokens: Tokens) -> None:
-        """`number` is the position of the example that the sequence was made from."""
-        self._waiting.append((number, tokens))
-        if len(self._waiting) >= _CHUNK:
-            self._join()
+    def add(self, some: Joined, first: int = 0) -> None:
+        """`first` is the position among all examples of the one that is `some`'s number 0."""
+        self.largest_id = max(self.largest_id, int(some.ids.max(initial=-1)))
+        self._put(some.ids)
+        places = np.array([self._files.setdefault(file, len(self._files)) for file in some.files], np.int16)
+        moved = {"examples": some.arrays["examples"] + np.int32(first), "file_of": places[some.arrays["file_of"]]}
+        for name, values in (some.arrays | moved).items():
+            self._gathered[name].append(values)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every array of a `Stored` besides its ids."""
-        self._join()
-        joined = {name: np.concatenate(found) for name, found in self._gathered.items()}
+        whole = {name: np.concatenate(found) for name, found in self._gathered.items()}
         for name, counts in (("offsets", "lengths"), ("runs", "run_counts")):
-            joined[name] = np.concatenate([np.zeros(1, np.int64), np.cumsum(joined.pop(counts))])
-        return joined
-
-    def _join(self) -> None:
-        if not self._waiting:
-            return
-        sequences = [tokens for _, tokens in self._waiting]
-        ids = np.concatenate([t.input_ids for t in sequences])
-        lengths = np.fromiter((len(t.input_ids) for t in sequences), np.int64, len(sequences))
-        self.largest_id = max(self.largest_id, int(ids.max(initial=-1)))
-        self._put(ids)
-        found = {
-            "examples": [n for n, _ in self._waiting],
-            "file_of": [self._files.setdefault(t.source.file, len(self._files)) for t in sequences],
-            "lines": [t.source.line for t in sequences],
-            "lengths": lengths,
-        } | _runs(np.concatenate([t.weights for t in sequences]), lengths)
-        for name, values in found.items():
-            self._gathered[name].append(np.asarray(values, _KINDS[name]))
-        self._waiting = []
+            whole[name] = np.concatenate([np.zeros(1, np.int64), np.cumsum(whole.pop(counts))])
+        return whole
 
 
 _KINDS: Final = {

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Executor, Future
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +25,12 @@ _MARK: Final = "\u2581"
 _BREAK: Final = re.compile(rf" (?<=[^\s{_MARK}] )")
 _NO_BREAK: Final = re.compile(rf" (?<=[\s{_MARK}] )")
 """A space behind white space. Both begin with a space, which is searched for fast."""
+
+_LINE_BREAK: Final = re.compile(r"(?<=\S\n)(?=[^\s/])")
+"""Behind a line break that stands between two other things, of which the second is no slash."""
+_SPACES: Final = ("\u0120", _MARK)
+"""What tokens have in place of a space, as bytes and as text."""
+_JOINED: Final = 32  # words handed over in one text
 
 _MOST_BYTES: Final = 64 << 20  # of what is remembered; then it is forgotten, as another text has other words
 _ENTRY_BYTES: Final = 200  # of a word beside its characters
@@ -47,10 +55,11 @@ class WordTokenizer:
     """A `PieceTokenizer` that remembers words."""
 
     def __init__(self, backend: Tokenizer) -> None:
-        self._pieces = PieceTokenizer(backend)
+        self._backend, self._pieces = backend, PieceTokenizer(backend)
         self._known: dict[_Word, bytes] = {}
         self._asked: Set[_Word] = set()
         self.held_bytes = 0
+        self._control, self._is_by_line = re.compile(_begins_control(backend)), _breaks_at_lines(backend)
         self.is_by_word = breaks_at_spaces(backend) and not self._pieces.mark.isspace()
         self.is_by_word = self.is_by_word and self._agrees()
 
@@ -89,14 +98,58 @@ class WordTokenizer:
         return finish
 
     def _learn(self, words: Set[_Word], known: dict[_Word, bytes]) -> None:
-        asked = [(f" {word}", False) if isinstance(word, str) else word for word in words]
-        found = self._pieces([text for text, _ in asked], [start for _, start in asked])
-        for word, (text, _), ids in zip(words, asked, found, strict=True):
-            known[word] = array("i", ids).tobytes()
-            self.held_bytes += _ENTRY_BYTES + len(text) + 4 * len(ids)
+        parted = {word: parts for word in words if (parts := self._parts(word))}
+        wanted = (words - parted.keys()) | _absent({part for parts in parted.values() for part in parts}, known)
+        found = self._tokenized(wanted)
+        self._remember(found, known)
+        self._remember({word: b"".join([known[part] for part in parts]) for word, parts in parted.items()}, known)
         self._asked = self._asked - words
         if self.held_bytes > _MOST_BYTES:
             self._known, self._asked, self.held_bytes = {}, set(), 0
+
+    def _remember(self, found: Mapping[_Word, bytes], known: dict[_Word, bytes]) -> None:
+        known.update(found)
+        lengths = [len(word if isinstance(word, str) else word[0]) + len(ids) for word, ids in found.items()]
+        self.held_bytes += _ENTRY_BYTES * len(lengths) + sum(lengths)
+
+    def _parts(self, word: _Word) -> list[_Word]:
+        """The word parted where it can be; empty where it cannot."""
+        text = word if isinstance(word, str) else word[0]
+        cuts = {found.start() for found in self._control.finditer(text)}
+        if self._is_by_line and "\n" in text:
+            cuts |= {found.start() for found in _LINE_BREAK.finditer(text)}
+        if not (cuts := cuts - {0}):
+            return []
+        first, *others = [text[a:b] for a, b in pairwise([0, *sorted(cuts), len(text)])]
+        return [first if isinstance(word, str) else (first, word[1]), *[(other, False) for other in others]]
+
+    def _tokenized(self, words: Set[_Word]) -> dict[_Word, bytes]:
+        """The ids of words. Those after a space are handed over many in a text, as a text costs as much as a word."""
+        plain = [word for word in words if isinstance(word, str) and word and not _NO_WORD.search(word)]
+        texts = [" " + " ".join(plain[k : k + _JOINED]) for k in range(0, len(plain), _JOINED)]
+        if len(plain) < _JOINED or not (found := self._parted(self._pieces(texts, [False] * len(texts)), plain)):
+            found, plain = {}, []
+        others = list(words - found.keys())
+        asked = [(f" {word}", False) if isinstance(word, str) else word for word in others]
+        each = self._pieces([text for text, _ in asked], [start for _, start in asked])
+        return found | {word: array("i", ids).tobytes() for word, ids in zip(others, each, strict=True)}
+
+    def _parted(self, texts: list[list[int]], words: Sequence[str]) -> dict[_Word, bytes]:
+        """The ids of each word, parted before each token of a space; empty if those are not as many."""
+        ids = np.concatenate([np.array(text, np.int32) for text in texts])
+        begins = np.flatnonzero(self._opens[ids])
+        if len(begins) != len(words):
+            return {}
+        joined, places = ids.tobytes(), [*(ids.itemsize * begins).tolist(), ids.nbytes]
+        return {word: joined[a:b] for word, (a, b) in zip(words, pairwise(places), strict=True)}
+
+    @cached_property
+    def _opens(self) -> np.ndarray:
+        """(V,) whether a token begins with what the tokenizer makes of a space."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=False)
+        opens = np.zeros(max(self._backend.get_vocab().values()) + 1, bool)
+        opens[[number for token, number in vocabulary.items() if token.startswith(_SPACES)]] = True
+        return opens
 
     def _agrees(self) -> bool:
         starts = [True, False] * len(_TRIED)
@@ -141,6 +194,23 @@ def breaks_at_spaces(backend: Tokenizer) -> bool:
         return True
     marked = normalizer == _REPLACE if splits in _SPLIT_NOTHING else normalizer is None and _is_metaspace(splits)
     return marked and not model.ignore_merges and _no_token_goes_on_over_a_mark(backend)
+
+
+def _begins_control(backend: Tokenizer) -> str:
+    """The pattern of all control tokens: before one a text ends for the tokenizer. All are looked for at once, as of two
+    that overlap it takes the first, and of those the longest."""
+    if backend.encode_special_tokens:
+        return "(?!)"
+    added = (one.content for one in backend.get_added_tokens_decoder().values() if not one.normalized)
+    return "|".join(map(re.escape, sorted(added, key=len, reverse=True))) or "(?!)"
+
+
+def _breaks_at_lines(backend: Tokenizer) -> bool:
+    """Whether a tokenizer that breaks at spaces breaks where `_LINE_BREAK` is too. No known alternative of a splitting
+    pattern goes on there; where none splits, a vocabulary decides."""
+    return _splits_at_spaces(_state(backend.pre_tokenizer)) or not any(
+        "\n" in token[:-1] for token in backend.get_vocab(with_added_tokens=False)
+    )
 
 
 _NO_WORD: Final = re.compile(rf"[\s{_MARK}]")
