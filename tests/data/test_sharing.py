@@ -6,11 +6,11 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from itertools import count
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import toys
 
-import program
 from inlay.data.encode import BATCH, Encoder
 from inlay.data.sharing import Part, encoded, process_count
 from inlay.data.types import Example, Message, Source
@@ -118,38 +117,27 @@ def test_work_that_is_left_early_ends_its_processes(enc: Encoder) -> None:
     assert ended(running)
 
 
-ENDLESS = """
-import multiprocessing, sys
-from itertools import count
-sys.path[:0] = {paths!r}
-import toys
-from inlay.data.encode import Encoder
-from inlay.data.sharing import encoded
-from test_sharing import row
-for n, _ in enumerate(encoded(Encoder(toys.nano()), map(row, count()), 2)):
-    if not n:
-        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
-"""
+def endless(told: Connection) -> None:
+    os.setpgrp()
+    for n, _ in enumerate(encoded(Encoder(toys.nano()), map(row, count()), 2)):
+        if not n:
+            told.send(children())
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_no_process_outlives_the_one_that_it_works_for(how: signal.Signals, tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    script = ENDLESS.format(paths=[str(here), str(here.parent)])
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-        env=program.environment(), start_new_session=True,
-    ) as process:  # fmt: skip
-        assert process.stdout
-        assert process.stderr
-        running = list(map(int, process.stdout.readline().split()))
-        assert len(running) == 2
-        if how == signal.SIGINT:
-            os.killpg(process.pid, how)  # as a terminal sends it
-            assert process.stderr.read().count("KeyboardInterrupt\n") == 1  # of the one that was asked
-        else:
-            process.send_signal(how)
-        process.wait(30)
+def test_no_process_outlives_the_one_that_it_works_for(how: signal.Signals) -> None:
+    fork = multiprocessing.get_context("fork")
+    receiver, told = fork.Pipe(duplex=False)
+    process = fork.Process(target=endless, args=(told,))
+    process.start()
+    running = receiver.recv()
+    assert len(running) == 2
+    assert process.pid
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # as a terminal sends it, to all of them
+    else:
+        process.kill()
+    process.join(30)
     assert ended(running)
 
 

@@ -6,6 +6,7 @@ that they have the tokenizer and the template without loading them; where that i
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -27,6 +28,7 @@ from inlay.data.tokens import Joined, joined
 from inlay.data.types import Example, Message, Source
 
 _WORTH_BYTES: Final = 2_000_000  # half a second of work; forking takes some 30 ms
+_PARALLEL: Final = "TOKENIZERS_PARALLELISM"
 _MOST: Final = 8  # more than one reader can keep busy
 
 _Plain = list[tuple[Any, ...]]
@@ -54,7 +56,16 @@ def process_count(workers: int, size_bytes: int) -> int:
 
 def encoded(encoder: Encoder, examples: Iterable[Example], processes: int) -> Generator[Part]:
     """The rows in order, some at a time. Raises: DataError."""
-    return _shared_out(encoder, examples, processes) if processes > 1 else _here(encoder, examples)
+    work = _Work(encoder)
+    pool = _pool(work, processes) if processes > 1 else None
+    return _shared_out(pool, work, examples, processes) if pool else _here(encoder, examples)
+
+
+def _pool(work: _Work, processes: int) -> Executor | None:
+    try:
+        return ProcessPoolExecutor(processes, get_context("fork"), _begin, (work,))
+    except (OSError, NotImplementedError):  # a system without semaphores
+        return None
 
 
 def _here(encoder: Encoder, examples: Iterable[Example]) -> Generator[Part]:
@@ -69,11 +80,11 @@ def _here(encoder: Encoder, examples: Iterable[Example]) -> Generator[Part]:
         yield Part(rows, b"".join([keys.popleft() for _ in range(rows)]), joined(sequences))
 
 
-def _shared_out(encoder: Encoder, examples: Iterable[Example], processes: int) -> Generator[Part]:
+def _shared_out(
+    pool: Executor, work: Callable[[_Plain], Part], examples: Iterable[Example], processes: int
+) -> Generator[Part]:
     rows = iter(examples)
     waiting: deque[tuple[_Plain, Future[Part]]] = deque()
-    work = _Work(encoder)
-    pool = ProcessPoolExecutor(processes, get_context("fork"), _begin, (work,))
     try:
         while batch := _plain(islice(rows, BATCH)):
             waiting.append((batch, _submitted(pool, batch)))
@@ -86,15 +97,27 @@ def _shared_out(encoder: Encoder, examples: Iterable[Example], processes: int) -
 
 
 def _submitted(pool: Executor, batch: _Plain) -> Future[Part]:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # as it is anyway; unsaid, the library warns of the fork
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads: they hold nothing of ours
+        with _quietly():
             return pool.submit(_in_child, batch)
     except (BrokenProcessPool, OSError) as error:
         broken: Future[Part] = Future()
         broken.set_exception(error)
         return broken
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Inside, forking is not warned of: neither Python's threads nor the tokenizer's hold anything that a child needs."""
+    unsaid = _PARALLEL not in os.environ
+    os.environ.setdefault(_PARALLEL, "true")  # as it is anyway
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        if unsaid:
+            del os.environ[_PARALLEL]
 
 
 def _result(batch: _Plain, future: Future[Part], work: Callable[[_Plain], Part]) -> Part:
@@ -124,7 +147,7 @@ def _begin(work: _Work) -> None:
     """The first that a new process does."""
     global _work
     _work = work
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the threads for it are not in a fork
+    os.environ[_PARALLEL] = "false"  # the threads for it are not in a fork
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the whole group; the parent ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.freeze()  # what is there is the parent's, and looking through it would copy it
