@@ -36,6 +36,8 @@ def main() -> int:
     options.add_argument("--examples", type=int, default=int(os.environ.get("INLAY_FUZZ", "20000")))
     options.add_argument("--page", type=Path, help="write the table into this page")
     given = options.parse_args()
+    if given.page and not given.page.is_file():
+        options.error(f"{given.page}: no such page")  # now, not after an hour
     os.environ["INLAY_FUZZ"] = str(given.examples)
     sys.path.insert(0, str(HERE.parent))  # when called as a script
     outcomes = Outcomes()
