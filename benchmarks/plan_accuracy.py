@@ -121,7 +121,7 @@ def worked(kind: str, task: dict[str, Any]) -> dict[str, float]:
         metrics = [line for line in api.train(config).metrics if "loss" in line]
         times = [b["time_s"] - a["time_s"] for a, b in pairwise(metrics)]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"peak_bytes": peak, "steps_bytes": metrics[-1]["memory_bytes"], "step_s": statistics.mean(times)}
+        return {"peak_bytes": peak, "steps_bytes": metrics[-1]["memory_bytes"], "step_s": statistics.median(times)}
     forecast = api.plan(config, calibrate=kind == "calibrated").forecast
     return {"peak_bytes": forecast.total_bytes, "step_s": forecast.step_s} | forecast.memory.to_json()
 
