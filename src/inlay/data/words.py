@@ -127,8 +127,7 @@ class WordTokenizer:
         """The ids of words. Those after a space are handed over many in a text, as a text costs as much as a word."""
         plain = [word for word in words if isinstance(word, str) and word and not _NO_WORD.search(word)]
         texts = [" " + " ".join(plain[k : k + _JOINED]) for k in range(0, len(plain), _JOINED)]
-        if len(plain) < _JOINED or not (found := self._parted(self._pieces(texts, [False] * len(texts)), plain)):
-            found, plain = {}, []
+        found = self._parted(self._pieces(texts, [False] * len(texts)), plain) if len(plain) >= _JOINED else {}
         others = list(words - found.keys())
         asked = [(f" {word}", False) if isinstance(word, str) else word for word in others]
         each = self._pieces([text for text, _ in asked], [start for _, start in asked])
