@@ -101,6 +101,8 @@ def main() -> None:
     if given.work:
         print(json.dumps(WORK[given.work[0]](json.loads(given.work[1]))))
         return
+    if given.steps <= WARM_UP:
+        parser.error(f"--steps {given.steps}: the first {WARM_UP} are not counted. Give more.")
     home = given.home.resolve()
     home.mkdir(parents=True, exist_ok=True)
     tools = given.tools.split(",")
