@@ -119,6 +119,7 @@ def test_work_that_is_left_early_ends_its_processes(enc: Encoder) -> None:
 
 def endless(told: Connection) -> None:
     os.setpgrp()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test runner may have it ignored
     for n, _ in enumerate(encoded(Encoder(toys.nano()), map(row, count()), 2)):
         if not n:
             told.send(children())
@@ -130,15 +131,19 @@ def test_no_process_outlives_the_one_that_it_works_for(how: signal.Signals) -> N
     receiver, told = fork.Pipe(duplex=False)
     process = fork.Process(target=endless, args=(told,))
     process.start()
-    running = receiver.recv()
-    assert len(running) == 2
-    assert process.pid
-    if how == signal.SIGINT:
-        os.killpg(process.pid, how)  # as a terminal sends it, to all of them
-    else:
+    try:
+        running = receiver.recv()
+        assert len(running) == 2
+        assert process.pid
+        if how == signal.SIGINT:
+            os.killpg(process.pid, how)  # as a terminal sends it, to all of them
+        else:
+            process.kill()
+        process.join(30)
+        assert not process.is_alive()
+        assert ended(running)
+    finally:
         process.kill()
-    process.join(30)
-    assert ended(running)
 
 
 def test_a_file_is_shared_out_where_it_is_worth_it() -> None:
