@@ -63,13 +63,14 @@ def same(a: list[Part], b: list[Part]) -> bool:
 def ended(pids: list[int]) -> bool:
     """Whether none of these processes runs, or none does after a while."""
     for _ in range(100):
-        if not any(Path(f"/proc/{pid}").exists() and "\nState:\tZ" not in status(pid) for pid in pids):
+        if all("\nState:\tZ" in status(pid) for pid in pids):
             return True
         time.sleep(0.1)
     return False
 
 
 def status(pid: int) -> str:
+    """Of a process that is gone, that of a zombie."""
     try:
         return Path(f"/proc/{pid}/status").read_text()
     except OSError:

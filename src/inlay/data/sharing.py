@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -56,14 +56,13 @@ def process_count(workers: int, size_bytes: int) -> int:
 
 def encoded(encoder: Encoder, examples: Iterable[Example], processes: int) -> Generator[Part]:
     """The rows in order, some at a time. Raises: DataError."""
-    work = _Work(encoder)
-    pool = _pool(work, processes) if processes > 1 else None
-    return _shared_out(pool, work, examples, processes) if pool else _here(encoder, examples)
+    pool = _pool(encoder, processes) if processes > 1 else None
+    return _shared_out(pool, encoder, examples, processes) if pool else _here(encoder, examples)
 
 
-def _pool(work: _Work, processes: int) -> Executor | None:
+def _pool(encoder: Encoder, processes: int) -> Executor | None:
     try:
-        return ProcessPoolExecutor(processes, get_context("fork"), _begin, (work,))
+        return ProcessPoolExecutor(processes, get_context("fork"), _begin, (encoder,))
     except (OSError, NotImplementedError):  # a system without semaphores
         return None
 
@@ -80,18 +79,16 @@ def _here(encoder: Encoder, examples: Iterable[Example]) -> Generator[Part]:
         yield Part(rows, b"".join([keys.popleft() for _ in range(rows)]), joined(sequences))
 
 
-def _shared_out(
-    pool: Executor, work: Callable[[_Plain], Part], examples: Iterable[Example], processes: int
-) -> Generator[Part]:
+def _shared_out(pool: Executor, encoder: Encoder, examples: Iterable[Example], processes: int) -> Generator[Part]:
     rows = iter(examples)
     waiting: deque[tuple[_Plain, Future[Part]]] = deque()
     try:
         while batch := _plain(islice(rows, BATCH)):
             waiting.append((batch, _submitted(pool, batch)))
             if len(waiting) > 2 * processes:
-                yield _result(*waiting.popleft(), work)
+                yield _result(*waiting.popleft(), encoder)
         while waiting:
-            yield _result(*waiting.popleft(), work)
+            yield _result(*waiting.popleft(), encoder)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -120,33 +117,28 @@ def _quietly() -> Iterator[None]:
             del os.environ[_PARALLEL]
 
 
-def _result(batch: _Plain, future: Future[Part], work: Callable[[_Plain], Part]) -> Part:
+def _result(batch: _Plain, future: Future[Part], encoder: Encoder) -> Part:
     try:
         return future.result()
     except (BrokenProcessPool, OSError):  # a process was killed, perhaps for its memory, or there can be no other
-        return work(batch)
+        return _made(encoder, batch)
 
 
-class _Work:
-    """What a process does with the rows that it is given."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
-
-    def __call__(self, batch: _Plain) -> Part:
-        examples = _examples(batch)
-        asked = b"".join(map(prompt_key, examples))
-        ((rows, sequences),) = self._encoder.batches(examples, beside=False)
-        return Part(rows, asked, joined(sequences))
+def _made(encoder: Encoder, batch: _Plain) -> Part:
+    examples = _examples(batch)
+    asked = b"".join(map(prompt_key, examples))
+    ((rows, sequences),) = encoder.batches(examples, beside=False)
+    return Part(rows, asked, joined(sequences))
 
 
-_work: _Work
+_encoder: Encoder
+"""In a process that rows are shared out to."""
 
 
-def _begin(work: _Work) -> None:
+def _begin(encoder: Encoder) -> None:
     """The first that a new process does."""
-    global _work
-    _work = work
+    global _encoder
+    _encoder = encoder
     os.environ[_PARALLEL] = "false"  # the threads for it are not in a fork
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the whole group; the parent ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -162,7 +154,7 @@ def _end_with_parent() -> None:
 
 
 def _in_child(batch: _Plain) -> Part:
-    return _work(batch)
+    return _made(_encoder, batch)
 
 
 def _plain(examples: Iterable[Example]) -> _Plain:

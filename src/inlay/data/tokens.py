@@ -219,9 +219,6 @@ class Joined:
     """Those of a `Stored`, with the lengths and counts that its offsets and runs are the sums of."""
     files: tuple[str, ...]
 
-    def __len__(self) -> int:
-        return len(self.arrays["lines"])
-
 
 def joined(numbered: Sequence[tuple[int, Tokens]]) -> Joined:
     """(example position, sequence) pairs, at least one, as arrays."""

@@ -59,7 +59,6 @@ class WordTokenizer:
         self._known: dict[_Word, bytes] = {}
         self._asked: Set[_Word] = set()
         self.held_bytes = 0
-        self._control, self._is_by_line = re.compile(_begins_control(backend)), _breaks_at_lines(backend)
         self.is_by_word = breaks_at_spaces(backend) and not self._pieces.mark.isspace()
         self.is_by_word = self.is_by_word and self._agrees()
 
@@ -116,7 +115,7 @@ class WordTokenizer:
         """The word parted where it can be; empty where it cannot."""
         text = word if isinstance(word, str) else word[0]
         cuts = {found.start() for found in self._control.finditer(text)}
-        if self._is_by_line and "\n" in text:
+        if "\n" in text and self._is_by_line:
             cuts |= {found.start() for found in _LINE_BREAK.finditer(text)}
         if not (cuts := cuts - {0}):
             return []
@@ -141,6 +140,14 @@ class WordTokenizer:
             return {}
         joined, places = ids.tobytes(), [*(ids.itemsize * begins).tolist(), ids.nbytes]
         return {word: joined[a:b] for word, (a, b) in zip(words, pairwise(places), strict=True)}
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        return re.compile(_begins_control(self._backend))
+
+    @cached_property
+    def _is_by_line(self) -> bool:
+        return _breaks_at_lines(self._backend)
 
     @cached_property
     def _opens(self) -> np.ndarray:
