@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from inlay.config import Config, load
 from inlay.errors import Interrupted, RunError
+from inlay.models import probe
 from inlay.run import Run
 from training_runs import Quiet, lines_of, outcome, stop_after, train
 
@@ -74,6 +76,18 @@ def test_a_run_stopped_anywhere_any_number_of_times_ends_as_if_it_had_not_been(
     for number, step in enumerate(stops):
         stopped(config(tmp_path), step, resume=number > 0)
     assert outcome(train(config(tmp_path), resume=True)) == outcome(unbroken)
+
+
+def test_a_resumed_run_multiplies_as_it_did_before_however_fast_this_machine_now_is(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "quickest_fp32", lambda: ("medium", "seen to be faster"))
+    stopped(config(tmp_path), 2, resume=False)
+    torch.set_float32_matmul_precision("highest")
+    monkeypatch.setattr(probe, "quickest_fp32", lambda: ("highest", "seen to be faster"))
+    run = train(config(tmp_path), resume=True)
+    assert torch.get_float32_matmul_precision() == run.config.model.matmul_precision == "medium"
+    torch.set_float32_matmul_precision("highest")
 
 
 def test_8_bit_optimizer_state_survives_a_stop_in_mid_epoch(config: Callable[..., Config], tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ class ModelConfig(Settings):
     """Where to compute: `auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:1`, `mps`."""
     dtype: Auto | DtypeName = "auto"
     """Number format of the base weights. `auto` takes the fastest that passes a real forward and backward."""
+    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
+    """What float32 products may be computed in, in torch's words. On a CPU `medium` hands them to oneDNN, and `auto` does
+    where that is seen to be as exact and much faster. On a GPU `auto` is `highest`; `high` takes TF32."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention implementation of transformers."""
     quantization: Literal["none", "nf4", "int8"] = "none"

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from inlay.config.settings import ModelConfig
 from inlay.errors import ModelError, nearest
 from inlay.models.mapped import paged_out
-from inlay.models.probe import quickest_fp32
+from inlay.models.probe import pick_matmul_precision
 from inlay.storage import is_there, known_sha256
 
 BUILTIN = {"builtin:nano": "builtin/nano"}
@@ -222,7 +222,7 @@ def context_length(model_config: Any) -> int:
 
 
 def load_model(ref: BaseRef, settings: ModelConfig, dtype: torch.dtype, device: str, quantization: str) -> Any:
-    """The base on its device, frozen, in eval mode. On a CPU fp32 products are those of `quickest_fp32` from here on."""
+    """The base on its device, frozen, in eval mode. fp32 products are those of `model.matmul_precision` from here on."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -253,8 +253,7 @@ def load_model(ref: BaseRef, settings: ModelConfig, dtype: torch.dtype, device: 
         forbid_cpu_repack(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    if device == "cpu":
-        torch.set_float32_matmul_precision(quickest_fp32()[0])
+    torch.set_float32_matmul_precision(pick_matmul_precision(device, settings.matmul_precision)[0])
     if model.generation_config is not None:  # a checkpoint's sampling habits would leak into greedy comparison
         model.generation_config.do_sample = False
         model.generation_config.temperature = None

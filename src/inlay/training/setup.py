@@ -33,7 +33,7 @@ from inlay.models.adapter import alpha_of, attach, layers_adapted
 from inlay.models.full import open_up, weights_of
 from inlay.models.machine import library_versions, memory_facts
 from inlay.models.methods import trained_parameters
-from inlay.models.probe import DTYPES, dtype_name, pick_device, pick_dtype, product_dtype
+from inlay.models.probe import DTYPES, dtype_name, pick_device, pick_dtype, pick_matmul_precision, product_dtype
 from inlay.models.quantization import held
 from inlay.training.checkpoint import Progress
 from inlay.training.loop import Job
@@ -94,6 +94,8 @@ class Setup:
             ("base", f"{config.model.base_model} ({self.total_parameters / 1e6:.1f}M parameters, {self.base_digest[:12]})"),
             ("device", f"{self.device} ({reasons.get('model.device', 'as set')})"),
             ("dtype", f"{config.model.dtype} ({reasons.get('model.dtype', 'as set')})"),
+            *([("products", f"{config.model.matmul_precision} ({reasons.get('model.matmul_precision', 'as set')})")]
+              if config.model.matmul_precision != "highest" else []),
             ("quantization", f"{self.quantization} ({reasons.get('model.quantization', 'as set')})"),
             ("data", f"{data.rows} rows, format {data.format} ({data.format_reason})"),
             *([("data check", data.check.told())] if data.check else []),
@@ -217,9 +219,10 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     device, dtype = _placed(choices, world)
     quantization, why = choose_quantization(config, device, dtype_name(dtype))
     reporter.stage(f"loading {config.model.base_model}")
+    settings = choices.config_settled().model
 
     def load() -> Any:
-        return bases.load_model(base, config.model, dtype, device, quantization)
+        return bases.load_model(base, settings, dtype, device, quantization)
 
     model = load()
     base_digest = base.digest()
@@ -277,6 +280,8 @@ def _placed(choices: _Choices, world: World) -> tuple[str, torch.dtype]:
     dtype = pick_dtype(device.device, "float32" if whole else config.model.dtype)
     choices.settle("model.device", device.device, device.reason)
     choices.settle("model.dtype", dtype.dtype, "all weights are trained" if whole else dtype.reason)
+    products, why = pick_matmul_precision(device.device, "auto")
+    choices.settle("model.matmul_precision", world.broadcast_text(products), why)
     return device.device, DTYPES[dtype.dtype]
 
 
