@@ -17,6 +17,7 @@ from inlay.errors import Interrupted, TrainingError
 from inlay.models.adapter import TrainedState
 from inlay.run import Run
 from inlay.storage import verified
+from inlay.training import loop
 from inlay.training.setup import set_up
 from inlay.training.world import World
 from parts import make_base, write_rows
@@ -39,6 +40,21 @@ def test_a_base_with_nan_weights_is_refused_before_the_first_step(config_tree: T
     base = with_weights(tmp_path / "nan", lambda t: t["model.layers.1.mlp.up_proj.weight"].fill_(float("nan")))
     with pytest.raises(TrainingError, match="before step 1: the base's own held-out loss is nan"):
         train(config_tree(model={"base_model": str(base)}))
+
+
+@pytest.mark.parametrize("adapter", [{"rank": 4, "dora": True}, {"method": "full"}])
+def test_the_base_has_the_same_loss_after_the_first_step_as_before_it(
+    adapter: dict[str, Any], config_tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, real = [], loop.heldout_nll
+    monkeypatch.setattr(loop, "heldout_nll", lambda job, *rest: made.append(job.progress.step) or real(job, *rest))
+    losses = []
+    for what, first in (("rollback", 0), ("stop", 1)):  # what may be rolled back to begins with all that is known
+        tree = config_tree(train={"max_steps": 1, "on_nonfinite": what}, output={"name": what})
+        made.clear()
+        losses.append(train(tree | {"adapter": adapter}).metrics[0]["eval_loss"])
+        assert made[0] == first
+    assert losses[0] == losses[1]
 
 
 def test_an_adapter_matrix_that_no_gradient_reaches_is_named(config_tree: Tree, tmp_path: Path) -> None:

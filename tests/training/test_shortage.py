@@ -144,8 +144,8 @@ def test_with_room_for_so_many_rows_a_batch_is_halved_until_it_fits_and_stays_so
     assert max(seen) == fits
     assert {line["micro_batch_size"] for line in run.metrics if "loss" in line} == {fits}
     halvings = [(s["phase"], s["step"], s["batch_size"]) for s in run.record["out_of_memory"]]
-    evaluation = [("evaluation", 0, n) for n in (2, 1) if n >= fits]
-    assert halvings == evaluation + [("training", 1, n) for n in (4, 2, 1) if n >= fits]
+    training = [("training", 1, n) for n in (4, 2, 1) if n >= fits]
+    assert halvings == training + [("evaluation", 1, n) for n in (2, 1) if n >= fits]
     for name, tensor in wanted.tensors.items():
         torch.testing.assert_close(adapter.tensors[name], tensor, rtol=1e-3, atol=2e-5)
 

@@ -111,10 +111,9 @@ def run_job(job: Job, world: World, stop: StopRequest, reporter: Reporter, track
     progress = job.progress
     reporter.start(job.total_steps, progress.step, "step")
     try:
-        if job.progress.base_eval_loss is None:
-            _evaluate_base(job, world, stop, reporter)
         config = job.config.train
         if job.progress.step == 0 and (config.on_nonfinite == "rollback" or config.on_plateau == "escape"):
+            _evaluate_base(job, world, stop, reporter)
             _save(job, world)  # so that there is a place to go back to
         while job.progress.unfinished is not None or not job.is_over:
             try:
@@ -122,6 +121,7 @@ def run_job(job: Job, world: World, stop: StopRequest, reporter: Reporter, track
                     job.progress.unfinished = _optimizer_step(job, world, stop, reporter)
                 _finish_step(job, world, stop, reporter, trackers, job.progress.unfinished)
             except guards.NonFinite as found:
+                _evaluate_base(job, world, stop, reporter)  # it says so if the base itself is at fault
                 recover(job, world, found, reporter, lambda: _save(job, world))
         job.saver.wait()
     finally:
@@ -193,6 +193,7 @@ def _finish_step(
 ) -> None:
     """Evaluation, metrics and checkpoint of a step that the optimizer has made, where they are due."""
     progress, step = job.progress, job.progress.step
+    _evaluate_base(job, world, stop, reporter)
     evaluated = _evaluate_if_due(job, world, stop, reporter)
     progress.unfinished = None
     if world.is_first:
@@ -302,6 +303,9 @@ def _until_asked(shares: Iterable[list[int]], stop: StopRequest) -> Iterator[lis
 
 
 def _evaluate_base(job: Job, world: World, stop: StopRequest, reporter: Reporter) -> None:
+    """The base's own held-out loss, once a run: behind the first step, which shows sooner what is wrong or too large."""
+    if job.progress.base_eval_loss is not None:
+        return
     with base_view(job.model):
         nll, weight = heldout_nll(job, world, stop, reporter)
     leave_if_asked(job, world, stop)
