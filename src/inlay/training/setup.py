@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from inlay.models.adapter import alpha_of, attach, layers_adapted
 from inlay.models.full import open_up, weights_of
 from inlay.models.machine import library_versions, memory_facts
 from inlay.models.methods import trained_parameters
-from inlay.models.probe import DTYPES, dtype_name, pick_device, pick_dtype, pick_matmul_precision, product_dtype
+from inlay.models.probe import DTYPES, pick_device, pick_dtype, pick_matmul_precision, product_dtype
 from inlay.models.quantization import held
 from inlay.training.checkpoint import Progress
 from inlay.training.loop import Job
@@ -192,6 +192,14 @@ class _Choices:
         return validate(merge(self.config.model_dump(), nested(self.values)), "resolved config")
 
 
+class _Place(NamedTuple):
+    """Where the base is, and what it is held in."""
+
+    device: str
+    dtype: torch.dtype
+    quantization: str
+
+
 def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     """Raises: a UserError subclass for anything in the config, the data or the base that cannot work."""
     choices = _Choices(config)
@@ -200,58 +208,20 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     tune_allocator(for_speed=config.train.max_memory is None and not config.train.gradient_checkpointing)
     base = bases.find_base(config.model.base_model, config.model.revision)
     architecture = bases.architecture(base)
-    tokenizer = bases.load_tokenizer(base, config.model.chat_template)
-    encoder = Encoder.of(tokenizer, config.data, config.model.chat_template)
-    reporter.stage(f"reading {config.data.train_name}")
-    context = bases.context_length(architecture) - virtual_tokens_of(config)
-    data = prepare(config.data, encoder, context, config.eval.max_rows, config.train.seed, reporter)
-    used = max(tokens.largest_id for tokens in (data.train, data.heldout))
-    bases.require_vocabulary(base, tokenizer, architecture, max(used, *encoder.stop_ids))
+    encoder, data = _data(base, architecture, choices, reporter)
     hardness = difficulty(config, data.train)
-    choices.settle("data.max_length", data.max_length, data.max_length_reason)
-    if data.format != MIXED:
-        choices.settle("data.format", data.format, data.format_reason)
-    if config.data.eval is None:
-        share = f"part {config.data.fold}" if config.data.fold else f"{config.data.eval_fraction:.0%}"
-        choices.reasons["data.eval"] = f"{share} of the rows, by content"
-
-    whole = config.adapter.method == "full"
-    device, dtype = _placed(choices, world)
-    quantization, why = choose_quantization(config, device, dtype_name(dtype))
+    place = _placed(choices, world)
     reporter.stage(f"loading {config.model.base_model}")
-    settings = choices.config_settled().model
-
-    def load() -> Any:
-        return bases.load_model(base, settings, dtype, device, quantization)
-
-    model = load()
-    base_digest = base.digest()
-    total_parameters = sum(_numel(p) for p in model.parameters())
-    layers = shape_of(getattr(architecture, "text_config", None) or architecture, *LAYER_NAMES)
-    reporter.stage(
-        f"base: {type(model).__name__}, {layers} layers, {total_parameters:,} parameters, all {'trained' if whole else 'frozen'}"
-    )
-    choices.reasons["model.quantization"] = f"{held(model, quantization)}; {why}" if quantization != "none" else why
-    targets: list[str] = []
-    if whole:
-        model = ready_to_train(open_up(model, lambda: weights_of(load())), config)
-    else:
-        rows = partial(sample_batches, config, data, encoder, device)
-        model, targets = _adapted(model, choices, base_digest, rows)
-    trainable = sum(p.numel() for p in trained_parameters(model).values())
-    if not whole:
-        reporter.stage(f"adapter: {trainable:,} trainable parameters{layers_adapted(model)}")
-
+    model, base_digest, total_parameters, targets = _model(base, encoder, data, place, choices, reporter)
     text = getattr(architecture, "text_config", None) or architecture
     hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
     choices.settle("train.learning_rate", *auto_learning_rate(config, hidden, str(architecture.model_type)))
-    work = work_of(config, model, device, dtype, quantization)
-    memory, eval_batch_size = _fitted(model, work, choices, data.max_length, device, world)
+    work = work_of(config, model, *place)
+    memory, eval_batch_size = _fitted(model, work, choices, data.max_length, place.device, world)
     reporter.stage("checking the engine on one micro batch")
     engine, why = choose(
-        config.train.engine, model, _tried(data.train, config, encoder.pad_id).to(device), device,
-        dtype, quantization, config.train.gradient_checkpointing,
-        config.train.activation_offload,
+        config.train.engine, model, _tried(data.train, config, encoder.pad_id).to(place.device), *place,
+        config.train.gradient_checkpointing, config.train.activation_offload,
     )  # fmt: skip
     choices.settle("train.engine", engine.name, why)
     total, eval_every, save_every = length_of(config.train, data.train.drawn)
@@ -260,14 +230,36 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     make_optimizer(config.train, trained_parameters(model))  # refuses what is not here
     return Setup(
         config=choices.config_settled(), reasons=choices.reasons, base=base, base_digest=base_digest, encoder=encoder,
-        data=data, model=model, device=device, dtype=dtype, quantization=quantization, engine=engine,
-        trainable=trainable, total_parameters=total_parameters, targets=targets, memory=memory, difficulty=hardness, eval_batch_size=eval_batch_size, total_steps=total,
+        data=data, model=model, device=place.device, dtype=place.dtype, quantization=place.quantization, engine=engine,
+        trainable=sum(p.numel() for p in trained_parameters(model).values()), total_parameters=total_parameters,
+        targets=targets, memory=memory, difficulty=hardness, eval_batch_size=eval_batch_size, total_steps=total,
         eval_every=eval_every, save_every=save_every,
     )  # fmt: skip
 
 
-def _placed(choices: _Choices, world: World) -> tuple[str, torch.dtype]:
-    """Where the base will be, and what it will be held in. Raises: ConfigError, ModelError."""
+def _data(
+    base: bases.BaseRef, architecture: Any, choices: _Choices, reporter: Reporter
+) -> tuple[Encoder, PreparedData]:
+    """The rows as this base reads them."""
+    config = choices.config
+    tokenizer = bases.load_tokenizer(base, config.model.chat_template)
+    encoder = Encoder.of(tokenizer, config.data, config.model.chat_template)
+    reporter.stage(f"reading {config.data.train_name}")
+    context = bases.context_length(architecture) - virtual_tokens_of(config)
+    data = prepare(config.data, encoder, context, config.eval.max_rows, config.train.seed, reporter)
+    used = max(tokens.largest_id for tokens in (data.train, data.heldout))
+    bases.require_vocabulary(base, tokenizer, architecture, max(used, *encoder.stop_ids))
+    choices.settle("data.max_length", data.max_length, data.max_length_reason)
+    if data.format != MIXED:
+        choices.settle("data.format", data.format, data.format_reason)
+    if config.data.eval is None:
+        share = f"part {config.data.fold}" if config.data.fold else f"{config.data.eval_fraction:.0%}"
+        choices.reasons["data.eval"] = f"{share} of the rows, by content"
+    return encoder, data
+
+
+def _placed(choices: _Choices, world: World) -> _Place:
+    """Raises: ConfigError, ModelError."""
     config = choices.config
     device = pick_device(world.device(config.model.device))
     if config.train.activation_offload and device.device == "cpu":
@@ -282,7 +274,38 @@ def _placed(choices: _Choices, world: World) -> tuple[str, torch.dtype]:
     choices.settle("model.dtype", dtype.dtype, "all weights are trained" if whole else dtype.reason)
     products, why = pick_matmul_precision(device.device, "auto")
     choices.settle("model.matmul_precision", world.broadcast_text(products), why)
-    return device.device, DTYPES[dtype.dtype]
+    quantization, choices.reasons["model.quantization"] = choose_quantization(config, device.device, dtype.dtype)
+    return _Place(device.device, DTYPES[dtype.dtype], quantization)
+
+
+def _model(
+    base: bases.BaseRef, encoder: Encoder, data: PreparedData, place: _Place, choices: _Choices, reporter: Reporter
+) -> tuple[Any, str, int, list[str]]:
+    """(the base with what is trained in it, the base's digest and parameters, the target modules)"""
+    config, settings = choices.config, choices.config_settled().model
+
+    def load() -> Any:
+        return bases.load_model(base, settings, place.dtype, place.device, place.quantization)
+
+    model = load()
+    base_digest = base.digest()
+    total_parameters = sum(_numel(p) for p in model.parameters())
+    whole = config.adapter.method == "full"
+    layers = shape_of(model.config.get_text_config(), *LAYER_NAMES)
+    reporter.stage(
+        f"base: {type(model).__name__}, {layers} layers, {total_parameters:,} parameters, all {'trained' if whole else 'frozen'}"
+    )
+    if place.quantization != "none":
+        choices.reasons["model.quantization"] = (
+            f"{held(model, place.quantization)}; {choices.reasons['model.quantization']}"
+        )
+    if whole:
+        model = open_up(model, lambda: weights_of(load()))
+        return ready_to_train(model, config), base_digest, total_parameters, []
+    model, targets = _adapted(model, choices, base_digest, partial(sample_batches, config, data, encoder, place.device))
+    trainable = sum(p.numel() for p in trained_parameters(model).values())
+    reporter.stage(f"adapter: {trainable:,} trainable parameters{layers_adapted(model)}")
+    return model, base_digest, total_parameters, targets
 
 
 def _tried(train: TokenSet, config: Config, pad_id: int) -> Batch:
