@@ -538,6 +538,7 @@ def check_data(
     model: str | None = None,
     settings: Sequence[str] = (),
     only_count: bool = False,
+    reporter: Reporter | None = None,
 ) -> DataReport:
     """What is in the files, or in the file of a config, and what is wrong with it; `eval` names held-out rows.
 
@@ -554,7 +555,7 @@ def check_data(
     config = config_of(first, settings, given={"data.eval": eval and str(eval), "model.base_model": base})
     files = [*config.data.train_files, *(TrainFile(path=str(source)) for source in sources[1:])]
     base_of = None if config.model.base_model == "-" else _checked_model(config)
-    return check_files(files, config.data, base_of, only_count=only_count)
+    return check_files(files, config.data, base_of, only_count=only_count, bar=reporter or PlainReporter())
 
 
 def _checked_model(config: Config) -> Model:
@@ -596,15 +597,16 @@ def write_data_page(report: DataReport, path: str | Path) -> Path:
 
 
 def data_stats(
-    *sources: str | Path, model: str | None = None, price: float | None = None, settings: Sequence[str] = ()
-) -> tuple[DataReport, dict[str, Any]]:
+    *sources: str | Path, model: str | None = None, price: float | None = None, settings: Sequence[str] = (),
+    reporter: Reporter | None = None,
+) -> tuple[DataReport, dict[str, Any]]:  # fmt: skip
     """What is in the files, and what an epoch over it costs; `price` is that of a million training tokens.
 
     Raises: as `check_data`.
     """
     from inlay.data.checks.advice import cost
 
-    report = check_data(*sources, model=model, settings=settings, only_count=True)
+    report = check_data(*sources, model=model, settings=settings, only_count=True, reporter=reporter)
     return report, cost(report.lengths, report.parameters, price)
 
 

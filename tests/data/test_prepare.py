@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from inlay import storage
 from inlay.config.settings import DataConfig, TrainFile
-from inlay.data import datafile, encode, strictjson, tokencache
+from inlay.data import datafile, encode, percent, strictjson, tokencache
 from inlay.data.checks import quick
 from inlay.data.domain import domains, find_domain
 from inlay.data.encode import Encoder, Tokens
@@ -422,7 +422,7 @@ def test_a_large_file_is_checked_by_an_even_sample_of_all_its_rows(
 def test_a_bar_shows_how_far_a_large_file_is_and_ends(
     tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokencache, "_WORTH_A_BAR_BYTES", 0)
+    monkeypatch.setattr(percent, "_WORTH_A_BAR_BYTES", 0)
     told: list[Any] = []
 
     class Seen:

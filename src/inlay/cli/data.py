@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from inlay.cli import progress
 from inlay.cli.help import group, verb
 from inlay.cli.options import Json
 from inlay.cli.outcome import Output
@@ -54,7 +55,7 @@ def check(
     from inlay import api
     from inlay.cli import check_view, view
 
-    report = api.check_data(*files, eval=held_out, model=model, settings=settings)
+    report = api.check_data(*files, eval=held_out, model=model, settings=settings, reporter=progress.reporter())
     if html is not None:
         api.write_data_page(report, html)
     return Output(report.to_json(), check_view.report_text(report, view.width()), 3 if report.has_errors else 0)
@@ -96,7 +97,7 @@ def stats(
     from inlay import api
     from inlay.cli import check_view, view
 
-    report, cost = api.data_stats(*files, model=model, price=price, settings=settings)
+    report, cost = api.data_stats(*files, model=model, price=price, settings=settings, reporter=progress.reporter())
     value = report.to_json() | {"cost": cost}
     return Output(value, check_view.stats_text(report, cost, view.width()), 3 if report.has_errors else 0)
 

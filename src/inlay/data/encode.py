@@ -157,11 +157,11 @@ class Encoder:
         text, raw = str(self.tokenizer.decode([id])), str(self.tokenizer.convert_ids_to_tokens(id))
         return raw.replace("\u2581", " ") if raw.startswith("\u2581") else raw if "\ufffd" in text else text
 
-    def examples(self, examples: Iterable[Example]) -> Iterator[tuple[int, Tokens]]:
+    def examples(self, examples: Iterable[Example], *, beside: bool = True) -> Iterator[tuple[int, Tokens]]:
         """Each training sequence with the position of its example: usually one a row, one per trained turn where
-        the template rewrites earlier turns."""
+        the template rewrites earlier turns. `beside` as in `batches`."""
         first = 0
-        for rows, sequences in self.batches(examples):
+        for rows, sequences in self.batches(examples, beside=beside):
             yield from ((first + n, tokens) for n, tokens in sequences)
             first += rows
 

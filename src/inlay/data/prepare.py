@@ -19,10 +19,11 @@ from inlay.config.settings import DataConfig, TrainFile
 from inlay.data.checks.quick import EvenSample, QuickCheck, RunningCheck, code_digest, quick_check
 from inlay.data.datafile import DataFile
 from inlay.data.encode import Encoder
+from inlay.data.percent import Bar
 from inlay.data.read import as_lines, from_lines
 from inlay.data.sharing import process_count
 from inlay.data.splits import as_keys, by_fold, by_key, draw, leaked, prompt_key
-from inlay.data.tokencache import Bar, TokenizedFile, cached, tokenized
+from inlay.data.tokencache import TokenizedFile, cached, tokenized
 from inlay.data.tokens import TokenSet, drawn
 from inlay.data.types import Example
 from inlay.errors import DataCheckError, DataError, StorageError

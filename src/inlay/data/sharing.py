@@ -1,4 +1,4 @@
-"""Rows to arrays of ids, shared out to processes where a file is worth them.
+"""Rows to arrays of ids and other work on rows, shared out to processes where a file is worth them.
 
 Python reads, renders and looks up one row at a time, whatever number of cores there is. The processes are forked, so
 that they have the tokenizer and the template without loading them; where that is not safe, one process does it all.
@@ -14,13 +14,14 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from multiprocessing import connection, current_process, get_context, parent_process
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from inlay.data.encode import BATCH, Encoder
 from inlay.data.splits import prompt_key
@@ -31,6 +32,7 @@ _WORTH_BYTES: Final = 2_000_000  # half a second of work; forking takes some 30 
 _PARALLEL: Final = "TOKENIZERS_PARALLELISM"
 _MOST: Final = 8  # more than one reader can keep busy
 
+_T = TypeVar("_T")
 _Plain = list[tuple[Any, ...]]
 """Examples as tuples, which are pickled several times as fast."""
 
@@ -54,17 +56,45 @@ def process_count(workers: int, size_bytes: int) -> int:
     return min(workers or len(os.sched_getaffinity(0)), _MOST)
 
 
+class Helpers(Generic[_T]):
+    """Processes that do one kind of work on rows. A killed one costs its rows a second time; with one process the work is
+    done here, when it is asked for."""
+
+    def __init__(self, work: Callable[[list[Example]], _T], processes: int) -> None:
+        self._work, self.processes = work, 1
+        self._pool: Executor | None = None
+        if processes > 1:
+            with contextlib.suppress(OSError, NotImplementedError):  # a system without semaphores
+                self._pool = ProcessPoolExecutor(processes, get_context("fork"), _begin, (work,))
+                self.processes = processes
+
+    def begin(self, rows: list[Example]) -> Callable[[], _T]:
+        """Asks for the work on these rows: call what is returned for what came of it."""
+        if self._pool is None:
+            return partial(self._work, rows)
+        plain = _plain(rows)
+        try:
+            with _quietly():
+                future = self._pool.submit(_in_child, plain)
+        except (BrokenProcessPool, OSError):
+            return partial(self._work, rows)
+        return partial(self._result, plain, future)
+
+    def _result(self, plain: _Plain, future: Future[_T]) -> _T:
+        try:
+            return future.result()
+        except (BrokenProcessPool, OSError):  # a process was killed, perhaps for its memory, or there can be no other
+            return self._work(_examples(plain))
+
+    def close(self) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+
 def encoded(encoder: Encoder, examples: Iterable[Example], processes: int) -> Generator[Part]:
     """The rows in order, some at a time. Raises: DataError."""
-    pool = _pool(encoder, processes) if processes > 1 else None
-    return _shared_out(pool, encoder, examples, processes) if pool else _here(encoder, examples)
-
-
-def _pool(encoder: Encoder, processes: int) -> Executor | None:
-    try:
-        return ProcessPoolExecutor(processes, get_context("fork"), _begin, (encoder,))
-    except (OSError, NotImplementedError):  # a system without semaphores
-        return None
+    helpers = Helpers(partial(_made, encoder), processes)
+    return _shared_out(helpers, examples) if helpers.processes > 1 else _here(encoder, examples)
 
 
 def _here(encoder: Encoder, examples: Iterable[Example]) -> Generator[Part]:
@@ -79,28 +109,22 @@ def _here(encoder: Encoder, examples: Iterable[Example]) -> Generator[Part]:
         yield Part(rows, b"".join([keys.popleft() for _ in range(rows)]), joined(sequences))
 
 
-def _shared_out(pool: Executor, encoder: Encoder, examples: Iterable[Example], processes: int) -> Generator[Part]:
+def _shared_out(helpers: Helpers[Part], examples: Iterable[Example]) -> Generator[Part]:
     rows = iter(examples)
-    waiting: deque[tuple[_Plain, Future[Part]]] = deque()
-    try:
-        while batch := _plain(islice(rows, BATCH)):
-            waiting.append((batch, _submitted(pool, batch)))
-            if len(waiting) > 2 * processes:
-                yield _result(*waiting.popleft(), encoder)
+    waiting: deque[Callable[[], Part]] = deque()
+    with contextlib.closing(helpers):
+        while batch := list(islice(rows, BATCH)):
+            waiting.append(helpers.begin(batch))
+            if len(waiting) > 2 * helpers.processes:
+                yield waiting.popleft()()
         while waiting:
-            yield _result(*waiting.popleft(), encoder)
-    finally:
-        pool.shutdown(cancel_futures=True)
+            yield waiting.popleft()()
 
 
-def _submitted(pool: Executor, batch: _Plain) -> Future[Part]:
-    try:
-        with _quietly():
-            return pool.submit(_in_child, batch)
-    except (BrokenProcessPool, OSError) as error:
-        broken: Future[Part] = Future()
-        broken.set_exception(error)
-        return broken
+def _made(encoder: Encoder, examples: list[Example]) -> Part:
+    asked = b"".join(map(prompt_key, examples))
+    ((rows, sequences),) = encoder.batches(examples, beside=False)
+    return Part(rows, asked, joined(sequences))
 
 
 @contextlib.contextmanager
@@ -117,28 +141,14 @@ def _quietly() -> Iterator[None]:
             del os.environ[_PARALLEL]
 
 
-def _result(batch: _Plain, future: Future[Part], encoder: Encoder) -> Part:
-    try:
-        return future.result()
-    except (BrokenProcessPool, OSError):  # a process was killed, perhaps for its memory, or there can be no other
-        return _made(encoder, batch)
-
-
-def _made(encoder: Encoder, batch: _Plain) -> Part:
-    examples = _examples(batch)
-    asked = b"".join(map(prompt_key, examples))
-    ((rows, sequences),) = encoder.batches(examples, beside=False)
-    return Part(rows, asked, joined(sequences))
-
-
-_encoder: Encoder
+_work: Callable[[list[Example]], Any]
 """In a process that rows are shared out to."""
 
 
-def _begin(encoder: Encoder) -> None:
+def _begin(work: Callable[[list[Example]], Any]) -> None:
     """The first that a new process does."""
-    global _encoder
-    _encoder = encoder
+    global _work
+    _work = work
     os.environ[_PARALLEL] = "false"  # the threads for it are not in a fork
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the whole group; the parent ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -153,8 +163,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _in_child(batch: _Plain) -> Part:
-    return _made(_encoder, batch)
+def _in_child(plain: _Plain) -> Any:
+    return _work(_examples(plain))
 
 
 def _plain(examples: Iterable[Example]) -> _Plain:

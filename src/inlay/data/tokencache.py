@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
 
 import numpy as np
 from safetensors import SafetensorError
@@ -17,6 +15,7 @@ from safetensors.numpy import load, save_file
 
 from inlay.data.datafile import DataFile
 from inlay.data.encode import CODE_VERSION, Encoder
+from inlay.data.percent import Bar, Percent
 from inlay.data.sharing import Part, encoded
 from inlay.data.splits import as_keys
 from inlay.data.tokens import Packing, Stored
@@ -33,15 +32,6 @@ from inlay.storage import (
 )
 
 _IDS, _ROWS = "input_ids.bin", "rows.safetensors"
-_WORTH_A_BAR_BYTES: Final = 8_000_000
-
-
-class Bar(Protocol):
-    """Where counted work shows how far it is; a `Reporter` is one."""
-
-    def start(self, total: int, done: int, unit: str) -> None: ...
-    def progress(self, done: int, values: dict[str, Any]) -> None: ...
-    def end(self) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,25 +119,15 @@ def _work(
 
 
 def _shown(parts: Generator[Part], file: DataFile, bar: Bar | None) -> Generator[Part]:
-    """The parts, with how much of the file they are on the bar where there is enough to wait for."""
-    with contextlib.closing(parts):
-        if bar is None or file.size_bytes < _WORTH_A_BAR_BYTES:
-            yield from parts
-            return
-        began, percent, rows = time.perf_counter(), 0, 0
-        bar.start(100, 0, "% tokenized")
-        try:
-            for part in parts:
-                yield part
-                rows += part.rows
-                # the file is read ahead of what is tokenized
-                now = int(99 * file.read_bytes / file.size_bytes * rows / file.read_rows) if file.read_rows else 0
-                if now > percent:
-                    percent = now
-                    bar.progress(percent, {"rows": rows, "rows/s": rows / (time.perf_counter() - began)})
-            bar.progress(100, {})
-        finally:
-            bar.end()
+    """The parts, with how much of the file they are on the bar."""
+    rows = 0
+    with contextlib.closing(parts), Percent(bar, file.size_bytes, "tokenized") as percent:
+        for part in parts:
+            yield part
+            rows += part.rows
+            # the file is read ahead of what is tokenized
+            read = file.read_bytes / file.size_bytes if file.size_bytes else 0.0
+            percent.reached(read * rows / max(1, file.read_rows), rows)
 
 
 def _kind(encoder: Encoder) -> type[np.generic]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 
 from data.toys import CHATML, FORGETS, LLAMA2, NO_END, STRIPS, nano
 from inlay.config.settings import DataConfig, TrainFile
-from inlay.data import read_examples
+from inlay.data import percent, read_examples, sharing
 from inlay.data.checks.advice import Task, advise, cost
 from inlay.data.checks.lengths import LengthFacts, Model
 from inlay.data.checks.report import DataReport, check_files
@@ -160,3 +162,48 @@ def test_cost_counts_tokens_operations_and_price() -> None:
     facts = facts_of(10, 1000)
     assert cost(facts, 1_000_000, 5.0) == {"tokens": 2000, "operations": 8_000_000_000, "price": 0.01}
     assert cost(facts, None, None) == {"tokens": 2000, "operations": None, "price": None}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are forked on Linux only")
+def test_rows_that_are_shared_out_to_processes_are_found_the_same_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools, pool = [], sharing.ProcessPoolExecutor
+    monkeypatch.setattr(sharing, "_WORTH_BYTES", 0)
+    monkeypatch.setattr(sharing, "ProcessPoolExecutor", lambda *given: pools.append(given[0]) or pool(*given))
+    rows = [{"question": f"Why {n}? " * (1 + n % 9), "answer": f"As {n}. " * (1 + n % 60)} for n in range(4000)]
+    for n in (3, 511, 512, 700, 701, 3999):
+        rows[n]["answer"] = "<|im_end|>"
+    base = model(STRIPS, context=300)
+    alone, shared_out = (checked(tmp_path, rows, base, workers=n).to_json() for n in (1, 2))
+    assert (shared_out, pools) == (alone, [2])
+    assert {f["kind"]: f["count"] for f in alone["findings"]}["row-refused-by-the-encoder"] == 6
+    assert not multiprocessing.active_children()
+
+
+def test_a_bar_shows_how_much_of_a_large_file_is_checked_and_ends_however_that_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(percent, "_WORTH_A_BAR_BYTES", 0)
+    told: list[Any] = []
+
+    class Seen:
+        def start(self, total: int, done: int, unit: str) -> None:
+            told.append((total, done, unit))
+
+        def progress(self, done: int, values: dict[str, Any]) -> None:
+            told.append(done)
+
+        def end(self) -> None:
+            told.append("end")
+
+    files = [TrainFile(path=str(write_rows(tmp_path / name, qa_rows(3000)))) for name in ("a.jsonl", "b.jsonl")]
+    check_files(files, DataConfig(train="-"), only_count=True, bar=Seen())
+    assert (told[0], told[-2:]) == ((100, 0, "% checked"), [100, "end"])
+    assert told[1:-1] == sorted(set(told[1:-1]))
+    assert len(told) > 4
+    monkeypatch.setattr(Task, "see", lambda *_: 1 / 0)
+    told.clear()
+    with pytest.raises(ZeroDivisionError):
+        check_files(files, DataConfig(train="-"), only_count=True, bar=Seen())
+    assert told == [(100, 0, "% checked"), "end"]

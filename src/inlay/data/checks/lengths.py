@@ -6,8 +6,10 @@ With a model each row goes through the encoder, so a row that it refuses is foun
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +17,8 @@ import numpy as np
 from inlay.data.checks.findings import Finding, Kind, Tally
 from inlay.data.checks.row import CheckedRow
 from inlay.data.encode import Encoder, Tokens
+from inlay.data.sharing import Helpers
+from inlay.data.types import Example
 from inlay.errors import DataError
 
 REFUSED: Final = Kind(
@@ -120,18 +124,39 @@ class LengthFacts:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    """What a row became, or one of several; or why it can become none."""
+
+    row: int
+    """Position among those that were encoded with it."""
+    refused: str = ""
+    length: int = 0
+    trained: int = 0
+    end_is_trained: bool = True
+    altered: tuple[str, ...] = ()
+    cut: np.ndarray | None = None  # (L,) tokens in the loss behind each limit, where it is longer than the first
+
+
 class Lengths:
     """Measures training rows; held-out ones are only encoded, to find those that cannot be."""
 
-    def __init__(self, model: Model | None, max_length: int | None = None) -> None:
-        """`max_length` is one that the user has set, to be among those accounted for."""
+    def __init__(self, model: Model | None, max_length: int | None = None, processes: int = 1) -> None:
+        """`max_length` is one that the user has set, to be among those accounted for. Rows are encoded by so many processes."""
         self._model = model
         self._lengths, self._trained = array("q"), array("q")
         self._limits = np.asarray(sorted({*MAX_LENGTHS, *([max_length] if max_length else [])}))
         self._cut = np.zeros(len(self._limits), np.int64)
         self._waiting: list[CheckedRow] = []
+        self._begun: deque[tuple[list[CheckedRow], Callable[[], list[_Sequence]]]] = deque()
+        self._helpers = Helpers(partial(_sequences, model.encoder, self._limits), processes) if model else None
         self._tally = Tally()
         self._told: tuple[CheckedRow | None, set[Kind]] = None, set()
+
+    def close(self) -> None:
+        """Ends the processes."""
+        if self._helpers:
+            self._helpers.close()
 
     def see(self, row: CheckedRow) -> None:
         if self._model is None:
@@ -141,44 +166,37 @@ class Lengths:
             return
         self._waiting.append(row)
         if len(self._waiting) >= _CHUNK:
-            self._encode(self._model)
+            self._encode()
 
-    def _encode(self, model: Model) -> None:
-        waiting, self._waiting = self._waiting, []
-        for row, tokens in self._encoded(model.encoder, waiting):
-            self._measure(row, tokens, model)
+    def _encode(self, *, to_the_end: bool = False) -> None:
+        assert self._model is not None
+        assert self._helpers is not None
+        if rows := self._waiting:
+            self._begun.append((rows, self._helpers.begin([row.example for row in rows])))
+            self._waiting = []
+        ahead = 0 if to_the_end or self._helpers.processes == 1 else 2 * self._helpers.processes
+        while len(self._begun) > ahead:
+            rows, made = self._begun.popleft()
+            for sequence in made():
+                self._measure(rows[sequence.row], sequence, self._model.context_length)
 
-    def _encoded(self, encoder: Encoder, rows: Sequence[CheckedRow]) -> Iterator[tuple[CheckedRow, Tokens]]:
-        try:
-            yield from [(rows[n], tokens) for n, tokens in encoder.examples([row.example for row in rows])]
-        except DataError as error:
-            if len(rows) == 1:
-                told = str(error).removeprefix(f"{rows[0].source}: ")
-                self._tally.add(REFUSED, rows[0].source, told, width=400)
-                return
-            middle = len(rows) // 2
-            yield from self._encoded(encoder, rows[:middle])
-            yield from self._encoded(encoder, rows[middle:])
-
-    def _measure(self, row: CheckedRow, tokens: Tokens, model: Model) -> None:
-        positions = np.flatnonzero(tokens.weights > 0)
-        length, trained = len(tokens.input_ids), len(positions)
-        last_of_runs = positions[np.append(np.diff(positions) > 1, True)] if trained else positions
-        if any(m.weight > 0 and m.role not in ("assistant", "text") for m in row.example.messages):
-            last_of_runs = last_of_runs[-1:]  # the ends of other turns stop nothing
-        if not model.encoder.stop_ids.issuperset(tokens.input_ids[last_of_runs].tolist()):
+    def _measure(self, row: CheckedRow, found: _Sequence, context_length: int) -> None:
+        if found.refused:
+            self._tally.add(REFUSED, row.source, found.refused.removeprefix(f"{row.source}: "), width=400)
+            return
+        if not found.end_is_trained:
             self._tell(END_NOT_TRAINED, row, row.answer, max(0, len(row.answer) - 40))
-        if tokens.altered:
-            self._tell(ALTERED, row, f"{'; '.join(tokens.altered)}: {row.answer[:60]!r}")
-        if length > model.context_length:
-            self._tell(OVER_CONTEXT, row, f"{length:,} tokens: {row.question[:60]}")
-        if trained < 0.01 * length:
-            self._tell(LITTLE_TRAINED, row, f"{trained:,} of {length:,} tokens: {row.question[:60]}")
+        if found.altered:
+            self._tell(ALTERED, row, f"{'; '.join(found.altered)}: {row.answer[:60]!r}")
+        if found.length > context_length:
+            self._tell(OVER_CONTEXT, row, f"{found.length:,} tokens: {row.question[:60]}")
+        if found.trained < 0.01 * found.length:
+            self._tell(LITTLE_TRAINED, row, f"{found.trained:,} of {found.length:,} tokens: {row.question[:60]}")
         if not row.held_out:
-            self._lengths.append(length)
-            self._trained.append(trained)
-            if length > self._limits[0]:
-                self._cut += trained - np.searchsorted(positions, self._limits)
+            self._lengths.append(found.length)
+            self._trained.append(found.trained)
+            if found.cut is not None:
+                self._cut += found.cut
 
     def _tell(self, kind: Kind, row: CheckedRow, text: str, at: int = 0) -> None:
         """Counts a row once, however many sequences it makes."""
@@ -189,8 +207,8 @@ class Lengths:
             self._tally.add(kind, row.source, text, at)
 
     def findings(self) -> list[Finding]:
-        if self._model and self._waiting:
-            self._encode(self._model)
+        if self._model:
+            self._encode(to_the_end=True)
         return self._tally.findings()
 
     def facts(self) -> LengthFacts:
@@ -206,3 +224,29 @@ class Lengths:
         shown = [m for m in limits if m.longer < len(lengths)]
         enough = next((n for n, m in enumerate(shown) if m.max_length >= longest), len(shown)) + 1
         return LengthFacts("tokens", lengths, trained, tuple(shown[:enough]))
+
+
+def _sequences(encoder: Encoder, limits: np.ndarray, examples: list[Example]) -> list[_Sequence]:
+    """What the rows become, in order."""
+    try:
+        made = [(n, tokens) for n, tokens in encoder.examples(examples, beside=False)]
+    except DataError as error:
+        if len(examples) == 1:
+            return [_Sequence(0, refused=str(error))]
+        middle = len(examples) // 2
+        behind = _sequences(encoder, limits, examples[middle:])
+        return [
+            *_sequences(encoder, limits, examples[:middle]), *(replace(one, row=middle + one.row) for one in behind)
+        ]  # fmt: skip
+    return [_sequence(n, tokens, encoder, limits, examples[n]) for n, tokens in made]
+
+
+def _sequence(row: int, tokens: Tokens, encoder: Encoder, limits: np.ndarray, example: Example) -> _Sequence:
+    positions = np.flatnonzero(tokens.weights > 0)
+    length, trained = len(tokens.input_ids), len(positions)
+    last_of_runs = positions[np.append(np.diff(positions) > 1, True)] if trained else positions
+    if any(m.weight > 0 and m.role not in ("assistant", "text") for m in example.messages):
+        last_of_runs = last_of_runs[-1:]  # the ends of other turns stop nothing
+    ends = encoder.stop_ids.issuperset(tokens.input_ids[last_of_runs].tolist())
+    cut = trained - np.searchsorted(positions, limits) if length > limits[0] else None
+    return _Sequence(row, "", length, trained, ends, tuple(tokens.altered), cut)

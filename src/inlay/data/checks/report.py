@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from inlay.config.settings import DataConfig, TrainFile
@@ -13,7 +15,9 @@ from inlay.data.checks.findings import SEVERITIES, Finding, Kind, Severity, Tall
 from inlay.data.checks.lengths import LengthFacts, Lengths, Model
 from inlay.data.checks.row import CheckedRow
 from inlay.data.checks.survey import FileFacts
+from inlay.data.percent import Bar, Percent
 from inlay.data.read import stream_examples
+from inlay.data.sharing import process_count
 from inlay.data.types import Source
 from inlay.errors import DataError
 
@@ -69,8 +73,9 @@ class DataReport:
 
 
 def check_files(
-    files: Sequence[TrainFile], config: DataConfig, model: Model | None = None, *, only_count: bool = False
-) -> DataReport:
+    files: Sequence[TrainFile], config: DataConfig, model: Model | None = None, *, only_count: bool = False,
+    bar: Bar | None = None,
+) -> DataReport:  # fmt: skip
     """Every check over the files, and over `config.eval` as held-out rows.
 
     `config` gives format and columns of those that name none; its `train` is not read. With a model lengths are in
@@ -80,22 +85,45 @@ def check_files(
     """
     parts = [(file, FileFacts(file.path, False)) for file in files]
     parts += [(TrainFile(path=config.eval), FileFacts(config.eval, True))] if config.eval else []
-    lengths = Lengths(model, None if config.max_length == "auto" else config.max_length)
-    task = Task()
+    passed = _Passed(sum(_size_bytes(file.path) for file, _ in parts))
+    processes = process_count(config.workers, passed.size_bytes)
+    lengths = Lengths(model, None if config.max_length == "auto" else config.max_length, processes)
+    task, faults = Task(), Tally()
     checks: list[Check] = [lengths, *([] if only_count else [make() for make in CHECKS.values()])]
-    faults = Tally()
-    for row in _rows(parts, config, faults):
-        task.see(row)
-        for check in checks:
-            check.see(row)
-    findings = by_gravity([*faults.findings(), *(finding for check in checks for finding in check.findings())])
+    with contextlib.closing(lengths), Percent(bar, passed.size_bytes, "checked") as percent:
+        for row in _rows(parts, config, faults, passed):
+            task.see(row)
+            for check in checks:
+                check.see(row)
+            percent.reached(passed.share, row.number + 1)
+        findings = by_gravity([*faults.findings(), *(finding for check in checks for finding in check.findings())])
     measured = lengths.facts()
     advice = advise(task, measured, model)
     named = (model.name, model.parameters) if model else ()
     return DataReport(tuple(facts for _, facts in parts), tuple(findings), measured, tuple(advice), *named)
 
 
-def _rows(parts: Sequence[tuple[TrainFile, FileFacts]], config: DataConfig, faults: Tally) -> Iterator[CheckedRow]:
+class _Passed:
+    """Counts the bytes that are read."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes, self._read_bytes = size_bytes, 0
+
+    def update(self, data: bytes, /) -> None:
+        self._read_bytes += len(data)
+
+    @property
+    def share(self) -> float:
+        return self._read_bytes / self.size_bytes if self.size_bytes else 0.0
+
+
+def _size_bytes(path: str) -> int:
+    return Path(path).stat().st_size if Path(path).is_file() else 0
+
+
+def _rows(
+    parts: Sequence[tuple[TrainFile, FileFacts]], config: DataConfig, faults: Tally, passed: _Passed
+) -> Iterator[CheckedRow]:
     """The rows of all parts that can be read; the others are counted as faults."""
     number = 0
     for file, facts in parts:
@@ -104,10 +132,11 @@ def _rows(parts: Sequence[tuple[TrainFile, FileFacts]], config: DataConfig, faul
             facts.faulty += 1
             _add(faults, UNREADABLE, error, facts.file)
 
+        seen = None if ".parquet" in file.path.lower() else passed  # all of a parquet file would be read for it
         try:
             columns = config.columns if file.columns is None else file.columns
             found, examples = stream_examples(
-                file.path, file.format or config.format, columns, None, fault, config.weights_of_roles
+                file.path, file.format or config.format, columns, seen, fault, config.weights_of_roles
             )
             facts.format, facts.why = found.name, found.why
             for example in examples:
