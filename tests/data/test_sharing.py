@@ -109,6 +109,22 @@ def test_a_signal_to_a_process_costs_its_work_and_no_row(how: signal.Signals, en
     assert not children()
 
 
+def test_with_every_process_killed_while_more_is_written_to_it_than_a_pipe_holds_the_work_is_done_here(
+    enc: Encoder,
+) -> None:
+    def long(n: int) -> Example:
+        return Example((Message("text", "Word " * 500, 1.0),), Source("rows.jsonl", n + 1))
+
+    def rows() -> Iterator[Example]:
+        for n in range(ROWS):
+            if n == 4 * BATCH:
+                for pid in children():
+                    os.kill(pid, signal.SIGKILL)
+            yield long(n)
+
+    assert same(list(encoded(enc, rows(), 2)), list(encoded(enc, map(long, range(ROWS)), 1)))
+
+
 def test_work_that_is_left_early_ends_its_processes(enc: Encoder) -> None:
     parts = encoded(enc, map(row, count()), 2)
     next(parts)

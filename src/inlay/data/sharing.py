@@ -12,15 +12,17 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing import connection, current_process, get_context, parent_process
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any, Final, Generic, TypeVar
 
 from inlay.data.encode import BATCH, Encoder
@@ -58,37 +60,109 @@ def process_count(workers: int, size_bytes: int) -> int:
 
 class Helpers(Generic[_T]):
     """Processes that do one kind of work on rows. A killed one costs its rows a second time; with one process the work is
-    done here, when it is asked for."""
+    done here, when it is asked for.
+
+    Each has a pipe and a thread of its own here: of the executors of Python 3.11, those before 3.11.7 wait for ever when a
+    process is killed while work is written to it.
+    """
 
     def __init__(self, work: Callable[[list[Example]], _T], processes: int) -> None:
-        self._work, self.processes = work, 1
-        self._pool: Executor | None = None
-        if processes > 1:
-            with contextlib.suppress(OSError, NotImplementedError):  # a system without semaphores
-                self._pool = ProcessPoolExecutor(processes, get_context("fork"), _begin, (work,))
-                self.processes = processes
+        self._work, self.processes = work, processes
+        self._threads: ThreadPoolExecutor | None = None
+        self._idle: SimpleQueue[_Helper | None] = SimpleQueue()
+        self._started: list[_Helper] = []
 
     def begin(self, rows: list[Example]) -> Callable[[], _T]:
         """Asks for the work on these rows: call what is returned for what came of it."""
-        if self._pool is None:
+        if self.processes == 1:
             return partial(self._work, rows)
+        if self._threads is None:
+            self._start()
+        assert self._threads is not None
         plain = _plain(rows)
-        try:
-            with _quietly():
-                future = self._pool.submit(_in_child, plain)
-        except (BrokenProcessPool, OSError):
-            return partial(self._work, rows)
-        return partial(self._result, plain, future)
+        return partial(self._result, plain, self._threads.submit(self._ask, plain))
 
-    def _result(self, plain: _Plain, future: Future[_T]) -> _T:
+    def _start(self) -> None:
+        with contextlib.suppress(OSError), _quietly():  # as many as there can be
+            for _ in range(self.processes):
+                self._started.append(_Helper(self._work))
+        for helper in self._started:
+            self._idle.put(helper)
+        if not self._started:
+            self._idle.put(None)
+        self._threads = ThreadPoolExecutor(self.processes)  # behind the forks
+
+    def _ask(self, plain: _Plain) -> Any:
+        """(whether it went well, the result or the error). Raises: OSError or EOFError where no process did it."""
+        helper = self._idle.get()
         try:
-            return future.result()
-        except (BrokenProcessPool, OSError):  # a process was killed, perhaps for its memory, or there can be no other
+            if helper is None:
+                raise EOFError
+            return helper.asked(plain)
+        except (OSError, EOFError):
+            helper = None  # gone
+            raise
+        finally:
+            self._idle.put(helper)
+
+    def _result(self, plain: _Plain, future: Future[Any]) -> _T:
+        try:
+            went_well, made = future.result()
+        except (OSError, EOFError):  # the process was killed, perhaps for its memory
             return self._work(_examples(plain))
+        if went_well:
+            return made  # type: ignore[no-any-return]
+        raise made
 
     def close(self) -> None:
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
+        """Ends the processes, whatever they are at."""
+        for helper in self._started:
+            helper.end()
+        if self._threads:
+            self._threads.shutdown(cancel_futures=True)
+
+
+class _Helper:
+    """One process, and this end of the pipe to it."""
+
+    def __init__(self, work: Callable[[list[Example]], Any]) -> None:
+        context = get_context("fork")
+        self._pipe, its_end = context.Pipe()
+        self._process = context.Process(target=_help, args=(its_end, work), daemon=True)
+        self._process.start()
+        its_end.close()  # so that a write fails when the process is gone
+
+    def asked(self, plain: _Plain) -> Any:
+        self._pipe.send(plain)
+        return self._pipe.recv()
+
+    def end(self) -> None:
+        self._process.kill()  # what else it would do with a signal is this process's own, for a moment
+        self._process.join()
+
+
+def _help(pipe: Connection, work: Callable[[list[Example]], Any]) -> None:
+    """What a new process does until it is ended."""
+    os.environ[_PARALLEL] = "false"  # the threads for it are not in a fork
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the whole group; the parent ends this process
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # what is there is the parent's, and looking through it would copy it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        plain = pipe.recv()
+        try:
+            answer = True, work(_examples(plain))
+        except Exception as error:  # noqa: BLE001 -- the parent raises it
+            error.add_note(traceback.format_exc())
+            answer = False, error
+        pipe.send(answer)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def encoded(encoder: Encoder, examples: Iterable[Example], processes: int) -> Generator[Part]:
@@ -139,32 +213,6 @@ def _quietly() -> Iterator[None]:
     finally:
         if unsaid:
             del os.environ[_PARALLEL]
-
-
-_work: Callable[[list[Example]], Any]
-"""In a process that rows are shared out to."""
-
-
-def _begin(work: Callable[[list[Example]], Any]) -> None:
-    """The first that a new process does."""
-    global _work
-    _work = work
-    os.environ[_PARALLEL] = "false"  # the threads for it are not in a fork
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the whole group; the parent ends this process
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    gc.freeze()  # what is there is the parent's, and looking through it would copy it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-def _in_child(plain: _Plain) -> Any:
-    return _work(_examples(plain))
 
 
 def _plain(examples: Iterable[Example]) -> _Plain:
