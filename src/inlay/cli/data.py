@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from inlay.cli import progress
 from inlay.cli.help import group, verb
 from inlay.cli.options import Json
 from inlay.cli.outcome import Output
@@ -53,7 +52,7 @@ def check(
     Every finding has a severity, its places, and a fix. The exit code is 3 when there is an error among them.
     """
     from inlay import api
-    from inlay.cli import check_view, view
+    from inlay.cli import check_view, progress, view
 
     report = api.check_data(*files, eval=held_out, model=model, settings=settings, reporter=progress.reporter())
     if html is not None:
@@ -95,7 +94,7 @@ def stats(
 ) -> Output:
     """Rows, roles, lengths, tokens and what training on them costs; looks for nothing that is wrong."""
     from inlay import api
-    from inlay.cli import check_view, view
+    from inlay.cli import check_view, progress, view
 
     report, cost = api.data_stats(*files, model=model, price=price, settings=settings, reporter=progress.reporter())
     value = report.to_json() | {"cost": cost}

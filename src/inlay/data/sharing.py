@@ -29,6 +29,7 @@ from inlay.data.encode import BATCH, Encoder
 from inlay.data.splits import prompt_key
 from inlay.data.tokens import Joined, joined
 from inlay.data.types import Example, Message, Source
+from inlay.errors import InlayError
 
 _WORTH_BYTES: Final = 2_000_000  # half a second of work; forking takes some 30 ms
 _PARALLEL: Final = "TOKENIZERS_PARALLELISM"
@@ -153,7 +154,8 @@ def _help(pipe: Connection, work: Callable[[list[Example]], Any]) -> None:
         try:
             answer = True, work(_examples(plain))
         except Exception as error:  # noqa: BLE001 -- the parent raises it
-            error.add_note(traceback.format_exc())
+            if not isinstance(error, InlayError):
+                error.add_note(traceback.format_exc())
             answer = False, error
         pipe.send(answer)
 
