@@ -17,6 +17,7 @@ from inlay.data.batches import micro_batches, step_rows
 from inlay.data.tokens import TokenSet, pack
 from inlay.engine.plain import PlainModel
 from inlay.run import Run
+from inlay.training import loop
 from inlay.training.loop import Job, accumulate, heldout_nll
 from inlay.training.setup import Setup, set_up
 from inlay.training.signals import StopRequest
@@ -242,3 +243,14 @@ def test_memory_is_handed_back_before_a_micro_batch_that_is_larger_than_any_befo
     accumulate(job, 1, [[middle], [short], [long], [middle], [long]], 1.0, StopRequest())
     assert at == [("cpu", 0), ("cpu", int(job.lengths[middle]))]
     job.optimizer.zero_grad(set_to_none=True)
+
+
+def test_memory_is_handed_back_between_training_and_an_evaluation_and_behind_it(
+    setup: Setup, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, told = job_of(setup, tmp_path, 1), []
+    score = loop.score_rows
+    monkeypatch.setattr(loop, "give_back", told.append)
+    monkeypatch.setattr(loop, "score_rows", lambda *given: told.append("scored") or score(*given))
+    heldout_nll(job, World(), StopRequest(), Quiet())
+    assert told == ["cpu", "scored", "cpu"]

@@ -290,7 +290,9 @@ def nll_of(
         until = _until_asked(shares, stop)
         return score_rows(job.model, tokens, until, job.pad_id, job.device, job.autocast_dtype)
 
+    give_back(job.device)  # its batches are of other sizes than what training has left
     own, _ = with_memory(job, world, EVALUATION, job.progress.step, reporter, scores)
+    give_back(job.device)
     nll, weight = world.sum(own).numpy()
     return nll, weight
 
