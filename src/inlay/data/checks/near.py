@@ -46,7 +46,8 @@ class NearDuplicates:
 
     def __init__(self, eval_fraction: float = 0.2) -> None:
         self._eval_fraction = eval_fraction
-        self._signatures = [np.zeros((0, SIZE), np.uint32)]
+        self._signatures = np.empty((MOST_ROWS, SIZE), np.uint32)  # resident as far as it is written
+        self._signed = 0
         self._waiting: list[str] = []
         self._characters = 0
         self._seen: set[int] = set()
@@ -76,7 +77,9 @@ class NearDuplicates:
             self._sign()
 
     def _sign(self) -> None:
-        self._signatures.append(signatures(self._waiting))
+        made = signatures(self._waiting)
+        self._signatures[self._signed : self._signed + len(made)] = made
+        self._signed += len(made)
         self._waiting, self._characters = [], 0
 
     def findings(self) -> list[Finding]:
@@ -85,7 +88,7 @@ class NearDuplicates:
         if not any(held_out) and len(self._sources) > 1:
             would_be = by_key(as_keys([bytes(self._prompts)]), self._eval_fraction)[1]
             held_out = np.isin(np.arange(len(self._sources)), would_be).tolist()
-        pairs, similar = near_pairs(np.concatenate(self._signatures), SIMILARITY)
+        pairs, similar = near_pairs(self._signatures[: self._signed], SIMILARITY)
         best: dict[Kind, dict[int, tuple[float, int]]] = {NEAR: {}, NEAR_LEAKED: {}}
         for (i, j), s in zip(pairs.tolist(), similar.tolist(), strict=True):
             if self._numbers[i] != self._numbers[j]:
