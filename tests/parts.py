@@ -72,3 +72,19 @@ def quick_tree(base: Path, data: Path, results: Path, /, **sections: dict[str, A
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+class ToldBar:
+    """A bar that keeps what it was told: (total, done, unit), each number done, "end"."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def start(self, total: int, done: int, unit: str) -> None:
+        self.told.append((total, done, unit))
+
+    def progress(self, done: int, values: dict[str, Any]) -> None:
+        self.told.append(done)
+
+    def end(self) -> None:
+        self.told.append("end")

@@ -28,7 +28,7 @@ from inlay.data.tokens import TokenSet, pack
 from inlay.data.types import Example, Source
 from inlay.errors import DataCheckError, DataError
 from inlay.storage import cache_folder
-from parts import qa_rows, write_rows
+from parts import ToldBar, qa_rows, write_rows
 
 
 @pytest.fixture
@@ -423,20 +423,10 @@ def test_a_bar_shows_how_far_a_large_file_is_and_ends(
     tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(percent, "_WORTH_A_BAR_BYTES", 0)
-    told: list[Any] = []
-
-    class Seen:
-        def start(self, total: int, done: int, unit: str) -> None:
-            told.append((total, done, unit))
-
-        def progress(self, done: int, values: dict[str, Any]) -> None:
-            told.append(done)
-
-        def end(self) -> None:
-            told.append("end")
-
+    bar = ToldBar()
+    told = bar.told
     path = write_rows(tmp_path / "a.jsonl", qa_rows(60))
-    prepare(DataConfig(train=str(path)), enc, 256, 10, 0, Seen())
+    prepare(DataConfig(train=str(path)), enc, 256, 10, 0, bar)
     assert told[0] == (100, 0, "% tokenized")
     assert told[-2:] == [100, "end"]
 

@@ -73,6 +73,11 @@ class Helpers(Generic[_T]):
         self._idle: SimpleQueue[_Helper | None] = SimpleQueue()
         self._started: list[_Helper] = []
 
+    @property
+    def ahead(self) -> int:
+        """Pieces of work that keep all of them busy while one result is taken."""
+        return 2 * self.processes if self.processes > 1 else 0
+
     def begin(self, rows: list[Example]) -> Callable[[], _T]:
         """Asks for the work on these rows: call what is returned for what came of it."""
         if self.processes == 1:
@@ -191,7 +196,7 @@ def _shared_out(helpers: Helpers[Part], examples: Iterable[Example]) -> Generato
     with contextlib.closing(helpers):
         while batch := list(islice(rows, BATCH)):
             waiting.append(helpers.begin(batch))
-            if len(waiting) > 2 * helpers.processes:
+            if len(waiting) > helpers.ahead:
                 yield waiting.popleft()()
         while waiting:
             yield waiting.popleft()()

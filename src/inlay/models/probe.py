@@ -9,12 +9,13 @@ Shapes: B rows, T positions, D width, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -239,6 +240,16 @@ def _against(name: str, seen: Probe, full: Probe) -> str:
     return f"{name} multiplies at {speed:.3g} GFLOP/s against {base:.3g} for float32"
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def matmul_gflops(device: str, dtype: str, budget_s: float = 0.05) -> float:
     """Billion floating-point operations per second of a square product; on a CPU those of ONE core.
 
@@ -247,10 +258,7 @@ def matmul_gflops(device: str, dtype: str, budget_s: float = 0.05) -> float:
     product takes 2 ms, and the best of what fits in the budget counts, because other work only ever makes a
     product slower.
     """
-    threads = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(1)
-    try:
+    with _one_thread() if device == "cpu" else contextlib.nullcontext():
         size = 128
         while True:
             a_DD = torch.ones(size, size, device=device, dtype=DTYPES[dtype])
@@ -262,9 +270,6 @@ def matmul_gflops(device: str, dtype: str, budget_s: float = 0.05) -> float:
         until = time.perf_counter() + budget_s
         while time.perf_counter() + best_s < until:
             best_s = min(best_s, _product_s(a_DD))
-    finally:
-        if device == "cpu":
-            torch.set_num_threads(threads)
     return 2 * size**3 / best_s / 1e9
 
 
@@ -285,20 +290,19 @@ def quickest_fp32(seconds: Callable[[Tensor], float] | None = None) -> tuple[str
     it was; the answer is kept for the life of the process.
     """
     seconds = seconds or _product_s
-    before, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    before = torch.get_float32_matmul_precision()
     a_DD = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
     exact_DD = a_DD.double() @ a_DD.double()
     best_s, errors = dict.fromkeys(("highest", "medium"), math.inf), {}
-    torch.set_num_threads(1)  # as `matmul_gflops` does
     try:
-        for turn in range(_TURNS):
-            for precision in best_s:
-                torch.set_float32_matmul_precision(precision)
-                if turn == 0:  # it also pays for choosing a kernel
-                    errors[precision] = float(((a_DD @ a_DD).double() - exact_DD).norm() / exact_DD.norm())
-                best_s[precision] = min(best_s[precision], seconds(a_DD))
+        with _one_thread():  # as in `matmul_gflops`
+            for turn in range(_TURNS):
+                for precision in best_s:
+                    torch.set_float32_matmul_precision(precision)
+                    if turn == 0:  # it also pays for choosing a kernel
+                        errors[precision] = float(((a_DD @ a_DD).double() - exact_DD).norm() / exact_DD.norm())
+                    best_s[precision] = min(best_s[precision], seconds(a_DD))
     finally:
-        torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(before)
     own, onednn = (2 * len(a_DD) ** 3 / best_s[precision] / 1e9 for precision in best_s)
     said = f"oneDNN multiplies at {onednn:.3g} GFLOP/s, off by {errors['medium']:.0e}, against {own:.3g}, {errors['highest']:.0e}"

@@ -21,7 +21,7 @@ from inlay.data.checks.row import CheckedRow
 from inlay.data.encode import Encoder
 from inlay.data.prepare import apply_max_length
 from inlay.data.tokens import pack
-from parts import qa_rows, write_rows
+from parts import ToldBar, qa_rows, write_rows
 
 
 def model(template: str | None = None, context: int = 4096, parameters: int = 1_000_000) -> Model:
@@ -186,25 +186,15 @@ def test_a_bar_shows_how_much_of_a_large_file_is_checked_and_ends_however_that_e
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(percent, "_WORTH_A_BAR_BYTES", 0)
-    told: list[Any] = []
-
-    class Seen:
-        def start(self, total: int, done: int, unit: str) -> None:
-            told.append((total, done, unit))
-
-        def progress(self, done: int, values: dict[str, Any]) -> None:
-            told.append(done)
-
-        def end(self) -> None:
-            told.append("end")
-
+    bar = ToldBar()
+    told = bar.told
     files = [TrainFile(path=str(write_rows(tmp_path / name, qa_rows(3000)))) for name in ("a.jsonl", "b.jsonl")]
-    check_files(files, DataConfig(train="-"), only_count=True, bar=Seen())
+    check_files(files, DataConfig(train="-"), only_count=True, bar=bar)
     assert (told[0], told[-2:]) == ((100, 0, "% checked"), [100, "end"])
     assert told[1:-1] == sorted(set(told[1:-1]))
     assert len(told) > 4
     monkeypatch.setattr(Task, "see", lambda *_: 1 / 0)
     told.clear()
     with pytest.raises(ZeroDivisionError):
-        check_files(files, DataConfig(train="-"), only_count=True, bar=Seen())
+        check_files(files, DataConfig(train="-"), only_count=True, bar=bar)
     assert told == [(100, 0, "% checked"), "end"]

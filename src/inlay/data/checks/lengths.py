@@ -174,8 +174,7 @@ class Lengths:
         if rows := self._waiting:
             self._begun.append((rows, self._helpers.begin([row.example for row in rows])))
             self._waiting = []
-        ahead = 0 if to_the_end or self._helpers.processes == 1 else 2 * self._helpers.processes
-        while len(self._begun) > ahead:
+        while len(self._begun) > (0 if to_the_end else self._helpers.ahead):
             rows, made = self._begun.popleft()
             for sequence in made():
                 self._measure(rows[sequence.row], sequence, self._model.context_length)
