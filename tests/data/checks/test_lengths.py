@@ -193,6 +193,10 @@ def test_a_bar_shows_how_much_of_a_large_file_is_checked_and_ends_however_that_e
     assert (told[0], told[-2:]) == ((100, 0, "% checked"), [100, "end"])
     assert told[1:-1] == sorted(set(told[1:-1]))
     assert len(told) > 4
+    told.clear()
+    check_files(files, DataConfig(train="-"), bar=bar)
+    assert told.index("end") < told.index((100, 0, "% searched for near duplicates")) < len(told) - 10
+    assert told[-1] == "end"
     monkeypatch.setattr(Task, "see", lambda *_: 1 / 0)
     told.clear()
     with pytest.raises(ZeroDivisionError):

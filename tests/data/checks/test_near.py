@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,16 @@ def test_many_rows_alike_are_each_paired_without_all_pairs() -> None:
     pairs, _ = near_pairs(signatures([text] * 3000), 0.8)
     assert {int(j) for _, j in pairs} == set(range(1, 3000))
     assert len(pairs) < 2 * 3000
+
+
+def test_many_rows_that_are_a_little_alike_are_searched_in_the_memory_of_their_signatures() -> None:
+    made = np.random.default_rng(0).integers(0, 3, (10_000, SIZE), dtype=np.uint32)  # a third alike, met in every band
+    tracemalloc.start()
+    pairs, _ = near_pairs(made, 0.8)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert not len(pairs)
+    assert peak_bytes < 1.5 * made.nbytes
 
 
 @settings(max_examples=30, deadline=None)

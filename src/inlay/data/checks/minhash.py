@@ -9,7 +9,7 @@ Source: Broder 1997 (resemblance), Leskovec, Rajaraman, Ullman, "Mining of Massi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -20,6 +20,7 @@ BANDS: Final = 20
 BAND: Final = 6
 SIZE: Final = BANDS * BAND
 _AT_ONCE: Final = 1 << 18  # pieces hashed together: arrays that stay in the cache of a core
+_PAIRS_AT_ONCE: Final = 1 << 12
 
 _random = np.random.default_rng(0x5EED)
 _FLIP = _random.integers(0, 2**32, SIZE, dtype=np.uint32)
@@ -75,30 +76,37 @@ def _hashed(codes: np.ndarray) -> np.ndarray:
     return found
 
 
-def near_pairs(made: np.ndarray, similarity: float) -> tuple[np.ndarray, np.ndarray]:
-    """((P, 2) pairs of rows i < j, (P,) estimated similarity) of rows at least so similar.
+def near_pairs(
+    made: np.ndarray, similarity: float, reached: Callable[[float], None] = lambda _: None
+) -> tuple[np.ndarray, np.ndarray]:
+    """((P, 2) pairs of rows i < j, (P,) estimated similarity) of rows at least so similar, in their order.
 
-    In a large group of like rows each is compared with the first and with its neighbour, not with all.
+    In a large group of like rows each is compared with the first and with its neighbour, not with all. `reached` is told
+    the share of the bands that are done.
     """
-    candidates = [np.zeros((0, 2), np.int64)]
+    near = np.zeros(0, np.int64)  # i * N + j
     for band in range(BANDS):
-        keys = (made[:, band * BAND : (band + 1) * BAND].astype(np.uint64) * _FOLD).sum(axis=1, dtype=np.uint64)
-        order = np.argsort(keys, kind="stable")
-        same = np.flatnonzero(keys[order[1:]] == keys[order[:-1]]) + 1
-        if not len(same):
-            continue
-        starts = np.ones(len(order), bool)
-        starts[same] = False
-        first = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
-        candidates += [
-            np.stack([order[same - 1], order[same]], axis=1),
-            np.stack([order[first[same]], order[same]], axis=1),
-        ]
-    pairs = np.unique(np.concatenate(candidates), axis=0)
-    estimated = [
-        (made[some[:, 0]] == made[some[:, 1]]).mean(axis=1)
-        for some in np.array_split(pairs, max(1, len(pairs) // 100_000))
-    ]
-    estimate = np.concatenate(estimated)
-    near = estimate >= similarity
-    return pairs[near], estimate[near]
+        candidates = np.unique(_agreeing(made[:, band * BAND : (band + 1) * BAND]))
+        near = np.union1d(near, candidates[_estimates(made, candidates) >= similarity])
+        reached((band + 1) / BANDS)
+    return np.stack(np.divmod(near, len(made)), axis=1), _estimates(made, near)
+
+
+def _agreeing(band: np.ndarray) -> np.ndarray:
+    """i * N + j of rows i < j whose part of the signature agrees, each with the first of its group and its neighbour."""
+    keys = (band.astype(np.uint64) * _FOLD).sum(axis=1, dtype=np.uint64)
+    order = np.argsort(keys, kind="stable")
+    same = np.flatnonzero(keys[order[1:]] == keys[order[:-1]]) + 1
+    starts = np.ones(len(order), bool)
+    starts[same] = False
+    first = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
+    return np.concatenate([order[one] * len(keys) + order[same] for one in (same - 1, first[same])])
+
+
+def _estimates(made: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """(P,) similarities by the signatures, a few thousand pairs at once."""
+    found = np.empty(len(pairs))
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+        i, j = np.divmod(pairs[start : start + _PAIRS_AT_ONCE], len(made))
+        found[start : start + len(i)] = (made[i] == made[j]).mean(axis=1)
+    return found

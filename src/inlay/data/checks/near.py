@@ -6,6 +6,7 @@ Rows with other numbers in them are other rows, however alike: sums, dates, and 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -56,6 +57,7 @@ class NearDuplicates:
         self._numbers: list[int] = []
         self._held_out: list[bool] = []
         self._prompts = bytearray()
+        self._pairs: tuple[np.ndarray, np.ndarray] | None = None
         self._tally = Tally()
 
     def see(self, row: CheckedRow) -> None:
@@ -82,13 +84,22 @@ class NearDuplicates:
         self._signed += len(made)
         self._waiting, self._characters = [], 0
 
+    def search(
+        self, reached: Callable[[float, int], None] = lambda _share, _rows: None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of the rows seen and their similarities, searched once; `reached` is told the share done and the rows."""
+        if self._pairs is None:
+            self._sign()
+            made = self._signatures[: self._signed]
+            self._pairs = near_pairs(made, SIMILARITY, lambda share: reached(share, len(made)))
+        return self._pairs
+
     def findings(self) -> list[Finding]:
-        self._sign()
+        pairs, similar = self.search()
         held_out = self._held_out
         if not any(held_out) and len(self._sources) > 1:
             would_be = by_key(as_keys([bytes(self._prompts)]), self._eval_fraction)[1]
             held_out = np.isin(np.arange(len(self._sources)), would_be).tolist()
-        pairs, similar = near_pairs(self._signatures[: self._signed], SIMILARITY)
         best: dict[Kind, dict[int, tuple[float, int]]] = {NEAR: {}, NEAR_LEAKED: {}}
         for (i, j), s in zip(pairs.tolist(), similar.tolist(), strict=True):
             if self._numbers[i] != self._numbers[j]:

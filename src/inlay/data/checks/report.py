@@ -13,6 +13,7 @@ from inlay.data.checks import CHECKS, Check
 from inlay.data.checks.advice import Advice, Task, advise
 from inlay.data.checks.findings import SEVERITIES, Finding, Kind, Severity, Tally, by_gravity
 from inlay.data.checks.lengths import LengthFacts, Lengths, Model
+from inlay.data.checks.near import NearDuplicates
 from inlay.data.checks.row import CheckedRow
 from inlay.data.checks.survey import FileFacts
 from inlay.data.percent import Bar, Percent
@@ -90,12 +91,16 @@ def check_files(
     lengths = Lengths(model, None if config.max_length == "auto" else config.max_length, processes)
     task, faults = Task(), Tally()
     checks: list[Check] = [lengths, *([] if only_count else [make() for make in CHECKS.values()])]
-    with contextlib.closing(lengths), Percent(bar, passed.size_bytes, "checked") as percent:
-        for row in _rows(parts, config, faults, passed):
-            task.see(row)
-            for check in checks:
-                check.see(row)
-            percent.reached(passed.share, row.number + 1)
+    with contextlib.closing(lengths):
+        with Percent(bar, passed.size_bytes, "checked") as percent:
+            for row in _rows(parts, config, faults, passed):
+                task.see(row)
+                for check in checks:
+                    check.see(row)
+                percent.reached(passed.share, row.number + 1)
+        for near in (check for check in checks if isinstance(check, NearDuplicates)):
+            with Percent(bar, passed.size_bytes, "searched for near duplicates") as percent:
+                near.search(percent.reached)
         findings = by_gravity([*faults.findings(), *(finding for check in checks for finding in check.findings())])
     measured = lengths.facts()
     advice = advise(task, measured, model)
