@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from decoders import FAMILIES, adapted, batch, decoder, gradients, in_nf4, rows
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from inlay.data.batches import Batch, collate
@@ -18,7 +20,7 @@ from inlay.engine.direct import attention
 from inlay.engine.direct.attention import Softmax, attend, attend_backward, groups, rotate_
 from inlay.engine.direct.lora import Projection
 from inlay.engine.direct.mlp import ACTIVATIONS, Mlp
-from inlay.engine.direct.model import DirectModel
+from inlay.engine.direct.model import DirectModel, Packed, rounded
 from inlay.engine.direct.norm import RmsNorm
 from inlay.engine.head import Head, HeadLoss, nll_and_gradient, nll_and_hits
 from inlay.engine.plain import PlainModel
@@ -49,6 +51,35 @@ def test_loss_and_every_gradient_are_those_of_transformers_and_peft(family: str,
     peft_model = adapted(decoder(family))
     wanted = step(PlainModel(peft_model, "cpu"), peft_model, batch())
     assert_equal(step(DirectModel(peft_model, recompute=recompute), peft_model, batch()), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_tokens_of_no_row_behind_the_others_change_nothing(
+    family: str, recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peft_model = adapted(decoder(family), adapters=2)
+    batches = [batch((17, 9)), batch((5, 12, 12), seed=1)]
+    engine = DirectModel(peft_model, ["default", "k1"], recompute=recompute)
+
+    def found() -> tuple[Tensor, dict[str, Tensor]]:
+        nll_B = torch.cat(engine.add_gradients(batches, [0.1, 0.2]))
+        return nll_B, gradients(peft_model) | gradients(peft_model, "k1")
+
+    wanted = found()
+    monkeypatch.setattr(DirectModel, "_makes_kernels", lambda _: True)
+    assert len(Packed.of(batches, 4, few_shapes=True).ids_T) == 64  # of 55 in rows
+    assert_equal(found(), wanted, 1e-5)
+
+
+@given(st.integers(1, 1 << 20))
+def test_a_number_of_tokens_is_rounded_up_by_a_sixteenth_at_most_or_to_the_next_16(count: int) -> None:
+    assert count <= rounded(count) < max(count + 16, count * 17 / 16)
+    assert rounded(rounded(count)) == rounded(count)
+
+
+def test_a_thousand_numbers_of_tokens_are_rounded_to_few() -> None:
+    assert len({rounded(count) for count in range(2000, 3000)}) == 9
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -234,10 +265,14 @@ def test_backward_of_the_rotation_is_the_rotation_back() -> None:
 
 
 @pytest.mark.parametrize("softmax", [Softmax(0.5, None, None), Softmax(0.5, 2, None), Softmax(0.5, 3, 0.7)])
-def test_backward_of_attention(softmax: Softmax, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("lengths", "multiple"), [([4, 3, 1], 1), ([3, 3, 1], 4)])
+def test_backward_of_attention(
+    softmax: Softmax, lengths: list[int], multiple: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second leaves one of the eight tokens to no row."""
     torch.manual_seed(0)
     monkeypatch.setattr(attention, "_BLOCK", 2)
-    together = groups([4, 3, 1], heads=4)
+    together = groups(lengths, heads=4, multiple=multiple)
     checked(
         lambda q, k, v: attend(q, k, v, together, softmax),
         lambda d, q, k, v: attend_backward(d, q, k, v, together, softmax),

@@ -160,13 +160,20 @@ def test_the_formats_are_those_of_torch():
     assert {name: str(dtype) for name, dtype in DTYPES.items()} == {name: f"torch.{name}" for name in DTYPES}
 
 
-@pytest.mark.parametrize(("onednn", "taken"), [(2.0, "medium"), (1.2, "highest"), (0.9, "highest")])
-def test_fp32_products_go_to_onednn_where_it_is_much_faster(onednn: float, taken: str):
+@pytest.mark.parametrize(
+    ("onednn", "error", "taken"),
+    [(2.0, 3e-7, "medium"), (2.0, 2e-3, "highest"), (1.2, 3e-7, "highest"), (0.9, 3e-7, "highest")],
+)
+def test_fp32_products_go_to_onednn_where_it_is_much_faster_and_as_exact(onednn: float, error: float, taken: str):
     def seconds(_: torch.Tensor) -> float:
         return 1.0 / (onednn if torch.get_float32_matmul_precision() == "medium" else 1.0)
 
     before = torch.get_float32_matmul_precision()
-    assert quickest_fp32(seconds)[0] == taken
+
+    def errors(_: torch.Tensor) -> float:
+        return error if torch.get_float32_matmul_precision() == "medium" else 3e-7
+
+    assert quickest_fp32(seconds, errors)[0] == taken
     assert torch.get_float32_matmul_precision() == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 
@@ -17,5 +18,8 @@ def quiet_libraries() -> None:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # on CPUs with 16-bit units it asks for a package of kernels
     for library in _LIBRARIES:
         warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")

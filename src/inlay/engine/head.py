@@ -40,20 +40,24 @@ class Head(NamedTuple):
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """(C, V), at least fp32."""
-        if self.weight_VH.dtype == hidden_CH.dtype:
-            logits_CV = F.linear(hidden_CH, self.weight_VH, self.bias_V).to(_wide(hidden_CH))
-        else:
-            logits_CV = hidden_CH.new_empty(len(hidden_CH), len(self.weight_VH))
-            for part, weight_PH in self._widened(hidden_CH.dtype):
-                torch.mm(hidden_CH, weight_PH.T, out=logits_CV[:, part])
-            if self.bias_V is not None:
-                logits_CV += self.bias_V
+        logits_CV = self.product(hidden_CH).to(_wide(hidden_CH))
         return logits_CV if self.softcap is None else logits_CV.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def product(self, hidden_CH: Tensor) -> Tensor:
+        """(C, V) before a soft cap, in the format of the hidden values."""
+        if self.weight_VH.dtype == hidden_CH.dtype:
+            return F.linear(hidden_CH, self.weight_VH, self.bias_V)
+        product_CV = hidden_CH.new_empty(len(hidden_CH), len(self.weight_VH))
+        for part, weight_PH in self._widened(hidden_CH.dtype):
+            torch.mm(hidden_CH, weight_PH.T, out=product_CV[:, part])
+        if self.bias_V is not None:
+            product_CV += self.bias_V
+        return product_CV
 
     def backward(self, d_CV: Tensor, out_CH: Tensor) -> None:
         """Writes the gradient by the hidden values that one by the product sends down."""
         if self.weight_VH.dtype == out_CH.dtype:
-            torch.mm(d_CV.to(out_CH.dtype), self.weight_VH, out=out_CH)
+            torch.mm(d_CV, self.weight_VH, out=out_CH)
             return
         out_CH.zero_()
         for part, weight_PH in self._widened(out_CH.dtype):
@@ -105,28 +109,34 @@ def nll_and_gradient(hidden_JH: Tensor, head: Head, targets_J: Tensor) -> tuple[
 
 def _chunk(hidden_CH: Tensor, head: Head, targets_C1: Tensor, gradient_CH: Tensor) -> Tensor:
     """(C,) nll. A function of its own, so that a chunk's logits are gone before the next one's are there."""
-    logits_CV = head.logits(hidden_CH)
-    slope_CV = 1 - (logits_CV / head.softcap).square_() if head.softcap is not None else None
-    nll_C, sum_C1 = _exponentials(logits_CV, targets_C1)
-    exp_CV = logits_CV.scatter_add_(1, targets_C1, -sum_C1)
-    if slope_CV is not None:
-        exp_CV.mul_(slope_CV)
-    head.backward(exp_CV, gradient_CH)
-    gradient_CH /= sum_C1
-    return nll_C
-
-
-def _exponentials(logits_CV: Tensor, targets_C1: Tensor) -> tuple[Tensor, Tensor]:
-    """(C,) nll of each target and (C, 1) the sums of exp(logits - their largest), which are written over the logits."""
-    nll_C1, sum_C1 = (logits_CV.new_empty(len(logits_CV), 1) for _ in range(2))
-    rows = max(1, _IN_CACHE // logits_CV.shape[1]) if logits_CV.device.type == "cpu" else len(logits_CV)
-    for start in range(0, len(logits_CV), rows):
+    product_CV = head.product(hidden_CH)
+    nll_C1, sum_C1 = (product_CV.new_empty(len(product_CV), 1, dtype=_wide(product_CV)) for _ in range(2))
+    on_cpu = product_CV.device.type == "cpu"
+    rows = max(1, _IN_CACHE // product_CV.shape[1]) if on_cpu else len(product_CV)
+    for start in range(0, len(product_CV), rows):
         few = slice(start, start + rows)
-        l_RV = logits_CV[few]
-        l_RV.sub_(l_RV.amax(1, keepdim=True))
-        nll_C1[few] = -l_RV.gather(1, targets_C1[few])
-        torch.sum(l_RV.exp_(), 1, keepdim=True, out=sum_C1[few])
-    return nll_C1.add_(sum_C1.log())[:, 0], sum_C1
+        _slopes(product_CV[few], targets_C1[few], head.softcap, nll_C1[few], sum_C1[few])
+    head.backward(product_CV, gradient_CH)
+    gradient_CH /= sum_C1
+    return nll_C1[:, 0]
+
+
+def _slopes(z_RV: Tensor, targets_R1: Tensor, softcap: float | None, nll_R1: Tensor, sum_R1: Tensor) -> None:
+    """Writes the nll, the sums s of exp(l - largest), and over the products z the gradient d nll / dz times s."""
+    l_RV, slope_RV = z_RV.to(_wide(z_RV)), None
+    if softcap is not None:
+        l_RV.div_(softcap).tanh_()
+        slope_RV = 1 - l_RV.square()
+        l_RV.mul_(softcap)
+    l_RV.sub_(l_RV.amax(1, keepdim=True))
+    torch.neg(l_RV.gather(1, targets_R1), out=nll_R1)
+    torch.sum(l_RV.exp_(), 1, keepdim=True, out=sum_R1)
+    nll_R1.add_(sum_R1.log())
+    l_RV.scatter_add_(1, targets_R1, -sum_R1)
+    if slope_RV is not None:
+        l_RV.mul_(slope_RV)
+    if l_RV is not z_RV:
+        z_RV.copy_(l_RV)
 
 
 def _wide(hidden: Tensor) -> torch.dtype:

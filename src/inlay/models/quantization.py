@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -174,7 +175,9 @@ def _output_and_gradient(layer: nn.Module, x_BI: Tensor, cotangent_BO: Tensor) -
     leaf_BI = x_BI.detach().clone().requires_grad_()
     output_BO = layer(leaf_BI)
     if output_BO.requires_grad:
-        output_BO.backward(cotangent_BO.to(output_BO.dtype))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "bitsandbytes::gemv_4bit", UserWarning)  # no gradient: that is looked for
+            output_BO.backward(cotangent_BO.to(output_BO.dtype))
     return output_BO.detach(), leaf_BI.grad
 
 

@@ -30,11 +30,22 @@ class Rows(NamedTuple):
 
     start: int
     lengths: tuple[int, ...]
+    multiple: int = 1
+    """Of which L is one."""
+
+    @property
+    def end(self) -> int:
+        return self.start + sum(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """L."""
+        return -(-max(self.lengths) // self.multiple) * self.multiple
 
     def padded(self, x_TND: Tensor) -> Tensor:
         """(B, heads, L, D), zero after a row's end."""
         _, heads, width = x_TND.shape
-        out_BNLD = x_TND.new_zeros(len(self.lengths), heads, max(self.lengths), width)
+        out_BNLD = x_TND.new_zeros(len(self.lengths), heads, self.longest, width)
         start = self.start
         for row, length in enumerate(self.lengths):
             out_BNLD[row, :, :length] = x_TND[start : start + length].transpose(0, 1)
@@ -49,8 +60,8 @@ class Rows(NamedTuple):
             start += length
 
 
-def groups(lengths: Sequence[int], heads: int) -> list[Rows]:
-    """The rows in order, neighbours of similar length together."""
+def groups(lengths: Sequence[int], heads: int, multiple: int = 1) -> list[Rows]:
+    """The rows in order, neighbours of similar length together, padded to a multiple of so many positions."""
     found: list[Rows] = []
     start = 0
     for length in lengths:
@@ -58,15 +69,18 @@ def groups(lengths: Sequence[int], heads: int) -> list[Rows]:
         longest = max(*last, length) if last else length
         fits = (len(last) + 1) * heads * min(longest, _BLOCK) * longest <= _SCORES_AT_ONCE
         if last and fits and min(*last, length) >= _LEAST_FILLED * longest:
-            found[-1] = Rows(found[-1].start, (*last, length))
+            found[-1] = Rows(found[-1].start, (*last, length), multiple)
         else:
-            found.append(Rows(start, (length,)))
+            found.append(Rows(start, (length,), multiple))
         start += length
     return found
 
 
 class Softmax(NamedTuple):
-    """softmax(scale·q kᵀ + mask), causal; a window hides keys that lie so many positions back or more."""
+    """softmax(q kᵀ + mask), causal; a window hides keys that lie so many positions back or more.
+
+    The queries come multiplied by `scale`: there are fewer numbers in them than in the scores.
+    """
 
     scale: float
     window: int | None
@@ -80,7 +94,7 @@ class Softmax(NamedTuple):
 
     def probabilities(self, q_XQD: Tensor, k_XmD: Tensor, queries: slice, keys: slice) -> tuple[Tensor, Tensor | None]:
         """(X, G·n, m) probabilities, and tanh of the capped scores where there is a cap."""
-        scores = torch.bmm(q_XQD, k_XmD.transpose(1, 2)).mul_(self.scale)
+        scores = torch.bmm(q_XQD, k_XmD.transpose(1, 2))
         tanh = None
         if self.softcap is not None:
             tanh = scores.div_(self.softcap).tanh_()
@@ -90,8 +104,8 @@ class Softmax(NamedTuple):
         return torch.softmax(scores, -1), tanh
 
     def backward(self, dp: Tensor, p: Tensor, tanh: Tensor | None) -> Tensor:
-        """ds = scale · p·(dp - sum(p·dp)), times 1 - tanh² where there is a cap."""
-        ds: Tensor = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype).mul_(self.scale)
+        """ds = p·(dp - sum(p·dp)), times 1 - tanh² where there is a cap."""
+        ds: Tensor = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
         return ds if tanh is None else ds.addcmul_(ds * tanh, tanh, value=-1)
 
 
@@ -106,9 +120,10 @@ def _hidden(start: int, stop: int, low: int, window: int | None, dtype: torch.dt
 @timed("attention")
 def attend(q_TND: Tensor, k_TMD: Tensor, v_TMD: Tensor, rows: Sequence[Rows], softmax: Softmax) -> Tensor:
     """(T, N, D): each query's mixture of the values that it sees."""
-    out_TND = torch.empty_like(q_TND)
+    out_TND = _room_for(q_TND, rows)
     for group in rows:
         q_XGLD, k_XLD, v_XLD = _by_key_head(group, q_TND, k_TMD, v_TMD)
+        q_XGLD.mul_(softmax.scale)
         mixed_XGLD = torch.empty_like(q_XGLD)
         for queries, keys in softmax.blocks(k_XLD.shape[1]):
             q_XQD = q_XGLD[:, :, queries].flatten(1, 2)
@@ -124,11 +139,12 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv). The probabilities are computed again: they are quick, and keeping them costs L² of memory.
 
-    With p = softmax(s) and out = p v: dv = pᵀ d, dp = d vᵀ, ds from dp, dq = ds k, dk = dsᵀ q.
+    With p = softmax(s) and out = p v: dv = pᵀ d, dp = d vᵀ, ds from dp, dq = scale·ds k, dk = dsᵀ (scale·q).
     """
-    dq_TND, dk_TMD, dv_TMD = torch.empty_like(q_TND), torch.empty_like(k_TMD), torch.empty_like(v_TMD)
+    dq_TND, dk_TMD, dv_TMD = (_room_for(x_TND, rows) for x_TND in (q_TND, k_TMD, v_TMD))
     for group in rows:
         q_XGLD, k_XLD, v_XLD = _by_key_head(group, q_TND, k_TMD, v_TMD)
+        q_XGLD.mul_(softmax.scale)
         d_XGLD = group.padded(d_TND).view_as(q_XGLD)
         dq_XGLD, dk_XLD, dv_XLD = torch.empty_like(q_XGLD), torch.zeros_like(k_XLD), torch.zeros_like(v_XLD)
         for queries, keys in softmax.blocks(k_XLD.shape[1]):
@@ -138,10 +154,18 @@ def attend_backward(
             ds = softmax.backward(torch.bmm(d_XQD, v_XLD[:, keys].transpose(1, 2)), p, tanh)
             dq_XGLD[:, :, queries] = torch.bmm(ds, k_XLD[:, keys]).unflatten(1, (q_XGLD.shape[1], -1))
             dk_XLD[:, keys] += torch.bmm(ds.transpose(1, 2), q_XQD)
+        dq_XGLD.mul_(softmax.scale)
         rows_count = len(group.lengths)
         for d_padded, d_flat in ((dq_XGLD, dq_TND), (dk_XLD, dk_TMD), (dv_XLD, dv_TMD)):
             group.unpad(d_padded.view(rows_count, -1, *d_padded.shape[-2:]), d_flat)
     return dq_TND, dk_TMD, dv_TMD
+
+
+def _room_for(x_TND: Tensor, rows: Sequence[Rows]) -> Tensor:
+    """Of the same shape, with zeros behind the last row."""
+    room_TND = torch.empty_like(x_TND)
+    room_TND[rows[-1].end :] = 0
+    return room_TND
 
 
 def _by_key_head(group: Rows, q_TND: Tensor, k_TMD: Tensor, v_TMD: Tensor) -> tuple[Tensor, Tensor, Tensor]:

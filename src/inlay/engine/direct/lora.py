@@ -73,7 +73,7 @@ class Projection:
     def backward(
         self, dy_TO: Tensor, x_TI: Tensor, lows: Sequence[Tensor], spans: Sequence[slice], wants_dx: bool = True
     ) -> Tensor | None:
-        """Adds dB = s·dyᵀ (A x) and dA = (s·Bᵀ dyᵀ) x to the adapters' gradients; gives dx = dy W + (s·dy B) A."""
+        """Adds dB = s·((A x)ᵀ dy)ᵀ and dA = (s·Bᵀ dyᵀ) x to the adapters' gradients; gives dx = dy W + (s·dy B) A."""
         dx_TI = dy_TO @ self.frozen.weight() if wants_dx else None
         self._adapters_backward(dx_TI, dy_TO, x_TI, lows, spans)
         return dx_TI
@@ -89,7 +89,8 @@ class Projection:
             for lora in loras:
                 dy_SP = dy_TO[span, lora.outputs]
                 torch.mm(dy_SP, lora.scaled_up_Pr, out=dlow_SR[:, lora.ranks])
-                _add(lora.up_Pr, (dy_SP.T @ low_SR[:, lora.ranks]).mul_(lora.scale))
+                dup_rP = low_SR[:, lora.ranks].T @ dy_SP  # quicker than its transpose, with few rows in the result
+                _add(lora.up_Pr, dup_rP.mul_(lora.scale).T)
             ddown_RI = dlow_SR.T @ x_TI[span]
             for lora in loras:
                 _add(lora.down_rI, ddown_RI[lora.ranks])
@@ -109,4 +110,5 @@ def _loras(layers: Sequence[Any], linears: Sequence[Any], adapter: str) -> list[
 
 def _add(parameter: Tensor, gradient: Tensor) -> None:
     gradient = gradient.to(parameter.dtype)
-    parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
+    whole = torch.contiguous_format
+    parameter.grad = gradient.clone(memory_format=whole) if parameter.grad is None else parameter.grad.add_(gradient)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from inlay.data.batches import Batch
@@ -22,10 +23,16 @@ from inlay.engine.head import Head, nll_and_gradient
 from inlay.engine.profile import timed
 from inlay.models.adapter import TRAINED
 
+_VECTOR = 32  # 16-bit numbers that a core works on at once: a row of scores that is no multiple of them takes longer
+
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """The tokens of K batches, one for each adapter, without padding."""
+    """The tokens of K batches, one for each adapter, without padding between rows.
+
+    Where a library makes a kernel for each shape, some tokens of no row follow at the end, and some positions that
+    weigh nothing: T and J are then ones of few numbers.
+    """
 
     ids_T: Tensor
     positions_T: Tensor
@@ -40,7 +47,7 @@ class Packed:
     row_J: Tensor
 
     @staticmethod
-    def of(batches: Sequence[Batch], heads: int) -> Packed:
+    def of(batches: Sequence[Batch], heads: int, few_shapes: bool = False) -> Packed:
         """`row_J` counts rows through all the batches."""
         lengths = [length for batch in batches for length in batch.attention_mask.sum(1).tolist()]
         ids_T = torch.cat([batch.input_ids[batch.attention_mask.bool()] for batch in batches])
@@ -54,17 +61,33 @@ class Packed:
         row_J, row_ends = row_T[kept_J], torch.tensor([len(batch.rows) for batch in batches]).cumsum(0).tolist()
         starts = [0, *row_ends[:-1]]
         token_ends = [0, *ends.tolist()]
-        spans = [slice(token_ends[a], token_ends[b]) for a, b in zip(starts, row_ends, strict=True)]
         kept_ends = [0, *(int((row_J < b).sum()) for b in row_ends)]
+        targets_J, weights_J = ids_T[kept_J + 1], weights_T[kept_J + 1]
+        if few_shapes:
+            tokens, kept = rounded(len(ids_T) + 1), rounded(len(kept_J))
+            ids_T, positions_T = (_longer(x_T, tokens) for x_T in (ids_T, positions_T))
+            targets_J, weights_J, row_J = (_longer(x_J, kept) for x_J in (targets_J, weights_J, row_J))
+            kept_J = _longer(kept_J, kept, tokens - 1)
+            token_ends[-1], kept_ends[-1] = tokens, kept
+        spans = [slice(token_ends[a], token_ends[b]) for a, b in zip(starts, row_ends, strict=True)]
         kept_spans = [slice(a, b) for a, b in itertools.pairwise(kept_ends)]
         return Packed(
-            ids_T, positions_T, spans, groups(lengths, heads), kept_J, kept_spans, ids_T[kept_J + 1],
-            weights_T[kept_J + 1], row_J,
+            ids_T, positions_T, spans, groups(lengths, heads, _VECTOR if few_shapes else 1), kept_J, kept_spans, targets_J, weights_J, row_J
         )  # fmt: skip
 
     def spread(self, x_JH: Tensor) -> Tensor:
         """(T, H) with the kept tokens' values in their places and zero elsewhere."""
         return x_JH.new_zeros(len(self.ids_T), x_JH.shape[1]).index_copy_(0, self.kept_J, x_JH)
+
+
+def rounded(count: int) -> int:
+    """The next of the numbers that are 16 or 32 times a power of two, or one of the 15 between two of them."""
+    step = max(16, 1 << count.bit_length() >> 5)
+    return -(-count // step) * step
+
+
+def _longer(x: Tensor, count: int, value: int = 0) -> Tensor:
+    return F.pad(x, (0, count - len(x)), value=value)
 
 
 class _Layer:
@@ -162,7 +185,7 @@ class DirectModel:
     def add_gradients(self, batches: Sequence[Batch], factors: Sequence[float]) -> list[Tensor]:
         """Summed weighted nll (B,) of each row of each adapter's batch. Adds `factor` times the gradient of an
         adapter's sum to its parameters' gradients, unless a loss is not finite."""
-        tokens = Packed.of(batches, self.heads)
+        tokens = Packed.of(batches, self.heads, self._makes_kernels())
         for layer in self.layers:
             for projection in layer.projections:
                 projection.cast()
@@ -201,6 +224,11 @@ class DirectModel:
         for span, factor in zip(tokens.kept_spans, factors, strict=True):
             dn_JH[span] *= (scale_J[span, None] * factor).to(dn_JH.dtype)
         return nll_J, self.norm.backward(dn_JH, x_JH, factor_J1)
+
+    def _makes_kernels(self) -> bool:
+        """Whether products are oneDNN's: it makes a kernel for each shape, which takes longer than using it once."""
+        narrow = self.compute.itemsize < 4 or torch.get_float32_matmul_precision() != "highest"
+        return narrow and self.head.weight_VH.device.type == "cpu"
 
     def _turns(self, x_TH: Tensor, positions_T: Tensor) -> dict[Any, tuple[Tensor, Tensor]]:
         """(cos, sin) of shape (T, 1, E) for each kind of layer."""
