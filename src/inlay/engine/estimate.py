@@ -167,8 +167,10 @@ def estimate(shape: Shape, work: Work, tokens: int, length: int, trained_tokens:
     full = work.adapter == 0
     numbers = shape.parameters if full else work.adapter
     rows = min(trained, rows_at_once(shape.vocabulary)) if work.head_in_chunks else trained
-    copies = 8 if width == 4 else 12  # fp32 logits and a copy, and both roundings of them
-    logits = rows * shape.vocabulary * (copies if work.head_in_chunks else copies + 4)
+    fp32, rounded = (
+        (8, 4) if work.head_in_chunks else (12, 16)
+    )  # all at once: fp32 logits, two copies, and their rounding
+    logits = rows * shape.vocabulary * (fp32 if width == 4 else rounded)
     scores = 0 if shape.scores_kept else min(_SCORES, tokens * shape.heads * length)
     widened = 4 * 2 * shape.inner * shape.hidden if work.width else 0  # the largest weights of a layer
     passing = 4 * shape.inner + 4 * shape.hidden + 4 * shape.queries
