@@ -16,7 +16,7 @@ from inlay.config import load
 from inlay.engine.estimate import Shape, Work, estimate
 from inlay.errors import ConfigError
 from inlay.planning import Plan, _largest
-from inlay.training.setup import set_up
+from inlay.training.setup import set_up, token_cap
 from inlay.training.world import World
 from training_runs import Quiet
 
@@ -96,12 +96,21 @@ def test_a_price_turns_time_and_memory_into_money_energy_and_storage(config_tree
     assert "1,000 requests" not in plan_text(planned(config_tree()))
 
 
+SHAPE = Shape(
+    hidden=64, layers=3, inner=128, queries=64, keys=32, heads=4, vocabulary=1000, linear=100_000, parameters=200_000,
+    weight_bytes=800_000, width=4, is_gated=True, norms_after=False, norms_heads=False, scores_kept=False,
+)  # fmt: skip
+
+
+def test_products_in_16_bits_on_a_cpu_take_twice_the_tokens_at_once_on_the_direct_path() -> None:
+    narrow, work = replace(SHAPE, width=2), Work(engine="direct", recompute=False, adapter=10_000, rank=8)
+    assert token_cap("cpu", work, narrow) == 2 * token_cap("cpu", work, SHAPE)
+    for same in (replace(work, width=4), replace(work, engine="plain")):
+        assert token_cap("cpu", same, narrow) == token_cap("cpu", work, SHAPE)
+
+
 def test_more_of_anything_never_needs_less() -> None:
-    shape = Shape(
-        hidden=64, layers=3, inner=128, queries=64, keys=32, heads=4, vocabulary=1000, linear=100_000,
-        parameters=200_000, weight_bytes=800_000, width=4, is_gated=True, norms_after=False, norms_heads=False,
-        scores_kept=False,
-    )  # fmt: skip
+    shape = SHAPE
     for engine in ("direct", "plain"):
         work = Work(engine=engine, recompute=False, adapter=10_000, rank=8)
         small = estimate(shape, work, 100, 50)

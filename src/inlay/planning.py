@@ -268,7 +268,7 @@ class _Situation:
         train = self.config.train
         if train.micro_batch_size != "auto":
             return min(int(train.micro_batch_size), train.batch_size)
-        room, cap = self.room - self.other, token_cap(self.device)
+        room, cap = self.room - self.other, token_cap(self.device, work, shape)
         return largest_micro_batch(shape, work, train.batch_size, self.data.max_length, room, cap)[0]
 
     def _largest(self, shape: Shape, work: Work, size: int) -> Largest:

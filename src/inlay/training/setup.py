@@ -45,6 +45,7 @@ from inlay.training.world import World
 
 _ROWS_TRIED = 2
 _TOKEN_CAP = {"cpu": 4096, "mps": 4096, "cuda": 16384}
+_TOKEN_CAP_16_BIT_CPU = 8192  # its products are so quick that calls between them count
 
 
 @dataclass
@@ -351,7 +352,9 @@ def _fitted(
     room = int(world.broadcast_text(str(_room_bytes(shape, config, work.adapter, device))))  # all ranks cut alike
     micro = train.micro_batch_size
     if micro == "auto":
-        micro, reason = largest_micro_batch(shape, work, train.batch_size, max_length, room, token_cap(device))
+        micro, reason = largest_micro_batch(
+            shape, work, train.batch_size, max_length, room, token_cap(device, work, shape)
+        )
         choices.settle("train.micro_batch_size", micro, reason)
     micro_size = min(int(micro), train.batch_size)
     memory = estimate(shape, work, micro_size * max_length, max_length)
@@ -369,8 +372,10 @@ def _fitted(
     return memory, rows
 
 
-def token_cap(device: str) -> int:
+def token_cap(device: str, work: Work, shape: Shape) -> int:
     """Tokens of a micro batch, beyond which speed stops growing."""
+    if device == "cpu" and work.engine == "direct" and (work.width or shape.width) < 4:
+        return _TOKEN_CAP_16_BIT_CPU
     return _TOKEN_CAP[device.partition(":")[0]]
 
 
