@@ -54,7 +54,7 @@ class PlainReporter:
     """Lines on stderr: for a notebook, a log file, a pipe."""
 
     def __init__(self, every: int = 1) -> None:
-        self._every, self._total = every, 0
+        self._every, self._total, self._unit, self._told = every, 0, "", 0
 
     def stage(self, text: str) -> None:
         self._line(f"… {text}")
@@ -64,12 +64,15 @@ class PlainReporter:
         self._line("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)]))
 
     def start(self, total: int, done: int, unit: str) -> None:
-        self._total = total
+        self._total, self._unit = total, unit
         self._every = max(1, total // 20)
+        self._told = done // self._every
 
     def progress(self, done: int, values: dict[str, Any]) -> None:
-        if done % self._every == 0 or done == self._total:
-            figures = [f"{done}/{self._total}", *(f"{name} {shown(name, value)}" for name, value in values.items())]
+        if done // self._every != self._told or done == self._total:
+            self._told = done // self._every
+            reached = f"{done}{self._unit}" if self._unit.startswith("%") else f"{done}/{self._total}"
+            figures = [reached, *(f"{name} {shown(name, value)}" for name, value in values.items())]
             self._line("  " + "  ".join(figures))
 
     def note(self, text: str) -> None:
@@ -114,7 +117,7 @@ def shown(name: str, value: Any) -> str:
         return (
             f"{value:.2e}" if value and abs(value) < 1e-3 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
         )
-    return str(value)
+    return f"{value:,}" if isinstance(value, int) and name == "rows" else str(value)
 
 
 def bytes_shown(count: float) -> str:

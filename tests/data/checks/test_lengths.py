@@ -21,6 +21,7 @@ from inlay.data.checks.row import CheckedRow
 from inlay.data.encode import Encoder
 from inlay.data.prepare import apply_max_length
 from inlay.data.tokens import pack
+from inlay.events import PlainReporter
 from parts import ToldBar, qa_rows, write_rows
 
 
@@ -202,3 +203,14 @@ def test_a_bar_shows_how_much_of_a_large_file_is_checked_and_ends_however_that_e
     with pytest.raises(ZeroDivisionError):
         check_files(files, DataConfig(train="-"), only_count=True, bar=bar)
     assert told == [(100, 0, "% checked"), "end"]
+
+
+def test_without_a_terminal_a_line_says_how_much_of_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(percent, "_WORTH_A_BAR_BYTES", 0)
+    file = TrainFile(path=str(write_rows(tmp_path / "a.jsonl", qa_rows(3000))))
+    check_files([file], DataConfig(train="-"), bar=PlainReporter())
+    lines = capsys.readouterr().err.splitlines()
+    assert "  100% checked" in lines
+    assert any(line.startswith("  54% searched for near duplicates  rows 3,000  rows/s ") for line in lines)
