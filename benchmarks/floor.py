@@ -62,25 +62,19 @@ def fastest(layers: Layers, tokens: Sequence[int], dtype: str, device: str = "cp
     tokens at once and, in fp32, of the precisions that torch offers for products and that are as exact as fp32 here."""
     import torch
 
+    from inlay.models.probe import product_error
+
+    a_DD = torch.randn(512, 512, generator=torch.Generator().manual_seed(0)).to(device)
     before, found, exact = torch.get_float32_matmul_precision(), 0.0, 0.0
     for precision in ("highest", "medium") if dtype == "float32" else (before,):
         torch.set_float32_matmul_precision(precision)
-        error = _product_error(device)
+        error = product_error(a_DD)
         exact = exact or error
         if error > 4 * exact:  # products of rounded numbers, as matrix units make them
             continue
         found = max(found, *(_per_s(layers, count, getattr(torch, dtype), device) for count in tokens))
     torch.set_float32_matmul_precision(before)
     return found
-
-
-def _product_error(device: str) -> float:
-    """Of a float32 product, relative."""
-    import torch
-
-    a = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
-    wanted, got = a.double() @ a.double(), a.to(device) @ a.to(device)
-    return float((got.cpu().double() - wanted).norm() / wanted.norm())
 
 
 def _per_s(layers: Layers, tokens: int, dtype: Any, device: str) -> float:

@@ -110,17 +110,16 @@ def test_products_in_16_bits_on_a_cpu_take_twice_the_tokens_at_once_on_the_direc
 
 
 def test_more_of_anything_never_needs_less() -> None:
-    shape = SHAPE
     for engine in ("direct", "plain"):
         work = Work(engine=engine, recompute=False, adapter=10_000, rank=8)
-        small = estimate(shape, work, 100, 50)
-        assert estimate(shape, work, 200, 50).total > small.total
-        assert estimate(shape, replace(work, adapter=20_000, rank=16), 100, 50).total > small.total
-        assert estimate(shape, replace(work, recompute=True), 100, 50).total < small.total
-        assert estimate(replace(shape, width=2, weight_bytes=400_000), work, 100, 50).total < small.total
-        assert estimate(shape, work, 100, 50, trained_tokens=20).total <= small.total
-        longer = estimate(shape, replace(work, virtual_tokens=25), 100, 50)
-        assert longer.activations == estimate(shape, work, 150, 75).activations > small.activations
+        small = estimate(SHAPE, work, 100, 50)
+        assert estimate(SHAPE, work, 200, 50).total > small.total
+        assert estimate(SHAPE, replace(work, adapter=20_000, rank=16), 100, 50).total > small.total
+        assert estimate(SHAPE, replace(work, recompute=True), 100, 50).total < small.total
+        assert estimate(replace(SHAPE, width=2, weight_bytes=400_000), work, 100, 50).total < small.total
+        assert estimate(SHAPE, work, 100, 50, trained_tokens=20).total <= small.total
+        longer = estimate(SHAPE, replace(work, virtual_tokens=25), 100, 50)
+        assert longer.activations == estimate(SHAPE, work, 150, 75).activations > small.activations
         assert longer.logits == small.logits  # nothing is predicted there
-        dropping = replace(shape, drops_out=True)
+        dropping = replace(SHAPE, drops_out=True)
         assert (estimate(dropping, work, 100, 50).total > small.total) is (engine == "plain")

@@ -18,8 +18,7 @@ def quiet_libraries() -> None:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # on CPUs with 16-bit units it asks for a package of kernels
+    # on CPUs with 16-bit units it asks for a package of kernels
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for library in _LIBRARIES:
         warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")

@@ -291,7 +291,7 @@ def quickest_fp32(
     timed in turns, since other work can slow a machine down by half from one moment to the next. Leaves the setting as
     it was; the answer is kept for the life of the process.
     """
-    seconds, error = seconds or _product_s, error or _product_error
+    seconds, error = seconds or _product_s, error or product_error
     before = torch.get_float32_matmul_precision()
     a_DD = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
     best_s, errors = dict.fromkeys(("highest", "medium"), math.inf), {}
@@ -325,7 +325,8 @@ def _product_s(a_DD: Tensor) -> float:
     return max(clock() - start, 1e-9)
 
 
-def _product_error(a_DD: Tensor) -> float:
+def product_error(a_DD: Tensor) -> float:
+    """Of the matrix times itself, relative to the product in float64."""
     exact_DD = a_DD.double() @ a_DD.double()
     return float(((a_DD @ a_DD).double() - exact_DD).norm() / exact_DD.norm())
 
