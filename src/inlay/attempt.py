@@ -144,7 +144,7 @@ class Attempt:
             return
         self.reporter.block("where the time went", seen.rows())
         if self.world.is_first:
-            run.update(profile={part: round(seconds, 3) for part, seconds in seen.seconds.items()})
+            run.update(profile={part: round(seconds, 6) for part, seconds in seen.seconds.items()})
 
     def _exported(self, start: Start) -> int:
         """The step whose adapter now lies in `adapter/`. Raises: TrainingError when a proof fails."""
