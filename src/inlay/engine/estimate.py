@@ -19,6 +19,10 @@ LAYER_NAMES: Final = ("num_hidden_layers", "n_layer", "num_layers")
 _OPTIMIZER_BYTES: Final = {"adamw": 8}
 _DROPOUTS: Final = ("attn_pdrop", "resid_pdrop", "attention_dropout", "dropout")
 _SCORES: Final = 1 << 23
+_HOLES: Final = 0.25
+"""Of the plain path's activations on a CPU: holes that blocks freed amid kept ones leave in the heap. Seen were 0.15 to 0.6."""
+_KERNELS: Final = 180 << 20
+"""What oneDNN keeps for 16-bit products in many shapes: docs/decisions/cpu-products-and-memory.md."""
 _KEPT: Final = {
     ("lora", True): (4, 4, 4, 0), ("lora", False): (9.2, 4, 5.2, 0),
     ("ia3", True): (2, 4, 4, 2), ("ia3", False): (4, 5, 4, 2),
@@ -44,13 +48,23 @@ class MemoryEstimate:
     logits: int
     workspace: int
     """What a layer's backward pass needs beside what it was kept for. It never exists together with the logits."""
+    kept_free: int = 0
+    """On a CPU: holes of the heap, and kernels that oneDNN keeps."""
     snapshot: int = 0
     """After full fine-tuning the copy that a checkpoint is written from while training goes on; of an adapter's, which
     is small, no account is kept."""
 
     @property
     def total(self) -> int:
-        kept = self.weights + self.adapter + self.gradients + self.optimizer + self.activations + self.snapshot
+        kept = (
+            self.weights
+            + self.adapter
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.kept_free
+            + self.snapshot
+        )
         return kept + max(self.logits, self.workspace)
 
     def to_json(self) -> dict[str, int]:
@@ -150,6 +164,10 @@ class Work:
     head_in_chunks: bool = True
     offload: bool = False
     """Activations in the memory of the machine, not in that of the device."""
+    leaves_holes: bool = False
+    """Whether freed blocks stay in a heap (`inlay.engine.memory.tune_allocator`)."""
+    makes_kernels: bool = False
+    """Whether products are 16-bit ones of oneDNN."""
     width: int | None = None
     """Bytes of a hidden value where products are computed in another format than the base is held in."""
 
@@ -186,6 +204,8 @@ def estimate(shape: Shape, work: Work, tokens: int, length: int, trained_tokens:
             + 4 * bool(work.width) * min(WIDENED_AT_ONCE, shape.vocabulary * shape.hidden)
         ),
         workspace=int(tokens * passing * width + 3 * scores * width + widened),
+        kept_free=int(_HOLES * kept * (work.leaves_holes and work.engine == "plain" and not work.recompute))
+        + _KERNELS * work.makes_kernels,
         snapshot=shape.weight_bytes + numbers * _OPTIMIZER_BYTES.get(work.optimizer, 2) if full else 0,
     )
 
