@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HUGGING_FACE = ["torch>=2.9,<2.14", "transformers>=5,<6", "peft>=0.17,<1", "accelerate", "datasets"]
 TOOLS: dict[str, list[list[str]]] = {
     "floor": [],
-    "inlay": [["-e", str(ROOT)]],
+    "inlay": [["-e", f"{ROOT}[fused]"]],
     "trainer": [HUGGING_FACE],
     "trl": [[*HUGGING_FACE, "trl>=1.0,<2"]],
     "llamafactory": [

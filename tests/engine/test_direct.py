@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from inlay.data.batches import Batch, collate
-from inlay.engine import head
+from inlay.engine import fused, head
 from inlay.engine.direct import attention
 from inlay.engine.direct.attention import Softmax, attend, attend_backward, groups, rotate_
 from inlay.engine.direct.lora import Projection
@@ -45,6 +45,14 @@ def assert_equal(got: tuple[Tensor, dict[str, Tensor]], wanted: tuple[Tensor, di
         assert relative(got[1][name], gradient) < bound, name
 
 
+@pytest.fixture(params=[True, False], ids=["fused", "torch"])
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What computes that which is no product."""
+    if not request.param:
+        monkeypatch.setattr(fused, "takes", lambda *_: False)
+
+
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_loss_and_every_gradient_are_those_of_transformers_and_peft(family: str, recompute: bool) -> None:
@@ -104,20 +112,25 @@ def test_a_base_in_nf4_is_that_of_its_dequantized_weights(family: str, dtype: to
     assert_equal(step(DirectModel(small, compute=torch.float32), small, batch()), wanted, 1e-5)
 
 
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_in_bfloat16_its_rounding_error_is_at_most_twice_that_of_the_plain_path(family: str) -> None:
+def test_in_bfloat16_its_rounding_error_is_at_most_one_and_a_half_times_that_of_the_plain_path(family: str) -> None:
     peft_model = adapted(decoder(family, torch.bfloat16))
     exact = adapted(decoder(family, torch.bfloat16).float())
     exact.load_state_dict(peft_model.state_dict())
-    wanted = step(PlainModel(exact, "cpu"), exact, batch())
-    plain = step(PlainModel(peft_model, "cpu", torch.bfloat16), peft_model, batch())
-    direct = step(DirectModel(peft_model), peft_model, batch())
-
-    def error(found: tuple[Tensor, dict[str, Tensor]]) -> float:
-        return relative(*(torch.cat([g.reshape(-1) for g in each[1].values()]) for each in (found, wanted)))
-
-    assert relative(direct[0], wanted[0]) < 2e-2
-    assert error(direct) < 2 * error(plain)
+    losses: list[list[Tensor]] = [[], [], []]
+    slopes: list[list[Tensor]] = [[], [], []]
+    plain, direct = PlainModel(peft_model, "cpu", torch.bfloat16), DirectModel(peft_model)
+    for seed in range(8):  # of one batch the error is luck
+        for which, (engine, model) in enumerate(
+            ((PlainModel(exact, "cpu"), exact), (plain, peft_model), (direct, peft_model))
+        ):
+            nll_B, found = step(engine, model, batch(seed=seed))
+            losses[which].append(nll_B)
+            slopes[which] += [gradient.reshape(-1) for gradient in found.values()]
+    wanted, of_plain, of_direct = (torch.cat(each) for each in slopes)
+    assert relative(torch.cat(losses[2]), torch.cat(losses[0])) < 2e-2
+    assert relative(of_direct, wanted) < 1.5 * relative(of_plain, wanted)
 
 
 @pytest.mark.parametrize(

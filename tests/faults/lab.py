@@ -94,6 +94,7 @@ class Lab:
         """File events of an unbroken run."""
 
     def _warm(self) -> None:
+        import torch
         from matplotlib.backends import backend_agg
         from matplotlib.figure import Figure
 
@@ -103,7 +104,9 @@ class Lab:
         import inlay.training.finish
         import inlay.training.signals
         import inlay.training.trackers
+        from inlay.engine import fused
 
+        fused.reason(torch.float32)  # or each child would wait for the compiler of its parent
         canvas = backend_agg.FigureCanvasAgg(Figure(figsize=(1, 1)))
         canvas.draw()
         assert inlay.proof.verify

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inlay.data.batches import Batch
+from inlay.engine import fused
 from inlay.engine.memory import first_line, is_out_of_memory, release
 from inlay.engine.plain import Engine, PlainModel
 from inlay.errors import ConfigError, StorageError
@@ -67,7 +68,10 @@ def choose(
             release(device)
         elif found[0] <= _LARGEST_ERROR[dtype]:
             products = f", products in {dtype_name(compute)}, which is faster here" if compute != dtype else ""
-            return direct, f"{found[1]}: its gradient is the plain one's to {found[0]:.0e}{products}"
+            return (
+                direct,
+                f"{found[1]}: its gradient is the plain one's to {found[0]:.0e}{products}{_loops(device, compute)}",
+            )
         else:
             reason = (
                 f"its gradient differs from the plain one's by {found[0]:.1e}, more than {_LARGEST_ERROR[dtype]:.0e}"
@@ -75,6 +79,15 @@ def choose(
     if wanted == "direct":
         raise ConfigError(f"train.engine direct: {reason}. Leave train.engine at auto.")
     return plain, f"not the direct one: {reason}"
+
+
+def _loops(device: str, compute: torch.dtype) -> str:
+    """In words, what computes that which is no product."""
+    if device != "cpu":
+        return ""
+    if (against := fused.reason(compute)) is None:
+        return ", fused loops"
+    return f", no fused loops ({against})"
 
 
 def expected(wanted: str, peft_model: Any, device: str, dtype: torch.dtype, quantization: str) -> str:
@@ -208,6 +221,11 @@ def _key(peft_model: Any, dtype: torch.dtype, device: str) -> str:
 
 def _code_digest() -> str:
     engine = resources.files("inlay") / "engine"
-    files = [engine / "head.py", *(file for file in (engine / "direct").iterdir() if file.name.endswith(".py"))]
+    files = [
+        engine / "head.py",
+        engine / "fused.py",
+        engine / "fused_loops.py",
+        *(file for file in (engine / "direct").iterdir() if file.name.endswith(".py")),
+    ]
     ordered = sorted(files, key=lambda file: file.name)
     return hashlib.sha256(b"".join(file.read_bytes() for file in ordered)).hexdigest()

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from inlay.engine import fused
 from inlay.engine.profile import timed
 
 _LOGITS_AT_ONCE = 1 << 22
@@ -111,11 +112,14 @@ def _chunk(hidden_CH: Tensor, head: Head, targets_C1: Tensor, gradient_CH: Tenso
     """(C,) nll. A function of its own, so that a chunk's logits are gone before the next one's are there."""
     product_CV = head.product(hidden_CH)
     nll_C1, sum_C1 = (product_CV.new_empty(len(product_CV), 1, dtype=_wide(product_CV)) for _ in range(2))
-    on_cpu = product_CV.device.type == "cpu"
-    rows = max(1, _IN_CACHE // product_CV.shape[1]) if on_cpu else len(product_CV)
-    for start in range(0, len(product_CV), rows):
-        few = slice(start, start + rows)
-        _slopes(product_CV[few], targets_C1[few], head.softcap, nll_C1[few], sum_C1[few])
+    if fused.takes(product_CV):
+        fused.slopes(product_CV, targets_C1, head.softcap, nll_C1, sum_C1)
+    else:
+        on_cpu = product_CV.device.type == "cpu"
+        rows = max(1, _IN_CACHE // product_CV.shape[1]) if on_cpu else len(product_CV)
+        for start in range(0, len(product_CV), rows):
+            few = slice(start, start + rows)
+            _slopes(product_CV[few], targets_C1[few], head.softcap, nll_C1[few], sum_C1[few])
     head.backward(product_CV, gradient_CH)
     gradient_CH /= sum_C1
     return nll_C1[:, 0]

@@ -47,6 +47,7 @@ LIBRARIES = (
     "tokenizers",
     "bitsandbytes",
     "numpy",
+    "numba",
     "pydantic",
     "pyarrow",
     "datasets",

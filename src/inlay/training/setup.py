@@ -21,6 +21,7 @@ from inlay.data.curriculum import curriculum, difficulty
 from inlay.data.encode import Encoder
 from inlay.data.prepare import MIXED, PreparedData, prepare
 from inlay.data.tokens import TokenSet
+from inlay.engine import fused
 from inlay.engine.choose import choose, expected
 from inlay.engine.estimate import LAYER_NAMES, MemoryEstimate, Shape, Work, estimate, largest_micro_batch, shape_of
 from inlay.engine.head import head_of
@@ -209,9 +210,11 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     tune_allocator(for_speed=config.train.max_memory is None and not config.train.gradient_checkpointing)
     base = bases.find_base(config.model.base_model, config.model.revision)
     architecture = bases.architecture(base)
+    place = _placed(choices, world)
+    if place.device == "cpu":
+        fused.prepare(product_dtype(place.device, place.dtype))
     encoder, data = _data(base, architecture, choices, reporter)
     hardness = difficulty(config, data.train)
-    place = _placed(choices, world)
     reporter.stage(f"loading {config.model.base_model}")
     model, base_digest, total_parameters, targets = _model(base, encoder, data, place, choices, reporter)
     text = getattr(architecture, "text_config", None) or architecture
@@ -394,6 +397,8 @@ def work_of(config: Config, model: Any, device: str, dtype: torch.dtype, quantiz
         unpacks=quantization == "nf4",
         optimizer=config.train.optimizer,
         head_in_chunks=head_of(model) is not None,
+        leaves_holes=device == "cpu" and config.train.max_memory is None and not config.train.gradient_checkpointing,
+        makes_kernels=device == "cpu" and dtype.itemsize < 4 and not widens,
         width=product_dtype(device, dtype).itemsize if widens else None,
     )
 

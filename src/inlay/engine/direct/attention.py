@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from inlay.engine import fused
 from inlay.engine.direct.lora import Projection
 from inlay.engine.direct.norm import RmsNorm
 from inlay.engine.profile import timed
@@ -42,22 +43,36 @@ class Rows(NamedTuple):
         """L."""
         return -(-max(self.lengths) // self.multiple) * self.multiple
 
-    def padded(self, x_TND: Tensor) -> Tensor:
-        """(B, heads, L, D), zero after a row's end."""
+    def padded(self, x_TND: Tensor, scale: float = 1.0) -> Tensor:
+        """(B, heads, L, D) times scale, zero after a row's end."""
         _, heads, width = x_TND.shape
+        if fused.takes(x_TND):
+            out_BNLD = torch.empty(len(self.lengths), heads, self.longest, width, dtype=x_TND.dtype)
+            fused.pad(x_TND, out_BNLD, *self._places(), scale)
+            return out_BNLD
         out_BNLD = x_TND.new_zeros(len(self.lengths), heads, self.longest, width)
         start = self.start
         for row, length in enumerate(self.lengths):
             out_BNLD[row, :, :length] = x_TND[start : start + length].transpose(0, 1)
             start += length
-        return out_BNLD
+        return out_BNLD if scale == 1.0 else out_BNLD.mul_(scale)
 
-    def unpad(self, x_BNLD: Tensor, out_TND: Tensor) -> None:
-        """Writes the rows back to where they lie."""
+    def unpad(self, x_BNLD: Tensor, out_TND: Tensor, scale: float = 1.0) -> None:
+        """Writes the rows back to where they lie, times scale."""
+        if fused.takes(x_BNLD, out_TND):
+            fused.unpad(out_TND, x_BNLD, *self._places(), scale)
+            return
+        if scale != 1.0:
+            x_BNLD = x_BNLD * scale
         start = self.start
         for row, length in enumerate(self.lengths):
             out_TND[start : start + length] = x_BNLD[row, :, :length].transpose(0, 1)
             start += length
+
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """First token and length of each row."""
+        lengths_B = torch.tensor(self.lengths)
+        return lengths_B.cumsum(0).sub_(lengths_B).add_(self.start), lengths_B
 
 
 def groups(lengths: Sequence[int], heads: int, multiple: int = 1) -> list[Rows]:
@@ -95,6 +110,9 @@ class Softmax(NamedTuple):
     def probabilities(self, q_XQD: Tensor, k_XmD: Tensor, queries: slice, keys: slice) -> tuple[Tensor, Tensor | None]:
         """(X, G·n, m) probabilities, and tanh of the capped scores where there is a cap."""
         scores = torch.bmm(q_XQD, k_XmD.transpose(1, 2))
+        if self.softcap is None and fused.takes(scores):
+            fused.causal_softmax(scores, queries.stop - queries.start, queries.start - keys.start, self.window)
+            return scores, None
         tanh = None
         if self.softcap is not None:
             tanh = scores.div_(self.softcap).tanh_()
@@ -103,8 +121,12 @@ class Softmax(NamedTuple):
         scores.view(len(scores), -1, *hidden_nm.shape).add_(hidden_nm)
         return torch.softmax(scores, -1), tanh
 
-    def backward(self, dp: Tensor, p: Tensor, tanh: Tensor | None) -> Tensor:
+    def backward(self, dp: Tensor, p: Tensor, tanh: Tensor | None, queries: slice, keys: slice) -> Tensor:
         """ds = p·(dp - sum(p·dp)), times 1 - tanh² where there is a cap."""
+        if tanh is None and fused.takes(dp, p):
+            count, back = queries.stop - queries.start, queries.start - keys.start
+            fused.causal_softmax_backward(dp, p, count, back, self.window)
+            return dp
         ds: Tensor = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
         return ds if tanh is None else ds.addcmul_(ds * tanh, tanh, value=-1)
 
@@ -122,8 +144,7 @@ def attend(q_TND: Tensor, k_TMD: Tensor, v_TMD: Tensor, rows: Sequence[Rows], so
     """(T, N, D): each query's mixture of the values that it sees."""
     out_TND = _room_for(q_TND, rows)
     for group in rows:
-        q_XGLD, k_XLD, v_XLD = _by_key_head(group, q_TND, k_TMD, v_TMD)
-        q_XGLD.mul_(softmax.scale)
+        q_XGLD, k_XLD, v_XLD = _by_key_head(group, q_TND, k_TMD, v_TMD, softmax.scale)
         mixed_XGLD = torch.empty_like(q_XGLD)
         for queries, keys in softmax.blocks(k_XLD.shape[1]):
             q_XQD = q_XGLD[:, :, queries].flatten(1, 2)
@@ -143,21 +164,19 @@ def attend_backward(
     """
     dq_TND, dk_TMD, dv_TMD = (_room_for(x_TND, rows) for x_TND in (q_TND, k_TMD, v_TMD))
     for group in rows:
-        q_XGLD, k_XLD, v_XLD = _by_key_head(group, q_TND, k_TMD, v_TMD)
-        q_XGLD.mul_(softmax.scale)
+        q_XGLD, k_XLD, v_XLD = _by_key_head(group, q_TND, k_TMD, v_TMD, softmax.scale)
         d_XGLD = group.padded(d_TND).view_as(q_XGLD)
         dq_XGLD, dk_XLD, dv_XLD = torch.empty_like(q_XGLD), torch.zeros_like(k_XLD), torch.zeros_like(v_XLD)
         for queries, keys in softmax.blocks(k_XLD.shape[1]):
             q_XQD, d_XQD = q_XGLD[:, :, queries].flatten(1, 2), d_XGLD[:, :, queries].flatten(1, 2)
             p, tanh = softmax.probabilities(q_XQD, k_XLD[:, keys], queries, keys)
             dv_XLD[:, keys] += torch.bmm(p.transpose(1, 2), d_XQD)
-            ds = softmax.backward(torch.bmm(d_XQD, v_XLD[:, keys].transpose(1, 2)), p, tanh)
+            ds = softmax.backward(torch.bmm(d_XQD, v_XLD[:, keys].transpose(1, 2)), p, tanh, queries, keys)
             dq_XGLD[:, :, queries] = torch.bmm(ds, k_XLD[:, keys]).unflatten(1, (q_XGLD.shape[1], -1))
             dk_XLD[:, keys] += torch.bmm(ds.transpose(1, 2), q_XQD)
-        dq_XGLD.mul_(softmax.scale)
-        rows_count = len(group.lengths)
-        for d_padded, d_flat in ((dq_XGLD, dq_TND), (dk_XLD, dk_TMD), (dv_XLD, dv_TMD)):
-            group.unpad(d_padded.view(rows_count, -1, *d_padded.shape[-2:]), d_flat)
+        count = len(group.lengths)
+        for d_padded, d_flat, scale in ((dq_XGLD, dq_TND, softmax.scale), (dk_XLD, dk_TMD, 1.0), (dv_XLD, dv_TMD, 1.0)):
+            group.unpad(d_padded.view(count, -1, *d_padded.shape[-2:]), d_flat, scale)
     return dq_TND, dk_TMD, dv_TMD
 
 
@@ -168,10 +187,12 @@ def _room_for(x_TND: Tensor, rows: Sequence[Rows]) -> Tensor:
     return room_TND
 
 
-def _by_key_head(group: Rows, q_TND: Tensor, k_TMD: Tensor, v_TMD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries (X, G, L, D) beside the keys and values (X, L, D) of their key head."""
+def _by_key_head(
+    group: Rows, q_TND: Tensor, k_TMD: Tensor, v_TMD: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (X, G, L, D) times scale beside the keys and values (X, L, D) of their key head."""
     k_XLD, v_XLD = group.padded(k_TMD).flatten(0, 1), group.padded(v_TMD).flatten(0, 1)
-    return group.padded(q_TND).view(len(k_XLD), -1, *k_XLD.shape[1:]), k_XLD, v_XLD
+    return group.padded(q_TND, scale).view(len(k_XLD), -1, *k_XLD.shape[1:]), k_XLD, v_XLD
 
 
 def rotate_(x_TND: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> None:
@@ -179,6 +200,9 @@ def rotate_(x_TND: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> None:
 
     A rotation's transpose is the rotation back: the backward pass is `rotate_` with -sin.
     """
+    if fused.takes(x_TND, cos_T1E, sin_T1E):
+        fused.rotate_(x_TND, cos_T1E, sin_T1E)
+        return
     half = cos_T1E.shape[-1]
     first, second = x_TND[..., :half], x_TND[..., half : 2 * half]
     turned_TNE = first * sin_T1E
@@ -263,4 +287,4 @@ class Attention:
         dqkv = torch.cat([dq_TND, dk_TMD, dv_TMD], 1).flatten(1)
         n_TH = self.norm.scaled(s.x_TH, s.factor_T1)
         dn_TH = self.qkv.backward(dqkv, n_TH, s.lows, tokens.spans, wants_dx)
-        return None if dn_TH is None else self.norm.backward(dn_TH, s.x_TH, s.factor_T1).add_(dy_TH)
+        return None if dn_TH is None else self.norm.backward(dn_TH, s.x_TH, s.factor_T1, dy_TH)

@@ -12,22 +12,36 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from inlay.engine import fused
 from inlay.engine.direct.lora import Projection
 from inlay.engine.direct.norm import RmsNorm
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 
-def act(name: str, gate_TI: Tensor) -> Tensor:
-    return F.silu(gate_TI) if name == "silu" else F.gelu(gate_TI, approximate="tanh")
+def gated(name: str, gate_TI: Tensor, up_TI: Tensor) -> Tensor:
+    """act(gate) · up"""
+    if fused.takes(gate_TI, up_TI):
+        return fused.gated(name, gate_TI, up_TI)
+    return _act(name, gate_TI).mul_(up_TI)
 
 
-def act_backward(name: str, d_TI: Tensor, gate_TI: Tensor) -> None:
-    """Writes the gradient by the activation's input over that input."""
+def gated_backward(name: str, dh_TI: Tensor, gate_TI: Tensor, up_TI: Tensor) -> None:
+    """Writes the gradients by gate and up over them, and over dh what may be."""
+    if fused.takes(dh_TI, gate_TI, up_TI):
+        fused.gated_backward(name, dh_TI, gate_TI, up_TI)
+        return
+    dup_TI = dh_TI * _act(name, gate_TI)
+    dh_TI.mul_(up_TI)
+    up_TI.copy_(dup_TI)
     if name == "silu":
-        torch.ops.aten.silu_backward.grad_input(d_TI, gate_TI, grad_input=gate_TI)
+        torch.ops.aten.silu_backward.grad_input(dh_TI, gate_TI, grad_input=gate_TI)
     else:
-        torch.ops.aten.gelu_backward.grad_input(d_TI, gate_TI, approximate="tanh", grad_input=gate_TI)
+        torch.ops.aten.gelu_backward.grad_input(dh_TI, gate_TI, approximate="tanh", grad_input=gate_TI)
+
+
+def _act(name: str, gate_TI: Tensor) -> Tensor:
+    return F.silu(gate_TI) if name == "silu" else F.gelu(gate_TI, approximate="tanh")
 
 
 class _Saved(NamedTuple):
@@ -55,7 +69,7 @@ class Mlp:
         n_TH, factor_T1 = self.norm.forward(x_TH)
         gate_up, lows = self.gate_up.forward(n_TH, spans)
         gate_TI, up_TI = gate_up.chunk(2, 1)
-        y_TH, down_lows = self.down.forward(act(self.act, gate_TI).mul_(up_TI), spans)
+        y_TH, down_lows = self.down.forward(gated(self.act, gate_TI, up_TI), spans)
         post = None
         if self.post is not None:
             raw_TH = y_TH
@@ -71,15 +85,11 @@ class Mlp:
         if self.post is not None and post is not None:
             draw_TH = self.post.backward(dy_TH, *post)
         gate_TI, up_TI = gate_up.chunk(2, 1)
-        active_TI = act(self.act, gate_TI)
-        h_TI = active_TI * up_TI
-        dh_TI = self.down.backward(draw_TH, h_TI, down_lows, spans)
+        dh_TI = self.down.backward(draw_TH, gated(self.act, gate_TI, up_TI), down_lows, spans)
         assert dh_TI is not None
-        torch.mul(dh_TI, up_TI, out=h_TI)
-        torch.mul(dh_TI, active_TI, out=up_TI)
-        act_backward(self.act, h_TI, gate_TI)
+        gated_backward(self.act, dh_TI, gate_TI, up_TI)
         n_TH = self.norm.scaled(x_TH, factor_T1)
         dn_TH = self.gate_up.backward(gate_up, n_TH, lows, spans, wants_dx)
         if dn_TH is None:
             return None
-        return self.norm.backward(dn_TH, x_TH, factor_T1).add_(dy_TH)
+        return self.norm.backward(dn_TH, x_TH, factor_T1, dy_TH)
