@@ -16,13 +16,14 @@ from inlay.costs import Bill, Prices, bills_json
 from inlay.data.batches import micro_batches, step_rows
 from inlay.data.encode import Encoder
 from inlay.data.prepare import PreparedData, prepare
+from inlay.engine import fused
 from inlay.engine.estimate import MemoryEstimate, Shape, Work, estimate, largest_micro_batch
 from inlay.engine.memory import held_bytes, measured_peak, release
 from inlay.events import Reporter
 from inlay.models import base as bases
 from inlay.models.adapter import attach
 from inlay.models.machine import memory_facts
-from inlay.models.probe import dtype_name, pick_device, pick_dtype, synchronize
+from inlay.models.probe import dtype_name, pick_device, pick_dtype, product_dtype, synchronize
 from inlay.speed import Load, Speed
 from inlay.training.loop import accumulate
 from inlay.training.resolve import targets_of
@@ -32,7 +33,7 @@ from inlay.training.world import World
 
 _STEPS: Final = 200  # whose batches are looked at
 _LARGEST_RANK: Final = 1024
-_ROUNDS: Final = 3  # in which each of two micro batches is computed to calibrate
+_ROUNDS: Final = 4  # in which each of two micro batches is computed to calibrate; the first pays for warming up
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,8 @@ class _Situation:
         self.bare = Shape.of(_without_weights(architecture, config, dtype))
         self.ways = self._ways(architecture, dtype)
         self.total, self.eval_every, _ = length_of(config.train, data.train.drawn)
+        if device == "cpu":
+            fused.reason(product_dtype(device, dtype))  # loads the loops, which the run will hold too
         self.other = 0 if device.startswith("cuda") else held_bytes(device)
         self.room = _room(memory, config, device, self.other)
         self._loads: dict[tuple[int, str], list[list[Load]]] = {}
@@ -191,7 +194,16 @@ class _Situation:
             held = self.bare if kind == "none" else small
             ways[config.adapter.method] = held, work_of(*own, self.device, dtype, kind)
         ways["qlora"] = small, work_of(*lora, self.device, dtype, packed)
-        full = replace(plain, engine="plain", width=None, adapter=0, rank=0, method="full", head_in_chunks=False)
+        full = replace(
+            plain,
+            engine="plain",
+            width=None,
+            makes_kernels=False,
+            adapter=0,
+            rank=0,
+            method="full",
+            head_in_chunks=False,
+        )
         return ways | {"full": (self.bare.in_fp32(), full)}
 
     def plan(self, name: str) -> Plan:
@@ -363,7 +375,7 @@ def _calibrated(found: Plan, situation: _Situation, reporter: Reporter) -> Plan:
     passes: dict[Load, list[float]] = {heaviest: [], middling: []}
     updates, peak = [], 0
     release(job.device)
-    for _ in range(_ROUNDS):  # the first also pays for warming up
+    for _ in range(_ROUNDS):
         for load, times in passes.items():
             with measured_peak(job.device) as seen:
                 began = time.perf_counter()
@@ -376,12 +388,14 @@ def _calibrated(found: Plan, situation: _Situation, reporter: Reporter) -> Plan:
                 updates.append(time.perf_counter() - began)
             job.optimizer.zero_grad(set_to_none=True)
             peak = max(peak, seen[0])
-    slow, quick = min(passes[heaviest]), min(passes[middling])
+    # A run goes through the moods of its machine: the median says what a step takes, the least what it could.
+    slow, quick = (float(np.median(passes[load][1:])) for load in (heaviest, middling))
     apart = heaviest.tokens - middling.tokens
     # rows of about one length say nothing of how time grows with them
     per_token = (slow - quick) / apart if apart > heaviest.tokens / 4 and slow > quick else quick / middling.tokens
     steps = max(1, min(situation.total, _STEPS))
-    step_s = sum(quick + per_token * (load.tokens - middling.tokens) for load in loads) / steps + min(updates)
+    step_s = sum(quick + per_token * (load.tokens - middling.tokens) for load in loads) / steps
+    step_s += float(np.median(updates[2:]))
     cold = found.forecast
     other = peak - cold.memory.total
     peak += cold.memory.snapshot  # nothing was saved

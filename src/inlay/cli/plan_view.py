@@ -24,7 +24,7 @@ def plan_text(plan: Plan) -> str:
         *_columns([_HEAD, *(_row(plan, one) for one in plan.forecasts)]),
         "",
         "trained: its fp32 weights, gradients and optimizer. recomputed: activations with train.gradient_checkpointing.",
-        "other: logits or one layer's workspace, Python, the libraries and the rows.",
+        "other: logits or one layer's workspace, holes of the heap, Python, the libraries and the rows.",
         "",
         *_costs(plan),
     ]
