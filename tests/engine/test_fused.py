@@ -188,7 +188,16 @@ def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype) -> None:
         torch.set_num_threads(count)
         scores = numbers(2, 8, 301, 301, dtype=dtype)
         fused.causal_softmax(scores, 301, 0, None)
-        found.append((*fused.rms_norm(x, weight, 1e-6), fused.gated("silu", x, x), scores))
+        normed, factor = fused.rms_norm(x, weight, 1e-6)
+        nll, total, z = torch.empty(301, 1), torch.empty(301, 1), x.clone()
+        fused.slopes(z, torch.arange(301)[:, None], None, nll, total)
+        gate, up, dp = x.clone(), x.clone(), scores.flip(0)
+        fused.gated_backward("silu", x, gate, up)
+        fused.causal_softmax_backward(dp, scores, 301, 0, None)
+        found.append((
+            normed, factor, fused.rms_norm_backward(x, normed, weight, factor, x), fused.gated("silu", x, x), scores, z,
+            nll, total, gate, up, dp,
+        ))  # fmt: skip
     for others in found[1:]:
         assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
 
@@ -264,6 +273,15 @@ def test_a_compiler_that_fails_leaves_torch_at_work_and_says_why(
     monkeypatch.setattr(fused.sys, "executable", "/nowhere/python")
     fused.prepare(torch.float32)  # says nothing: `reason` does
     assert "No such file" in str(fused.reason(torch.float32))
+    assert not cache.exists()
+
+
+def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("INLAY_CACHE", str(tmp_path / "file"))
+    assert fused.reason(torch.float32) is None
     assert not cache.exists()
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import parts
 from inlay import api
 from inlay.config import Config, load
+from inlay.engine import fused
 from inlay.errors import ConfigError, RunError, StorageError, TrainingError
 from inlay.run import Run
 from inlay.storage import write_manifest
@@ -236,6 +237,18 @@ def test_a_checkpoint_says_with_which_versions_it_was_computed_and_going_on_with
     again = Quiet()
     api.resume(run, extend="8", reporter=again)  # from a checkpoint of today's versions
     assert not any("versions" in note for note in again.notes)
+
+
+def test_going_on_without_the_fused_loops_that_a_checkpoint_was_computed_with_is_noted(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    then = "none" if fused.reason(torch.float32) else "compiled"
+    now = {"none": "compiled", "compiled": "none"}[then]
+    monkeypatch.setattr(fused, "reason", lambda _: "no compiler" if now == "none" else None)
+    monkeypatch.setattr(fused, "takes", lambda *_: False)
+    reporter = Quiet()
+    api.resume(run, extend="7", reporter=reporter)
+    assert any(f"fused loops {then} then, {now} now" in note for note in reporter.notes)
 
 
 def test_a_value_that_is_not_finite_never_reaches_the_disk(kept: Run) -> None:

@@ -26,7 +26,7 @@ from inlay.errors import StorageError
 from inlay.storage import cache_folder, write_file
 
 _FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_FEWEST = 1 << 14  # numbers that are worth waking another thread for
+_FEWEST = 1 << 15  # numbers that are worth waking other threads for
 _NO_WINDOW = 1 << 40
 _GATED = {"silu": "gated_silu", "gelu_pytorch_tanh": "gated_gelu"}
 
@@ -156,12 +156,13 @@ def _address(name: str, dtype: torch.dtype) -> int:
 
 
 def _run(name: str, like: Tensor, rows: int, width: int, *arguments: int | float) -> None:
-    """Calls the loop with (rows, *arguments) on as many threads as torch takes."""
+    """Calls the loop with (rows, *arguments) on torch's threads: on all or on one, since the library ends and begins
+    threads where one team is smaller than the last."""
     if not rows:
         return
     kinds = "".join("d" if isinstance(one, float) else "q" for one in arguments)
     call = struct.pack(f"=q{kinds}", rows, *arguments)
-    threads = min(torch.get_num_threads(), rows, max(1, rows * width // _FEWEST))
+    threads = torch.get_num_threads() if rows * width >= _FEWEST else 1
     code = ctypes.c_void_p(_address(name, like.dtype))
     _process().GOMP_parallel(code, ctypes.c_char_p(call), ctypes.c_uint(threads), ctypes.c_uint(0))
 
@@ -183,7 +184,7 @@ def _count(x: Tensor) -> tuple[int, int, int]:
 def rms_norm(x: Tensor, weight_H: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """See `inlay.engine.direct.norm.RmsNorm.forward`."""
     rows, heads, width = _count(x)
-    y, factor = torch.empty(x.shape, dtype=x.dtype), torch.empty(*x.shape[:-1], 1)
+    y, factor = torch.empty(x.shape, dtype=x.dtype), torch.empty(*x.shape[:-1], 1, dtype=torch.float32)
     _run(
         "rms_norm", x, rows, width, heads, width, *_rows(x), *_rows(y), weight_H.data_ptr(), factor.data_ptr(), epsilon
     )
@@ -228,7 +229,10 @@ def _gated(name: str, *tensors: Tensor) -> None:
 def causal_softmax(scores: Tensor, queries: int, back: int, window: int | None) -> None:
     """Over scores (X, G·n, m) their softmax: query i of n sees the keys up to `back + i`, of them the last `window`."""
     width = scores.shape[-1]
-    seen, unrounded = (queries, back, window or _NO_WINDOW), torch.empty(torch.get_num_threads(), width)
+    seen, unrounded = (
+        (queries, back, window or _NO_WINDOW),
+        torch.empty(torch.get_num_threads(), width, dtype=torch.float32),
+    )
     _run(
         "causal_softmax", scores, scores.numel() // width, width, width, scores.data_ptr(), *seen, unrounded.data_ptr()
     )

@@ -1,7 +1,7 @@
 """The loops of `inlay.engine.fused`, which numba compiles; `python -m inlay.engine.fused_loops FORMAT` writes object code
 behind its digest.
 
-Each is a C function of one pointer, to the numbers that `fused.Call` lays out: how many rows there are, then what the
+Each is a C function of one pointer, to the numbers that `fused._run` lays out: how many rows there are, then what the
 loop says it takes. Every thread of a team enters it and takes its share of the rows. A row of a tensor begins at
 `address + (r // n)·outer + (r % n)·inner` in elements, and its values lie side by side.
 
@@ -126,7 +126,7 @@ def plus(_: Any, total: Any, number: Any) -> Any:
 
 @intrinsic
 def ordered(_: Any, number: Any) -> Any:
-    """An integer that is larger for the larger number, and largest for NaN: integers have a quick maximum."""
+    """An integer that is larger for the larger number, and beyond all of them for NaN: integers have a quick maximum."""
 
     def generate(__: Any, builder: Any, ___: Any, arguments: Any) -> Any:
         bits = builder.bitcast(arguments[0], _I32)
@@ -464,6 +464,10 @@ LOOPS: Final = (
 )  # fmt: skip
 
 
+_KNOWN: Final = ("llvm.", "Py", "_Py", "numba_gil_", "omp_get_", "logf", "floorf", "sqrtf", "memset", "memcpy")
+"""How the names of functions begin that the process of a run has, or `fused` gives it."""
+
+
 def object_code(dtype: str) -> bytes:
     """An object file of this processor in which each loop, for tensors of this format, is a function of its name."""
     for name in ("omp_get_thread_num", "omp_get_num_threads"):
@@ -475,6 +479,8 @@ def object_code(dtype: str) -> bytes:
         module = llvm.parse_assembly(built.inspect_llvm())
         module.get_function(built.native_name).name = loop.__name__
         whole.link_in(module)
+    if unknown := [f.name for f in whole.functions if f.is_declaration and not f.name.startswith(_KNOWN)]:
+        raise RuntimeError(f"numba's code asks for {', '.join(unknown)}")  # which the run, without numba, does not have
     machine = llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, reloc="pic",
         codemodel="jitdefault",

@@ -170,10 +170,16 @@ class Setup:
             autocast_dtype=autocast,
             max_memory_bytes=parse_bytes(train.max_memory) if train.max_memory else None,
             inputs=self.inputs,
-            versions=library_versions(),
+            versions=library_versions() | self._loops(),
             curriculum=None if self.difficulty is None else curriculum(train, self.difficulty),
             progress=Progress(planned_steps=self.total_steps),
         )
+
+    def _loops(self) -> dict[str, str | None]:
+        """Whether there are fused loops: they and torch round in other places."""
+        if self.device != "cpu":
+            return {}
+        return {"fused loops": "none" if fused.reason(product_dtype(self.device, self.dtype)) else "compiled"}
 
 
 @dataclass
@@ -212,7 +218,9 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     architecture = bases.architecture(base)
     place = _placed(choices, world)
     if place.device == "cpu":
-        fused.prepare(product_dtype(place.device, place.dtype))
+        fused.prepare(place.dtype)  # of the plain path, which the direct one is compared with
+        if config.train.engine != "plain":
+            fused.prepare(product_dtype(place.device, place.dtype))
     encoder, data = _data(base, architecture, choices, reporter)
     hardness = difficulty(config, data.train)
     reporter.stage(f"loading {config.model.base_model}")
@@ -398,7 +406,7 @@ def work_of(config: Config, model: Any, device: str, dtype: torch.dtype, quantiz
         optimizer=config.train.optimizer,
         head_in_chunks=head_of(model) is not None,
         leaves_holes=device == "cpu" and config.train.max_memory is None and not config.train.gradient_checkpointing,
-        makes_kernels=device == "cpu" and dtype.itemsize < 4 and not widens,
+        makes_kernels=device == "cpu" and (product_dtype(device, dtype) if engine == "direct" else dtype).itemsize < 4,
         width=product_dtype(device, dtype).itemsize if widens else None,
     )
 

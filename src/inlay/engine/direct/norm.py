@@ -40,7 +40,7 @@ class RmsNorm:
 
     def backward(self, dy_TH: Tensor, x_TH: Tensor, factor_T1: Tensor, more_TH: Tensor | None = None) -> Tensor:
         """dx = f·(w·dy) - x · f³ · mean((w·dy)·x), with the factor f, and more that goes to x."""
-        if fused.takes(dy_TH, x_TH):
+        if fused.takes(dy_TH, x_TH, x_TH if more_TH is None else more_TH):
             return fused.rms_norm_backward(dy_TH, x_TH, self.weight_H, factor_T1, more_TH)
         scaled_TH = dy_TH * self.weight_H
         inner_T1 = (scaled_TH * x_TH).sum(-1, keepdim=True, dtype=factor_T1.dtype)
