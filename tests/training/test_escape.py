@@ -195,9 +195,9 @@ def test_a_run_and_its_branches_killed_at_random_moments_end_as_the_unbroken_one
     while "escape" not in (run.record.get("result") or {}):
         process = inlay("train", source, "--resume")
         tries += 1
-        time.sleep(draw.uniform(0.5, 1 + tries / 2))  # longer and longer: soon enough here, long enough anywhere
+        time.sleep(draw.uniform(0.5, 1 + tries / 3))  # longer and longer: soon enough here, long enough anywhere
         with contextlib.suppress(ProcessLookupError):
             process.send(signal.SIGKILL)
         kills += process.wait()[0] == -signal.SIGKILL
-    assert kills >= 3
+    assert kills >= 2
     assert files(run) == files(whole)
