@@ -265,63 +265,53 @@ def rms_norm_backward(call):
                 dx[of_dx + i] = stored(wide(dy[of_dy + i]) * w[i] * f - wide(x[of_x + i]) * pull, x[of_x])
 
 
-def gated_silu(call):
-    """width, gate, up and h (address, step): h = gate·sigmoid(gate)·up."""
-    a = table(call)
-    first, end = share(a[0])
-    width, gate, up, h = a[1], values(call, a[2]), values(call, a[4]), values(call, a[6])
-    for r in range(first, end):
-        of_gate, of_up, of_h = r * a[3], r * a[5], r * a[7]
-        for i in range(width):
-            g = wide(gate[of_gate + i])
-            h[of_h + i] = stored(g / (one + exp(-g)) * wide(up[of_up + i]), gate[0])
+@njit
+def silu_inside(g):
+    """silu(g) = g·sigmoid(g): what the sigmoid is of, and its slope."""
+    return g, one
 
 
-def gated_silu_backward(call):
-    """width, gate, up and dh (address, step). The gradients by gate and up are written over them."""
-    a = table(call)
-    first, end = share(a[0])
-    width, gate, up, dh = a[1], values(call, a[2]), values(call, a[4]), values(call, a[6])
-    for r in range(first, end):
-        of_gate, of_up, of_dh = r * a[3], r * a[5], r * a[7]
-        for i in range(width):
-            g, d = wide(gate[of_gate + i]), wide(dh[of_dh + i])
-            sigmoid = one / (one + exp(-g))
-            slope = sigmoid * (one + g * (one - sigmoid))
-            gate[of_gate + i] = stored(d * wide(up[of_up + i]) * slope, gate[0])
-            up[of_up + i] = stored(d * g * sigmoid, gate[0])
+_ROOT, _CUBE = np.float32(2 * math.sqrt(2 / math.pi)), np.float32(0.044715)
 
 
-_ROOT, _CUBE = np.float32(2 * math.sqrt(2 / math.pi)), np.float32(0.044715)  # 1 + tanh(y) = 2 sigmoid(2 y)
+@njit
+def gelu_inside(g):
+    """gelu by its tanh, as g·sigmoid(2·sqrt(2 / π)·(g + 0.044715·g³)): 1 + tanh(y) = 2 sigmoid(2 y)."""
+    return _ROOT * (g + _CUBE * g * g * g), _ROOT * (one + np.float32(3) * _CUBE * g * g)
 
 
-def gated_gelu(call):
-    """As `gated_silu`, with gelu by its tanh: h = gate·sigmoid(2·sqrt(2 / π)·(gate + 0.044715·gate³))·up."""
-    a = table(call)
-    first, end = share(a[0])
-    width, gate, up, h = a[1], values(call, a[2]), values(call, a[4]), values(call, a[6])
-    for r in range(first, end):
-        of_gate, of_up, of_h = r * a[3], r * a[5], r * a[7]
-        for i in range(width):
-            g = wide(gate[of_gate + i])
-            passed = g / (one + exp(-_ROOT * (g + _CUBE * g * g * g)))
-            h[of_h + i] = stored(passed * wide(up[of_up + i]), gate[0])
+def _gated(act: str, inside: Any) -> tuple[Any, Any]:
+    """The loops `gated_…` and `gated_…_backward` of an activation g·sigmoid(inside(g))."""
 
+    def forward(call):
+        """width, gate, up and h (address, step): h = act(gate)·up."""
+        a = table(call)
+        first, end = share(a[0])
+        width, gate, up, h = a[1], values(call, a[2]), values(call, a[4]), values(call, a[6])
+        for r in range(first, end):
+            of_gate, of_up, of_h = r * a[3], r * a[5], r * a[7]
+            for i in range(width):
+                g = wide(gate[of_gate + i])
+                y, _ = inside(g)
+                h[of_h + i] = stored(g / (one + exp(-y)) * wide(up[of_up + i]), gate[0])
 
-def gated_gelu_backward(call):
-    """As `gated_silu_backward`, with gelu by its tanh."""
-    a = table(call)
-    first, end = share(a[0])
-    width, gate, up, dh = a[1], values(call, a[2]), values(call, a[4]), values(call, a[6])
-    for r in range(first, end):
-        of_gate, of_up, of_dh = r * a[3], r * a[5], r * a[7]
-        for i in range(width):
-            g, d = wide(gate[of_gate + i]), wide(dh[of_dh + i])
-            sigmoid = one / (one + exp(-_ROOT * (g + _CUBE * g * g * g)))
-            inside = _ROOT * (one + np.float32(3) * _CUBE * g * g)
-            slope = sigmoid * (one + g * (one - sigmoid) * inside)
-            gate[of_gate + i] = stored(d * wide(up[of_up + i]) * slope, gate[0])
-            up[of_up + i] = stored(d * g * sigmoid, gate[0])
+    def backward(call):
+        """width, gate, up and dh (address, step). The gradients by gate and up are written over them."""
+        a = table(call)
+        first, end = share(a[0])
+        width, gate, up, dh = a[1], values(call, a[2]), values(call, a[4]), values(call, a[6])
+        for r in range(first, end):
+            of_gate, of_up, of_dh = r * a[3], r * a[5], r * a[7]
+            for i in range(width):
+                g, d = wide(gate[of_gate + i]), wide(dh[of_dh + i])
+                y, dy = inside(g)
+                sigmoid = one / (one + exp(-y))
+                slope = sigmoid * (one + g * (one - sigmoid) * dy)
+                gate[of_gate + i] = stored(d * wide(up[of_up + i]) * slope, gate[0])
+                up[of_up + i] = stored(d * g * sigmoid, gate[0])
+
+    forward.__name__, backward.__name__ = f"gated_{act}", f"gated_{act}_backward"
+    return forward, backward
 
 
 def causal_softmax(call):
@@ -459,7 +449,7 @@ def unpad(call):
 
 
 LOOPS: Final = (
-    rms_norm, rms_scaled, rms_norm_backward, gated_silu, gated_silu_backward, gated_gelu, gated_gelu_backward,
+    rms_norm, rms_scaled, rms_norm_backward, *_gated("silu", silu_inside), *_gated("gelu", gelu_inside),
     causal_softmax, causal_softmax_backward, slopes, rotate, pad, unpad,
 )  # fmt: skip
 

@@ -213,7 +213,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     choices = _Choices(config)
     chosen(config)
     torch.manual_seed(config.train.seed)
-    tune_allocator(for_speed=config.train.max_memory is None and not config.train.gradient_checkpointing)
+    tune_allocator(for_speed=_keeps_freed(config))
     base = bases.find_base(config.model.base_model, config.model.revision)
     architecture = bases.architecture(base)
     place = _placed(choices, world)
@@ -405,10 +405,15 @@ def work_of(config: Config, model: Any, device: str, dtype: torch.dtype, quantiz
         unpacks=quantization == "nf4",
         optimizer=config.train.optimizer,
         head_in_chunks=head_of(model) is not None,
-        leaves_holes=device == "cpu" and config.train.max_memory is None and not config.train.gradient_checkpointing,
+        leaves_holes=device == "cpu" and _keeps_freed(config),
         makes_kernels=device == "cpu" and (product_dtype(device, dtype) if engine == "direct" else dtype).itemsize < 4,
         width=product_dtype(device, dtype).itemsize if widens else None,
     )
+
+
+def _keeps_freed(config: Config) -> bool:
+    """Whether a CPU's freed blocks stay for the next step: not where memory is what counts."""
+    return config.train.max_memory is None and not config.train.gradient_checkpointing
 
 
 def virtual_tokens_of(config: Config) -> int:
