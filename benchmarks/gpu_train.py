@@ -1,14 +1,15 @@
 """LoRA and QLoRA of Llama shapes on a GPU: tokens a second, peak memory and MFU of inlay beside other tools.
 
     python benchmarks/gpu_train.py --home FOLDER [--shapes 1B,3B,8B] [--kinds lora,qlora] [--tokens 2048,8192]
-                                   [--tools inlay,trainer,trl,unsloth] [--recompute] [--steps 8] [--json]
+                                   [--tools inlay,inlay-direct,inlay-plain,trainer,trl,unsloth] [--recompute] [--steps 8] [--json]
     python benchmarks/gpu_train.py --home FOLDER --device cpu --shapes tiny --tokens 128
 
 The bases have random weights, made on the device and kept under FOLDER; every row is filled with text up to the number of
 tokens, nearly all of them trained, one row at once and four a step. LoRA of rank 16 on all linear layers over a bf16 base,
 QLoRA over NF4 with double quantization. `trainer` is transformers' Trainer with PEFT; `trl` has Liger's kernels where they
-are installed. All run in the Python that runs this, where they can be imported. inlay and Trainer keep activations unless
---recompute is given; TRL and Unsloth recompute by their own default.
+are installed. `inlay` chooses its path, the other two name it: the direct one takes Liger's kernels where they are installed,
+and torch's flash attention. All run in the Python that runs this, where they can be imported. inlay and Trainer keep
+activations unless --recompute is given; TRL and Unsloth recompute by their own default.
 
 Each cell is a process of its own, so that running out of memory is a line and not an end. What has been measured lies in
 FOLDER/gpu.jsonl and is not measured again.
@@ -44,7 +45,14 @@ SHAPES: dict[str, dict[str, Any]] = {
            "num_key_value_heads": 8, "vocab_size": 128256},
 }  # fmt: skip
 KINDS = {"lora": "none", "qlora": "nf4"}
-NEEDS = {"inlay": "inlay", "trainer": "peft", "trl": "trl", "unsloth": "unsloth"}
+NEEDS = {
+    "inlay": "inlay",
+    "inlay-direct": "inlay",
+    "inlay-plain": "inlay",
+    "trainer": "peft",
+    "trl": "trl",
+    "unsloth": "unsloth",
+}
 PEAK_FLOPS = {"H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
               "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "T4": 65e12}  # fmt: skip
 """Dense 16-bit products with fp32 sums, as the makers state them; the first name that is part of the device's counts."""
@@ -182,7 +190,8 @@ def rows_a_step(cell: dict[str, Any]) -> int:
 
 def said(line: dict[str, Any]) -> str:
     how = " recomputed" if line["recompute"] else ""
-    start = f"| {line['shape']} | {line['kind']}{how} | {line['tokens']} | {line['tool']} |"
+    path = f" ({line['engine']})" if line["tool"] == "inlay" and "engine" in line else ""
+    start = f"| {line['shape']} | {line['kind']}{how} | {line['tokens']} | {line['tool']}{path} |"
     if "failed" in line:
         return f"{start} {line['failed']} ({line['in']}) | | | |"
     of = "stated" if line["stated_per_s"] else "measured"
@@ -198,7 +207,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join([name, "", head, *map(said, lines)])
 
 
-WORK = {"prepare": prepare, "judge": judge, **WITH}
+WORK = {"prepare": prepare, "judge": judge, **WITH, "inlay-direct": WITH["inlay"], "inlay-plain": WITH["inlay"]}
 
 if __name__ == "__main__":
     main()

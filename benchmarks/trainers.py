@@ -134,7 +134,8 @@ def with_inlay(task: dict[str, Any]) -> dict[str, Any]:
         "adapter": {"rank": LORA["r"], "alpha": LORA["lora_alpha"]},
         "train": {"batch_size": task["micro"] * task["accumulate"], "max_steps": steps, "learning_rate": 2e-4, "seed": SEED,
                   "schedule": "constant", "warmup_ratio": 0.0, "eval_steps": steps, "save_steps": steps,
-                  "gradient_checkpointing": bool(task["recompute"])} | in_order,
+                  "gradient_checkpointing": bool(task["recompute"]),
+                  "engine": task.get("tool", "").partition("-")[2] or "auto"} | in_order,
         "eval": {"max_rows": 2, "retention_rows": 0},
         "track": {"trackers": []},
         "output": {"folder": str(folder)},
@@ -144,6 +145,7 @@ def with_inlay(task: dict[str, Any]) -> dict[str, Any]:
     found = watch.seen()
     if not watch.device_bytes:  # resident memory of the steps; the verdict after them is no part of it
         found["peak_bytes"] = max(line["memory_bytes"] for line in run.metrics if "memory_bytes" in line)
+    found["engine"] = run.config.train.engine
     shutil.rmtree(folder)
     return found
 

@@ -46,11 +46,14 @@ def test_the_gpu_benchmark_measures_each_cell_once_and_a_cell_that_fails_is_a_li
         found = subprocess.run(command, capture_output=True, text=True, check=True)
         return json.loads(found.stdout)  # type: ignore[no-any-return]
 
-    lines = run("--device", "cpu", "--tools", "inlay,trainer")
-    assert [line["tool"] for line in lines] == ["inlay", "trainer"]
-    ours, theirs = (line["losses"] for line in lines)
+    lines = run("--device", "cpu", "--tools", "inlay,trainer,inlay-plain")
+    assert [(line["tool"], line.get("engine")) for line in lines] == [
+        ("inlay", "direct"), ("trainer", None), ("inlay-plain", "plain"),
+    ]  # fmt: skip
+    ours, theirs, plain = (line["losses"] for line in lines)
     assert ours == pytest.approx(theirs, abs=5e-3)
+    assert plain == pytest.approx(theirs, abs=5e-3)
     assert all(line["tokens_per_s"] > 0 and 0 < line["mfu"] < 1 and line["peak_bytes"] > 0 for line in lines)  # type: ignore[operator]
     assert run("--device", "cpu", "--tools", "inlay") == lines
-    (failed,) = run("--device", "nowhere", "--tools", "inlay")[2:]
+    (failed,) = run("--device", "nowhere", "--tools", "inlay")[3:]
     assert "nowhere" in str(failed["failed"])

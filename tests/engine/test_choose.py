@@ -11,8 +11,11 @@ import pytest
 import torch
 from decoders import adapted, batch, decoder
 
+from inlay.engine import choose as choosing
 from inlay.engine.choose import choose, refusal
 from inlay.engine.direct.mlp import Mlp
+from inlay.engine.direct.model import DirectModel
+from inlay.engine.plain import PlainModel
 from inlay.errors import ConfigError
 
 
@@ -82,3 +85,53 @@ def test_what_it_does_not_know_falls_back_and_says_so() -> None:
         "not the direct one: it does not know the activation relu",
     )
     assert chosen(adapted(decoder("llama", attention_dropout=0.1)))[1].endswith("the base has dropout")
+
+
+def test_where_it_is_not_known_to_be_faster_both_paths_are_timed_and_the_faster_one_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(choosing, "_KNOWN_FASTER", ())
+    peft_model = adapted(decoder("llama"))
+    right = DirectModel.add_gradients
+    clock = [0.0]
+
+    def slow(engine: Any, *given: Any) -> Any:
+        clock[0] += 5.0
+        return right(engine, *given)
+
+    monkeypatch.setattr(DirectModel, "add_gradients", slow)
+    monkeypatch.setattr(choosing.time, "perf_counter", lambda: clock[0])
+    plain = PlainModel.add_gradient
+
+    def timed(seconds: float) -> Any:
+        def add_gradient(engine: Any, *given: Any) -> Any:
+            clock[0] += seconds
+            return plain(engine, *given)
+
+        return add_gradient
+
+    monkeypatch.setattr(PlainModel, "add_gradient", timed(4.0))
+    assert chosen(peft_model) == ("plain", "not the direct one: it is 0.80 times as fast on one micro batch here")
+    monkeypatch.setattr(PlainModel, "add_gradient", timed(6.0))
+    assert chosen(peft_model)[0] == "plain"  # as seen before
+    assert chosen(peft_model, "direct")[0] == "direct"
+    name, reason = chosen(adapted(decoder("llama", num_hidden_layers=2)))
+    assert (name, ", 1.20 times as fast" in reason) == ("direct", True)
+    assert all(parameter.grad is None for parameter in peft_model.parameters())
+
+
+def test_where_its_kernels_fail_the_plain_path_is_taken_and_the_failure_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: Any) -> None:
+        raise TypeError("no such kernel\nin this version")
+
+    monkeypatch.setattr(Mlp, "backward", fails)
+    peft_model = adapted(decoder("llama"))
+    with pytest.raises(TypeError):  # a fault of ours is not passed over
+        chosen(peft_model)
+    monkeypatch.setattr(choosing, "_KNOWN_FASTER", ())
+    assert chosen(peft_model) == ("plain", "not the direct one: it fails here (TypeError: no such kernel)")
+    with pytest.raises(TypeError):
+        chosen(peft_model, "direct")
+    assert all(parameter.grad is None for parameter in peft_model.parameters())

@@ -257,7 +257,8 @@ class TrainConfig(Settings):
     """`adamw` keeps fp32 state; the 8-bit ones need the `quant` extra, the paged one CUDA."""
     engine: Literal["auto", "plain", "direct"] = "auto"
     """What computes gradients: `direct` is written by hand for Llama-like decoders and faster, `plain` is transformers
-    and autograd. `auto` takes the direct one on a CPU where it gives the plain one's gradient."""
+    and autograd. `auto` takes the direct one where it gives the plain one's gradient, and elsewhere than on a CPU where it
+    is the faster one too."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     activation_offload: bool = False

@@ -1,19 +1,21 @@
-"""Which path computes a run's gradients: the direct one where it is known, allowed and proven equal, else the plain one."""
+"""Which path computes a run's gradients: the direct one where it is known, proven equal and no slower, else the plain one."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+import statistics
+import time
+from collections.abc import Iterator, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from inlay.data.batches import Batch
-from inlay.engine import fused
+from inlay.engine import fused, gpu
 from inlay.engine.memory import first_line, is_out_of_memory, release
 from inlay.engine.plain import Engine, PlainModel
 from inlay.errors import ConfigError, StorageError
@@ -21,7 +23,7 @@ from inlay.models.adapter import START, TRAINED, lora_layers
 from inlay.models.full import is_whole
 from inlay.models.machine import cpu_facts, library_versions
 from inlay.models.methods import trained_parameters
-from inlay.models.probe import dtype_name, product_dtype
+from inlay.models.probe import dtype_name, product_dtype, synchronize
 from inlay.storage import cache_folder, write_file
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
@@ -29,6 +31,8 @@ _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 _QUANTIZATIONS = ("none", "nf4")  # int8 rounds what enters a layer too
 _LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 1e-1}
 """Relative difference of loss and of the whole gradient. The bf16 one is what rounding alone makes of the plain path."""
+_KNOWN_FASTER = ("cpu",)
+"""Devices on which benchmarks have shown the direct path to be the faster one. On others a run times both."""
 
 
 def choose(
@@ -50,39 +54,46 @@ def choose(
     if wanted == "plain":
         return plain, "as set"
     reason = "it offloads no activations" if offload else refusal(peft_model, dtype, quantization)
-    if reason is None and wanted == "auto" and device != "cpu":
-        reason = f"the direct path is measured on CPUs only, not on {device}"
     if reason is None:
         from inlay.engine.direct.model import DirectModel
 
         compute = product_dtype(device, dtype)
         direct = DirectModel(peft_model, recompute=recompute, compute=compute)
-        found: tuple[float, str] | None = None
+        found: _Trial | None = None
         try:
-            found = _difference(peft_model, plain, direct, batch, dtype, device)
-        except (MemoryError, RuntimeError) as failed:
-            if not is_out_of_memory(failed):
+            found = _trial(peft_model, plain, direct, batch, dtype, device)
+        except Exception as failed:  # the kernels are others' and compiled here: the plain path needs none
+            if is_out_of_memory(failed):
+                reason = f"no memory to check it ({first_line(failed)})"
+            elif wanted == "direct" or _is_known_faster(device):
                 raise
-            reason = f"no memory to check it ({first_line(failed)})"
+            else:
+                reason = f"it fails here ({type(failed).__name__}: {first_line(failed)})"
         if found is None:
             release(device)
-        elif found[0] <= _LARGEST_ERROR[dtype]:
+        elif found.error > _LARGEST_ERROR[dtype]:
+            reason = (
+                f"its gradient differs from the plain one's by {found.error:.1e}, more than {_LARGEST_ERROR[dtype]:.0e}"
+            )
+        elif wanted == "auto" and found.speed is not None and found.speed < 1:
+            reason = f"it is {found.speed:.2f} times as fast on one micro batch here"
+        else:
             products = f", products in {dtype_name(compute)}, which is faster here" if compute != dtype else ""
+            faster = "" if found.speed is None else f", {found.speed:.2f} times as fast"
+            kernels = _kernels(device, compute)
             return (
                 direct,
-                f"{found[1]}: its gradient is the plain one's to {found[0]:.0e}{products}{_loops(device, compute)}",
-            )
-        else:
-            reason = (
-                f"its gradient differs from the plain one's by {found[0]:.1e}, more than {_LARGEST_ERROR[dtype]:.0e}"
+                f"{found.when}: its gradient is the plain one's to {found.error:.0e}{faster}{products}{kernels}",
             )
     if wanted == "direct":
         raise ConfigError(f"train.engine direct: {reason}. Leave train.engine at auto.")
     return plain, f"not the direct one: {reason}"
 
 
-def _loops(device: str, compute: torch.dtype) -> str:
+def _kernels(device: str, compute: torch.dtype) -> str:
     """In words, what computes that which is no product."""
+    if device.startswith("cuda"):
+        return ", Liger's kernels" if (against := gpu.reason()) is None else f", no fused kernels ({against})"
     if device != "cpu":
         return ""
     if (against := fused.reason(compute)) is None:
@@ -147,28 +158,53 @@ def _is_known(name: str, layer: Any) -> bool:
     return is_linear and ".layers." in name and name.rpartition(".")[2] in _PROJECTIONS
 
 
-def _difference(
-    peft_model: Any, plain: Engine, direct: Engine, batch: Batch, dtype: torch.dtype, device: str
-) -> tuple[float, str]:
-    """(the larger relative difference of loss and gradient, whether it was seen now or before).
+class _Trial(NamedTuple):
+    """What one micro batch on both paths has shown."""
 
-    Remembered, where it is small enough, for the model's shape, adapter, number format, libraries and machine.
-    """
+    error: float
+    """The larger relative difference of loss and gradient."""
+    speed: float | None
+    """Time of the plain path over that of the direct one, None where it is not asked for."""
+    when: str
+
+
+def _trial(peft_model: Any, plain: Engine, direct: Engine, batch: Batch, dtype: torch.dtype, device: str) -> _Trial:
+    """Remembered, where the error is small enough, for the model's shape, adapter, number format, libraries and
+    machine."""
     note = cache_folder("direct") / _key(peft_model, dtype, device)
     with contextlib.suppress(OSError, ValueError):
         kept = json.loads(note.read_text(encoding="ascii"))
-        return float(kept["error"]), "checked before"
+        return _Trial(float(kept["error"]), kept["speed"], "checked before")
     with _nothing_at_zero(peft_model) as parameters:
         factor = 1.0 / float(batch.weights.sum())
         losses, gradients = [], []
         for engine in (plain, direct):
             losses.append(engine.add_gradient(batch, factor).double())
             gradients.append(_taken(parameters))
+        speed = None if _is_known_faster(device) else _speed((plain, direct), batch, factor, torch.device(device))
     error = max(_relative(losses[1], losses[0]), _relative(gradients[1], gradients[0]))
     if error <= _LARGEST_ERROR[dtype]:
         with contextlib.suppress(StorageError):  # a cache that cannot be written costs time, nothing else
-            write_file(note, json.dumps({"error": error}))
-    return error, "checked on one micro batch"
+            write_file(note, json.dumps({"error": error, "speed": speed}))
+    return _Trial(error, speed, "checked on one micro batch")
+
+
+def _is_known_faster(device: str) -> bool:
+    return device.partition(":")[0] in _KNOWN_FASTER
+
+
+def _speed(engines: Sequence[Engine], batch: Batch, factor: float, device: torch.device) -> float:
+    """Time of the first over that of the second: medians of three passes in turns. Both have been warmed up."""
+    seconds: list[list[float]] = [[] for _ in engines]
+    for _ in range(3):
+        for engine, taken in zip(engines, seconds, strict=True):
+            synchronize(device)
+            began = time.perf_counter()
+            engine.add_gradient(batch, factor)
+            synchronize(device)
+            taken.append(time.perf_counter() - began)
+    first, second = map(statistics.median, seconds)
+    return first / second
 
 
 @contextlib.contextmanager
@@ -225,6 +261,7 @@ def _code_digest() -> str:
         engine / "head.py",
         engine / "fused.py",
         engine / "fused_loops.py",
+        engine / "gpu.py",
         *(file for file in (engine / "direct").iterdir() if file.name.endswith(".py")),
     ]
     ordered = sorted(files, key=lambda file: file.name)

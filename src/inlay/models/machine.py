@@ -46,6 +46,7 @@ LIBRARIES = (
     "safetensors",
     "tokenizers",
     "bitsandbytes",
+    "liger-kernel",
     "numpy",
     "numba",
     "pydantic",

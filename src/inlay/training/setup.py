@@ -231,10 +231,11 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     work = work_of(config, model, *place)
     memory, eval_batch_size = _fitted(model, work, choices, data.max_length, place.device, world)
     reporter.stage("checking the engine on one micro batch")
-    engine, why = choose(
-        config.train.engine, model, _tried(data.train, config, encoder.pad_id).to(place.device), *place,
-        config.train.gradient_checkpointing, config.train.activation_offload,
-    )  # fmt: skip
+    tried = _tried(data.train, config, encoder.pad_id).to(place.device)
+    modes = config.train.gradient_checkpointing, config.train.activation_offload
+    engine, why = choose(config.train.engine, model, tried, *place, *modes)
+    if world.any(engine.name == "plain") and engine.name != "plain":
+        engine, why = choose("plain", model, tried, *place, *modes)[0], "another rank takes the plain one"
     choices.settle("train.engine", engine.name, why)
     total, eval_every, save_every = length_of(config.train, data.train.drawn)
     choices.settle("train.eval_steps", eval_every, "ten times a run")

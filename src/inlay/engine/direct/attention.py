@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from inlay.engine import fused
+from inlay.engine import fused, gpu
 from inlay.engine.direct.lora import Projection
 from inlay.engine.direct.norm import RmsNorm
 from inlay.engine.profile import timed
@@ -218,6 +218,7 @@ class _Saved(NamedTuple):
     q_TND: Tensor
     k_TMD: Tensor
     v_TMD: Tensor
+    flash: Any  # what the flash kernel's backward needs, where it computed the attention
     mixed: Tensor  # (kept tokens, N·D)
     o_lows: list[Tensor]
     post: tuple[Tensor, Tensor] | None  # what the norm behind it read, and its factor
@@ -250,7 +251,8 @@ class Attention:
             head_norms = (raw_q_TND, raw_k_TMD, q_factor, k_factor)
         rotate_(q_TND, *turn)
         rotate_(k_TMD, *turn)
-        mixed, kept_TH, spans = attend(q_TND, k_TMD, v_TMD, tokens.rows, self.softmax).flatten(1), x_TH, tokens.spans
+        mixed_TND, flash = self._attend(q_TND, k_TMD, v_TMD, tokens)
+        mixed, kept_TH, spans = mixed_TND.flatten(1), x_TH, tokens.spans
         if last:
             mixed, kept_TH, spans = mixed[tokens.kept_J], x_TH[tokens.kept_J], tokens.kept_spans
         y_TH, o_lows = self.o.forward(mixed, spans)
@@ -259,8 +261,14 @@ class Attention:
             raw_TH = y_TH
             y_TH, post_factor_T1 = self.post.forward(raw_TH)
             post = (raw_TH, post_factor_T1)
-        saved = _Saved(x_TH, factor_T1, lows, head_norms, q_TND, k_TMD, v_TMD, mixed, o_lows, post)
+        saved = _Saved(x_TH, factor_T1, lows, head_norms, q_TND, k_TMD, v_TMD, flash, mixed, o_lows, post)
         return kept_TH + y_TH, saved
+
+    def _attend(self, q_TND: Tensor, k_TMD: Tensor, v_TMD: Tensor, tokens: Any) -> tuple[Tensor, Any]:
+        softmax = self.softmax
+        if not gpu.attends(q_TND, softmax.softcap):
+            return attend(q_TND, k_TMD, v_TMD, tokens.rows, softmax), None
+        return gpu.attend(q_TND, k_TMD, v_TMD, tokens.bounds, tokens.longest, softmax.scale, softmax.window)
 
     def backward(
         self, dy_TH: Tensor, saved: _Saved, tokens: Any, turn: tuple[Tensor, Tensor], last: bool, wants_dx: bool
@@ -275,9 +283,11 @@ class Attention:
             return None
         if last:
             dmixed, dy_TH = tokens.spread(dmixed), tokens.spread(dy_TH)
-        dq_TND, dk_TMD, dv_TMD = attend_backward(
-            dmixed.view_as(s.q_TND), s.q_TND, s.k_TMD, s.v_TMD, tokens.rows, self.softmax
-        )
+        dmixed_TND = dmixed.view_as(s.q_TND)
+        if s.flash is None:
+            dq_TND, dk_TMD, dv_TMD = attend_backward(dmixed_TND, s.q_TND, s.k_TMD, s.v_TMD, tokens.rows, self.softmax)
+        else:
+            dq_TND, dk_TMD, dv_TMD = gpu.attend_backward(dmixed_TND, s.flash)
         rotate_(dq_TND, cos, -sin)
         rotate_(dk_TMD, cos, -sin)
         if self.head_norms is not None and s.head_norms is not None:

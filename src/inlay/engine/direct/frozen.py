@@ -41,9 +41,10 @@ def _stacked(linears: Sequence[Any]) -> Tensor:
         return linears[0].weight.detach()  # type: ignore[no-any-return]
     weight_OI = torch.cat([linear.weight.detach() for linear in linears])
     for linear, part in zip(linears, weight_OI.split([len(linear.weight) for linear in linears]), strict=True):
-        before, size = linear.weight.data_ptr(), linear.weight.nbytes
+        before = (linear.weight.data_ptr(), linear.weight.nbytes) if linear.weight.is_cpu else None
         linear.weight.data = part
-        page_out(before, size)
+        if before is not None:
+            page_out(*before)
     return weight_OI
 
 

@@ -12,22 +12,29 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from inlay.engine import fused
+from inlay.engine import fused, gpu
 from inlay.engine.direct.lora import Projection
 from inlay.engine.direct.norm import RmsNorm
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 
-def gated(name: str, gate_TI: Tensor, up_TI: Tensor) -> Tensor:
-    """act(gate) · up"""
+def gated(name: str, gate_up: Tensor) -> Tensor:
+    """act(gate) · up (T, I) of both beside each other (T, 2 I)."""
+    gate_TI, up_TI = gate_up.chunk(2, 1)
+    if name == "silu" and gpu.takes(gate_up):
+        return gpu.gated_silu(gate_up)
     if fused.takes(gate_TI, up_TI):
         return fused.gated(name, gate_TI, up_TI)
     return _act(name, gate_TI).mul_(up_TI)
 
 
-def gated_backward(name: str, dh_TI: Tensor, gate_TI: Tensor, up_TI: Tensor) -> None:
+def gated_backward(name: str, dh_TI: Tensor, gate_up: Tensor) -> None:
     """Writes the gradients by gate and up over them, and over dh what may be."""
+    gate_TI, up_TI = gate_up.chunk(2, 1)
+    if name == "silu" and gpu.takes(gate_up):
+        gpu.gated_silu_backward(dh_TI, gate_up)
+        return
     if fused.takes(dh_TI, gate_TI, up_TI):
         fused.gated_backward(name, dh_TI, gate_TI, up_TI)
         return
@@ -68,8 +75,7 @@ class Mlp:
     def forward(self, x_TH: Tensor, spans: Sequence[slice]) -> tuple[Tensor, _Saved]:
         n_TH, factor_T1 = self.norm.forward(x_TH)
         gate_up, lows = self.gate_up.forward(n_TH, spans)
-        gate_TI, up_TI = gate_up.chunk(2, 1)
-        y_TH, down_lows = self.down.forward(gated(self.act, gate_TI, up_TI), spans)
+        y_TH, down_lows = self.down.forward(gated(self.act, gate_up), spans)
         post = None
         if self.post is not None:
             raw_TH = y_TH
@@ -84,10 +90,9 @@ class Mlp:
         draw_TH = dy_TH
         if self.post is not None and post is not None:
             draw_TH = self.post.backward(dy_TH, *post)
-        gate_TI, up_TI = gate_up.chunk(2, 1)
-        dh_TI = self.down.backward(draw_TH, gated(self.act, gate_TI, up_TI), down_lows, spans)
+        dh_TI = self.down.backward(draw_TH, gated(self.act, gate_up), down_lows, spans)
         assert dh_TI is not None
-        gated_backward(self.act, dh_TI, gate_TI, up_TI)
+        gated_backward(self.act, dh_TI, gate_up)
         n_TH = self.norm.scaled(x_TH, factor_T1)
         dn_TH = self.gate_up.backward(gate_up, n_TH, lows, spans, wants_dx)
         if dn_TH is None:

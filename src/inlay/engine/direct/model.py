@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from inlay.data.batches import Batch
+from inlay.engine import gpu
 from inlay.engine.direct.attention import Attention, Rows, Softmax, groups
 from inlay.engine.direct.lora import Projection
 from inlay.engine.direct.mlp import Mlp
@@ -39,6 +40,9 @@ class Packed:
     spans: list[slice]
     """Tokens of each adapter."""
     rows: list[Rows]
+    bounds: Tensor
+    """First token of each row and the end of the last, int32."""
+    longest: int
     kept_J: Tensor
     kept_spans: list[slice]
     """Those of the kept tokens that belong to each adapter."""
@@ -70,9 +74,11 @@ class Packed:
             kept_J = _longer(kept_J, kept, tokens - 1)
             token_ends[-1], kept_ends[-1] = tokens, kept
         spans = [slice(token_ends[a], token_ends[b]) for a, b in zip(starts, row_ends, strict=True)]
+        bounds = F.pad(ends, (1, 0)).to(ids_T.device, torch.int32)
         kept_spans = [slice(a, b) for a, b in itertools.pairwise(kept_ends)]
         return Packed(
-            ids_T, positions_T, spans, groups(lengths, heads, _VECTOR if few_shapes else 1), kept_J, kept_spans, targets_J, weights_J, row_J
+            ids_T, positions_T, spans, groups(lengths, heads, _VECTOR if few_shapes else 1), bounds, max(lengths),
+            kept_J, kept_spans, targets_J, weights_J, row_J,
         )  # fmt: skip
 
     def spread(self, x_JH: Tensor) -> Tensor:
@@ -218,7 +224,9 @@ class DirectModel:
     def _head(self, x_JH: Tensor, tokens: Packed, factors: Sequence[float]) -> tuple[Tensor, Tensor]:
         """(J,) weighted nll, and its gradient (J, H) by the last layer's output, times each adapter's factor."""
         n_JH, factor_J1 = self.norm.forward(x_JH)
-        nll_J, dn_JH = nll_and_gradient(n_JH, self.head, tokens.targets_J)
+        fused = gpu.takes(n_JH) and n_JH.dtype == self.head.weight_VH.dtype
+        compute = gpu.nll_and_gradient if fused else nll_and_gradient
+        nll_J, dn_JH = compute(n_JH, self.head, tokens.targets_J)
         scale_J = tokens.weights_J.to(nll_J.dtype)
         nll_J = nll_J * scale_J
         for span, factor in zip(tokens.kept_spans, factors, strict=True):

@@ -1,0 +1,55 @@
+"""One step of the direct path on a device that computes nothing and refuses what lies elsewhere: `python other_device.py
+FAMILY...` prints a line for each family, the devices of its gradients and how often the flash kernel was called.
+
+Torch's fake tensors know a device and a shape, and of each operation what its result's are, that of the flash kernel too.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields, replace
+from typing import Any
+from unittest import mock
+
+import torch
+from decoders import adapted, batch, decoder
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from inlay.engine import gpu
+from inlay.engine.direct.model import DirectModel, Packed
+
+DEVICE = "elsewhere:0"
+
+
+def main() -> None:
+    _setup_privateuseone_for_python_backend("elsewhere")
+    mode = FakeTensorMode()
+    for family in sys.argv[1:]:
+        model = adapted(decoder(family, torch.bfloat16))
+        packed = Packed.of([batch()], heads=4)
+        with mode, mock.patch.object(gpu, "attend", side_effect=gpu.attend) as flash:
+            for module in model.modules():
+                for name, value in module._parameters.items():
+                    if value is not None:
+                        module._parameters[name] = torch.nn.Parameter(there(value), value.requires_grad)
+                for name, value in module._buffers.items():
+                    module._buffers[name] = None if value is None else there(value)
+            moved = {f.name: there(x) for f in fields(packed) if isinstance(x := getattr(packed, f.name), torch.Tensor)}
+            with (
+                mock.patch.object(Packed, "of", return_value=replace(packed, **moved)),
+                mock.patch.object(gpu, "is_there", lambda x: x.device.type == "elsewhere"),
+                mock.patch.object(gpu, "reason", return_value="Triton's kernels are for numbers"),
+                mock.patch.object(torch, "isfinite"),  # of numbers nothing is known
+            ):
+                DirectModel(model).add_gradient(batch(), 0.1)
+        devices = {str(p.grad.device) for p in model.parameters() if p.grad is not None}
+        sys.stdout.write(f"{family}: {sorted(devices)}: {flash.call_count}\n")
+
+
+def there(x: Any) -> torch.Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=DEVICE)
+
+
+if __name__ == "__main__":
+    main()
