@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 
 from inlay.config import load
 from inlay.run import Run
-from training_runs import Inlay, lines_of, train, untimed
+from inlay.training.setup import set_up
+from inlay.training.world import World
+from training_runs import Inlay, Quiet, lines_of, train, untimed
 
 SECTIONS: dict[str, Any] = {
     "adapter": {"dropout": 0.2},
@@ -130,6 +132,17 @@ def test_what_one_process_meets_is_answered_by_all_as_one_process_alone_answers_
         )
         assert [(one["step"], one["batch_size"]) for one in run.record["out_of_memory"]] == [(met["memory"], 1)]
     assert_same_within_rounding(together, alone)
+
+
+def test_where_another_rank_takes_the_plain_path_all_take_it(
+    config_tree: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = set_up(load(tree=config_tree()), Quiet(), World())
+    assert setup.engine.name == setup.config.train.engine == "direct"
+    monkeypatch.setattr(World, "any", lambda *_: True)
+    setup = set_up(load(tree=config_tree()), Quiet(), World())
+    assert setup.engine.name == setup.config.train.engine == "plain"
+    assert setup.reasons["train.engine"] == "another rank takes the plain one"
 
 
 def test_the_order_of_rows_knows_nothing_of_the_world() -> None:
