@@ -6,7 +6,6 @@ torch's attention of each row by itself. What this cannot show is that they run 
 
 from __future__ import annotations
 
-import atexit
 import copy
 import os
 import subprocess
@@ -53,14 +52,8 @@ def interpreter() -> Iterator[None]:
 
         patch.setattr(its, "_implicit_cvt", number)
         patch.setattr(rms_norm, "rsqrt", lambda x: tl.rsqrt(x))
-        atexit.register(_silence)
         patch.setattr(cross_entropy, "tanh", lambda x: 2 * tl.sigmoid(2 * x) - 1)
         yield
-
-
-def _silence() -> None:
-    """Triton's library counts aloud what the end of Python leaves of it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 @pytest.fixture
