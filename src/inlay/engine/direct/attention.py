@@ -145,11 +145,12 @@ def attend(q_TND: Tensor, k_TMD: Tensor, v_TMD: Tensor, rows: Sequence[Rows], so
     out_TND = _room_for(q_TND, rows)
     for group in rows:
         q_XGLD, k_XLD, v_XLD = _by_key_head(group, q_TND, k_TMD, v_TMD, softmax.scale)
-        mixed_XGLD = torch.empty_like(q_XGLD)
+        mixed: list[Tensor] = []
         for queries, keys in softmax.blocks(k_XLD.shape[1]):
             q_XQD = q_XGLD[:, :, queries].flatten(1, 2)
             p, _ = softmax.probabilities(q_XQD, k_XLD[:, keys], queries, keys)
-            mixed_XGLD[:, :, queries] = torch.bmm(p, v_XLD[:, keys]).unflatten(1, (q_XGLD.shape[1], -1))
+            mixed.append(torch.bmm(p, v_XLD[:, keys]).unflatten(1, (q_XGLD.shape[1], -1)))
+        mixed_XGLD = _joined(mixed)
         group.unpad(mixed_XGLD.view(len(group.lengths), -1, *mixed_XGLD.shape[2:]), out_TND)
     return out_TND
 
@@ -166,18 +167,40 @@ def attend_backward(
     for group in rows:
         q_XGLD, k_XLD, v_XLD = _by_key_head(group, q_TND, k_TMD, v_TMD, softmax.scale)
         d_XGLD = group.padded(d_TND).view_as(q_XGLD)
-        dq_XGLD, dk_XLD, dv_XLD = torch.empty_like(q_XGLD), torch.zeros_like(k_XLD), torch.zeros_like(v_XLD)
-        for queries, keys in softmax.blocks(k_XLD.shape[1]):
+        dq: list[Tensor] = []
+        dk_XLD, dv_XLD, length = None, None, k_XLD.shape[1]
+        for queries, keys in softmax.blocks(length):
             q_XQD, d_XQD = q_XGLD[:, :, queries].flatten(1, 2), d_XGLD[:, :, queries].flatten(1, 2)
             p, tanh = softmax.probabilities(q_XQD, k_XLD[:, keys], queries, keys)
-            dv_XLD[:, keys] += torch.bmm(p.transpose(1, 2), d_XQD)
+            dv_XLD = _added(dv_XLD, torch.bmm(p.transpose(1, 2), d_XQD), keys, length)
             ds = softmax.backward(torch.bmm(d_XQD, v_XLD[:, keys].transpose(1, 2)), p, tanh, queries, keys)
-            dq_XGLD[:, :, queries] = torch.bmm(ds, k_XLD[:, keys]).unflatten(1, (q_XGLD.shape[1], -1))
-            dk_XLD[:, keys] += torch.bmm(ds.transpose(1, 2), q_XQD)
+            dq.append(torch.bmm(ds, k_XLD[:, keys]).unflatten(1, (q_XGLD.shape[1], -1)))
+            dk_XLD = _added(dk_XLD, torch.bmm(ds.transpose(1, 2), q_XQD), keys, length)
+        assert dk_XLD is not None
+        assert dv_XLD is not None
         count = len(group.lengths)
-        for d_padded, d_flat, scale in ((dq_XGLD, dq_TND, softmax.scale), (dk_XLD, dk_TMD, 1.0), (dv_XLD, dv_TMD, 1.0)):
+        for d_padded, d_flat, scale in (
+            (_joined(dq), dq_TND, softmax.scale),
+            (dk_XLD, dk_TMD, 1.0),
+            (dv_XLD, dv_TMD, 1.0),
+        ):
             group.unpad(d_padded.view(count, -1, *d_padded.shape[-2:]), d_flat, scale)
     return dq_TND, dk_TMD, dv_TMD
+
+
+def _joined(blocks: Sequence[Tensor]) -> Tensor:
+    """Along the queries. Most rows are one block: it is not copied."""
+    return blocks[0] if len(blocks) == 1 else torch.cat(list(blocks), 2)
+
+
+def _added(sum_XLD: Tensor | None, part_XmD: Tensor, keys: slice, length: int) -> Tensor:
+    """What the blocks so far and this one give its keys."""
+    if sum_XLD is None and part_XmD.shape[1] == length:
+        return part_XmD
+    if sum_XLD is None:
+        sum_XLD = part_XmD.new_zeros(len(part_XmD), length, part_XmD.shape[2])
+    sum_XLD[:, keys] += part_XmD
+    return sum_XLD
 
 
 def _room_for(x_TND: Tensor, rows: Sequence[Rows]) -> Tensor:
