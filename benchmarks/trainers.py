@@ -73,6 +73,9 @@ class Watch:
         cuda = sys.modules["torch"].cuda
         if cuda.is_initialized():
             cuda.synchronize()
+            if not self.ends:  # what came before training is no part of its peak
+                cuda.empty_cache()
+                cuda.reset_peak_memory_stats()
             self.device_bytes = max(self.device_bytes, cuda.max_memory_reserved())
         self.ends.append(time.perf_counter())
 
@@ -135,6 +138,7 @@ def with_inlay(task: dict[str, Any]) -> dict[str, Any]:
         "train": {"batch_size": task["micro"] * task["accumulate"], "max_steps": steps, "learning_rate": 2e-4, "seed": SEED,
                   "schedule": "constant", "warmup_ratio": 0.0, "eval_steps": steps, "save_steps": steps,
                   "gradient_checkpointing": bool(task["recompute"]),
+                  "micro_batch_size": "auto" if task["device"] == "cpu" else task["micro"],
                   "engine": task.get("tool", "").partition("-")[2] or "auto"} | in_order,
         "eval": {"max_rows": 2, "retention_rows": 0},
         "track": {"trackers": []},

@@ -87,36 +87,54 @@ def test_what_it_does_not_know_falls_back_and_says_so() -> None:
     assert chosen(adapted(decoder("llama", attention_dropout=0.1)))[1].endswith("the base has dropout")
 
 
+class Clock:
+    """Seconds that pass only where a path computes: 5 on the direct one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.plain, self.room = 0.0, 0.0, 10
+        self.batches: list[int] = []
+        direct, plain = DirectModel.add_gradients, PlainModel.add_gradient
+
+        def add_gradients(engine: Any, batches: Any, *given: Any) -> Any:
+            self.now += 5.0
+            return direct(engine, batches, *given)
+
+        def add_gradient(engine: Any, one: Any, *given: Any) -> Any:
+            self.batches.append(len(one.rows))
+            if len(one.rows) > self.room:
+                raise torch.OutOfMemoryError("no room")
+            self.now += self.plain
+            return plain(engine, one, *given)
+
+        monkeypatch.setattr(DirectModel, "add_gradients", add_gradients)
+        monkeypatch.setattr(PlainModel, "add_gradient", add_gradient)
+        monkeypatch.setattr(choosing.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(choosing, "_KNOWN_FASTER", ())
+
+
 def test_where_it_is_not_known_to_be_faster_both_paths_are_timed_and_the_faster_one_is_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(choosing, "_KNOWN_FASTER", ())
-    peft_model = adapted(decoder("llama"))
-    right = DirectModel.add_gradients
-    clock = [0.0]
-
-    def slow(engine: Any, *given: Any) -> Any:
-        clock[0] += 5.0
-        return right(engine, *given)
-
-    monkeypatch.setattr(DirectModel, "add_gradients", slow)
-    monkeypatch.setattr(choosing.time, "perf_counter", lambda: clock[0])
-    plain = PlainModel.add_gradient
-
-    def timed(seconds: float) -> Any:
-        def add_gradient(engine: Any, *given: Any) -> Any:
-            clock[0] += seconds
-            return plain(engine, *given)
-
-        return add_gradient
-
-    monkeypatch.setattr(PlainModel, "add_gradient", timed(4.0))
+    clock, peft_model = Clock(monkeypatch), adapted(decoder("llama"))
+    clock.plain = 4.0
     assert chosen(peft_model) == ("plain", "not the direct one: it is 0.80 times as fast on one micro batch here")
-    monkeypatch.setattr(PlainModel, "add_gradient", timed(6.0))
-    assert chosen(peft_model)[0] == "plain"  # as seen before
-    assert chosen(peft_model, "direct")[0] == "direct"
-    name, reason = chosen(adapted(decoder("llama", num_hidden_layers=2)))
+    clock.plain = 6.0
+    name, reason = chosen(peft_model)
     assert (name, ", 1.20 times as fast" in reason) == ("direct", True)
+    assert all(parameter.grad is None for parameter in peft_model.parameters())
+    clock.plain = 4.0
+    assert chosen(peft_model, "direct")[0] == "direct"  # as asked for: not timed
+
+
+def test_they_are_timed_on_a_batch_as_training_has_them_also_where_the_plain_path_has_no_room_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, peft_model = Clock(monkeypatch), adapted(decoder("llama"))
+    clock.room = 5
+    heavy = batch((20,) * 6)
+    engine, reason = choose("auto", peft_model, batch(), "cpu", torch.float32, "none", False, heavy=heavy)
+    assert (engine.name, "the plain one has no room for a micro batch" in reason) == ("direct", True)
+    assert clock.batches == [5, 6, 6, 6, 6]
     assert all(parameter.grad is None for parameter in peft_model.parameters())
 
 
@@ -131,7 +149,7 @@ def test_where_its_kernels_fail_the_plain_path_is_taken_and_the_failure_is_told(
     with pytest.raises(TypeError):  # a fault of ours is not passed over
         chosen(peft_model)
     monkeypatch.setattr(choosing, "_KNOWN_FASTER", ())
-    assert chosen(peft_model) == ("plain", "not the direct one: it fails here (TypeError: no such kernel)")
+    assert chosen(peft_model) == ("plain", "not the direct one: the check fails here (TypeError: no such kernel)")
     with pytest.raises(TypeError):
         chosen(peft_model, "direct")
     assert all(parameter.grad is None for parameter in peft_model.parameters())

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +44,10 @@ def choose(
     quantization: str,
     recompute: bool,
     offload: bool = False,
+    heavy: Batch | None = None,
 ) -> tuple[Engine, str]:
-    """(the path, why) for `train.engine`; `batch` is a micro batch to try the direct path on.
+    """(the path, why) for `train.engine`; `batch` is a micro batch to try the direct path on, `heavy` one to time both
+    on where it is not known to be the faster one.
 
     Leaves weights, gradients and torch's random state as they were. Raises: ConfigError when `direct` was asked for
     and cannot be had.
@@ -58,33 +60,35 @@ def choose(
         from inlay.engine.direct.model import DirectModel
 
         compute = product_dtype(device, dtype)
-        direct = DirectModel(peft_model, recompute=recompute, compute=compute)
-        found: _Trial | None = None
         try:
-            found = _trial(peft_model, plain, direct, batch, dtype, device)
+            direct = DirectModel(peft_model, recompute=recompute, compute=compute)
+            error, when = _difference(peft_model, plain, direct, batch, dtype, device)
+            is_timed = wanted == "auto" and not _is_known_faster(device) and error <= _LARGEST_ERROR[dtype]
+            speed = _speed(peft_model, (plain, direct), heavy or batch, device) if is_timed else None
         except Exception as failed:  # the kernels are others' and compiled here: the plain path needs none
             if is_out_of_memory(failed):
                 reason = f"no memory to check it ({first_line(failed)})"
             elif wanted == "direct" or _is_known_faster(device):
                 raise
             else:
-                reason = f"it fails here ({type(failed).__name__}: {first_line(failed)})"
-        if found is None:
-            release(device)
-        elif found.error > _LARGEST_ERROR[dtype]:
-            reason = (
-                f"its gradient differs from the plain one's by {found.error:.1e}, more than {_LARGEST_ERROR[dtype]:.0e}"
-            )
-        elif wanted == "auto" and found.speed is not None and found.speed < 1:
-            reason = f"it is {found.speed:.2f} times as fast on one micro batch here"
+                reason = f"the check fails here ({type(failed).__name__}: {first_line(failed)})"
         else:
-            products = f", products in {dtype_name(compute)}, which is faster here" if compute != dtype else ""
-            faster = "" if found.speed is None else f", {found.speed:.2f} times as fast"
-            kernels = _kernels(device, compute)
-            return (
-                direct,
-                f"{found.when}: its gradient is the plain one's to {found.error:.0e}{faster}{products}{kernels}",
-            )
+            if error > _LARGEST_ERROR[dtype]:
+                reason = (
+                    f"its gradient differs from the plain one's by {error:.1e}, more than {_LARGEST_ERROR[dtype]:.0e}"
+                )
+            elif speed is not None and speed < 1:
+                reason = f"it is {speed:.2f} times as fast on one micro batch here"
+            else:
+                products = f", products in {dtype_name(compute)}, which is faster here" if compute != dtype else ""
+                faster = "" if speed is None else f", {speed:.2f} times as fast"
+                if speed == float("inf"):
+                    faster = ", and the plain one has no room for a micro batch"
+                kernels = _kernels(device, compute)
+                return direct, f"{when}: its gradient is the plain one's to {error:.0e}{faster}{products}{kernels}"
+        finally:
+            if device != "cpu" or reason is not None:
+                release(device)
     if wanted == "direct":
         raise ConfigError(f"train.engine direct: {reason}. Leave train.engine at auto.")
     return plain, f"not the direct one: {reason}"
@@ -93,7 +97,8 @@ def choose(
 def _kernels(device: str, compute: torch.dtype) -> str:
     """In words, what computes that which is no product."""
     if device.startswith("cuda"):
-        return ", Liger's kernels" if (against := gpu.reason()) is None else f", no fused kernels ({against})"
+        kernels = ", Liger's kernels" if (against := gpu.reason()) is None else f", no fused kernels ({against})"
+        return kernels + ("" if gpu.has_flash() else ", no flash attention (torch 2.12 has it)")
     if device != "cpu":
         return ""
     if (against := fused.reason(compute)) is None:
@@ -102,7 +107,8 @@ def _kernels(device: str, compute: torch.dtype) -> str:
 
 
 def expected(wanted: str, peft_model: Any, device: str, dtype: torch.dtype, quantization: str) -> str:
-    """The name of the path that `choose` will most likely take, told without computing anything."""
+    """The name of the path that `choose` will take, told without computing anything; where that is timed, of the one that
+    holds more."""
     takes_direct = wanted == "direct" or (wanted == "auto" and device == "cpu")
     return "direct" if takes_direct and refusal(peft_model, dtype, quantization) is None else "plain"
 
@@ -158,53 +164,59 @@ def _is_known(name: str, layer: Any) -> bool:
     return is_linear and ".layers." in name and name.rpartition(".")[2] in _PROJECTIONS
 
 
-class _Trial(NamedTuple):
-    """What one micro batch on both paths has shown."""
+def _difference(
+    peft_model: Any, plain: Engine, direct: Engine, batch: Batch, dtype: torch.dtype, device: str
+) -> tuple[float, str]:
+    """(the larger relative difference of loss and gradient, whether it was seen now or before).
 
-    error: float
-    """The larger relative difference of loss and gradient."""
-    speed: float | None
-    """Time of the plain path over that of the direct one, None where it is not asked for."""
-    when: str
-
-
-def _trial(peft_model: Any, plain: Engine, direct: Engine, batch: Batch, dtype: torch.dtype, device: str) -> _Trial:
-    """Remembered, where the error is small enough, for the model's shape, adapter, number format, libraries and
-    machine."""
+    Remembered, where it is small enough, for the model's shape, adapter, number format, libraries and machine.
+    """
     note = cache_folder("direct") / _key(peft_model, dtype, device)
     with contextlib.suppress(OSError, ValueError):
         kept = json.loads(note.read_text(encoding="ascii"))
-        return _Trial(float(kept["error"]), kept["speed"], "checked before")
+        return float(kept["error"]), "checked before"
     with _nothing_at_zero(peft_model) as parameters:
         factor = 1.0 / float(batch.weights.sum())
         losses, gradients = [], []
         for engine in (plain, direct):
-            losses.append(engine.add_gradient(batch, factor).double())
+            losses.append(engine.add_gradient(batch, factor).cpu().double())
             gradients.append(_taken(parameters))
-        speed = None if _is_known_faster(device) else _speed((plain, direct), batch, factor, torch.device(device))
     error = max(_relative(losses[1], losses[0]), _relative(gradients[1], gradients[0]))
     if error <= _LARGEST_ERROR[dtype]:
         with contextlib.suppress(StorageError):  # a cache that cannot be written costs time, nothing else
-            write_file(note, json.dumps({"error": error, "speed": speed}))
-    return _Trial(error, speed, "checked on one micro batch")
+            write_file(note, json.dumps({"error": error}))
+    return error, "checked on one micro batch"
 
 
 def _is_known_faster(device: str) -> bool:
     return device.partition(":")[0] in _KNOWN_FASTER
 
 
-def _speed(engines: Sequence[Engine], batch: Batch, factor: float, device: torch.device) -> float:
-    """Time of the first over that of the second: medians of three passes in turns. Both have been warmed up."""
+def _speed(peft_model: Any, engines: Sequence[Engine], batch: Batch, device: str) -> float:
+    """Time of the first over that of the second: medians of three passes in turns behind one of each. Infinite where only
+    the second has room for the batch, 0 where it has none."""
     seconds: list[list[float]] = [[] for _ in engines]
-    for _ in range(3):
-        for engine, taken in zip(engines, seconds, strict=True):
-            synchronize(device)
-            began = time.perf_counter()
-            engine.add_gradient(batch, factor)
-            synchronize(device)
-            taken.append(time.perf_counter() - began)
-    first, second = map(statistics.median, seconds)
-    return first / second
+    with _nothing_at_zero(peft_model):
+        for _ in range(4):
+            for engine, taken in zip(engines, seconds, strict=True):
+                taken.append(_seconds(engine, batch, device))
+    first, second = (statistics.median(taken[1:]) for taken in seconds)
+    return 0.0 if second == float("inf") else first / second
+
+
+def _seconds(engine: Engine, batch: Batch, device: str) -> float:
+    synchronize(torch.device(device))
+    began = time.perf_counter()
+    try:
+        engine.add_gradient(batch, 1.0)
+        synchronize(torch.device(device))
+    except (MemoryError, RuntimeError) as failed:
+        if not is_out_of_memory(failed):
+            raise
+    else:
+        return time.perf_counter() - began
+    release(device)
+    return float("inf")
 
 
 @contextlib.contextmanager
@@ -226,7 +238,9 @@ def _nothing_at_zero(peft_model: Any) -> Iterator[list[nn.Parameter]]:
 
 def _taken(parameters: list[nn.Parameter]) -> Tensor:
     """The gradient as one vector; the parameters have none afterwards."""
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    parts = [
+        (torch.zeros_like(p) if p.grad is None else p.grad).cpu() for p in parameters
+    ]  # not every device has float64
     for parameter in parameters:
         parameter.grad = None
     return torch.cat([part.double().reshape(-1) for part in parts])
@@ -246,13 +260,19 @@ def _key(peft_model: Any, dtype: torch.dtype, device: str) -> str:
         "dtype": str(dtype),
         "products": str(product_dtype(device, dtype)),
         "weights": [str(getattr(p, "quant_type", p.dtype)) for p in peft_model.parameters() if not p.requires_grad],
-        "device": device,
+        "device": [device, *_card(device)],
         "precision": torch.get_float32_matmul_precision(),
         "versions": library_versions(),
         "cpu": cpu_facts(),
         "code": _code_digest(),
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _card(device: str) -> tuple[Any, ...]:
+    if not device.startswith("cuda"):
+        return ()
+    return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
 
 
 def _code_digest() -> str:

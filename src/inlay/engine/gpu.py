@@ -15,17 +15,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inlay.engine.head import Head, rows_at_once
+from inlay.engine.head import Head
 from inlay.engine.profile import timed
 
 _LARGEST_HEAD = 256  # values that the flash kernel takes, in steps of 8
-_FLASH = (torch.bfloat16, torch.float16)
+_FLASH = (torch.bfloat16,)
 
 
 @functools.cache
 def reason() -> str | None:
     """Why there are no kernels for norms, activation and head here, None where there are."""
-    return None if find_spec("liger_kernel") else "liger-kernel is not installed"
+    if not find_spec("liger_kernel"):
+        return "liger-kernel is not installed"
+    try:
+        from liger_kernel.ops.fused_linear_cross_entropy import fused_linear_cross_entropy_forward
+        from liger_kernel.ops.rms_norm import rms_norm_backward, rms_norm_forward
+        from liger_kernel.ops.swiglu import swiglu_fused_gate_up_backward, swiglu_fused_gate_up_forward
+    except (ImportError, RuntimeError, AttributeError) as error:  # Triton asks for a compiler and a driver
+        return f"liger-kernel cannot be used: {error}"
+    needed = {
+        fused_linear_cross_entropy_forward: {"compute_gradients", "weight_requires_grad", "chunk_mem_const"},
+        rms_norm_forward: {"row_mode"}, rms_norm_backward: {"needs_dw"}, swiglu_fused_gate_up_forward: {"y"},
+        swiglu_fused_gate_up_backward: {"in_place"},
+    }  # fmt: skip
+    if all(names <= inspect.signature(kernel).parameters.keys() for kernel, names in needed.items()):
+        return None
+    return "this liger-kernel is another one than the extra `gpu` asks for"
+
+
+def has_flash() -> bool:
+    """Whether torch has attention over rows of any length."""
+    return _varlen() is not None
 
 
 def takes(x: Tensor) -> bool:
@@ -83,15 +103,17 @@ def gated_silu_backward(dh_TI: Tensor, gate_up: Tensor) -> None:
 
 @timed("head")
 def nll_and_gradient(hidden_JH: Tensor, head: Head, targets_J: Tensor) -> tuple[Tensor, Tensor]:
-    """See `inlay.engine.head.nll_and_gradient`; about as many logits exist at once."""
+    """See `inlay.engine.head.nll_and_gradient`."""
     from liger_kernel.ops.fused_linear_cross_entropy import fused_linear_cross_entropy_forward
 
-    words = len(head.weight_VH)
-    nll_J, _, _, _, gradient_JH, *_ = fused_linear_cross_entropy_forward(
-        hidden_JH, head.weight_VH, targets_J, bias=head.bias_V, reduction="none", softcap=head.softcap,
-        compute_gradients=True, weight_requires_grad=False,
-        chunk_mem_const=max(1, rows_at_once(words) * words // max(1, hidden_JH.numel())),
-    )  # fmt: skip
+    words, hidden = head.weight_VH.shape
+    nll_J, gradient_JH = hidden_JH.new_empty(len(hidden_JH), dtype=torch.float32), torch.empty_like(hidden_JH)
+    for chunk in head.chunks(len(hidden_JH)):
+        nll_J[chunk], _, _, _, gradient_JH[chunk], *_ = fused_linear_cross_entropy_forward(
+            hidden_JH[chunk], head.weight_VH, targets_J[chunk], bias=head.bias_V, reduction="none", softcap=head.softcap,
+            compute_gradients=True, weight_requires_grad=False,
+            chunk_mem_const=-(-words // hidden),  # what it gets is one chunk to it
+        )  # fmt: skip
     return nll_J, gradient_JH
 
 

@@ -47,6 +47,7 @@ LIBRARIES = (
     "tokenizers",
     "bitsandbytes",
     "liger-kernel",
+    "triton",
     "numpy",
     "numba",
     "pydantic",

@@ -231,11 +231,11 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     work = work_of(config, model, *place)
     memory, eval_batch_size = _fitted(model, work, choices, data.max_length, place.device, world)
     reporter.stage("checking the engine on one micro batch")
-    tried = _tried(data.train, config, encoder.pad_id).to(place.device)
+    light, heavy = _tried(data.train, choices.config_settled().train, encoder.pad_id, place.device)
     modes = config.train.gradient_checkpointing, config.train.activation_offload
-    engine, why = choose(config.train.engine, model, tried, *place, *modes)
+    engine, why = choose(config.train.engine, model, light, *place, *modes, heavy=heavy)
     if world.any(engine.name == "plain") and engine.name != "plain":
-        engine, why = choose("plain", model, tried, *place, *modes)[0], "another rank takes the plain one"
+        engine, why = choose("plain", model, light, *place, *modes)[0], "another rank takes the plain one"
     choices.settle("train.engine", engine.name, why)
     total, eval_every, save_every = length_of(config.train, data.train.drawn)
     choices.settle("train.eval_steps", eval_every, "ten times a run")
@@ -321,11 +321,14 @@ def _model(
     return model, base_digest, total_parameters, targets
 
 
-def _tried(train: TokenSet, config: Config, pad_id: int) -> Batch:
-    """The shortest rows of the first step: enough to see a difference, and cheap."""
-    rows = step_rows(1, config.train.seed, train.shares, config.train.batch_size)
+def _tried(train: TokenSet, settings: TrainConfig, pad_id: int, device: str) -> tuple[Batch, Batch]:
+    """The shortest rows of the first step, enough to see a difference, and cheap; and as many of the longest as are
+    computed at once."""
+    rows, at_once = step_rows(1, settings.seed, train.shares, settings.batch_size), int(settings.micro_batch_size)
     lengths = train.lengths
-    return collate(train, sorted(rows, key=lambda row: int(lengths[row]))[:_ROWS_TRIED], pad_id)
+    by_length = sorted(rows, key=lambda row: int(lengths[row]))
+    light, heavy = by_length[: min(_ROWS_TRIED, at_once)], by_length[-at_once:]
+    return collate(train, light, pad_id).to(device), collate(train, heavy, pad_id).to(device)
 
 
 def _adapted(

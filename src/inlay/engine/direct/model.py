@@ -202,6 +202,7 @@ class DirectModel:
             entering_TH, last = x_TH, index == len(self.layers) - 1
             x_TH, kept = layer.forward(x_TH, tokens, turns[layer.kind], last)
             saved.append(None if index < self.lowest else entering_TH if self.recompute else kept)
+            del kept, entering_TH  # or one layer more is held until the end
         nll_J, dx_JH = self._head(x_TH, tokens, factors)
         rows = [len(batch.rows) for batch in batches]
         nll_B = nll_J.new_zeros(sum(rows)).index_add_(0, tokens.row_J, nll_J)
