@@ -117,13 +117,17 @@ class Attempt:
         # a forward pass alone costs about a third of forward and backward
         expected_s = pace_s * (remaining * per_step + evaluations * job.heldout.token_count / 3)
         memory = setup.memory
+        parts = {
+            "weights": memory.weights,
+            "adapter and optimizer": memory.adapter + memory.gradients + memory.optimizer,
+            "activations": memory.activations,
+            "logits and workspace": max(memory.logits, memory.workspace),
+        }
+        if left := memory.total - sum(parts.values()):
+            parts["copies, kernels and what stays in the heap"] = left
+        shown = ", ".join(f"{name} {bytes_shown(size)}" for name, size in parts.items())
         return [
-            (
-                "memory",
-                f"about {bytes_shown(memory.total)}: weights {bytes_shown(memory.weights)}, adapter and optimizer "
-                f"{bytes_shown(memory.adapter + memory.gradients + memory.optimizer)}, activations "
-                f"{bytes_shown(memory.activations)}, logits and workspace {bytes_shown(max(memory.logits, memory.workspace))}",
-            ),
+            ("memory", f"about {bytes_shown(memory.total)} beside Python and its libraries: {shown}"),
             ("expected time", f"about {duration_shown(expected_s)} ({1 / pace_s:,.0f} tokens/s in one micro batch)"),
             ("run folder", str(job.run.path)),
         ]
