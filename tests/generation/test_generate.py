@@ -16,7 +16,7 @@ from inlay.data.encode import Encoder
 from inlay.data.types import Message
 from inlay.errors import DataError
 from inlay.generation import generate
-from inlay.generation.cache import cache_for
+from inlay.generation.cache import cache_argument, cache_for
 from inlay.generation.generate import Sampling, answers, full_answers, text_streamer
 
 
@@ -79,7 +79,7 @@ def test_the_cache_gives_what_that_of_transformers_gives_and_copies_nothing(wind
     places = set()
     with torch.inference_mode():
         for step in (ids[:, :8], *ids[:, 8:].split(1, 1)):
-            logits = [mistral(step, past_key_values=cache).logits for cache in (ours, theirs)]
+            logits = [mistral(step, **{cache_argument(): cache}).logits for cache in (ours, theirs)]
             assert torch.equal(*logits)
             places.add(ours.layers[0].keys.data_ptr())
     assert ours.get_seq_length() == 12

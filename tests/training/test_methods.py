@@ -17,7 +17,7 @@ from inlay import api
 from inlay import config as configs
 from inlay.data.batches import collate
 from inlay.errors import ConfigError, InlayError
-from inlay.generation.cache import cache_for
+from inlay.generation.cache import cache_argument, cache_for
 from inlay.models.adapter import TrainedState, base_view, detach
 from inlay.models.methods import trained_parameters
 from inlay.training.optimizer import make_optimizer, set_learning_rate
@@ -202,10 +202,11 @@ def test_prompt_tuning_has_the_loss_gradient_and_answers_of_peft(method_tree: Tr
     greedy = {"max_new_tokens": 10, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        answer = theirs.eval().generate(**asked, **greedy)
+        # PEFT 0.21 puts its virtual tokens on at every cached step of transformers 5.24
+        answer = theirs.eval().generate(**asked, **greedy, use_cache=False)
     assert torch.equal(ours.eval().generate(**asked, **greedy), answer)
     cache = cache_for(ours.config, 20 + 10 + 5)
-    assert torch.equal(ours.generate(**asked, **greedy, past_key_values=cache), answer)
+    assert torch.equal(ours.generate(**asked, **greedy, **{cache_argument(): cache}), answer)
     padded = {"input_ids": torch.cat([torch.zeros(1, 4, dtype=torch.long), IDS[:1, :16]], 1)}
     padded["attention_mask"] = (torch.arange(20) >= 4).long()[None]
     said = ours.generate(**padded, **greedy, return_dict_in_generate=True, output_logits=True)

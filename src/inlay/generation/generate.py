@@ -13,7 +13,7 @@ import torch
 from inlay.config.settings import GenerationConfig
 from inlay.data.encode import Encoder
 from inlay.errors import DataError
-from inlay.generation.cache import cache_for
+from inlay.generation.cache import cache_argument, cache_for
 from inlay.models.base import context_length
 from inlay.models.prompt import virtual_tokens
 
@@ -148,9 +148,9 @@ def _generate(
         output = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=cache_for(model.config, width + room + virtual_tokens(model)),
             generation_config=settings,
             streamer=streamer,
+            **{cache_argument(): cache_for(model.config, width + room + virtual_tokens(model))},
             **({"tokenizer": encoder.tokenizer} if sampling.stop else {}),
         )
     rows: list[list[int]] = output[:, width:].tolist()

@@ -39,7 +39,8 @@ def put_on(model: Any, settings: dict[str, Any], values_NH: Tensor) -> Any:
             return None
         if given:
             named = named | {"input_ids": given[0]}
-        cache, mask_BL, positions_BL = (named.get(k) for k in ("past_key_values", "attention_mask", "position_ids"))
+        cache = named.get("cache", named.get("past_key_values"))  # transformers 5.24 and later call it cache
+        mask_BL, positions_BL = named.get("attention_mask"), named.get("position_ids")
         state.was_put = cache is None or not cache.get_seq_length()
         count = len(parameter)
         if mask_BL is not None:
