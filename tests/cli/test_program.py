@@ -18,7 +18,7 @@ import training_runs
 from inlay import api
 from inlay.cli import app
 from inlay.errors import Interrupted
-from program import QUICK, Ended, environment
+from program import QUICK, Ended, environment, program
 
 Inlay = Callable[..., Ended]
 VERBS = [
@@ -79,6 +79,38 @@ def test_train_gives_one_json_value_and_says_nothing_that_is_not_ours(trained: t
         if not line.startswith(("… ", "  ", "pre-flight", "proofs", "held-out loss"))
     ]
     assert foreign == []
+
+
+WARNED = """
+import warnings
+from inlay.cli.quiet import quiet_libraries
+quiet_libraries()
+for module, category in [
+    ("transformers.generation", UserWarning), ("inlay.generation.generate", FutureWarning), ("some.library", ImportWarning),
+    ("inlay.scoring", RuntimeWarning), ("metric_mine", DeprecationWarning),
+]:
+    warnings.warn_explicit(f"of {module}", category, "a.py", 1, module)
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "strict"), [([], ""), ([], "error"), (["-W", "error"], ""), (["-W", "error::FutureWarning"], "")]
+)
+def test_a_warning_ends_no_run_and_those_of_libraries_are_not_shown(flags: list[str], strict: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, *flags, "-c", WARNED], env=environment(PYTHONWARNINGS=strict), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    shown = [line.rpartition("of ")[2] for line in ended.stderr.splitlines() if "Warning: " in line]
+    assert shown == (["inlay.scoring", "metric_mine"] if flags or strict else ["inlay.scoring"])
+
+
+@pytest.mark.slow  # the run that all tests share was trained so
+@pytest.mark.parametrize("verb", [["compare"], ["generate", "hello"], ["eval"], ["verify"]])
+def test_a_deprecation_of_a_library_ends_no_verb(verb: list[str], with_run: Path) -> None:
+    ended = program(*verb, cwd=with_run, env={"PYTHONWARNINGS": "error"})
+    assert (ended.returncode, "Warning" in ended.stderr) == (0, False)
 
 
 def write_apart(folder: Path, stdout: Path) -> None:

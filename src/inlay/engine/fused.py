@@ -92,7 +92,7 @@ class _Build:
         self._file = cache_folder("loops") / hashlib.sha256(about).hexdigest()[:32]
         self._code, self._compiler = self._kept(), None
         if self._code is None:
-            command = [sys.executable, "-P", "-m", "inlay.engine.fused_loops", _FORMATS[dtype]]
+            command = [sys.executable, "-P", "-W", "ignore", "-m", "inlay.engine.fused_loops", _FORMATS[dtype]]
             pipe = subprocess.PIPE
             self._compiler = subprocess.Popen(  # Ctrl+C is for the run, and does not reach it
                 command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
