@@ -23,7 +23,8 @@ from inlay.data import datafile, encode, percent, strictjson, tokencache
 from inlay.data.checks import quick
 from inlay.data.domain import domains, find_domain
 from inlay.data.encode import Encoder, Tokens
-from inlay.data.prepare import PreparedData, apply_max_length, prepare
+from inlay.data.max_length import apply_max_length, choose_max_length
+from inlay.data.prepare import PreparedData, prepare
 from inlay.data.tokens import TokenSet, pack
 from inlay.data.types import Example, Source
 from inlay.errors import DataCheckError, DataError
@@ -102,6 +103,40 @@ def test_max_length_auto_is_the_99th_percentile_within_the_context(tmp_path: Pat
     assert "context" in wide.max_length_reason
     with pytest.raises(DataError, match=r"data.max_length: 300 is longer than the base's context of 256"):
         made(path, enc, max_length=300)
+
+
+@given(
+    st.lists(st.tuples(st.integers(2, 40), st.booleans()), min_size=1, max_size=199),
+    st.sampled_from([16, 32, 64]),
+    st.sampled_from(["drop", "cut", "error"]),
+)
+def test_no_row_that_fits_the_context_is_lost_in_a_set_under_200_rows(
+    rows: list[tuple[int, bool]], context: int, overlong: str
+) -> None:
+    def side(held_out: bool) -> TokenSet:
+        lengths = [length for length, is_held_out in rows if is_held_out is held_out]
+        ones = (np.ones(length, np.int32) for length in lengths)
+        return pack((k, Tokens(one, one.astype(np.float32), Source("f", k))) for k, one in enumerate(ones))
+
+    train, heldout = side(False), side(True)
+    limit, _ = choose_max_length(DataConfig(train="f"), train, heldout, context)
+    assert limit <= context
+    for tokens in (train, heldout):
+        fitting = int((tokens.lengths <= context).sum())
+        if overlong == "error" and fitting < len(tokens):
+            continue
+        kept, count = apply_max_length(tokens, limit, overlong)
+        assert (kept.lengths <= context).all()
+        assert count.kept - count.cut == fitting
+
+
+@pytest.mark.parametrize("count", [5, 8, 12, 20])
+def test_a_small_file_trains_on_every_row_wherever_its_longest_falls(tmp_path: Path, enc: Encoder, count: int) -> None:
+    for longest in range(0, count, 4):
+        rows = [{"question": f"{n}?", "answer": "word " * (60 if n == longest else 3)} for n in range(count)]
+        data = made(write_rows(tmp_path / f"{longest}.jsonl", rows), enc, cache=False, check="off")
+        assert len(data.train) + len(data.heldout) == count
+        assert data.max_length_reason.startswith("longest of")
 
 
 def test_losing_more_rows_than_allowed_is_a_data_check_that_ends_with_3(tmp_path: Path, enc: Encoder) -> None:

@@ -167,7 +167,8 @@ class DataConfig(Settings):
     """How much each token of a turn counts by its role, such as `{user: 0.1}`, times the turn's own `weight` where its
     row has one. Of roles that are not named, assistant counts 1 and the others are masked."""
     max_length: Auto | Annotated[int, Field(ge=8)] = "auto"
-    """Longest sequence in tokens. `auto` is the 99th percentile of the rows, at most the model's context."""
+    """Longest sequence in tokens, at most the model's context. `auto` is the longest of a set with under 200 rows, and the
+    99th percentile of a larger one."""
     check: Literal["refuse", "warn", "off"] = "refuse"
     """What the check of the rows before training does with errors it finds: `refuse` stops, `warn` says them and
     goes on. It looks at all rows of an ordinary set and leaves out near duplicates; `inlay data check` does all."""

@@ -19,6 +19,7 @@ from inlay.config.settings import DataConfig, TrainFile
 from inlay.data.checks.quick import EvenSample, QuickCheck, RunningCheck, code_digest, quick_check
 from inlay.data.datafile import DataFile
 from inlay.data.encode import Encoder
+from inlay.data.max_length import Lengths, apply_max_length, choose_max_length, require_enough
 from inlay.data.percent import Bar
 from inlay.data.read import as_lines, from_lines
 from inlay.data.sharing import process_count
@@ -31,22 +32,6 @@ from inlay.storage import cache_folder, write_file
 
 _SAMPLE = 4
 MIXED = "mixed"
-
-
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """What `max_length` did to one set of sequences."""
-
-    kept: int
-    cut: int
-    dropped: int
-    untrainable: int
-    """Of the dropped: cut to where nothing trained was left."""
-    trained_tokens_lost: int
-
-    @property
-    def total(self) -> int:
-        return self.kept + self.dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +91,13 @@ def prepare(
         train, heldout = _of_examples(whole, train_rows), _of_examples(whole, heldout_rows)
     else:
         train, heldout = _of_examples(whole, used), TokenSet.of(made[-1].stored)
-    max_length, reason = _max_length(config, train, context_length)
+    max_length, reason = choose_max_length(config, train, heldout, context_length)
     train, train_lengths = apply_max_length(train, max_length, config.overlong)
     available = len(np.unique(heldout.examples))
     heldout, heldout_lengths = apply_max_length(heldout, max_length, config.overlong)
     limit = f"{max_length} tokens ({reason})"
-    _require_enough(config, config.train_name, "training", train_lengths, limit)
-    _require_enough(config, config.eval or config.train_name, "held-out", heldout_lengths, limit)
+    require_enough(config, config.train_name, "training", train_lengths, limit)
+    require_enough(config, config.eval or config.train_name, "held-out", heldout_lengths, limit)
     if len(train) == 0:
         raise DataCheckError(f"{config.train_name}: no training rows are left at data.max_length {max_length}.")
     if len(heldout) == 0:
@@ -444,46 +429,3 @@ def _split(asked: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarra
 def _of_examples(tokens: TokenSet, wanted: np.ndarray) -> TokenSet:
     """The sequences of the named examples, in the order they are in."""
     return tokens.take(np.flatnonzero(np.isin(tokens.examples, wanted)))
-
-
-def _max_length(config: DataConfig, train: TokenSet, context_length: int) -> tuple[int, str]:
-    if config.max_length != "auto":
-        if config.max_length > context_length:
-            raise DataError(
-                f"data.max_length: {config.max_length} is longer than the base's context of {context_length} tokens."
-            )
-        return config.max_length, "as set"
-    percentile = int(np.percentile(train.lengths, 99, method="higher"))
-    if percentile <= context_length:
-        return max(8, percentile), f"99th percentile of {len(train)} sequences"
-    return context_length, f"the base's context; the 99th percentile is {percentile}"
-
-
-def apply_max_length(tokens: TokenSet, max_length: int, overlong: str) -> tuple[TokenSet, Lengths]:
-    """The sequences that fit, with those that do not dropped or cut, and an account. Raises: DataError on `error`."""
-    too_long = tokens.lengths > max_length
-    if overlong == "error" and too_long.any():
-        first = int(np.flatnonzero(too_long)[0])
-        raise DataError(
-            f"{tokens.source(first)}: {tokens.lengths[first]} tokens, longer than data.max_length {max_length} "
-            f"({int(too_long.sum())} rows in all). Raise it, or set data.overlong to drop or cut."
-        )
-    if overlong == "cut":
-        cut = TokenSet(tokens.parts, tokens.chosen, max_length)
-        result = cut.take(np.flatnonzero(cut.trained_counts))
-    else:
-        result = tokens.take(np.flatnonzero(~too_long))
-    shortened = int((too_long & (cut.trained_counts > 0)).sum()) if overlong == "cut" else 0
-    dropped = len(tokens) - len(result)
-    lost = tokens.trained_tokens - result.trained_tokens
-    return result, Lengths(len(result), shortened, dropped, dropped if overlong == "cut" else 0, lost)
-
-
-def _require_enough(config: DataConfig, path: str, kind: str, lengths: Lengths, limit: str) -> None:
-    lost = lengths.dropped + lengths.cut
-    if lengths.total and lost / lengths.total > config.max_lost_share:
-        raise DataCheckError(
-            f"{path}: {lost} of {lengths.total} {kind} rows are longer than {limit}; "
-            f"{lengths.trained_tokens_lost} trained tokens would be lost. Raise data.max_length, shorten the rows, "
-            f"or allow it with --set data.max_lost_share={min(1.0, round(lost / lengths.total + 0.01, 2))}."
-        )

@@ -13,7 +13,7 @@ import torch
 
 from inlay.data.batches import micro_batches
 from inlay.data.encode import Encoder
-from inlay.data.prepare import apply_max_length
+from inlay.data.max_length import apply_max_length
 from inlay.data.read import from_lines
 from inlay.data.tokens import TokenSet, pack
 from inlay.data.types import Example, Message

@@ -19,7 +19,7 @@ from inlay.data.checks.lengths import LengthFacts, Model
 from inlay.data.checks.report import DataReport, check_files
 from inlay.data.checks.row import CheckedRow
 from inlay.data.encode import Encoder
-from inlay.data.prepare import apply_max_length
+from inlay.data.max_length import apply_max_length
 from inlay.data.tokens import pack
 from inlay.events import PlainReporter
 from parts import ToldBar, qa_rows, write_rows
