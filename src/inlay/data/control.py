@@ -81,7 +81,7 @@ class ControlTokens:
         raise DataError(f"{source}: {where} {token!r}, {told}. Remove or rewrite it{out}.")
 
     def _first(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> tuple[str, str] | None:
-        if not tools and not any(m.name or m.tool_calls or self._kept_out(m.content) for m in messages):
+        if not tools and not any(m.has_more or self._kept_out(m.content) for m in messages):
             return None
         for n, message in enumerate(messages, 1):
             for what, text in _carriers(message):
@@ -97,6 +97,8 @@ class ControlTokens:
             message,
             content=self._quote(message.content),
             name=message.name and self._quote(message.name),
+            thought=self._quote(message.thought),
+            tool_call_id=message.tool_call_id and self._quote(message.tool_call_id),
             tool_calls=_mapped(message.tool_calls, self._quote),
         )
 
@@ -136,6 +138,10 @@ def _carriers(message: Message) -> Iterator[tuple[str, str]]:
     yield "", message.content
     if message.name:
         yield " name", message.name
+    if message.thought:
+        yield f" {message.thought_field}", message.thought
+    if message.tool_call_id:
+        yield " tool_call_id", message.tool_call_id
     for text in _strings(message.tool_calls):
         yield " tool_calls", text
 
@@ -172,6 +178,12 @@ def refuse_lost_answer(answer: str, n: int, message: Message, source: Source) ->
     thought, said = parted(message.content)
     if not _shows(answer, thought):
         raise _lost(source, f"the thought of turn {n + 1} ({message.role})")
+    if message.thought and not _shows(answer, message.thought):
+        raise DataError(
+            f"{source}: the chat template shows no field {message.thought_field!r}, so the thought of turn {n + 1} would be "
+            "lost. Write it before the answer in the content, between <think> and </think>, or use a template that shows "
+            "it (model.chat_template), or take it out of the row."
+        )
     if not _shows(answer, said):
         raise _lost(source, f"what turn {n + 1} ({message.role}) says")
     for call in message.tool_calls:

@@ -1,13 +1,16 @@
-"""Turns, tool calls and tools as data sets write them, to Messages. Used by the formats."""
+"""Turns as data sets write them, to Messages. Used by the formats."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping
+import json
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final, NoReturn
 
-from inlay.data.strictjson import listed, shown, value_at
+from inlay.data import fields
+from inlay.data.calls import Calls, as_calls, calls_of_turn
 from inlay.data.types import Example, Message, Row
+from inlay.data.values import fail, json_in, missing, text
 from inlay.errors import DataError, nearest
 
 OPENAI_ROLES: Final = {
@@ -17,6 +20,8 @@ OPENAI_ROLES: Final = {
     "assistant": "assistant",
     "tool": "tool",
     "function": "tool",
+    "tool_call": "assistant",
+    "tool_response": "tool",
 }
 SHAREGPT_ROLES: Final = {
     "system": "system",
@@ -34,7 +39,9 @@ SHAREGPT_ROLES: Final = {
     "function_response": "tool",
     "tool_response": "tool",
 }
-_TURN_FIELDS: Final = ("role", "content", "from", "value", "weight", "name", "tool_calls", "function_call")
+_CALL_ROLES: Final = ("function_call", "tool_call")
+"""Roles of turns whose text is a call, or a list of calls, as JSON."""
+_PLAIN_ROLES: Final = {name: role for name, role in OPENAI_ROLES.items() if name not in _CALL_ROLES}
 _OTHER_NAMES: Final = {
     "human": "user",
     "gpt": "assistant",
@@ -44,37 +51,6 @@ _OTHER_NAMES: Final = {
     "chatgpt": "assistant",
     "agent": "assistant",
 }
-
-Calls = tuple[dict[str, Any], ...]
-
-
-def fail(row: Row, field: str, value: object, right: str) -> NoReturn:
-    """Raises the DataError that every field defect ends in."""
-    raise DataError(f"{row.source}: field {field!r} is {shown(value)}. {right}")
-
-
-def missing(row: Row, where: str, name: str, keys: Collection[str], known: Collection[str]) -> NoReturn:
-    """Raises the DataError for a field that `where` lacks; "
-    "one of `keys` that is not `known` may be a slip."""
-    guess = nearest(name, [key for key in keys if key not in known])
-    hint = f" Did you mean {name!r} where it says {guess!r}?" if guess else ""
-    field = f"{where}.{name}" if where else name
-    raise DataError(f"{row.source}: field {field!r} is missing.{hint} Add it; there is {listed(keys)}.")
-
-
-def text(row: Row, field: str, value: object, *, may_be_empty: bool = False) -> str:
-    """`value` unchanged, when it is a string with something in it."""
-    if not isinstance(value, str):
-        fail(row, field, value, "It must be a string.")
-    if not may_be_empty and not value.strip():
-        fail(row, field, value, "It must hold some text. Fill it or remove the row.")
-    return value
-
-
-def optional_text(row: Row, field: str) -> str:
-    """The string in `field`; "" when it is absent or null."""
-    value = row.value.get(field)
-    return "" if value is None else text(row, field, value, may_be_empty=True)
 
 
 def turn(row: Row, role: str, content: str) -> Message:
@@ -110,12 +86,44 @@ def example(row: Row, messages: list[Message], tools: Calls = ()) -> Example:
 def openai_turns(row: Row, field: str, value: object, *, trained: bool = True) -> list[Message]:
     """Messages from role/content turns; where not `trained`, only those with a weight of their own are."""
     turns = enumerate(_turns(row, field, value))
-    return [_plain_turn(row, t, trained) or _openai_turn(row, f"{field}[{n}]", t, trained) for n, t in turns]
+    return _joined(
+        row, field, [_plain_turn(row, t, trained) or _openai_turn(row, f"{field}[{n}]", t, trained) for n, t in turns]
+    )
 
 
 def sharegpt_turns(row: Row, field: str, value: object) -> list[Message]:
     """Messages from from/value turns."""
-    return [_sharegpt_turn(row, f"{field}[{n}]", turn) for n, turn in enumerate(_turns(row, field, value))]
+    return _joined(
+        row, field, [_sharegpt_turn(row, f"{field}[{n}]", turn) for n, turn in enumerate(_turns(row, field, value))]
+    )
+
+
+def _joined(row: Row, field: str, messages: list[Message]) -> list[Message]:
+    """The messages, with calls that follow an assistant turn being a part of it: it ends after the last one."""
+    if not [m for m in messages if m.tool_calls]:
+        return messages
+    joined: list[Message] = []
+    for n, message in enumerate(messages):
+        before = joined[-1] if joined else None
+        differ = before is not None and before.weight != message.weight
+        if before is None or before.role != "assistant" or not message.tool_calls or message.content:
+            joined.append(message)
+            continue
+        if differ and not before.tool_calls:
+            joined.append(message)  # an answer, and a call that has a weight of its own
+            continue
+        if differ or (before.thought and message.thought):
+            raise DataError(
+                f"{row.source}: {field}[{n - 1}] and {field}[{n}] are one answer, calls included, but have different "
+                "weights or a thought each. Give them one weight and one thought."
+            )
+        joined[-1] = replace(
+            before,
+            tool_calls=before.tool_calls + message.tool_calls,
+            thought=before.thought or message.thought,
+            thought_field=before.thought_field or message.thought_field,
+        )
+    return joined
 
 
 def _turns(row: Row, field: str, value: object) -> list[dict[str, Any]]:
@@ -131,8 +139,8 @@ def _plain_turn(row: Row, turn: dict[str, Any], trained: bool) -> Message | None
     """The message of a turn with a role and some text and nothing beside them; else None."""
     if len(turn) == 2:
         said, role = turn.get("content"), turn.get("role")
-        if isinstance(said, str) and isinstance(role, str) and role in OPENAI_ROLES and not said.isspace() and said:
-            role = OPENAI_ROLES[role]
+        if isinstance(said, str) and isinstance(role, str) and role in _PLAIN_ROLES and not said.isspace() and said:
+            role = _PLAIN_ROLES[role]
             return Message(role, said, row.role_weights.get(role, 0.0) if trained else 0.0)
     return None
 
@@ -141,25 +149,15 @@ def _openai_turn(row: Row, where: str, turn: dict[str, Any], trained: bool) -> M
     if "role" not in turn:
         if "from" in turn:
             _other_format(row, where, "from/value", "sharegpt", "conversations")
-        missing(row, where, "role", turn, _TURN_FIELDS)
+        missing(row, where, "role", turn, fields.READ)
     role = _role(row, f"{where}.role", turn["role"], OPENAI_ROLES)
-    calls = _calls(row, where, turn)
-    if calls and role != "assistant":
-        fail(
-            row,
-            f"{where}.tool_calls",
-            turn.get("tool_calls"),
-            f"Only an assistant turn calls tools, not {role!r}.",
-        )
+    if turn["role"] in _CALL_ROLES:
+        return _call_turn(row, where, "content", turn, trained)
+    calls = calls_of_turn(row, where, turn)
     if "content" not in turn and not calls:
-        missing(row, where, "content", turn, _TURN_FIELDS)
-    name = turn.get("name")
-    if name is not None:
-        name = text(row, f"{where}.name", name)
-    weight = _weight(row, where, turn, role, trained)
-    content = _content(row, f"{where}.content", turn.get("content"), may_be_null=bool(calls))
-    _refuse_empty(row, f"{where}.content", content, role, weight, calls)
-    return Message(role, content, weight, calls, name)
+        missing(row, where, "content", turn, fields.READ)
+    content = _content(row, f"{where}.content", turn.get("content"), role, may_be_null=bool(calls))
+    return _message(row, where, "content", turn, Message(role, content, tool_calls=calls), trained)
 
 
 def _sharegpt_turn(row: Row, where: str, turn: dict[str, Any]) -> Message:
@@ -167,15 +165,39 @@ def _sharegpt_turn(row: Row, where: str, turn: dict[str, Any]) -> Message:
         _other_format(row, where, "role/content", "messages", "messages")
     for key in ("from", "value"):
         if key not in turn:
-            missing(row, where, key, turn, _TURN_FIELDS)
+            missing(row, where, key, turn, fields.READ)
     role = _role(row, f"{where}.from", turn["from"], SHAREGPT_ROLES)
-    weight = _weight(row, where, turn, role, True)
-    value = text(row, f"{where}.value", turn["value"], may_be_empty=True)
-    if turn["from"] in ("function_call", "tool_call"):
-        calls = _as_calls(row, f"{where}.value", _json(row, f"{where}.value", value))
-        return Message(role, "", weight, calls)
-    _refuse_empty(row, f"{where}.value", value, role, weight, ())
-    return Message(role, value, weight)
+    if turn["from"] in _CALL_ROLES:
+        return _call_turn(row, where, "value", turn, True)
+    calls = calls_of_turn(row, where, turn)
+    content = _content(row, f"{where}.value", turn["value"], role, may_be_null=bool(calls))
+    return _message(row, where, "value", turn, Message(role, content, tool_calls=calls), True)
+
+
+def _call_turn(row: Row, where: str, key: str, turn: dict[str, Any], trained: bool) -> Message:
+    """The message of a turn whose text is the call."""
+    value = turn.get(key)
+    if not isinstance(value, dict | list):
+        value = json_in(row, f"{where}.{key}", text(row, f"{where}.{key}", value))
+    message = Message("assistant", "", tool_calls=as_calls(row, f"{where}.{key}", value))
+    return _message(row, where, key, turn, message, trained)
+
+
+def _message(row: Row, where: str, key: str, turn: dict[str, Any], said: Message, trained: bool) -> Message:
+    """What is `said` (under `key`), with all that the other fields of the turn say. Raises: DataError."""
+    fields.refuse_unknown(row, where, turn)
+    role, calls = said.role, said.tool_calls
+    if calls and role != "assistant":
+        value = turn.get("tool_calls") or turn.get("function_call")
+        fail(row, f"{where}.tool_calls", value, f"Only an assistant turn calls tools, not {role!r}.")
+    name = turn.get("name") or None
+    if name is not None:
+        name = text(row, f"{where}.name", name)
+    weight = fields.weight(row, where, turn, role, trained=trained)
+    thought, thought_field = fields.thought(row, where, turn, role)
+    _refuse_empty(row, f"{where}.{key}", said.content, role, weight, calls)
+    call_id = fields.tool_call_id(row, where, turn, role)
+    return Message(role, said.content, weight, calls, name, thought, thought_field, call_id)
 
 
 def _other_format(row: Row, where: str, keys: str, name: str, field: str) -> NoReturn:
@@ -198,37 +220,39 @@ def _role(row: Row, field: str, value: object, roles: Mapping[str, str]) -> str:
     return roles[value]
 
 
-def _weight(row: Row, where: str, turn: dict[str, Any], role: str, trained: bool) -> float:
-    value = turn.get("weight")
-    if value is None:
-        return row.role_weights.get(role, 0.0) if trained else 0.0
-    field = f"{where}.weight"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        fail(row, field, value, "It must be a number, 0 to mask the turn or above 0 to train on it.")
-    if not 0 <= value < math.inf or value > 1e6:
-        fail(row, field, value, "It must be a finite number from 0 to 1e6; 0 masks the turn.")
-    if value and not row.role_weights.get(role):
-        trained_on = " and ".join(name for name, of_role in row.role_weights.items() if of_role)
-        fail(row, field, value, f"Only {trained_on} turns are trained on; set data.role_weights.{role}, or weight 0.")
-    return float(value) * row.role_weights.get(role, 0.0)
-
-
-def _content(row: Row, field: str, value: object, *, may_be_null: bool) -> str:
-    if value is None and may_be_null:
+def _content(row: Row, field: str, value: object, role: str, *, may_be_null: bool) -> str:
+    """What a turn says, as text: a string, parts of text, or what a tool gives back."""
+    if isinstance(value, str):
+        return value
+    if value is None and (may_be_null or role == "tool"):
         return ""
     if value is None:
-        fail(row, field, value, "It must be a string; null is allowed only next to tool_calls.")
-    if not isinstance(value, list):
-        return text(row, field, value, may_be_empty=True)
-    parts = []
-    for index, part in enumerate(value):
-        place = f"{field}[{index}]"
-        if not isinstance(part, dict):
-            fail(row, place, part, 'A part is an object: {"type": "text", "text": "..."}.')
-        if part.get("type") != "text":
-            fail(row, f"{place}.type", part.get("type"), "Only parts of type 'text' can be read here.")
-        parts.append(text(row, f"{place}.text", part.get("text"), may_be_empty=True))
-    return "".join(parts)
+        fail(row, field, value, "It must be a string; null is allowed only next to tool_calls and from a tool.")
+    if isinstance(value, list) and (role != "tool" or all(map(_is_part, value))):
+        return "".join([_part(row, f"{field}[{index}]", part) for index, part in enumerate(value)])
+    if role == "tool":
+        return json.dumps(value, ensure_ascii=False)
+    return text(row, field, value, may_be_empty=True)
+
+
+_TEXTS: Final = ("text", "input_text", "output_text")
+_PART_FIELDS: Final = ("type", "text", "annotations", "cache_control")
+
+
+def _is_part(value: object) -> bool:
+    return isinstance(value, dict) and ("type" in value or value.keys() == {"text"})
+
+
+def _part(row: Row, place: str, part: object) -> str:
+    """The text of one part of a turn."""
+    if not isinstance(part, dict):
+        fail(row, place, part, 'A part is an object: {"type": "text", "text": "..."}.')
+    if part.get("type", "text") not in _TEXTS:
+        fail(row, f"{place}.type", part["type"], "Only parts of type 'text' can be read here.")
+    for key, value in part.items():
+        if key not in _PART_FIELDS and value not in (None, "", [], {}):
+            fail(row, f"{place}.{key}", value, "Only the text of a part is read. Take the field or the row out.")
+    return text(row, f"{place}.text", part.get("text"), may_be_empty=True)
 
 
 def _refuse_empty(row: Row, field: str, content: str, role: str, weight: float, calls: Calls) -> None:
@@ -236,82 +260,3 @@ def _refuse_empty(row: Row, field: str, content: str, role: str, weight: float, 
     if not content.strip() and (role == "user" or (role == "assistant" and weight > 0 and not calls)):
         article = "An" if role == "assistant" else "A"
         fail(row, field, content, f"{article} {role} turn must hold some text. Fill it or remove the row.")
-
-
-def _json(row: Row, field: str, value: str) -> Any:
-    """The JSON inside a string field."""
-    start = len(value) - len(value.lstrip())
-    found, end = value_at(value, start, lambda _: f"{row.source}: field {field!r} holds JSON text")
-    if value[end:].strip():
-        fail(row, field, value, "It must hold one JSON value and nothing after it.")
-    return found
-
-
-def _calls(row: Row, where: str, turn: dict[str, Any]) -> Calls:
-    """The tool calls of an OpenAI turn, its older `function_call` included."""
-    if turn.get("tool_calls"):
-        return _as_calls(row, f"{where}.tool_calls", turn["tool_calls"])
-    if turn.get("function_call"):
-        return _as_calls(row, f"{where}.function_call", turn["function_call"])
-    return ()
-
-
-def _as_calls(row: Row, field: str, value: object) -> Calls:
-    """Calls in one shape: {"type": "function", "function": {"name", "arguments": {}}}, with "id" if given."""
-    items = value if isinstance(value, list) else [value]
-    if not items:
-        fail(row, field, value, "It must hold at least one call.")
-    calls = []
-    for index, item in enumerate(items):
-        place = f"{field}[{index}]" if isinstance(value, list) else field
-        if not isinstance(item, dict):
-            fail(row, place, item, 'A call is an object: {"name": "...", "arguments": {...}}.')
-        inner = item.get("function", item)
-        if not isinstance(inner, dict):
-            fail(row, f"{place}.function", inner, 'It must be an object: {"name": "...", "arguments": {...}}.')
-        for key in ("name", "arguments"):
-            if key not in inner:
-                missing(row, place, key, inner, ("name", "arguments", "id", "type"))
-        arguments = inner["arguments"]
-        if isinstance(arguments, str):
-            arguments = _json(row, f"{place}.arguments", arguments)
-        if not isinstance(arguments, dict):
-            fail(
-                row,
-                f"{place}.arguments",
-                arguments,
-                "It must be an object, or a string that holds one as JSON.",
-            )
-        function = {"name": text(row, f"{place}.name", inner["name"]), "arguments": arguments}
-        call: dict[str, Any] = {"type": "function", "function": function}
-        if item.get("id") is not None:
-            call["id"] = text(row, f"{place}.id", item["id"])
-        calls.append(call)
-    return tuple(calls)
-
-
-def tools(row: Row) -> Calls:
-    """The row's `tools` in one shape, {"type": "function", "function": {...}}; a JSON string is read too.
-
-    `functions` is what OpenAI called them before.
-    """
-    field = "functions" if row.value.get("functions") and not row.value.get("tools") else "tools"
-    value = row.value.get(field)
-    if isinstance(value, str) and value.strip():
-        value = _json(row, field, value)
-    if value is None or value == "" or (isinstance(value, str) and not value.strip()):
-        return ()
-    if not isinstance(value, list):
-        fail(row, field, value, "It must be a list of tools, or a string that holds one as JSON.")
-    found = []
-    for index, item in enumerate(value):
-        inner = item.get("function", item) if isinstance(item, dict) else item
-        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
-            fail(
-                row,
-                f"{field}[{index}]",
-                item,
-                'A tool is {"type": "function", "function": {"name": "...", ...}}.',
-            )
-        found.append({"type": "function", "function": inner})
-    return tuple(found)

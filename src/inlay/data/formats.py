@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from inlay.data import dialogue, preferences
+from inlay.data import dialogue, preferences, values
+from inlay.data.calls import tools as tools_of
 from inlay.data.strictjson import listed
 from inlay.data.types import Example, Message, Row
 from inlay.errors import DataError, nearest, unknown_name
@@ -68,7 +69,7 @@ class Format:
                     f"this row is written as {other!r} "
                     f"({listed(row.value)}). Keep one format in a file."
                 )
-            dialogue.missing(row, "", name, row.value, self.fields)
+            values.missing(row, "", name, row.value, self.fields)
         return self.read(row)
 
 
@@ -83,15 +84,15 @@ def _ask(row: Row, question: str, answer: str) -> Example:
 
 def _instruction(row: Row) -> Example:
     """system, the pairs of history, then instruction and input parted by an empty line."""
-    system = dialogue.optional_text(row, "system")
+    system = values.optional_text(row, "system")
     messages = [dialogue.turn(row, "system", system)] if system.strip() else []
     for question, answer in _history(row):
         messages += [dialogue.turn(row, "user", question), dialogue.turn(row, "assistant", answer)]
-    question = dialogue.text(row, "instruction", row.value["instruction"])
-    if (context := dialogue.optional_text(row, "input")).strip():
+    question = values.text(row, "instruction", row.value["instruction"])
+    if (context := values.optional_text(row, "input")).strip():
         question = f"{question}\n\n{context}"
     field = "output" if "output" in row.value else "response"
-    answer = dialogue.text(row, field, row.value[field])
+    answer = values.text(row, field, row.value[field])
     messages += [dialogue.turn(row, "user", question), dialogue.turn(row, "assistant", answer)]
     return dialogue.example(row, messages)
 
@@ -101,29 +102,29 @@ def _history(row: Row) -> list[tuple[str, str]]:
     if value is None or (isinstance(value, str) and not value.strip()):
         return []
     if not isinstance(value, list):
-        dialogue.fail(row, "history", value, "It must be a list of [question, answer] pairs.")
+        values.fail(row, "history", value, "It must be a list of [question, answer] pairs.")
     pairs = []
     for index, pair in enumerate(value):
         place = f"history[{index}]"
         if not isinstance(pair, list) or len(pair) != 2:
-            dialogue.fail(row, place, pair, "It must be a pair: [question, answer].")
-        pairs.append((dialogue.text(row, f"{place}[0]", pair[0]), dialogue.text(row, f"{place}[1]", pair[1])))
+            values.fail(row, place, pair, "It must be a pair: [question, answer].")
+        pairs.append((values.text(row, f"{place}[0]", pair[0]), values.text(row, f"{place}[1]", pair[1])))
     return pairs
 
 
 def _sharegpt(row: Row) -> Example:
     messages = dialogue.sharegpt_turns(row, "conversations", row.value["conversations"])
-    system = dialogue.optional_text(row, "system")
+    system = values.optional_text(row, "system")
     if system.strip():
         if messages[0].role == "system":
-            dialogue.fail(row, "system", system, "The first turn is a system turn too. Keep one of the two.")
+            values.fail(row, "system", system, "The first turn is a system turn too. Keep one of the two.")
         messages.insert(0, dialogue.turn(row, "system", system))
-    return dialogue.example(row, messages, dialogue.tools(row))
+    return dialogue.example(row, messages, tools_of(row))
 
 
 def _messages(row: Row) -> Example:
     turns = dialogue.openai_turns(row, "messages", row.value["messages"])
-    return dialogue.example(row, turns, dialogue.tools(row))
+    return dialogue.example(row, turns, tools_of(row))
 
 
 def _prompt_completion(row: Row) -> Example:
@@ -131,11 +132,11 @@ def _prompt_completion(row: Row) -> Example:
     if isinstance(prompt, list) and isinstance(completion, list):
         asked = dialogue.openai_turns(row, "prompt", prompt, trained=False)
         answered = dialogue.openai_turns(row, "completion", completion)
-        return dialogue.example(row, asked + answered, dialogue.tools(row))
+        return dialogue.example(row, asked + answered, tools_of(row))
     if isinstance(prompt, list) != isinstance(completion, list):
         field = "completion" if isinstance(prompt, list) else "prompt"
-        dialogue.fail(row, field, row.value[field], "prompt and completion are both strings or both lists of turns.")
-    question, answer = dialogue.text(row, "prompt", prompt), dialogue.text(row, "completion", completion)
+        values.fail(row, field, row.value[field], "prompt and completion are both strings or both lists of turns.")
+    question, answer = values.text(row, "prompt", prompt), values.text(row, "completion", completion)
     return dialogue.example(row, [Message("user", question), dialogue.turn(row, "assistant", answer)])
 
 
@@ -152,7 +153,7 @@ def _source_target(row: Row) -> Example:
 
 
 def _pair(row: Row, question: str, answer: str) -> Example:
-    return _ask(row, dialogue.text(row, question, row.value[question]), dialogue.text(row, answer, row.value[answer]))
+    return _ask(row, values.text(row, question, row.value[question]), values.text(row, answer, row.value[answer]))
 
 
 def _classification(row: Row) -> Example:
@@ -160,12 +161,12 @@ def _classification(row: Row) -> Example:
     if isinstance(label, int | float) and not isinstance(label, bool) and math.isfinite(label):
         label = json.dumps(label)
     if not isinstance(label, str):
-        dialogue.fail(row, "label", label, "A label is a string or a number.")
-    return _ask(row, dialogue.text(row, "text", row.value["text"]), dialogue.text(row, "label", label))
+        values.fail(row, "label", label, "A label is a string or a number.")
+    return _ask(row, values.text(row, "text", row.value["text"]), values.text(row, "label", label))
 
 
 def _text(row: Row) -> Example:
-    document = dialogue.text(row, "text", row.value["text"])
+    document = values.text(row, "text", row.value["text"])
     return Example((Message("text", document, 1.0),), row.source)
 
 

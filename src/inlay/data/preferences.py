@@ -6,7 +6,8 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
-from inlay.data import dialogue
+from inlay.data import dialogue, values
+from inlay.data.calls import tools as tools_of
 from inlay.data.strictjson import shown
 from inlay.data.types import Example, Message, Row
 from inlay.errors import DataError
@@ -15,11 +16,9 @@ from inlay.errors import DataError
 def preference(row: Row) -> Example:
     """prompt, chosen and rejected; or chosen and rejected as whole dialogues, asked in the turns they share."""
     asked = _asked(row)
-    tools = dialogue.tools(row)
+    tools = tools_of(row)
     if not isinstance(row.value["rejected"], str | list | dict):
-        dialogue.fail(
-            row, "rejected", row.value["rejected"], "It must be a string, or turns. Fill it or remove the row."
-        )
+        values.fail(row, "rejected", row.value["rejected"], "It must be a string, or turns. Fill it or remove the row.")
     chosen = row.value["chosen"]
     if isinstance(chosen, str):
         if not asked:
@@ -38,18 +37,18 @@ def openai_preference(row: Row) -> Example:
     """OpenAI's preference files: input.messages, preferred_output and non_preferred_output."""
     value = row.value["input"]
     if not isinstance(value, dict):
-        dialogue.fail(row, "input", value, 'It must be an object: {"messages": [...]}.')
+        values.fail(row, "input", value, 'It must be an object: {"messages": [...]}.')
     if "messages" not in value:
-        dialogue.missing(row, "input", "messages", value, ("messages", "tools", "parallel_tool_calls"))
+        values.missing(row, "input", "messages", value, ("messages", "tools", "parallel_tool_calls"))
     asked = dialogue.openai_turns(row, "input.messages", value["messages"], trained=False)
     answer = dialogue.openai_turns(row, "preferred_output", row.value["preferred_output"])
     dialogue.openai_turns(row, "non_preferred_output", row.value["non_preferred_output"], trained=False)
-    return dialogue.example(row, asked + answer, dialogue.tools(Row(value, row.source)))
+    return dialogue.example(row, asked + answer, tools_of(Row(value, row.source)))
 
 
 def _asked(row: Row) -> list[Message]:
     """The turns of the question, as far as they have fields of their own. None of them is trained."""
-    system = dialogue.optional_text(row, "system")
+    system = values.optional_text(row, "system")
     turns = [Message("system", system)] if system.strip() else []
     named = [name for name in ("prompt", "instruction", "conversations") if row.value.get(name) is not None]
     if len(named) > 1:
@@ -58,8 +57,8 @@ def _asked(row: Row) -> list[Message]:
         return turns
     field, value = named[0], row.value[named[0]]
     if isinstance(value, str):
-        question = dialogue.text(row, field, value)
-        if field == "instruction" and (context := dialogue.optional_text(row, "input")).strip():
+        question = values.text(row, field, value)
+        if field == "instruction" and (context := values.optional_text(row, "input")).strip():
             question = f"{question}\n\n{context}"
         return [*turns, Message("user", question)]
     return turns + [replace(turn, weight=0.0) for turn in _turns(row, field, value)]
@@ -76,12 +75,12 @@ def _turns(row: Row, field: str, value: Any) -> list[Message]:
 def _rejected(row: Row) -> list[Message]:
     value = row.value["rejected"]
     if isinstance(value, str):
-        dialogue.fail(row, "rejected", value, "It must be a list of turns, as 'chosen' is.")
+        values.fail(row, "rejected", value, "It must be a list of turns, as 'chosen' is.")
     return _turns(row, "rejected", value)
 
 
 def _answer(row: Row, field: str, value: str) -> Message:
-    return dialogue.turn(row, "assistant", dialogue.text(row, field, value))
+    return dialogue.turn(row, "assistant", values.text(row, field, value))
 
 
 def _check_asked(row: Row, asked: list[Message], turns: list[Message]) -> int:

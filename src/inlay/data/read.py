@@ -15,6 +15,8 @@ from inlay.data.types import ASSISTANT, Example, Message, OnFault, Row, Source
 from inlay.errors import DataError
 
 Changed = TypeVar("Changed")
+_MORE = ("name", "thought", "thought_field", "tool_call_id")
+"""What few messages have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,7 @@ def as_lines(examples: Iterable[Example]) -> str:
         turns = [
             {"role": m.role, "content": m.content, "weight": m.weight}
             | ({"tool_calls": list(m.tool_calls)} if m.tool_calls else {})
-            | ({"name": m.name} if m.name is not None else {})
+            | {name: value for name in _MORE if (value := getattr(m, name))}
             for m in example.messages
         ]
         row = {
@@ -157,7 +159,9 @@ def from_lines(text: str) -> tuple[Example, ...]:
 
 def _example(row: dict[str, Any]) -> Example:
     messages = tuple(
-        Message(m["role"], m["content"], m["weight"], tuple(m.get("tool_calls", ())), m.get("name"))
+        Message(
+            m["role"], m["content"], m["weight"], tuple(m.get("tool_calls", ())), **{n: m[n] for n in _MORE if n in m}
+        )
         for m in row["messages"]
     )
     return Example(messages, Source(row["file"], row["line"]), tuple(row["tools"]))

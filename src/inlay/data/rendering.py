@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
 from inlay.data.control import ControlTokens
+from inlay.data.fields import THOUGHTS
 from inlay.data.opening import LostThoughtError, continuation, shared
 from inlay.data.skeleton import Skeletons
 from inlay.data.types import Message, Source
@@ -45,6 +48,33 @@ class Template:
         )
         return text if opens_turn else text.removesuffix(self._epilogue)
 
+    def placed(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages with each thought under a name that the template shows: that of its field, or another; or in
+        what the answer says, where the template knows thoughts there only."""
+        return [self._placed(m) for m in messages] if any(m.thought for m in messages) else messages
+
+    def _placed(self, message: Message) -> Message:
+        shown = self._thoughts_shown
+        if not message.thought or message.thought_field in shown:
+            return message
+        if shown:
+            return replace(message, thought_field=shown[0])
+        if "</think>" not in self._plain:  # it is left out, and said to be
+            return message
+        said = f"<think>\n{message.thought.strip()}\n</think>\n\n{message.content}"
+        return replace(message, content=said, thought="", thought_field="")
+
+    @cached_property
+    def _thoughts_shown(self) -> tuple[str, ...]:
+        """The fields of an answer that the template shows as its thought."""
+        shown = []
+        for name in THOUGHTS:
+            turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", name: MARK}]
+            with contextlib.suppress(*_TEMPLATE_ERRORS):
+                if name in self._plain and MARK in self.render(turns, False):
+                    shown.append(name)
+        return tuple(shown)
+
     def _find_epilogue(self, tokenizer: Any, control: ControlTokens) -> str:
         """What the template writes after the end of an answer only because nothing follows it: one more control token,
         or the opening of the next answer although none is asked for."""
@@ -64,10 +94,11 @@ class Dialogue:
     def __init__(
         self, template: Template, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source
     ) -> None:
+        messages = template.placed(messages)
         self.messages, self.tools, self.source = messages, tools, source
         self._template = template
         self._roles, self._texts = tuple([m.role for m in messages]), [m.content for m in messages]
-        self._is_plain = not tools and not any(not m.content.strip() or m.tool_calls or m.name for m in messages)
+        self._is_plain = not tools and not any(not m.content.strip() or m.has_more for m in messages)
         self._rendered: dict[tuple[int, bool], str] = {}
 
     def asked(self, count: int) -> str:
@@ -148,9 +179,8 @@ class Dialogue:
 
     def _render_whole(self, count: int, opens_turn: bool) -> str:
         try:
-            return self._template.render(
-                [_turn(m) for m in self.messages[:count]], opens_turn, list(self.tools) or None
-            )
+            turns = [_turn(m) for m in self.messages[:count]]
+            return self._template.render(turns, opens_turn, list(self.tools) or None)
         except _TEMPLATE_ERRORS as error:
             reason = str(error) or type(error).__name__
             raise DataError(f"{self.source}: the chat template refuses this dialogue: {reason}") from None
@@ -181,4 +211,8 @@ def _turn(message: Message) -> dict[str, Any]:
         turn["tool_calls"] = list(message.tool_calls)
     if message.name:
         turn["name"] = message.name
+    if message.thought:
+        turn[message.thought_field] = message.thought
+    if message.tool_call_id:
+        turn["tool_call_id"] = message.tool_call_id
     return turn

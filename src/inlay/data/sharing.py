@@ -228,10 +228,15 @@ def _plain(examples: Iterable[Example]) -> _Plain:
             e.source.file,
             e.source.line,
             e.tools,
-            [(m.role, m.content, m.weight, m.tool_calls, m.name) for m in e.messages],
+            [_turn(m) for m in e.messages],
         )
         for e in examples
     ]
+
+
+def _turn(m: Message) -> tuple[Any, ...]:
+    said = m.role, m.content, m.weight, m.tool_calls, m.name
+    return (*said, m.thought, m.thought_field, m.tool_call_id) if m.thought or m.tool_call_id else said
 
 
 def _examples(plain: _Plain) -> list[Example]:

@@ -62,6 +62,17 @@ class Message:
     """How much each of its tokens counts in the loss; 0 masks it. Formats give a turn that of its role."""
     tool_calls: tuple[dict[str, Any], ...] = ()
     name: str | None = None
+    thought: str = ""
+    """The reasoning before an answer, where it has a field of its own."""
+    thought_field: str = ""
+    """The name of that field in the row."""
+    tool_call_id: str | None = None
+    """Of a tool's answer: the id of the call that it answers."""
+
+    @property
+    def has_more(self) -> bool:
+        """Whether the turn has more than a role and what it says."""
+        return bool(self.tool_calls or self.name or self.thought or self.tool_call_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +82,5 @@ class Example:
     messages: tuple[Message, ...]
     source: Source
     tools: tuple[dict[str, Any], ...] = field(default=())
+    unread: tuple[str, ...] = ()
+    """What of the row has no effect: fields by name, and turns that are read without being trained."""

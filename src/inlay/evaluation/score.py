@@ -110,9 +110,9 @@ def held_out(
         if len(prompt) < max_length:
             asked[n] = prompt
             answer = example.messages[len(before)]
-            # a tool call is compared as the template writes it
+            # a tool call or a thought is compared as the template writes it
             rendered = encoder.text(last[n].input_ids[len(prompt) :].tolist())
-            references[n] = rendered if answer.tool_calls else answer.content
+            references[n] = rendered if answer.tool_calls or answer.thought else answer.content
     tokens, _ = apply_max_length(whole, max_length, overlong)
     return HeldOut(kept, tokens, asked, references, tuple(prompts), _trained_bytes(tokens, len(kept), encoder))
 
