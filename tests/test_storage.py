@@ -135,3 +135,27 @@ def test_what_the_disk_refuses_is_one_line_that_names_the_way_out(tmp_path: Path
 def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="MB free, but the run needs"):
         storage.require_space(tmp_path / "not" / "there", 10**18)
+
+
+def test_a_user_without_a_home_has_a_cache_that_ends_with_the_process(tmp_path: Path) -> None:
+    code = (
+        "import pwd\n"
+        "def nobody(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = nobody\n"  # as in a container whose user has no passwd entry
+        "from inlay.models.base import find_base\n"
+        "from inlay.storage import cache_folder, write_file\n"
+        "write_file(cache_folder('digests') / 'a', 'b')\n"
+        "print(cache_folder('digests'), find_base('builtin:nano').name)\n"
+        "try: find_base('~/base')\n"
+        "except Exception as error: print(type(error).__name__)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=_env() | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert ended.stdout.split()[1:] == ["builtin:nano", "ModelError"], ended.stderr
+    assert Path(ended.stdout.split()[0]).parent.parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
+    with_cache = subprocess.run(
+        [sys.executable, "-c", code], env=_env() | {"XDG_CACHE_HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert with_cache.stdout.split()[0] == str(tmp_path / "inlay" / "digests")

@@ -6,6 +6,7 @@ a file is written beside its place, fsynced and renamed over it. A kill at any m
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import errno
@@ -16,8 +17,10 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +65,27 @@ def _errno_of(error: Exception) -> int | None:
 
 
 def cache_folder(name: str) -> Path:
-    """Where things that can be made again are kept: in INLAY_CACHE, else in the user's cache folder."""
-    base = os.environ.get("INLAY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "inlay"
-    return Path(base) / name
+    """Where things that can be made again are kept: in INLAY_CACHE, else in the user's cache folder.
+
+    A user without a home, as in many containers, has a folder that ends with the process.
+    """
+    if chosen := os.environ.get("INLAY_CACHE"):
+        return Path(chosen) / name
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen) / "inlay" / name
+    home = os.path.expanduser("~")  # noqa: PTH111 -- Path.home() raises where there is none
+    return (_passing_cache() if home.startswith("~") else Path(home) / ".cache" / "inlay") / name
+
+
+@cache
+def _passing_cache() -> Path:
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="inlay-cache-"))
+    except OSError:  # nowhere to write: what is kept there is made anew each time
+        return Path(os.devnull)
+    owner = os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    return folder
 
 
 def is_there(path: Path) -> bool:

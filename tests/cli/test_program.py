@@ -195,6 +195,33 @@ def test_generate_reads_a_pipe_and_asks_for_a_prompt_on_a_terminal(
         assert (ended.code, part in ended.err) == (2, True)
 
 
+class _Bytes(io.TextIOWrapper):
+    """stdin as Python makes it in locale C: bytes that are not UTF-8 come through as surrogates."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="utf-8", errors="surrogateescape")
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_bytes_of_another_encoding_on_a_pipe_are_refused_in_locale_c_too(
+    verb: str, with_run: Path, inlay: Inlay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", _Bytes("Grüße".encode("latin-1")))
+    ended = inlay(verb)
+    assert (ended.code, ended.err) == (
+        2, "error: stdin: not UTF-8 text (byte 2). Convert it: iconv -f latin1 -t utf-8.\n",
+    )  # fmt: skip
+
+
+def test_an_argument_in_utf8_is_named_as_such_where_python_reads_ascii_only() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "inlay", "data", "check", "dätä.jsonl"], capture_output=True,
+        env=environment() | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert b"lets Python read only ASCII. Set LC_ALL=C.UTF-8" in ended.stderr
+
+
 def test_chat_on_a_pipe_answers_every_line_and_forgets_on_reset(
     with_run: Path, inlay: Inlay, monkeypatch: pytest.MonkeyPatch
 ) -> None:

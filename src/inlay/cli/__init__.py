@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -70,6 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(words: list[str]) -> Any:
     broken = [word for word in words if not word.isprintable() and any("\udc80" <= c <= "\udcff" for c in word)]
     if broken:
+        with contextlib.suppress(UnicodeDecodeError):
+            said = os.fsencode(broken[0]).decode("utf-8")
+            raise UserError(
+                f"{said}: this environment lets Python read only ASCII. Set LC_ALL=C.UTF-8, unset PYTHONUTF8."
+            )
         raise UserError(f"{broken[0]!a}: not UTF-8 text. Write it as UTF-8; rename a file with such a name.")
     result = app(args=words, prog_name="inlay", standalone_mode=False)
     return result if isinstance(result, (int, Output)) else None

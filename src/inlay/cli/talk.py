@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from inlay.errors import DataError, UserError
@@ -17,16 +18,25 @@ def prompt_text(prompt: str | None, stdin: TextIO) -> str:
     if prompt is None and stdin.isatty():
         raise UserError('generate: no prompt. Give one (inlay generate "…"), or pipe it in.')
     if prompt is None or prompt == "-":
-        try:
-            prompt = stdin.read()
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"stdin: not UTF-8 text (byte {error.start}). Convert it: iconv -f latin1 -t utf-8."
-            ) from None
-        prompt = prompt.removesuffix("\n")
+        with _as_text():
+            prompt = _whole(stdin.read()).removesuffix("\n")
     if not prompt.strip():
         raise UserError("generate: the prompt is empty. Say what to ask.")
     return prompt
+
+
+@contextlib.contextmanager
+def _as_text() -> Iterator[None]:
+    """Raises: DataError where stdin holds bytes that are not UTF-8."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(f"stdin: not UTF-8 text (byte {error.start}). Convert it: iconv -f latin1 -t utf-8.") from None
+
+
+def _whole(text: str) -> str:
+    """The text, which in locale C may hold bytes that Python could not decode. Raises: UnicodeDecodeError for those."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8")
 
 
 def talk(loaded: Loaded, sampling: dict[str, Any], *, quiet: bool) -> list[dict[str, str]]:
@@ -52,7 +62,8 @@ def talk(loaded: Loaded, sampling: dict[str, Any], *, quiet: bool) -> list[dict[
 def _next_turn(at_terminal: bool) -> str | None:
     """The next line without its ends; None when the dialogue is over."""
     try:
-        typed = input("you: " if at_terminal else "").strip()
+        with _as_text():
+            typed = _whole(input("you: " if at_terminal else "")).strip()
     except EOFError:
         if at_terminal:
             sys.stdout.write("\n")
@@ -62,8 +73,6 @@ def _next_turn(at_terminal: bool) -> str | None:
             raise
         sys.stdout.write("\n")
         return None
-    except UnicodeDecodeError as error:
-        raise DataError(f"stdin: not UTF-8 text (byte {error.start}). Convert it: iconv -f latin1 -t utf-8.") from None
     return None if typed == "/exit" else typed
 
 

@@ -51,7 +51,7 @@ def find_base(name: str, revision: str | None = None, *, weights: bool = True) -
         if name not in BUILTIN:
             raise ModelError(f"--model {name}: no such built-in model. Built in: {', '.join(BUILTIN)}.")
         return _checked(BaseRef(name, Path(str(resources.files("inlay"))) / BUILTIN[name]), weights)
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))  # noqa: PTH111 -- Path.expanduser() raises for a user without a home
     if revision is not None and is_there(folder):
         raise ModelError(f"model.revision {revision}: has no effect on the local folder {name}. Leave it out.")
     if is_there(folder) and folder.is_dir():
