@@ -23,17 +23,11 @@ from torch import Tensor, nn
 from inlay.config import Config
 from inlay.errors import AdapterError
 from inlay.models import full, prompt
-from inlay.models.methods import APPLIED, METHOD_OF, all_conv1d, ia3_config
+from inlay.models.adapter_files import CARD, SETTINGS, WEIGHTS, refuse_endless_patterns, refuse_unusable
+from inlay.models.methods import APPLIED, all_conv1d, ia3_config, is_adapters
 from inlay.models.starts import FROM_WEIGHTS, factors, principal_inputs
 
-WEIGHTS, SETTINGS, CARD = "adapter_model.safetensors", "adapter_config.json", "card.json"
 TRAINED, START = "default", "inlay_start"
-_LARGEST_ALPHA = 1e6
-_NOT_LOADED = (
-    "modules_to_save", "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
-    "use_qalora", "lora_bias", "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
-)  # fmt: skip
-"""Settings of PEFT that change what an adapter computes in ways that inlay does not keep track of."""
 
 
 def alpha_of(config: Config) -> float:
@@ -275,7 +269,7 @@ class TrainedState:
                 tensors = load_file(folder / WEIGHTS)
             card = json.loads((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else {}
             made_on = card.get("base_digest")
-            _refuse_absurd(folder, settings, tensors)
+            refuse_unusable(folder, settings, tensors)
         except (OSError, ValueError, AttributeError, SafetensorError) as error:
             raise AdapterError(f"{folder}: not a usable adapter folder ({error}).") from None
         if base_digest is not None and made_on is not None and made_on != base_digest:
@@ -290,13 +284,15 @@ class TrainedState:
         from peft import set_peft_model_state_dict
 
         there = _tensors_of(peft_model)
-        _require_places(there, self.tensors)
         if full.is_whole(peft_model) or prompt.is_prompted(peft_model):
+            _require_places(there, self.tensors)
             for name, tensor in self.tensors.items():
                 there[name].copy_(tensor)
             return
-        starts = {k: v for k, v in self.tensors.items() if f".{START}." in k}
-        set_peft_model_state_dict(peft_model, {k: v for k, v in self.tensors.items() if k not in starts})
+        tensors = _without_copies(self.tensors, peft_model)
+        _require_places(there, tensors)
+        starts = {k: v for k, v in tensors.items() if f".{START}." in k}
+        set_peft_model_state_dict(peft_model, {k: v for k, v in tensors.items() if k not in starts})
         if starts:
             plain = {k.replace(f".{START}.", "."): v for k, v in starts.items()}
             set_peft_model_state_dict(peft_model, plain, adapter_name=START)
@@ -314,6 +310,7 @@ class TrainedState:
         # A start that rewrites the base (pissa, olora) belongs to training, never to loading.
         kind = self.settings["peft_type"]
         settings = {k: self.settings[k] for k in APPLIED[kind] if k in self.settings}
+        refuse_endless_patterns(settings, (name for name, _ in model.named_modules()))
         try:
             peft_model = _wrapped(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](**settings))
         except (ValueError, TypeError) as error:
@@ -338,6 +335,29 @@ def _require_places(there: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) 
             )
 
 
+def _without_copies(tensors: Mapping[str, Tensor], peft_model: Any) -> dict[str, Tensor]:
+    """The tensors without copies of the base's own weights: PEFT adds the embedding or the head that it adapts.
+
+    Raises: AdapterError for a weight in place of the base's own.
+    """
+    own = {
+        name: parameter
+        for name, parameter in peft_model.named_parameters()
+        if not parameter.requires_grad and not is_adapters(name)
+    }
+    kept = {}
+    for name, tensor in tensors.items():
+        weight = own.get(name)
+        if weight is None:
+            kept[name] = tensor
+        elif tensor.shape != weight.shape or not torch.equal(tensor.to(weight.device, weight.dtype), weight):
+            raise AdapterError(
+                f"adapter: brings a {name} of its own, of shape {tuple(tensor.shape)}, in place of the base's: tokens "
+                "were added or the base is another. Merge it into its base with PEFT, and name the merged model."
+            )
+    return kept
+
+
 def _tensors_of(peft_model: Any) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
@@ -351,33 +371,6 @@ def _tensors_of(peft_model: Any) -> dict[str, Tensor]:
     starts = get_peft_model_state_dict(peft_model, adapter_name=START, save_embedding_layers=False)
     # lora_A.weight -> lora_A.inlay_start.weight
     return tensors | {".".join([*k.split(".")[:-1], START, k.split(".")[-1]]): v for k, v in starts.items()}
-
-
-def _refuse_absurd(folder: Path, settings: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Raises: AdapterError, or a ValueError that says what is wrong."""
-    if not isinstance(settings, dict) or settings.get("peft_type") not in METHOD_OF:
-        raise ValueError(f"{SETTINGS} does not describe an adapter of {' or '.join(METHOD_OF)}")
-    used = [name for name in _NOT_LOADED if settings.get(name)]
-    if used:
-        raise AdapterError(f"{folder}: uses PEFT's {used[0]}, which inlay does not load.")
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise AdapterError(f"{folder}: {name} holds values that are not finite. The adapter is damaged.")
-    if settings["peft_type"] == "LORA":
-        _refuse_absurd_lora(folder, settings, tensors)
-
-
-def _refuse_absurd_lora(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    rank = settings.get("r")
-    for name, value in {"lora_alpha": settings.get("lora_alpha"), **(settings.get("alpha_pattern") or {})}.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _LARGEST_ALPHA:
-            raise AdapterError(f"{folder}: alpha of {name} is {value!r}; it must be above 0 and at most 1e6.")
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise AdapterError(f"{folder}: its rank is {rank!r}; it must be a whole number of at least 1.")
-    for name, tensor in tensors.items():
-        held = tensor.shape[0] if name.endswith("lora_A.weight") else None
-        if held is not None and held != rank and not settings.get("rank_pattern"):
-            raise AdapterError(f"{folder}: {name} has rank {held}, but {SETTINGS} says {rank}.")
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from inlay.errors import StorageError
 from inlay.incidents import as_markdown, incidents
-from inlay.models.adapter import CARD, TrainedState
+from inlay.models.adapter import TrainedState
+from inlay.models.adapter_files import CARD
 from inlay.run import Run
 from inlay.storage import replace_folder, write_file, write_json
 from inlay.training import checkpoint as checkpoints
