@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from inlay.data.batches import epochs_done
 from inlay.engine.memory import enough_memory
@@ -14,7 +17,7 @@ from inlay.engine.profile import profiled
 from inlay.errors import Interrupted, RunError, TrainingError
 from inlay.evaluation.compare import loss_difference
 from inlay.events import Reporter, bytes_shown, duration_shown
-from inlay.models.adapter import base_view
+from inlay.models.adapter import TrainedState, base_view
 from inlay.proof.verify import Start, prove_trained
 from inlay.run import FINISHED
 from inlay.training import checkpoint as checkpoints
@@ -25,6 +28,7 @@ from inlay.training.ordering import by_loss
 from inlay.training.recovery import put_back
 from inlay.training.schedule import learning_rate
 from inlay.training.setup import Setup
+from inlay.training.shares import share_size
 from inlay.training.shortage import TRAINING, recorded, with_memory
 from inlay.training.signals import StopRequest
 from inlay.training.trackers import Tracker, open_trackers
@@ -53,15 +57,16 @@ class Attempt:
         with job.saver, enough_memory(way_out):
             start = Start.of(job)
             if begin:
-                begin()
+                with world.failing_together():
+                    begin()
+                    world.agree()
             if self.setup.config.train.order == "loss":
                 job.curriculum = by_loss(job, world, stop, reporter)
             reporter.block("pre-flight", [*self.setup.facts(), *self._forecast()])
             self._steps(profile)
             leave_if_asked(job, world, stop)
-            if world.is_first:
-                reporter.stage("saving the adapter and checking that it is what was trained")
-                self._conclude(self._exported(start))
+            reporter.stage("saving the adapter and checking that it is what was trained")
+            self._conclude(self._exported(start))
             world.barrier()
 
     def restore(self) -> None:
@@ -106,16 +111,19 @@ class Attempt:
     def _forecast(self) -> list[tuple[str, str]]:
         """Memory and time of what is still to be done, by a micro batch that is computed for it."""
         setup, job = self.setup, self.job
+        world, share = self.world, share_size(setup.config.train.batch_size, self.world.size)
         pace_s, _ = with_memory(
-            job, self.world, TRAINING, job.progress.step, self.reporter,
-            lambda size: seconds_per_token(job, size, self.stop),
+            job, world, TRAINING, job.progress.step, self.reporter,
+            lambda size: seconds_per_token(job, min(size, share), self.stop),
         )  # fmt: skip
-        leave_if_asked(job, self.world, self.stop)
+        leave_if_asked(job, world, self.stop)
+        pace_s = world.max(pace_s)  # the slowest has the others wait
         remaining = job.total_steps - job.progress.step
         per_step = job.train.token_count / len(job.train) * min(setup.config.train.batch_size, job.train.drawn)
         evaluations = remaining // job.eval_every + 1
         # a forward pass alone costs about a third of forward and backward
-        expected_s = pace_s * (remaining * per_step + evaluations * job.heldout.token_count / 3)
+        expected_s = pace_s / world.size * (remaining * per_step + evaluations * job.heldout.token_count / 3)
+        speed = f"{1 / pace_s:,.0f} tokens/s in one micro batch" + (" of each process" if world.size > 1 else "")
         memory = setup.memory
         parts = {
             "weights": memory.weights,
@@ -128,7 +136,7 @@ class Attempt:
         shown = ", ".join(f"{name} {bytes_shown(size)}" for name, size in parts.items())
         return [
             ("memory", f"about {bytes_shown(memory.total)} beside Python and its libraries: {shown}"),
-            ("expected time", f"about {duration_shown(expected_s)} ({1 / pace_s:,.0f} tokens/s in one micro batch)"),
+            ("expected time", f"about {duration_shown(expected_s)} ({speed})"),
             ("run folder", str(job.run.path)),
         ]
 
@@ -151,8 +159,23 @@ class Attempt:
             run.update(profile={part: round(seconds, 6) for part, seconds in seen.seconds.items()})
 
     def _exported(self, start: Start) -> int:
-        """The step whose adapter now lies in `adapter/`. Raises: TrainingError when a proof fails."""
-        step = finish.export(self.setup, self.job)
+        """The step whose adapter now lies in `adapter/` and in the model of every rank: the first one writes and proves.
+
+        Raises: TrainingError when a proof fails.
+        """
+        world, job = self.world, self.job
+        with world.failing_together():
+            step = finish.export(self.setup, job) if world.is_first else 0
+            step = int(world.broadcast_text(str(step)))
+        if step != job.progress.step:
+            TrainedState.shared_by(world.copy, job.model)
+        with world.failing_together():
+            if world.is_first:
+                self._prove(step, start)
+            world.agree()
+        return step
+
+    def _prove(self, step: int, start: Start) -> None:
         found = prove_trained(self.setup, self.job, step, start)
         failed = [f"  {one.name}: {one.found}" for one in found if one.passed is False]
         if failed:
@@ -161,16 +184,17 @@ class Attempt:
                 "promises:\n" + "\n".join(failed)
             )
         self.reporter.note(f"proofs: {len(found)} of {len(found)} hold: {', '.join(one.name for one in found)}")
-        return step
 
     def _conclude(self, step: int) -> None:
         """Judges the exported adapter, which is the one in the model, and finishes the run."""
-        job, settings = self.job, self.setup.config
-        alone = World()
+        job, settings, world = self.job, self.setup.config, self.world
         with base_view(job.model):
-            base = heldout_nll(job, alone, self.stop, self.reporter)
-        adapter = heldout_nll(job, alone, self.stop, self.reporter)
+            base = heldout_nll(job, world, self.stop, self.reporter)
+        adapter = heldout_nll(job, world, self.stop, self.reporter)
         self._leave_finished()
+        processes = self._processes()
+        if not world.is_first:
+            return
         examples = self.setup.data.heldout.examples
         difference = loss_difference(base, adapter, settings.eval.resamples, settings.train.seed, examples=examples)
         progress = job.progress
@@ -201,7 +225,7 @@ class Attempt:
             "time_s": round(time.perf_counter() - self.began, 3),
             "adapter": str(job.run.trained),
         }
-        ended = {"status": FINISHED, "error": None, "result": result}
+        ended = {"status": FINISHED, "error": None, "result": result, **processes}
         finish.report(job.run, job.run.record | ended)
         job.run.update(**ended)
         self.reporter.note(
@@ -209,11 +233,22 @@ class Attempt:
             f"[{difference.low:+.4f}, {difference.high:+.4f}] {difference.verdict}"
         )
 
+    def _processes(self) -> dict[str, Any]:
+        """Where each process ran and how many tokens it trained on since it started; nothing where there is one."""
+        if self.world.size == 1:
+            return {}
+        own = {"device": self.job.device, "host": platform.node(), "tokens": self.job.own_tokens}
+        every = [json.loads(text) for text in self.world.gather(json.dumps(own))]
+        total = max(1, sum(one["tokens"] for one in every))
+        shares = ", ".join(f"{one['tokens'] / total:.1%}" for one in every)
+        self.reporter.note(f"processes: {len(every)} trained on {shares} of the tokens")
+        return {"processes": every}
+
     def _leave_finished(self) -> None:
         """Like `leave_if_asked` after the last step, whose checkpoint is on the disk while the model holds the best one."""
-        if self.stop.signal is not None:
+        if self.world.any(self.stop.asked):
             raise Interrupted(
-                f"interrupted after the last step, before the verdict. {way_on(self.job.run)}", self.stop.signal
+                f"interrupted after the last step, before the verdict. {way_on(self.job.run)}", self.stop.signal or 15
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -30,10 +31,11 @@ from inlay.storage import (
     sweep_staging,
     write_file,
 )
-from inlay.training.launcher import launched_rank
-from inlay.training.signals import save_on_signal, stop_on_signals, stop_with_stdin
+from inlay.training.launcher import launch, require_data_parallel
+from inlay.training.signals import StopRequest, save_on_signal, stop_on_signals, stop_with_stdin
 
 if TYPE_CHECKING:
+    from inlay.attempt import Attempt
     from inlay.data.types import Example
     from inlay.training.setup import Setup
     from inlay.training.world import World
@@ -65,59 +67,89 @@ def train(
     longer = parse_extension(extend) if extend else {}
     began = time.perf_counter()
     stop_with_stdin()
-    _refuse_early(config)
     with contextlib.ExitStack() as held:
         stop = held.enter_context(save_on_signal())
         # decided before torch is imported: who is refused learns it at once
-        claim = Claim(Run(Path()))
-        first = launched_rank()[0] == 0
-        if first:
-            claim = _claim(config, resume or bool(extend), fresh, confirm, reporter, held)
-            reporter.stage("loading torch")
-        from inlay.evaluation.compare import primary_metric
+        claim, refused = _early(config, resume or bool(extend), fresh, reporter, confirm, held)
         from inlay.training.world import join_world
 
-        primary_metric(config.eval.metric)
         world = join_world(config.model.device)
-        reporter = reporter if first else _Silent()
-        run = Run(Path(world.broadcast_text(str(claim.run.path))))
-        goes_on = world.any(claim.goes_on)
-        if extend and not goes_on:
-            raise RunError(f"{run.path}: nothing to extend: no checkpoint of an earlier start. Leave --extend out.")
-        effective = _stored_config(run, config, longer) if goes_on else config
-        if goes_on and run.status == FINISHED and effective.train == run.config.train:
-            reporter.note(f"{run.path}: already finished at step {run.record['result']['steps']}; nothing to do.")
-            return run
-        from inlay.attempt import Attempt
-        from inlay.training.branch import begin as begin_branch
-        from inlay.training.branch import origin
-        from inlay.training.setup import set_up
-
-        machine = _machine(effective, world) if first else {}
-        for warning in machine.get("warnings", ()):
-            reporter.note(f"warning: {warning}")
-        setup = set_up(effective, reporter, world)
-        has_answers = any(e.messages[0].role != "text" for e in setup.data.heldout_examples)
-        primary_metric(effective.eval.metric, has_answers=has_answers)
-        branched = None
-        if goes_on:
-            _refuse_other_inputs(run, setup)
-        else:
-            branched = origin(setup)
-        held.enter_context(stop_on_signals(stop))
-        if first:
-            require_space(run.path, _space_needed_bytes(setup))
-            run = _open_folder(claim, setup, reporter, held, named=config.output.name is not None or world.size > 1)
-            run.update(machine=machine)
-            reporter = LoggedReporter(reporter, run)
-            held.enter_context(_recorded(run))
-        run = Run(Path(world.broadcast_text(str(run.path))))  # from here on the folder is there
-        attempt = Attempt(setup, setup.job(run), world, reporter, stop, began)
-        begin: Callable[[], None] | None = attempt.restore if goes_on else None
-        if branched:
-            begin = partial(begin_branch, attempt.job, world, *branched)
-        attempt.train(begin, profile)
+        reporter = reporter if world.is_first else _Silent()
+        with world.failing_together():
+            if refused:
+                raise refused
+            run, attempt, begin = _prepared(config, claim, longer, world, stop, reporter, held, began)
+        if attempt:
+            attempt.train(begin, profile)
     return run
+
+
+def _early(
+    config: Config, goes_on: bool, fresh: bool, reporter: Reporter, confirm: Confirm | None, held: contextlib.ExitStack
+) -> tuple[Claim, InlayError | None]:
+    """(which run is meant, why it cannot be): of several processes the others must learn it too.
+
+    Raises: the reason, where there is one process.
+    """
+    started, claim = launch(), Claim(Run(Path()))
+    try:
+        require_data_parallel(os.environ)
+        _refuse_early(config)
+        if started.rank == 0:
+            claim = _claim(config, goes_on, fresh, confirm, reporter, held)
+            reporter.stage("loading torch")
+    except InlayError as error:
+        if started.size == 1:
+            raise
+        return claim, error
+    return claim, None
+
+
+def _prepared(
+    config: Config, claim: Claim, longer: dict[str, Any], world: World, stop: StopRequest, reporter: Reporter,
+    held: contextlib.ExitStack, began: float,
+) -> tuple[Run, Attempt | None, Callable[[], None] | None]:  # fmt: skip
+    """(the run, with its folder; all its parts, None where it is finished; what takes them to where the run goes on)."""
+    from inlay.attempt import Attempt
+    from inlay.evaluation.compare import primary_metric
+    from inlay.training.agreement import require_same
+    from inlay.training.branch import begin as begin_branch
+    from inlay.training.branch import origin
+    from inlay.training.setup import set_up
+
+    primary_metric(config.eval.metric)
+    run = Run(Path(world.broadcast_text(str(claim.run.path))))
+    goes_on = bool(world.broadcast_text("resumed" if claim.goes_on else ""))
+    if longer and not goes_on:
+        raise RunError(f"{run.path}: nothing to extend: no checkpoint of an earlier start. Leave --extend out.")
+    effective = _stored_config(run, config, longer) if goes_on else config
+    if goes_on and run.status == FINISHED and effective.train == run.config.train:
+        reporter.note(f"{run.path}: already finished at step {run.record['result']['steps']}; nothing to do.")
+        return run, None, None
+    machine = _machine(effective, world) if world.is_first else {}
+    for warning in machine.get("warnings", ()):
+        reporter.note(f"warning: {warning}")
+    setup = set_up(effective, reporter, world)
+    has_answers = any(e.messages[0].role != "text" for e in setup.data.heldout_examples)
+    primary_metric(effective.eval.metric, has_answers=has_answers)
+    require_same(setup, config, world)
+    branched = None
+    if goes_on:
+        _refuse_other_inputs(run, setup)
+    else:
+        branched = origin(setup)
+    held.enter_context(stop_on_signals(stop))
+    if world.is_first:
+        require_space(run.path, _space_needed_bytes(setup))
+        run = _open_folder(claim, setup, reporter, held, named=config.output.name is not None or world.size > 1)
+        run.update(machine=machine)
+        reporter = LoggedReporter(reporter, run)
+        held.enter_context(_recorded(run))
+    run = Run(Path(world.broadcast_text(str(run.path))))  # from here on the folder is there
+    attempt = Attempt(setup, setup.job(run), world, reporter, stop, began)
+    if branched:
+        return run, attempt, partial(begin_branch, attempt.job, world, *branched)
+    return run, attempt, attempt.restore if goes_on else None
 
 
 def _refuse_early(config: Config) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inlay.data.batches import collate, micro_batches, order, step_rows, steps_per_epoch
+from inlay.data.batches import collate, dealt, micro_batches, order, shared_out, step_rows, steps_per_epoch
 from inlay.data.encode import Tokens
 from inlay.data.tokens import TokenSet, pack
 from inlay.data.types import Source
@@ -38,16 +38,40 @@ def test_seeds_and_epochs_give_other_orders() -> None:
     assert len(seen) == 25
 
 
+def tokens_of(share: list[list[int]], lengths: np.ndarray, padded: bool) -> int:
+    return sum(len(g) * int(lengths[g].max()) if padded else int(lengths[g].sum()) for g in share)
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=40), st.integers(1, 40), st.integers(1, 6), st.booleans())
+def test_the_ranks_share_out_all_rows_of_a_step_and_each_has_as_much_to_do(
+    found: list[int], at_once: int, world: int, padded: bool
+) -> None:
+    lengths, every = np.array(found), range(len(found))
+    shares = shared_out(every, lengths, at_once, world, padded=padded)
+    assert len(shares) == world
+    assert sorted(row for share in shares for group in share for row in group) == list(every)
+    assert all(0 < len(group) <= at_once for share in shares for group in share)
+    costs = [tokens_of(share, lengths, padded) for share in shares]
+    assert min(costs) > 0 or len(found) < world, "a rank without work"
+    in_turn = micro_batches(every, lengths, min(at_once, -(-len(found) // world)) if padded else 1)
+    parts = [tokens_of([group], lengths, padded) for group in in_turn]
+    assert max(costs) <= sum(parts) / world + max(parts)
+    assert shared_out(every, lengths, at_once, world, padded=padded) == shares
+    assert shared_out(every, lengths, at_once, 1, padded=padded) == [micro_batches(every, lengths, at_once)]
+
+
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 8), st.integers(1, 4))
-def test_the_ranks_share_out_all_rows_of_a_step(lengths: list[int], size: int, world: int) -> None:
-    every = [micro_batches(range(len(lengths)), np.array(lengths), size, rank, world) for rank in range(world)]
-    groups = [g for rank in every for g in rank]
-    assert sorted(r for g in groups for r in g) == list(range(len(lengths)))
-    assert all(len(g) <= size for g in groups)
-    alone = micro_batches(range(len(lengths)), np.array(lengths), size)
-    assert sorted(map(tuple, alone)) == sorted(map(tuple, groups))
-    longest = [max(lengths[r] for r in g) for g in alone]
+def test_micro_batches_that_are_dealt_stay_what_they_are_and_the_costliest_are_spread(
+    found: list[int], size: int, world: int
+) -> None:
+    lengths = np.array(found)
+    alone = micro_batches(range(len(found)), lengths, size)
+    shares = dealt(alone, lengths, world)
+    assert sorted(group for share in shares for group in share) == sorted(alone)
+    longest = [max(found[row] for row in group) for group in alone]
     assert longest == sorted(longest, reverse=True)
+    costs = [tokens_of(share, lengths, True) for share in shares]
+    assert max(costs) - min(costs) <= max(tokens_of([group], lengths, True) for group in alone)
 
 
 @pytest.mark.parametrize("pad_id", [0, 3])

@@ -20,6 +20,7 @@ from inlay.run import Run
 from inlay.training import loop
 from inlay.training.loop import Job, accumulate, heldout_nll
 from inlay.training.setup import Setup, set_up
+from inlay.training.shares import share_of
 from inlay.training.signals import StopRequest
 from inlay.training.world import World
 from parts import qa_rows, write_rows
@@ -63,7 +64,7 @@ def gradient(job: Job, rows: list[int], size: int = 1) -> tuple[torch.Tensor, fl
     """The step's gradient as one vector and its loss, added up over the shares of `size` ranks."""
     weight, loss = float(job.row_weights[rows].sum()), 0.0
     for rank in range(size):
-        shares = micro_batches(rows, job.lengths, job.micro_batch_size, rank, size)
+        shares = share_of(job, rows, job.micro_batch_size, rank, size)
         part, bad = accumulate(job, 1, shares, weight, StopRequest())
         assert not bad
         loss += float(part)
@@ -206,6 +207,7 @@ def test_held_out_loss_is_the_same_for_any_number_of_ranks_and_leaves_training_u
 def test_dropout_depends_on_the_micro_batch_and_not_on_who_computes_it(setup: Setup, tmp_path: Any) -> None:
     job = job_of(setup, tmp_path, 2)
     job.engine = PlainModel(job.model, job.device)  # the direct path is never taken with dropout
+    job.has_dropout = True
     rows = step_rows(1, 0, len(setup.data.train), 8)
     dropouts = [m for name, m in job.model.named_modules() if name.endswith("lora_dropout")]
     before = [dict(d) for d in dropouts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import signal
 import socket
 from collections.abc import Callable
@@ -65,6 +66,35 @@ def test_two_processes_train_as_one_also_through_a_stop(
     assert "pre-flight" not in output, "only rank 0 reports"
     assert_same_within_rounding(run, alone)
     assert [p.name for p in (tmp_path / "results").iterdir() if p.name not in ("alone", "together")] == []
+
+
+def test_with_default_settings_every_process_has_half_of_the_work(
+    inlay: Callable[..., Inlay], config_tree: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    runs = []
+    for name in ("alone", "together"):
+        tree = config_tree(train={"max_steps": 2}, output={"name": name})
+        del tree["train"]["micro_batch_size"], tree["train"]["batch_size"]
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(tree))
+        runs.append(Run(tmp_path / "results" / name))
+    alone = train(load(tmp_path / "alone.yaml"))
+    outputs = []
+    for process in two(inlay, "train", str(tmp_path / "together.yaml")):
+        code, output = process.wait()
+        assert code == 0, output
+        outputs.append(output)
+    together = runs[1]
+    assert together.config.train.micro_batch_size == together.config.train.batch_size == 16
+    tokens = [one["tokens"] for one in together.record["processes"]]
+    assert sum(tokens) == together.record["result"]["tokens_seen"]
+    assert abs(tokens[0] - tokens[1]) < 0.1 * sum(tokens)
+    assert "processes" not in alone.record
+    assert_same_within_rounding(together, alone)
+    for key in ("eval_loss", "base_eval_loss", "difference", "low", "high"):
+        assert together.record["result"][key] == pytest.approx(alone.record["result"][key], rel=1e-6), key
+    assert "  processes       2, each with its share" in outputs[0]
+    assert "  batch           16 = 2 processes × 8 × 1" in outputs[0]
+    assert "tokens/s in one micro batch of each process)" in outputs[0]
 
 
 def test_a_loss_that_is_not_finite_ends_every_rank_with_the_same_message(
@@ -139,7 +169,7 @@ def test_where_another_rank_takes_the_plain_path_all_take_it(
 ) -> None:
     setup = set_up(load(tree=config_tree()), Quiet(), World())
     assert setup.engine.name == setup.config.train.engine == "direct"
-    monkeypatch.setattr(World, "any", lambda *_: True)
+    monkeypatch.setattr(World, "gather", lambda _, text: [text, "plain"] if text == "direct" else [text])
     setup = set_up(load(tree=config_tree()), Quiet(), World())
     assert setup.engine.name == setup.config.train.engine == "plain"
     assert setup.reasons["train.engine"] == "another rank takes the plain one"
@@ -148,11 +178,11 @@ def test_where_another_rank_takes_the_plain_path_all_take_it(
 def test_the_order_of_rows_knows_nothing_of_the_world() -> None:
     import numpy as np
 
-    from inlay.data.batches import micro_batches, step_rows
+    from inlay.data.batches import shared_out, step_rows
 
     lengths = np.arange(1, 33)
     for step in (1, 4, 5, 9):
         rows = step_rows(step, 3, 32, 10)
         for size in (1, 2, 5):
-            shared = [r for rank in range(size) for micro in micro_batches(rows, lengths, 3, rank, size) for r in micro]
+            shared = [row for share in shared_out(rows, lengths, 3, size) for group in share for row in group]
             assert sorted(shared) == sorted(rows)

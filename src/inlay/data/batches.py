@@ -76,13 +76,78 @@ def epochs_done(step: int, count: int, batch_size: int) -> float:
     return epoch + within * batch_size / count
 
 
-def micro_batches(
-    rows: Sequence[int], lengths: np.ndarray, micro_batch_size: int, rank: int = 0, size: int = 1
-) -> list[list[int]]:
-    """This rank's share of a step, rows of similar length together, longest first so that memory peaks at once."""
-    longest_first = sorted(rows, key=lambda i: (-int(lengths[i]), i))
-    groups = [longest_first[a : a + micro_batch_size] for a in range(0, len(longest_first), micro_batch_size)]
-    return groups[rank::size]
+def micro_batches(rows: Sequence[int], lengths: np.ndarray, at_once: int) -> list[list[int]]:
+    """The rows of a step in groups of `at_once`, similar lengths together, the longest first: memory peaks at once."""
+    longest_first = _longest_first(rows, lengths)
+    return [longest_first[a : a + at_once] for a in range(0, len(longest_first), at_once)]
+
+
+def dealt(groups: Sequence[list[int]], lengths: np.ndarray, size: int) -> list[list[list[int]]]:
+    """For each of `size` ranks its part of the micro batches, each of which stays whole: the costliest goes to the rank
+    with the fewest tokens so far. What is computed together does not depend on the number of ranks."""
+    shares: list[list[list[int]]] = [[] for _ in range(size)]
+    tokens = [0] * size
+    for cost, group in sorted(((_padded(group, lengths), group) for group in groups), key=lambda one: -one[0]):
+        rank = tokens.index(min(tokens))
+        shares[rank].append(group)
+        tokens[rank] += cost
+    return shares
+
+
+def shared_out(
+    rows: Sequence[int], lengths: np.ndarray, at_once: int, size: int, *, padded: bool = True
+) -> list[list[list[int]]]:
+    """For each of `size` ranks its micro batches of a step, so that all have about as many tokens to compute, and at least
+    one row where there are as many. `padded`: whether padding is computed too, so that rows of similar length must stay
+    together.
+    """
+    if size == 1:
+        return [micro_batches(rows, lengths, at_once)]
+    if not padded:
+        alone = dealt([[row] for row in _longest_first(rows, lengths)], lengths, size)
+        return [micro_batches([row for group in share for row in group], lengths, at_once) for share in alone]
+    equal = micro_batches(rows, lengths, min(at_once, max(1, -(-len(rows) // size))))
+    ways = (_stretches(rows, lengths, at_once, size), dealt(equal, lengths, size))
+    return min(ways, key=lambda shares: max(sum(_padded(group, lengths) for group in share) for share in shares))
+
+
+def _stretches(rows: Sequence[int], lengths: np.ndarray, at_once: int, size: int) -> list[list[list[int]]]:
+    """From the longest row to the shortest, cut where each rank has as many tokens as the next: few long, many short."""
+    longest_first = _longest_first(rows, lengths)
+    sizes = [int(lengths[row]) for row in longest_first]
+    low, high = max(sizes, default=0), -(-len(rows) // size) * max(sizes, default=0)
+    while low < high:  # the fewest tokens of a rank with which all rows find a place
+        middle = (low + high) // 2
+        fits = _ends(sizes, at_once, size, middle)[-1] == len(rows)
+        low, high = (low, middle) if fits else (middle + 1, high)
+    ends = _ends(sizes, at_once, size, low)
+    return [
+        [longest_first[a : min(a + at_once, end)] for a in range(first, end, at_once)]
+        for first, end in zip([0, *ends], ends, strict=False)
+    ]
+
+
+def _ends(sizes: list[int], at_once: int, size: int, most: int) -> list[int]:
+    """Where the stretch of each rank ends when it takes rows as long as they are no more than `most` tokens."""
+    ends, i = [], 0
+    for rank in range(size):
+        cost, first = 0, i
+        last = max(i, len(sizes) - (size - 1 - rank)) if len(sizes) >= size else len(sizes)  # a row for each after it
+        while i < last:
+            width = sizes[first + (i - first) // at_once * at_once]  # of the longest in its micro batch
+            if cost + width > most:
+                break
+            cost, i = cost + width, i + 1
+        ends.append(i)
+    return ends
+
+
+def _longest_first(rows: Sequence[int], lengths: np.ndarray) -> list[int]:
+    return sorted(rows, key=lambda i: (-int(lengths[i]), i))
+
+
+def _padded(group: list[int], lengths: np.ndarray) -> int:
+    return len(group) * max(int(lengths[row]) for row in group)
 
 
 def collate(tokens: TokenSet, rows: Sequence[int], pad_id: int) -> Batch:

@@ -127,7 +127,7 @@ class Shape:
             norms_after="pre_feedforward_layernorm" in names,
             norms_heads="q_norm" in names,
             scores_kept=getattr(config, "_attn_implementation", None) == "eager",
-            drops_out=any(getattr(config, name, 0.0) for name in _DROPOUTS),
+            drops_out=drops_out(config),
         )  # fmt: skip
 
     def in_nf4(self, double: bool) -> Shape:
@@ -246,6 +246,11 @@ def largest_micro_batch(
             break
         size = (size + 1) // 2
     return size, f"at most {token_cap} tokens at once, and its estimate fits {room_bytes / 1e9:.1f} GB"
+
+
+def drops_out(config: Any) -> bool:
+    """Whether a base of this config has dropout of its own."""
+    return any(getattr(config, name, 0.0) for name in _DROPOUTS)
 
 
 def _is_linear(module: nn.Module) -> bool:

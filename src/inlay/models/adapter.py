@@ -297,6 +297,14 @@ class TrainedState:
             plain = {k.replace(f".{START}.", "."): v for k, v in starts.items()}
             set_peft_model_state_dict(peft_model, plain, adapter_name=START)
 
+    @staticmethod
+    def shared_by(copy: Callable[[Tensor], Tensor], peft_model: Any) -> None:
+        """Puts into the model what `copy` makes of each of its tensors, in the order of their names."""
+        state = TrainedState.of(peft_model)
+        TrainedState(state.settings, {name: copy(state.tensors[name]) for name in sorted(state.tensors)}).load_into(
+            peft_model
+        )
+
     def attach_to(self, model: nn.Module) -> Any:
         """A PeftModel around the base with this adapter, ready for inference. Raises: AdapterError if it does not fit."""
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING

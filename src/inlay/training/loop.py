@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from inlay.config import Config
-from inlay.data.batches import Batch, collate, epochs_done, micro_batches, step_rows
+from inlay.data.batches import Batch, collate, dealt, epochs_done, micro_batches, step_rows
 from inlay.data.curriculum import Curriculum
 from inlay.data.tokens import TokenSet
 from inlay.engine.loss import score_rows
@@ -38,6 +38,7 @@ from inlay.training.optimizer import set_learning_rate
 from inlay.training.recovery import recover
 from inlay.training.saver import Saver
 from inlay.training.schedule import learning_rate, warmup_steps
+from inlay.training.shares import share_of
 from inlay.training.shortage import EVALUATION, TRAINING, Shortage, with_memory
 from inlay.training.signals import StopRequest
 from inlay.training.trackers import Tracker
@@ -70,6 +71,8 @@ class Job:
     eval_every: int
     save_every: int
     autocast_dtype: torch.dtype | None = None
+    has_dropout: bool = False
+    """Whether a pass draws numbers, of the adapter or of the base: then they belong to the micro batch."""
     max_memory_bytes: int | None = None
     """What a pass may hold; beyond it is out of memory."""
     inputs: dict[str, str] = field(default_factory=dict)
@@ -84,6 +87,8 @@ class Job:
     """Where memory ran out, and what a batch has held since."""
     most_tokens: int = 0
     """Of the largest micro batch yet."""
+    own_tokens: int = 0
+    """What this process has trained on since it started."""
     # of each training row: tokens, summed weight, trained tokens
     lengths: np.ndarray = field(init=False)
     row_weights: np.ndarray = field(init=False)
@@ -138,7 +143,7 @@ def _optimizer_step(job: Job, world: World, stop: StopRequest, reporter: Reporte
     weight = float(job.row_weights[rows].sum())
 
     def gradient(micro_batch_size: int) -> tuple[Tensor, list[int]]:
-        shares = micro_batches(rows, job.lengths, micro_batch_size, world.rank, world.size)
+        shares = share_of(job, rows, micro_batch_size, world.rank, world.size)
         return accumulate(job, step, shares, weight, stop)
 
     (loss, bad_rows), micro_batch_size = with_memory(job, world, TRAINING, step, reporter, gradient)
@@ -243,6 +248,7 @@ def accumulate(
         nll_B = job.engine.add_gradient(batch, job.loss_scale / step_weight)
         loss = nll_B.sum() / step_weight
         total += loss
+        job.own_tokens += tokens if step else 0  # step 0 is a calibration
         if not torch.isfinite(loss):
             finite_B = torch.isfinite(nll_B).tolist()
             bad_rows = [row for row, finite in zip(rows, finite_B, strict=True) if not finite] or rows
@@ -286,8 +292,9 @@ def nll_of(
     """
 
     def scores(batch_size: int) -> Tensor:
-        shares = micro_batches(range(len(tokens)), tokens.lengths, batch_size, world.rank, world.size)
-        until = _until_asked(shares, stop)
+        # whole ones: a row's bits then do not depend on the number of ranks
+        groups = micro_batches(range(len(tokens)), tokens.lengths, batch_size)
+        until = _until_asked(dealt(groups, tokens.lengths, world.size)[world.rank], stop)
         return score_rows(job.model, tokens, until, job.pad_id, job.device, job.autocast_dtype)
 
     give_back(job.device)  # its batches are of other sizes than what training has left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +24,16 @@ from inlay.data.prepare import MIXED, PreparedData, prepare
 from inlay.data.tokens import TokenSet
 from inlay.engine import fused
 from inlay.engine.choose import choose, expected
-from inlay.engine.estimate import LAYER_NAMES, MemoryEstimate, Shape, Work, estimate, largest_micro_batch, shape_of
+from inlay.engine.estimate import (
+    LAYER_NAMES,
+    MemoryEstimate,
+    Shape,
+    Work,
+    drops_out,
+    estimate,
+    largest_micro_batch,
+    shape_of,
+)
 from inlay.engine.head import head_of
 from inlay.engine.memory import held_bytes, tune_allocator
 from inlay.engine.plain import Engine
@@ -37,10 +47,12 @@ from inlay.models.methods import trained_parameters
 from inlay.models.probe import DTYPES, pick_device, pick_dtype, pick_matmul_precision, product_dtype
 from inlay.models.quantization import held
 from inlay.training.checkpoint import Progress
+from inlay.training.launcher import launch, require_precision
 from inlay.training.loop import Job
 from inlay.training.optimizer import make_optimizer
 from inlay.training.resolve import choose_quantization, sample_batches, start_from, targets_of
 from inlay.training.schedule import auto_learning_rate, warmup_steps
+from inlay.training.shares import require_work, share_size
 from inlay.training.trackers import chosen
 from inlay.training.world import World
 
@@ -75,6 +87,8 @@ class Setup:
     total_steps: int
     eval_every: int
     save_every: int
+    processes: int = 1
+    """How many train together."""
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -91,7 +105,6 @@ class Setup:
         """The pre-flight block, without what only a calibration can tell."""
         config, data, reasons = self.config, self.data, self.reasons
         lengths = data.train_lengths
-        accumulation = -(-config.train.batch_size // int(config.train.micro_batch_size))
         return [
             ("base", f"{config.model.base_model} ({self.total_parameters / 1e6:.1f}M parameters, {self.base_digest[:12]})"),
             ("device", f"{self.device} ({reasons.get('model.device', 'as set')})"),
@@ -115,13 +128,21 @@ class Setup:
             ("adapter", f"{self._kind()}{self._variant()}"),
             ("trainable", f"{self.trainable:,} ({self.trainable / self.total_parameters:.2%})"),
             ("engine", f"{self.engine.name} ({reasons.get('train.engine', 'as set')})"),
-            ("batch", f"{config.train.batch_size} = {config.train.micro_batch_size} × {accumulation}"),
+            *([("processes", f"{self.processes}, each with its share of every step and of the held-out rows")]
+              if self.processes > 1 else []),
+            ("batch", self._batch()),
             *([("order", _order_told(config.train))] if config.train.order != "random" else []),
             ("steps", f"{self.total_steps}, warmup {warmup_steps(config.train, self.total_steps)}, {config.train.schedule}, "
                       f"learning rate {config.train.learning_rate:g} ({reasons.get('train.learning_rate', 'as set')})"
                       + (f", of B {config.train.lora_plus_ratio:g} times that" if config.train.lora_plus_ratio != 1 else "")),
             ("evaluate, save", f"every {self.eval_every}, every {self.save_every} steps"),
         ]  # fmt: skip
+
+    def _batch(self) -> str:
+        train, at_once = self.config.train, int(self.config.train.micro_batch_size)
+        share = share_size(train.batch_size, self.processes)
+        over = f"{self.processes} processes × " if self.processes > 1 else ""
+        return f"{train.batch_size} = {over}{min(at_once, share) if over else at_once} × {-(-share // at_once)}"
 
     def _kind(self) -> str:
         adapter, places = self.config.adapter, _short(self.targets)
@@ -168,6 +189,7 @@ class Setup:
             eval_every=self.eval_every,
             save_every=self.save_every,
             autocast_dtype=autocast,
+            has_dropout=self.config.adapter.dropout > 0 or drops_out(self.model.config.get_text_config()),
             max_memory_bytes=parse_bytes(train.max_memory) if train.max_memory else None,
             inputs=self.inputs,
             versions=library_versions() | self._loops(),
@@ -222,6 +244,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
         if config.train.engine != "plain":
             fused.prepare(product_dtype(place.device, place.dtype))
     encoder, data = _data(base, architecture, choices, reporter)
+    require_work(config.train.batch_size, data.train.drawn, world.size)
     hardness = difficulty(config, data.train)
     reporter.stage(f"loading {config.model.base_model}")
     model, base_digest, total_parameters, targets = _model(base, encoder, data, place, choices, reporter)
@@ -231,10 +254,10 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     work = work_of(config, model, *place)
     memory, eval_batch_size = _fitted(model, work, choices, data.max_length, place.device, world)
     reporter.stage("checking the engine on one micro batch")
-    light, heavy = _tried(data.train, choices.config_settled().train, encoder.pad_id, place.device)
+    light, heavy = _tried(data.train, choices.config_settled().train, encoder.pad_id, place.device, world.size)
     modes = config.train.gradient_checkpointing, config.train.activation_offload
     engine, why = choose(config.train.engine, model, light, *place, *modes, heavy=heavy)
-    if world.any(engine.name == "plain") and engine.name != "plain":
+    if "plain" in world.gather(engine.name) and engine.name != "plain":
         engine, why = choose("plain", model, light, *place, *modes)[0], "another rank takes the plain one"
     choices.settle("train.engine", engine.name, why)
     total, eval_every, save_every = length_of(config.train, data.train.drawn)
@@ -246,7 +269,7 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
         data=data, model=model, device=place.device, dtype=place.dtype, quantization=place.quantization, engine=engine,
         trainable=sum(p.numel() for p in trained_parameters(model).values()), total_parameters=total_parameters,
         targets=targets, memory=memory, difficulty=hardness, eval_batch_size=eval_batch_size, total_steps=total,
-        eval_every=eval_every, save_every=save_every,
+        eval_every=eval_every, save_every=save_every, processes=world.size,
     )  # fmt: skip
 
 
@@ -283,6 +306,7 @@ def _placed(choices: _Choices, world: World) -> _Place:
         torch.cuda.set_device(device.device)  # what torch measures and seeds without being told where
     whole = config.adapter.method == "full"
     dtype = pick_dtype(device.device, "float32" if whole else config.model.dtype)
+    require_precision(os.environ, dtype.dtype)
     choices.settle("model.device", device.device, device.reason)
     choices.settle("model.dtype", dtype.dtype, "all weights are trained" if whole else dtype.reason)
     products, why = pick_matmul_precision(device.device, "auto")
@@ -321,10 +345,11 @@ def _model(
     return model, base_digest, total_parameters, targets
 
 
-def _tried(train: TokenSet, settings: TrainConfig, pad_id: int, device: str) -> tuple[Batch, Batch]:
+def _tried(train: TokenSet, settings: TrainConfig, pad_id: int, device: str, processes: int) -> tuple[Batch, Batch]:
     """The shortest rows of the first step, enough to see a difference, and cheap; and as many of the longest as are
     computed at once."""
-    rows, at_once = step_rows(1, settings.seed, train.shares, settings.batch_size), int(settings.micro_batch_size)
+    rows = step_rows(1, settings.seed, train.shares, settings.batch_size)
+    at_once = min(int(settings.micro_batch_size), share_size(settings.batch_size, processes))
     lengths = train.lengths
     by_length = sorted(rows, key=lambda row: int(lengths[row]))
     light, heavy = by_length[: min(_ROWS_TRIED, at_once)], by_length[-at_once:]
@@ -364,14 +389,16 @@ def _fitted(
     Raises: ConfigError when it is more than `train.max_memory` leaves.
     """
     config, train, shape = choices.config, choices.config.train, Shape.of(model)
-    room = int(world.broadcast_text(str(_room_bytes(shape, config, work.adapter, device))))  # all ranks cut alike
+    # all ranks cut alike, as the smallest of them must
+    room = min(map(int, world.gather(str(_room_bytes(shape, config, work.adapter, device)))))
     micro = train.micro_batch_size
     if micro == "auto":
         micro, reason = largest_micro_batch(
             shape, work, train.batch_size, max_length, room, token_cap(device, work, shape)
         )
         choices.settle("train.micro_batch_size", micro, reason)
-    micro_size = min(int(micro), train.batch_size)
+    # of a step's longest rows no process has more than this at once; of short ones it has no more tokens
+    micro_size = min(int(micro), share_size(train.batch_size, world.size))
     memory = estimate(shape, work, micro_size * max_length, max_length)
     if train.max_memory is None:
         return memory, config.eval.batch_size
@@ -433,7 +460,7 @@ def _room_bytes(shape: Shape, config: Config, trainable: int, device: str) -> in
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * 0.9)
-    return int(memory_facts()["available_bytes"] * 0.7)
+    return int(memory_facts()["available_bytes"] * 0.7) // launch().local_size
 
 
 def length_of(train: TrainConfig, drawn: int) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ from inlay.engine.memory import first_line, is_out_of_memory, limited, release
 from inlay.errors import TrainingError
 from inlay.events import Reporter
 from inlay.run import Run
+from inlay.training.shares import share_size
 from inlay.training.world import World
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def with_memory(
         # outside of the except clause, whose traceback holds every tensor of the pass
         job.optimizer.zero_grad(set_to_none=True)
         release(job.device)
-        held = job.config.train.batch_size if phase == TRAINING else len(job.heldout)
+        held = share_size(job.config.train.batch_size, world.size) if phase == TRAINING else len(job.heldout)
         smaller = (min(size, held) + 1) // 2
         job.shortages.append(Shortage(phase, step, smaller, failed or "on another process"))
         if world.is_first:

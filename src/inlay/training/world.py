@@ -1,23 +1,46 @@
-"""How many processes train together, and the few things they do together."""
+"""How many processes train together, and the few things they do together.
+
+Gradients travel where they are, by NCCL between GPUs. Flags and texts travel on the CPU, in a group of their own that
+waits for days: what the first process alone does (writing, proofs, a report) takes as long as it takes. A process that
+dies is noticed at once, since its connections close.
+"""
 
 from __future__ import annotations
 
 import atexit
-import os
-from dataclasses import dataclass
+import contextlib
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from inlay.training.launcher import launched_rank
+from inlay.errors import ConfigError, InlayError, RunError, TrainingError
+from inlay.training.launcher import Launch, launch
+
+_PATIENCE: Final = timedelta(days=7)
+
+
+class Shared(InlayError):
+    """What one process found wrong and every process ends with."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Rank and size. Size 1 is an ordinary run, where `sum` and `barrier` do nothing."""
+    """Rank and size. Size 1 is an ordinary run, where nothing is sent or waited for."""
 
     rank: int = 0
     size: int = 1
+    messages: Any = field(default=None, compare=False)
+    """The process group of flags and texts."""
 
     @property
     def is_first(self) -> bool:
@@ -26,7 +49,9 @@ class World:
     def sum(self, tensor: Tensor) -> Tensor:
         """The tensor summed over all ranks, in place; the same bits on every rank."""
         if self.size > 1:
-            torch.distributed.all_reduce(tensor)
+            group = self.messages if tensor.device.type == "cpu" else None
+            with _others_alive(self.size):
+                torch.distributed.all_reduce(tensor, group=group)
         return tensor
 
     def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
@@ -42,35 +67,129 @@ class World:
         """Whether the flag is set on any rank."""
         return bool(self.sum(torch.tensor(float(flag))).item() > 0) if self.size > 1 else flag
 
-    def broadcast_text(self, text: str) -> str:
-        """Rank 0's text, on every rank."""
+    def max(self, value: float) -> float:
+        """The largest value of all ranks."""
         if self.size == 1:
-            return text
-        shared = [text]
-        torch.distributed.broadcast_object_list(shared, src=0, device=torch.device("cpu"))
-        return shared[0]
+            return value
+        values = torch.zeros(self.size, dtype=torch.float64)
+        values[self.rank] = value
+        return float(self.sum(values).max())
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor, on every rank, in place of this one on the CPU."""
+        if self.size > 1:
+            with _others_alive(self.size):
+                torch.distributed.broadcast(tensor, src=0, group=self.messages)
+        return tensor
+
+    def gather(self, text: str) -> list[str]:
+        """The text of every rank, by rank. Raises: Shared where one of them has failed instead (`failing_together`)."""
+        return self._exchanged({"text": text}) if self.size > 1 else [text]
+
+    def broadcast_text(self, text: str) -> str:
+        """Rank 0's text, on every rank. Raises: as `gather`."""
+        return self.gather(text)[0]
+
+    def agree(self) -> None:
+        """Waits until every rank is here. Raises: as `gather`."""
+        self.gather("")
+
+    @contextlib.contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Inside, an error that one rank meets ends all of them with one message.
+
+        Ranks may speak to each other by `gather` and what is made of it alone, and each must come to one after its last
+        chance to fail.
+        """
+        try:
+            yield
+        except Shared:
+            raise
+        except InlayError as error:
+            if self.size == 1:
+                raise
+            self._exchanged({"error": str(error), "exit_code": error.exit_code})
+            raise AssertionError("unreachable: what was sent is an error") from error
+
+    def _exchanged(self, said: dict[str, Any]) -> list[str]:
+        found: list[Any] = [None] * self.size
+        with _others_alive(self.size):
+            own = json.dumps(said | {"host": platform.node()})
+            torch.distributed.all_gather_object(found, own, group=self.messages)
+        every = [json.loads(one) for one in found]
+        failed = [rank for rank, one in enumerate(every) if "error" in one]
+        if not failed:
+            return [one["text"] for one in every]
+        first = every[failed[0]]
+        everywhere = len(failed) == self.size and len({one["error"] for one in every}) == 1
+        where = "" if everywhere else f"process {failed[0]} of {self.size} (on {first['host']}): "
+        raise Shared(where + first["error"], first["exit_code"])
 
     def device(self, wanted: str) -> str:
-        """The device of this rank: with several ranks on CUDA, each takes its own."""
-        if self.size > 1 and (wanted == "auto" or wanted.startswith("cuda")) and torch.cuda.is_available():
-            return f"cuda:{os.environ.get('LOCAL_RANK', self.rank)}"
-        return wanted
+        """The device of this rank: with several ranks on CUDA, each takes its own. Raises: ConfigError."""
+        if self.size == 1 or not (wanted == "auto" or wanted.startswith("cuda")) or not torch.cuda.is_available():
+            return wanted
+        if wanted not in ("auto", "cuda"):
+            raise ConfigError(
+                f"model.device {wanted}: {self.size} processes take a GPU each. Write cuda, or leave it out."
+            )
+        own, count = launch().local_rank, torch.cuda.device_count()
+        if own >= count:
+            raise ConfigError(
+                f"model.device: {own + 1} processes or more are on a machine with {count} GPU{'s' if count > 1 else ''}, and "
+                f"each takes its own. Start {count} on it, or set model.device=cpu."
+            )
+        return f"cuda:{own}"
 
     def barrier(self) -> None:
         if self.size > 1:
-            torch.distributed.barrier()
+            with _others_alive(self.size):
+                torch.distributed.barrier(group=self.messages)
+
+
+@contextlib.contextmanager
+def _others_alive(size: int) -> Iterator[None]:
+    """Turns a lost connection into one line. Raises: TrainingError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise TrainingError(
+            f"another of the {size} processes ended or cannot be reached ({reason[:200]}). What it said itself is the cause; "
+            "start all of them again with --resume."
+        ) from error
+
+
+_messages: Any = None
 
 
 def join_world(device: str) -> World:
-    """The world of this process. Waits until every rank has joined."""
-    rank, size = launched_rank()
-    if size == 1:
+    """The world of this process. Waits until every rank has joined. Raises: RunError."""
+    global _messages
+    started = launch()
+    if started.size == 1:
         return World()
-    if not torch.distributed.is_initialized():
+    distributed = torch.distributed
+    if not distributed.is_initialized():
         on_cuda = device != "cpu" and torch.cuda.is_available()
-        if on_cuda:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
-        # flags and texts travel on the CPU, gradients where they are
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
-        atexit.register(torch.distributed.destroy_process_group)
-    return World(rank, size)
+        if on_cuda and started.local_rank < torch.cuda.device_count():
+            torch.cuda.set_device(started.local_rank)
+        _join(started, "cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+        atexit.register(distributed.destroy_process_group)
+    if _messages is None:
+        _messages = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    return World(started.rank, started.size, _messages)
+
+
+def _join(started: Launch, backend: str) -> None:
+    try:
+        torch.distributed.init_process_group(backend)
+    except (ValueError, RuntimeError) as error:  # DistStoreError and DistNetworkError are RuntimeErrors
+        reason = str(error).strip().partition("\n")[0]
+        raise RunError(
+            f"process {started.rank} of {started.size}: the others cannot be met ({reason[:200]}). Start all of them together, "
+            "with torchrun, which sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT alike; without one, unset RANK and "
+            "WORLD_SIZE."
+        ) from None
