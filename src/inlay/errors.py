@@ -63,9 +63,9 @@ class Interrupted(InlayError):
         self.exit_code = 128 + signal_number
 
 
-def nearest(name: str, allowed: Iterable[str]) -> str | None:
+def nearest(name: str, allowed: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The allowed name closest to `name`, or None when nothing is close."""
-    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=cutoff)
     return close[0] if close else None
 
 

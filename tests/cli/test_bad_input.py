@@ -47,6 +47,10 @@ GOOD = ["train", "data.jsonl", "--model", "builtin:nano"]
 BAD = {
     "unknown verb": (["trian"], "Did you mean 'train'"),
     "unknown option": (["train", "--modle", "x"], "Did you mean --model"),
+    "option that is a setting": (["train", "d", "--epochs", "3"], "Settings are given as --set train.epochs=VALUE;"),
+    "option of another trainer": (["train", "d", "--lr", "1"], "given as --set train.learning_rate=VALUE; what it means"),
+    "option without counterpart": (["train", "d", "--packing"], "packing has no counterpart here: rows are never packed"),
+    "option of two sections": (["generate", "a", "--seed", "3"], "given as --set generation.seed=VALUE;"),
     "no data": (["train"], "Missing argument 'DATA|CONFIG'"),
     "too many": (["train", "a", "b"], "unexpected extra argument"),
     "group without verb": (["checkpoints"], "See: inlay checkpoints --help"),

@@ -54,7 +54,7 @@ def test_a_training_config_of_llama_factory_takes_its_dataset_along(tmp_path: Pa
         "train.log_steps": 10, "train.schedule": "cosine", "train.learning_rate": 1e-4, "train.warmup_ratio": 0.1,
         "train.save_steps": 500, "output.folder": "saves/a",
     }  # fmt: skip
-    assert [key.partition(":")[0] for key in found.missing] == ["bf16", "template", "plot_loss"]
+    assert [key.partition(":")[0] for key in found.missing] == ["bf16", "plot_loss", "template"]
 
 
 def test_an_axolotl_config_takes_its_blocks_as_a_mixture(tmp_path: Path) -> None:
@@ -107,7 +107,18 @@ def test_what_is_written_is_a_config_that_loads_as_what_was_found(tmp_path: Path
     config = configs.load(tmp_path / "inlay.yaml")
     assert (config.adapter.rank, config.train.batch_size) == (32, 8)
     assert [file.format for file in config.data.train_files] == ["sharegpt", "alpaca"]
-    assert "#   sample_packing: true  (inlay has no such setting)" in text
+    assert "#   sample_packing: true  (rows are never packed into one sequence; " in text
+    assert [key.partition(":")[0] for key in found.missing] == ["datasets.roles_to_train", "sample_packing"]
+
+
+def test_a_key_that_is_not_taken_over_says_where_its_counterpart_is(tmp_path: Path) -> None:
+    over = {"report_to": "wandb", "packing": True, "fp16": True, "new": 1, "lora_r": 8, "deepspeed": "ds.json"}
+    found = import_config(written(tmp_path, "a.yaml", FACTORY | over)).missing
+    assert found["report_to: wandb"].startswith("see track.trackers: a list of tensorboard")
+    assert found["packing: true"].startswith("rows are never packed")
+    assert found["fp16: true"].startswith("see model.dtype: ")
+    assert found["new: 1"] == "inlay has no such setting"
+    assert found["lora_rank: 8"] == "adapter.rank is already 8, from lora_r"
 
 
 ROWS = {

@@ -245,6 +245,9 @@ def explanation_text(rows: list[dict[str, Any]], columns: int) -> str:
 
     lines = []
     for row in rows:
+        lines += textwrap.wrap(row.get("elsewhere", ""), columns, subsequent_indent="  ")
+        if row["setting"] is None:
+            continue
         lines += textwrap.wrap(
             f"{row['setting']}  ({row['type']}; {default_text(row)})", columns, subsequent_indent="  "
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from inlay.config.counterparts import COUNTERPARTS, why_left
 from inlay.config.load import in_yaml, nested, parse_yaml, validate
 from inlay.errors import ConfigError, unknown_name
 
@@ -41,8 +42,8 @@ class Imported:
         self.values[setting] = value
         self.origins[setting] = origin
 
-    def leave(self, key: str, value: Any, why: str = _NO_SETTING) -> None:
-        self.missing[f"{key}: {in_yaml(value)}"] = why
+    def leave(self, key: str, value: Any, why: str | None = None) -> None:
+        self.missing[f"{key}: {in_yaml(value)}"] = why or why_left(key) or _NO_SETTING
 
     def as_yaml(self, source: str) -> str:
         """The config as text; what was left out stands above it as comments."""
@@ -200,14 +201,7 @@ def _llama_factory(found: Imported, tree: dict[str, Any], path: Path) -> None:
     _batch(found, left, "per_device_train_batch_size")
     if (share := left.pop("val_size", None)) is not None:
         _share(found, "val_size", share)
-    _simple(found, left, {
-        "model_name_or_path": "model.base_model", "model_revision": "model.revision", "lora_rank": "adapter.rank",
-        "lora_alpha": "adapter.alpha", "lora_dropout": "adapter.dropout", "use_rslora": "adapter.rslora",
-        "use_dora": "adapter.dora", "cutoff_len": "data.max_length", "preprocessing_num_workers": "data.workers", "loraplus_lr_ratio": "train.lora_plus_ratio",
-        "num_train_epochs": "train.epochs", "adapter_name_or_path": "adapter.start_from",
-        "save_total_limit": "train.keep_checkpoints", "double_quantization": "model.double_quantization",
-        "logging_steps": "train.log_steps", "gradient_checkpointing": "train.gradient_checkpointing",
-    })  # fmt: skip
+    _simple(found, left)
     _shared(found, left, optimizer="optim", schedule="lr_scheduler_type")
 
 
@@ -316,14 +310,7 @@ def _axolotl(found: Imported, tree: dict[str, Any]) -> None:
         _translate(found, "data.overlong", "excess_length_strategy", overlong,
                    {"drop": "drop", "truncate": "cut", "raise": "error"})  # fmt: skip
     _batch(found, left, "micro_batch_size")
-    _simple(found, left, {
-        "base_model": "model.base_model", "revision_of_model": "model.revision", "lora_r": "adapter.rank",
-        "lora_alpha": "adapter.alpha", "lora_dropout": "adapter.dropout", "peft_use_rslora": "adapter.rslora",
-        "peft_use_dora": "adapter.dora", "sequence_len": "data.max_length", "num_epochs": "train.epochs",
-        "dataset_processes": "data.workers", "loraplus_lr_ratio": "train.lora_plus_ratio", "save_total_limit": "train.keep_checkpoints",
-        "lora_model_dir": "adapter.start_from", "early_stopping_patience": "train.early_stopping_patience",
-        "logging_steps": "train.log_steps", "gradient_checkpointing": "train.gradient_checkpointing",
-    })  # fmt: skip
+    _simple(found, left)
     _shared(found, left, optimizer="optimizer", schedule="lr_scheduler")
 
 
@@ -401,12 +388,18 @@ def _block_format(found: Imported, left: dict[str, Any], key: str) -> tuple[str 
 # --- both ----------------------------------------------------------------------------------------------------
 
 
-def _simple(found: Imported, left: dict[str, Any], names: Mapping[str, str]) -> None:
+_NAMED_ALIKE: Final = ("early_stopping_patience", "gradient_checkpointing")
+
+
+def _simple(found: Imported, left: dict[str, Any]) -> None:
     """Keys whose value means the same here."""
-    for theirs, ours in names.items():
-        if theirs not in left:
+    names = {theirs: one.settings[0] for theirs, one in COUNTERPARTS.items() if one.same}
+    names |= {"base_model": "model.base_model"} | {name: f"train.{name}" for name in _NAMED_ALIKE}
+    for theirs in [key for key in left if key in names]:
+        ours, value = names[theirs], left.pop(theirs)
+        if ours in found.values:
+            found.leave(theirs, value, f"{ours} is already {in_yaml(found.values[ours])}, from {found.origins[ours]}")
             continue
-        value = left.pop(theirs)
         if ours == "train.epochs" and isinstance(value, float):
             if not value.is_integer():
                 found.leave(theirs, value, "epochs are whole; use train.max_steps")
@@ -437,16 +430,6 @@ def _shared(found: Imported, left: dict[str, Any], *, optimizer: str, schedule: 
                 found.take(f"train.{key}", value, key)
             else:
                 found.leave(key, value, "a whole number of steps is needed")
-    if output := left.pop("output_dir", None):
-        found.take("output.folder", str(output), "output_dir")
-    for key in ("bf16", "fp16", "tf32", "pure_bf16", "dtype"):
-        if key in left:
-            found.leave(key, left.pop(key), "model.dtype is chosen by what this machine does well; set it to force one")
-    for key in ("template", "chat_template", "chat_template_jinja"):
-        if key in left:
-            found.leave(
-                key, left.pop(key), "the tokenizer's own template is used; model.chat_template takes a Jinja file"
-            )
     for key, value in left.items():
         found.leave(key, value)
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from inlay.config.counterparts import COUNTERPARTS, counterpart, in_words, nearest_name
 from inlay.config.describe import allowed, is_mapping, is_text, is_text_mapping
 from inlay.config.settings import Config
 from inlay.errors import ConfigError, nearest, unknown_name
@@ -163,16 +164,30 @@ def unknown_setting(key: str, known: Mapping[str, Any]) -> str:
         return f"{key!r} is a section. Name one of its settings, for example {first}."
     if head in known:
         return f"unknown setting {key!r}: {head} is one value and has no parts."
+    if (theirs := counterpart(key)) and tail not in _last_parts(known):
+        guess = f". Did you mean {' or '.join(map(repr, theirs.settings))}?" if theirs.settings else "."
+        more = f" {in_words(key, theirs)}." if theirs.differs else ""
+        return f"unknown setting {key!r}{guess}{more}"
+    if meant := _near(key, known):
+        return f"unknown setting {key!r}. Did you mean {' or '.join(map(repr, meant))}?"
+    if name := nearest_name(key):
+        return f"unknown setting {key!r}. Did you mean {name!r}? {in_words(name, COUNTERPARTS[name])}."
+    inside = key.partition(".")[0] if key.partition(".")[0] in Config.model_fields else ""
+    return f"unknown setting {key!r}. Look them up with: inlay config explain {inside}".rstrip()
+
+
+def _last_parts(known: Mapping[str, Any]) -> set[str]:
+    return {path.rpartition(".")[2] for path in known}
+
+
+def _near(key: str, known: Mapping[str, Any]) -> list[str]:
+    """The settings that a name is near to: of the same last part, else the nearest in its section or anywhere."""
+    tail = key.rpartition(".")[2]
     tails = {path: path.rpartition(".")[2] for path in known}
     inside = [path for path in known if path.startswith(key.partition(".")[0] + ".")]
     close = nearest(key, inside) or nearest(tail, tails.values())
     meant = [path for path in known if tails[path] == tail] or [p for p in known if close in (p, tails[p])]
-    if len(meant) > 1 and "." in key:
-        meant = [nearest(key, meant) or meant[0]]
-    if meant:
-        return f"unknown setting {key!r}. Did you mean {' or '.join(map(repr, meant))}?"
-    section = key.partition(".")[0] if inside else ""
-    return f"unknown setting {key!r}. Look them up with: inlay config explain {section}".rstrip()
+    return [nearest(key, meant) or meant[0]] if len(meant) > 1 and "." in key else meant
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,9 +271,12 @@ def _sift(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _unknown_section(name: str, known: Mapping[str, Any]) -> str:
-    inside = [path for path in known if path.rpartition(".")[2] == name]
-    hint = f"unknown section {name!r}. Did you mean {' or '.join(map(repr, inside))}?" if inside else None
-    return hint or unknown_name("section", name, Config.model_fields)
+    if name in _last_parts(known):
+        inside = [path for path in known if path.rpartition(".")[2] == name]
+        return f"unknown section {name!r}. Did you mean {' or '.join(map(repr, inside))}?"
+    if counterpart(name) or (nearest_name(name) and not nearest(name, Config.model_fields)):
+        return unknown_setting(name, known)
+    return unknown_name("section", name, Config.model_fields)
 
 
 def _plain_value(value: Any) -> Any:

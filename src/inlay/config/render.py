@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
+from inlay.config.counterparts import counterpart, in_words
 from inlay.config.describe import allowed
 from inlay.config.load import in_yaml, preset_tree, section_of, setting_paths, unknown_setting
 from inlay.config.settings import Config
-from inlay.errors import ConfigError
+from inlay.errors import ConfigError, nearest
 
 _RESOLVED = "Resolved: what this run used. A comment gives the reason of a value that was left to inlay."
 
@@ -50,14 +51,23 @@ def explicit_values(config: Config, *, everything: bool = False) -> dict[str, An
 def explain(path: str | None = None) -> list[dict[str, Any]]:
     """Name, type, default and documentation of one setting, of a section, or of all.
 
-    The last part of a name is enough (`rank`). Raises: ConfigError naming the nearest.
+    The last part of a name is enough (`rank`). A name of another trainer (`lora_r`) gives the settings that it is here,
+    the first with `elsewhere`, a sentence that says so; of one without a counterpart that sentence is all there is.
+    Raises: ConfigError naming the nearest.
     """
     known = setting_paths()
     chosen = [name for name in known if path is None or name == path or name.startswith(f"{path}.")]
+    theirs = counterpart(path) if path is not None and path not in Config.model_fields and path not in known else None
     chosen = chosen or [name for name in known if name.rpartition(".")[2] == path]
+    if theirs is not None:
+        return _explained(chosen or theirs.settings, known, f"{in_words(str(path), theirs)}.")
     if not chosen:
-        raise ConfigError(f"config explain: {unknown_setting(str(path), known)}")
-    return [
+        raise ConfigError(f"config explain: {_unknown(str(path), known)}")
+    return _explained(chosen, known)
+
+
+def _explained(chosen: Sequence[str], known: Mapping[str, Any], elsewhere: str | None = None) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [
         {
             "setting": name,
             "type": allowed(known[name]),
@@ -67,10 +77,31 @@ def explain(path: str | None = None) -> list[dict[str, Any]]:
         }
         for name in chosen
     ]
+    if elsewhere is None:
+        return rows
+    first = rows[0] if rows else dict.fromkeys(("setting", "type", "default", "required", "doc"))
+    return [first | {"elsewhere": elsewhere}, *rows[1:]]
+
+
+_FEWEST_LETTERS, _MOST_NAMED = 4, 6
+
+
+def _unknown(path: str, known: Mapping[str, Any]) -> str:
+    """That there is no such setting or section; what is near, or else the settings whose text has the word."""
+    if "." not in path and (section := nearest(path, Config.model_fields, cutoff=0.7)):
+        return f"unknown setting or section {path!r}. Did you mean {section!r}?"
+    text = unknown_setting(path, known)
+    if "Did you mean" in text or len(path) < _FEWEST_LETTERS:
+        return text
+    told = [name for name in known if path.lower() in f"{name} {known[name].description}".lower()]
+    if not told:
+        return text
+    more = f" and {len(told) - _MOST_NAMED} more" if len(told) > _MOST_NAMED else ""
+    return f"unknown setting {path!r}. The text of these has the word: {', '.join(told[:_MOST_NAMED])}{more}."
 
 
 def _default(field: Any) -> Any:
-    return field.get_default(call_default_factory=True)
+    return field.get_default(call_default_factory=True, validated_data={})
 
 
 def default_text(row: Mapping[str, Any]) -> str:
