@@ -11,6 +11,7 @@ from inlay import branches, session
 from inlay import config as configs
 from inlay import run as runs
 from inlay.config import Config
+from inlay.config.measuring import TAKEN, assigned
 from inlay.config.render import as_yaml
 from inlay.config.settings import GenerationConfig
 from inlay.costs import Prices
@@ -192,6 +193,7 @@ def compare(
     data: str | None = None,
     metrics: Wanted = (),
     prompts: Sequence[str] = (),
+    settings: Sequence[str] = (),
     python_tests: str | Path | None = None,
     blind: bool = False,
     cost: float | None = None,
@@ -204,7 +206,9 @@ def compare(
 
     A model is a run, `RUN@STEP`, the folder of an adapter or of a whole model, `base`, or a hub id. The rows are those
     of the first run's held-out set, or of the file `data`. `metrics` names those to take instead of what the references
-    call for; one may be a function `(prediction, reference) -> float`, or `FILE.py:FUNCTION`. `python_tests` is a file
+    call for; one may be a function `(prediction, reference) -> float`, or `FILE.py:FUNCTION`. `settings` are `key=value`
+    texts of the section eval, such as eval.max_rows=50, over those of the first run; with `data` also data.format and
+    data.columns, which say how the file is read. `python_tests` is a file
     of {"question", "tests"} rows: the Python of those answers is run, in a limited process. Reports go to `reports/` of
     the first run, without a run to `comparisons/` in `folder`. `blind` then asks on a local page which answers are
     better, without saying whose they are, and adds what was said to the reports. Any of `cost` (of an hour of this
@@ -217,12 +221,14 @@ def compare(
     from inlay.evaluation.python_tests import read_tests
 
     reporter, metrics = reporter or PlainReporter(), resolved(metrics)
+    over = assigned(settings, "compare", data)
     tests = read_tests(python_tests) if python_tests else {}
     prices = Prices.of(cost, watts, utilisation)
     named = _references(models or (None,), folder)
     if blind and len(named) > 2:
         raise ConfigError(f"--blind: two models are judged against each other (got {len(named)}). Name two, or one.")
-    found = scoring.measured(named if len(named) > 1 else [named[0].without_adapter(), *named], data, prompts, reporter)
+    both = named if len(named) > 1 else [named[0].without_adapter(), *named]
+    found = scoring.measured(both, data, prompts, reporter, over)
     metrics = [*metrics, comparing.python_tests(found, tests)] if python_tests else metrics
     where = comparing.reports_folder(found, folder)
     comparison = comparing.reported(found, metrics, where, prices)
@@ -246,6 +252,7 @@ def advise(
     config: ConfigLike | None = None,
     *,
     run: str | Path | Run | None = None,
+    settings: Sequence[str] = (),
     documents: str | Path | None = None,
     quick: bool = False,
     max_rows: int | None = None,
@@ -262,7 +269,8 @@ def advise(
 
     Each is measured on the same held-out rows with prompts of at most `prompt_tokens`, and the cheapest of those that
     none was shown to beat is recommended, over so many `requests`. Passages are training rows, or those of the text
-    files under `documents`. The adapter is that of `run`, else one is trained by `config`. `quick` gives a rule of thumb
+    files under `documents`. The adapter is that of `run`, else one is trained by `config`. `settings` are `key=value` texts
+    of the section eval, over those of the run. `quick` gives a rule of thumb
     from the rows alone. `cost` is the price of an hour of this machine, `watts` what it draws, `utilisation` the share
     of the paid time in which it serves.
     Raises: ConfigError, DataError, RunError; as `train` where it trains.
@@ -271,11 +279,14 @@ def advise(
     from inlay.advice.advise import advise as advised
 
     reporter = reporter or PlainReporter()
+    over = assigned(settings, "advise --run") if run is not None else {}
+    if settings and run is None:
+        raise ConfigError("advise: settings are for a run that is there. Put them into the config that trains one.")
     terms = Terms(prompt_tokens, passages, requests, Prices(cost, watts, utilisation))
     return advised(
         None if config is None else as_config(config), run if isinstance(run, Run) or run is None else str(run),
         None if documents is None else Path(documents), quick, terms, lambda found: train(found, reporter=reporter),
-        reporter, folder, max_rows,
+        reporter, folder, max_rows, over,
     )  # fmt: skip
 
 
@@ -304,23 +315,30 @@ def evaluate(
     adapter: bool = True,
     data: str | None = None,
     metrics: Wanted = (),
+    settings: Sequence[str] = (),
     reporter: Reporter | None = None,
     folder: str = "results",
 ) -> dict[str, Any]:
-    """{"name", "n", "metrics": {metric: value}, "speed", "time_s"} of one model; models and rows as in `compare`."""
+    """{"name", "n", "settings", "metrics": {metric: value}, "speed", "time_s"} of one model.
+
+    Models, rows and `settings` as in `compare`; those that only a comparison needs, such as eval.resamples, are refused.
+    """
     from inlay import scoring
     from inlay.evaluation.compare import totals
     from inlay.evaluation.kinds import resolved
 
-    metrics = resolved(metrics)
+    metrics, over = resolved(metrics), assigned(settings, "eval", data)
     (named,) = _references([model], folder)
     named = named if adapter else named.without_adapter()
-    found = scoring.measured([named], data, (), reporter or PlainReporter())
+    found = scoring.measured([named], data, (), reporter or PlainReporter(), over)
     rows, scored = found.rows[0], found.scores[0]
     values = totals(rows, scored, metrics)
     speed = None if scored.speed is None else scored.speed.to_json()
     took = round(scored.time_s, 3)
-    return {"name": named.name, "n": len(rows.examples), "metrics": values, "speed": speed, "time_s": took}
+    used = {path: getattr(found.config.eval, path.removeprefix("eval.")) for path in TAKEN["eval"]}
+    return {
+        "name": named.name, "n": len(rows.examples), "settings": used, "metrics": values, "speed": speed, "time_s": took,
+    }  # fmt: skip
 
 
 def harness(
@@ -328,12 +346,14 @@ def harness(
     tasks: Sequence[str] = (),
     *,
     limit: int | None = None,
+    settings: Sequence[str] = (),
     reporter: Reporter | None = None,
     folder: str = "results",
 ) -> dict[str, Any]:
     """Tasks of lm-evaluation-harness on a base and on the adapter over it.
 
-    `tasks` are its names, groups or patterns, or YAML task files; `limit` is the number of documents of each. Gives
+    `tasks` are its names, groups or patterns, or YAML task files; `limit` is the number of documents of each; `settings`
+    are `key=value` texts of eval.batch_size and eval.resamples. Gives
     {"base", "adapter", "scores": [{"task", "metric", "documents", "base", "adapter", "difference"}]}; the difference
     has its paired interval where the metric is a mean over documents. Raises: ConfigError for tasks that are not there,
     or when the extra `harness` is not installed.
@@ -341,7 +361,8 @@ def harness(
     from inlay.references import reference
     from inlay.scoring import on_tasks
 
-    return on_tasks(reference(model, folder), tasks, limit, reporter or PlainReporter())
+    over = assigned(settings, "eval --harness")
+    return on_tasks(reference(model, folder), tasks, limit, reporter or PlainReporter(), over)
 
 
 def cross_validate(

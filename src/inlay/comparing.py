@@ -110,6 +110,8 @@ def _notes(found: Measurement) -> tuple[str, ...]:
     from inlay.evaluation.seeds import by_seed
 
     notes = []
+    if found.set_here:
+        notes.append(f"set for this comparison: {', '.join(found.set_here)}.")
     if found.left_out:
         notes.append(f"{found.left_out} rows longer than data.max_length, or than the context, are left out.")
     if not found.one_tokenizer:
@@ -206,7 +208,8 @@ def write_evaluation(found: Measurement, comparison: Comparison, folder: Path, w
     about = {
         "data": {"source": found.data, "available": found.available},
         "settings": {
-            "max_new_tokens": settings.max_new_tokens, "resamples": settings.resamples,
+            "max_rows": settings.max_rows, "batch_size": settings.batch_size, "max_new_tokens": settings.max_new_tokens,
+            "metric": settings.metric, "resamples": settings.resamples, "retention_rows": settings.retention_rows,
             "seed": found.config.train.seed, "greedy": True,
         },
     }  # fmt: skip

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from inlay.config import Config
+from inlay.config.measuring import changed, said
 from inlay.errors import ConfigError, DataError
 from inlay.events import Reporter
 from inlay.references import LoadedBase, Reference, config_of, load
@@ -42,16 +44,31 @@ class Measurement:
     """Of the first model and each: None for one on another base, and where one model is measured alone."""
     left_out: int
     """Rows that `data.max_length` leaves nothing of."""
+    set_here: tuple[str, ...]
+    """Each setting that was given for this measurement and differs from the config's, in words."""
 
 
-def measured(models: Sequence[Reference], data: str | None, prompts: Sequence[str], reporter: Reporter) -> Measurement:
-    """Loss and answers of every model. Raises: ConfigError where there are no rows to measure on."""
+def measured(
+    models: Sequence[Reference],
+    data: str | None,
+    prompts: Sequence[str],
+    reporter: Reporter,
+    over: Mapping[str, Any] = MappingProxyType({}),
+) -> Measurement:
+    """Loss and answers of every model; `over` are settings that stand over those of the first run.
+
+    Raises: ConfigError where there are no rows to measure on, or a setting cannot take effect.
+    """
+    from inlay.evaluation.compare import primary_metric
     from inlay.evaluation.score import held_out, score
     from inlay.models.base import context_length
 
     lead = next((one.run for one in models if one.run is not None), None)
-    config = lead.config if lead else config_of(models[0])
-    examples, available, where = _examples(lead, data, config)
+    trained = lead.config if lead else config_of(models[0])
+    config = changed(trained, over)
+    examples, available, where = _examples(lead, data, config, over)
+    if "eval.metric" in over:
+        primary_metric(config.eval.metric, has_answers=any(e.messages[0].role != "text" for e in examples))
     other = _other(models, examples, config)
     elsewhere = [example for kept in other.values() for example in kept]
     rows: list[HeldOut] = []
@@ -90,7 +107,7 @@ def measured(models: Sequence[Reference], data: str | None, prompts: Sequence[st
     rows = [replace(one, asked={n: one.asked[n] for n in common}) for one in rows]
     return Measurement(
         tuple(models), tuple(rows), tuple(scores), config, available, where, len(encoders) == 1,
-        other, tuple(other_rows), tuple(other_scores), tuple(meaning), left_out,
+        other, tuple(other_rows), tuple(other_scores), tuple(meaning), left_out, tuple(said(trained, over)),
     )  # fmt: skip
 
 
@@ -151,29 +168,58 @@ def _other(models: Sequence[Reference], examples: Sequence[Example], config: Con
     return retention_sets([*examples, *asked], config.eval.retention_rows, config.train.seed)
 
 
-def _examples(lead: Run | None, data: str | None, config: Config) -> tuple[tuple[Example, ...], int, str]:
+def _examples(
+    lead: Run | None, data: str | None, config: Config, over: Mapping[str, Any]
+) -> tuple[tuple[Example, ...], int, str]:
     """(examples, how many there were before drawing, where they are from)."""
     from inlay.data.read import read_examples
     from inlay.data.splits import draw
     from inlay.evaluation.score import read_held_out
 
     if data is not None:
-        found = read_examples(data, role_weights=config.data.weights_of_roles).examples
+        read = _how_read(data, config, over)
+        found = read_examples(data, *read, role_weights=config.data.weights_of_roles).examples
         picked = tuple(found[n] for n in draw(len(found), config.eval.max_rows, config.train.seed))
         return picked, len(found), data
     if lead is None:
         raise ConfigError("no run is named, so there are no held-out rows. Give rows to measure on: --data FILE.")
     kept = read_held_out(lead.heldout)
-    return kept, int(lead.record.get("heldout_available", len(kept))), str(lead.heldout)
+    available, most = int(lead.record.get("heldout_available", len(kept))), over.get("eval.max_rows")
+    if most is None:
+        return kept, available, str(lead.heldout)
+    if most > len(kept) and available > len(kept):
+        raise ConfigError(
+            f"eval.max_rows {most}: {lead.name} kept {len(kept)} of its {available} held-out rows, as it was trained "
+            "with. Measure on more with --data FILE."
+        )
+    return tuple(kept[n] for n in draw(len(kept), most, config.train.seed)), available, str(lead.heldout)
 
 
-def on_tasks(one: Reference, wanted: Sequence[str], limit: int | None, reporter: Reporter) -> dict[str, Any]:
+def _how_read(data: str, config: Config, over: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """(format, columns) of a file: what is set for it, else the columns of the run where the file has them."""
+    from inlay.data.sources import rows
+
+    name = config.data.format if "data.format" in over else "auto"
+    columns = config.data.columns
+    if columns and not any(path.startswith("data.columns") for path in over):
+        first = next(iter(rows(data)), None)
+        columns = columns if first is not None and set(columns.values()) <= set(first.value) else {}
+    return name, columns
+
+
+def on_tasks(
+    one: Reference,
+    wanted: Sequence[str],
+    limit: int | None,
+    reporter: Reporter,
+    over: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Tasks of lm-evaluation-harness on the base of a reference and on its adapter; see `inlay.api.harness`."""
     from inlay.evaluation import harness
 
     with harness.quietly():
         tasks = harness.find_tasks(wanted)
-        config = config_of(one)
+        config = changed(config_of(one), over)
         ready = load(one, config)
         sides: list[dict[str, Any]] = []
         for name, state in ((one.base, None), (one.name, one.adapter(ready.digest))):

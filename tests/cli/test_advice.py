@@ -15,11 +15,13 @@ from program import Ended
 def test_the_adapter_of_a_run_is_measured_and_one_json_value_printed(
     with_run: Path, inlay: Callable[..., Ended]
 ) -> None:
-    ended = inlay("advise", "--run", "first", "--max-rows", "8", "--passages", "1", "--cost", "1.5", "--json")
+    ended = inlay("advise", "--run", "first", "--max-rows", "8", "--passages", "1", "--cost", "1.5",
+                  "--set", "eval.max_new_tokens=3", "--json")  # fmt: skip
     assert ended.code == 0, ended.err
     measured = json.loads(ended.out)["measured"]
     assert [arm["name"] for arm in measured["arms"]][:2] == ["base", "base + few-shot"]
     assert measured["rows"] == 8
+    assert measured["about"][0].endswith("greedy answers of at most 3 tokens")
     assert measured["costs"]["price_per_hour"] == 1.5
     assert measured["costs"]["assumed"] == ["watts", "utilisation"]
     assert measured["recommendation"]["reasons"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from inlay.advice.passages import Index, of_documents, of_rows
+from inlay.config.measuring import changed
 from inlay.costs import Prices
 from inlay.data.types import Example
 from inlay.errors import ConfigError, DataError, Interrupted, RunError
@@ -105,8 +107,9 @@ def advise(
     reporter: Reporter,
     folder: str,
     max_rows: int | None = None,
+    over: Mapping[str, Any] = MappingProxyType({}),
 ) -> Advice:
-    """See `inlay.api.advise`; `train` makes the run where none is named."""
+    """See `inlay.api.advise`; `train` makes the run where none is named, `over` stands over the config of one that is."""
     from inlay import references
     from inlay.advice.thumb import rule_of_thumb
     from inlay.data.splits import draw
@@ -117,7 +120,7 @@ def advise(
         if named.run is None:
             raise RunError(f"--run {run}: not a run. Name a run or a checkpoint of one, as RUN@120.")
         _require_same_data(config, named.run)
-        config = named.run.config
+        config = changed(named.run.config, over)
     if config is None:
         raise ConfigError(
             "advise: no data and no run. Say: inlay advise DATA --model MODEL, or inlay advise --run RUN."
@@ -145,7 +148,9 @@ def advise(
         held = list(read_held_out(named.run.heldout))
     held = [held[n] for n in draw(len(held), most, config.train.seed)]
     extra = [f"{passed_over} files that are not text were passed over"] if passed_over else []
-    return Advice(thumb, _outcome(named, held, rows, index, terms, extra, reporter))
+    assert named.run is not None, "only runs are measured"
+    config = changed(named.run.config, over)
+    return Advice(thumb, _outcome(named, config, held, rows, index, terms, extra, reporter))
 
 
 def _sides(config: Config) -> tuple[list[Example], list[Example]]:
@@ -189,7 +194,7 @@ def _indexes(trained: Sequence[Example], held: Sequence[Example], documents: Pat
 
 
 def _outcome(
-    named: Reference, held: Sequence[Example], rows: Index, index: Index, terms: Terms, extra: Sequence[str],
+    named: Reference, config: Config, held: Sequence[Example], rows: Index, index: Index, terms: Terms, extra: Sequence[str],
     reporter: Reporter,
 ) -> Outcome:  # fmt: skip
     from inlay import references
@@ -200,7 +205,7 @@ def _outcome(
 
     run = named.run
     assert run is not None, "only runs are measured"
-    config, ready = run.config, references.load_base(run)
+    ready = references.load_base(run)
     adapter = named.adapter(ready.digest)
     assert adapter is not None, f"{named.name} has no adapter"
     examples, budget = answerable(

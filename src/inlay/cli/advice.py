@@ -9,6 +9,7 @@ import typer
 from inlay.cli.help import verb
 from inlay.cli.options import Folder, Json, Price, Utilisation, Watts
 from inlay.cli.outcome import Output
+from inlay.errors import UserError
 
 PANEL = "Prepare"
 _EPILOG = """\b
@@ -42,7 +43,10 @@ def advise(
     max_rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most so many held-out rows.")] = None,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="As in train.")] = None,
     settings: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in train. May be repeated.")
+        list[str],
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any setting, as in train; with --run those of eval. May be repeated."
+        ),
     ] = [],  # noqa: B006
     prompt_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="Longest prompt, for every arm.", rich_help_panel=_TERMS)
@@ -67,10 +71,16 @@ def advise(
     from inlay import api
     from inlay.cli import advice_view, progress, view
 
-    given = {"model.base_model": model or ("-" if quick else None), "eval.max_rows": max_rows, "output.folder": output}
-    config = None if source is None else api.config_of(source, settings, preset, given)
+    given = {
+        "model.base_model": model or ("-" if quick or run else None),
+        "eval.max_rows": max_rows,
+        "output.folder": output,
+    }
+    if run is not None and (model or preset):
+        raise UserError("--run: base and settings are those of the run; leave --model and --preset out.")
+    config = None if source is None else api.config_of(source, () if run else settings, preset, given)
     found = api.advise(
-        config, run=run, documents=documents, quick=quick, max_rows=max_rows, prompt_tokens=prompt_tokens,
+        config, run=run, settings=settings if run else (), documents=documents, quick=quick, max_rows=max_rows, prompt_tokens=prompt_tokens,
         passages=passages, requests=requests, cost=cost, watts=watts, utilisation=utilisation,
         reporter=progress.reporter(), folder=output,
     )  # fmt: skip

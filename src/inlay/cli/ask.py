@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from inlay.cli.help import verb
-from inlay.cli.options import Folder, Json, NoAdapter, Price, RunName, RunOption, Sampling, Utilisation, Watts
+from inlay.cli.options import (
+    Folder,
+    Json,
+    Measuring,
+    NoAdapter,
+    Price,
+    RunName,
+    RunOption,
+    Sampling,
+    Utilisation,
+    Watts,
+)
 from inlay.cli.outcome import Output
 from inlay.errors import UserError
 
@@ -60,6 +71,7 @@ def compare(
         list[str],
         typer.Option("--prompt", metavar="TEXT", help="An extra prompt to answer side by side. May be repeated."),
     ] = [],  # noqa: B006
+    settings: Measuring = [],  # noqa: B006
     python_tests: Annotated[
         str | None,
         typer.Option(
@@ -84,8 +96,8 @@ def compare(
     from inlay.cli import progress, view
 
     comparison = api.compare(
-        *(models or ()), data=data, metrics=_names(metrics), prompts=prompt, python_tests=python_tests, blind=blind,
-        cost=cost, watts=watts, utilisation=utilisation, reporter=progress.reporter(), folder=output,
+        *(models or ()), data=data, metrics=_names(metrics), prompts=prompt, settings=settings,
+        python_tests=python_tests, blind=blind, cost=cost, watts=watts, utilisation=utilisation, reporter=progress.reporter(), folder=output,
     )  # fmt: skip
     return Output(comparison.to_json(), view.comparisons_text(comparison, view.width()))
 
@@ -119,7 +131,13 @@ def evaluate(
         str | None, typer.Option("--model", metavar="MODEL", help="With --folds: the base, as for train.")
     ] = None,
     settings: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="With --folds: any setting, as for train.")
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of eval over the run's, e.g. eval.max_rows=50; with --folds any setting, as for train. May be "
+            "repeated.",
+        ),
     ] = [],  # noqa: B006
     output: Folder = "results",
     as_json: Json = False,
@@ -128,12 +146,16 @@ def evaluate(
     from inlay import api
     from inlay.cli import progress, view
 
+    if limit is not None and not harness:
+        raise UserError("--limit belongs to --harness. For fewer held-out rows: --set eval.max_rows=N.")
     if harness:
-        if folds is not None or base or data or metrics:
+        if folds is not None or base or data or metrics or base_model:
             raise UserError(
-                "--harness: its tasks have rows and metrics of their own; leave --data, --metrics, --base out."
+                "--harness: its tasks have rows and metrics of their own; leave --data, --metrics, --base, --model out."
             )
-        found = api.harness(model, _names(harness), limit=limit, reporter=progress.reporter(), folder=output)
+        found = api.harness(
+            model, _names(harness), limit=limit, settings=settings, reporter=progress.reporter(), folder=output
+        )
         return Output(found, view.harness_text(found))
     if folds is not None:
         if model is None or base or data:
@@ -142,11 +164,12 @@ def evaluate(
         config = api.config_of(model, settings, None, given)
         found = api.cross_validate(config, folds, metrics=_names(metrics), reporter=progress.reporter())
         return Output(found, view.folds_text(found, view.width()))
-    if base_model or settings:
-        raise UserError("--model and --set belong to --folds. A run is scored with the settings it was trained with.")
+    if base_model:
+        raise UserError("--model belongs to --folds. Name the model to score as the argument.")
     result = api.evaluate(
-        model, adapter=not base, data=data, metrics=_names(metrics), reporter=progress.reporter(), folder=output
-    )
+        model, adapter=not base, data=data, metrics=_names(metrics), settings=settings, reporter=progress.reporter(),
+        folder=output,
+    )  # fmt: skip
     return Output(result, view.evaluation_text(result))
 
 

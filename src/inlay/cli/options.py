@@ -21,6 +21,15 @@ Sampling = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="A generation setting, e.g. temperature=0. May be repeated."),
 ]
+Measuring = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting of eval over the run's, e.g. eval.max_rows=50 or eval.batch_size=4; with --data also data.format "
+        "and data.columns. May be repeated.",
+    ),
+]
 _COST = "What it costs"
 Price = Annotated[
     float | None,

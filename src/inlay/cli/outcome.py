@@ -128,7 +128,9 @@ def _as_setting(option: str | None, context: Any) -> str | None:
     name = option.lstrip("-").replace("-", "_")
     found = counterpart(name)
     meant = [path for path in setting_paths() if path.rpartition(".")[2] == name]
-    meant = sorted(meant or (found.settings if found else ()), key=lambda path: not path.startswith(_USED_BY.get(verb.name, "")))
+    meant = sorted(
+        meant or (found.settings if found else ()), key=lambda path: not path.startswith(_USED_BY.get(verb.name, ""))
+    )
     if meant:
         return f"Settings are given as --set {meant[0]}=VALUE; what it means: inlay config explain {name}."
     return f"{in_words(name, found)}." if found else None

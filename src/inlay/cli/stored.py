@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from inlay.cli.help import group, verb
-from inlay.cli.options import Folder, Json, RunName
+from inlay.cli.options import Folder, Json, Measuring, RunName
 from inlay.cli.outcome import Output
 from inlay.cli.train import Extend
 
@@ -44,12 +44,18 @@ def show(run: Run, step: Step, output: Folder = "results", as_json: Json = False
     return Output(details, view.checkpoint_text(details))
 
 
-def against_base(run: Run, step: Step, output: Folder = "results", as_json: Json = False) -> Output:
+def against_base(
+    run: Run,
+    step: Step,
+    settings: Measuring = [],  # noqa: B006
+    output: Folder = "results",
+    as_json: Json = False,
+) -> Output:
     """Compare a checkpoint with the base on the held-out rows, as `inlay compare RUN@STEP` does."""
     from inlay import api
     from inlay.cli import progress, view
 
-    comparison = api.compare(f"{run}@{step}", reporter=progress.reporter(), folder=output)
+    comparison = api.compare(f"{run}@{step}", settings=settings, reporter=progress.reporter(), folder=output)
     return Output(comparison.to_json(), view.comparisons_text(comparison, view.width()))
 
 

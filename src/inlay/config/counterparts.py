@@ -188,6 +188,8 @@ def why_left(name: str) -> str | None:
     found = counterpart(name)
     if found is None:
         return None
-    return found.differs if not found.settings else f"see {' and '.join(found.settings)}" + (
-        f": {found.differs}" if found.differs else ""
+    return (
+        found.differs
+        if not found.settings
+        else f"see {' and '.join(found.settings)}" + (f": {found.differs}" if found.differs else "")
     )
