@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -26,7 +26,7 @@ from inlay.data.types import Example, Message, Source
 from inlay.errors import ConfigError, DataError, RunError
 from inlay.evaluation.compare import Comparison, compare_pair, loss_difference, primary_metric, totals
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
-from inlay.evaluation.report import as_csv, as_markdown, write_reports
+from inlay.evaluation.report import as_csv, as_markdown, harmless, write_reports
 from inlay.evaluation.score import HeldOut, Score, held_out, read_held_out, score
 from inlay.events import PlainReporter
 from inlay.models.adapter import attach
@@ -246,6 +246,21 @@ def test_a_question_that_max_length_cut_off_is_not_asked(encoder: Encoder, tiny_
     assert set(totals(cut, result)) == set(LOSS_METRICS) | set(METRICS)
 
 
+@given(st.one_of(st.text(max_size=12), st.text("=+-@\t\r\n'0159.e ＝", max_size=6)))
+@example("=cmd|' /C calc'!A1")
+@example("-2+3+cmd")
+@example("-5")
+@example("@SUM(1)")
+@example("\t=1")
+def test_no_text_of_a_csv_is_a_formula_to_a_spreadsheet_and_a_number_stays_one(text: str) -> None:
+    cell = harmless(text)
+    assert cell in (text, f"'{text}")
+    if cell[:1] in tuple("=+-@\t\r\n＝＋－＠"):
+        float(cell.replace(",", "."))  # a number of its own
+    if text.isascii() and text.lstrip("+-").isdecimal() and text.count("+") + text.count("-") <= 1:
+        assert cell == text
+
+
 def test_the_csv_reads_back_row_by_row_and_the_report_holds_the_table(
     tmp_path: Path, rows: HeldOut, pair: tuple[Score, Score]
 ) -> None:
@@ -267,6 +282,10 @@ def test_the_csv_reads_back_row_by_row_and_the_report_holds_the_table(
         assert any(line.startswith(f"| {name} |") and line.count("|") == 10 for line in report.splitlines())
     assert "Tell me a joke." in report
     assert len(list(csv.reader(io.StringIO(as_csv(comparison), newline="")))) == len(ROWS) + 1
+    asking = replace(comparison.rows[0], question="=HYPERLINK(1)", adapter_answer="@SUM(1)", source="-a.jsonl:1")
+    hostile = replace(comparison, rows=(asking, *comparison.rows[1:]))
+    cells = list(csv.reader(io.StringIO(as_csv(hostile), newline="")))[1]
+    assert [cells[0], cells[1], cells[4]] == ["'-a.jsonl:1", "'=HYPERLINK(1)", "'@SUM(1)"]
     assert as_markdown(comparison, True).count("curves.png") == 1
 
 

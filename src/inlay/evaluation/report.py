@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +17,9 @@ from inlay.incidents import as_markdown as incidents_table
 from inlay.storage import write_file, write_json
 
 _SHOWN = 3
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+"""What makes a spreadsheet compute a cell, full-width forms too."""
+_NUMBER = re.compile(r"[+-]?[0-9]+([.,][0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 def write_reports(
@@ -30,7 +34,8 @@ def write_reports(
 
 
 def as_csv(comparison: Comparison) -> str:
-    """One line a held-out row."""
+    """One line a held-out row. A text that a spreadsheet would take for a formula has a ' before it; numbers are as they
+    are."""
     names = [m for m in comparison.metrics if any(m in row.scores for row in comparison.rows)]
     text = io.StringIO()
     writer = csv.writer(text)
@@ -39,10 +44,17 @@ def as_csv(comparison: Comparison) -> str:
     for r in comparison.rows:
         values = [f"{v:.6g}" for m in names for v in r.scores.get(m, (float("nan"),) * 2)]
         losses = [f"{r.base_loss:.6g}", f"{r.adapter_loss:.6g}"]
-        writer.writerow(
-            [r.source, r.question, r.reference, r.base_answer or "", r.adapter_answer or "", *losses, *values]
-        )
+        texts = (str(r.source), r.question, r.reference, r.base_answer or "", r.adapter_answer or "")
+        writer.writerow([*map(harmless, texts), *losses, *values])
     return text.getvalue()
+
+
+def harmless(text: str) -> str:
+    """The text as a cell that no spreadsheet computes: with a ' before it where it begins as a formula does.
+
+    Source: OWASP, CSV Injection.
+    """
+    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
 def as_markdown(comparison: Comparison, curves: bool, met: Met = MappingProxyType({})) -> str:
