@@ -36,6 +36,11 @@ def make_base(folder: Path, seed: int = 0, **overrides: Any) -> Path:
     }  # fmt: skip
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**shape | overrides))
+    return save_base(folder, model)
+
+
+def save_base(folder: Path, model: Any) -> Path:
+    """Writes the model with the real tokenizer into the folder."""
     model.save_pretrained(str(folder))
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(NANO / name, folder / name)

@@ -603,10 +603,14 @@ def show_data(
     Raises: ConfigError, DataError, ModelError.
     """
     from inlay.data.show import show
+    from inlay.models import base as bases
+    from inlay.models.batch_invariance import groups_of_config
 
     config = config_of(str(source), settings, given={"model.base_model": model})
     base = _checked_model(config)
-    return show(config, base.encoder, base.context_length, row)
+    architecture = bases.architecture(bases.find_base(config.model.base_model, config.model.revision))
+    virtual = config.adapter.prompt_tokens if config.adapter.method == "prompt" else 0
+    return show(config, base.encoder, base.context_length, row, groups_of_config(architecture, virtual).apart)
 
 
 def write_data_page(report: DataReport, path: str | Path) -> Path:

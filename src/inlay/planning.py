@@ -22,6 +22,7 @@ from inlay.engine.memory import held_bytes, measured_peak, release
 from inlay.events import Reporter
 from inlay.models import base as bases
 from inlay.models.adapter import attach
+from inlay.models.batch_invariance import groups_of_config
 from inlay.models.machine import memory_facts
 from inlay.models.probe import dtype_name, pick_device, pick_dtype, product_dtype, synchronize
 from inlay.speed import Load, Speed
@@ -166,6 +167,7 @@ class _Situation:
         memory: str | None,
     ) -> None:  # fmt: skip
         self.config, self.data, self.device, self.dtype, self.context = config, data, device, dtype, context
+        self.together = groups_of_config(architecture, virtual_tokens_of(config))
         self.bare = Shape.of(_without_weights(architecture, config, dtype))
         self.ways = self._ways(architecture, dtype)
         self.total, self.eval_every, _ = length_of(config.train, data.train.drawn)
@@ -232,7 +234,7 @@ class _Situation:
         found = []
         for step in range(1, min(self.total, _STEPS) + 1):
             rows = step_rows(step, config.seed, train.shares, config.batch_size)
-            shares = micro_batches(rows, lengths, size)
+            shares = self.together.apart(micro_batches(rows, lengths, size), lengths)
             found.append([_load(share, lengths, trained, engine) for share in shares])
         self._loads[size, engine] = found
         return found

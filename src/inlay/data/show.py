@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -98,9 +98,14 @@ class ShownRow:
         }
 
 
-def show(config: Config, encoder: Encoder, context_length: int, row: int | str | None) -> ShownRow:
+Apart = Callable[[list[list[int]], np.ndarray], list[list[int]]]
+
+
+def show(
+    config: Config, encoder: Encoder, context_length: int, row: int | str | None, apart: Apart = lambda groups, _: groups
+) -> ShownRow:  # fmt: skip
     """A row of the training file through the functions that `train` calls: the first, that at a line, or of a mixture
-    that at `FILE:LINE`.
+    that at `FILE:LINE`. `apart` divides micro batches of rows of these lengths where the base needs it.
 
     Raises: DataError when no row stands there, or for one that cannot be used.
     """
@@ -113,7 +118,7 @@ def show(config: Config, encoder: Encoder, context_length: int, row: int | str |
         side, kept = f"not trained on: {error}", pack((0, t) for t in whole)
         landings: list[tuple[Landing, ...]] = []
     else:
-        side, kept, landings = _found(config, data, example.source)
+        side, kept, landings = _found(config, data, example.source, apart)
     if not len(kept):
         kept = pack((0, t) for t in whole)
     taken = _matched(whole, kept)
@@ -151,18 +156,20 @@ def _row(file: DataFile, line: int | None) -> Example:
         raise DataError(told) from None
 
 
-def _found(config: Config, data: PreparedData, source: Source) -> tuple[str, TokenSet, list[tuple[Landing, ...]]]:
+def _found(
+    config: Config, data: PreparedData, source: Source, apart: Apart
+) -> tuple[str, TokenSet, list[tuple[Landing, ...]]]:
     """(what becomes of the row, its sequences as they are kept, where each one lands)."""
     if rows := data.train.rows_of(source):
         by_loss = ", in an order that the base's losses decide" if config.train.order == "loss" else ""
-        return f"trained on{by_loss}", data.train.take(rows), [_landings(config, data.train, i) for i in rows]
+        return f"trained on{by_loss}", data.train.take(rows), [_landings(config, data.train, i, apart) for i in rows]
     if config.data.eval is None and (rows := data.heldout.rows_of(source)):
         return "held out and scored", data.heldout.take(rows), []
     limit = f"data.max_length {data.max_length} ({data.max_length_reason})"
     return f"neither trained on nor scored: longer than {limit}, or held out and not drawn", data.train.take([]), []
 
 
-def _landings(config: Config, train: TokenSet, i: int) -> tuple[Landing, ...]:
+def _landings(config: Config, train: TokenSet, i: int, apart: Apart) -> tuple[Landing, ...]:
     """One landing an epoch: of all epochs that the run has, the first three. None where only the base's losses tell."""
     if config.train.order == "loss":
         return ()
@@ -176,7 +183,7 @@ def _landings(config: Config, train: TokenSet, i: int) -> tuple[Landing, ...]:
         rows = step_rows(step, config.train.seed, train.shares, size, by)
         if i not in rows:
             continue
-        shares = micro_batches(rows, train.lengths, _micro_batch_size(config)[0])
+        shares = apart(micro_batches(rows, train.lengths, _micro_batch_size(config)[0]), train.lengths)
         n = next(n for n, share in enumerate(shares) if i in share)
         padded_to = int(train.lengths[shares[n]].max())
         epoch = (step - 1) // per_epoch + 1

@@ -20,6 +20,7 @@ from inlay.data.encode import Encoder
 from inlay.errors import ConfigError, nearest
 from inlay.evaluation.metrics import Metric
 from inlay.evaluation.statistics import MIN_ROWS, Difference, paired_bootstrap
+from inlay.models.batch_invariance import BatchGroups, answer_groups, batch_groups
 
 LOCAL = (".yaml", ".yml")
 
@@ -105,7 +106,7 @@ def run_tasks(
     model.eval()
     try:
         wrapped = wrapper(
-            pretrained=model, tokenizer=encoder.tokenizer, batch_size=batch_size, device=device,
+            pretrained=model, tokenizer=encoder.tokenizer, batch_size=_at_once(model, batch_size), device=device,
             mixed_precision_dtype=dtype,
         )  # fmt: skip
         found: dict[str, Any] = lm_eval.simple_evaluate(
@@ -118,6 +119,11 @@ def run_tasks(
     finally:
         model.train(was_training)
     return found
+
+
+def _at_once(model: Any, batch_size: int) -> int:
+    """One row at a time where rows of a batch would not be computed as each alone: the harness makes its own batches."""
+    return batch_size if batch_groups(model) == answer_groups(model) == BatchGroups() else 1
 
 
 def paired(base: dict[str, Any], adapter: dict[str, Any], resamples: int, seed: int) -> list[TaskScore]:

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from inlay.data.batches import micro_batches
 from inlay.data.encode import Encoder
 from inlay.engine.loss import autocast
 from inlay.evaluation.metrics import Array
 from inlay.models.adapter import base_view
 from inlay.models.base import context_length
+from inlay.models.batch_invariance import batch_groups
 
 _DEPTHS = 5
 _MOST_TOKENS = 256
@@ -28,14 +30,14 @@ def meanings(
     most = min(_MOST_TOKENS, context_length(model.config))
     cut = {"add_special_tokens": False, "truncation": True, "max_length": most}
     ids = [encoder.tokenizer(text, **cut).input_ids for text in texts]
-    order = sorted((n for n, one in enumerate(ids) if one), key=lambda n: len(ids[n]))
+    lengths = np.array([len(one) for one in ids])
+    shares = micro_batches([n for n, one in enumerate(ids) if one], lengths, batch_size)
     found: dict[int, Array] = {}
     bare = model.disable_adapter() if hasattr(model, "disable_adapter") else base_view(model)
     backbone = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
     with bare, torch.inference_mode(), autocast(device, dtype):
-        for start in range(0, len(order), batch_size):
-            picked = order[start : start + batch_size]
-            width = len(ids[picked[-1]])
+        for picked in batch_groups(model).apart(shares, lengths):
+            width = len(ids[picked[0]])
             padded = [ids[n] + [encoder.pad_id] * (width - len(ids[n])) for n in picked]
             mask_BT = torch.tensor([[1] * len(ids[n]) + [0] * (width - len(ids[n])) for n in picked], device=device)
             every = backbone(

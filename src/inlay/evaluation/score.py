@@ -22,6 +22,7 @@ from inlay.errors import DataError, RunError
 from inlay.events import Reporter
 from inlay.generation.generate import Sampling, full_answers
 from inlay.models.base import context_length
+from inlay.models.batch_invariance import batch_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,7 @@ def score(
     prompts = _prompt_ids(rows.prompts, encoder, context_length(model.config)) if generate else []
     reporter.stage(f"{name}: loss on {len(rows.examples)} rows")
     shares = micro_batches(range(len(rows.tokens)), rows.tokens.lengths, batch_size)
+    shares = batch_groups(model).apart(shares, rows.tokens.lengths)
     sequence_scores = score_rows(model, rows.tokens, shares, encoder.pad_id, device, dtype, hits=True).numpy()
     totals = np.zeros((3, len(rows.examples)))
     np.add.at(totals.T, rows.tokens.examples, sequence_scores.T)

@@ -15,6 +15,7 @@ from inlay.data.encode import Encoder
 from inlay.errors import DataError
 from inlay.generation.cache import cache_argument, cache_for
 from inlay.models.base import context_length
+from inlay.models.batch_invariance import BatchGroups, answer_groups
 from inlay.models.prompt import virtual_tokens
 
 
@@ -86,7 +87,10 @@ def full_answers(
     if sampling.temperature > 0:
         torch.manual_seed(sampling.seed)
     done = 0
-    for picked, room in _batches([len(p) for p in prompts], sampling.max_new_tokens, limit, batch_size):
+    lengths, together = [len(p) for p in prompts], answer_groups(model) if len(prompts) > 1 else BatchGroups()
+    for picked, room in _batches(
+        lengths, sampling.max_new_tokens, limit, batch_size if together.shares else 1, together
+    ):
         rows = _generate(model, encoder, [list(prompts[i]) for i in picked], sampling, room, streamer)
         for i, ids in zip(picked, rows, strict=True):
             found[i] = _answer(encoder, ids, sampling.stop)
@@ -96,11 +100,17 @@ def full_answers(
 
 
 def _batches(
-    lengths: Sequence[int], max_new_tokens: int, limit: int, batch_size: int
+    lengths: Sequence[int], max_new_tokens: int, limit: int, batch_size: int, together: BatchGroups
 ) -> Iterator[tuple[list[int], int]]:
-    """(prompts, new tokens for each), longest first; only prompts with the same room left share a batch."""
+    """(prompts, new tokens for each), longest first; only prompts with the same room left share a batch, and
+    of those the ones that are answered as if each were alone."""
+
+    def key(i: int) -> tuple[int, ...]:
+        room = min(max_new_tokens, limit - lengths[i])
+        return room, *together.answer_key(lengths[i], room)
+
     longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    for room, group in groupby(longest_first, key=lambda i: min(max_new_tokens, limit - lengths[i])):
+    for (room, *_), group in groupby(longest_first, key=key):
         members = list(group)
         for start in range(0, len(members), batch_size):
             yield members[start : start + batch_size], room

@@ -30,6 +30,7 @@ from inlay.engine.profile import timed
 from inlay.errors import Interrupted
 from inlay.events import Reporter
 from inlay.models.adapter import TrainedState, base_view
+from inlay.models.batch_invariance import batch_groups
 from inlay.run import Run
 from inlay.training import checkpoint as checkpoints
 from inlay.training import escape, guards, plateau
@@ -144,7 +145,7 @@ def _optimizer_step(job: Job, world: World, stop: StopRequest, reporter: Reporte
 
     def gradient(micro_batch_size: int) -> tuple[Tensor, list[int]]:
         shares = share_of(job, rows, micro_batch_size, world.rank, world.size)
-        return accumulate(job, step, shares, weight, stop)
+        return accumulate(job, step, batch_groups(job.model).apart(shares, job.lengths), weight, stop)
 
     (loss, bad_rows), micro_batch_size = with_memory(job, world, TRAINING, step, reporter, gradient)
     leave_if_asked(job, world, stop)
@@ -293,7 +294,9 @@ def nll_of(
 
     def scores(batch_size: int) -> Tensor:
         # whole ones: a row's bits then do not depend on the number of ranks
-        groups = micro_batches(range(len(tokens)), tokens.lengths, batch_size)
+        groups = batch_groups(job.model).apart(
+            micro_batches(range(len(tokens)), tokens.lengths, batch_size), tokens.lengths
+        )
         until = _until_asked(dealt(groups, tokens.lengths, world.size)[world.rank], stop)
         return score_rows(job.model, tokens, until, job.pad_id, job.device, job.autocast_dtype)
 

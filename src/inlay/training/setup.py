@@ -41,6 +41,7 @@ from inlay.errors import ConfigError
 from inlay.events import Reporter, bytes_shown
 from inlay.models import base as bases
 from inlay.models.adapter import alpha_of, attach, layers_adapted
+from inlay.models.batch_invariance import batch_groups
 from inlay.models.full import open_up, weights_of
 from inlay.models.machine import library_versions, memory_facts
 from inlay.models.methods import trained_parameters
@@ -131,6 +132,7 @@ class Setup:
             *([("processes", f"{self.processes}, each with its share of every step and of the held-out rows")]
               if self.processes > 1 else []),
             ("batch", self._batch()),
+            *([("apart", apart)] if (apart := batch_groups(self.model).summary()) else []),
             *([("order", _order_told(config.train))] if config.train.order != "random" else []),
             ("steps", f"{self.total_steps}, warmup {warmup_steps(config.train, self.total_steps)}, {config.train.schedule}, "
                       f"learning rate {config.train.learning_rate:g} ({reasons.get('train.learning_rate', 'as set')})"
