@@ -18,7 +18,7 @@ from inlay.data.encode import Encoder, Tokens
 from inlay.errors import RunError, TrainingError
 from inlay.proof import verify
 from inlay.run import Run
-from parts import make_base, qa_rows, write_rows
+from parts import make_base, qa_rows, save_base, write_rows
 from training_runs import train
 
 NAMES = {
@@ -50,6 +50,21 @@ def tree(folder: Path, name: str, **over: Any) -> dict[str, Any]:
         "track": {"trackers": []},
         "output": {"folder": str(folder / "results"), "name": name},
     }
+
+
+def test_a_state_space_model_read_back_is_the_one_in_memory_to_the_bit(tmp_path: Path) -> None:
+    """Its matmuls are others where a weight requires a gradient."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "state_size": 4, "num_hidden_layers": 1, "vocab_size": 4096, "initializer_range": 0.15}
+    save_base(tmp_path / "base", MambaForCausalLM(MambaConfig(**shape)))
+    write_rows(tmp_path / "data.jsonl", [{"question": f"Which {n}?", "answer": f"That {n}."} for n in range(10)])
+    settings = tree(tmp_path, "a", max_steps=1)
+    settings["adapter"]["target_modules"] = ["in_proj", "x_proj"]
+    run = train(settings)
+    assert json.loads((run.path / verify.PROOFS).read_text())["passed"]
+    assert run.record["status"] == "finished"
 
 
 @pytest.fixture

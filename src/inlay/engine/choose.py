@@ -19,7 +19,7 @@ from inlay.engine import fused, gpu
 from inlay.engine.memory import first_line, is_out_of_memory, release
 from inlay.engine.plain import Engine, PlainModel
 from inlay.errors import ConfigError, StorageError
-from inlay.models.adapter import START, TRAINED, lora_layers
+from inlay.models.adapter import TRAINED, lora_layers, starts_from_weights
 from inlay.models.full import is_whole
 from inlay.models.machine import cpu_facts, library_versions
 from inlay.models.methods import trained_parameters
@@ -140,11 +140,11 @@ def refusal(peft_model: Any, dtype: torch.dtype, quantization: str) -> str | Non
 
 
 def _adapter_refusal(peft_model: Any) -> str | None:
-    if START in peft_model.peft_config:
-        return "the adapter has a frozen start beside it"
     settings = peft_model.peft_config[TRAINED]
     if settings.peft_type != "LORA":
         return f"it knows LoRA only, not {settings.peft_type.value}"
+    if starts_from_weights(peft_model):
+        return "it does not know an adapter that starts from the base's weights"
     if settings.use_dora:
         return "it does not know DoRA"
     if settings.lora_dropout:

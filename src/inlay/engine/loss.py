@@ -94,17 +94,32 @@ def score_rows(
     Draws no random numbers and leaves the model in the mode it was in.
     """
     scores = torch.zeros(3 if hits else 2, len(tokens), dtype=torch.float64)
-    was_training = model.training
+    with for_inference(model), autocast(device, dtype):
+        for rows in shares:
+            trained, weights_J, nll_J, hits_J = _trained_tokens(model, collate(tokens, rows, pad_id).to(device))
+            for score_N, values_J in zip(scores, (nll_J * weights_J, weights_J, hits_J * weights_J), strict=False):
+                score_N[rows] = _by_row(trained, values_J).cpu().double()
+    return scores
+
+
+@contextlib.contextmanager
+def for_inference(model: Any) -> Iterator[None]:
+    """Inside, the model computes bit for bit what it computes when it is loaded for inference.
+
+    That takes more than eval mode: where a weight requires a gradient, torch multiplies by it in another way, even if
+    no gradient is recorded.
+    """
+    was_training, trained = model.training, [p for p in model.parameters() if p.requires_grad]
     model.eval()
     try:
-        with torch.inference_mode(), autocast(device, dtype):
-            for rows in shares:
-                trained, weights_J, nll_J, hits_J = _trained_tokens(model, collate(tokens, rows, pad_id).to(device))
-                for score_N, values_J in zip(scores, (nll_J * weights_J, weights_J, hits_J * weights_J), strict=False):
-                    score_N[rows] = _by_row(trained, values_J).cpu().double()
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with torch.inference_mode():
+            yield
     finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
         model.train(was_training)
-    return scores
 
 
 @contextlib.contextmanager

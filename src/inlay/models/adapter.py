@@ -1,7 +1,7 @@
 """Adapters on a base: how they are put on, taken off, and lie on the disk (PEFT's file format).
 
-The base's own weights are never changed, whatever the adapter: PiSSA and OLoRA start from a part B₀A₀ of the weight
-W and train A and B in (W - B₀A₀) + BA; here that is W + BA - B₀A₀ with a second, frozen adapter for the last term.
+The base's own weights are never changed, whatever the adapter. One that starts from them (PiSSA, OLoRA) is in memory
+what it is on the disk, an ordinary LoRA of twice the rank; see `inlay.models.starts`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from inlay.errors import AdapterError
 from inlay.models import full, prompt
 from inlay.models.adapter_files import CARD, SETTINGS, WEIGHTS, refuse_endless_patterns, refuse_unusable
 from inlay.models.methods import APPLIED, all_conv1d, ia3_config, is_adapters
-from inlay.models.starts import FROM_WEIGHTS, factors, principal_inputs
+from inlay.models.starts import FROM_WEIGHTS, ShiftedDown, ShiftedUp, factors, principal_inputs
 
 TRAINED, START = "default", "inlay_start"
 
@@ -49,15 +49,18 @@ def attach(
     """
     from peft import LoraConfig, TaskType
 
-    adapter = config.adapter
+    adapter, alpha = config.adapter, alpha_of(config)
     if adapter.method == "prompt":
         return prompt.fresh(model, adapter.prompt_tokens, config.model.base_model)
     if adapter.method == "ia3":
         return _wrapped(model, ia3_config(model, targets, config.model.base_model))
+    from_weights = adapter.init in FROM_WEIGHTS
+    if from_weights:  # of twice the rank, at the same scale: alpha/r, or alpha/sqrt(r)
+        alpha *= math.sqrt(2.0) if adapter.rslora else 2.0
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
-        r=adapter.rank,
-        lora_alpha=alpha_of(config),  # type: ignore[arg-type, unused-ignore]
+        r=2 * adapter.rank if from_weights else adapter.rank,
+        lora_alpha=alpha,  # type: ignore[arg-type, unused-ignore]
         lora_dropout=adapter.dropout,
         target_modules=targets,
         bias=adapter.bias,
@@ -76,8 +79,10 @@ def attach(
             f"adapter.bias {adapter.bias}: biases are trained in the base's own format, and {coarse.pop()} would round "
             "most steps away. Set model.dtype=float32, or leave adapter.bias at none."
         )
-    if adapter.init in FROM_WEIGHTS:
-        _start_from_weights(peft_model, adapter.init)
+    if from_weights:
+        for _, layer in lora_layers(peft_model):
+            up_OR, down_RI = factors(adapter.init, layer, adapter.rank, layer.scaling[TRAINED])
+            layer.lora_A[TRAINED], layer.lora_B[TRAINED] = ShiftedDown(down_RI), ShiftedUp(up_OR)
     elif adapter.init == "eva":
         peft_model.eval()
         layers = dict(lora_layers(peft_model))
@@ -124,33 +129,9 @@ def _wrapped(model: nn.Module, settings: Any) -> Any:
     return peft_model
 
 
-def _start_from_weights(peft_model: Any, init: str) -> None:
-    from peft import LoraConfig
-
-    trained = peft_model.peft_config[TRAINED]
-    _add_frozen(peft_model, LoraConfig, trained)
-    for _, layer in lora_layers(peft_model):
-        up_OR, down_RI = factors(init, layer, layer.r[TRAINED], layer.scaling[TRAINED])
-        for name, sign in ((TRAINED, 1), (START, -1)):
-            layer.lora_A[name].weight.data.copy_(down_RI)
-            layer.lora_B[name].weight.data.copy_(sign * up_OR)
-
-
-def _add_frozen(peft_model: Any, kind: Any, trained: Any) -> None:
-    """The second adapter of the same shape beside the trained one, both at work, without dropout."""
-    same = {
-        key: getattr(trained, key)
-        for key in ("task_type", "r", "lora_alpha", "target_modules", "use_rslora", "fan_in_fan_out")
-    }
-    peft_model.add_adapter(START, kind(**same))
-    peft_model.base_model.set_adapter([TRAINED, START])
-    _freeze_start(peft_model)
-
-
-def _freeze_start(peft_model: Any) -> None:
-    for name, parameter in peft_model.named_parameters():
-        if f".{START}." in name:
-            parameter.requires_grad_(False)
+def starts_from_weights(peft_model: Any) -> bool:
+    """Whether what is trained is the difference from a start that the base's weights gave."""
+    return any(isinstance(layer.lora_A[TRAINED], ShiftedDown) for _, layer in lora_layers(peft_model))
 
 
 @contextlib.contextmanager
@@ -180,7 +161,6 @@ def base_view(model: Any) -> Iterator[None]:
             finally:
                 for name, (parameter, _) in model.base_biases.items():
                     parameter.data.copy_(trained[name])
-    _freeze_start(model)  # enabling the adapters again makes all of them trainable
 
 
 def _restore_biases(peft_model: Any) -> None:
@@ -215,7 +195,7 @@ class TrainedState:
 
     settings: dict[str, Any]
     tensors: dict[str, Tensor]
-    """Those of a frozen start have its name in theirs; only checkpoints hold them."""
+    """The A that training started from, where that was the base's weights, has START in its name; only checkpoints hold it."""
 
     @staticmethod
     def of(peft_model: Any) -> TrainedState:
@@ -230,17 +210,8 @@ class TrainedState:
         return TrainedState(_plain(settings), tensors)
 
     def exported(self) -> TrainedState:
-        """As one ordinary LoRA on the untouched base: where there is a frozen start the rank doubles, else it is itself."""
-        starts = {name: tensor for name, tensor in self.tensors.items() if f".{START}." in name}
-        if not starts:
-            return self
-        tensors = {name: tensor for name, tensor in self.tensors.items() if name not in starts}
-        for name, tensor in starts.items():
-            plain = name.replace(f".{START}.", ".")
-            tensors[plain] = torch.cat([tensors[plain], tensor], dim=0 if ".lora_A." in plain else 1)
-        wider = math.sqrt(2.0) if self.settings["use_rslora"] else 2.0  # keeps alpha/r, or alpha/sqrt(r)
-        settings = {"r": 2 * self.settings["r"], "lora_alpha": wider * self.settings["lora_alpha"]}
-        return TrainedState(self.settings | settings, tensors)
+        """Without what only a resumed run needs."""
+        return TrainedState(self.settings, {k: v for k, v in self.tensors.items() if f".{START}." not in k})
 
     def write(self, folder: Path) -> None:
         """Puts `adapter_model.safetensors` and `adapter_config.json` into the folder.
@@ -289,13 +260,14 @@ class TrainedState:
             for name, tensor in self.tensors.items():
                 there[name].copy_(tensor)
             return
-        tensors = _without_copies(self.tensors, peft_model)
-        _require_places(there, tensors)
-        starts = {k: v for k, v in tensors.items() if f".{START}." in k}
-        set_peft_model_state_dict(peft_model, {k: v for k, v in tensors.items() if k not in starts})
-        if starts:
-            plain = {k.replace(f".{START}.", "."): v for k, v in starts.items()}
-            set_peft_model_state_dict(peft_model, plain, adapter_name=START)
+        parts = _without_copies(self.tensors, peft_model)
+        _require_places(there, parts)
+        for down, up in _shifted(peft_model):
+            rank = len(parts[_start_of(down)])
+            weight_RI, weight_OR = parts.pop(f"{down}.weight"), parts.pop(f"{up}.weight")
+            parts[f"{down}.start"], parts[f"{down}.change"] = parts.pop(_start_of(down)), weight_RI[rank:]
+            parts[f"{up}.change"], parts[f"{up}.start"] = weight_OR[:, :rank], weight_OR[:, rank:]
+        set_peft_model_state_dict(peft_model, parts)
 
     @staticmethod
     def shared_by(copy: Callable[[Tensor], Tensor], peft_model: Any) -> None:
@@ -374,11 +346,29 @@ def _tensors_of(peft_model: Any) -> dict[str, Tensor]:
     if prompt.is_prompted(peft_model):
         return {prompt.NAME: getattr(peft_model, prompt.NAME).detach()}
     tensors: dict[str, Tensor] = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-    if START not in peft_model.peft_config:
-        return tensors
-    starts = get_peft_model_state_dict(peft_model, adapter_name=START, save_embedding_layers=False)
-    # lora_A.weight -> lora_A.inlay_start.weight
-    return tensors | {".".join([*k.split(".")[:-1], START, k.split(".")[-1]]): v for k, v in starts.items()}
+    shifted = _shifted(peft_model)
+    for names, layer in shifted.items():
+        for name, matrix in zip(names, (layer.lora_A[TRAINED], layer.lora_B[TRAINED]), strict=True):
+            start = tensors.pop(f"{name}.start")
+            del tensors[f"{name}.change"]
+            tensors[f"{name}.weight"] = matrix.weight.detach()
+            if isinstance(matrix, ShiftedDown):  # the start of B is a part of the weight as it is
+                tensors[_start_of(name)] = start
+    return tensors
+
+
+def _shifted(peft_model: Any) -> dict[tuple[str, str], Any]:
+    """PEFT's names of A and B of every layer whose adapter starts from its weights, and the layer."""
+    prefix = "base_model.model."
+    return {
+        (f"{prefix}{name}.lora_A", f"{prefix}{name}.lora_B"): layer
+        for name, layer in lora_layers(peft_model)
+        if isinstance(layer.lora_A[TRAINED], ShiftedDown)
+    }
+
+
+def _start_of(name: str) -> str:
+    return f"{name}.{START}.weight"
 
 
 def _plain(value: Any) -> Any:

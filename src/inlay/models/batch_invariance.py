@@ -153,8 +153,7 @@ def _ids(base: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(a short row, a long one, another short one)"""
     words, drawn = len(base.get_input_embeddings().weight), torch.Generator().manual_seed(0)
     ids = torch.randint(words, (2 * _SHORT + _LONG,), generator=drawn).to(base.device)
-    short, long_, other = ids.split([_SHORT, _LONG, _SHORT])
-    return short, long_, other
+    return ids[:_SHORT], ids[_SHORT:-_SHORT], ids[-_SHORT:]
 
 
 def _read(base: Any, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:

@@ -1,5 +1,10 @@
 """Where an adapter's A and B start, when not at random and zero.
 
+PiSSA and OLoRA start from a part B₀A₀ of the weight W, and train A = A₀ + a and B = B₀ + b in (W - B₀A₀) + BA. That is
+W + bA + B₀a: W stays as it is held, in 16 or 4 bits too, a and b are what is trained, and both start at zero. Nothing
+large is subtracted from its like, which 16 bits would round away. As an ordinary LoRA of twice the rank it is
+[b, B₀]·[A; a].
+
 Shapes: I inputs and O outputs of a layer, R rank, T tokens.
 """
 
@@ -60,6 +65,45 @@ def factors(init: str, layer: Any, rank: int, scale: float) -> tuple[Tensor, Ten
         )
     up_OR, down_RI = FROM_WEIGHTS[init](weight_OI, rank, scale)
     return up_OR.contiguous(), down_RI.contiguous()
+
+
+class Shifted(nn.Module):
+    """One matrix of an adapter that starts from a base's weights, in the place of PEFT's linear layer."""
+
+    start: Tensor
+
+    def __init__(self, start: Tensor) -> None:
+        """`start` is A₀ or B₀."""
+        super().__init__()
+        self.register_buffer("start", start)
+        self.change = nn.Parameter(torch.zeros_like(start))
+        """a or b."""
+
+    @property
+    def weight(self) -> Tensor:
+        """That of an ordinary LoRA of twice the rank."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight)
+
+
+class ShiftedDown(Shifted):
+    """A."""
+
+    @property
+    def weight(self) -> Tensor:
+        """(2R, I) [A₀ + a; a]"""
+        return torch.cat([self.start + self.change, self.change])
+
+
+class ShiftedUp(Shifted):
+    """B."""
+
+    @property
+    def weight(self) -> Tensor:
+        """(O, 2R) [b, B₀]"""
+        return torch.cat([self.change, self.start], 1)
 
 
 def principal_inputs(

@@ -162,10 +162,22 @@ def digests_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest() for name, t in tensors.items()}
 
 
-def every_matrix_moved(start: Mapping[str, str], tensors: Mapping[str, Tensor], rank: int, step: int) -> str:
-    """No matrix A or B has the bytes that it had before step 1. An exported frozen start behind them is left out."""
+def trained_part(tensors: Mapping[str, Tensor], rank: int | None) -> dict[str, Tensor]:
+    """The tensors without what stands still in an adapter of this rank that starts from the base's weights: the columns
+    of B behind it. All of them where the rank is None."""
+
+    def part(name: str, tensor: Tensor) -> Tensor:
+        if rank is None:
+            return tensor
+        return tensor[:rank] if ".lora_A." in name else tensor[:, :rank] if ".lora_B." in name else tensor
+
+    return {name: part(name, tensor) for name, tensor in tensors.items()}
+
+
+def every_matrix_moved(start: Mapping[str, str], tensors: Mapping[str, Tensor], rank: int | None, step: int) -> str:
+    """No matrix A or B has the bytes that it had before step 1; for the rank see `trained_part`."""
     matrices = {name: tensor for name, tensor in tensors.items() if ".lora_A." in name or ".lora_B." in name}
-    own = {n: t[:rank] if ".lora_A." in n else t[:, :rank] for n, t in matrices.items()}
+    own = trained_part(matrices, rank)
     still = [name for name, digest in digests_of(own).items() if start.get(name) == digest]
     if step == 1:  # where B is zero no gradient reaches A
         still = [name for name in still if ".lora_B." in name]

@@ -23,11 +23,12 @@ from inlay.data.encode import Encoder, Tokens
 from inlay.data.prepare import PreparedData, prepare
 from inlay.data.tokens import TokenSet
 from inlay.data.types import Example
-from inlay.engine.loss import autocast, predictions
+from inlay.engine.loss import autocast, for_inference, predictions
 from inlay.errors import InlayError, StorageError
 from inlay.evaluation.score import held_out, read_held_out
 from inlay.models import base as bases
 from inlay.models.adapter import TrainedState, base_view, detach
+from inlay.models.starts import FROM_WEIGHTS
 from inlay.proof import proofs as p
 from inlay.proof.proofs import Proof, Refuted, Unknown, proof
 from inlay.run import Run
@@ -58,7 +59,8 @@ class Start:
         """Take it before a checkpoint is loaded: a resumed run starts from the same adapter."""
         with base_view(job.model):
             logits = _logits(job.model, _few(job.heldout, job.pad_id), job.device, job.autocast_dtype)[0]
-        return Start(p.digests_of(TrainedState.of(job.model).tensors), logits)
+        started = TrainedState.of(job.model).exported().tensors
+        return Start(p.digests_of(p.trained_part(started, _moving_rank(job.config))), logits)
 
 
 def prove_trained(setup: Setup, job: Job, step: int, start: Start) -> list[Proof]:
@@ -72,8 +74,7 @@ def prove_trained(setup: Setup, job: Job, step: int, start: Start) -> list[Proof
     def look() -> tuple[Tensor, list[float]]:
         return _logits(job.model, few, job.device, job.autocast_dtype)
 
-    trained = TrainedState.of(job.model)
-    exported = trained.exported()
+    exported = TrainedState.of(job.model).exported()
     memory, _ = look()
     job.model = detach(job.model)
     base, base_losses = look()
@@ -81,12 +82,10 @@ def prove_trained(setup: Setup, job: Job, step: int, start: Start) -> list[Proof
     back, losses = look()
     with base_view(job.model):
         off, _ = look()
-    rounding = _ROUNDING if job.autocast_dtype is None else _COARSE
 
     def saved() -> str:
         same = p.same_tensors(_tensors(stored), evidence["adapter"])
-        # folding a frozen start into the adapter sums in another order
-        return f"{same}; {p.same_logits(memory, back, _EXACT if exported is trained else rounding, 'read back')}"
+        return f"{same}; {p.same_logits(memory, back, _EXACT, 'read back')}"
 
     def untouched() -> str:
         if config.adapter.method == "full":
@@ -206,13 +205,18 @@ def _of_folder(
         start = _recorded(evidence, "start")
         if config.adapter.method != "lora":
             return p.every_tensor_moved(start, tensors())
-        return p.every_matrix_moved(start, tensors(), config.adapter.rank, step)
+        return p.every_matrix_moved(start, tensors(), _moving_rank(config), step)
 
     return [
         proof("files", lambda: p.files_are_whole(run, _recorded(evidence, "files"))),
         proof(_names(config)["finite"], lambda: p.every_value_is_finite(tensors())),
         proof(_names(config)["moved"], moved),
     ]
+
+
+def _moving_rank(config: Config) -> int | None:
+    """See `proofs.trained_part`."""
+    return config.adapter.rank if config.adapter.init in FROM_WEIGHTS else None
 
 
 def _of_data(
@@ -249,13 +253,10 @@ def _few(tokens: TokenSet, pad_id: int) -> Batch:
 
 def _logits(model: Any, batch: Batch, device: str, dtype: torch.dtype | None) -> tuple[Tensor, list[float]]:
     """((B, K, V) float32 logits of the last trained positions, mean loss of each row there); leaves the mode alone."""
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode(), autocast(device, dtype):
+    with for_inference(model), autocast(device, dtype):
         weights_BK, targets_BK, logits_BKV = predictions(model, batch.to(device), last=_POSITIONS)
         logits_BKV = logits_BKV.float()
         nll_BK = -logits_BKV.log_softmax(-1).gather(-1, targets_BK[..., None])[..., 0] * (weights_BK > 0)
-    model.train(was_training)
     means_B = nll_BK.sum(1) / (weights_BK > 0).sum(1).clamp(min=1)
     return logits_BKV.cpu(), [float(mean) for mean in means_B]
 
