@@ -149,12 +149,18 @@ HABITS = {
                            "{{ c }}<|im_end|>\n"),
         "{}<|im_end|>", _opened, one_row=False,
     ),
+    "chatml, the prompt opens a thought and the last answer stands as it is": Habit(
+        turns(opening="<|im_start|>assistant\n<think>\n", user=_IM, system=_IM,
+              assistant="<|im_start|>assistant\n{% if loop.last %}{}{% else %}" + _DROP + "{% endif %}<|im_end|>\n"),
+        "{}<|im_end|>", lambda said: said.removeprefix("<think>\n") if "</think>" in said else f"\n</think>{'' if said[0].isspace() else chr(10) * 2}{said}",
+        one_row=False,
+    ),
     "chatml, the prompt opens a thought and an answer shows an empty one": Habit(
         turns(opening="<|im_start|>assistant\n<think>\n", user=_IM, system=_IM,
               assistant="<|im_start|>assistant\n{% if '<think>' not in m.content %}<think></think>{% endif %}"
               "{strip}<|im_end|>\n"),
         "{}<|im_end|>",
-        lambda said: said.strip().removeprefix("<think>\n") if "<think>" in said else "</think>" + said.strip(),
+        lambda said: said.strip().removeprefix("<think>\n") if "</think>" in said else "</think>" + said.strip(),
         one_row=False,
     ),
     "chatml, only the last answer keeps its thought": Habit(
@@ -273,6 +279,13 @@ HABITS = {
         lambda said: "\n".join([thought_of(said)[0], "</think>"]) + thought_of(said)[1] if "</think>" in said
         else f"\n</think>{'' if said[0].isspace() else chr(10) * 2}{said}",
         eos="<|end_of_sentence|>", one_row=False,
+    ),
+    "deepseek, the prompt opens a thought and every answer shows an empty one": Habit(
+        turns("{{ bos_token }}", "<|Assistant|><think>", user="<|User|>{}", system="{}\n\n",
+              assistant="<|Assistant|><think></think>" + _DROP + "<|end_of_sentence|>"),
+        "{}<|end_of_sentence|>",
+        lambda said: said.removeprefix("<think>") if "</think>" in said else f"</think>{said}",
+        eos="<|end_of_sentence|>",
     ),
     "deepseek, an empty thought in prompts and answers": Habit(
         turns("{{ bos_token }}", "<|Assistant|><think></think>", user="<|User|>{}", system="{}\n\n",

@@ -1,5 +1,5 @@
-"""What is trained is what each template makes of the answers, after the very prompt that is served: 46 templates with
-the habits of those that models ship with, and 24 dialogues."""
+"""What is trained is what each template makes of the answers, after the very prompt that is served: 48 templates with
+the habits of those that models ship with, and 26 dialogues."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError
 
 CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+UNOPENED = "They greet, so I greet.\n</think>\n\n"
 THOUGHT = "<think>\nThey greet, so I greet.\n</think>\n\n"
 
 
@@ -57,6 +58,8 @@ DIALOGUES: dict[str, Dialogue] = {
     "two questions in a row": ((user("Hi"), user("There?"), said("Hello.")), "in a row"),
     "a thought": ((user("Hi"), said(THOUGHT + "Hello.")), "thought"),
     "thoughts": ((user("Hi"), said(THOUGHT + "Hello."), user("Bye"), said(THOUGHT + "So long.")), "thought"),
+    "the end of a thought alone": ((user("Hi"), said(UNOPENED + "Hello.")), "thought"),
+    "ends of thoughts alone": ((user("Hi"), said(UNOPENED + "Hello."), user("Bye"), said(UNOPENED + "So long.")), "thought"),
     "a thought before": ((user("Hi"), said(THOUGHT + "Hello.", 0.0), user("Bye"), said("So long.")), ""),
     "a tool": (
         (user("Rain?"), Message("assistant", "", 1.0, (CALL,)), Message("tool", '{"celsius": 4}'), said("4 degrees.")),

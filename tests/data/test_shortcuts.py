@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from inlay.data import strictjson
 from inlay.data.checks import patterns, text
-from inlay.data.opening import THOUGHTS, _leading, parted
+from inlay.data.opening import THOUGHTS, _leading, _unopened, parted
 from inlay.data.types import normalised
 
 SAID = st.text() | st.text("ab0123456789 .-()\n\t\r\x1c\x01\x7f\u0665é\u2003", max_size=40)
@@ -43,9 +43,13 @@ def test_no_control_character_is_passed_over(said: str) -> None:
 
 
 @given(st.sampled_from([mark for pair in THOUGHTS for mark in pair] + ["", " ", "a"]), SAID, st.sampled_from(THOUGHTS))
-def test_a_thought_at_the_start(before: str, said: str, marks: tuple[str, str]) -> None:
+def test_a_thought_with_its_opening_or_its_end_alone(before: str, said: str, marks: tuple[str, str]) -> None:
     content = f"{before}{said}{marks[1]}b"
-    found = [t for opens, closes in THOUGHTS if (t := _leading(content, opens, closes)) and t.opened]
+    found = [
+        thought
+        for opens, closes in THOUGHTS
+        if (thought := (_leading if content.lstrip().startswith(opens) else _unopened)(content, opens, closes))
+    ]
     assert parted(content) == ((found[0].said.strip(), found[0].rest) if found else ("", content))
 
 

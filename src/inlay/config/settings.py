@@ -175,6 +175,9 @@ class DataConfig(Settings):
     control_tokens: Literal["refuse", "escape"] = "refuse"
     """Text of a row that the tokenizer would read as a control token, such as a quoted end of turn: `refuse` stops,
     `escape` encodes it as the ordinary text that it is. Serving does the same."""
+    template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Switches of the chat template, such as `{enable_thinking: false}`, for training, generation and comparison alike.
+    The saved tokenizer has them as defaults. A switch that the template does not read is an error."""
     overlong: Literal["drop", "cut", "error"] = "drop"
     """What happens to a row longer than `max_length`. `cut` keeps its first tokens."""
     max_lost_share: Annotated[float, Field(ge=0, le=1)] = 0.2

@@ -173,11 +173,11 @@ def refuse_lost_prompt(
             raise _lost(source, f"the tool {tool['function']['name']!r}")
 
 
-def refuse_lost_answer(answer: str, n: int, message: Message, source: Source) -> None:
+def refuse_lost_answer(answer: str, n: int, message: Message, source: Source, way_to_think: str) -> None:
     """Raises: DataError when the template does not show a part of trained turn `n` (from 0)."""
     thought, said = parted(message.content)
     if not _shows(answer, thought):
-        raise _lost(source, f"the thought of turn {n + 1} ({message.role})")
+        raise _lost(source, f"the thought of turn {n + 1} ({message.role})", way_to_think)
     if message.thought and not _shows(answer, message.thought):
         raise DataError(
             f"{source}: the chat template shows no field {message.thought_field!r}, so the thought of turn {n + 1} would be "
@@ -192,11 +192,11 @@ def refuse_lost_answer(answer: str, n: int, message: Message, source: Source) ->
             raise _lost(source, f"the tool calls of turn {n + 1}")
 
 
-def _lost(source: Source, what: str) -> DataError:
-    return DataError(
-        f"{source}: the chat template leaves out {what}, so the model would never see it. Use another template "
-        "(model.chat_template), or take it out of the row."
-    )
+_WAY = "Use another template (model.chat_template), or take it out of the row."
+
+
+def _lost(source: Source, what: str, way: str = _WAY) -> DataError:
+    return DataError(f"{source}: the chat template leaves out {what}, so the model would never see it. {way}")
 
 
 def _shows(text: str, content: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -20,9 +20,10 @@ import numpy as np
 
 from inlay.config.settings import DataConfig
 from inlay.data.control import ControlTokens, refuse_lost_answer, refuse_lost_prompt
-from inlay.data.opening import parted
+from inlay.data.opening import continues, parted
 from inlay.data.quoting import QuotingTokenizer
 from inlay.data.rendering import Dialogue, Template
+from inlay.data.template_kwargs import Switch, with_switches
 from inlay.data.types import Example, Message, Source
 from inlay.data.words import AtOnce, Tokenized
 from inlay.errors import DataError, ModelError
@@ -81,9 +82,13 @@ class Encoder:
         template_file: str | None = None,
         control_tokens: str = "refuse",
         roles: Collection[str] = ("assistant",),
+        template_kwargs: Mapping[str, Switch] | None = None,
     ) -> None:
-        """`template_file` is where the tokenizer's template came from, if not with the tokenizer; `control_tokens`
-        is the setting of that name; `roles` are those whose turns may be trained."""
+        """`template_file` is where the tokenizer's template came from, if not with the tokenizer; `control_tokens` and
+        `template_kwargs` are the settings of that name; `roles` are those whose turns may be trained.
+
+        Raises: ModelError for a tokenizer without an end, ConfigError for a switch that the template does not read.
+        """
         if tokenizer.eos_token_id is None:
             raise ModelError(
                 "tokenizer: it names no end-of-sequence token, so an answer could never end. "
@@ -97,6 +102,7 @@ class Encoder:
         self._bos = _added_bos(tokenizer)
         if not tokenizer.chat_template:
             tokenizer.chat_template = ("{{ bos_token }}" if self._bos else "") + QUESTION_ANSWER
+        tokenizer.chat_template = with_switches(tokenizer.chat_template, template_kwargs or {})
         self._control = ControlTokens(tokenizer, escapes=control_tokens == "escape")
         self._tokenize = QuotingTokenizer(tokenizer.backend_tokenizer, self._control.strings)
         self._template = Template(tokenizer, self._control)
@@ -105,7 +111,7 @@ class Encoder:
     @classmethod
     def of(cls, tokenizer: Any, data: DataConfig, template_file: str | None = None) -> Encoder:
         """The encoder of a run with these settings."""
-        return cls(tokenizer, template_file, data.control_tokens, data.weights_of_roles)
+        return cls(tokenizer, template_file, data.control_tokens, data.weights_of_roles, data.template_kwargs)
 
     @property
     def own_template(self) -> bool:
@@ -214,7 +220,9 @@ class Encoder:
     def _sequence_ending_at(self, last: int, wanted: Sequence[int], dialogue: Dialogue) -> tuple[_Sequence, set[int]]:
         """The sequence that ends with the answer at `last`, and those of the wanted turns that it trains."""
         prompt, whole = dialogue.asked(last), dialogue.said(last + 1)
-        answer = whole[len(prompt) :] if whole.startswith(prompt) else dialogue.continuation(last)
+        answer = whole[len(prompt) :]
+        if not whole.startswith(prompt) or dialogue.lacks_thought(last, answer):
+            answer = dialogue.continuation(last)
         refuse_lost_prompt(prompt, dialogue.messages[:last], dialogue.tools, dialogue.source)
         boundaries = dialogue.boundaries(prompt, last, self._roles)
         cuts = [*_cut(prompt, boundaries), answer]
@@ -222,15 +230,16 @@ class Encoder:
         weights[-1] = dialogue.messages[last].weight
         done = {last}
         for k, (turn, _, _) in enumerate(boundaries):
-            # without an end an answer is its own sequence, for eos to follow
-            answers = dialogue.messages[turn].role == "assistant"
-            if turn in wanted and (not answers or self._control.closing(cuts[2 * k + 1])):
+            # without an end an answer is its own sequence, for eos to follow; without its thought, for it to be written
+            answers, said = dialogue.messages[turn].role == "assistant", cuts[2 * k + 1]
+            is_whole = not answers or (self._control.closing(said) and not dialogue.lacks_thought(turn, said))
+            if turn in wanted and is_whole:
                 weights[2 * k + 1] = dialogue.messages[turn].weight
                 done.add(turn)
         trained = [(turn, cuts[2 * k + 1]) for k, (turn, _, _) in enumerate(boundaries) if turn in done]
         trained.append((last, answer))
         for turn, text in trained:
-            refuse_lost_answer(text, turn, dialogue.messages[turn], dialogue.source)
+            refuse_lost_answer(text, turn, dialogue.messages[turn], dialogue.source, self._template.way_to_think)
         lacks_end = self._control.closing(answer) is None
         altered = tuple([told for turn, text in trained if (told := _altered(text, turn, dialogue.messages[turn]))])
         return _Sequence(tuple(cuts), tuple(weights), lacks_end, False, altered), done
@@ -279,7 +288,7 @@ def _added_bos(tokenizer: Any) -> list[int]:
 def _altered(text: str, n: int, message: Message) -> str:
     """How a template's rendering of turn `n` (from 0) departs from what the turn says; empty where it does not."""
     said = message.content
-    if said in text:
+    if said in text or continues(said, text):
         return ""
     if said.strip() in text:
         ends = [where for where, part in (("before", said[:1]), ("after", said[-1:])) if part.isspace()]

@@ -2,10 +2,14 @@
 
 Templates of reasoning models do: the prompt ends in `<think>`, and the answered turn shows no thought, or an empty one.
 What is trained is the continuation of the prompt as it is served: the thought that the row has, else an empty one.
+
+What a server gave after a prompt that opens a thought holds only the end of it: `reasoning</think>answer`. Such an answer
+has a thought too, up to that mark.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +26,7 @@ THOUGHTS: Final = (
 
 
 _OPENS: Final = tuple(opens for opens, _ in THOUGHTS)
+_ENDS: Final = re.compile("|".join(re.escape(closes) for _, closes in THOUGHTS))
 
 
 class LostThoughtError(Exception):
@@ -30,19 +35,41 @@ class LostThoughtError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Thought:
-    opened: bool
     said: str
     rest: str
 
 
 def parted(content: str) -> tuple[str, str]:
     """(thought, what is said after it) of what a turn says; the thought is empty where there is none."""
-    if not content.lstrip().startswith(_OPENS):
+    if not content.lstrip().startswith(_OPENS) and not _ENDS.search(content):
         return "", content
     for opens, closes in THOUGHTS:
-        if (found := _leading(content, opens, closes)) and found.opened:
+        is_opened = content.lstrip().startswith(opens)
+        if found := _leading(content, opens, closes) if is_opened else _unopened(content, opens, closes):
             return found.said.strip(), found.rest
     return "", content
+
+
+def opened_by(prompt: str) -> tuple[str, str] | None:
+    """(mark, white space behind it) where the prompt ends in the opening of a thought, else None."""
+    stripped = prompt.rstrip()
+    mark = next((opens for opens in _OPENS if stripped.endswith(opens)), None)
+    return (mark, prompt[len(stripped) :]) if mark else None
+
+
+def with_opening(content: str, opening: tuple[str, str]) -> str:
+    """What a turn says, behind the opening of the thought that it only ends; as it is where it ends none."""
+    for opens, closes in THOUGHTS:
+        if opens == opening[0] and _unopened(content, opens, closes):
+            return f"{opens}{opening[1]}{_unspaced(content, opening[1])}"
+    return content
+
+
+def continues(content: str, text: str) -> bool:
+    """Whether the text holds all that the turn says but the opening of its thought, which the prompt has written."""
+    stripped = content.lstrip()
+    mark = next((opens for opens in _OPENS if stripped.startswith(opens)), None)
+    return mark is not None and stripped[len(mark) :].lstrip() in text
 
 
 def continuation(opening: str, shown: str, content: str) -> str | None:
@@ -64,8 +91,8 @@ def continuation(opening: str, shown: str, content: str) -> str | None:
 def _after_thought(rest: str, content: str, marks: tuple[str, str], inside: str, closed: str, after: str) -> str:
     opens, closes = marks
     shown = _leading(rest, opens, closes)
-    own = _leading(content, opens, closes)
-    said = shown.said if shown and shown.said.strip() else own.said if own and own.opened else ""
+    own = _leading(content, opens, closes) or _unopened(content, opens, closes)
+    said = shown.said if shown and shown.said.strip() else own.said if own else ""
     if closed:
         if said.strip():
             raise LostThoughtError
@@ -80,13 +107,16 @@ def _after_thought(rest: str, content: str, marks: tuple[str, str], inside: str,
 def _leading(text: str, opens: str, closes: str) -> _Thought | None:
     """The thought that the text begins with, opened there or before it."""
     stripped = text.lstrip()
-    opened = stripped.startswith(opens)
-    if not opened and not stripped.startswith(closes):
-        return None
-    said, end, rest = (
-        stripped.removeprefix(opens).partition(closes) if opened else ("", closes, stripped[len(closes) :])
-    )
-    return _Thought(opened, said, rest) if end else None
+    if stripped.startswith(closes):
+        return _Thought("", stripped[len(closes) :])
+    said, end, rest = stripped.removeprefix(opens).partition(closes) if stripped.startswith(opens) else ("", "", "")
+    return _Thought(said, rest) if end else None
+
+
+def _unopened(text: str, opens: str, closes: str) -> _Thought | None:
+    """The thought up to the only mark in the text, which ends it."""
+    said, end, rest = text.partition(closes)
+    return _Thought(said, rest) if end and said.strip() and opens not in text and closes not in rest else None
 
 
 def _without(head: str, text: str) -> str | None:

@@ -13,8 +13,9 @@ from jinja2.exceptions import TemplateError
 
 from inlay.data.control import ControlTokens
 from inlay.data.fields import THOUGHTS
-from inlay.data.opening import LostThoughtError, continuation, shared
+from inlay.data.opening import LostThoughtError, continuation, opened_by, parted, shared, with_opening
 from inlay.data.skeleton import Skeletons
+from inlay.data.template_kwargs import thinking_switch
 from inlay.data.types import Message, Source
 from inlay.errors import DataError
 
@@ -37,7 +38,15 @@ class Template:
         self._plain = _dated(tokenizer.get_chat_template(tools=None))
         self._epilogue = ""
         self._epilogue = self._find_epilogue(tokenizer, control)
+        self._opening = self._find_opening()
         self.skeletons = Skeletons(self._plain, self.render)
+
+    @property
+    def way_to_think(self) -> str:
+        """What helps a row whose thought has no place in this template."""
+        switch = thinking_switch(self._tokenizer.chat_template)
+        turn_on = f"Turn thoughts on (data.template_kwargs: {{{switch}: true}}), take the thought" if switch else ""
+        return f"{turn_on or 'Take the thought'} out of the row, or use a template that opens it (model.chat_template)."
 
     def render(self, turns: list[dict[str, Any]], opens_turn: bool, tools: list[dict[str, Any]] | None = None) -> str:
         template = _dated(self._tokenizer.get_chat_template(tools=tools)) if tools else self._plain
@@ -74,6 +83,21 @@ class Template:
                 if name in self._plain and MARK in self.render(turns, False):
                     shown.append(name)
         return tuple(shown)
+
+    def opened(self, answer: str) -> str:
+        """What an answer says, behind the opening of the thought that it only ends, where every prompt opens one."""
+        return with_opening(answer, self._opening) if self._opening else answer
+
+    @property
+    def opens_thought(self) -> bool:
+        """Whether a prompt ends in the opening of a thought."""
+        return self._opening is not None
+
+    def _find_opening(self) -> tuple[str, str] | None:
+        try:
+            return opened_by(self.render([{"role": "user", "content": "a"}], True))
+        except _TEMPLATE_ERRORS:  # a dialogue that meets it is told
+            return None
 
     def _find_epilogue(self, tokenizer: Any, control: ControlTokens) -> str:
         """What the template writes after the end of an answer only because nothing follows it: one more control token,
@@ -144,6 +168,10 @@ class Dialogue:
         shown = Dialogue(self._template, marked, self.tools, self.source).said(turn + 1)
         return shown.partition(MARK)[0] if shown.count(MARK) == 1 else None
 
+    def lacks_thought(self, turn: int, answer: str) -> bool:
+        """Whether the prompt opens a thought, and the template's rendering of the answer shows none where the row has one."""
+        return self._template.opens_thought and parted(self._texts[turn])[0] not in answer
+
     def continuation(self, turn: int) -> str:
         """What is to come after the prompt of an answer that the template shows otherwise than it opens it.
 
@@ -157,8 +185,7 @@ class Dialogue:
         except LostThoughtError:
             raise DataError(
                 f"{self.source}: the chat template ends the thought before turn {turn + 1} is answered "
-                f"({opening[-40:]!r}), so the thought in it could not be trained. Take the thought out of the row, or use "
-                "a template that opens it (model.chat_template)."
+                f"({opening[-40:]!r}), so the thought in it could not be trained. {self._template.way_to_think}"
             ) from None
         if not found:
             raise DataError(
@@ -171,16 +198,24 @@ class Dialogue:
     def _render(self, count: int, *, opens_turn: bool) -> str:
         key = (count, opens_turn)
         if key not in self._rendered:
-            text = (
-                self._template.skeletons.fill(self._roles[:count], self._texts, opens_turn) if self._is_plain else None
-            )
-            self._rendered[key] = self._render_whole(count, opens_turn) if text is None else text
+            shown = self._answered(count) if self.messages[count - 1].role == "assistant" and not opens_turn else None
+            messages, texts = shown or (self.messages, self._texts)
+            text = self._template.skeletons.fill(self._roles[:count], texts, opens_turn) if self._is_plain else None
+            self._rendered[key] = self._render_whole(messages[:count], opens_turn) if text is None else text
         return self._rendered[key]
 
-    def _render_whole(self, count: int, opens_turn: bool) -> str:
+    def _answered(self, count: int) -> tuple[Sequence[Message], list[str]] | None:
+        """(messages, texts) whose last answer opens the thought that it ends; None where it ends none alone."""
+        own = self._texts[count - 1]
+        answer = self._template.opened(own)
+        if answer == own:
+            return None
+        messages = [*self.messages[: count - 1], replace(self.messages[count - 1], content=answer)]
+        return messages, [m.content for m in messages]
+
+    def _render_whole(self, messages: Sequence[Message], opens_turn: bool) -> str:
         try:
-            turns = [_turn(m) for m in self.messages[:count]]
-            return self._template.render(turns, opens_turn, list(self.tools) or None)
+            return self._template.render([_turn(m) for m in messages], opens_turn, list(self.tools) or None)
         except _TEMPLATE_ERRORS as error:
             reason = str(error) or type(error).__name__
             raise DataError(f"{self.source}: the chat template refuses this dialogue: {reason}") from None

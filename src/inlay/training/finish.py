@@ -50,6 +50,7 @@ def export(setup: Setup, job: Job) -> int:
         "base_digest": setup.base_digest,
         "chat_template": setup.encoder.template_name,
         "chat_template_hash": setup.encoder.template_hash,
+        "template_kwargs": setup.config.data.template_kwargs,
         "data_hash": setup.data.data_hash,
         "run": job.run.name,
         "step": step,

@@ -1,0 +1,86 @@
+"""Switches of chat templates: which there are, what they change, and where they are kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import inlay
+from inlay.config.settings import DataConfig
+from inlay.data.encode import Encoder
+from inlay.data.template_kwargs import switches_of, with_switches
+from inlay.data.types import Example, Message, Source
+from inlay.errors import ConfigError, DataError
+from parts import make_base
+
+THINKS = (
+    "{% set style = style | default('plain') %}{% macro turn(role, text, mark='') %}<|im_start|>{{ role }}\n{{ text }}"
+    "<|im_end|>\n{% endmacro %}{% for m in messages %}{% set text = m.content.split('</think>')[-1] if not loop.last "
+    "else m.content %}{{ turn(m.role, text) }}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking %}<think>\n{% else %}<think></think>{% endif %}{% endif %}"
+)
+"""Reads `enable_thinking` and `style`, and has names of its own."""
+ROW = (Message("user", "What is 17 + 26?"), Message("assistant", "Tens first.\n</think>\n\n43", 1.0))
+
+
+def made(template: str = THINKS, **switches: Any) -> Encoder:
+    return Encoder.of(toys.nano(template), DataConfig(train="-", template_kwargs=switches))
+
+
+def test_the_switches_of_a_template_are_the_names_that_it_reads_and_nobody_gives_it() -> None:
+    assert switches_of(THINKS) == ("enable_thinking", "style")
+    assert switches_of(toys.CHATML) == ()
+    assert switches_of("{% generation %}{{ x }}{% endgeneration %}") == ("x",)
+    assert switches_of("{% if %}") == ()
+
+
+def test_a_switch_that_the_template_does_not_read_is_refused_with_those_that_it_reads() -> None:
+    with pytest.raises(
+        ConfigError, match=r"data\.template_kwargs\.enable_thinkin: .*mean 'enable_thinking'.*thinking, style\."
+    ):
+        made(enable_thinkin=True)
+    with pytest.raises(ConfigError, match=r"It reads none"):
+        made(toys.CHATML, enable_thinking=True)
+
+
+def test_a_switch_turns_thoughts_on_in_the_prompt_that_is_trained_and_served() -> None:
+    off, on = made(), made(enable_thinking=True)
+    with pytest.raises(DataError, match=r"ends the thought.*data\.template_kwargs: \{enable_thinking: true\}"):
+        list(off.examples([Example(ROW, Source("a", 1))]))
+    ((_, row),) = on.examples([Example(ROW, Source("a", 1))])
+    prompt = on.prompt(ROW[:1])
+    assert row.input_ids[: len(prompt)].tolist() == prompt
+    assert str(on.tokenizer.decode(prompt)).endswith("assistant\n<think>\n")
+    assert on.tokenizer.decode(row.input_ids[row.weights > 0]) == f"{ROW[1].content}<|im_end|>"
+    assert on.template_hash != off.template_hash
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return toys.nano()
+
+
+@settings(max_examples=40, deadline=None)
+@given(value=st.one_of(st.booleans(), st.integers(-999, 999), st.text(max_size=20), st.sampled_from([0.5, 1e-9, 3e20])))
+def test_a_value_is_what_the_template_sees_and_a_caller_may_set_another(tokenizer: Any, value: Any) -> None:
+    tokenizer.chat_template = with_switches("{{ messages[0].content }}{{ level | string }}", {"level": value})
+    turns = [{"role": "user", "content": "a"}]
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == f"a{value}"
+    assert tokenizer.apply_chat_template(turns, tokenize=False, level="own") == "aown"
+    assert with_switches(tokenizer.chat_template, {"level": value}) == tokenizer.chat_template
+
+
+def test_a_run_keeps_its_switches_and_answers_with_them(tmp_path: Path, config_tree: Any) -> None:
+    base = make_base(tmp_path / "base")
+    (base / "chat_template.jinja").write_text(THINKS)
+    tree = config_tree(data={"template_kwargs": {"enable_thinking": True}}, train={"max_steps": 1, "epochs": 1})
+    run = inlay.train(tree | {"model": tree["model"] | {"base_model": str(base)}})
+    assert json.loads((run.trained / "card.json").read_text())["template_kwargs"] == {"enable_thinking": True}
+    loaded = inlay.load(run)
+    assert str(loaded.encoder.tokenizer.decode(loaded.encoder.prompt(ROW[:1]))).endswith("<think>\n")
