@@ -182,7 +182,7 @@ def load(run: str | Path | Run | None = None, *, adapter: bool = True, folder: s
     ready = references.load_base(named.run)
     model = ready.model
     if adapter:
-        state = named.adapter(named.run.record["base_digest"])
+        state = named.adapter(ready.base)
         assert state is not None, f"{named.name} has no adapter"
         model = state.attach_to(model)
     return Loaded(named.run, model, ready.encoder, ready.device, ready.dtype)

@@ -96,7 +96,7 @@ def _judged(run: Run, plateau: dict[str, Any], last: int, reporter: Reporter) ->
     paths = {_PLAIN: run.path} | {name: run.path / "branches" / name for name in ("decay", "escape")}
     scores = {}
     for name, path in paths.items():
-        adapter = references.reference(f"{path}@{last}", config.output.folder).adapter(ready.digest)
+        adapter = references.reference(f"{path}@{last}", config.output.folder).adapter(ready.base)
         assert adapter is not None
         model = adapter.attach_to(ready.model)
         found = score(

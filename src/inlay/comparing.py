@@ -170,7 +170,7 @@ def _stored_bytes(one: Reference) -> int:
 
     if one.folder is not None:
         return sum(path.stat().st_size for path in one.folder.glob("*.safetensors"))
-    return sum(path.stat().st_size for path in weight_files(find_base(one.base).folder))
+    return sum(path.stat().st_size for path in weight_files(find_base(one.base, one.revision).folder))
 
 
 def python_tests(found: Measurement, tests: Mapping[str, str]) -> TextMetric:

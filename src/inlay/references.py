@@ -37,12 +37,14 @@ class Reference:
     """Whose settings, tokenizer and held-out rows come with it."""
     folder: Path | None = None
     """Of the adapter or checkpoint; None for a model without one."""
+    revision: str | None = None
+    """Commit or branch of a hub's base; None is its newest."""
 
     def without_adapter(self) -> Reference:
         return replace(self, name=self.base, kind="base", folder=None)
 
-    def adapter(self, digest: str) -> TrainedState | None:
-        """Its adapter. Raises: AdapterError when it was made on a base of another digest."""
+    def adapter(self, base: BaseRef) -> TrainedState | None:
+        """Its adapter. Raises: AdapterError when it was made on a base that computes something else."""
         from inlay.models.adapter import TrainedState
 
         if self.folder is None:
@@ -51,7 +53,7 @@ class Reference:
             from inlay.training import checkpoint
 
             return checkpoint.load(checkpoint.Checkpoint(self.folder))[0].exported()
-        return TrainedState.read(self.folder, digest)
+        return TrainedState.read(self.folder, base)
 
 
 def reference(name: ModelName, folder: str) -> Reference:
@@ -85,15 +87,14 @@ def reference(name: ModelName, folder: str) -> Reference:
 def _of_run(run: Run) -> Reference:
     require_adapter(run)
     verified(run.trained)
-    return Reference(run.name, "run", run.config.model.base_model, run, run.trained)
+    return Reference(run.name, "run", run.config.model.base_model, run, run.trained, run.base_revision)
 
 
 def _of_checkpoint(run: Run, step: int) -> Reference:
     from inlay.training.kept import checkpoint_at
 
-    return Reference(
-        f"{run.name}@{step}", "checkpoint", run.config.model.base_model, run, checkpoint_at(run, step).path
-    )
+    folder = checkpoint_at(run, step).path
+    return Reference(f"{run.name}@{step}", "checkpoint", run.config.model.base_model, run, folder, run.base_revision)
 
 
 def _of_adapter(folder: Path) -> Reference:
@@ -101,10 +102,11 @@ def _of_adapter(folder: Path) -> Reference:
         card = folder / "card.json"
         about = json.loads((card if is_there(card) else folder / "adapter_config.json").read_text(encoding="utf-8"))
         base = about.get("base_model") or about["base_model_name_or_path"]
+        revision = about.get("base_commit") or (None if is_there(Path(str(base))) else about.get("revision"))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise AdapterError(f"{folder}: does not say which base it was made on ({error}).") from None
     made_by = Run(folder.parent) if is_there(folder.parent / "run.json") else None
-    return Reference(str(folder), "adapter", str(base), made_by, folder)
+    return Reference(str(folder), "adapter", str(base), made_by, folder, revision)
 
 
 def require_adapter(run: Run) -> None:
@@ -125,7 +127,7 @@ class LoadedBase:
     device: str
     dtype: Any
     """As in training: products in the format of a 16-bit base, None for that of the weights."""
-    digest: str
+    base: BaseRef
 
 
 def load_base(run: Run) -> LoadedBase:
@@ -135,18 +137,17 @@ def load_base(run: Run) -> LoadedBase:
     from inlay.models import base as bases
 
     config, record = run.config, run.record
-    base = bases.find_base(config.model.base_model, config.model.revision)
-    digest = base.digest()
-    if digest != record.get("base_digest"):
+    base = bases.find_base(config.model.base_model, run.base_revision)
+    if said := base.difference(record):
         raise ModelError(
-            f"{config.model.base_model}: is not the base that {run.name} was trained on (its weights differ). "
+            f"{config.model.base_model}: is not the base that {run.name} was trained on: {said}. "
             "The adapter would not do what was measured."
         )
     kept = run.trained.is_dir()  # a run that is still to end has no adapter, and the tokenizer of its base
     named = bases.BaseRef(f"{run.name}'s tokenizer", run.trained) if kept else base
     tokenizer = bases.load_tokenizer(named, None if kept else config.model.chat_template)
     dtype = getattr(torch, str(record["dtype"]))
-    return _ready(base, config, tokenizer, dtype, str(record.get("quantization", "none")), digest)
+    return _ready(base, config, tokenizer, dtype, str(record.get("quantization", "none")))
 
 
 def config_of(one: Reference) -> Config:
@@ -162,10 +163,10 @@ def load(one: Reference, config: Config) -> LoadedBase:
 
     from inlay.models import base as bases
 
-    base = bases.find_base(one.base)
+    base = bases.find_base(one.base, one.revision)
     on_cpu = config.model.dtype == "auto" and device_for(config) == "cpu"
     dtype = torch.float32 if on_cpu else getattr(torch, str(config.model.dtype).replace("auto", "bfloat16"))
-    return _ready(base, config, bases.load_tokenizer(base), dtype, "none", base.digest())
+    return _ready(base, config, bases.load_tokenizer(base), dtype, "none")
 
 
 def device_for(config: Config) -> str:
@@ -176,7 +177,7 @@ def device_for(config: Config) -> str:
     return pick_device("cpu" if config.model.device == "cpu" else "auto").device
 
 
-def _ready(base: BaseRef, config: Config, tokenizer: Any, dtype: Any, quantization: str, digest: str) -> LoadedBase:
+def _ready(base: BaseRef, config: Config, tokenizer: Any, dtype: Any, quantization: str) -> LoadedBase:
     import torch
 
     from inlay.data.encode import Encoder
@@ -185,4 +186,4 @@ def _ready(base: BaseRef, config: Config, tokenizer: Any, dtype: Any, quantizati
     device = device_for(config)
     model = bases.load_model(base, config.model, dtype, device, quantization)
     encoder = Encoder.of(tokenizer, config.data)
-    return LoadedBase(model, encoder, device, None if dtype == torch.float32 else dtype, digest)
+    return LoadedBase(model, encoder, device, None if dtype == torch.float32 else dtype, base)

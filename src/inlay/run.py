@@ -49,6 +49,11 @@ class Run:
             raise RunError(f"{path}: cannot be read ({error}).") from None
 
     @property
+    def base_revision(self) -> str | None:
+        """The commit of a hub's base that the run was trained on, whatever its branch holds by now."""
+        return self.record.get("base_commit") or self.config.model.revision
+
+    @property
     def status(self) -> str:
         return str(self.record.get("status", "empty"))
 

@@ -88,7 +88,7 @@ def measured(
             left_out, examples = len(examples) - len(fitting), fitting
             found = encoded(examples)
         rows.append(found)
-        adapter = one.adapter(ready.digest)
+        adapter = one.adapter(ready.base)
         model = ready.model if adapter is None else adapter.attach_to(ready.model)
         scored = partial(
             score, model, one.name,
@@ -149,11 +149,12 @@ def _meaning(
         )
         return dict(zip(places, found, strict=True))
 
+    digest = ready.base.digest()
     if not first:
-        first[ready.digest] = [embedded("questions"), embedded("references"), embedded("answers")]
-    if ready.digest not in first:
+        first[digest] = [embedded("questions"), embedded("references"), embedded("answers")]
+    if digest not in first:
         return None
-    questions, references, answers = first[ready.digest]
+    questions, references, answers = first[digest]
     return Meaning(questions, references, (answers, embedded("answers")))
 
 
@@ -222,7 +223,7 @@ def on_tasks(
         config = changed(config_of(one), over)
         ready = load(one, config)
         sides: list[dict[str, Any]] = []
-        for name, state in ((one.base, None), (one.name, one.adapter(ready.digest))):
+        for name, state in ((one.base, None), (one.name, one.adapter(ready.base))):
             if sides and state is None:
                 sides.append(sides[0])
                 break

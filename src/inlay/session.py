@@ -129,7 +129,7 @@ def _prepared(
     machine = _machine(effective, world) if world.is_first else {}
     for warning in machine.get("warnings", ()):
         reporter.note(f"warning: {warning}")
-    setup = set_up(effective, reporter, world)
+    setup = set_up(effective, reporter, world, run.base_revision if goes_on else None)
     has_answers = any(e.messages[0].role != "text" for e in setup.data.heldout_examples)
     primary_metric(effective.eval.metric, has_answers=has_answers)
     require_same(setup, config, world)
@@ -300,8 +300,9 @@ def _refuse_other_inputs(run: Run, setup: Setup) -> None:
     from inlay.evaluation.score import read_held_out
 
     record = run.record
+    base = setup.recognise(record)
     other = {key: digest for key, digest in setup.inputs.items() if record.get(key) != digest}
-    changed = [_INPUTS[key] for key in other]
+    changed = [_INPUTS[key] + (f" ({base})" if key == "base_digest" else "") for key in other]
     digests = "".join(
         f"\n  {key}: {str(record.get(key))[:12]} then, {digest[:12]} now" for key, digest in other.items()
     )
@@ -357,7 +358,7 @@ def _open_folder(claim: Claim, setup: Setup, reporter: Reporter, held: contextli
         eval_batch_size=setup.eval_batch_size,
         trainable_parameters=setup.trainable,
         total_parameters=setup.total_parameters,
-        **setup.inputs,
+        **(setup.inputs | setup.base_record),
     )
     return run
 

@@ -124,23 +124,55 @@ def noted_sha256(path: Path) -> str | None:
 
 def note_sha256(path: Path, digest: str | None = None) -> str:
     """Remembers the sha256 of a file, which is read for it unless its writer gives the digest."""
+    return _noted(path, "", (lambda _: digest) if digest else _read_when_settled)
+
+
+def known_of(path: Path, what: str, compute: Callable[[Path], str]) -> str:
+    """What `compute` says of a file (ASCII), remembered under the name `what` as in `known_sha256`."""
+    if path.stat().st_size < _QUICK_TO_HASH_BYTES:
+        return compute(path)
+    with contextlib.suppress(OSError, ValueError):
+        said, _, digest = _note_of(path, what).read_text(encoding="ascii").rpartition("\n")
+        if hashlib.sha256(said.encode()).hexdigest() == digest:
+            return said
+
+    def read(path: Path) -> str:
+        _settle(path)
+        said = compute(path)
+        return f"{said}\n{hashlib.sha256(said.encode()).hexdigest()}"
+
+    return _noted(path, what, read).rpartition("\n")[0]
+
+
+def _read_when_settled(path: Path) -> str:
+    _settle(path)
+    return sha256_of(path)
+
+
+def _settle(path: Path) -> None:
+    """Waits until a second write to the file would show: one within a tick of its clock does not."""
     about = path.stat()
     coarse = not about.st_mtime_ns % 1_000_000_000  # a file system that counts whole seconds, or two
     settled_s = about.st_ctime_ns / 1e9 + (2.1 if coarse else 0.05)
-    if digest is None and (rest_s := settled_s - time.time()) > 0:
-        time.sleep(min(rest_s, 2.1))  # a second write within one tick of its clock would not show
-    note = _note_of(path)
-    found = digest or sha256_of(path)
-    if about.st_size >= _QUICK_TO_HASH_BYTES and note == _note_of(path):  # else it changed while it was read
+    if (rest_s := settled_s - time.time()) > 0:
+        time.sleep(min(rest_s, 2.1))
+
+
+def _noted(path: Path, what: str, compute: Callable[[Path], str]) -> str:
+    note = _note_of(path, what)
+    found = compute(path)
+    if path.stat().st_size >= _QUICK_TO_HASH_BYTES and note == _note_of(
+        path, what
+    ):  # else it changed while it was read
         with contextlib.suppress(StorageError):  # a cache that cannot be written costs time, nothing else
             write_file(note, found)
     return found
 
 
-def _note_of(path: Path) -> Path:
+def _note_of(path: Path, what: str = "") -> Path:
     about = path.stat()
     identity = [str(path.resolve()), about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
-    return cache_folder("digests") / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    return cache_folder("digests") / (hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32] + what)
 
 
 def write_file(path: Path, content: str | bytes) -> None:

@@ -206,7 +206,7 @@ def _outcome(
     run = named.run
     assert run is not None, "only runs are measured"
     ready = references.load_base(run)
-    adapter = named.adapter(ready.digest)
+    adapter = named.adapter(ready.base)
     assert adapter is not None, f"{named.name} has no adapter"
     examples, budget = answerable(
         held, ready.encoder, context_length(ready.model.config), terms.prompt_tokens, config.eval.max_new_tokens,

@@ -24,6 +24,7 @@ from inlay.config import Config
 from inlay.errors import AdapterError
 from inlay.models import full, prompt
 from inlay.models.adapter_files import CARD, SETTINGS, WEIGHTS, refuse_endless_patterns, refuse_unusable
+from inlay.models.base import BaseRef
 from inlay.models.methods import APPLIED, all_conv1d, ia3_config, is_adapters
 from inlay.models.starts import FROM_WEIGHTS, ShiftedDown, ShiftedUp, factors, principal_inputs
 
@@ -226,11 +227,11 @@ class TrainedState:
         (folder / SETTINGS).write_text(json.dumps(self.settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @staticmethod
-    def read(folder: Path, base_digest: str | None = None) -> TrainedState:
+    def read(folder: Path, base: BaseRef | str | None = None) -> TrainedState:
         """The adapter in a folder.
 
         Raises: AdapterError when a file is missing or broken, a value is not finite or absurd, or its card names
-        another base than the one with `base_digest`.
+        another base than `base`, or than the one that was recorded with that digest.
         """
         try:
             if (folder / "config.json").is_file():
@@ -239,14 +240,13 @@ class TrainedState:
                 settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
                 tensors = load_file(folder / WEIGHTS)
             card = json.loads((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else {}
-            made_on = card.get("base_digest")
             refuse_unusable(folder, settings, tensors)
         except (OSError, ValueError, AttributeError, SafetensorError) as error:
             raise AdapterError(f"{folder}: not a usable adapter folder ({error}).") from None
-        if base_digest is not None and made_on is not None and made_on != base_digest:
+        if said := _difference(card, base):
             raise AdapterError(
-                f"{folder}: was trained on another base ({card.get('base_model')}, {str(made_on)[:12]}) than this one "
-                f"({base_digest[:12]}). It would not do what was measured."
+                f"{folder}: was trained on another base ({card.get('base_model')}, {str(card['base_digest'])[:12]}) than "
+                f"this one: {said}. It would not do what was measured."
             )
         return TrainedState(settings, tensors)
 
@@ -301,6 +301,14 @@ class TrainedState:
             detach(peft_model)  # the base stays usable
             raise
         return peft_model.eval()
+
+
+def _difference(card: Mapping[str, Any], base: BaseRef | str | None) -> str:
+    if base is None or card.get("base_digest") is None:
+        return ""
+    if isinstance(base, str):
+        return "" if base == card["base_digest"] else base[:12]
+    return base.difference(card)
 
 
 def _require_places(there: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,11 +18,13 @@ from safetensors import SafetensorError, safe_open
 
 from inlay.config.settings import ModelConfig
 from inlay.errors import ModelError, nearest
+from inlay.models.fingerprint import Fingerprint, difference, digest_of_files, fingerprint
 from inlay.models.mapped import paged_out
 from inlay.models.probe import pick_matmul_precision
-from inlay.storage import is_there, known_sha256
+from inlay.storage import is_there
 
 BUILTIN = {"builtin:nano": "builtin/nano"}
+_INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,43 @@ class BaseRef:
     folder: Path
 
     def digest(self) -> str:
-        """Hex digest over config and weights: two bases with the same digest compute the same."""
-        parts = {p.name: known_sha256(p) for p in [self.folder / "config.json", *weight_files(self.folder)]}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        """Hex digest over weights and config: two bases with the same digest compute the same."""
+        return self.fingerprint().digest
+
+    def fingerprint(self) -> Fingerprint:
+        return fingerprint(self.folder / "config.json", weight_files(self.folder))
+
+    def difference(self, record: Mapping[str, Any]) -> str:
+        """What it computes with otherwise than the base of a run's record or an adapter's card; empty when it is nothing.
+
+        A record of before there were fingerprints has a digest over whole files, which must be that of these files.
+        """
+        recorded = record.get("base_digest")
+        if recorded is None:
+            return ""
+        if then := record.get("base_fingerprint"):
+            return difference(then, self.fingerprint())
+        files = weight_files(self.folder), _all_weight_files(self.folder)
+        if recorded in [self.digest(), *(digest_of_files(self.folder / "config.json", some) for some in files)]:
+            return ""
+        return "the bytes of its config.json or *.safetensors, which is all that was recorded then, differ"
+
+    @property
+    def hub_id(self) -> str | None:
+        """owner/name of a base in the hub's cache, None for any other folder."""
+        kind, _, rest = self.folder.parent.parent.name.partition("--")
+        known = kind == "models" and self.folder.parent.name == "snapshots"
+        return rest.replace("--", "/", 1) if known and rest else None
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the hub's repository that this is."""
+        return self.folder.name if self.hub_id else None
+
+    @property
+    def pinned_commit(self) -> str | None:
+        """What to give `find_base` as `revision` to find this base again by its name."""
+        return self.commit if self.name == self.hub_id else None
 
 
 def find_base(name: str, revision: str | None = None, *, weights: bool = True) -> BaseRef:
@@ -100,7 +135,17 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, adapters left out."""
+    """The safetensors files of a model folder that transformers loads; all there are where it would find none."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        return sorted({folder / name for name in index["weight_map"].values() if (folder / name).is_file()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return _all_weight_files(folder)
+
+
+def _all_weight_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("adapter"))
 
 
@@ -137,8 +182,8 @@ def _checked(ref: BaseRef, weights: bool) -> BaseRef:
 
 
 def _shards_of_index(where: str, folder: Path) -> set[str]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
+    index = folder / _INDEX
+    if not index.is_file() or (folder / "model.safetensors").is_file():
         return set()
     try:
         return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())

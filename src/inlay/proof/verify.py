@@ -89,8 +89,8 @@ def prove_trained(setup: Setup, job: Job, step: int, start: Start) -> list[Proof
 
     def untouched() -> str:
         if config.adapter.method == "full":
-            if setup.base.digest() != setup.base_digest:
-                raise Refuted(f"{setup.base.folder}: the files of the base have changed while it was trained.")
+            if said := setup.base.difference(setup.base_record):
+                raise Refuted(f"{setup.base.folder}: the base has changed while it was trained: {said}.")
             return p.same_logits(base, start.base_logits, _EXACT, "base before training, and from its files after it")
         before = p.same_logits(base, start.base_logits, _EXACT, "base before and after training")
         return f"{before}; {p.same_logits(off, base, _EXACT, 'adapter off and bare base')}"
@@ -126,7 +126,7 @@ def prove_stored(run: Run, load: Callable[[], Loaded]) -> list[Proof]:
     step = int(result.get("adapter_step", 0))
     batches = result.get("trained_batches") or [[1, int(result.get("steps", 0))]]
     evidence = _evidence(run)
-    training = _training_encoder(config)
+    training = _training_encoder(run)
     data, why = _data(config, training, str(record.get("data_hash")))
     heldout = held_out(read_held_out(run.heldout), training, int(config.data.max_length), config.data.overlong, ())
     rows, examples = (data.train, data.train_sample) if data else (heldout.tokens, heldout.examples[:_SAMPLE])
@@ -278,8 +278,9 @@ def _encoder_of(run: Run) -> Encoder:
     return Encoder.of(tokenizer, run.config.data)
 
 
-def _training_encoder(config: Config) -> Encoder:
-    base = bases.find_base(config.model.base_model, config.model.revision)
+def _training_encoder(run: Run) -> Encoder:
+    config = run.config
+    base = bases.find_base(config.model.base_model, run.base_revision)
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
     return Encoder.of(tokenizer, config.data, config.model.chat_template)
 

@@ -32,6 +32,7 @@ def origin(setup: Setup) -> tuple[Run, Checkpoint] | None:
         raise ConfigError(f"train.branch_from {reference}: names no step. Write RUN@STEP.")
     run = runs.find(name, setup.config.output.folder)
     checkpoint = checkpoint_at(run, step)
+    setup.recognise(run.record)
     made_from, then, now = checkpoint.about["inputs"], run.config, setup.config
     other = [key for key, digest in setup.inputs.items() if key != "settings_hash" and made_from.get(key) != digest]
     other += [f"train.{key}" for key in _SAME if getattr(then.train, key) != getattr(now.train, key)]

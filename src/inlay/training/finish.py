@@ -47,7 +47,7 @@ def export(setup: Setup, job: Job) -> int:
     whole = setup.config.adapter.method == "full"
     card = {
         "base_model": setup.config.model.base_model,
-        "base_digest": setup.base_digest,
+        **setup.base_record,
         "chat_template": setup.encoder.template_name,
         "chat_template_hash": setup.encoder.template_hash,
         "template_kwargs": setup.config.data.template_kwargs,

@@ -16,6 +16,7 @@ from inlay.data.encode import Encoder
 from inlay.data.prepare import PreparedData
 from inlay.errors import AdapterError, ModelError
 from inlay.models.adapter import TrainedState, alpha_of
+from inlay.models.base import BaseRef
 from inlay.models.methods import IA3_ROLES, METHOD_OF
 from inlay.models.targets import layers_for_roles, resolve_targets
 from inlay.training.kept import adapter_at
@@ -69,7 +70,7 @@ def sample_batches(config: Config, data: PreparedData, encoder: Encoder, device:
         yield {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
 
 
-def start_from(config: Config, model: Any, base_digest: str) -> None:
+def start_from(config: Config, model: Any, base: BaseRef) -> None:
     """Puts the adapter that `adapter.start_from` names into the model.
 
     Raises: AdapterError when it is none, or when it differs from the config in what an adapter computes.
@@ -77,9 +78,12 @@ def start_from(config: Config, model: Any, base_digest: str) -> None:
     reference = str(config.adapter.start_from)
     name, step = runs.split_step(reference)
     if step is not None:
-        state = adapter_at(runs.find(name, config.output.folder), step)
+        run = runs.find(name, config.output.folder)
+        if said := base.difference(run.record):
+            raise AdapterError(f"adapter.start_from {reference}: was trained on another base than this one: {said}.")
+        state = adapter_at(run, step)
     else:
-        state = TrainedState.read(_adapter_folder(str(name), config.output.folder), base_digest)
+        state = TrainedState.read(_adapter_folder(str(name), config.output.folder), base)
     adapter, there = config.adapter, state.settings
     method = METHOD_OF[there["peft_type"]]
     if method != adapter.method:

@@ -42,6 +42,7 @@ from inlay.events import Reporter, bytes_shown
 from inlay.models import base as bases
 from inlay.models.adapter import alpha_of, attach, layers_adapted
 from inlay.models.batch_invariance import batch_groups
+from inlay.models.fingerprint import Fingerprint
 from inlay.models.full import open_up, weights_of
 from inlay.models.machine import library_versions, memory_facts
 from inlay.models.methods import trained_parameters
@@ -69,7 +70,9 @@ class Setup:
     config: Config
     reasons: dict[str, str]
     base: bases.BaseRef
+    base_seen: Fingerprint
     base_digest: str
+    """Under which the run knows its base."""
     encoder: Encoder
     data: PreparedData
     model: Any
@@ -90,6 +93,19 @@ class Setup:
     save_every: int
     processes: int = 1
     """How many train together."""
+
+    def recognise(self, record: Mapping[str, Any]) -> str:
+        """What the base computes with otherwise than a run's record says; where nothing, it goes by the recorded digest."""
+        said = self.base.difference(record)
+        if not said:
+            self.base_digest = str(record.get("base_digest", self.base_digest))
+        return said
+
+    @property
+    def base_record(self) -> dict[str, Any]:
+        """What tells this base from others: for run.json and the adapter's card."""
+        seen, commit = self.base_seen.to_json(), self.base.pinned_commit
+        return {"base_digest": self.base_digest, "base_fingerprint": seen, "base_commit": commit}
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -232,13 +248,16 @@ class _Place(NamedTuple):
     quantization: str
 
 
-def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
-    """Raises: a UserError subclass for anything in the config, the data or the base that cannot work."""
+def set_up(config: Config, reporter: Reporter, world: World, revision: str | None = None) -> Setup:
+    """A run ready to start, on `model.revision` of a hub's base unless another `revision` is given.
+
+    Raises: a UserError subclass for anything in the config, the data or the base that cannot work.
+    """
     choices = _Choices(config)
     chosen(config)
     torch.manual_seed(config.train.seed)
     tune_allocator(for_speed=_keeps_freed(config))
-    base = bases.find_base(config.model.base_model, config.model.revision)
+    base = bases.find_base(config.model.base_model, revision or config.model.revision)
     architecture = bases.architecture(base)
     place = _placed(choices, world)
     if place.device == "cpu":
@@ -249,7 +268,8 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     require_work(config.train.batch_size, data.train.drawn, world.size)
     hardness = difficulty(config, data.train)
     reporter.stage(f"loading {config.model.base_model}")
-    model, base_digest, total_parameters, targets = _model(base, encoder, data, place, choices, reporter)
+    model, total_parameters, targets = _model(base, encoder, data, place, choices, reporter)
+    seen = base.fingerprint()
     text = getattr(architecture, "text_config", None) or architecture
     hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
     choices.settle("train.learning_rate", *auto_learning_rate(config, hidden, str(architecture.model_type)))
@@ -267,8 +287,8 @@ def set_up(config: Config, reporter: Reporter, world: World) -> Setup:
     choices.settle("train.save_steps", save_every, "with each evaluation")
     make_optimizer(config.train, trained_parameters(model))  # refuses what is not here
     return Setup(
-        config=choices.config_settled(), reasons=choices.reasons, base=base, base_digest=base_digest, encoder=encoder,
-        data=data, model=model, device=place.device, dtype=place.dtype, quantization=place.quantization, engine=engine,
+        config=choices.config_settled(), reasons=choices.reasons, base=base, base_seen=seen, base_digest=seen.digest,
+        encoder=encoder, data=data, model=model, device=place.device, dtype=place.dtype, quantization=place.quantization, engine=engine,
         trainable=sum(p.numel() for p in trained_parameters(model).values()), total_parameters=total_parameters,
         targets=targets, memory=memory, difficulty=hardness, eval_batch_size=eval_batch_size, total_steps=total,
         eval_every=eval_every, save_every=save_every, processes=world.size,
@@ -319,15 +339,14 @@ def _placed(choices: _Choices, world: World) -> _Place:
 
 def _model(
     base: bases.BaseRef, encoder: Encoder, data: PreparedData, place: _Place, choices: _Choices, reporter: Reporter
-) -> tuple[Any, str, int, list[str]]:
-    """(the base with what is trained in it, the base's digest and parameters, the target modules)"""
+) -> tuple[Any, int, list[str]]:
+    """(the base with what is trained in it, the base's parameters, the target modules)"""
     config, settings = choices.config, choices.config_settled().model
 
     def load() -> Any:
         return bases.load_model(base, settings, place.dtype, place.device, place.quantization)
 
     model = load()
-    base_digest = base.digest()
     total_parameters = sum(_numel(p) for p in model.parameters())
     whole = config.adapter.method == "full"
     layers = shape_of(model.config.get_text_config(), *LAYER_NAMES)
@@ -340,11 +359,11 @@ def _model(
         )
     if whole:
         model = open_up(model, lambda: weights_of(load()))
-        return ready_to_train(model, config), base_digest, total_parameters, []
-    model, targets = _adapted(model, choices, base_digest, partial(sample_batches, config, data, encoder, place.device))
+        return ready_to_train(model, config), total_parameters, []
+    model, targets = _adapted(model, choices, base, partial(sample_batches, config, data, encoder, place.device))
     trainable = sum(p.numel() for p in trained_parameters(model).values())
     reporter.stage(f"adapter: {trainable:,} trainable parameters{layers_adapted(model)}")
-    return model, base_digest, total_parameters, targets
+    return model, total_parameters, targets
 
 
 def _tried(train: TokenSet, settings: TrainConfig, pad_id: int, device: str, processes: int) -> tuple[Batch, Batch]:
@@ -359,7 +378,7 @@ def _tried(train: TokenSet, settings: TrainConfig, pad_id: int, device: str, pro
 
 
 def _adapted(
-    model: Any, choices: _Choices, base_digest: str, sample: Callable[[], Iterable[Mapping[str, Tensor]]]
+    model: Any, choices: _Choices, base: bases.BaseRef, sample: Callable[[], Iterable[Mapping[str, Tensor]]]
 ) -> tuple[Any, list[str]]:
     """(the base with its adapter as training starts from it, the target modules)"""
     config = choices.config
@@ -371,7 +390,7 @@ def _adapted(
     torch.manual_seed(config.train.seed)
     model = attach(model, config, targets, sample)
     if config.adapter.start_from:
-        start_from(config, model, base_digest)
+        start_from(config, model, base)
     return ready_to_train(model, config), targets
 
 
