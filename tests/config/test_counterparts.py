@@ -11,6 +11,7 @@ import pytest
 from inlay.cli.view import explanation_text
 from inlay.config import load, parse_assignment
 from inlay.config.counterparts import COUNTERPARTS, Counterpart, counterpart, in_words
+from inlay.config.foreign import import_config
 from inlay.config.load import setting_paths
 from inlay.config.render import explain
 from inlay.config.settings import Config
@@ -111,6 +112,18 @@ def test_a_config_under_names_of_another_trainer_is_answered_with_ours(tmp_path:
         "unknown setting 'packing'. packing has no co",
     ]  # fmt: skip
     assert "Did you mean 'train.learning_rate'?" in refusal(load, tree=LEAST | {"train": {"lr": 1e-4}})
+
+
+@pytest.mark.parametrize(
+    "text", ["model_name_or_path: a\nlora_rank: 8\n", "base_model: a\nadapter: lora\ndatasets: [{path: a.jsonl}]\n"]
+)
+def test_a_config_of_another_trainer_is_sent_to_config_import(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "their.yaml"
+    path.write_text(text)
+    said = refusal(load, path)
+    command = f"inlay config import {path} --out {tmp_path / 'their.inlay.yaml'}"
+    assert said == f"{path}: is a config of another trainer. Turn it into one of inlay: {command}"
+    assert import_config(path).values["model.base_model"] == "a"
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,11 @@ def load(
     Raises: ConfigError naming every setting at fault, one per line.
     """
     tree = read_tree(file) if file else dict(tree or {})
+    if file and _is_of_another_trainer(tree):
+        raise ConfigError(
+            f"{file}: is a config of another trainer. Turn it into one of inlay: "
+            f"inlay config import {file} --out {file.with_suffix('.inlay.yaml')}"
+        )
     over = nested(assignments or {})
     name = preset or over.get("preset") or tree.get("preset")
     if name is not None:
@@ -232,6 +237,13 @@ def load(
             under.pop("adapter", None)  # what a preset says of adapters is of LoRA
         tree = merge(under, tree) | {"preset": name}
     return validate(merge(tree, over), str(file) if file else "", set(assignments or {}))
+
+
+def _is_of_another_trainer(tree: Mapping[str, Any]) -> bool:
+    """Whether `config import` would know it: no section of ours, and what LLaMA-Factory or Axolotl cannot be without."""
+    ours = any(isinstance(tree.get(name), Mapping) for name in Config.model_fields)
+    theirs = "model_name_or_path" in tree or "finetuning_type" in tree or isinstance(tree.get("datasets"), list)
+    return theirs and not ours
 
 
 def validate(tree: Mapping[str, Any], where: str = "", given: Collection[str] = ()) -> Config:
