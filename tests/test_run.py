@@ -237,6 +237,17 @@ def test_an_optimizer_that_is_not_here_leaves_no_folder(config_tree: Tree, tmp_p
     assert not (tmp_path / "results").exists()
 
 
+def test_a_warmup_longer_than_the_run_is_refused_and_leaves_no_folder(config_tree: Tree, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train.warmup_steps 5: the run has 4 steps, .* never reach"):
+        train(config_tree(train={"warmup_steps": 5}))
+    assert not (tmp_path / "results").exists()
+
+
+def test_what_was_said_before_the_folder_was_there_is_in_its_log(stopped: Run) -> None:
+    log = stopped.path.joinpath("log.txt").read_text(encoding="utf-8")
+    assert 0 < log.index("… loading ") < log.index("pre-flight")
+
+
 def test_one_broken_folder_hides_no_run_and_a_run_may_be_called_old(config_tree: Tree, tmp_path: Path) -> None:
     tree = config_tree()
     tree["output"]["name"] = "a.old-school"

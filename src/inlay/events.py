@@ -88,22 +88,35 @@ class PlainReporter:
 
 
 class LoggedReporter:
-    """Passes everything on and keeps the lasting lines in the run's log.txt."""
+    """Passes everything on and keeps the lasting lines in the run's log.txt, once there is one."""
 
-    def __init__(self, inner: Reporter, run: Run) -> None:
+    def __init__(self, inner: Reporter, run: Run | None = None) -> None:
         self._inner, self._run = inner, run
+        self._before: list[str] = []
         self.start, self.progress, self.end = inner.start, inner.progress, inner.end
 
+    def opened(self, run: Run) -> None:
+        """From here on the run's folder is there; what was said before is written into its log first."""
+        self._run = run
+        for text in self._before:
+            run.log(text)
+
+    def _log(self, text: str) -> None:
+        if self._run is None:
+            self._before.append(text)
+        else:
+            self._run.log(text)
+
     def stage(self, text: str) -> None:
-        self._run.log(f"… {text}")
+        self._log(f"… {text}")
         self._inner.stage(text)
 
     def block(self, title: str, rows: list[tuple[str, str]]) -> None:
-        self._run.log("\n".join([title, *(f"  {name}: {value}" for name, value in rows)]))
+        self._log("\n".join([title, *(f"  {name}: {value}" for name, value in rows)]))
         self._inner.block(title, rows)
 
     def note(self, text: str) -> None:
-        self._run.log(text)
+        self._log(text)
         self._inner.note(text)
 
 

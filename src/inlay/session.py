@@ -126,6 +126,7 @@ def _prepared(
     if goes_on and run.status == FINISHED and effective.train == run.config.train:
         reporter.note(f"{run.path}: already finished at step {run.record['result']['steps']}; nothing to do.")
         return run, None, None
+    reporter = logged = LoggedReporter(reporter)
     machine = _machine(effective, world) if world.is_first else {}
     for warning in machine.get("warnings", ()):
         reporter.note(f"warning: {warning}")
@@ -143,7 +144,7 @@ def _prepared(
         require_space(run.path, _space_needed_bytes(setup))
         run = _open_folder(claim, setup, reporter, held, named=config.output.name is not None or world.size > 1)
         run.update(machine=machine)
-        reporter = LoggedReporter(reporter, run)
+        logged.opened(run)
         held.enter_context(_recorded(run))
     run = Run(Path(world.broadcast_text(str(run.path))))  # from here on the folder is there
     attempt = Attempt(setup, setup.job(run), world, reporter, stop, began)

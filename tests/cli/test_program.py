@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -79,6 +80,14 @@ def test_train_gives_one_json_value_and_says_nothing_that_is_not_ours(trained: t
         if not line.startswith(("… ", "  ", "pre-flight", "proofs", "held-out loss"))
     ]
     assert foreign == []
+
+
+def test_every_line_of_the_pre_flight_block_is_explained_in_the_quickstart(trained: tuple[Path, Any]) -> None:
+    block = trained[1].stderr.partition("pre-flight\n")[2].partition("\n… ")[0]
+    said = {line[2:18].strip() for line in block.splitlines() if line[2:3].isalpha()}
+    page = (Path(__file__).parents[2] / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    assert len(said) > 10
+    assert said - set(re.findall(r"^\| `([a-z ,]+)` \|", page, re.M)) == set()
 
 
 WARNED = """

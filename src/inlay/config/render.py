@@ -115,7 +115,8 @@ def markdown() -> str:
         "# Settings",
         "",
         "Generated from the settings themselves (`make docs`). In YAML each section is a mapping; on the command line",
-        "use `--set section.key=value`. `inlay config explain KEY` prints one of these.",
+        "use `--set section.key=value`. `inlay config explain KEY` prints one of these; a name of another trainer, such as",
+        "`lora_r` or `num_train_epochs`, is answered with the setting that it is here.",
     ]
     section = None
     for row in explain():

@@ -8,8 +8,18 @@ import numpy as np
 
 from inlay.config import Config
 from inlay.config.settings import TrainConfig
+from inlay.errors import ConfigError
 
 _DECAY_SHARE = 0.2  # of the steps, for wsd
+
+
+def require_warmup(train: TrainConfig, total: int) -> None:
+    """Raises: ConfigError for a warmup that is longer than the run, whose learning rate would never reach its peak."""
+    if train.warmup_steps is not None and train.warmup_steps > total:
+        raise ConfigError(
+            f"train.warmup_steps {train.warmup_steps}: the run has {total} steps, so that the learning rate would never "
+            "reach train.learning_rate. Lower it, or leave it out for train.warmup_ratio."
+        )
 
 
 def warmup_steps(train: TrainConfig, total: int) -> int:

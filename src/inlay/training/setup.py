@@ -53,7 +53,7 @@ from inlay.training.launcher import launch, require_precision
 from inlay.training.loop import Job
 from inlay.training.optimizer import make_optimizer
 from inlay.training.resolve import choose_quantization, sample_batches, start_from, targets_of
-from inlay.training.schedule import auto_learning_rate, warmup_steps
+from inlay.training.schedule import auto_learning_rate, require_warmup, warmup_steps
 from inlay.training.shares import require_work, share_size
 from inlay.training.trackers import chosen
 from inlay.training.world import World
@@ -266,6 +266,8 @@ def set_up(config: Config, reporter: Reporter, world: World, revision: str | Non
             fused.prepare(product_dtype(place.device, place.dtype))
     encoder, data = _data(base, architecture, choices, reporter)
     require_work(config.train.batch_size, data.train.drawn, world.size)
+    total, eval_every, save_every = length_of(config.train, data.train.drawn)
+    require_warmup(config.train, total)
     hardness = difficulty(config, data.train)
     reporter.stage(f"loading {config.model.base_model}")
     model, total_parameters, targets = _model(base, encoder, data, place, choices, reporter)
@@ -282,7 +284,6 @@ def set_up(config: Config, reporter: Reporter, world: World, revision: str | Non
     if "plain" in world.gather(engine.name) and engine.name != "plain":
         engine, why = choose("plain", model, light, *place, *modes)[0], "another rank takes the plain one"
     choices.settle("train.engine", engine.name, why)
-    total, eval_every, save_every = length_of(config.train, data.train.drawn)
     choices.settle("train.eval_steps", eval_every, "ten times a run")
     choices.settle("train.save_steps", save_every, "with each evaluation")
     make_optimizer(config.train, trained_parameters(model))  # refuses what is not here
