@@ -75,7 +75,7 @@ QUANTIZATIONS: dict[str, Quantization] = {
 }
 """int8 also rounds the activations to 8 bits, which moves outputs by about 1%; its gradient does not."""
 
-BITSANDBYTES_MISSING = "bitsandbytes is not installed. Run: pip install 'bitsandbytes>=0.49,<0.51'"
+BITSANDBYTES_MISSING = "bitsandbytes is not installed. Run: pip install 'bitsandbytes>=0.50,<0.51'"
 
 
 def probe_quantization(kind: str, device: str, compute_dtype: str) -> Probe:
