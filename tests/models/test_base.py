@@ -316,3 +316,10 @@ def test_a_bfloat16_run_answers_as_it_was_scored(config_tree: Callable[..., dict
         row.adapter_answer for row in comparison.rows
     ]
     assert formats == {torch.bfloat16}
+
+
+def test_a_byte_order_mark_of_a_template_file_is_in_no_prompt(tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_bytes(b"\xef\xbb\xbf{{ messages[0].content }}")
+    tokenizer = load_tokenizer(find_base("builtin:nano"), str(template))
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"

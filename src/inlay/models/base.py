@@ -212,7 +212,7 @@ def load_tokenizer(ref: BaseRef, chat_template: str | None = None) -> Any:
         raise ModelError(f"--model {ref.name}: its tokenizer has no tokenizer.json (fast form), which inlay needs.")
     if chat_template:
         try:
-            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ModelError(f"model.chat_template {chat_template}: cannot be read ({error}).") from None
     return tokenizer
