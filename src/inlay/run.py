@@ -152,7 +152,11 @@ def _is_line(line: bytes) -> bool:
 def stem(config: Config) -> str:
     """`<data>-<model>` as a folder name."""
     first, *others = config.data.train_files
-    data = re.sub(r"\.(gz|jsonl|ndjson|json|csv|tsv|parquet)\b", "", Path(first.path.rstrip("/")).name)
+    data = re.sub(
+        r"\.(gz|bz2|xz|zst|zip|jsonl|ndjson|json|csv|tsv|parquet|arrow|xlsx|txt)\b",
+        "",
+        Path(first.path.rstrip("/")).name,
+    )
     data += f"-and-{len(others)}" if others else ""
     model = Path(config.model.base_model.rstrip("/")).name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{data}-{model.removeprefix('builtin:')}").strip("-.") or "run"

@@ -156,13 +156,14 @@ def _prepared(
 def _refuse_early(config: Config) -> None:
     """Raises for data and folders that cannot work, before torch is loaded and anything is computed."""
     from inlay.data import stream_examples
-    from inlay.data.sources import EXTENSIONS
+    from inlay.data.folders import is_several
+    from inlay.data.sources import is_data_name
 
     require_writable(Path(config.output.folder))
     files = [*config.data.train_files, *([TrainFile(path=config.data.eval)] if config.data.eval else [])]
     for file in files:
         path, columns = file.path, config.data.columns if file.columns is None else file.columns
-        if path and (is_there(Path(path)) or path.lower().removesuffix(".gz").endswith(EXTENSIONS)):
+        if path and (is_there(Path(path)) or is_several(path) or is_data_name(path)):
             _, examples = stream_examples(
                 path, file.format or config.data.format, columns, role_weights=config.data.weights_of_roles
             )

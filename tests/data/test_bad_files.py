@@ -57,10 +57,11 @@ BAD: dict[str, tuple[str, str | bytes, int | None, list[str]]] = {
     "name without gzip": ("a.jsonl.gz", OK, 1, ["gzip data is damaged", "Not a gzipped file"]),
     "gzip cut off": ("a.jsonl.gz", gzip.compress(OK.encode() * 9)[:-9], None, ["cut off"]),
     "gzip damaged": ("a.jsonl.gz", gzip.compress(OK.encode())[:12] + b"\xff" * 9, None, ["damaged"]),
-    "excel as csv": ("a.csv", b"PK\x03\x04....", 1, ["Excel", "Export it as CSV"]),
+    "excel as csv": ("a.csv", b"PK\x03\x04....", 1, ["Excel", "Name it .zip or .xlsx"]),
     "parquet as jsonl": ("a.jsonl", b"PAR1....", 1, ["parquet file", "Name it .parquet"]),
     "not parquet": ("a.parquet", OK, 1, ["not a whole parquet file"]),
-    "unknown type": ("a.txt", OK, None, ["unknown file type '.txt'", ".jsonl", ".parquet"]),
+    "unknown type": ("a.md", OK, None, ["unknown file type '.md'", ".jsonl", "plain text is read from .txt"]),
+    "json lines as text": ("a.txt", OK, 1, ["JSON lines", "Name it .jsonl"]),
     "no type": ("data", OK, None, ["unknown file type ''", ".jsonl"]),
     # JSON
     "two objects on a line": ("a.jsonl", OK + OK.strip() + OK, 2, ["two objects on one line"]),
@@ -102,7 +103,8 @@ BAD: dict[str, tuple[str, str | bytes, int | None, list[str]]] = {
     "array without commas": ("a.json", "[\n" + OK + OK + "]", 3, ["',' is missing between two rows"]),
     "text after the array": ("a.json", "[\n" + OK + "]\nx", 4, ["text after the array"]),
     "json is a number": ("a.json", "3", 1, ["the file is number 3", "array of objects"]),
-    "two lists": ("a.json", '{"train": [{"a": 1}], "test": [{"a": 1}]}', 1, ["2 lists", "test, train"]),
+    "two splits": ("a.json", '{"train": [{"a": 1}], "test": [{"a": 1}]}', 1, ["2 splits", "test, train"]),
+    "two lists": ("a.json", '{"one": [{"a": 1}], "other": [{"a": 1}]}', 1, ["2 lists of objects", "one, other"]),
     "json duplicate key": ("a.json", '[\n{"a": 1},\n{"a": 1, "a": 2}]', 3, ["'a' appears twice"]),
     "second line of lines in json": ("a.json", OK + "{]\n", 2, ["not JSON"]),
     # tables

@@ -12,12 +12,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.data import content_hash, rows
+from inlay.data import compressed, content_hash, rows
 from inlay.data import sources as sources_module
 from inlay.errors import DataError
 
@@ -141,12 +142,6 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
         read(str(tmp_path / "nowhere" / "train.jsonl"))
 
 
-def test_a_folder_is_refused_with_the_files_in_it(tmp_path: Path) -> None:
-    written(tmp_path, "train.jsonl", "")
-    with pytest.raises(DataError, match=r"is a folder\. It holds train\.jsonl\. Give one file\."):
-        read(str(tmp_path))
-
-
 def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, "a.jsonl", as_jsonl(ROWS))
     Path(path).chmod(0)
@@ -163,42 +158,76 @@ def test_an_impossible_path_is_one_clear_error(path: str) -> None:
 
 
 class TestHub:
-    @pytest.fixture
-    def loaded(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-        """A stand-in for the network: what was asked of `datasets`."""
-        asked: list[tuple[str, str]] = []
+    CONFIGURATIONS: ClassVar = {"owner/name": ["default"], "owner/many": ["main", "other"], "no/network": []}
 
-        def load_dataset(name: str, split: str, streaming: bool) -> Iterator[dict[str, str]]:
-            asked.append((name, split))
+    @pytest.fixture
+    def loaded(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+        """A stand-in for the network: what was asked of `datasets`."""
+        asked: list[tuple[str, ...]] = []
+
+        def load_dataset(name: str, config: str | None = None, *, split: str, streaming: bool) -> Iterator[Any]:
             if name == "no/network":
                 raise ConnectionError("cannot reach the hub\nsecond line")
+            if config is None and len(self.CONFIGURATIONS[name]) > 1:
+                raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['main', ...")
+            if split not in ("train", "test") or config not in (None, *self.CONFIGURATIONS[name]):
+                raise ValueError(f"Bad split: {split}")
+            asked.append((name, *([config] if config else []), split))
             return iter(ROWS)
 
         module = ModuleType("datasets")
         module.load_dataset = load_dataset  # type: ignore[attr-defined]
+        module.get_dataset_config_names = self.CONFIGURATIONS.get  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "datasets", module)
         return asked
 
     @pytest.mark.parametrize(
-        ("path", "name", "split"),
+        ("path", "wanted"),
         [
-            ("hub:owner/name", "owner/name", "train"),
-            ("hub:owner/name:test", "owner/name", "test"),
-            ("owner/name", "owner/name", "train"),
+            ("hub:owner/name", ("owner/name", "train")),
+            ("hub:owner/name:test", ("owner/name", "test")),
+            ("owner/name", ("owner/name", "train")),
+            ("hub:owner/many:other", ("owner/many", "other", "train")),
+            ("hub:owner/many:main:test", ("owner/many", "main", "test")),
+            ("owner/many:main:test", ("owner/many", "main", "test")),
         ],
     )
-    def test_an_id_gives_the_rows_of_a_split(
-        self, loaded: list[tuple[str, str]], path: str, name: str, split: str
+    def test_an_id_gives_the_rows_of_a_configuration_and_a_split(
+        self, loaded: list[tuple[str, ...]], path: str, wanted: tuple[str, ...]
     ) -> None:
         sha = hashlib.sha256()
         found = list(rows(path, sha))
         assert [row.value for row in found] == ROWS
-        assert str(found[1].source) == f"hub:{name}:{split}:2"
-        assert loaded == [(name, split)]
+        assert str(found[1].source) == f"hub:{':'.join(wanted)}:2"
+        assert loaded == [wanted]
         assert sha.hexdigest() != hashlib.sha256().hexdigest()
 
+    @pytest.mark.parametrize(
+        ("path", "way"),
+        [
+            ("hub:owner/many", "several configurations, and none is named. Write hub:owner/many:main,"),
+            ("hub:owner/many:test", "several configurations, and none is named. Write hub:owner/many:main:test,"),
+            ("hub:owner/many:othr", "several configurations, and none is named. Write hub:owner/many:other,"),
+            ("hub:owner/many:othr:test", "no configuration 'othr'. Write hub:owner/many:other:test,"),
+        ],
+    )
+    def test_a_configuration_that_is_missing_or_misspelt_is_answered_with_all_of_them(
+        self, loaded: list[tuple[str, ...]], path: str, way: str
+    ) -> None:
+        with pytest.raises(DataError) as caught:
+            read(path)
+        assert way in str(caught.value)
+        assert str(caught.value).endswith("configurations: main, other.")
+
+    @pytest.mark.parametrize("path", ["hub:owner/many:main:mian", "hub:owner/name:mian"])
+    def test_a_split_that_there_is_not_is_said_as_the_library_says_it(
+        self, loaded: list[tuple[str, ...]], path: str
+    ) -> None:
+        with pytest.raises(DataError, match="Bad split: mian"):
+            read(path)
+
     def test_a_file_comes_before_an_id(
-        self, loaded: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, loaded: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "owner").mkdir()
@@ -206,7 +235,7 @@ class TestHub:
             read("owner/name")
         assert not loaded
 
-    def test_no_network_is_one_line(self, loaded: list[tuple[str, str]]) -> None:
+    def test_no_network_is_one_line(self, loaded: list[tuple[str, ...]]) -> None:
         with pytest.raises(DataError, match=r"cannot be read \(cannot reach the hub\)") as caught:
             read("hub:no/network")
         assert "\n" not in str(caught.value)
@@ -222,7 +251,7 @@ def test_reading_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-KINDS = [*sources_module.EXTENSIONS, ".jsonl.gz"]
+KINDS = [*sources_module.EXTENSIONS, *(".jsonl" + one for one in compressed.COMPRESSIONS), ".zip"]
 JSONISH = st.text('{}[]",:\\ \n\r\t0123456789.eE+-truefalsnNaIiuUdD8\x00é', max_size=60).map(str.encode)
 
 

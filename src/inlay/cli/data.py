@@ -13,7 +13,8 @@ from inlay.cli.outcome import Output
 Files = Annotated[
     list[str],
     typer.Argument(
-        metavar="FILE...", help="Data files (.jsonl .json .csv .tsv .parquet, also .gz), or one .yaml config.",
+        metavar="FILE...", help="Data files (.jsonl .json .csv .tsv .parquet .arrow .xlsx .txt, also compressed), folders or patterns of "
+        "them, or one .yaml config.",
         show_default=False,
     ),
 ]  # fmt: skip

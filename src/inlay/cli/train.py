@@ -25,7 +25,8 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="DATA|CONFIG",
-        help="A data file (.jsonl .json .csv .tsv .parquet, also .gz), a hub dataset id, or a .yaml config.",
+        help="A data file (.jsonl .json .csv .tsv .parquet .arrow .xlsx .txt, also compressed), a folder or pattern of "
+        "them, a hub dataset, or a .yaml config.",
         show_default=False,
     ),
 ]

@@ -112,7 +112,7 @@ def read_tree(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(
             f"{path}: a config is a mapping of sections (got {_KINDS.get(type(tree), type(tree).__name__)}). "
-            "Training data is read from .jsonl, .json, .csv, .tsv and .parquet files."
+            "Training data is read from files such as .jsonl, .json, .csv, .parquet and .txt."
         )
     return tree
 

@@ -150,7 +150,7 @@ class TrainFile(Settings):
 
 class DataConfig(Settings):
     train: str | Annotated[list[str | TrainFile], Field(min_length=1)]
-    """Training file (jsonl, json, csv, tsv, parquet, also .gz), or a dataset id on the hub. A list mixes several:
+    """Training file (docs/data.md lists the types), a folder or pattern of files, or a dataset of the hub. A list mixes:
     `[a.jsonl, {path: b.jsonl, weight: 2.0, max_rows: 1000}]`."""
     eval: str | None = None
     """Held-out file. Without one, `eval_fraction` of the training rows is held out by their content."""

@@ -12,7 +12,7 @@ from inlay.config import Config
 from inlay.config.settings import TrainConfig, TrainFile
 from inlay.data import sources
 from inlay.data.tokens import TokenSet
-from inlay.data.types import Row
+from inlay.data.types import Row, lines_in, row_key
 from inlay.errors import DataError
 
 
@@ -69,9 +69,11 @@ def _column(files: Sequence[TrainFile], name: str, train: TokenSet) -> np.ndarra
     places = [train.place(i) for i in range(len(train))]
     found: dict[tuple[int, int], float] = {}
     for part, file in enumerate(files):
-        lines = {line for of, line in places if of == part}
-        for row in sources.rows(file.path, only=lines) if lines else ():
-            found[part, row.source.line] = _number(row, name)
+        keys = {key for of, key in places if of == part}
+        for n, path in enumerate(sources.files_of(file.path)):
+            lines = lines_in(keys, n)
+            for row in sources.rows_of_file(path, only=lines) if lines else ():
+                found[part, row_key(n, row.source.line)] = _number(row, name)
     return np.asarray([found[place] for place in places], np.float64)
 
 

@@ -1,4 +1,4 @@
-"""A data file that is read more than once: its format, its digest, and its rows again."""
+"""A source of rows that is read more than once: its format, its digest, and its rows again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from inlay.data import sources
 from inlay.data.read import examples_again, stream_examples
-from inlay.data.types import ASSISTANT, Example
+from inlay.data.types import ASSISTANT, Example, Source, lines_in, part_and_line, row_key
 from inlay.errors import DataError
 from inlay.storage import known_sha256
 
@@ -18,7 +18,8 @@ _SMALL_BYTES = 4_000_000  # hashed again while it is read
 
 
 class DataFile:
-    """Rows of a file, streamed; those of a hub dataset are held, so that they are fetched once."""
+    """Rows of a file, or of the files of a folder or pattern, streamed; those of a hub dataset are held, so that they
+    are fetched once."""
 
     def __init__(
         self,
@@ -31,26 +32,38 @@ class DataFile:
         self.path, self.columns, self._role_weights = path, columns, role_weights
         sha = hashlib.sha256()
         hub = sources.hub_name(path) is not None
+        files = sources.files_of(path)
         found, examples = stream_examples(path, format, columns, sha if hub else None, None, role_weights)
-        self.format, self.why = found.name, found.why
+        self.format, self.why = found.name, found.why + (f"; {len(files)} files" if len(files) > 1 else "")
         self._held = tuple(examples) if hub else None
         first = self._held[0] if self._held else next(examples)
-        self.name = first.source.file
-        """What the rows call the file that they are from."""
+        self.files = (first.source.file,) if hub else files
+        """What the rows call the files that they are from."""
+        self._part_of = {name: part for part, name in enumerate(self.files)}
         self.read_bytes = self.read_rows = 0
         """How far the newest reading has come."""
-        self._version = None if hub else _version(path)
+        self._versions = () if hub else tuple(_version(name) for name in files)
         if hub:
             self.digest = sha.hexdigest()
 
+    @property
+    def name(self) -> str:
+        """What a message calls it."""
+        return self.files[0] if len(self.files) == 1 else self.path
+
+    @cached_property
+    def _digests(self) -> tuple[str, ...]:
+        return tuple(known_sha256(Path(name)) for name in self.files)
+
     @cached_property
     def digest(self) -> str:
-        """Hex sha256 of the bytes."""
-        return known_sha256(Path(self.path))
+        """Hex sha256 of the bytes; of several files, of their digests."""
+        several = len(self._digests) > 1
+        return hashlib.sha256("\n".join(self._digests).encode()).hexdigest() if several else self._digests[0]
 
     @property
     def size_bytes(self) -> int:
-        return 0 if self._version is None else int(self._version[2])
+        return sum(version[2] for version in self._versions)
 
     @property
     def key(self) -> list[Any]:
@@ -58,32 +71,52 @@ class DataFile:
         weights = [] if self._role_weights == ASSISTANT else [sorted(self._role_weights.items())]
         return [self.digest, self.format, sorted(self.columns.items()), *weights]
 
+    def row_key(self, source: Source) -> int:
+        """What `only` and `at` call a row."""
+        return row_key(self._part_of[source.file], source.line)
+
+    def source_of(self, key: int) -> Source:
+        """The place of the row that `row_key` calls so."""
+        part, line = part_and_line(key)
+        return Source(self.files[part], line)
+
     def examples(self, only: Set[int] | None = None) -> Iterator[Example]:
-        """Every example, or those of these lines. Raises: DataError for a row that cannot be used, and when the file changed meanwhile."""
+        """Every example, or those of these rows. Raises: DataError for a row that cannot be used, and when a file changed meanwhile."""
         if self._held is not None:
-            yield from (e for e in self._held if only is None or e.source.line in only)
+            yield from (e for e in self._held if only is None or self.row_key(e.source) in only)
             return
-        whole = self.digest  # before the file is read, so that a change in between is seen
-        seen = _Seen(self, hashlib.sha256() if self.size_bytes < _SMALL_BYTES else None)
-        hashed = None if ".parquet" in self.path.lower() and not seen.sha else seen  # a hash would have it read whole
-        self.read_rows = 0
-        for example in examples_again(self.path, self.format, self.columns, hashed, only, self._role_weights):
+        _ = self._digests  # before a file is read, so that a change in between is seen
+        self.read_rows = self.read_bytes = 0
+        for part, name in enumerate(self.files):
+            lines = None if only is None else lines_in(only, part)
+            if lines is None or lines:
+                yield from self._of_file(part, name, lines)
+
+    def _of_file(self, part: int, name: str, lines: Set[int] | None) -> Iterator[Example]:
+        small = self._versions[part][2] < _SMALL_BYTES
+        seen = _Seen(self, hashlib.sha256() if small else None)
+        hashed = seen if small or not sources.seeks(name) else None  # a hash would have it read once more
+        for example in examples_again(name, self.format, self.columns, hashed, lines, self._role_weights):
             self.read_rows += 1
             yield example
-        if _version(self.path) != self._version or (seen.sha and seen.sha.hexdigest() != whole):
-            raise DataError(f"{self.path}: changed while it was read. Start again when it is written whole.")
+        changed = _version(name) != self._versions[part]
+        if changed or (seen.sha and seen.sha.hexdigest() != self._digests[part]):
+            raise DataError(f"{name}: changed while it was read. Start again when it is written whole.")
 
-    def at(self, lines: Set[int]) -> dict[int, Example]:
-        """The examples of these lines, by line."""
+    def at(self, keys: Set[int]) -> dict[int, Example]:
+        """The examples of these rows, by what `row_key` calls them."""
         if self._held is not None:
-            return {e.source.line: e for e in self._held if e.source.line in lines}
-        if not lines:
-            return {}
-        found = {}
-        for example in examples_again(self.path, self.format, self.columns, None, lines, self._role_weights):
-            found[example.source.line] = example
-            if len(found) == len(lines):
-                break
+            return {key: e for e in self._held if (key := self.row_key(e.source)) in keys}
+        found: dict[int, Example] = {}
+        for part, name in enumerate(self.files):
+            lines = lines_in(keys, part)
+            wanted = len(found) + len(lines)
+            if not lines:
+                continue
+            for example in examples_again(name, self.format, self.columns, None, lines, self._role_weights):
+                found[self.row_key(example.source)] = example
+                if len(found) == wanted:
+                    break
         return found
 
 
@@ -92,7 +125,6 @@ class _Seen:
 
     def __init__(self, file: DataFile, sha: Any) -> None:
         self._file, self.sha = file, sha
-        file.read_bytes = 0
 
     def update(self, data: bytes, /) -> None:
         self._file.read_bytes += len(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def divide(path: str, folder: Path, config: DataConfig) -> dict[str, Any]:
             f"{path}: {len(read.examples)} rows cannot be split into training and held-out rows "
             f"(data.eval_fraction {config.eval_fraction}). Add rows with other prompts."
         )
-    name = Path(path).name.removesuffix(".gz").rpartition(".")[0] or "data"
+    kind, packed = sources.kind_of(path)
+    ending = len(Path(path).name) - len(kind) - len(packed)
+    name = re.sub(r"[^\w.-]+", "-", Path(path).name[:ending]).strip("-.") or "data"
     parts = {"train": train, "heldout": held_out}
     places = {part: folder / f"{name}_{part}.jsonl" for part in parts}
     for place in places.values():

@@ -188,11 +188,11 @@ def _least(keys: np.ndarray, most: int | None) -> np.ndarray:
 
 def _within_cap(file: DataFile, examples: Callable[[], Iterable[Example]], most: int) -> Iterator[Example]:
     """Those of all `examples` of the file that a cap leaves: all are read, and these then once more."""
-    lines, asked = array("q"), bytearray()
+    keys, asked = array("q"), bytearray()
     for example in examples():
-        lines.append(example.source.line)
+        keys.append(file.row_key(example.source))
         asked += prompt_key(example)
-    yield from file.examples({lines[n] for n in _least(as_keys([bytes(asked)]), most)})
+    yield from file.examples({keys[n] for n in _least(as_keys([bytes(asked)]), most)})
 
 
 def _mixture_hash(files: Sequence[DataFile], parts: Sequence[TrainFile]) -> str:
@@ -215,7 +215,7 @@ def _tokenized(
     files = [*train, *([held_out] if held_out else [])]
     most = [part.max_rows for part in config.train_files] + [None] * bool(held_out)
     found = [cached(file, encoder, cap) if config.cache else None for file, cap in zip(files, most, strict=True)]
-    note = _note("checks", [code_digest(), bool(held_out), [[file.path, *file.key] for file in files]])
+    note = _note("checks", [code_digest(), bool(held_out), [[file.files, *file.key] for file in files]])
     wanted = config.check != "off"
     check = noted = _noted_check(note) if wanted and config.cache else None
     readings = [Reading(file) for file in files]
@@ -378,14 +378,16 @@ def _examples_of(
 ) -> tuple[Example, ...]:
     """The examples that these sequences were made from, read again by their lines."""
     wanted = [tokens.place(i) for i in rows]  # the part is the file's place among `files`
-    note = _note("rows", [[[file.name, *file.key] for file in files], wanted])
+    note = _note("rows", [[[file.files, *file.key] for file in files], wanted])
     if use_cache:
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             kept = from_lines(note.read_text(encoding="utf-8"))
-            if [example.source.line for example in kept] == [line for _, line in wanted]:
+            if [files[part].row_key(e.source) for e, (part, _) in zip(kept, wanted, strict=True)] == [
+                key for _, key in wanted
+            ]:
                 return kept
-    found = [file.at({line for part, line in wanted if part == p}) for p, file in enumerate(files)]
-    examples = tuple(found[part][line] for part, line in wanted)
+    found = [file.at({key for part, key in wanted if part == p}) for p, file in enumerate(files)]
+    examples = tuple(found[part][key] for part, key in wanted)
     if use_cache:
         _write_note(note, as_lines(examples))
     return examples

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from inlay.data import formats, sources
 from inlay.data.detection import PREVIEW, DetectedFormat, detect
-from inlay.data.types import ASSISTANT, Example, Message, OnFault, Row, Source
+from inlay.data.types import ASSISTANT, Example, Hash, Message, OnFault, Row, Source
 from inlay.errors import DataError
 
 Changed = TypeVar("Changed")
@@ -51,7 +51,7 @@ def stream_examples(
     path: str,
     format: str = "auto",  # noqa: A002
     columns: Mapping[str, str] | None = None,
-    sha: sources.Hash | None = None,
+    sha: Hash | None = None,
     on_fault: OnFault | None = None,
     role_weights: Mapping[str, float] = ASSISTANT,
 ) -> tuple[DetectedFormat, Iterator[Example]]:
@@ -66,7 +66,7 @@ def stream_examples(
         formats.named(format)
     if columns:
         formats.check_columns(columns, format)
-    rows = _rows(path, columns, sha, on_fault, role_weights=role_weights)
+    rows = _seen_as(sources.rows(path, sha, on_fault), columns, on_fault, role_weights)
     if format == "auto":
         first, rows = _preview(rows, on_fault)
         found = detect(first)
@@ -80,23 +80,19 @@ def examples_again(
     path: str,
     format: str,  # noqa: A002
     columns: Mapping[str, str],
-    sha: sources.Hash | None = None,
+    sha: Hash | None = None,
     only: Set[int] | None = None,
     role_weights: Mapping[str, float] = ASSISTANT,
 ) -> Iterator[Example]:
-    """The examples of a file whose format is known; with `only`, those of these lines, the others being passed over."""
-    return _each(_rows(path, columns, sha, None, only, role_weights), formats.FORMATS[format].parse, None)
+    """The examples of one file whose format is known; with `only`, those of these lines, the others being passed over."""
+    rows = _seen_as(sources.rows_of_file(path, sha, None, only), columns, None, role_weights)
+    return _each(rows, formats.FORMATS[format].parse, None)
 
 
-def _rows(
-    path: str,
-    columns: Mapping[str, str] | None,
-    sha: sources.Hash | None,
-    on_fault: OnFault | None,
-    only: Set[int] | None = None,
-    role_weights: Mapping[str, float] = ASSISTANT,
+def _seen_as(
+    rows: Iterator[Row], columns: Mapping[str, str] | None, on_fault: OnFault | None, role_weights: Mapping[str, float]
 ) -> Iterator[Row]:
-    rows = sources.rows(path, sha, on_fault, only)
+    """The rows with the fields and the weights that the settings give them."""
     if role_weights != ASSISTANT:
         rows = (replace(row, role_weights=role_weights) for row in rows)
     return _each(rows, lambda row: formats.rename(row, columns), on_fault) if columns else rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from inlay.data.datafile import DataFile
 from inlay.data.encode import Encoder, Tokens
 from inlay.data.prepare import PreparedData, prepare, training_files
 from inlay.data.tokens import TokenSet, pack
-from inlay.data.types import Example, Source
+from inlay.data.types import Example, Source, row_key
 from inlay.errors import DataCheckError, DataError, unknown_name
 
 IGNORED = -100
@@ -109,8 +110,8 @@ def show(
 
     Raises: DataError when no row stands there, or for one that cannot be used.
     """
-    file, line = _place(training_files(config.data), row)
-    example = _row(file, line)
+    file, key = _place(training_files(config.data), row)
+    example = _row(file, key)
     whole = [tokens for _, tokens in encoder.examples([example])]
     try:
         data = prepare(config.data, encoder, context_length, config.eval.max_rows, config.train.seed)
@@ -138,21 +139,27 @@ def _place(files: Sequence[DataFile], row: int | str | None) -> tuple[DataFile, 
     name, _, line = str(row).rpartition(":")
     if not line.isascii() or not line.isdigit() or line == "0":
         raise DataError(f"row {row!r}: a row is named by its line, from 1, or as FILE:LINE.")
-    found = [file for file in files if not name or name == file.name or file.name.endswith(f"/{name}")]
+    names = [(file, part, one) for file in files for part, one in enumerate(file.files)]
+    found = [
+        (file, part)
+        for file, part, one in names
+        if not name or name == one or Path(one).as_posix().endswith(f"/{name}")
+    ]
     if not found:
-        raise DataError(f"row {row!r}: {unknown_name('training file', name, [file.name for file in files])}")
-    return found[0], int(line)
+        raise DataError(f"row {row!r}: {unknown_name('training file', name, [one for _, _, one in names])}")
+    return found[0][0], row_key(found[0][1], int(line))
 
 
-def _row(file: DataFile, line: int | None) -> Example:
-    if line is None:
+def _row(file: DataFile, key: int | None) -> Example:
+    if key is None:
         return next(iter(file.examples()))
     try:
-        return file.at({line})[line]
+        return file.at({key})[key]
     except (DataError, KeyError) as error:
-        if str(Source(file.name, line)) in str(error):
+        place = file.source_of(key)
+        if str(place) in str(error):
             raise
-        told = f"{file.name}: no row stands at line {line}. Name a line (of a table: a record), from 1."
+        told = f"{place.file}: no row stands at line {place.line}. Name a line (of a table: a record), from 1."
         raise DataError(told) from None
 
 

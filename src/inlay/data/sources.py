@@ -1,52 +1,74 @@
-"""Files and hub datasets to rows. Reads strictly: every defect is a DataError that names file and line."""
+"""Files, folders of files and hub datasets to rows. Reads strictly: every defect is a DataError that names file and line."""
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
 import io
-import json
-import os
-import re
-import zlib
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol, cast
+from typing import Any, BinaryIO, Final, cast
 
-from inlay.data import strictjson
-from inlay.data.types import OnFault, Row, Source
+from inlay.data import compressed, folders, hub, plaintext, strictjson, tables
+from inlay.data.columnar import arrow_rows, parquet_rows
+from inlay.data.compressed import COMPRESSIONS
+from inlay.data.folders import is_several
+from inlay.data.types import Hash, OnFault, Row
+from inlay.data.workbook import workbook_rows
 from inlay.errors import DataError, nearest
 
-EXTENSIONS: Final = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-"""What can be read; each also with .gz after it."""
+EXTENSIONS: Final = (
+    ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".xlsx", ".txt",
+)  # fmt: skip
+"""What can be read; each also compressed."""
 
-_HUB = re.compile(
-    r"(?P<prefix>hub:)?(?P<name>[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})(?::(?P<split>[\w.-]{1,96}))?", re.ASCII
-)
+_SEEKING: Final = (".parquet", ".arrow", ".xlsx", ".zip")
+"""What is not read from front to back."""
+_SMALL_BYTES: Final = 4_000_000
 _CHUNK_BYTES = 1 << 20
 
 
-class Hash(Protocol):
-    """What `hashlib.sha256()` gives."""
+def kind_of(path: str) -> tuple[str, str]:
+    """(extension, compression) of a file's name; each is empty where there is none that is known."""
+    name = path.lower()
+    packed = next((one for one in COMPRESSIONS if name.endswith(one)), "")
+    kind = Path(name.removesuffix(packed)).suffix
+    return kind if kind in EXTENSIONS else "", packed
 
-    def update(self, data: bytes, /) -> None: ...
+
+def is_data_name(path: str) -> bool:
+    """Whether a file of this name would be read."""
+    kind, packed = kind_of(path)
+    return bool(kind) or packed == ".zip"
+
+
+def seeks(path: str) -> bool:
+    """Whether the reader of the file goes back and forth in it, so that its progress is not that of the bytes."""
+    kind, packed = kind_of(path)
+    return packed == ".zip" or kind in _SEEKING
+
+
+def files_of(path: str) -> tuple[str, ...]:
+    """The files that a path stands for: itself, or those of a folder or pattern. Raises: DataError."""
+    if hub_name(path) or not is_several(path):
+        return (path,)
+    return folders.files_of(path, is_data_name)
 
 
 def rows(
-    path: str, sha: Hash | None = None, on_fault: OnFault | None = None, only: Set[int] | None = None
+    path: str,
+    sha: Hash | None = None,
+    on_fault: OnFault | None = None,
 ) -> Iterator[Row]:
-    """The rows of a data file or of a hub dataset (`hub:owner/name[:split]`), in order.
+    """The rows of a data file, of the files of a folder or pattern, or of a hub dataset
+    (`hub:owner/name[:configuration][:split]`), in order.
 
-    JSON lines, CSV, TSV and parquet are streamed. `sha` has seen every byte of the file when all rows are read.
-    With `on_fault`, a damaged line or record is told to it and left out, where the ones after it can still be read.
-    With `only`, the rows of these lines are given and the others passed over.
+    JSON lines, CSV, TSV, plain text, parquet and Arrow are streamed. `sha` has seen every byte of the files when all
+    rows are read. With `on_fault`, a damaged line or record is told to it and left out, where the ones after it can
+    still be read.
 
     Raises:
-        DataError: the file cannot be read, is damaged, or holds no rows.
+        DataError: a file cannot be read, is damaged, or there are no rows.
     """
-    hub = hub_name(path)
-    line = 1
     empty = True
 
     def told(error: DataError) -> None:
@@ -55,21 +77,40 @@ def rows(
         assert on_fault
         on_fault(error)
 
-    source = _hub_rows(*hub, sha) if hub else _file_rows(path, sha, told if on_fault else None, only)
+    for name in files_of(path):
+        for row in rows_of_file(name, sha, told if on_fault else None):
+            empty = False
+            yield row
+    if empty:
+        raise DataError(f"{path}:1: no rows (the file is empty or holds only a header). Give at least one row.")
+
+
+def rows_of_file(
+    path: str,
+    sha: Hash | None = None,
+    on_fault: OnFault | None = None,
+    only: Set[int] | None = None,
+) -> Iterator[Row]:
+    """The rows of one file, or of a hub dataset; there may be none. `sha` and `on_fault` as in `rows`; with `only`, the
+    rows of these lines are given and the others passed over.
+
+    Raises: DataError.
+    """
+    wanted = hub_name(path)
+    line = 1
+    source = hub.hub_rows(wanted, sha) if wanted else _file_rows(path, sha, on_fault, only)
     try:
         for row in source:
-            empty = False
             line = row.source.line
             if only is None or line in only:
                 yield row
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except compressed.ERRORS as error:
+        what = compressed.NAMES[kind_of(path)[1] or ".zip"]
         raise DataError(
-            f"{path}:{line}: the gzip data is damaged or cut off after this line ({error}). Copy the file again."
+            f"{path}:{line}: the {what} data is damaged or cut off after this line ({error}). Copy the file again."
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}). Give a readable file.") from None
-    if empty:
-        raise DataError(f"{path}:1: no rows (the file is empty or holds only a header). Give at least one row.")
 
 
 def content_hash(paths: Iterable[str]) -> str:
@@ -103,28 +144,69 @@ class _Hashed(io.RawIOBase):
 
 
 def _file_rows(path: str, sha: Hash | None, on_fault: OnFault | None, only: Set[int] | None = None) -> Iterator[Row]:
-    name = path.lower()
-    packed = name.endswith(".gz")
-    kind = Path(name.removesuffix(".gz")).suffix
+    kind, packed = kind_of(path)
     with _open(path) as file:
-        if kind not in EXTENSIONS:
-            raise DataError(
-                f"{path}: unknown file type {kind!r}. "
-                f"Known: {', '.join(EXTENSIONS)}, each also as .gz. Convert or rename the file."
-            )
-        hashed = cast(BinaryIO, io.BufferedReader(_Hashed(file, sha), _CHUNK_BYTES)) if sha else file
-        stream = cast(BinaryIO, gzip.GzipFile(fileobj=hashed)) if packed else hashed
-        match kind:
-            case ".parquet":
-                yield from _parquet_rows(stream, path, streamed=not (packed or sha))
-            case ".csv" | ".tsv":
-                yield from _table_rows(_lines(stream, path), path, "\t" if kind == ".tsv" else ",", on_fault)
-            case ".json":
-                yield from strictjson.document_to_rows(list(_lines(stream, path)), path)
-            case _:
-                yield from strictjson.lines_to_rows(_lines(stream, path, on_fault, only), path, on_fault)
-        while sha and hashed.read(_CHUNK_BYTES):
+        if not kind and packed != ".zip":
+            raise _unknown_kind(path, Path(path.lower().removesuffix(packed)).suffix)
+        stream, hashed = file, None
+        if sha and seeks(path):
+            stream = _hashed_before(file, sha)
+        elif sha:
+            stream = hashed = cast(BinaryIO, io.BufferedReader(_Hashed(file, sha), _CHUNK_BYTES))
+        if packed == ".zip":
+            name, stream = compressed.zip_member(stream, path)
+            kind, inner = kind_of(name)
+            if not kind or inner == ".zip":
+                raise _unknown_kind(f"{path}: {name} inside it", Path(name).suffix)
+            stream = compressed.unpacked(stream, inner, path) if inner else stream
+        elif packed:
+            stream = compressed.unpacked(stream, packed, path)
+        if packed and kind in _SEEKING:
+            stream = io.BytesIO(stream.read())
+        yield from _rows_of_kind(kind, stream, path, on_fault, only)
+        while hashed and hashed.read(_CHUNK_BYTES):
             pass  # bytes that the reader had no need of belong to the hash too
+
+
+def _rows_of_kind(
+    kind: str, stream: BinaryIO, path: str, on_fault: OnFault | None, only: Set[int] | None
+) -> Iterator[Row]:
+    match kind:
+        case ".parquet":
+            return parquet_rows(stream, path)
+        case ".arrow":
+            return arrow_rows(stream, path)
+        case ".xlsx":
+            return workbook_rows(stream, path, on_fault)
+        case ".csv":
+            return tables.csv_rows(_lines(stream, path), path, ",", on_fault)
+        case ".tsv":
+            return tables.tsv_rows(_lines(stream, path), path, on_fault)
+        case ".txt":
+            return plaintext.text_rows(_lines(stream, path, on_fault), path)
+        case ".json":
+            return strictjson.document_to_rows(list(_lines(stream, path)), path)
+        case _:
+            return strictjson.lines_to_rows(_lines(stream, path, on_fault, only), path, on_fault)
+
+
+def _hashed_before(file: BinaryIO, sha: Hash) -> BinaryIO:
+    """The file, whose bytes the hash has seen; a small one as those very bytes."""
+    data = file.read(_SMALL_BYTES)
+    sha.update(data)
+    if len(data) < _SMALL_BYTES:
+        return io.BytesIO(data)
+    while chunk := file.read(_CHUNK_BYTES):
+        sha.update(chunk)
+    file.seek(0)
+    return file
+
+
+def _unknown_kind(where: str, suffix: str) -> DataError:
+    return DataError(
+        f"{where}: unknown file type {suffix!r}. Known: {', '.join(EXTENSIONS)}, each also with "
+        f"{', '.join(COMPRESSIONS)} behind it. Convert or rename the file; plain text is read from .txt."
+    )
 
 
 def _open(path: str) -> BinaryIO:
@@ -132,18 +214,10 @@ def _open(path: str) -> BinaryIO:
         return Path(path).open("rb")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file.{_nearest_file(Path(path))}") from None
-    except IsADirectoryError:
-        names = sorted(item.name for item in Path(path).iterdir() if _is_known(item.name))
-        inside = f" It holds {', '.join(names[:5])}." if names else " It holds no data file."
-        raise DataError(f"{path}: is a folder.{inside} Give one file.") from None
     except PermissionError:
         raise DataError(f"{path}: no permission to read it. Give yourself read access (chmod u+r).") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be opened ({error}). Give the path of a data file.") from None
-
-
-def _is_known(name: str) -> bool:
-    return name.lower().removesuffix(".gz").endswith(EXTENSIONS)
 
 
 def _nearest_file(path: Path) -> str:
@@ -200,7 +274,11 @@ def _refuse_other_kinds(first: bytes, path: str) -> None:
     for magic, what, fix in (
         (b"\x1f\x8b", "gzip data", "Add .gz to its name."),
         (b"PAR1", "a parquet file", "Name it .parquet."),
-        (b"PK\x03\x04", "a zip or Excel file", "Export it as CSV or JSON lines."),
+        (b"PK\x03\x04", "a zip or Excel file", "Name it .zip or .xlsx."),
+        (b"BZh", "bzip2 data", "Add .bz2 to its name."),
+        (b"\xfd7zXZ", "xz data", "Add .xz to its name."),
+        (b"\x28\xb5\x2f\xfd", "zstandard data", "Add .zst to its name."),
+        (b"ARROW1", "an Arrow file", "Name it .arrow."),
         (b"\xff\xfe", "UTF-16 text", "Save it as UTF-8."),
         (b"\xfe\xff", "UTF-16 text", "Save it as UTF-8."),
     ):
@@ -208,123 +286,9 @@ def _refuse_other_kinds(first: bytes, path: str) -> None:
             raise DataError(f"{path}:1: the content is {what}, not what the name says. {fix}")
 
 
-def _table_rows(lines: Iterable[tuple[int, str]], path: str, delimiter: str, on_fault: OnFault | None) -> Iterator[Row]:
-    """Rows of a CSV or TSV; each names the line where its record begins."""
-    # The module's own limit of 128 KiB a cell refuses long documents; it can only be set for the process.
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader((text for _, text in lines), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    while True:
-        line = reader.line_num + 1
-        try:
-            record = next(reader, None)
-        except csv.Error as reason:
-            raise DataError(f"{path}:{line}: {_explain_csv(str(reason), delimiter)}") from None
-        if record is None:
-            return
-        if not record:
-            continue
-        if not header:
-            header = _header(record, f"{path}:{line}", delimiter)
-        elif len(record) != len(header):
-            error = DataError(
-                f"{path}:{line}: {len(record)} cells where the header has {len(header)} "
-                f"({strictjson.listed(header)}). "
-                f"Quote a cell that contains {delimiter!r} or a line break."
-            )
-            if on_fault is None:
-                raise error
-            on_fault(error)
-        else:
-            yield Row(dict(zip(header, record, strict=True)), Source(path, line))
-
-
-def _explain_csv(error: str, delimiter: str) -> str:
-    if "unexpected end of data" in error:
-        return 'a cell opens with " and is never closed. Close it.'
-    if "expected after" in error:
-        return f'text between a closing " and the next {delimiter!r}. Double a quote inside a quoted cell ("").'
-    if "new-line" in error:
-        return "a lone carriage return outside quotes. Save the file with \\n or \\r\\n line ends."
-    return f"not a readable table row ({error})."
-
-
-def _header(record: list[str], place: str, delimiter: str) -> list[str]:
-    names = [name.strip() for name in record]
-    if "" in names:
-        raise DataError(
-            f"{place}: column {names.index('') + 1} of the header has no name. "
-            "Name every column (pandas: to_csv(index=False))."
-        )
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"{place}: the header names {twice!r} twice. Name every column once.")
-    other = next((sign for sign in ",;\t|" if sign != delimiter and sign in names[0]), None)
-    if len(names) == 1 and other is not None:
-        raise DataError(
-            f"{place}: the header is one column ({names[0][:60]!r}); "
-            f"the cells seem to be separated by {other!r}. "
-            f"Save the file with {delimiter!r} between cells" + (" or name it .tsv." if other == "\t" else ".")
-        )
-    return names
-
-
-def _parquet_rows(stream: BinaryIO, path: str, *, streamed: bool) -> Iterator[Row]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise DataError(f'{path}: reading parquet needs pyarrow: pip install "inlay[parquet]"') from None
-    data = b"" if streamed else stream.read()
-    if not (stream.seek(0, os.SEEK_END) if streamed else data):
-        return
-    try:
-        file = parquet.ParquetFile(stream if streamed else pyarrow.BufferReader(data))
-        names = file.schema_arrow.names
-        if len(set(names)) != len(names):
-            raise DataError(f"{path}:1: two columns have the same name ({strictjson.listed(names)}). Rename one.")
-        number = 0
-        for batch in file.iter_batches():
-            for value in batch.to_pylist():
-                number += 1
-                yield Row(value, Source(path, number))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}:1: not a whole parquet file ({reason}). Write or copy it again.") from None
-
-
-def hub_name(path: str) -> tuple[str, str] | None:
-    """Dataset id and split, when `path` names a hub dataset and not a file."""
-    match = _HUB.fullmatch(path)
-    if path.startswith("hub:") and not match:
-        raise DataError(f"{path}: not a dataset id. Write hub:owner/name or hub:owner/name:split.")
-    if not match:
+def hub_name(path: str) -> hub.HubName | None:
+    """The dataset, when `path` names one of the hub and not a file. Raises: DataError."""
+    found = hub.parsed(path)
+    if found and not found.has_prefix and (is_data_name(path) or Path(path).exists() or Path(path).parent.is_dir()):
         return None
-    if not match["prefix"] and (_is_known(path) or Path(path).exists() or Path(path).parent.is_dir()):
-        return None
-    return match["name"], match["split"] or "train"
-
-
-def _hub_rows(name: str, split: str, sha: Hash | None) -> Iterator[Row]:
-    place = f"hub:{name}:{split}"
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(
-            f'{name}: no such file; to read it as a hub dataset: pip install "inlay[hub]". '
-            "Or give the path of a data file."
-        ) from None
-    try:
-        stream = iter(datasets.load_dataset(name, split=split, streaming=True))
-        number = 0
-        while (value := next(stream, None)) is not None:
-            number += 1
-            if sha:
-                sha.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
-            yield Row(dict(value), Source(place, number))
-    except Exception as error:  # noqa: BLE001  any of four HTTP stacks may speak here; all mean the same to the user
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise DataError(
-            f"{place}: the hub dataset cannot be read ({reason}). Check the name, the split and the network, "
-            "or download it and give the file."
-        ) from None
+    return found

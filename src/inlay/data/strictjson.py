@@ -6,19 +6,14 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final
+from typing import Any
 
+from inlay.data.jsontables import rows_within
 from inlay.data.types import OnFault, Row, Source
 from inlay.errors import DataError
 
 Where = Callable[[int], str]
 """Character position in a text to the `file:line` that an error names."""
-
-ROW_LISTS: Final = frozenset({
-    "messages", "conversations", "prompt", "completion", "tools", "functions", "instances",
-    "chosen", "rejected", "preferred_output", "non_preferred_output",
-})  # fmt: skip
-"""Fields of one row that hold lists of objects, so such a list is not the list of rows."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -210,7 +205,7 @@ def document_to_rows(lines: list[tuple[int, str]], file: str) -> Iterator[Row]:
         _nothing_after(text, end, where(skip_space(text, end)))
         if not isinstance(value, dict):
             raise DataError(f"{where(start)}: the file is {shown(value)}. A .json file is an array of objects.")
-        elements = _wrapped(value, where(start))
+        elements = rows_within(value, where(start))
     for number, element in enumerate(elements, 1):
         yield _row(element, Source(file, number), f"row {number} of the array")
 
@@ -246,21 +241,6 @@ def _elements(text: str, at: int, where: Where) -> Iterator[Any]:
     after = skip_space(text, at + 1)
     if after != len(text):
         raise DataError(f"{where(after)}: text after the array (got {text[after : after + 20]!r}). Remove it.")
-
-
-def _wrapped(value: dict[str, Any], place: str) -> list[Any]:
-    """The one list of objects inside `value`, or `value` itself as the only row."""
-    lists = {
-        name: items
-        for name, items in value.items()
-        if name not in ROW_LISTS and isinstance(items, list) and items and isinstance(items[0], dict)
-    }
-    if len(lists) > 1:
-        raise DataError(
-            f"{place}: the object holds {len(lists)} lists of objects ({', '.join(sorted(lists))}). "
-            "Save the one to train on as its own file."
-        )
-    return next(iter(lists.values())) if lists else [value]
 
 
 def shown(value: object) -> str:

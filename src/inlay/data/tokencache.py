@@ -45,8 +45,8 @@ class TokenizedFile:
 def cached(file: DataFile, encoder: Encoder, most: int | None = None) -> TokenizedFile | None:
     """What an earlier start made of a file with these bytes, of all its rows or of at most so many; None when there is
     nothing, or nothing whole."""
-    whole = _opened(_place(file, encoder, None), file.name)
-    return whole if whole or most is None else _opened(_place(file, encoder, most), file.name)
+    whole = _opened(_place(file, encoder, None), file.files)
+    return whole if whole or most is None else _opened(_place(file, encoder, most), file.files)
 
 
 def tokenized(
@@ -64,7 +64,7 @@ def tokenized(
         place = _place(file, encoder, most)
         # a cache that cannot be written costs memory now and time at the next start, nothing else
         with contextlib.suppress(StorageError), one_at_a_time(cache_folder("locks") / place.name):
-            found = _opened(place, file.name)  # another process may have made it meanwhile
+            found = _opened(place, file.files)  # another process may have made it meanwhile
             if found is None:
                 sweep_abandoned(place.parent)
                 replace_folder(
@@ -74,13 +74,13 @@ def tokenized(
                 )
                 for name, about in read_manifest(place)["files"].items():
                     note_sha256(place / name, about["sha256"])
-                found = _opened(place, file.name)
+                found = _opened(place, file.files)
             if found is not None:
                 return found
     kept: list[np.ndarray] = []
     arrays = _work(file, examples(), encoder, bar, processes, kept.append)
     ids = np.concatenate([np.zeros(0, _kind(encoder)), *kept])
-    return _assembled(ids, arrays, file.name)
+    return _assembled(ids, arrays, file.files)
 
 
 def _place(file: DataFile, encoder: Encoder, most: int | None) -> Path:
@@ -107,7 +107,7 @@ def _work(
 ) -> dict[str, np.ndarray]:
     """Tokenizes; the ids go to `put` chunk by chunk, all other arrays are returned."""
     kind, asked, rows = _kind(encoder), bytearray(), 0
-    packing = Packing(lambda ids: put(ids.astype(kind)))
+    packing = Packing(lambda ids: put(ids.astype(kind)), file.files)
     with contextlib.closing(_shown(encoded(encoder, examples, processes), file, bar)) as parts:
         for part in parts:
             packing.add(part.sequences, rows)
@@ -136,21 +136,21 @@ def _kind(encoder: Encoder) -> type[np.generic]:
     return np.uint16 if largest < 1 << 16 else np.int32
 
 
-def _opened(place: Path, name: str) -> TokenizedFile | None:
+def _opened(place: Path, files: tuple[str, ...]) -> TokenizedFile | None:
     try:
-        files = read_manifest(place)["files"]
-        if {n: known_sha256(place / n) for n in (_IDS, _ROWS)} != {n: files[n]["sha256"] for n in files}:
+        listed = read_manifest(place)["files"]
+        if {n: known_sha256(place / n) for n in (_IDS, _ROWS)} != {n: listed[n]["sha256"] for n in listed}:
             return None
         arrays = load((place / _ROWS).read_bytes())
         count, size = int(arrays["offsets"][-1]), (place / _IDS).stat().st_size
         kind = np.uint16 if size == 2 * count else np.int32
         ids = np.asarray(np.memmap(place / _IDS, kind, "r")) if size else np.zeros(0, kind)
-        return _assembled(ids, arrays, name)
+        return _assembled(ids, arrays, files)
     except (StorageError, SafetensorError, OSError, LookupError, TypeError, ValueError):
         return None
 
 
-def _assembled(ids: np.ndarray, arrays: dict[str, np.ndarray], name: str) -> TokenizedFile:
+def _assembled(ids: np.ndarray, arrays: dict[str, np.ndarray], files: tuple[str, ...]) -> TokenizedFile:
     asked, largest = arrays.pop("asked"), int(arrays.pop("largest_id")[0])
-    stored = Stored(ids, **arrays, files=(name,), example_count=len(asked), largest_id=largest)
+    stored = Stored(ids, **arrays, files=files, example_count=len(asked), largest_id=largest)
     return TokenizedFile(stored, asked)

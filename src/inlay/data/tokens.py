@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from inlay.data.encode import Tokens
-from inlay.data.types import Source
+from inlay.data.types import Source, row_key
 
 _CHUNK: Final = 2048  # sequences joined at once
 
@@ -135,9 +135,9 @@ class TokenSet:
         return part.source(n)
 
     def place(self, i: int) -> tuple[int, int]:
-        """(part, line there) that sequence i was made from."""
+        """(part, the row there, as `DataFile.row_key` calls it) that sequence i was made from."""
         part, n = self._at(i)
-        return self.parts.index(part), part.source(n).line
+        return self.parts.index(part), row_key(int(part.file_of[n]), int(part.lines[n]))
 
     def rows_of(self, source: Source) -> list[int]:
         """The sequences made from that row."""
@@ -237,10 +237,11 @@ def joined(numbered: Sequence[tuple[int, Tokens]]) -> Joined:
 class Packing:
     """Joined sequences one behind the other; their ids go to `put`, the rest is gathered."""
 
-    def __init__(self, put: Callable[[np.ndarray], object]) -> None:
+    def __init__(self, put: Callable[[np.ndarray], object], files: Sequence[str] = ()) -> None:
+        """`files`: those that rows may be from, in their order; others are added as they come."""
         self._put = put
         self._gathered: dict[str, list[np.ndarray]] = {name: [np.zeros(0, kind)] for name, kind in _KINDS.items()}
-        self._files: dict[str, int] = {}
+        self._files = {file: n for n, file in enumerate(files)}
         self.largest_id = -1
 
     @property

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from inlay.errors import DataError
+
+
+class Hash(Protocol):
+    """What `hashlib.sha256()` gives."""
+
+    def update(self, data: bytes, /) -> None: ...
+
 
 OnFault = Callable[[DataError], None]
 """Told of a defect, so that reading can go on with the next row."""
@@ -24,6 +31,24 @@ class Source:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
+
+
+_PART_BITS: Final = 40
+
+
+def row_key(part: int, line: int) -> int:
+    """One number for a line of one of the files that a path stands for; of the first file it is the line."""
+    return part << _PART_BITS | line
+
+
+def part_and_line(key: int) -> tuple[int, int]:
+    """What `row_key` made one number of."""
+    return key >> _PART_BITS, key & ((1 << _PART_BITS) - 1)
+
+
+def lines_in(keys: Set[int], part: int) -> set[int]:
+    """The lines that these keys name in one of a path's files."""
+    return {line for of, line in map(part_and_line, keys) if of == part}
 
 
 _PRINTABLE: Final = bytes(range(0x20, 0x7F))

@@ -104,9 +104,9 @@ def test_a_file_that_ends_in_damage_is_checked_up_to_there(tmp_path: Path) -> No
     assert report.rows == 29
 
 
-@pytest.mark.parametrize("name", ["none.jsonl", "a.txt"])
+@pytest.mark.parametrize("name", ["none.jsonl", "a.md"])
 def test_a_file_that_is_not_there_or_of_no_known_kind_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "a.md").write_text("a")
     with pytest.raises(DataError):
         check_files([TrainFile(path=str(tmp_path / name))], DataConfig(train="-"))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from inlay.config.settings import DataConfig, TrainFile
+from inlay.data import sources
 from inlay.data.checks import CHECKS, Check
 from inlay.data.checks.advice import Advice, Task, advise
 from inlay.data.checks.findings import SEVERITIES, Finding, Kind, Severity, Tally, by_gravity
@@ -86,7 +87,7 @@ def check_files(
     """
     parts = [(file, FileFacts(file.path, False)) for file in files]
     parts += [(TrainFile(path=config.eval), FileFacts(config.eval, True))] if config.eval else []
-    passed = _Passed(sum(_size_bytes(file.path) for file, _ in parts))
+    passed = _Passed(sum(_size_bytes(name) for file, _ in parts for name in sources.files_of(file.path)))
     processes = process_count(config.workers, passed.size_bytes)
     lengths = Lengths(model, None if config.max_length == "auto" else config.max_length, processes)
     task, faults = Task(), Tally()
@@ -132,12 +133,13 @@ def _rows(
     """The rows of all parts that can be read; the others are counted as faults."""
     number = 0
     for file, facts in parts:
+        names = sources.files_of(file.path)
 
-        def fault(error: DataError, facts: FileFacts = facts) -> None:
+        def fault(error: DataError, facts: FileFacts = facts, names: tuple[str, ...] = names) -> None:
             facts.faulty += 1
-            _add(faults, UNREADABLE, error, facts.file)
+            _add(faults, UNREADABLE, error, names)
 
-        seen = None if ".parquet" in file.path.lower() else passed  # all of a parquet file would be read for it
+        seen = None if any(map(sources.seeks, names)) else passed  # a hash would have them read once more
         try:
             columns = config.columns if file.columns is None else file.columns
             found, examples = stream_examples(
@@ -150,20 +152,23 @@ def _rows(
                 yield row
                 number += 1
         except DataError as error:
-            if _place(error, facts.file) is not None:
-                _add(faults, UNREADABLE_FILE, error, facts.file)
+            if _place(error, names) is not None:
+                _add(faults, UNREADABLE_FILE, error, names)
             elif not facts.faulty:  # with faults only, there is no row to find the format from
                 raise
 
 
-def _place(error: DataError, file: str) -> int | None:
-    """The line that the error names, if it speaks of one in the file."""
+def _place(error: DataError, files: Sequence[str]) -> Source | None:
+    """The line that the error names, if it speaks of one in one of the files."""
     text = str(error)
-    line = text.removeprefix(f"{file}:").partition(": ")[0]
-    return int(line) if line != text and line.isdigit() else None
+    for file in files:
+        line = text.removeprefix(f"{file}:").partition(": ")[0]
+        if line != text and line.isdigit():
+            return Source(file, int(line))
+    return None
 
 
-def _add(faults: Tally, kind: Kind, error: DataError, file: str) -> None:
-    line = _place(error, file)
-    told = str(error).removeprefix(f"{file}:{line}: ")
-    faults.add(kind, Source(file, line or 1), told, width=700)
+def _add(faults: Tally, kind: Kind, error: DataError, files: Sequence[str]) -> None:
+    place = _place(error, files)
+    told = str(error).removeprefix(f"{place}: ")
+    faults.add(kind, place or Source(files[0], 1), told, width=700)
