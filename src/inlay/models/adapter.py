@@ -26,6 +26,7 @@ from inlay.models import full, prompt
 from inlay.models.adapter_files import CARD, SETTINGS, WEIGHTS, refuse_endless_patterns, refuse_unusable
 from inlay.models.base import BaseRef
 from inlay.models.methods import APPLIED, all_conv1d, ia3_config, is_adapters
+from inlay.models.named_class import NamedClass, for_both, renamed, reverse
 from inlay.models.starts import FROM_WEIGHTS, ShiftedDown, ShiftedUp, factors, principal_inputs
 
 TRAINED, START = "default", "inlay_start"
@@ -214,6 +215,13 @@ class TrainedState:
         """Without what only a resumed run needs."""
         return TrainedState(self.settings, {k: v for k, v in self.tensors.items() if f".{START}." not in k})
 
+    def under(self, named: NamedClass | None) -> TrainedState:
+        """With the module names of the class that the base's config.json names, in which it then has its effect."""
+        if named is None or not named.prefixes:
+            return self
+        settings = self.settings | {"target_modules": for_both(self.tensors, named.prefixes)}
+        return TrainedState(settings, renamed(self.tensors, named.prefixes))
+
     def write(self, folder: Path) -> None:
         """Puts `adapter_model.safetensors` and `adapter_config.json` into the folder.
 
@@ -240,6 +248,8 @@ class TrainedState:
                 settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
                 tensors = load_file(folder / WEIGHTS)
             card = json.loads((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else {}
+            if moved := card.get("module_names"):
+                tensors = renamed(tensors, reverse(moved))
             refuse_unusable(folder, settings, tensors)
         except (OSError, ValueError, AttributeError, SafetensorError) as error:
             raise AdapterError(f"{folder}: not a usable adapter folder ({error}).") from None

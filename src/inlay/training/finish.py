@@ -45,7 +45,7 @@ def export(setup: Setup, job: Job) -> int:
                 f"{job.run.path / 'config.yaml'} and resume."
             ) from None
     whole = setup.config.adapter.method == "full"
-    card = {
+    card: dict[str, Any] = {
         "base_model": setup.config.model.base_model,
         **setup.base_record,
         "chat_template": setup.encoder.template_name,
@@ -60,11 +60,14 @@ def export(setup: Setup, job: Job) -> int:
         },
     }
 
+    if setup.named:
+        card |= {"class": setup.named.summary(), "module_names": setup.named.prefixes}
+
     def fill(folder: Path) -> None:
         if whole:
             _write_model(job.model, setup.base.folder, folder)
         else:
-            TrainedState.of(job.model).exported().write(folder)
+            TrainedState.of(job.model).exported().under(setup.named).write(folder)
         setup.encoder.tokenizer.save_pretrained(str(folder))
         write_json(folder / CARD, card)
 

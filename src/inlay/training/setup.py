@@ -46,6 +46,7 @@ from inlay.models.fingerprint import Fingerprint
 from inlay.models.full import open_up, weights_of
 from inlay.models.machine import library_versions, memory_facts
 from inlay.models.methods import trained_parameters
+from inlay.models.named_class import NamedClass, named_class
 from inlay.models.probe import DTYPES, pick_device, pick_dtype, pick_matmul_precision, product_dtype
 from inlay.models.quantization import held
 from inlay.training.checkpoint import Progress
@@ -73,6 +74,8 @@ class Setup:
     base_seen: Fingerprint
     base_digest: str
     """Under which the run knows its base."""
+    named: NamedClass | None
+    """What config.json names where something else is trained."""
     encoder: Encoder
     data: PreparedData
     model: Any
@@ -124,6 +127,7 @@ class Setup:
         lengths = data.train_lengths
         return [
             ("base", f"{config.model.base_model} ({self.total_parameters / 1e6:.1f}M parameters, {self.base_digest[:12]})"),
+            *([("class", self.named.summary())] if self.named else []),
             ("device", f"{self.device} ({reasons.get('model.device', 'as set')})"),
             ("dtype", f"{config.model.dtype} ({reasons.get('model.dtype', 'as set')})"),
             *([("products", f"{config.model.matmul_precision} ({reasons.get('model.matmul_precision', 'as set')})")]
@@ -270,7 +274,7 @@ def set_up(config: Config, reporter: Reporter, world: World, revision: str | Non
     require_warmup(config.train, total)
     hardness = difficulty(config, data.train)
     reporter.stage(f"loading {config.model.base_model}")
-    model, total_parameters, targets = _model(base, encoder, data, place, choices, reporter)
+    model, named, total_parameters, targets = _model(base, encoder, data, place, choices, reporter)
     seen = base.fingerprint()
     text = getattr(architecture, "text_config", None) or architecture
     hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
@@ -288,7 +292,7 @@ def set_up(config: Config, reporter: Reporter, world: World, revision: str | Non
     choices.settle("train.save_steps", save_every, "with each evaluation")
     make_optimizer(config.train, trained_parameters(model))  # refuses what is not here
     return Setup(
-        config=choices.config_settled(), reasons=choices.reasons, base=base, base_seen=seen, base_digest=seen.digest,
+        config=choices.config_settled(), reasons=choices.reasons, base=base, base_seen=seen, base_digest=seen.digest, named=named,
         encoder=encoder, data=data, model=model, device=place.device, dtype=place.dtype, quantization=place.quantization, engine=engine,
         trainable=sum(p.numel() for p in trained_parameters(model).values()), total_parameters=total_parameters,
         targets=targets, memory=memory, difficulty=hardness, eval_batch_size=eval_batch_size, total_steps=total,
@@ -340,8 +344,8 @@ def _placed(choices: _Choices, world: World) -> _Place:
 
 def _model(
     base: bases.BaseRef, encoder: Encoder, data: PreparedData, place: _Place, choices: _Choices, reporter: Reporter
-) -> tuple[Any, int, list[str]]:
-    """(the base with what is trained in it, the base's parameters, the target modules)"""
+) -> tuple[Any, NamedClass | None, int, list[str]]:
+    """(the base with what is trained in it, what its config.json names, its parameters, the target modules)"""
     config, settings = choices.config, choices.config_settled().model
 
     def load() -> Any:
@@ -360,11 +364,14 @@ def _model(
         )
     if whole:
         model = open_up(model, lambda: weights_of(load()))
-        return ready_to_train(model, config), total_parameters, []
+        return ready_to_train(model, config), None, total_parameters, []
+    named = None if config.adapter.method == "prompt" else named_class(base, model)
+    if named and named.unproven:
+        reporter.note(f"warning: this trains {named.summary()}")
     model, targets = _adapted(model, choices, base, partial(sample_batches, config, data, encoder, place.device))
     trainable = sum(p.numel() for p in trained_parameters(model).values())
     reporter.stage(f"adapter: {trainable:,} trainable parameters{layers_adapted(model)}")
-    return model, total_parameters, targets
+    return model, named, total_parameters, targets
 
 
 def _tried(train: TokenSet, settings: TrainConfig, pad_id: int, device: str, processes: int) -> tuple[Batch, Batch]:
