@@ -585,11 +585,14 @@ def _checked_model(config: Config) -> Model:
     from inlay.models import base as bases
 
     base = bases.find_base(config.model.base_model, config.model.revision)
-    tokenizer = bases.load_tokenizer(base, config.model.chat_template)
+    tokenizer, architecture = bases.load_tokenizer(base, config.model.chat_template), bases.architecture(base)
+    rows = bases.embedding_rows(architecture)
+    encoder = Encoder.of(tokenizer, config.data, config.model.chat_template, rows)
+    bases.require_vocabulary(base, tokenizer, architecture, encoder.stop_ids)
     return Model(
         name=config.model.base_model,
-        encoder=Encoder.of(tokenizer, config.data, config.model.chat_template),
-        context_length=bases.context_length(bases.architecture(base)),
+        encoder=encoder,
+        context_length=bases.context_length(architecture),
         parameters=bases.parameter_count(base),
     )
 

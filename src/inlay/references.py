@@ -185,5 +185,5 @@ def _ready(base: BaseRef, config: Config, tokenizer: Any, dtype: Any, quantizati
 
     device = device_for(config)
     model = bases.load_model(base, config.model, dtype, device, quantization)
-    encoder = Encoder.of(tokenizer, config.data)
+    encoder = Encoder.of(tokenizer, config.data, rows=bases.embedding_rows(model.config))
     return LoadedBase(model, encoder, device, None if dtype == torch.float32 else dtype, base)

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from tokenizers import AddedToken
 
 from inlay.data.opening import parted
 from inlay.data.types import Message, Source
@@ -116,6 +117,23 @@ class ControlTokens:
             return None
         found = self._pattern.search(text) or (self._pattern.search(self._normalize(text)) if self._normalize else None)
         return found.group() if found else None
+
+
+def make_end_special(tokenizer: Any) -> None:
+    """Has the token with which the chat template ends an answer be a special one of the tokenizer.
+
+    Tokenizers that were saved carelessly hold it as an ordinary added token: nothing then ends at it, and decoding
+    shows it.
+    """
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # noqa: BLE001  a dialogue that meets it is told
+        return
+    end = text.rpartition(MARK)[2].lstrip()
+    added = [t.content for t in tokenizer.added_tokens_decoder.values() if not t.special and t.content.strip()]
+    if own := max((content for content in added if end.startswith(content)), key=len, default=None):
+        tokenizer.add_tokens([AddedToken(own, special=True, normalized=False)], special_tokens=True)
 
 
 def quoted(token: str) -> str:

@@ -19,16 +19,16 @@ from typing import Any, Final
 import numpy as np
 
 from inlay.config.settings import DataConfig
-from inlay.data.control import ControlTokens, refuse_lost_answer, refuse_lost_prompt
+from inlay.data.control import ControlTokens, make_end_special, refuse_lost_answer, refuse_lost_prompt
 from inlay.data.opening import continues, parted
 from inlay.data.quoting import QuotingTokenizer
-from inlay.data.rendering import Dialogue, Template
+from inlay.data.rendering import MARK, Dialogue, Template
 from inlay.data.template_kwargs import Switch, with_switches
 from inlay.data.types import Example, Message, Source
 from inlay.data.words import AtOnce, Tokenized
 from inlay.errors import DataError, ModelError
 
-CODE_VERSION = 5
+CODE_VERSION = 6
 """Raised when the same row would give other ids than before; part of the cache key."""
 
 QUESTION_ANSWER = (
@@ -83,9 +83,11 @@ class Encoder:
         control_tokens: str = "refuse",
         roles: Collection[str] = ("assistant",),
         template_kwargs: Mapping[str, Switch] | None = None,
+        rows: int | None = None,
     ) -> None:
         """`template_file` is where the tokenizer's template came from, if not with the tokenizer; `control_tokens` and
-        `template_kwargs` are the settings of that name; `roles` are those whose turns may be trained.
+        `template_kwargs` are the settings of that name; `roles` are those whose turns may be trained; `rows` is how
+        many ids the base knows, where that is known.
 
         Raises: ModelError for a tokenizer without an end, ConfigError for a switch that the template does not read.
         """
@@ -98,20 +100,28 @@ class Encoder:
         self._template_file = template_file
         self._roles = frozenset({"assistant", *roles})
         self.eos_id = int(tokenizer.eos_token_id)
-        self.pad_id = int(self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+        has_beyond = rows is not None and max(tokenizer.get_vocab().values()) >= rows
+        self.rows_known = rows if has_beyond else None
+        """How many ids the base knows, where the tokenizer has more."""
+        padding = tokenizer.pad_token_id
+        # padding is masked and may be any id that has a row
+        self.pad_id = int(self.eos_id if padding is None or self._has_no_row(padding) else padding)
         self._bos = _added_bos(tokenizer)
         if not tokenizer.chat_template:
             tokenizer.chat_template = ("{{ bos_token }}" if self._bos else "") + QUESTION_ANSWER
         tokenizer.chat_template = with_switches(tokenizer.chat_template, template_kwargs or {})
+        make_end_special(tokenizer)
         self._control = ControlTokens(tokenizer, escapes=control_tokens == "escape")
         self._tokenize = QuotingTokenizer(tokenizer.backend_tokenizer, self._control.strings)
         self._template = Template(tokenizer, self._control)
         self.stop_ids = self._find_stop_ids()
+        self._written_end = self._find_written_end()
 
     @classmethod
-    def of(cls, tokenizer: Any, data: DataConfig, template_file: str | None = None) -> Encoder:
-        """The encoder of a run with these settings."""
-        return cls(tokenizer, template_file, data.control_tokens, data.weights_of_roles, data.template_kwargs)
+    def of(cls, tokenizer: Any, data: DataConfig, template_file: str | None = None, rows: int | None = None) -> Encoder:
+        """The encoder of a run with these settings, for a base that knows `rows` ids."""
+        roles, switches = data.weights_of_roles, data.template_kwargs
+        return cls(tokenizer, template_file, data.control_tokens, roles, switches, rows)
 
     @property
     def own_template(self) -> bool:
@@ -142,8 +152,13 @@ class Encoder:
         """The ids that generation starts from: the dialogue and the opening of an assistant turn.
 
         Raises: DataError for text that the tokenizer would read as a control token (unless it is escaped), and for a
-        dialogue that the template refuses or does not show whole.
+        dialogue that the template refuses or does not show whole, or with a token that the base does not know.
         """
+        ids = self._prompt(messages, tools)
+        self._require_rows(ids, _PROMPT)
+        return ids
+
+    def _prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[int]:
         messages, tools = self._control.without(messages, tools, _PROMPT)
         if _is_document(messages):
             return [*self._bos, *self._tokenize([messages[0].content], [True])[0].tolist()]
@@ -155,8 +170,9 @@ class Encoder:
         return [i for piece in ids for i in piece.tolist()]
 
     def text(self, ids: Sequence[int]) -> str:
-        """What an answer says: its ids without control tokens."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        """What an answer says: its ids without control tokens, and without an end that the template writes as text."""
+        said = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return said.removesuffix(self._written_end).strip() if self._written_end else said
 
     def piece(self, id: int) -> str:  # noqa: A002
         """The text of one token; where it is a part of a character or leads with a space, as the vocabulary has it."""
@@ -261,7 +277,22 @@ class Encoder:
         for start, end, weight in spans:
             weights[start:end] = weight
         weights[0] = 0.0  # nothing comes before it to predict it from
-        return Tokens(np.concatenate(parts), weights, source, sequence.altered)
+        whole = np.concatenate(parts)
+        self._require_rows(whole, source)
+        return Tokens(whole, weights, source, sequence.altered)
+
+    def _has_no_row(self, id: int) -> bool:  # noqa: A002
+        return self.rows_known is not None and id >= self.rows_known
+
+    def _require_rows(self, ids: Sequence[int] | np.ndarray, source: Source) -> None:
+        """Raises: DataError for an id that the base does not know."""
+        if self.rows_known is None or not self._has_no_row(largest := int(max(ids, default=0))):
+            return
+        token = str(self.tokenizer.convert_ids_to_tokens(largest))
+        raise DataError(
+            f"{source}: holds the token {token!r} with the id {largest}, but the base knows only {self.rows_known} ids. It was "
+            "added to the tokenizer and not to the base: take it out of the tokenizer, or out of the text."
+        )
 
     def _find_stop_ids(self) -> frozenset[int]:
         """Ids that end an answer: the end-of-sequence token and the template's own ends of turn."""
@@ -273,6 +304,12 @@ class Encoder:
             if (text := dialogue.try_said(2)) and (closing := self._control.closing(text)):
                 found.add(int(self.tokenizer.convert_tokens_to_ids(closing)))
         return frozenset(found)
+
+    def _find_written_end(self) -> str:
+        """What the template writes behind an answer as its end, where that is text and no token; often nothing."""
+        said = Dialogue(self._template, [Message("user", "a"), Message("assistant", MARK)], [], _TEMPLATE).try_said(2)
+        end = said.partition(MARK)[2].strip() if said else ""
+        return "" if self._control.closing(end) else end
 
 
 def _is_document(messages: Sequence[Message]) -> bool:

@@ -84,8 +84,8 @@ def tokenized(
 
 
 def _place(file: DataFile, encoder: Encoder, most: int | None) -> Path:
-    capped = [] if most is None else [most]
-    key = json.dumps([CODE_VERSION, file.key, encoder.tokenizer_hash, encoder.template_hash, *capped])
+    more = [*([] if most is None else [most]), *([f"rows {encoder.rows_known}"] if encoder.rows_known else [])]
+    key = json.dumps([CODE_VERSION, file.key, encoder.tokenizer_hash, encoder.template_hash, *more])
     return cache_folder("tokens") / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -240,19 +240,26 @@ def architecture(ref: BaseRef) -> Any:
     return known
 
 
-def require_vocabulary(ref: BaseRef, tokenizer: Any, model_config: Any, used: int) -> None:
+def embedding_rows(model_config: Any) -> int:
+    """How many ids a base knows."""
+    text = getattr(model_config, "text_config", None) or model_config
+    return int(text.vocab_size)
+
+
+def require_vocabulary(ref: BaseRef, tokenizer: Any, model_config: Any, used: Collection[int]) -> None:
     """Raises: ModelError when the tokenizer is not this base's: it gives ids that the base has no row for.
 
-    `used` is the largest id in the data. A token that was added to the tokenizer and is not used may lie beyond:
-    Gemma 3 has one for images.
+    `used` are ids of the data and of the template. A token that was added to the tokenizer and is not used may lie
+    beyond: Gemma 3 has one for images.
     """
-    text = getattr(model_config, "text_config", None) or model_config
-    rows = int(text.vocab_size)
+    rows = embedding_rows(model_config)
     plain = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False) - 1
-    if max(plain, used) >= rows:
+    largest = max(plain, *used)
+    if largest >= rows:
+        token = str(tokenizer.convert_ids_to_tokens(largest))
         raise ModelError(
-            f"--model {ref.name}: its tokenizer gives ids up to {max(plain, used)}, but the base has only {rows} rows "
-            "of embeddings. Put the base's own tokenizer into the folder."
+            f"--model {ref.name}: its tokenizer gives ids up to {largest} ({token!r}), but the base has only {rows} rows "
+            "of embeddings. Put the base's own tokenizer into the folder, or take the added token out of it."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from inlay.training.setup import Setup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from inlay.data.encode import Encoder
 
 _MARKS = {
     "skipped": "#7a1fa2", "rollback": "#d81b60", "spike": "#bdbdbd", "out of memory": "#f9a825", "overfitting": "#5d4037",
@@ -69,10 +72,18 @@ def export(setup: Setup, job: Job) -> int:
         else:
             TrainedState.of(job.model).exported().under(setup.named).write(folder)
         setup.encoder.tokenizer.save_pretrained(str(folder))
+        _write_ends(setup.encoder, folder)
         write_json(folder / CARD, card)
 
     replace_folder(job.run.model if whole else job.run.adapter, fill, {"step": step})
     return step
+
+
+def _write_ends(encoder: Encoder, folder: Path) -> None:
+    """Names the ids that end an answer for other programs, which else know only the tokenizer's end-of-sequence."""
+    path = folder / "generation_config.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, kept | {"eos_token_id": sorted(encoder.stop_ids), "pad_token_id": encoder.pad_id})
 
 
 def _write_model(model: Any, base: Path, folder: Path) -> None:

@@ -306,12 +306,14 @@ def _data(
     """The rows as this base reads them."""
     config = choices.config
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)
-    encoder = Encoder.of(tokenizer, config.data, config.model.chat_template)
+    rows = bases.embedding_rows(architecture)
+    encoder = Encoder.of(tokenizer, config.data, config.model.chat_template, rows)
+    bases.require_vocabulary(base, tokenizer, architecture, encoder.stop_ids)
     reporter.stage(f"reading {config.data.train_name}")
     context = bases.context_length(architecture) - virtual_tokens_of(config)
     data = prepare(config.data, encoder, context, config.eval.max_rows, config.train.seed, reporter)
     used = max(tokens.largest_id for tokens in (data.train, data.heldout))
-    bases.require_vocabulary(base, tokenizer, architecture, max(used, *encoder.stop_ids))
+    bases.require_vocabulary(base, tokenizer, architecture, [used])
     choices.settle("data.max_length", data.max_length, data.max_length_reason)
     if data.format != MIXED:
         choices.settle("data.format", data.format, data.format_reason)
