@@ -23,6 +23,7 @@ from inlay.events import Reporter
 from inlay.models import base as bases
 from inlay.models.adapter import attach
 from inlay.models.batch_invariance import groups_of_config
+from inlay.models.dropout import switch_off
 from inlay.models.machine import memory_facts
 from inlay.models.probe import dtype_name, pick_device, pick_dtype, product_dtype, synchronize
 from inlay.speed import Load, Speed
@@ -341,6 +342,8 @@ def _without_weights(architecture: Any, config: Config, dtype: torch.dtype) -> A
     attention = None if config.model.attention == "auto" else config.model.attention
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, attn_implementation=attention)
+    if not config.train.base_dropout:
+        switch_off(model)
     return model.requires_grad_(False)
 
 

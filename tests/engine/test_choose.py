@@ -84,7 +84,9 @@ def test_what_it_does_not_know_falls_back_and_says_so() -> None:
         "plain",
         "not the direct one: it does not know the activation relu",
     )
-    assert chosen(adapted(decoder("llama", attention_dropout=0.1)))[1].endswith("the base has dropout")
+    assert chosen(adapted(decoder("llama", attention_dropout=0.1)))[1].endswith(
+        "the base's own dropout is on (train.base_dropout)"
+    )
 
 
 class Clock:

@@ -257,6 +257,9 @@ class TrainConfig(Settings):
     branch_from: str | None = None
     """A checkpoint of another run (`RUN@STEP`) that this run goes on from as its own: adapter, optimizer, place in the
     data and metrics. Data, base, adapter, batch, seed and optimizer must agree with it."""
+    base_dropout: bool = False
+    """Train with the dropout that the base's own config sets (0.1 in GPT-2, OPT and others), as transformers' Trainer does.
+    Off, a step does not depend on how its rows are shared out, and the direct path can be taken."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """`adamw` keeps fp32 state; the 8-bit ones need the `quant` extra, the paged one CUDA."""
     engine: Literal["auto", "plain", "direct"] = "auto"

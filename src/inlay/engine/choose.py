@@ -20,6 +20,7 @@ from inlay.engine.memory import first_line, is_out_of_memory, release
 from inlay.engine.plain import Engine, PlainModel
 from inlay.errors import ConfigError, StorageError
 from inlay.models.adapter import TRAINED, lora_layers, starts_from_weights
+from inlay.models.dropout import own_dropout
 from inlay.models.full import is_whole
 from inlay.models.machine import cpu_facts, library_versions
 from inlay.models.methods import trained_parameters
@@ -130,8 +131,8 @@ def refusal(peft_model: Any, dtype: torch.dtype, quantization: str) -> str | Non
 
     if activation(config) not in ACTIVATIONS:
         return f"it does not know the activation {activation(config)}"
-    if getattr(config, "attention_dropout", 0.0) or getattr(config, "resid_pdrop", 0.0):
-        return "the base has dropout"
+    if own_dropout(model):
+        return "the base's own dropout is on (train.base_dropout)"
     if getattr(config, "use_bidirectional_attention", False):
         return "the base looks ahead"
     if config._attn_implementation not in ("sdpa", "eager"):

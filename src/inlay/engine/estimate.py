@@ -12,12 +12,12 @@ from typing import Any, Final
 from torch import nn
 
 from inlay.engine.head import WIDENED_AT_ONCE, rows_at_once
+from inlay.models.dropout import own_dropout
 from inlay.models.methods import is_adapters
 from inlay.models.quantization import constant_bytes
 
 LAYER_NAMES: Final = ("num_hidden_layers", "n_layer", "num_layers")
 _OPTIMIZER_BYTES: Final = {"adamw": 8}
-_DROPOUTS: Final = ("attn_pdrop", "resid_pdrop", "attention_dropout", "dropout")
 _SCORES: Final = 1 << 23
 _HOLES: Final = 0.25
 """Of the plain path's activations on a CPU: holes that blocks freed amid kept ones leave in the heap. Seen were 0.15 to 0.6."""
@@ -97,7 +97,7 @@ class Shape:
     scores_kept: bool
     """Whether attention keeps all its scores (`eager`)."""
     drops_out: bool = False
-    """Whether the base has dropout of its own (GPT-2): its masks are kept, and all scores, since torch has no attention
+    """Whether the base's own dropout is on: its masks are kept, and all scores, since torch has no attention
     with dropout on a CPU that keeps none."""
 
     @staticmethod
@@ -127,7 +127,7 @@ class Shape:
             norms_after="pre_feedforward_layernorm" in names,
             norms_heads="q_norm" in names,
             scores_kept=getattr(config, "_attn_implementation", None) == "eager",
-            drops_out=drops_out(config),
+            drops_out=own_dropout(model) > 0,
         )  # fmt: skip
 
     def in_nf4(self, double: bool) -> Shape:
@@ -246,11 +246,6 @@ def largest_micro_batch(
             break
         size = (size + 1) // 2
     return size, f"at most {token_cap} tokens at once, and its estimate fits {room_bytes / 1e9:.1f} GB"
-
-
-def drops_out(config: Any) -> bool:
-    """Whether a base of this config has dropout of its own."""
-    return any(getattr(config, name, 0.0) for name in _DROPOUTS)
 
 
 def _is_linear(module: nn.Module) -> bool:

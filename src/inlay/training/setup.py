@@ -29,7 +29,6 @@ from inlay.engine.estimate import (
     MemoryEstimate,
     Shape,
     Work,
-    drops_out,
     estimate,
     largest_micro_batch,
     shape_of,
@@ -42,6 +41,7 @@ from inlay.events import Reporter, bytes_shown
 from inlay.models import base as bases
 from inlay.models.adapter import alpha_of, attach, layers_adapted
 from inlay.models.batch_invariance import batch_groups
+from inlay.models.dropout import own_dropout, switch_off
 from inlay.models.fingerprint import Fingerprint
 from inlay.models.full import open_up, weights_of
 from inlay.models.machine import library_versions, memory_facts
@@ -147,6 +147,8 @@ class Setup:
                          + (f"; {data.leaked} ask what a training row asks" if data.leaked else "")),
             ("trained tokens", f"{data.train.trained_tokens:,} of {data.train.token_count:,} ({data.trained_share:.0%})"),
             ("adapter", f"{self._kind()}{self._variant()}"),
+            *([("base's dropout", f"{'on' if config.train.base_dropout else 'off'} ({why})")]
+              if (why := reasons.get("train.base_dropout")) else []),
             ("trainable", f"{self.trainable:,} ({self.trainable / self.total_parameters:.2%})"),
             ("engine", f"{self.engine.name} ({reasons.get('train.engine', 'as set')})"),
             *([("processes", f"{self.processes}, each with its share of every step and of the held-out rows")]
@@ -211,7 +213,7 @@ class Setup:
             eval_every=self.eval_every,
             save_every=self.save_every,
             autocast_dtype=autocast,
-            has_dropout=self.config.adapter.dropout > 0 or drops_out(self.model.config.get_text_config()),
+            has_dropout=self.config.adapter.dropout > 0 or own_dropout(self.model) > 0,
             max_memory_bytes=parse_bytes(train.max_memory) if train.max_memory else None,
             inputs=self.inputs,
             versions=library_versions() | self._loops(),
@@ -360,6 +362,12 @@ def _model(
     reporter.stage(
         f"base: {type(model).__name__}, {layers} layers, {total_parameters:,} parameters, all {'trained' if whole else 'frozen'}"
     )
+    if rate := own_dropout(model):
+        choices.reasons["train.base_dropout"] = f"the base's config has {rate:g}"
+        if not config.train.base_dropout:
+            switch_off(model)
+    elif config.train.base_dropout:
+        raise ConfigError("train.base_dropout: has no effect, this base has no dropout. Leave it out.")
     if place.quantization != "none":
         choices.reasons["model.quantization"] = (
             f"{held(model, place.quantization)}; {choices.reasons['model.quantization']}"
