@@ -276,3 +276,13 @@ def test_a_run_says_what_the_machine_was(config_tree: Tree) -> None:
     machine = train(config_tree()).record["machine"]
     assert machine["versions"]["torch"]
     assert machine["memory"]["total_bytes"] > 0
+
+
+def test_the_log_of_a_run_holds_what_was_said_before_it_had_a_folder(config_tree: Tree) -> None:
+    reporter = Quiet()
+    run = train(config_tree(), reporter=reporter)
+    lines = (run.path / "log.txt").read_text().splitlines()
+    read = next(stage for stage in reporter.stages if stage.startswith("reading"))
+    assert lines.index(f"… {read}") < lines.index("pre-flight")
+    warned = [f"warning: {text}" for text in run.record["machine"].get("warnings", ())]
+    assert [line for line in lines if line.startswith("warning: ")][: len(warned)] == warned

@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from inlay import api
+from inlay.cli import view
 from inlay.config import load
 from inlay.errors import Interrupted, TrainingError
 from inlay.models.adapter import TrainedState
@@ -119,7 +120,12 @@ def test_the_best_checkpoint_outlives_retention_and_is_exported(overfitted: Tree
     assert last.record["result"]["eval_loss"] == pytest.approx(held[10], rel=1e-6)
     assert not same_adapter(run, last)
 
-    stopped = train(overfitted(early_stopping_patience=2))
+    reporter = Quiet()
+    stopped = train(overfitted(early_stopping_patience=2), reporter=reporter)
+    told = f"step {best + 4}: early stop: the held-out loss did not fall below the {held[best]:.4f} of step {best}"
+    assert next(note for note in reporter.notes if "early stop" in note).startswith(told)
+    assert told in (stopped.path / "log.txt").read_text()
+    assert f"of {best + 4}, stopped early, best step {best}" in view.after_training(stopped)
     assert stopped.record["result"]["stopped_early"]
     assert stopped.record["result"]["steps"] == best + 4
     assert same_adapter(stopped, run)
@@ -138,6 +144,8 @@ def test_overfitting_ends_the_run_early_with_its_best_adapter_and_also_after_a_s
     assert result["best_step"] + 8 <= result["steps"] < 30
     assert result["adapter_step"] == result["best_step"]
     assert [line["step"] for line in lines if line.get("diagnosis") == "overfitting"] == [result["steps"]]
+    left = 30 - result["steps"]
+    assert f"step {result['steps']}: early stop by train.on_overfitting, {left} steps before the end" in reporter.notes
     assert sum("overfitting: held-out loss rose" in note for note in reporter.notes) == 1
 
     again = overfitted(**plan) | {"output": {"folder": str(tmp_path), "name": "again"}}

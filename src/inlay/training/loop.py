@@ -356,11 +356,19 @@ def _evaluate_if_due(job: Job, world: World, stop: StopRequest, reporter: Report
     waited = patience is not None and progress.evals_without_gain >= patience
     values = {"eval_loss": loss, "best": best}
     progress.stopped_early = waited
+    if waited and step < job.total_steps:
+        reporter.note(
+            f"step {step}: early stop: the held-out loss did not fall below the {progress.best_eval_loss:.4f} of step "
+            f"{progress.best_step} in {progress.evals_without_gain} evaluations (train.early_stopping_patience)"
+        )
     if found is None:
         return values
     policy, done = config.on_overfitting if found.kind == "overfitting" else config.on_plateau, "noted"
     if policy == "stop":
         progress.stopped_early, done = True, "the run was stopped"
+        if step < job.total_steps:
+            setting = "on_overfitting" if found.kind == "overfitting" else "on_plateau"
+            reporter.note(f"step {step}: early stop by train.{setting}, {job.total_steps - step} steps before the end")
     elif policy == "escape" and progress.plateau is None and escape.is_over(step, job.save_every) < job.total_steps:
         progress.plateau = {"step": step, "back_to": escape.start(step, job.save_every)} | asdict(found)
         done = f"after the run's end other ways go from step {progress.plateau['back_to']}"
