@@ -59,6 +59,18 @@ def test_padding_that_leaks_into_a_row_is_found_in_every_dtype(
     assert (batch_groups(model).pads, answer_groups(model).pads) == (on_the_right, on_the_left)
 
 
+def test_a_base_that_computes_nothing_is_not_remembered_as_one_whose_padding_leaks() -> None:
+    broken, whole = model_of("llama"), model_of("llama")
+    torch.nn.init.constant_(broken.lm_head.weight, float("nan"))
+    assert batch_groups(broken).pads
+    assert batch_groups(whole).pads
+    leaking, still = model_of("rwkv"), model_of("rwkv")
+    for parameter in still.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert answer_groups(still).pads
+    assert not answer_groups(leaking).pads
+
+
 def test_losses_of_a_longrope_base_depend_on_no_batch_size_and_no_engine(
     tmp_path: Path, config_tree: Callable[..., dict[str, Any]]
 ) -> None:

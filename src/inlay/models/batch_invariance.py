@@ -22,6 +22,7 @@ from torch import Tensor
 
 from inlay.errors import StorageError
 from inlay.models.machine import library_versions
+from inlay.models.methods import is_adapters
 from inlay.models.prompt import is_prompted, switched_off, virtual_tokens
 from inlay.storage import cache_folder, write_file
 
@@ -114,23 +115,29 @@ def _is_seen(model: Any, how: str) -> bool:
     with contextlib.suppress(OSError, ValueError, KeyError):
         known[how] = bool(json.loads(note.read_text(encoding="ascii"))["as alone"])
         return known[how]
-    known[how] = _holds(base, how)
+    found = _holds(base, how)
+    if found is None:
+        return True
+    known[how] = found
     with contextlib.suppress(StorageError):  # a cache that cannot be written costs time, nothing else
         write_file(note, json.dumps({"as alone": known[how]}))
     return known[how]
 
 
 def _digest(base: Any, how: str) -> str:
-    """Of what decides it: the architecture and how it is computed here."""
+    """Of what decides it: the base, by a few of each weight's values, and how it is computed here."""
+    weights = [p.detach().flatten()[:4].tolist() for name, p in base.named_parameters() if not is_adapters(name)]
     config = {k: v for k, v in base.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     about = [
         config, base.config._attn_implementation, sorted({str(p.dtype) for p in base.parameters()}),
         str(base.device), library_versions(), torch.get_float32_matmul_precision(), how,
+        weights,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def _holds(base: Any, how: str) -> bool:
+def _holds(base: Any, how: str) -> bool | None:
+    """None where the base's logits are not finite, which other checks say."""
     left, pads = how.endswith("left"), how.startswith("padded")
     short, long_, other = _ids(base)
     blanks = [ids.expand(_LONG - _SHORT) for ids in (short[:1], other[:1])] if pads else [short[:0]] * 2
@@ -143,6 +150,8 @@ def _holds(base: Any, how: str) -> bool:
     with _quiet(base):
         alone = look(base, short[None], torch.ones_like(short)[None])[0]
         _, one, same = look(base, batch, mask)
+    if not all(bool(torch.isfinite(logits).all()) for logits in (alone, one, same)):
+        return None
     dtypes = {p.dtype for p in base.parameters()}
     coarse = dtypes != {torch.float32} or torch.get_float32_matmul_precision() != "highest"
     from_alone, from_same = _ROUNDING[coarse]
