@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,6 +21,7 @@ from inlay.errors import ModelError, nearest
 from inlay.models.fingerprint import Fingerprint, difference, digest_of_files, fingerprint
 from inlay.models.mapped import paged_out
 from inlay.models.probe import pick_matmul_precision
+from inlay.models.unused_weights import refuse_unused
 from inlay.storage import is_there
 
 BUILTIN = {"builtin:nano": "builtin/nano"}
@@ -273,8 +274,14 @@ def context_length(model_config: Any) -> int:
     return 2048
 
 
-def load_model(ref: BaseRef, settings: ModelConfig, dtype: torch.dtype, device: str, quantization: str) -> Any:
-    """The base on its device, frozen, in eval mode. fp32 products are those of `model.matmul_precision` from here on."""
+def load_model(
+    ref: BaseRef, settings: ModelConfig, dtype: torch.dtype, device: str, quantization: str,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Any:  # fmt: skip
+    """The base on its device, frozen, in eval mode. fp32 products are those of `model.matmul_precision` from here on.
+
+    `tell` is given what of its files is not used. Raises: ModelError when files and config.json are not of one model.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -297,6 +304,11 @@ def load_model(ref: BaseRef, settings: ModelConfig, dtype: torch.dtype, device: 
             f"--model {ref.name}: {len(absent)} weights are missing or of another shape, first {absent[0]}; they would "
             "be random. Give a whole causal language model."
         )
+    whole = json.loads((ref.folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    for sentence in refuse_unused(
+        f"--model {ref.name}", model, found["unexpected_keys"], part=whole != model.config.model_type
+    ):
+        tell(sentence)
     if quantization == "none":
         model.to(device)
     else:

@@ -352,10 +352,10 @@ def _model(
     """(the base with what is trained in it, what its config.json names, its parameters, the target modules)"""
     config, settings = choices.config, choices.config_settled().model
 
-    def load() -> Any:
-        return bases.load_model(base, settings, place.dtype, place.device, place.quantization)
+    def load(tell: Callable[[str], None] = lambda _: None) -> Any:
+        return bases.load_model(base, settings, place.dtype, place.device, place.quantization, tell)
 
-    model = load()
+    model = load(lambda text: reporter.note(f"warning: {text}"))
     total_parameters = sum(_numel(p) for p in model.parameters())
     whole = config.adapter.method == "full"
     layers = shape_of(model.config.get_text_config(), *LAYER_NAMES)
