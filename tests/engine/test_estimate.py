@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from decoders import batch, decoder
 from torch import Tensor
 
 from inlay.config import validate
-from inlay.engine.estimate import MemoryEstimate, Shape, Work, estimate
+from inlay.engine.estimate import MemoryEstimate, Shape, Work, estimate, shape_of
 from inlay.engine.loss import weighted_nll
 from inlay.models.adapter import attach
 from inlay.models.full import open_up
@@ -57,3 +58,7 @@ def test_beside_what_is_in_use_a_cpu_holds_holes_of_the_plain_path_and_kernels()
     assert found(replace(plain, recompute=True)).kept_free == 0  # each block is given back at once
     assert found(replace(plain, engine="direct")).kept_free == 0
     assert found(replace(plain, makes_kernels=True)).kept_free > found(plain).kept_free + 1e8
+
+
+def test_a_size_that_each_layer_has_for_itself_counts_as_its_largest() -> None:
+    assert shape_of(SimpleNamespace(intermediate_size=[64, 96, 64]), "intermediate_size") == 96

@@ -18,7 +18,7 @@ from inlay.config import Config
 from inlay.errors import AdapterError, ConfigError
 from inlay.models.adapter import TrainedState, attach, base_view, detach, lora_layers
 from inlay.models.starts import leading
-from inlay.models.targets import ROLES, layers_for_roles, linear_layers, resolve_targets
+from inlay.models.targets import layers_for_roles, linear_layers, resolve_targets
 from inlay.training.resolve import targets_of
 from parts import NANO
 
@@ -121,8 +121,6 @@ def test_a_vision_tower_of_the_same_names_is_left_alone(wanted: Any):
 def test_a_list_that_matches_only_in_part_is_refused_with_the_nearest_name():
     with pytest.raises(AdapterError, match=r"unknown layer 'q_prj'\. Did you mean 'q_proj'"):
         resolve_targets(decoder("llama"), ["v_proj", "q_prj"])
-    with pytest.raises(AdapterError, match="lm_head"):
-        resolve_targets(decoder("llama"), ["q_proj", "lm_head"])
 
 
 @pytest.mark.parametrize(
@@ -149,7 +147,6 @@ def test_a_list_of_the_users_is_never_translated():
     names, reason = layers_for_roles(decoder("gpt2"), ["q_proj", "gate_proj"], "these")
     assert names == ["attn.c_attn"]
     assert "gate_proj has no counterpart" in reason
-    assert "gpt2" in ROLES
 
 
 def logits(model: Any) -> Tensor:

@@ -85,6 +85,9 @@ class AdapterConfig(Settings):
     target_modules: Auto | Annotated[list[str], Field(min_length=1)] = "auto"
     """Which layers get an adapter: `auto` (all linear layers without the head, with `ia3` its three kinds) or name
     endings, each of which must match."""
+    experts: bool = False
+    """Give the experts of a mixture an adapter too, where the weights of all experts of a layer lie in one tensor: of
+    `rank` for each expert. They are no linear layers, and `target_modules` does not reach them."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which biases are trained along."""
     rslora: bool = False
@@ -104,7 +107,7 @@ class AdapterConfig(Settings):
     @model_validator(mode="after")
     def _settings_belong_to_the_method(self) -> AdapterConfig:
         idle: tuple[str, ...] = (
-            () if self.method == "lora" else ("rank", "alpha", "dropout", "bias", "rslora", "dora", "init")
+            () if self.method == "lora" else ("rank", "alpha", "dropout", "experts", "bias", "rslora", "dora", "init")
         )
         idle += ("target_modules", "start_from") if self.method == "full" else ()
         idle += ("target_modules",) if self.method == "prompt" else ()
@@ -112,6 +115,15 @@ class AdapterConfig(Settings):
         for name in idle:
             if _is_changed(self, name):
                 raise ValueError(f"{name} has no effect with method {self.method}; leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _experts_are_plain_lora(self) -> AdapterConfig:
+        for name, idle in (("dropout", 0.0), ("dora", False), ("init", "default")):
+            if self.experts and getattr(self, name) not in (idle, "gaussian"):
+                raise ValueError(
+                    f"experts cannot be combined with {name}, which PEFT does not know there; leave one out"
+                )
         return self
 
     @model_validator(mode="after")

@@ -168,6 +168,8 @@ class Work:
     """Whether freed blocks stay in a heap (`inlay.engine.memory.tune_allocator`)."""
     makes_kernels: bool = False
     """Whether products are 16-bit ones of oneDNN."""
+    experts: int = 0
+    """Bytes of experts with an adapter: each layer keeps a copy of them with the update added for its backward pass."""
     width: int | None = None
     """Bytes of a hidden value where products are computed in another format than the base is held in."""
 
@@ -197,13 +199,13 @@ def estimate(shape: Shape, work: Work, tokens: int, length: int, trained_tokens:
         adapter=4 * work.adapter,
         gradients=4 * numbers,
         optimizer=numbers * _OPTIMIZER_BYTES.get(work.optimizer, 2),
-        activations=0 if work.offload else int(kept),
+        activations=0 if work.offload else int(kept) + work.experts // (shape.layers if work.recompute else 1),
         logits=int(
             logits
             + 2 * trained * shape.hidden * width
             + 4 * bool(work.width) * min(WIDENED_AT_ONCE, shape.vocabulary * shape.hidden)
         ),
-        workspace=int(tokens * passing * width + 3 * scores * width + widened),
+        workspace=int(tokens * passing * width + 3 * scores * width + widened) + work.experts // shape.layers,
         kept_free=int(_HOLES * kept * (work.leaves_holes and work.engine == "plain" and not work.recompute))
         + _KERNELS * work.makes_kernels,
         snapshot=shape.weight_bytes + numbers * _OPTIMIZER_BYTES.get(work.optimizer, 2) if full else 0,
@@ -229,10 +231,11 @@ def _kept(shape: Shape, work: Work, length: int, width: int) -> float:
 
 
 def shape_of(config: Any, *names: str, default: int | None = None) -> int:
-    """The first of the named sizes that a transformers config has; families name them differently."""
+    """The first of the named sizes that a transformers config has; families name them differently. The largest where each
+    layer has its own."""
     found = next((getattr(config, name) for name in names if getattr(config, name, None)), default)
     assert found is not None, f"{type(config).__name__} has none of {names}"
-    return int(found)
+    return max(map(int, found)) if isinstance(found, (list, tuple)) else int(found)
 
 
 def largest_micro_batch(

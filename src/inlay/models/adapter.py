@@ -27,7 +27,9 @@ from inlay.models.adapter_files import CARD, SETTINGS, WEIGHTS, refuse_endless_p
 from inlay.models.base import BaseRef
 from inlay.models.methods import APPLIED, all_conv1d, ia3_config, is_adapters
 from inlay.models.named_class import NamedClass, for_both, renamed, reverse
+from inlay.models.peft_names import as_layers, as_peft_reads, of_modules, rewritten, taken_as_given
 from inlay.models.starts import FROM_WEIGHTS, ShiftedDown, ShiftedUp, factors, principal_inputs
+from inlay.models.targets import expert_targets, hit
 
 TRAINED, START = "default", "inlay_start"
 
@@ -54,8 +56,15 @@ def attach(
     adapter, alpha = config.adapter, alpha_of(config)
     if adapter.method == "prompt":
         return prompt.fresh(model, adapter.prompt_tokens, config.model.base_model)
+    named = set(hit(targets, (name for name, _ in model.named_modules())))
     if adapter.method == "ia3":
-        return _wrapped(model, ia3_config(model, targets, config.model.base_model))
+        return _as_named(_wrapped(model, ia3_config(model, targets, config.model.base_model)), named)
+    if adapter.dora and (unread := rewritten(model, targets)):
+        raise AdapterError(
+            f"adapter.dora: PEFT reads {', '.join(unread)} of a {model.config.model_type} as names of experts, and could not "  # type: ignore[union-attr]
+            "open the adapter. Leave them out of adapter.target_modules, or leave out adapter.dora."
+        )
+    experts = expert_targets(model) if adapter.experts else []
     from_weights = adapter.init in FROM_WEIGHTS
     if from_weights:  # of twice the rank, at the same scale: alpha/r, or alpha/sqrt(r)
         alpha *= math.sqrt(2.0) if adapter.rslora else 2.0
@@ -65,6 +74,7 @@ def attach(
         lora_alpha=alpha,  # type: ignore[arg-type, unused-ignore]
         lora_dropout=adapter.dropout,
         target_modules=targets,
+        target_parameters=experts or None,
         bias=adapter.bias,
         use_rslora=adapter.rslora,
         use_dora=adapter.dora,
@@ -72,7 +82,8 @@ def attach(
         init_lora_weights="gaussian" if adapter.init == "gaussian" else True,
         base_model_name_or_path=config.model.base_model,
     )
-    peft_model = _wrapped(model, lora)
+    named |= {name.rpartition(".")[0] for name in hit(experts, (name for name, _ in model.named_parameters()))}
+    peft_model = _as_named(_wrapped(model, lora), named)
     if adapter.bias != "none" and not peft_model.base_biases:
         raise AdapterError(f"adapter.bias {adapter.bias}: this base has no such biases. Leave it at none.")
     coarse = {p.dtype for p, _ in peft_model.base_biases.values()} - {torch.float32}
@@ -95,6 +106,18 @@ def attach(
     return peft_model
 
 
+def _as_named(peft_model: Any, named: set[str]) -> Any:
+    """The model, when the layers that were named have an adapter and no others. Raises: AdapterError."""
+    base = peft_model.get_base_model()
+    if differing := sorted(named ^ {name for name, _ in _tuned_layers(base)}):
+        detach(peft_model)
+        raise AdapterError(
+            f"adapter.target_modules: PEFT {'leaves out' if differing[0] in named else 'also takes'} {differing[0]} "
+            f"({len(differing)} layers differ from those that are named). Name layers that it takes one by one."
+        )
+    return peft_model
+
+
 def layers_adapted(peft_model: Any) -> str:
     """` on 12 layers` of the base, empty where the adapter is on none."""
     count = len(_tuned_layers(peft_model))
@@ -102,9 +125,18 @@ def layers_adapted(peft_model: Any) -> str:
 
 
 def _tuned_layers(model: nn.Module) -> list[tuple[str, Any]]:
+    """Layers with an adapter. Experts that have one for each of their weights count once."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    tuned = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    return [(name, module) for name, module in tuned if not name.endswith(".base_layer")]
+
+
+def expert_bytes(peft_model: Any) -> int:
+    """Of the experts' weights that have an adapter. PEFT copies them in each forward pass with their update added, and the
+    backward pass needs the copies."""
+    adapted = (layer for _, layer in lora_layers(peft_model) if hasattr(layer, "parameter_name"))
+    return sum(layer.get_param().numel() * layer.get_param().element_size() for layer in adapted)
 
 
 def lora_layers(peft_model: Any) -> Iterator[tuple[str, Any]]:
@@ -120,7 +152,7 @@ def _wrapped(model: nn.Module, settings: Any) -> Any:
     from peft import get_peft_model
 
     name, settings.base_model_name_or_path = settings.base_model_name_or_path, None
-    with warnings.catch_warnings():  # peft 0.21 asks transformers 5 for a name it renamed
+    with warnings.catch_warnings(), taken_as_given():  # peft 0.21 asks transformers 5 for a name it renamed
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         peft_model: Any = get_peft_model(model, settings)
     settings.base_model_name_or_path = name  # peft puts the folder there, which is a cache's for a hub id
@@ -133,7 +165,10 @@ def _wrapped(model: nn.Module, settings: Any) -> Any:
 
 def starts_from_weights(peft_model: Any) -> bool:
     """Whether what is trained is the difference from a start that the base's weights gave."""
-    return any(isinstance(layer.lora_A[TRAINED], ShiftedDown) for _, layer in lora_layers(peft_model))
+    return any(
+        TRAINED in layer.lora_A and isinstance(layer.lora_A[TRAINED], ShiftedDown)
+        for _, layer in lora_layers(peft_model)
+    )
 
 
 @contextlib.contextmanager
@@ -207,7 +242,8 @@ class TrainedState:
         elif prompt.is_prompted(peft_model):
             settings = prompt.settings_of(peft_model) | {"inference_mode": True}
         else:
-            settings = peft_model.peft_config[TRAINED].to_dict() | {"inference_mode": True}
+            settings = _plain(peft_model.peft_config[TRAINED].to_dict()) | {"inference_mode": True}
+            settings = as_peft_reads(settings, peft_model.get_base_model())
         tensors = {k: v.detach().float().cpu().clone() for k, v in _tensors_of(peft_model).items()}
         return TrainedState(_plain(settings), tensors)
 
@@ -219,7 +255,8 @@ class TrainedState:
         """With the module names of the class that the base's config.json names, in which it then has its effect."""
         if named is None or not named.prefixes:
             return self
-        settings = self.settings | {"target_modules": for_both(self.tensors, named.prefixes)}
+        modules = of_modules(self.tensors, self.settings)
+        settings = self.settings | {"target_modules": for_both(modules, named.prefixes)}
         return TrainedState(settings, renamed(self.tensors, named.prefixes))
 
     def write(self, folder: Path) -> None:
@@ -262,8 +299,6 @@ class TrainedState:
 
     def load_into(self, peft_model: Any) -> None:
         """Puts the tensors into the adapter of a PeftModel. Raises: AdapterError on any name or shape that differs."""
-        from peft import set_peft_model_state_dict
-
         there = _tensors_of(peft_model)
         if full.is_whole(peft_model) or prompt.is_prompted(peft_model):
             _require_places(there, self.tensors)
@@ -277,7 +312,9 @@ class TrainedState:
             weight_RI, weight_OR = parts.pop(f"{down}.weight"), parts.pop(f"{up}.weight")
             parts[f"{down}.start"], parts[f"{down}.change"] = parts.pop(_start_of(down)), weight_RI[rank:]
             parts[f"{up}.change"], parts[f"{up}.start"] = weight_OR[:, :rank], weight_OR[:, rank:]
-        set_peft_model_state_dict(peft_model, parts)
+        places = _peft_tensors_of(peft_model)
+        for name, tensor in parts.items():
+            places[name].copy_(tensor)
 
     @staticmethod
     def shared_by(copy: Callable[[Tensor], Tensor], peft_model: Any) -> None:
@@ -299,7 +336,7 @@ class TrainedState:
             return prompt.put_on(model, self.settings, self.tensors[prompt.NAME]).eval()
         # A start that rewrites the base (pissa, olora) belongs to training, never to loading.
         kind = self.settings["peft_type"]
-        settings = {k: self.settings[k] for k in APPLIED[kind] if k in self.settings}
+        settings = {k: v for k, v in as_layers(self.settings, model).items() if k in APPLIED[kind]}
         refuse_endless_patterns(settings, (name for name, _ in model.named_modules()))
         try:
             peft_model = _wrapped(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](**settings))
@@ -356,14 +393,20 @@ def _without_copies(tensors: Mapping[str, Tensor], peft_model: Any) -> dict[str,
     return kept
 
 
-def _tensors_of(peft_model: Any) -> dict[str, Tensor]:
+def _peft_tensors_of(peft_model: Any) -> dict[str, Tensor]:
+    """The adapter's tensors under PEFT's names, in the model's own memory."""
     from peft import get_peft_model_state_dict
 
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    return tensors
+
+
+def _tensors_of(peft_model: Any) -> dict[str, Tensor]:
     if full.is_whole(peft_model):
         return full.weights_of(peft_model)
     if prompt.is_prompted(peft_model):
         return {prompt.NAME: getattr(peft_model, prompt.NAME).detach()}
-    tensors: dict[str, Tensor] = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    tensors = _peft_tensors_of(peft_model)
     shifted = _shifted(peft_model)
     for names, layer in shifted.items():
         for name, matrix in zip(names, (layer.lora_A[TRAINED], layer.lora_B[TRAINED]), strict=True):
@@ -381,7 +424,7 @@ def _shifted(peft_model: Any) -> dict[tuple[str, str], Any]:
     return {
         (f"{prefix}{name}.lora_A", f"{prefix}{name}.lora_B"): layer
         for name, layer in lora_layers(peft_model)
-        if isinstance(layer.lora_A[TRAINED], ShiftedDown)
+        if TRAINED in layer.lora_A and isinstance(layer.lora_A[TRAINED], ShiftedDown)
     }
 
 

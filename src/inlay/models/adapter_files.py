@@ -81,7 +81,9 @@ def _refuse_absurd(folder: Path, settings: Mapping[str, Any], tensors: Mapping[s
         raise AdapterError(f"{folder}: its rank is {rank!r}; it must be a whole number of at least 1.")
     for name, tensor in tensors.items():
         held = tensor.shape[0] if name.endswith("lora_A.weight") else None
-        if held is not None and held != rank and not settings.get("rank_pattern"):
+        # of a tensor with several experts each has that rank
+        is_other = held is not None and (held % rank if settings.get("target_parameters") else held != rank)
+        if is_other and not settings.get("rank_pattern"):
             raise AdapterError(f"{folder}: {name} has rank {held}, but {SETTINGS} says {rank}.")
     if settings.get("ensure_weight_tying") and any("lora_embedding_" in name for name in tensors):
         raise AdapterError(

@@ -18,7 +18,7 @@ _LAYERS: Final = ("target_modules", "exclude_modules", "fan_in_fan_out")
 APPLIED: Final = {
     "LORA": (
         *_COMMON, *_LAYERS, "r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "use_dora", "rank_pattern",
-        "alpha_pattern", "layers_to_transform", "layers_pattern",
+        "alpha_pattern", "layers_to_transform", "layers_pattern", "target_parameters",
     ),
     "IA3": (*_COMMON, *_LAYERS, "feedforward_modules"),
 }  # fmt: skip

@@ -13,6 +13,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from inlay.errors import AdapterError
+
 NAME: Final = "prompt_embeddings"
 """Of the trained parameter, and of its tensor in PEFT's files."""
 _STATE: Final = "_virtual_tokens"
@@ -61,7 +63,7 @@ def put_on(model: Any, settings: dict[str, Any], values_NH: Tensor) -> Any:
             output.last_hidden_state = output.last_hidden_state[:, len(parameter) :]
         return output
 
-    decoder = model.base_model
+    decoder = _decoder(model)
     state.handles = [
         decoder.register_forward_pre_hook(before, with_kwargs=True),
         decoder.register_forward_hook(after),
@@ -69,10 +71,25 @@ def put_on(model: Any, settings: dict[str, Any], values_NH: Tensor) -> Any:
     return model
 
 
+def _decoder(model: Any) -> Any:
+    """What takes token ids and gives the last hidden values."""
+    # that of OPT lies within its base model and is called past it; Llama 4 says that it is its own
+    found = (model.get_decoder(), model.base_model, getattr(model, "model", None))
+    return next(module for module in found if module is not None and module is not model)
+
+
 def fresh(model: Any, count: int, base_model: str) -> Any:
-    """The model with so many new virtual tokens, which start as tokens drawn from the vocabulary by torch's generator."""
+    """The model with so many new virtual tokens, which start as tokens drawn from the vocabulary by torch's generator.
+
+    Raises: AdapterError for a base that cannot have them.
+    """
     from peft import PromptTuningConfig, TaskType
 
+    if getattr(model.config.get_text_config(), "hidden_size_per_layer_input", 0):
+        raise AdapterError(
+            f"adapter.method prompt: each layer of a {model.config.model_type} looks up an embedding of its own for every "
+            "token, and virtual tokens have none. Use adapter.method lora or ia3."
+        )
     weight_VH = model.get_input_embeddings().weight
     config = model.config.get_text_config()
     settings = PromptTuningConfig(
@@ -81,7 +98,30 @@ def fresh(model: Any, count: int, base_model: str) -> Any:
         base_model_name_or_path=base_model,
     ).to_dict()  # fmt: skip
     drawn = torch.randint(len(weight_VH), (count,), device="cpu")
-    return put_on(model, settings, weight_VH.detach()[drawn.to(weight_VH.device)])
+    prompted = put_on(model, settings, weight_VH.detach()[drawn.to(weight_VH.device)])
+    if not weight_VH.is_meta:
+        _require_put(prompted, count)
+    return prompted
+
+
+def _require_put(model: Any, count: int) -> None:
+    """Raises: AdapterError where the decoder does not take the virtual tokens, with the model as it was."""
+    ids = torch.arange(3, device=model.get_input_embeddings().weight.device)[None]
+    was_training, why = model.training, ""
+    model.eval()
+    try:
+        with torch.no_grad():
+            length = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.shape[1]
+        if not getattr(model, _STATE).was_put or length != 3:
+            why = f"it gives {length} positions for 3 tokens and {count} virtual ones"
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    model.train(was_training)
+    if why:
+        take_off(model)
+        raise AdapterError(
+            f"adapter.method prompt: a {model.config.model_type} takes no virtual tokens ({why}). Use adapter.method lora."
+        )
 
 
 def placeholder(model: Any, settings: dict[str, Any]) -> Tensor:

@@ -109,17 +109,18 @@ class ShiftedUp(Shifted):
 def principal_inputs(
     model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Mapping[str, Tensor]], rank: int
 ) -> dict[str, Tensor]:
-    """For each layer the (R, I) directions in which its inputs on the batches vary most; padding is left out.
+    """For each layer the (R, I) directions in which its inputs on the rows of the batches vary most.
+
+    Rows are computed alone and without padding: some layers see the tokens of a batch one after another, without rows.
 
     Source: EVA (arXiv 2410.07170), section 3, with an incremental SVD of bounded size and equal ranks everywhere.
     """
     kept = 2 * rank
     sketches: dict[str, Tensor] = {}
-    present_BL: Tensor
 
     def see(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows_TI = inputs[0].detach()[present_BL].float()
+            rows_TI = inputs[0].detach().flatten(0, -2).float()
             if name in sketches:
                 rows_TI = torch.cat([sketches[name], rows_TI])
             _, s_K, v_KI = leading(rows_TI, kept)
@@ -131,8 +132,8 @@ def principal_inputs(
     try:
         with torch.no_grad():
             for batch in batches:
-                present_BL = batch["attention_mask"].bool()
-                model(**batch, use_cache=False)
+                for ids_L, mask_L in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+                    model(input_ids=ids_L[mask_L.bool()][None], use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -18,7 +18,7 @@ from inlay.errors import AdapterError, ModelError
 from inlay.models.adapter import TrainedState, alpha_of
 from inlay.models.base import BaseRef
 from inlay.models.methods import IA3_ROLES, METHOD_OF
-from inlay.models.targets import layers_for_roles, resolve_targets
+from inlay.models.targets import all_linear, layers_for_roles, resolve_targets
 from inlay.training.kept import adapter_at
 
 _SAMPLE_ROWS, _SAMPLE_BATCH = 64, 4
@@ -36,7 +36,7 @@ def targets_of(config: Config, model: Any) -> tuple[list[str], str]:
         names, reason = layers_for_roles(model, IA3_ROLES, "IA3's")
         return resolve_targets(model, names), reason
     if wanted == "auto":
-        return resolve_targets(model, "auto"), "all linear layers without the head"
+        return resolve_targets(model, "auto"), all_linear(model)
     if config.preset is not None and preset_tree(config.preset).get("adapter", {}).get("target_modules") == wanted:
         names, reason = layers_for_roles(model, wanted, "the preset's")
         return resolve_targets(model, names), reason

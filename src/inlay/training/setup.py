@@ -39,7 +39,7 @@ from inlay.engine.plain import Engine
 from inlay.errors import ConfigError
 from inlay.events import Reporter, bytes_shown
 from inlay.models import base as bases
-from inlay.models.adapter import alpha_of, attach, layers_adapted
+from inlay.models.adapter import alpha_of, attach, expert_bytes, layers_adapted
 from inlay.models.batch_invariance import batch_groups
 from inlay.models.dropout import own_dropout, switch_off
 from inlay.models.fingerprint import Fingerprint
@@ -49,6 +49,7 @@ from inlay.models.methods import trained_parameters
 from inlay.models.named_class import NamedClass, named_class
 from inlay.models.probe import DTYPES, pick_device, pick_dtype, pick_matmul_precision, product_dtype
 from inlay.models.quantization import held
+from inlay.models.targets import coverage, expert_targets, numel
 from inlay.training.checkpoint import Progress
 from inlay.training.launcher import launch, require_precision
 from inlay.training.loop import Job
@@ -175,7 +176,8 @@ class Setup:
         if adapter.method == "prompt":
             return f"{adapter.prompt_tokens} virtual tokens before every sequence"
         kind = f"rank {adapter.rank}, alpha {alpha_of(self.config):g}" if adapter.method == "lora" else "IA3 vectors"
-        return f"{kind}, on {places}"
+        places += " and all experts" if adapter.experts else ""
+        return f"{kind}, on {places}: {self.reasons['adapter.coverage']}"
 
     def _variant(self) -> str:
         adapter = self.config.adapter
@@ -356,7 +358,7 @@ def _model(
         return bases.load_model(base, settings, place.dtype, place.device, place.quantization, tell)
 
     model = load(lambda text: reporter.note(f"warning: {text}"))
-    total_parameters = sum(_numel(p) for p in model.parameters())
+    total_parameters = sum(numel(p) for p in model.parameters())
     whole = config.adapter.method == "full"
     layers = shape_of(model.config.get_text_config(), *LAYER_NAMES)
     reporter.stage(
@@ -403,6 +405,8 @@ def _adapted(
     targets, why = targets_of(config, model)
     if config.adapter.method != "prompt":
         choices.settle("adapter.target_modules", targets, why)
+        experts = expert_targets(model) if config.adapter.experts else []
+        choices.reasons["adapter.coverage"] = coverage(model, targets, experts)
     if why:  # a preset's words stay in the config, their meaning here goes beside them
         choices.reasons["adapter.target_modules"] = why
     torch.manual_seed(config.train.seed)
@@ -477,6 +481,7 @@ def work_of(config: Config, model: Any, device: str, dtype: torch.dtype, quantiz
         head_in_chunks=head_of(model) is not None,
         leaves_holes=device == "cpu" and _keeps_freed(config),
         makes_kernels=device == "cpu" and (product_dtype(device, dtype) if engine == "direct" else dtype).itemsize < 4,
+        experts=expert_bytes(model) if config.adapter.experts else 0,
         width=product_dtype(device, dtype).itemsize if widens else None,
     )
 
@@ -536,11 +541,6 @@ def parse_bytes(text: str, where: str = "train.max_memory") -> int:
 
 def _every(setting: str | int, auto: int, per_epoch: int) -> int:
     return per_epoch if setting == "epoch" else auto if setting == "auto" else int(setting)
-
-
-def _numel(parameter: torch.nn.Parameter) -> int:
-    state = getattr(parameter, "quant_state", None)  # a 4-bit weight packs two values into a byte
-    return int(math.prod(state.shape)) if state is not None else parameter.numel()
 
 
 def _order_told(train: TrainConfig) -> str:

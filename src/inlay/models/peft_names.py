@@ -1,0 +1,86 @@
+"""Names of layers as PEFT takes them, where that is not what they say.
+
+In a base with experts PEFT 0.21 reads `gate_proj`, `up_proj`, `down_proj` and `gate` as the names that the experts had in
+transformers 4. It would train the experts under these names, and leave out the dense layers and the shared experts, whose
+names they are. Here the names are taken as they stand; what is saved names the same layers in a way that PEFT leaves alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+_WEIGHT = ".weight"
+
+
+@contextlib.contextmanager
+def taken_as_given() -> Iterator[None]:
+    """Inside, PEFT puts an adapter on the layers that a config names, and on no others."""
+    from peft.utils import transformers_weight_conversion as conversion
+
+    convert = conversion.convert_peft_config_for_transformers
+    conversion.convert_peft_config_for_transformers = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        conversion.convert_peft_config_for_transformers = convert
+
+
+def rewritten(base: nn.Module, targets: list[str]) -> list[str]:
+    """Those of the target modules that PEFT, left alone, takes for something else in this base."""
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    def is_kept(target: str) -> bool:
+        config = LoraConfig(target_modules=[target])
+        try:
+            convert_peft_config_for_transformers(config, base, None)
+        except ValueError:  # it would have to be named together with another one
+            return False
+        return set(config.target_modules) == {target}
+
+    return [target for target in targets if not is_kept(target)]
+
+
+def as_peft_reads(settings: dict[str, Any], base: nn.Module) -> dict[str, Any]:
+    """Settings under which PEFT alone puts the adapter on the same layers: those with names that it would rewrite are named
+    by their weights, which computes the same."""
+    targets = settings.get("target_modules")
+    if settings.get("peft_type") != "LORA" or isinstance(targets, str) or not targets:
+        return settings
+    moved = rewritten(base, sorted(targets))
+    if not moved:
+        return settings
+    weights = sorted({*(settings.get("target_parameters") or ()), *(f"{target}{_WEIGHT}" for target in moved)})
+    kept = sorted(set(targets) - set(moved))
+    # dropout belongs to training, and PEFT knows none on a weight
+    return settings | {"target_modules": kept, "target_parameters": weights, "lora_dropout": 0.0}
+
+
+def as_layers(settings: dict[str, Any], base: nn.Module) -> dict[str, Any]:
+    """The other way round: linear layers that are named by their weights are target modules again."""
+    weights = settings.get("target_parameters") or ()
+    targets = settings.get("target_modules")
+    linear = tuple(f".{name}" for name, module in base.named_modules() if isinstance(module, nn.Linear))
+    back = [
+        weight.removesuffix(_WEIGHT)
+        for weight in weights
+        if weight.endswith(_WEIGHT) and any(f".{name}".endswith(f".{weight.removesuffix(_WEIGHT)}") for name in linear)
+    ]
+    if not back:
+        return settings
+    left = sorted(set(weights) - {f"{target}{_WEIGHT}" for target in back})
+    together: Any = sorted({*back, *(() if isinstance(targets, str) else targets or ())})
+    if isinstance(targets, str):
+        together = rf"{targets}|(.*\.)?({'|'.join(map(re.escape, back))})"
+    return settings | {"target_modules": together, "target_parameters": left or None}
+
+
+def of_modules(tensors: Iterable[str], settings: dict[str, Any]) -> list[str]:
+    """Those of an adapter's tensors whose module is a target module: others are found by `target_parameters`."""
+    holders = tuple(f".{weight.rpartition('.')[0]}" for weight in settings.get("target_parameters") or ())
+    return [name for name in tensors if not name.split(".lora_")[0].replace(".base_layer", "").endswith(holders)]
