@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import importlib
+import inspect
 import json
 import re
 import shlex
@@ -126,13 +129,78 @@ def test_every_config_is_one_that_loads(page: Path) -> None:
             )
 
 
+def faults_of(code: str) -> list[str]:
+    """What a piece of Python needs and does not have: names, modules, and what it calls of inlay with its keywords."""
+    nodes = list(ast.walk(ast.parse(code)))
+    bound = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    bound |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)} | set(dir(builtins))
+    faults, values = [], dict[str, Any]()
+    for node in nodes:
+        for alias in node.names if isinstance(node, (ast.Import, ast.ImportFrom)) else ():
+            module = node.module if isinstance(node, ast.ImportFrom) else alias.name
+            try:
+                found = importlib.import_module(str(module))
+                name = alias.asname or alias.name.partition(".")[0]
+                values[name] = getattr(found, alias.name) if isinstance(node, ast.ImportFrom) else found
+            except (ImportError, AttributeError) as error:
+                faults.append(str(error))
+    used = [node.id for node in nodes if isinstance(node, ast.Name) and node.id not in bound | values.keys()]
+    faults += [f"{name} is nowhere defined" for name in dict.fromkeys(used)]
+    for node in nodes:
+        owner = node.value if isinstance(node, ast.Attribute) else None
+        if isinstance(owner, ast.Name) and owner.id in ("inlay", "api") and owner.id in values:
+            if not hasattr(values[owner.id], node.attr):
+                faults.append(f"{owner.id} has no {node.attr}")
+            values[ast.unparse(node)] = getattr(values[owner.id], node.attr, None)
+    for node in nodes:
+        if isinstance(node, ast.Call) and inspect.isfunction(function := values.get(ast.unparse(node.func))):
+            taken = inspect.signature(function).parameters
+            faults += [f"{function.__name__} takes no {k.arg}" for k in node.keywords if k.arg and k.arg not in taken]
+    return faults
+
+
 @each_page()
-def test_every_piece_of_python_compiles_and_names_what_inlay_has(page: Path) -> None:
+def test_every_piece_of_python_has_what_it_names(page: Path) -> None:
     for language, body in blocks(page.read_text(encoding="utf-8")):
         if language == "python":
-            for node in ast.walk(ast.parse(body)):
-                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "inlay":
-                    assert node.attr in inlay.__all__
+            assert faults_of(body) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        ("inlay.train('a.yaml')", "inlay is nowhere defined"),
+        ("import inlay\ninlay.trian('a.yaml')", "inlay has no trian"),
+        ("import inlay\ninlay.train('a.yaml', resum=True)", "train takes no resum"),
+        ("from inlay import api\napi.verfy()", "api has no verfy"),
+        ("import inlya", "No module named 'inlya'"),
+        ("from inlay import trian", "module 'inlay' has no attribute 'trian'"),
+        ("import inlay\ndef f(x):\n    return [y for y in x]\nprint(f(inlay.compare('r', settings=['a'])))", None),
+    ],
+)
+def test_the_check_of_python_finds_what_is_not_there(code: str, fault: str | None) -> None:
+    assert faults_of(code)[:1] == ([fault] if fault else [])
+
+
+def options_of_all_verbs() -> set[str]:
+    def each(command: Any) -> Iterator[str]:
+        for parameter in command.params:
+            yield from parameter.opts
+        for verb in getattr(command, "commands", {}).values():
+            yield from each(verb)
+
+    return {"--help", "-h", *each(typer.main.get_command(app))}
+
+
+OF_OTHERS = {"--index-url", "--device"}
+"""Of pip and of the benchmarks, whose scripts have options of their own."""
+
+
+@pytest.mark.parametrize("page", sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")]), ids=lambda p: p.name)
+def test_every_option_in_backticks_is_one_of_a_verb(page: Path) -> None:
+    named = set(re.findall(r"`(--?[a-z][\w-]*)[` =]", page.read_text(encoding="utf-8")))
+    assert named - options_of_all_verbs() - OF_OTHERS == set()
 
 
 @each_page()
