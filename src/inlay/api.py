@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -464,6 +465,8 @@ def config_of(
     source: str, settings: Sequence[str] = (), preset: str | None = None, given: Mapping[str, Any] | None = None
 ) -> Config:
     """The config of a command line: a YAML file or a data file, `key=value` texts, and options that were given."""
+    if not source:
+        raise ConfigError("the name of the data is empty. Name a data file, a hub dataset or a .yaml config.")
     assignments: dict[str, Any] = dict(configs.parse_assignment(text) for text in settings)
     assignments |= {path: value for path, value in (given or {}).items() if value is not None}
     if source.endswith((".yaml", ".yml")):
@@ -634,6 +637,10 @@ def data_stats(
     """
     from inlay.data.checks.advice import cost
 
+    if price is not None and not (math.isfinite(price) and price >= 0):
+        raise ConfigError(f"price: must be 0 or more (got {price}).")
+    if price is not None and model is None and not str(sources[0]).endswith((".yaml", ".yml")):
+        raise ConfigError("price: it is that of tokens, which need a model. Name one with --model.")
     report = check_data(*sources, model=model, settings=settings, only_count=True, reporter=reporter)
     return report, cost(report.lengths, report.parameters, price)
 

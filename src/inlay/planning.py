@@ -138,6 +138,8 @@ class Plan:
 
 def plan(config: Config, memory: str | None, calibrate: bool, reporter: Reporter, prices: Prices | None = None) -> Plan:
     """See `inlay.api.plan`."""
+    if memory is not None:
+        parse_bytes(memory, "--memory")  # before anything is read
     base = bases.find_base(config.model.base_model, config.model.revision, weights=calibrate)
     architecture = bases.architecture(base)
     tokenizer = bases.load_tokenizer(base, config.model.chat_template)

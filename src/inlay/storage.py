@@ -33,12 +33,13 @@ _OLD = f"{_STAGING}old-"  # an earlier folder in the moment when its successor t
 _QUICK_TO_HASH_BYTES = 4_000_000
 
 _WAY_OUT = {
-    errno.ENOSPC: "the disk is full. Free space or choose another output.folder",
-    errno.EDQUOT: "your disk quota is used up. Free space or choose another output.folder",
-    errno.EACCES: "no permission to write here. Choose another output.folder or change its owner",
-    errno.EPERM: "no permission to write here. Choose another output.folder or change its owner",
-    errno.EROFS: "this file system is read-only. Choose another output.folder",
-    errno.ENOTDIR: "a part of this path is a file, not a folder. Choose another output.folder",
+    errno.ENOSPC: "the disk is full. Free space or choose another folder (for runs: output.folder)",
+    errno.EDQUOT: "your disk quota is used up. Free space or choose another folder (for runs: output.folder)",
+    errno.EACCES: "no permission to write here. Choose another folder (for runs: output.folder) or change its owner",
+    errno.EPERM: "no permission to write here. Choose another folder (for runs: output.folder) or change its owner",
+    errno.EROFS: "this file system is read-only. Choose another folder (for runs: output.folder)",
+    errno.EISDIR: "is a folder. Name a file",
+    errno.ENOTDIR: "a part of this path is a file, not a folder. Choose another folder (for runs: output.folder)",
 }
 
 
@@ -178,6 +179,8 @@ def _note_of(path: Path, what: str = "") -> Path:
 def write_file(path: Path, content: str | bytes) -> None:
     """Replaces the file at once with the new content, durably. Raises: StorageError."""
     data = content.encode() if isinstance(content, str) else content
+    if not path.name:
+        raise StorageError(f"{str(path)!r}: names no file. Give the name of one.")
     staging = path.with_name(f".{path.name}{_STAGING}{os.getpid()}")
     with explained(path):
         try:
@@ -380,7 +383,7 @@ def require_space(folder: Path, needed_bytes: int) -> None:
     if free_bytes < needed_bytes:
         raise StorageError(
             f"{folder}: {free_bytes / 1e6:.0f} MB free, but the run needs about {needed_bytes / 1e6:.0f} MB. "
-            "Free space, choose another output.folder, or lower train.keep_checkpoints."
+            "Free space, choose another folder (for runs: output.folder), or lower train.keep_checkpoints."
         )
 
 

@@ -51,6 +51,15 @@ BAD = {
     "option of another trainer": (["train", "d", "--lr", "1"], "given as --set train.learning_rate=VALUE; what it means"),
     "option without counterpart": (["train", "d", "--packing"], "packing has no counterpart here: rows are never packed"),
     "option of two sections": (["generate", "a", "--seed", "3"], "given as --set generation.seed=VALUE;"),
+    "price without a model": (["data", "stats", "data.jsonl", "--price", "3"], "Name one with --model"),
+    "endless price": (["data", "stats", "data.jsonl", "--model", "builtin:nano", "--price", "inf"], "0 or more (got inf)"),
+    "page without a name": (["data", "check", "data.jsonl", "--html", ""], "--html '': names no file"),
+    "page in a folder's place": (["data", "check", "data.jsonl", "--html", "nothing"], "names no file"),
+    "empty name of data": (["plan", "", "--model", "builtin:nano"], "the name of the data is empty"),
+    "empty name of a model": (["plan", "data.jsonl", "--model", ""], "model.base_model: must be text (got '')"),
+    "no amount": (["plan", "data.jsonl", "--model", "builtin:nano", "--memory", "foo"], "--memory: not an amount (got 'foo')"),
+    "huge amount": (["plan", "data.jsonl", "--model", "builtin:nano", "--memory", f"{10**30}TB"], "below 1e18 bytes"),
+    "huge rank": (["plan", "data.jsonl", "--model", "builtin:nano", "--set", "adapter.rank=99999999"], "from 1 to 65536"),
     "no data": (["train"], "Missing argument 'DATA|CONFIG'"),
     "too many": (["train", "a", "b"], "unexpected extra argument"),
     "group without verb": (["checkpoints"], "See: inlay checkpoints --help"),
@@ -73,7 +82,7 @@ BAD = {
     "set without =": ([*GOOD, "--set", "adapter.rank"], "needs key=value"),
     "set on a section": ([*GOOD, "--set", "adapter=8"], "is a section"),
     "unknown key": ([*GOOD, "--set", "adapter.rnak=8"], "Did you mean 'adapter.rank'"),
-    "rank of 0": ([*GOOD, "--set", "adapter.rank=0"], "at least 1 (got 0)"),
+    "rank of 0": ([*GOOD, "--set", "adapter.rank=0"], "from 1 to 65536 (got 0)"),
     "resume and fresh": ([*GOOD, "--resume", "--fresh"], "exclude each other"),
     "name with a slash": ([*GOOD, "--name", "a/b"], "one plain folder name"),
     "not UTF-8": (["train", "d\udcff.jsonl"], "not UTF-8 text"),
@@ -95,7 +104,7 @@ BAD = {
 def test_bad_input_gives_one_error_block_and_changes_nothing(place: Path, inlay: Inlay, case: str) -> None:
     arguments, part = BAD[case]
     before = listing(place)
-    group = 2 if arguments[0] in ("config", "checkpoints") else 1
+    group = 2 if arguments[0] in ("config", "checkpoints", "data") else 1
     for as_json in (False, True):
         ended = inlay(*arguments[:group], *(["--json"] if as_json else []), *arguments[group:])
         assert ended.code == 2

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from inlay.data import read_examples
 from inlay.data.splits import by_content
 from parts import qa_rows, write_rows
@@ -58,6 +60,17 @@ def test_data_check_with_a_model_counts_its_tokens_and_writes_a_page(
     assert ended.code == 0
     assert "lengths in tokens of" in ended.out
     assert all(part in page.read_text() for part in ("Nothing was found", "What a max_length would cost", "<svg"))
+
+
+@pytest.mark.parametrize("content", [b"", bytes(range(256)) * 4])
+def test_data_stats_of_a_file_without_a_usable_row_says_why(
+    inlay: Inlay, tmp_path: Path, tiny_base: Path, content: bytes
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    for model in ([], ["--model", str(tiny_base)]):
+        ended = inlay("data", "stats", str(tmp_path / "a.jsonl"), *model)
+        assert (ended.code, ended.err) == (3, "")
+        assert "a.jsonl:1: " in ended.out
 
 
 def test_data_stats_tells_tokens_and_cost(inlay: Inlay, data_file: Path, tiny_base: Path) -> None:

@@ -58,7 +58,7 @@ def stats_text(report: DataReport, cost: dict[str, Any], columns: int) -> str:
     for finding in report.findings:
         lines += ["", *_finding(finding, columns)]
     lines += ["", *lengths_lines(report, columns, whole=True)]
-    if cost["tokens"] is not None:
+    if cost["operations"] is not None:
         lines.append(f"an epoch: {cost['tokens']:,} tokens, about {cost['operations']:.1e} floating operations")
     if cost["price"] is not None:
         lines.append(f"  {cost['price']:,.2f} at the given price of a million tokens")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from inlay.cli.help import group, verb
 from inlay.cli.options import Json
 from inlay.cli.outcome import Output
+from inlay.errors import UserError
 
 Files = Annotated[
     list[str],
@@ -55,6 +57,8 @@ def check(
     from inlay import api
     from inlay.cli import check_view, progress, view
 
+    if html is not None and (not Path(html).name or Path(html).is_dir()):
+        raise UserError(f"--html {html!r}: names no file. Give the name of one, such as report.html.")
     report = api.check_data(*files, eval=held_out, model=model, settings=settings, reporter=progress.reporter())
     if html is not None:
         api.write_data_page(report, html)
@@ -117,7 +121,7 @@ def split(
     made = api.split_data(file, to=to, settings=settings)
     train, held_out = made["train"], made["heldout"]
     text = f"wrote {train['path']} ({train['rows']:,} rows) and {held_out['path']} ({held_out['rows']:,} rows)\n"
-    return Output(made, text + f"Next: inlay train {train['path']} --set data.eval={held_out['path']}")
+    return Output(made, text + f"Next: inlay train {train['path']} --set data.eval={held_out['path']} --model MODEL")
 
 
 def make(

@@ -35,7 +35,7 @@ def _is_changed(section: Settings, name: str) -> bool:
 
 
 class ModelConfig(Settings):
-    base_model: str
+    base_model: Annotated[str, Field(min_length=1)]
     """The frozen base: a local folder, a hub id such as `Qwen/Qwen2.5-0.5B-Instruct`, or `builtin:nano`."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
@@ -76,7 +76,7 @@ class AdapterConfig(Settings):
     method: Literal["lora", "ia3", "prompt", "full"] = "lora"
     """What is trained: `lora` adds B·A to each layer, `ia3` scales keys, values and the feed-forward's inner values by
     a vector each, `prompt` trains virtual tokens before every sequence, `full` trains all weights of the base, in float32. See docs/methods.md."""
-    rank: PositiveInt = 16
+    rank: Annotated[int, Field(ge=1, le=65_536)] = 16
     """Rank r of the update B·A of each adapted layer."""
     alpha: Annotated[float, Field(gt=0)] | Literal["1x", "2x", "4x"] = "2x"
     """Numerator of the scale alpha/r: a number, or a multiple of the rank by name."""

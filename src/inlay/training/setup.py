@@ -535,7 +535,7 @@ def parse_bytes(text: str, where: str = "train.max_memory") -> int:
     except (ValueError, KeyError):
         raise ConfigError(f"{where}: not an amount (got {text!r}). Write 8GB or 500MB.") from None
     if not 0 < value < 1e18:
-        raise ConfigError(f"{where}: must be above 0 (got {text!r}).")
+        raise ConfigError(f"{where}: must be above 0 and below 1e18 bytes (got {text!r}).")
     return int(value)
 
 
