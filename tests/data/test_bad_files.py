@@ -151,7 +151,7 @@ BAD: dict[str, tuple[str, str | bytes, int | None, list[str]]] = {
     "list as output": ("a.jsonl", row(input="a", output=["b"]), 1, ["'output' is a list of 1", "string"]),
     "judged answers": ("a.jsonl", row(prompt="a", completion="b", label=False), 1, ["good or bad"]),
     "context left out": ("a.jsonl", row(question="a", context="c", answer="b"), 1,
-                         ["leave 'context' out", "{instruction: question, input: context, output: answer}"]),
+                         ["'context'", "asked without it", "{instruction: question, input: context, output: answer}"]),
     # fields
     "field missing": ("a.jsonl", OK + row(prompt="a"), 2, ["'completion' is missing", "there is prompt."]),
     "field misspelt": ("a.jsonl", OK + row(prompt="a", completon="b"), 2,

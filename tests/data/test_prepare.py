@@ -352,8 +352,8 @@ def test_a_file_that_changes_while_it_is_read_is_refused_and_nothing_of_it_kept(
     monkeypatch.setattr(datafile, "_SMALL_BYTES", 4_000_000 if small else 0)
     examples = datafile.examples_again
 
-    def rewritten(*parts: Any) -> Iterator[Example]:
-        found = examples(*parts)
+    def rewritten(*parts: Any, **more: Any) -> Iterator[Example]:
+        found = examples(*parts, **more)
         yield next(found)
         with path.open("a") as file:
             file.write('{"question": "New?", "answer": "Yes."}\n')

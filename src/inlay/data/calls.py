@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from inlay.data.rowfields import is_empty
 from inlay.data.types import Row
 from inlay.data.values import fail, json_in, missing, text
 from inlay.errors import DataError, nearest
 
 Calls = tuple[dict[str, Any], ...]
 
+CALLS: Final = ("tool_calls", "function_call")
+"""The fields of a turn that hold its calls."""
 _CALL_FIELDS: Final = frozenset({"id", "type", "function", "name", "arguments", "parameters", "index"})
 _EMPTY_CALL: Final = (None, "")
 
 
 def calls_of_turn(row: Row, where: str, turn: dict[str, Any]) -> Calls:
     """The tool calls of a turn, those in the older `function_call` included."""
-    for name in ("tool_calls", "function_call"):
-        if value := turn.get(name):
+    if all(map(turn.get, CALLS)):
+        raise DataError(f"{row.source}: {where} has 'tool_calls' and 'function_call'. Keep one of the two.")
+    for name in CALLS:
+        if not is_empty(value := turn.get(name)):
             if isinstance(value, str):
                 value = json_in(row, f"{where}.{name}", value)
-            return as_calls(row, f"{where}.{name}", value) if value else ()
+            return () if is_empty(value) else as_calls(row, f"{where}.{name}", value)
     return ()
 
 
@@ -87,15 +92,21 @@ def tools(row: Row) -> Calls:
 
     `functions` is what OpenAI called them before.
     """
-    field = "functions" if row.value.get("functions") and not row.value.get("tools") else "tools"
-    value = row.value.get(field)
-    if isinstance(value, str) and value.strip():
-        value = json_in(row, field, value)
-    if value is None or (isinstance(value, str) and not value.strip()):
+    given = {name: value for name in ("tools", "functions") if not is_empty(value := _opened(row, name))}
+    if not given:
         return ()
+    if len(given) > 1:
+        raise DataError(f"{row.source}: 'tools' and 'functions' both list tools. Keep one of the two.")
+    ((field, value),) = given.items()
     if not isinstance(value, list):
         fail(row, field, value, "It must be a list of tools, or a string that holds one as JSON.")
     return tuple([_tool(row, f"{field}[{index}]", item) for index, item in enumerate(value)])
+
+
+def _opened(row: Row, field: str) -> Any:
+    """The value of a field, out of its JSON text where it is written as that."""
+    value = row.value.get(field)
+    return json_in(row, field, value) if isinstance(value, str) and value.strip() else value
 
 
 def _tool(row: Row, place: str, item: object) -> dict[str, Any]:

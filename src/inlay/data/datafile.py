@@ -10,6 +10,7 @@ from typing import Any
 
 from inlay.data import sources
 from inlay.data.read import examples_again, stream_examples
+from inlay.data.rowfields import OneSplit
 from inlay.data.types import ASSISTANT, Example, Source, lines_in, part_and_line, row_key
 from inlay.errors import DataError
 from inlay.storage import known_sha256
@@ -30,6 +31,7 @@ class DataFile:
     ) -> None:
         """Reads the rows that show the format. Raises: DataError."""
         self.path, self.columns, self._role_weights = path, columns, role_weights
+        self._split = OneSplit() if format == "auto" else None
         sha = hashlib.sha256()
         hub = sources.hub_name(path) is not None
         files = sources.files_of(path)
@@ -96,7 +98,9 @@ class DataFile:
         small = self._versions[part][2] < _SMALL_BYTES
         seen = _Seen(self, hashlib.sha256() if small else None)
         hashed = seen if small or not sources.seeks(name) else None  # a hash would have it read once more
-        for example in examples_again(name, self.format, self.columns, hashed, lines, self._role_weights):
+        for example in examples_again(
+            name, self.format, self.columns, hashed, lines, self._role_weights, split=self._split
+        ):
             self.read_rows += 1
             yield example
         changed = _version(name) != self._versions[part]
@@ -113,7 +117,9 @@ class DataFile:
             wanted = len(found) + len(lines)
             if not lines:
                 continue
-            for example in examples_again(name, self.format, self.columns, None, lines, self._role_weights):
+            for example in examples_again(
+                name, self.format, self.columns, None, lines, self._role_weights, split=self._split
+            ):
                 found[self.row_key(example.source)] = example
                 if len(found) == wanted:
                     break

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
+from inlay.data import rowfields
 from inlay.data.formats import FORMATS, Format, written_as
 from inlay.data.strictjson import listed
 from inlay.data.types import Row
@@ -16,8 +17,21 @@ from inlay.errors import DataError, nearest
 PREVIEW: Final = 100
 """How many rows are looked at."""
 
-_CONTENT: Final = ("context", "passage", "document", "article", "options", "choices", "input")
-"""Fields that belong to the question in every set we know: leaving them out would train a different task."""
+
+_QUESTIONS: Final = (
+    "question",
+    "query",
+    "prompt",
+    "problem",
+    "instruction",
+    "input",
+    "ask",
+    "user",
+    "utterance",
+    "task",
+)
+_ANSWERS: Final = ("answer", "response", "completion", "output", "solution", "reply", "target", "assistant", "chosen")
+"""What columns of questions and answers are often called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +54,6 @@ def detect(rows: Sequence[Row]) -> DetectedFormat:
     if not rows:
         raise DataError("no rows to detect a format from. Give at least one row.")
     fields = list(dict.fromkeys(name for row in rows for name in row.value))
-    _refuse_judged(rows, fields)
     counts = Counter({name: sum(f.matches(row.value.keys()) for row in rows) for name, f in FORMATS.items()})
     if _slip("instruction", fields):
         del counts["input_output"]  # alpaca rows with a misspelt field
@@ -59,22 +72,21 @@ def detect(rows: Sequence[Row]) -> DetectedFormat:
         )
     chosen = FORMATS[found[0]]
     _refuse_mixture(rows, chosen)
-    ignored = tuple(name for name in fields if name not in chosen.fields)
-    _refuse_lost_content(rows, chosen, ignored)
-    present = ", ".join(name for name in fields if name in chosen.fields)
-    why = f"{best} of the first {len(rows)} rows have the fields {present}"
+    present = ", ".join(name for name in fields if name in chosen.known)
+    return _detected(chosen, f"{best} of the first {len(rows)} rows have the fields {present}", fields)
+
+
+def named(format_name: str, rows: Sequence[Row]) -> DetectedFormat:
+    """The format that the caller named, and what it leaves out of these rows."""
+    return _detected(
+        FORMATS[format_name], "named by the caller", list(dict.fromkeys(n for row in rows for n in row.value))
+    )
+
+
+def _detected(chosen: Format, why: str, fields: list[str]) -> DetectedFormat:
+    ignored = tuple([name for name in fields if name not in chosen.known])
     why += f"; {chosen.trains}" if chosen.trains else ""
-    return DetectedFormat(chosen.name, why + (f"; ignored: {listed(ignored)}" if ignored else ""), ignored)
-
-
-def _refuse_judged(rows: Sequence[Row], fields: list[str]) -> None:
-    judged = next((row for row in rows if isinstance(row.value.get("label"), bool)), None)
-    if judged and any(name in fields for name in ("messages", "conversations", "completion")):
-        raise DataError(
-            f"{judged.source}: rows judged good or bad (field 'label' is true or false). "
-            "Training on all of them would teach the bad ones: keep the rows with true, "
-            "or name the format to train on every row."
-        )
+    return DetectedFormat(chosen.name, why + (f"; ignored: {rowfields.told(ignored)}" if ignored else ""), ignored)
 
 
 def _refuse_mixture(rows: Sequence[Row], chosen: Format) -> None:
@@ -89,25 +101,19 @@ def _refuse_mixture(rows: Sequence[Row], chosen: Format) -> None:
             )
 
 
-def _refuse_lost_content(rows: Sequence[Row], chosen: Format, ignored: tuple[str, ...]) -> None:
-    """A question is not asked without the text it is about, unless the user says so."""
-    if chosen.name in ("messages", "sharegpt", "preference", "text"):
-        return
-    lost = [(row, name) for name in _CONTENT if name in ignored for row in rows if row.value.get(name)]
-    if not lost:
-        return
-    row, name = lost[0]
-    question = chosen.required[0]
-    answer = next((n for n in chosen.required[-1].split("|") if n in row.value), "COLUMN")
-    raise DataError(
-        f"{row.source}: the fields fit {chosen.name!r}, which would leave {name!r} out of the question. "
-        f"Take it in (columns: {{instruction: {question}, input: {name}, output: {answer}}}), "
-        f"or leave it out by naming the format (format={chosen.name})."
-    )
-
-
 def _unknown(row: Row, fields: list[str]) -> NoReturn:
     has = listed(fields)
+    for role, said, field in (("role", "content", "messages"), ("from", "value", "conversations")):
+        if role in fields and said in fields:
+            raise DataError(
+                f"{row.source}: the fields {has} are those of one turn, and turns are no rows. Write each conversation as "
+                f'a row: {{"{field}": [{{"{role}": "…", "{said}": "…"}}, …]}}.'
+            )
+    if "input_ids" in fields:
+        raise DataError(
+            f"{row.source}: the fields {has} are rows of tokens, made by another program. Give the texts or turns they "
+            "were made of; inlay tokenizes them for the base that is trained."
+        )
     if "text" in fields:
         others = [name for name in fields if name != "text"]
         other = next((name for name in others if isinstance(row.value.get(name), str)), others[0])
@@ -118,12 +124,24 @@ def _unknown(row: Row, fields: list[str]) -> NoReturn:
         )
     needs = "; ".join(f"{f.name} needs {' and '.join(f.required)}" for f in FORMATS.values()).replace("|", " or ")
     near = max((f for f in FORMATS.values() if f.missing(set(fields))), key=lambda f: _closeness(f, fields))
+    lacks = {choice.partition("|")[0]: _slip(choice.partition("|")[0], fields) for choice in near.missing(set(fields))}
+    question, answer = (next((name for name in usual if name in fields), None) for usual in (_QUESTIONS, _ANSWERS))
+    if question and answer and not any(lacks.values()):
+        raise DataError(
+            f"{row.source}: no format fits the fields {has}. Say which is the question and which the answer "
+            f"(columns: {{prompt: {question}, completion: {answer}}}). Formats: {needs}."
+        )
+    if not any(isinstance(value, str) for value in row.value.values()):
+        raise DataError(
+            f"{row.source}: no format fits the fields {has}, and none of them is a text. Write each conversation as a row: "
+            f'{{"messages": [{{"role": "user", "content": "…"}}, {{"role": "assistant", "content": "…"}}]}}. '
+            f"Formats: {needs}."
+        )
     if not _closeness(near, fields):
         raise DataError(
             f"{row.source}: no format fits the fields {has}. Say which column is which "
             f"(columns: {{prompt: COLUMN, completion: COLUMN}}). Formats: {needs}."
         )
-    lacks = {choice.partition("|")[0]: _slip(choice.partition("|")[0], fields) for choice in near.missing(set(fields))}
     hint = "".join(f" Did you mean {name!r} where it says {slip!r}?" for name, slip in lacks.items() if slip)
     pairs = ", ".join(f"{name}: {slip or 'COLUMN'}" for name, slip in lacks.items())
     raise DataError(

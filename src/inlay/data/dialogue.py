@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any, Final, NoReturn
 
 from inlay.data import fields
-from inlay.data.calls import Calls, as_calls, calls_of_turn
+from inlay.data.calls import CALLS, Calls, as_calls, calls_of_turn
+from inlay.data.rowfields import GREETING, SYSTEMS, is_empty
 from inlay.data.types import Example, Message, Row
 from inlay.data.values import fail, json_in, missing, text
 from inlay.errors import DataError, nearest
@@ -74,13 +75,40 @@ def example(row: Row, messages: list[Message], tools: Calls = ()) -> Example:
             "At least one assistant turn with a weight above 0 is needed."
         )
     kept = messages[: last + 1]
-    if kept[0].role == "assistant" and all(message.role == "assistant" for message in kept):
+    if kept[0].role != "assistant":
+        return Example(tuple(kept), row.source, tools)
+    if all(message.role == "assistant" for message in kept):
         raise DataError(
             f"{row.source}: the assistant speaks and nobody did before (roles: "
             f"{', '.join(m.role for m in messages)}). "
             "Put the user turn that it answers first."
         )
-    return Example(tuple(kept), row.source, tools)
+    greeting = kept[0].weight > 0
+    kept[0] = replace(kept[0], weight=0.0)  # a model is never asked to say something after nothing
+    return Example(tuple(kept), row.source, tools, (GREETING,) if greeting else ())
+
+
+def with_system(row: Row, example: Example, masked: bool) -> Example:
+    """The example with the system turn that stands beside the others in front of them.
+
+    Raises:
+        DataError: it is no text, or there are two that differ.
+    """
+    given = {name: row.value[name] for name in SYSTEMS if not is_empty(row.value.get(name))}
+    if not given:
+        return example
+    said = {name: _content(row, name, value, "system", may_be_null=False) for name, value in given.items()}
+    (name, system), first = next(iter(said.items())), example.messages[0]
+    if len(set(said.values())) > 1:
+        raise DataError(
+            f"{row.source}: fields {' and '.join(map(repr, said))} are two system prompts. Keep one of them."
+        )
+    if first.role == "system":
+        if first.content.strip() != system.strip():
+            fail(row, name, system, "The first turn is a system turn too. Keep one of the two.")
+        return example
+    message = Message("system", system) if masked else turn(row, "system", system)
+    return replace(example, messages=(message, *example.messages))
 
 
 def openai_turns(row: Row, field: str, value: object, *, trained: bool = True) -> list[Message]:
@@ -177,6 +205,9 @@ def _sharegpt_turn(row: Row, where: str, turn: dict[str, Any]) -> Message:
 def _call_turn(row: Row, where: str, key: str, turn: dict[str, Any], trained: bool) -> Message:
     """The message of a turn whose text is the call."""
     value = turn.get(key)
+    for name in CALLS:
+        if not is_empty(turn.get(name)):
+            fail(row, f"{where}.{name}", turn[name], f"The call stands in {key!r} of such a turn. Keep one of the two.")
     if not isinstance(value, dict | list):
         value = json_in(row, f"{where}.{key}", text(row, f"{where}.{key}", value))
     message = Message("assistant", "", tool_calls=as_calls(row, f"{where}.{key}", value))
@@ -185,14 +216,13 @@ def _call_turn(row: Row, where: str, key: str, turn: dict[str, Any], trained: bo
 
 def _message(row: Row, where: str, key: str, turn: dict[str, Any], said: Message, trained: bool) -> Message:
     """What is `said` (under `key`), with all that the other fields of the turn say. Raises: DataError."""
-    fields.refuse_unknown(row, where, turn)
+    fields.refuse_unknown(row, where, turn, key)
     role, calls = said.role, said.tool_calls
     if calls and role != "assistant":
-        value = turn.get("tool_calls") or turn.get("function_call")
-        fail(row, f"{where}.tool_calls", value, f"Only an assistant turn calls tools, not {role!r}.")
-    name = turn.get("name") or None
-    if name is not None:
-        name = text(row, f"{where}.name", name)
+        field = next(name for name in CALLS if turn.get(name))
+        fail(row, f"{where}.{field}", turn[field], f"Only an assistant turn calls tools, not {role!r}.")
+    name = turn.get("name")
+    name = None if is_empty(name) else text(row, f"{where}.name", name)
     weight = fields.weight(row, where, turn, role, trained=trained)
     thought, thought_field = fields.thought(row, where, turn, role)
     _refuse_empty(row, f"{where}.{key}", said.content, role, weight, calls)

@@ -35,12 +35,15 @@ KNOWN: Final = READ | NOTES
 _NO: Final[tuple[Any, ...]] = (None, "", [], {})
 
 
-def refuse_unknown(row: Row, where: str, turn: dict[str, Any]) -> None:
-    """Raises: DataError for a field with something in it that is neither read nor a note."""
-    if turn.keys() <= KNOWN:
-        return
+_OTHER_STYLE: Final = {"content": ("from", "value"), "value": ("role", "content")}
+
+
+def refuse_unknown(row: Row, where: str, turn: dict[str, Any], said: str) -> None:
+    """Raises: DataError for a field with something in it that is neither read nor a note.
+
+    `said` is the field of what the turn says."""
     for key, value in turn.items():
-        if key in KNOWN or value in _NO:
+        if (key in KNOWN and key not in _OTHER_STYLE[said]) or value in _NO:
             continue
         guess = nearest(key, READ)
         hint = f" Did you mean {guess!r}?" if guess else ""

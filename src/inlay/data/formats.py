@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
-from inlay.data import dialogue, preferences, values
+from inlay.data import dialogue, preferences, rowfields, values
 from inlay.data.calls import tools as tools_of
 from inlay.data.strictjson import listed
 from inlay.data.types import Example, Message, Row
 from inlay.errors import DataError, nearest, unknown_name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Format:
     """One way to write a training row."""
 
@@ -34,6 +36,8 @@ class Format:
     """Fields a row of this format does not have: they make it another format's row."""
     only: frozenset[str] | None = None
     """When set, the fields a row may have besides the required ones."""
+    masks_prompt: bool = False
+    """Whether nothing before the answer is trained, whatever the roles."""
     trains: str = ""
     """What of a row is trained, where a reader of the file might think otherwise; part of the reason."""
 
@@ -54,12 +58,13 @@ class Format:
         """Every field that the format reads."""
         return (*(name for choice in self.required for name in choice.split("|")), *self.optional)
 
-    def parse(self, row: Row) -> Example:
-        """The Example of a row.
+    def parse(self, row: Row, *, strict: bool = False) -> Example:
+        """The Example of a row. With `strict` a field that it does not read is refused where it carries meaning.
 
         Raises:
             DataError: a field is missing, of the wrong type or empty, or nothing would be trained.
         """
+        row = _decoded(row)
         for choice in [] if all(map(row.value.__contains__, self.required)) else self.missing(row.value.keys()):
             name = choice.partition("|")[0]
             other = written_as(row.value.keys())
@@ -70,7 +75,30 @@ class Format:
                     f"({listed(row.value)}). Keep one format in a file."
                 )
             values.missing(row, "", name, row.value, self.fields)
-        return self.read(row)
+        example = self.read(row)
+        return example if row.value.keys() <= self.reads else self._with_the_rest(row, example, strict)
+
+    @cached_property
+    def reads(self) -> frozenset[str]:
+        """The fields that `read` takes itself."""
+        return frozenset(self.fields) - frozenset(rowfields.SYSTEMS)
+
+    def asked(self, row: Row) -> tuple[str, str]:
+        """The row's fields of question and answer."""
+        first, last = (choice.split("|") for choice in (self.required[0], self.required[-1]))
+        return first[0], next((name for name in last if name in row.value), last[0])
+
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """Every field that has an effect."""
+        return frozenset(self.fields) | (frozenset() if self.name == "text" else frozenset(rowfields.SYSTEMS))
+
+    def _with_the_rest(self, row: Row, example: Example, strict: bool) -> Example:
+        """The example with the system turn beside the others, and the names of what is not read."""
+        if self.name != "text":
+            example = dialogue.with_system(row, example, self.masks_prompt)
+        unread = rowfields.unread(row, self.name, self.known, self.asked(row), strict=strict)
+        return replace(example, unread=(*example.unread, *unread)) if unread else example
 
 
 def written_as(keys: Set[str]) -> str | None:
@@ -78,20 +106,36 @@ def written_as(keys: Set[str]) -> str | None:
     return next((f.name for f in FORMATS.values() if f.matches(keys)), None)
 
 
+_JSON_TURNS: Final = ("messages", "conversations", "chosen", "rejected", "prompt", "completion")
+"""Fields whose turns may be written as JSON text, which is the only way that a table has."""
+_LOOKS_LIKE_TURNS: Final = re.compile(r"\s*\[?\s*\{\s*[\"'](role|from|content|value)[\"']\s*:")
+
+
+def _decoded(row: Row) -> Row:
+    """The row with turns that are JSON text as turns. Raises: DataError where they are no JSON."""
+    found = {
+        name: values.json_in(row, name, value)
+        for name in _JSON_TURNS
+        if isinstance(value := row.value.get(name), str) and _LOOKS_LIKE_TURNS.match(value)
+    }
+    return replace(row, value=row.value | found) if found else row
+
+
 def _ask(row: Row, question: str, answer: str) -> Example:
     return dialogue.example(row, [dialogue.turn(row, "user", question), dialogue.turn(row, "assistant", answer)])
 
 
 def _instruction(row: Row) -> Example:
-    """system, the pairs of history, then instruction and input parted by an empty line."""
-    system = values.optional_text(row, "system")
-    messages = [dialogue.turn(row, "system", system)] if system.strip() else []
+    """The pairs of history, then instruction and input parted by an empty line."""
+    messages = []
     for question, answer in _history(row):
         messages += [dialogue.turn(row, "user", question), dialogue.turn(row, "assistant", answer)]
     question = values.text(row, "instruction", row.value["instruction"])
     if (context := values.optional_text(row, "input")).strip():
         question = f"{question}\n\n{context}"
     field = "output" if "output" in row.value else "response"
+    if field == "output" and not rowfields.is_empty(other := row.value.get("response")):
+        values.fail(row, "response", other, "The answer stands in 'output'. Keep one of the two.")
     answer = values.text(row, field, row.value[field])
     messages += [dialogue.turn(row, "user", question), dialogue.turn(row, "assistant", answer)]
     return dialogue.example(row, messages)
@@ -113,13 +157,8 @@ def _history(row: Row) -> list[tuple[str, str]]:
 
 
 def _sharegpt(row: Row) -> Example:
-    messages = dialogue.sharegpt_turns(row, "conversations", row.value["conversations"])
-    system = values.optional_text(row, "system")
-    if system.strip():
-        if messages[0].role == "system":
-            values.fail(row, "system", system, "The first turn is a system turn too. Keep one of the two.")
-        messages.insert(0, dialogue.turn(row, "system", system))
-    return dialogue.example(row, messages, tools_of(row))
+    turns = dialogue.sharegpt_turns(row, "conversations", row.value["conversations"])
+    return dialogue.example(row, turns, tools_of(row))
 
 
 def _messages(row: Row) -> Example:
@@ -137,7 +176,8 @@ def _prompt_completion(row: Row) -> Example:
         field = "completion" if isinstance(prompt, list) else "prompt"
         values.fail(row, field, row.value[field], "prompt and completion are both strings or both lists of turns.")
     question, answer = values.text(row, "prompt", prompt), values.text(row, "completion", completion)
-    return dialogue.example(row, [Message("user", question), dialogue.turn(row, "assistant", answer)])
+    turns = [Message("user", question), dialogue.turn(row, "assistant", answer)]
+    return dialogue.example(row, turns, tools_of(row))
 
 
 def _question_answer(row: Row) -> Example:
@@ -170,15 +210,6 @@ def _text(row: Row) -> Example:
     return Example((Message("text", document, 1.0),), row.source)
 
 
-# fmt: off
-_NOTES: Final = frozenset({
-    "id", "uid", "uuid", "idx", "index", "source", "src", "url", "uri", "file", "path", "title", "name",
-    "author", "date", "time", "timestamp", "created", "lang", "language", "license", "licence", "meta",
-    "metadata", "split", "subset", "section", "chapter", "page", "domain", "dataset",
-})
-# fmt: on
-"""What may stand beside `text` in a file of plain documents; another field could be a label or an answer."""
-
 _WEATHER: Final = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
 FORMATS: Final[dict[str, Format]] = {
@@ -188,7 +219,7 @@ FORMATS: Final[dict[str, Format]] = {
             "messages",
             "OpenAI chat: role and content, optional weight, tool_calls and name; tools beside it.",
             ("messages",),
-            ("tools", "functions", "parallel_tool_calls"),
+            ("tools", "functions", "parallel_tool_calls", "system"),
             _messages,
             {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]},
         ),
@@ -196,7 +227,7 @@ FORMATS: Final[dict[str, Format]] = {
             "sharegpt",
             "Turns as from/value: system, human, gpt, function_call, observation or tool.",
             ("conversations",),
-            ("system", "tools"),
+            ("system", "tools", "functions"),
             _sharegpt,
             {
                 "conversations": [
@@ -212,15 +243,16 @@ FORMATS: Final[dict[str, Format]] = {
             "prompt_completion",
             "A prompt and its completion: two strings, or two lists of role/content turns.",
             ("prompt", "completion"),
-            ("tools",),
+            ("tools", "functions", "system"),
             _prompt_completion,
             {"prompt": "The capital of France?", "completion": "Paris"},
+            masks_prompt=True,
         ),
         Format(
             "question_answer",
             "A question and its answer.",
             ("question", "answer"),
-            (),
+            ("system",),
             _question_answer,
             {"question": "What is 2 + 3?", "answer": "5"},
         ),
@@ -245,7 +277,7 @@ FORMATS: Final[dict[str, Format]] = {
             "classification",
             "A text and its label (string or number), read as a user turn and the answer to it.",
             ("text", "label"),
-            (),
+            ("system",),
             _classification,
             {"text": "Where is my card?", "label": "card_arrival"},
         ),
@@ -253,7 +285,7 @@ FORMATS: Final[dict[str, Format]] = {
             "input_output",
             "An input and its output, read as a user turn and the answer to it.",
             ("input", "output"),
-            (),
+            ("system",),
             _input_output,
             {"input": "Good morning", "output": "Guten Morgen"},
             without=("instruction",),
@@ -262,7 +294,7 @@ FORMATS: Final[dict[str, Format]] = {
             "source_target",
             "A source text and its target text, read as a user turn and the answer to it.",
             ("source", "target"),
-            (),
+            ("system",),
             _source_target,
             {"source": "Good morning", "target": "Guten Morgen"},
         ),
@@ -270,22 +302,24 @@ FORMATS: Final[dict[str, Format]] = {
             "preference",
             "A prompt with a chosen and a rejected answer; the chosen one is trained.",
             ("chosen", "rejected"),
-            ("prompt", "instruction", "input", "conversations", "system", "tools"),
+            ("prompt", "question", "instruction", "input", "conversations", "system", "tools", "functions"),
             preferences.preference,
             {"prompt": "The capital of France?", "chosen": "Paris", "rejected": "Lyon"},
+            masks_prompt=True,
             trains="the chosen answer is trained, the rejected one is not",
         ),
         Format(
             "openai_preference",
             "OpenAI's preference files: input.messages with two outputs; the preferred one is trained.",
             ("input", "preferred_output", "non_preferred_output"),
-            (),
+            ("system",),
             preferences.openai_preference,
             {
                 "input": {"messages": [{"role": "user", "content": "Hi"}]},
                 "preferred_output": [{"role": "assistant", "content": "Hello!"}],
                 "non_preferred_output": [{"role": "assistant", "content": "What?"}],
             },
+            masks_prompt=True,
             trains="the preferred answer is trained, the other one is not",
         ),
         Format(
@@ -296,7 +330,7 @@ FORMATS: Final[dict[str, Format]] = {
             _text,
             {"text": "Once upon a time there was a fox."},
             without=("label",),
-            only=_NOTES,
+            only=rowfields.TEXT_NOTES,
         ),
     )
 }

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import takewhile
-from typing import Any
+from typing import Any, Final
 
 from inlay.data import dialogue, values
 from inlay.data.calls import tools as tools_of
+from inlay.data.rowfields import is_empty
 from inlay.data.strictjson import shown
 from inlay.data.types import Example, Message, Row
 from inlay.errors import DataError
+
+_INPUT: Final = ("messages", "tools", "functions", "parallel_tool_calls")
 
 
 def preference(row: Row) -> Example:
@@ -39,7 +42,12 @@ def openai_preference(row: Row) -> Example:
     if not isinstance(value, dict):
         values.fail(row, "input", value, 'It must be an object: {"messages": [...]}.')
     if "messages" not in value:
-        values.missing(row, "input", "messages", value, ("messages", "tools", "parallel_tool_calls"))
+        values.missing(row, "input", "messages", value, _INPUT)
+    for name in value.keys() - set(_INPUT):
+        if not is_empty(value[name]):
+            values.fail(
+                row, f"input.{name}", value[name], f"Of the input only {', '.join(_INPUT)} are read. Take it out."
+            )
     asked = dialogue.openai_turns(row, "input.messages", value["messages"], trained=False)
     answer = dialogue.openai_turns(row, "preferred_output", row.value["preferred_output"])
     dialogue.openai_turns(row, "non_preferred_output", row.value["non_preferred_output"], trained=False)
@@ -48,20 +56,22 @@ def openai_preference(row: Row) -> Example:
 
 def _asked(row: Row) -> list[Message]:
     """The turns of the question, as far as they have fields of their own. None of them is trained."""
-    system = values.optional_text(row, "system")
-    turns = [Message("system", system)] if system.strip() else []
-    named = [name for name in ("prompt", "instruction", "conversations") if row.value.get(name) is not None]
+    named = [name for name in ("prompt", "question", "instruction", "conversations") if row.value.get(name) is not None]
     if len(named) > 1:
         raise DataError(f"{row.source}: {' and '.join(map(repr, named))} both ask the question. Keep one of them.")
+    if named != ["instruction"] and not is_empty(context := row.value.get("input")):
+        values.fail(
+            row, "input", context, "It is a part of an 'instruction', and there is none. Write it into the question."
+        )
     if not named:
-        return turns
+        return []
     field, value = named[0], row.value[named[0]]
     if isinstance(value, str):
         question = values.text(row, field, value)
         if field == "instruction" and (context := values.optional_text(row, "input")).strip():
             question = f"{question}\n\n{context}"
-        return [*turns, Message("user", question)]
-    return turns + [replace(turn, weight=0.0) for turn in _turns(row, field, value)]
+        return [Message("user", question)]
+    return [replace(turn, weight=0.0) for turn in _turns(row, field, value)]
 
 
 def _turns(row: Row, field: str, value: Any) -> list[Message]:

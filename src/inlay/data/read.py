@@ -10,13 +10,14 @@ from itertools import chain, islice
 from typing import Any, TypeVar
 
 from inlay.data import formats, sources
-from inlay.data.detection import PREVIEW, DetectedFormat, detect
+from inlay.data.detection import PREVIEW, DetectedFormat, detect, named
+from inlay.data.rowfields import OneSplit
 from inlay.data.types import ASSISTANT, Example, Hash, Message, OnFault, Row, Source
 from inlay.errors import DataError
 
 Changed = TypeVar("Changed")
-_MORE = ("name", "thought", "thought_field", "tool_call_id")
-"""What few messages have."""
+_MORE = {"name": None, "thought": "", "thought_field": "", "tool_call_id": None}
+"""What few messages have, and what it is in the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +68,9 @@ def stream_examples(
     if columns:
         formats.check_columns(columns, format)
     rows = _seen_as(sources.rows(path, sha, on_fault), columns, on_fault, role_weights)
-    if format == "auto":
-        first, rows = _preview(rows, on_fault)
-        found = detect(first)
-    else:
-        trains = formats.FORMATS[format].trains
-        found = DetectedFormat(format, "named by the caller" + (f"; {trains}" if trains else ""))
-    return found, _each(rows, formats.FORMATS[found.name].parse, on_fault)
+    first, rows = _preview(rows, on_fault)
+    found = detect(first) if format == "auto" else named(format, first)
+    return found, _each(rows, _parser(found.name, OneSplit() if format == "auto" else None), on_fault)
 
 
 def examples_again(
@@ -83,10 +80,27 @@ def examples_again(
     sha: Hash | None = None,
     only: Set[int] | None = None,
     role_weights: Mapping[str, float] = ASSISTANT,
+    *,
+    split: OneSplit | None = None,
 ) -> Iterator[Example]:
-    """The examples of one file whose format is known; with `only`, those of these lines, the others being passed over."""
+    """The examples of one file whose format is known; with `only`, those of these lines, the others being passed over.
+
+    `split` where the format was found, not named: what it does not read is then refused where it carries meaning."""
     rows = _seen_as(sources.rows_of_file(path, sha, None, only), columns, None, role_weights)
-    return _each(rows, formats.FORMATS[format].parse, None)
+    return _each(rows, _parser(format, split), None)
+
+
+def _parser(format_name: str, split: OneSplit | None) -> Callable[[Row], Example]:
+    parse = formats.FORMATS[format_name].parse
+    if split is None:
+        return parse
+
+    def parsed(row: Row) -> Example:
+        if "split" in row.value:
+            split.see(row, format_name)
+        return parse(row, strict=True)
+
+    return parsed
 
 
 def _seen_as(
@@ -135,7 +149,7 @@ def as_lines(examples: Iterable[Example]) -> str:
         turns = [
             {"role": m.role, "content": m.content, "weight": m.weight}
             | ({"tool_calls": list(m.tool_calls)} if m.tool_calls else {})
-            | {name: value for name in _MORE if (value := getattr(m, name))}
+            | {name: value for name, usual in _MORE.items() if (value := getattr(m, name)) != usual}
             for m in example.messages
         ]
         row = {

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from inlay.data.types import Example, normalised
+from inlay.data.types import Example, Message, normalised
 
 
 def prompt_key(example: Example) -> bytes:
     """Digest of what is asked, 16 bytes: the turns before the first answer, or the whole document."""
-    asked = []
-    for message in example.messages:
-        if message.role == "assistant":
-            break
-        asked.append((message.role, normalised(message.content)))
+    asked = [(m.role, normalised(m.content)) for m in example.messages[: asked_turns(example.messages)]]
     return hashlib.sha256(repr(asked).encode()).digest()[:16]
+
+
+def asked_turns(messages: Sequence[Message]) -> int:
+    """How many turns there are before the first answer to somebody; a greeting before the first question is none."""
+    begun = next((n for n, m in enumerate(messages) if m.role in ("user", "tool")), 0)
+    return next((n for n, m in enumerate(messages) if n >= begun and m.role == "assistant"), len(messages))
 
 
 def as_keys(digests: Iterable[bytes]) -> np.ndarray:

@@ -107,5 +107,5 @@ class Example:
     messages: tuple[Message, ...]
     source: Source
     tools: tuple[dict[str, Any], ...] = field(default=())
-    unread: tuple[str, ...] = ()
+    unread: tuple[str, ...] = field(default=(), compare=False)
     """What of the row has no effect: fields by name, and turns that are read without being trained."""

@@ -16,6 +16,7 @@ from inlay.data.checks.repeats import Repeats
 from inlay.data.checks.row import CheckedRow
 from inlay.data.checks.secrets import Secrets
 from inlay.data.checks.text import TextDamage
+from inlay.data.checks.unread import Unread
 
 
 class Check(Protocol):
@@ -30,6 +31,7 @@ CHECKS: Final[dict[str, Callable[[], Check]]] = {
     "text": TextDamage,
     "answers": Answers,
     "secrets": Secrets,
+    "unread": Unread,
     "near": NearDuplicates,
 }
 

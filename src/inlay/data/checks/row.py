@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from inlay.data.splits import asked_turns
 from inlay.data.types import Example, Message, normalised
 
 
@@ -47,10 +48,7 @@ class CheckedRow:
     @property
     def opening_key(self) -> int:
         """Equal for rows that begin with the same question, as the split groups them."""
-        for n, (role, _) in enumerate(self.normal):
-            if role == "assistant":
-                return hash(self.normal[:n])
-        return hash(self.normal)
+        return hash(self.normal[: asked_turns(self.example.messages)])
 
     @property
     def answer(self) -> str:

@@ -1,0 +1,230 @@
+"""Every field of a row is used, named among what is not, or refused: in the shapes of ten ecosystems and more."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from inlay.data import FORMATS, Example, Row, Source, detect, fields, read_examples, rowfields
+from inlay.errors import DataError
+from parts import write_rows
+
+ASK, SAY = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+HUMAN, GPT = {"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}
+SHAPES: dict[str, dict[str, Any]] = {
+    "OpenAI": {"messages": [{"role": "system", "content": "Be kind."}, ASK, SAY]},
+    "OpenAI, tools": {
+        "messages": [ASK, {"role": "assistant", "content": None, "tool_calls": [CALL]},
+                     {"role": "tool", "tool_call_id": "c1", "content": "4"}, SAY],
+        "tools": [TOOL],
+    },
+    "OpenAI, preference": FORMATS["openai_preference"].example,
+    "Anthropic and Bedrock": {"system": [{"text": "Be kind."}], "messages": [ASK, SAY]},
+    "ShareGPT": {"conversations": [HUMAN, GPT], "system": "Be kind."},
+    "LLaMA-Factory, tools": FORMATS["sharegpt"].example,
+    "ms-swift": {
+        "messages": [ASK, {"role": "tool_call", "content": '{"name": "add", "arguments": {}}'},
+                     {"role": "tool_response", "content": "4"}, SAY | {"loss": True}],
+        "tools": json.dumps([TOOL]),
+    },
+    "Axolotl": {"messages": [ASK, SAY | {"train": False}, ASK, SAY | {"train": True}]},
+    "NeMo": {"system": "", "mask": "User", "conversations": [HUMAN, GPT | {"loss_mask": 1}]},
+    "Qwen and DeepSeek": {"messages": [ASK, SAY | {"reasoning_content": "Two and two."}]},
+    "gpt-oss": {"messages": [ASK, SAY | {"thinking": "Two and two."}]},
+    "Alpaca": {"instruction": "Add.", "input": "2, 2", "output": "4"},
+    "Dolly": {"instruction": "Add 2 and 2.", "context": "", "response": "4", "category": "sums"},
+    "TRL": {"prompt": [ASK], "completion": [SAY]},
+    "TRL, KTO": {"prompt": "2 + 2?", "completion": "4", "label": True},
+    "TRL, DPO": {"prompt": "2 + 2?", "chosen": [SAY], "rejected": [SAY | {"content": "5"}]},
+    "Orca, DPO": {"system": "Be kind.", "question": "2 + 2?", "chosen": "4", "rejected": "5"},
+    "GSM8K": {"question": "2 + 2?", "answer": "4"},
+    "a table of labels": {"text": "2 + 2?", "label": "sum"},
+}  # fmt: skip
+NAMES = sorted({
+    *(name for form in FORMATS.values() for name in form.fields), *rowfields.SYSTEMS, *rowfields.NOTES, *rowfields.COSTS,
+    *(name for kind in rowfields.KINDS for name in kind.names), *fields.KNOWN, "A", "B", "option_1", "option_2", "split",
+} - {rowfields.GREETING})  # fmt: skip
+WITHOUT_EFFECT = {"parallel_tool_calls"}
+VALUES = (
+    st.sampled_from([None, "", True, False, 0, 1, 2, 0.5, -1, "true", "False", "0", "x", " ", "test", [], {}, ["x"], [["q", "a"]],
+                     {"a": 1}, [TOOL], [CALL], [ASK, SAY], [HUMAN, GPT], [{"text": "x"}], json.dumps([ASK, SAY])])
+    | st.text(max_size=3) | st.integers(-2, 9) | st.floats(allow_nan=False, allow_infinity=False)
+)  # fmt: skip
+HERE = Source("a.jsonl", 3)
+
+
+def read(value: dict[str, Any]) -> Example:
+    row = Row(value, HERE)
+    return FORMATS[detect([row]).name].parse(row, strict=True)
+
+
+def read_or_refused(value: dict[str, Any]) -> Example | str:
+    try:
+        return read(value)
+    except DataError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_shape_is_read_without_naming_a_format(shape: str) -> None:
+    assert read(SHAPES[shape]).messages[-1].weight > 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(SHAPES)), st.sampled_from(NAMES) | st.text("abcd_", min_size=1, max_size=5), VALUES)
+@example("TRL, KTO", "images", ["a.png"])
+@example("Alpaca", "response", "5")
+@example("TRL, DPO", "input", "so")
+@example("OpenAI, tools", "functions", [TOOL])
+def test_one_field_more_in_a_row_is_used_named_or_refused(shape: str, name: str, value: object) -> None:
+    before = SHAPES[shape]
+    if name in before:
+        return
+    found = read_or_refused(before | {name: value})
+    if isinstance(found, str):
+        assert name in found
+    elif found == read(before):
+        assert name in found.unread or rowfields.is_empty(value) or name in WITHOUT_EFFECT
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(sorted(SHAPES)),
+    st.sampled_from(NAMES) | st.text("abcd_", min_size=1, max_size=5),
+    VALUES,
+    st.data(),
+)
+def test_one_field_more_in_a_turn_is_used_or_a_note_or_refused(
+    shape: str, name: str, value: object, data: st.DataObject
+) -> None:
+    before = SHAPES[shape]
+    lists = [key for key in ("messages", "conversations") if key in before]
+    if not lists:
+        return
+    turns = list(before[lists[0]])
+    at = data.draw(st.integers(0, len(turns) - 1))
+    if name in turns[at]:
+        return
+    turns[at] = turns[at] | {name: value}
+    found = read_or_refused(before | {lists[0]: turns})
+    if isinstance(found, str):
+        assert name in found or (name in (*fields.WEIGHTS, *fields.SWITCHES) and "nothing to train on" in found)
+    elif found == read(before) and name not in (*fields.WEIGHTS, *fields.SWITCHES):
+        assert name in fields.NOTES or rowfields.is_empty(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *({"prompt": "a", "completion": "b", "label": bad} for bad in (False, 0, "False", "0", "false", 0.0)),
+        {"prompt": "a", "completion": "b", "desirable": False},
+        {"instruction": "a", "output": "b", "kto_tag": False},
+        {"messages": [ASK, SAY], "label": False},
+        {"messages": [ASK, SAY], "rejected": True},
+        {"question": "a", "answer": "b", "reward": 0.0},
+        {"question": "a", "answer": "b", "score": -1},
+    ],
+)
+def test_a_row_that_is_judged_bad_is_not_trained_unless_the_format_is_named(
+    value: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"a\.jsonl:3: field '\w+' is .* rows are judged good or bad.*format="):
+        read(value)
+    good = {name: True if name in rowfields.KINDS[1].names else v for name, v in value.items()}
+    if good != value:
+        read(good)
+    path = write_rows(tmp_path / "a.jsonl", [value])
+    form = detect([Row(value, HERE)]).name
+    assert len(read_examples(str(path), form).examples) == 1
+
+
+def test_a_bad_row_is_found_wherever_it_stands(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}", "completion": "a", "label": n != 150} for n in range(200)]
+    with pytest.raises(DataError, match=r"a\.jsonl:151: field 'label' is false"):
+        read_examples(str(write_rows(tmp_path / "a.jsonl", rows)))
+
+
+def test_what_no_text_model_can_read_is_refused_also_in_a_named_format(tmp_path: Path) -> None:
+    value = {"messages": [ASK | {"content": "<image>What is it?"}, SAY], "images": ["a.png"]}
+    path = str(write_rows(tmp_path / "a.jsonl", [value]))
+    for form in ("auto", "messages"):
+        with pytest.raises(DataError, match=r"field 'images' is a list of 1: the model would not see"):
+            read_examples(path, form)
+    assert read(value | {"images": []}).unread == ()
+
+
+@pytest.mark.parametrize("name", rowfields.SYSTEMS)
+@pytest.mark.parametrize("form", [name for name in FORMATS if name != "text"])
+def test_a_system_prompt_beside_the_turns_is_the_system_turn(form: str, name: str) -> None:
+    for system in ("Be kind.", [{"text": "Be kind."}]):
+        found = read(FORMATS[form].example | {name: system})
+        assert (found.messages[0].role, found.messages[0].content, found.messages[0].weight) == (
+            "system",
+            "Be kind.",
+            0,
+        )
+        assert found.messages[1:] == read(FORMATS[form].example).messages
+    with pytest.raises(DataError, match="two system prompts"):
+        read(FORMATS[form].example | dict(zip(rowfields.SYSTEMS[:2], ("a", "b"), strict=True)))
+
+
+def test_the_choices_of_a_question_are_not_left_out() -> None:
+    for names in ("ABCD", ("option_a", "option_b"), ("choice1", "choice2"), ("opa", "opb")):
+        value = {"question": "Which?", "answer": "A", **dict.fromkeys(names, "x")}
+        with pytest.raises(DataError, match=f"without the choices {names[0]}, {names[1]}"):
+            read(value)
+
+
+def test_rows_of_two_splits_are_not_trained_together(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "answer": "a", "split": "train" if n < 150 else "test"} for n in range(160)]
+    with pytest.raises(DataError, match=r"a\.jsonl:151: field 'split' is string 'test', while rows before"):
+        read_examples(str(write_rows(tmp_path / "a.jsonl", rows)))
+    assert len(read_examples(str(write_rows(tmp_path / "b.jsonl", rows[150:]))).examples) == 10
+    assert len(read_examples(str(tmp_path / "a.jsonl"), "question_answer").examples) == 160
+
+
+def test_a_weight_of_one_is_none_and_another_is_refused() -> None:
+    assert read(SHAPES["GSM8K"] | {"weight": 1.0}).unread == ("weight",)
+    with pytest.raises(DataError, match=r"'weight' is number 0\.5: it could be how much the row counts"):
+        read(SHAPES["GSM8K"] | {"weight": 0.5})
+
+
+def test_what_is_left_out_is_named_with_what_it_costs() -> None:
+    value = SHAPES["OpenAI"] | {"id": 7, "topic": "sums", "rejected_response": "5"}
+    why = detect([Row(value, HERE)]).why
+    assert "ignored: id, topic, rejected_response (not learned from; the model never sees it)" in why
+    assert read(value).unread == ("id", "topic", "rejected_response")
+
+
+def test_a_greeting_before_the_first_question_is_read_and_not_trained() -> None:
+    greeting = {"role": "assistant", "content": "Welcome!"}
+    found = read({"messages": [greeting, ASK, SAY]})
+    assert [(m.role, m.weight) for m in found.messages] == [("assistant", 0), ("user", 0), ("assistant", 1)]
+    assert found.unread == (rowfields.GREETING,)
+    assert read({"messages": [greeting | {"weight": 0}, ASK, SAY]}).unread == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (HUMAN, r"from, value are those of one turn.*\"conversations\""),
+        (ASK, r"role, content are those of one turn.*\"messages\""),
+        ({"input_ids": [1], "labels": [1]}, "rows of tokens"),
+        ({"problem": "a", "solution": "b"}, r"columns: \{prompt: problem, completion: solution\}"),
+        (
+            {"system_prompt": "s", "question": "a", "response": "b"},
+            r"columns: \{prompt: question, completion: response\}",
+        ),
+        ({"request": {"messages": []}, "response": {"choices": []}}, "none of them is a text.*messages"),
+    ],
+)
+def test_rows_of_no_format_are_told_what_would_read_them(value: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        read(value)
