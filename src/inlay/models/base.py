@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from inlay.config.settings import ModelConfig
 from inlay.errors import ModelError, nearest
 from inlay.models.fingerprint import Fingerprint, difference, digest_of_files, fingerprint
+from inlay.models.generation_settings import ids_alone
 from inlay.models.mapped import paged_out
 from inlay.models.probe import pick_matmul_precision
 from inlay.models.unused_weights import refuse_unused
@@ -319,10 +320,7 @@ def load_model(
         parameter.requires_grad_(False)
     torch.set_float32_matmul_precision(pick_matmul_precision(device, settings.matmul_precision)[0])
     if model.generation_config is not None:  # a checkpoint's sampling habits would leak into greedy comparison
-        model.generation_config.do_sample = False
-        model.generation_config.temperature = None
-        model.generation_config.top_p = None
-        model.generation_config.top_k = None
+        model.generation_config = ids_alone(model.generation_config)
     return model.eval()
 
 

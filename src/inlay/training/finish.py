@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from inlay.errors import StorageError
 from inlay.incidents import as_markdown, incidents
 from inlay.models.adapter import TrainedState
 from inlay.models.adapter_files import CARD
+from inlay.models.generation_settings import FILE, generation_settings
 from inlay.run import Run
 from inlay.storage import replace_folder, write_file, write_json
 from inlay.training import checkpoint as checkpoints
@@ -81,7 +81,7 @@ def export(setup: Setup, job: Job) -> int:
 
 def _write_ends(encoder: Encoder, folder: Path) -> None:
     """Names the ids that end an answer for other programs, which else know only the tokenizer's end-of-sequence."""
-    path = folder / "generation_config.json"
+    path = folder / FILE
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_json(path, kept | {"eos_token_id": sorted(encoder.stop_ids), "pad_token_id": encoder.pad_id})
 
@@ -89,9 +89,8 @@ def _write_ends(encoder: Encoder, folder: Path) -> None:
 def _write_model(model: Any, base: Path, folder: Path) -> None:
     """As transformers writes it, in fp32 as it was trained; how it is asked stays as the base has it."""
     model.save_pretrained(str(folder))
-    asked = "generation_config.json"
-    if (base / asked).is_file():
-        shutil.copyfile(base / asked, folder / asked)
+    if found := generation_settings(base):
+        write_json(folder / FILE, found[0])
 
 
 def report(run: Run, record: dict[str, Any]) -> None:

@@ -44,6 +44,7 @@ from inlay.models.batch_invariance import batch_groups
 from inlay.models.dropout import own_dropout, switch_off
 from inlay.models.fingerprint import Fingerprint
 from inlay.models.full import open_up, weights_of
+from inlay.models.generation_settings import generation_settings
 from inlay.models.machine import library_versions, memory_facts
 from inlay.models.methods import trained_parameters
 from inlay.models.named_class import NamedClass, named_class
@@ -375,6 +376,11 @@ def _model(
             f"{held(model, place.quantization)}; {choices.reasons['model.quantization']}"
         )
     if whole:
+        if left_out := (generation_settings(base.folder) or ({}, []))[1]:
+            reporter.note(
+                f"warning: generation_config.json of {base.name} is one that transformers will not save: the model is "
+                f"written without {', '.join(left_out)}"
+            )
         model = open_up(model, lambda: weights_of(load()))
         return ready_to_train(model, config), None, total_parameters, []
     named = None if config.adapter.method == "prompt" else named_class(base, model)

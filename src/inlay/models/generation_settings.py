@@ -1,0 +1,54 @@
+"""How a base is asked by other programs: its generation_config.json, as transformers will read and save it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+FILE: Final = "generation_config.json"
+_OF_SAMPLING: Final = ("temperature", "top_p", "top_k", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_OF_BEAMS: Final = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty", "constraints")
+_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def generation_settings(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
+    """(a base's generation settings as transformers saves them, the ones left out for it); None where it has none.
+
+    Left out is what has no effect beside the others, such as a temperature without sampling; where that is not enough,
+    all but the ids of special tokens.
+    """
+    if not (folder / FILE).is_file():
+        return None
+    given = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    idle = {
+        *(() if given.get("do_sample") else _OF_SAMPLING),
+        *(_OF_BEAMS if given.get("num_beams") in (None, 1) else ()),
+    }
+    for kept in (
+        given,
+        {name: value for name, value in given.items() if name not in idle},
+        {name: given[name] for name in _IDS if name in given},
+        {},
+    ):
+        if _can_be_saved(kept):
+            return kept, sorted({*given} - {*kept})
+    raise AssertionError("no settings at all can be saved")
+
+
+def ids_alone(settings: Any) -> Any:
+    """The settings of a model without its habits of sampling: the ids of special tokens are left."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(**{name: getattr(settings, name, None) for name in _IDS})
+
+
+def _can_be_saved(values: Mapping[str, Any]) -> bool:
+    from transformers import GenerationConfig
+
+    try:
+        GenerationConfig(**values).validate(strict=True)
+    except (ValueError, TypeError):
+        return False
+    return True
