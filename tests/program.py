@@ -40,4 +40,6 @@ class Ended:
 
 def listing(folder: Path) -> dict[str, int]:
     """Every file and folder below with its time of change; a lock carries no content."""
-    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.name != ".lock"}
+    return {
+        str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if not p.name.startswith(".lock")
+    }

@@ -46,10 +46,10 @@ def test_a_method_that_cannot_run_is_a_row_with_its_reason_and_what_is_finished_
     assert ia3["learning_rate"] == 3e-3
     assert ia3["memory_bytes"] > 1e8
     assert 0 < ia3["saved_bytes"] < 10_000
-    ended = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != ".lock"}
+    ended = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if not path.name.startswith(".lock")}
     again = api.compare_methods(tree, ["ia3"], reporter=Quiet())
     assert again["methods"] == [ia3]
-    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != ".lock"} == ended
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if not path.name.startswith(".lock")} == ended
     assert "this base has no such biases" in methods_text(found, 80)
     assert "ia3" in (Path(found["folder"]) / REPORT).read_text()
     with pytest.raises(RunError, match="compared with other settings"):

@@ -105,7 +105,7 @@ def test_not_a_number_is_refused(tmp_path: Path) -> None:
 
 def test_a_second_owner_is_refused_at_once_by_name_and_a_kill_frees_the_folder(tmp_path: Path) -> None:
     code = "import sys,time\nfrom pathlib import Path\nfrom inlay.storage import owned\nwith owned(Path(sys.argv[1])):\n print(1,flush=True); time.sleep(60)"
-    child = subprocess.Popen([sys.executable, "-S", "-c", code, str(tmp_path)], stdout=subprocess.PIPE, env=_env())
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, env=_env())
     assert child.stdout is not None
     child.stdout.readline()
     began = time.monotonic()
@@ -116,6 +116,19 @@ def test_a_second_owner_is_refused_at_once_by_name_and_a_kill_frees_the_folder(t
     child.wait()
     child.stdout.close()
     with storage.owned(tmp_path):
+        pass
+
+
+def test_a_folder_that_is_moved_aside_keeps_no_name_of_its_owner(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with storage.owned(folder):
+        moved = storage.move_aside(folder)
+        folder.mkdir()
+        with storage.owned(folder):
+            assert (folder / storage.OWNER).read_text() == str(os.getpid())
+        assert not (moved / storage.OWNER).exists()
+    with storage.owned(folder), storage.owned(moved):
         pass
 
 

@@ -187,7 +187,10 @@ def _forwarded(child: subprocess.Popen[str]) -> Iterator[list[int]]:
 
     def forward(number: int, frame: object) -> None:  # noqa: ARG001
         received.append(number)
-        child.send_signal(number)
+        if os.name != "nt":
+            child.send_signal(number)
+        elif child.stdin and not child.stdin.closed:  # it has no signals to send; the child stops when its input ends
+            child.stdin.close()
 
     main = threading.current_thread() is threading.main_thread()
     before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)} if main else {}
@@ -203,7 +206,7 @@ def _forwarded(child: subprocess.Popen[str]) -> Iterator[list[int]]:
 
 def _reason(code: int, said: str) -> str:
     if code < 0:
-        return f"killed by signal {-code}" + (", most likely for want of memory" if code == -signal.SIGKILL else "")
+        return f"killed by signal {-code}" + (", most likely for want of memory" if code == -9 else "")
     try:
         return _first_line(str(json.loads(said)["error"]))
     except (ValueError, KeyError, TypeError):

@@ -23,6 +23,7 @@ from inlay.events import LoggedReporter, Reporter
 from inlay.run import FAILED, FINISHED, INTERRUPTED, RUNNING, Run
 from inlay.storage import (
     LOCK,
+    OWNER,
     is_staging,
     is_there,
     owned,
@@ -203,7 +204,9 @@ def _claim(
         return Claim(run)
     if not run.path.is_dir():
         raise RunError(f"{run.path}: a file, not the folder of a run. Give another --name.")
-    if all(path.name == LOCK or is_staging(path) for path in run.path.iterdir()):  # a start that was killed at once
+    if all(
+        path.name in (LOCK, OWNER) or is_staging(path) for path in run.path.iterdir()
+    ):  # a start that was killed at once
         held.enter_context(owned(run.path))
         return Claim(run, moves_aside=True)
     if not run.record and not (run.path / "config.yaml").exists():

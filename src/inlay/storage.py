@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import ctypes
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -26,7 +25,7 @@ from typing import Any
 
 from inlay.errors import InlayError, RunError, StorageError, UserError
 
-MANIFEST, LOCK = "manifest.json", ".lock"
+MANIFEST, LOCK, OWNER = "manifest.json", ".lock", ".lock.pid"
 _STAGING = ".staging-"
 _OLD = f"{_STAGING}old-"  # an earlier folder in the moment when its successor takes its place
 
@@ -189,7 +188,7 @@ def write_file(path: Path, content: str | bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            staging.rename(path)
+            staging.replace(path)  # which rename does not do on Windows
             _fsync_folder(path.parent)
         except BaseException:
             staging.unlink(missing_ok=True)
@@ -250,7 +249,7 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
     """Fsyncs every file below the folder and lists it with size and sha256 in `manifest.json`, which has its own."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
-        with path.open("rb") as file:
+        with path.open("rb+") as file:  # Windows flushes only what may be written
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
@@ -343,6 +342,9 @@ def move_aside(folder: Path, why: str = "old") -> Path:
     while (target := folder.with_name(f"{folder.name}.{why}-{number}")).exists():
         number += 1
     with explained(folder):
+        (folder / OWNER).unlink(missing_ok=True)  # it speaks of the place, not of what lay there
+        if os.name == "nt" and (lock := _HELD.get(folder)):  # a folder with an open file cannot be renamed there
+            lock.release()
         folder.rename(target)
     return target
 
@@ -401,44 +403,60 @@ def require_writable(folder: Path) -> None:
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process. The kernel frees it when the process ends, however it ends.
+    """Holds the folder for this process. The system frees it when the process ends, however it ends.
 
     Raises: RunError naming the pid of the other owner.
     """
-    path = folder / LOCK
-    with explained(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    from filelock import FileLock, Timeout  # here: the command line starts without it
+
+    lock, owner = FileLock(folder / LOCK, thread_local=False), folder / OWNER
+    with explained(folder / LOCK):
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(handle, 20, 0).decode() or "unknown"
+            lock.acquire(timeout=0)
+        except Timeout:
             raise RunError(
-                f"{folder}: another process (pid {owner}) is training here. Wait for it or stop it."
+                f"{folder}: another process (pid {_pid_in(owner)}) is training here. Wait for it or stop it."
             ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
+    _HELD[folder] = lock
+    try:
+        with explained(owner):
+            owner.write_text(str(os.getpid()), encoding="ascii")
         yield
     finally:
-        os.close(handle)
+        _HELD.pop(folder, None)
+        with contextlib.suppress(OSError):
+            owner.unlink(missing_ok=True)
+        lock.release()
+
+
+_HELD: dict[Path, Any] = {}
+"""The lock of each folder that this process holds."""
+
+
+def _pid_in(owner: Path) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        return str(int(owner.read_text(encoding="ascii")))
+    return "unknown"
 
 
 @contextlib.contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
     """Waits until no other process holds the lock file, and holds it. Where no lock can be had, nobody waits."""
-    handle = None
+    from filelock import FileLock
+
+    lock = FileLock(path, thread_local=False)
     try:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, NotImplementedError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock.acquire()
         yield
     finally:
-        if handle is not None:
-            os.close(handle)
+        lock.release()
 
 
 def _fsync_folder(folder: Path) -> None:
+    if os.name == "nt":  # a folder cannot be opened there, and its journal keeps a rename whole
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -227,7 +227,7 @@ def damaged_resumes(lab: Lab, count: int) -> Tally:
     for _number in range(count):
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(source, run)
-        files = sorted(p for p in run.rglob("*") if p.is_file() and p.name not in (".lock", "log.txt"))
+        files = sorted(p for p in run.rglob("*") if p.is_file() and p.name not in (".lock", ".lock.pid", "log.txt"))
         files = [p for p in files if lab.random.random() < 0.3 or p.parent == run] or files
         kind, victim = lab.random.choice(DAMAGES[:5] + DAMAGES[6:]), lab.random.choice(files)
         before = {p: p.read_bytes() for p in files}

@@ -53,6 +53,8 @@ class Part:
 
 def process_count(workers: int, size_bytes: int) -> int:
     """How many processes a file of this size is shared out to; 1 is this one. `workers` is `data.workers`."""
+    if not hasattr(os, "fork") or not hasattr(os, "sched_getaffinity"):
+        return 1
     may_fork = sys.platform.startswith("linux") and not current_process().daemon  # elsewhere system libraries break
     if not may_fork or size_bytes < _WORTH_BYTES:
         return 1

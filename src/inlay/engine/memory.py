@@ -8,7 +8,6 @@ import gc
 import importlib
 import os
 import platform
-import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,7 +119,12 @@ def peak_bytes(device: str) -> int:
     """The most that was held since the start or the last `limited`: tensors on CUDA, elsewhere resident memory."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        import resource
+    except ImportError:  # Windows, which keeps the peak with what is held
+        memory = importlib.import_module("psutil").Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
+    peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return peak if sys.platform == "darwin" else peak * 1024
 
 

@@ -1,7 +1,7 @@
 """Whether the Python of an answer passes the tests that are given for its question. Runs what a model wrote.
 
 Each answer runs in a process of its own: isolated from this one's packages and environment, in an empty folder, with
-limits on time, memory and file size. That holds off accidents such as endless loops. It is no sandbox: the code has the
+limits on time, memory and file size (on Windows on time alone). That holds off accidents such as endless loops. It is no sandbox: the code has the
 rights of the user, so answers that nobody trusts belong on a machine, or in a container, that may be lost.
 """
 
@@ -27,13 +27,17 @@ from inlay.evaluation.metrics import Array, TextMetric, ratio
 
 TIME_S, MEMORY_BYTES, FILE_BYTES = 10, 1 << 30, 1 << 20
 
+_ENVIRONMENT = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}  # Windows starts none without
+
 _RUNNER = """
-import json, os, resource, sys
+import json, os, sys
 given = json.load(sys.stdin)
 seconds, memory, size = given["limits"]
-for what, limit in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, size),
-                    (resource.RLIMIT_CORE, 0)):
-    resource.setrlimit(what, (limit, limit))
+if os.name != "nt":
+    import resource
+    for what, limit in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, size),
+                        (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(what, (limit, limit))
 told = os.dup(1)
 os.dup2(os.open(os.devnull, os.O_RDWR), 0)
 os.dup2(0, 1)
@@ -56,15 +60,18 @@ def passes(code: str, tests: str) -> bool:
     with tempfile.TemporaryDirectory(prefix="inlay-answer-") as folder:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _RUNNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, cwd=folder, env={}, start_new_session=True,
+            stderr=subprocess.DEVNULL, cwd=folder, env=_ENVIRONMENT, start_new_session=True,
         )  # fmt: skip
         try:
             said, _ = process.communicate(given, timeout=TIME_S)
         except subprocess.TimeoutExpired:
             said = b""
         finally:
-            with contextlib.suppress(ProcessLookupError):  # and all that it started
-                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                if os.name == "nt":
+                    process.kill()
+                else:  # and all that it started
+                    os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             for stream in (process.stdin, process.stdout):
                 if stream is not None:

@@ -10,7 +10,6 @@ import importlib
 import os
 import platform
 import shutil
-import sys
 import time
 from dataclasses import asdict
 from importlib import metadata
@@ -144,7 +143,7 @@ def cpu_facts() -> dict[str, Any]:
             name, _, value = line.partition(":")
             fields.setdefault(name.strip(), value.strip())
     flags = set(fields["flags"].split()) if "flags" in fields else None
-    affinity = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_cpus()
     return {
         "model": fields.get("model name") or platform.processor() or platform.machine(),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import resource
+import mmap
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def page_out(address: int, size: int) -> None:
     """Gives back the memory of weights that nobody reads any more, but whose file stays mapped."""
     if sys.platform != "linux":
         return
-    page = resource.getpagesize()
+    page = mmap.PAGESIZE
     start = -(-address // page) * page
     length = (address + size - start) // page * page
     if length > 0:

@@ -35,7 +35,10 @@ def stop_with_stdin() -> None:
     def watch() -> None:
         while os.read(0, 1):
             pass
-        os.kill(os.getpid(), signal.SIGTERM)
+        if os.name == "nt":  # where kill would end the process on the spot
+            signal.raise_signal(signal.SIGTERM)
+        else:  # to the main thread, which may be waiting
+            os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 
