@@ -323,3 +323,21 @@ def test_a_byte_order_mark_of_a_template_file_is_in_no_prompt(tmp_path: Path) ->
     template.write_bytes(b"\xef\xbb\xbf{{ messages[0].content }}")
     tokenizer = load_tokenizer(find_base("builtin:nano"), str(template))
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
+
+
+def test_a_hub_id_that_once_had_no_owner_is_the_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, asked = make_base(tmp_path / "base"), []
+
+    def fetched(name: str, *_: Any) -> Path:
+        asked.append(name)
+        return base
+
+    monkeypatch.setattr(bases, "_from_hub", fetched)
+    monkeypatch.chdir(tmp_path)
+    assert find_base("distilgpt2").name == "distilbert/distilgpt2"
+    assert find_base("gpt2").name == "openai-community/gpt2"
+    assert asked == ["distilbert/distilgpt2", "openai-community/gpt2"]
+    with pytest.raises(ModelError, match=r"no such folder\. Did you mean openai-community/gpt2-medium\?"):
+        find_base("gpt2-mediun")
+    (tmp_path / "gpt2").symlink_to(base)
+    assert find_base("gpt2").folder == Path("gpt2")

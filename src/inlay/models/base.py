@@ -26,6 +26,12 @@ from inlay.models.unused_weights import refuse_unused
 from inlay.storage import is_there
 
 BUILTIN = {"builtin:nano": "builtin/nano"}
+SHORT_IDS = {
+    **{name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "openai-gpt")},
+    "distilgpt2": "distilbert/distilgpt2",
+    "ctrl": "Salesforce/ctrl",
+}
+"""Bases that the hub once had without an owner, and that people still call so."""
 _INDEX = "model.safetensors.index.json"
 
 
@@ -78,7 +84,8 @@ class BaseRef:
 
 
 def find_base(name: str, revision: str | None = None, *, weights: bool = True) -> BaseRef:
-    """The base of that name with its weights on this disk; a hub id is fetched if it is not there.
+    """The base of that name with its weights on this disk; a hub id is fetched if it is not there. Of `SHORT_IDS` the
+    name becomes the whole id.
 
     Without `weights` its config and tokenizer are enough.
 
@@ -96,10 +103,18 @@ def find_base(name: str, revision: str | None = None, *, weights: bool = True) -
     if folder.exists():
         gguf = " GGUF files are for inference and are not loaded." if folder.suffix == ".gguf" else ""
         raise ModelError(f"--model {name}: a file.{gguf} Give the folder that holds config.json and *.safetensors.")
+    name = SHORT_IDS.get(name, name)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         close = nearest(folder.name, siblings)
-        hint = f" Did you mean {folder.parent / close}?" if close else ""
+        short = None if close else nearest(name, SHORT_IDS)
+        hint = (
+            f" Did you mean {folder.parent / close}?"
+            if close
+            else f" Did you mean {SHORT_IDS[short]}?"
+            if short
+            else ""
+        )
         raise ModelError(
             f"--model {name}: no such folder.{hint} Give a local folder, a hub id like owner/name, or builtin:nano."
         )
