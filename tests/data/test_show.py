@@ -13,7 +13,9 @@ from data import toys
 from inlay import api
 from inlay.cli.row_view import row_text
 from inlay.data.batches import Batch, collate
-from inlay.data.show import IGNORED, ShownRow
+from inlay.data.encode import Encoder
+from inlay.data.show import IGNORED, ShownRow, _sequence
+from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError
 from parts import qa_rows, write_rows
 from training_runs import train
@@ -69,6 +71,35 @@ def test_labels_are_the_ids_that_are_trained_and_spans_are_the_text(tiny_base: P
     value = row.to_json()["sequences"][0]
     assert [token["id"] for token in value["tokens"]] == sequence.tokens.input_ids.tolist()
     assert "".join(token["text"] for token in value["tokens"]) == "".join(text for _, text in sequence.spans)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+def test_the_text_of_a_row_in_any_script_reads_as_it_is_written(kind: str) -> None:
+    encoder = Encoder(toys.nano() if kind == "bytes" else toys.sentencepiece(toys.LLAMA2))
+    asked, answered = "翻译:你好,世界 👩‍👩‍👧", "مرحبا بالعالم é ñ 😀 नमस्ते"
+    turns = (Message("user", asked), Message("assistant", answered, 1.0))
+    ((_, tokens),) = encoder.examples([Example(turns, Source("a", 1))])
+    sequence = _sequence(encoder, tokens, tokens, ())
+    (before, _), (_, trained), *_ = sequence.spans
+    assert before == 0
+    assert asked in sequence.spans[0][1]
+    assert answered in trained
+    ids, text = tokens.input_ids.tolist(), "".join(text for _, text in sequence.spans)
+    assert text == encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def test_a_long_row_is_shown_by_the_ends_of_its_stretches(tiny_base: Path, tmp_path: Path) -> None:
+    long = " ".join(f"word{n}" for n in range(20_000))
+    path = write_rows(tmp_path / "a.jsonl", [{"question": "All?", "answer": long}, *qa_rows(9)])
+    row = shown(path, tiny_base, 1, "data.check=off")
+    text = row_text(row, False)
+    (sequence,) = row.sequences
+    assert len(sequence.pieces) > 60_000
+    assert len(text.splitlines()) < 500
+    assert "characters …" in text
+    assert f"{int((sequence.tokens.weights > 0).sum()) - 400:,} tokens; all of them: --json" in text
+    assert "word0 word1" in text
+    assert "word19999<|im_end|>" in text
 
 
 def test_without_a_terminal_what_is_trained_stands_in_brackets_and_with_one_it_has_a_colour(

@@ -87,7 +87,9 @@ def show(
     from inlay.cli import row_view
 
     shown = api.show_data(file, model=model, row=row, settings=settings)
-    return Output(shown.to_json(), row_view.row_text(shown, row_view.is_coloured()))
+    if as_json:
+        return Output(shown.to_json())
+    return Output(None, row_view.row_text(shown, row_view.is_coloured()))  # a long row is millions of values
 
 
 def stats(

@@ -8,6 +8,12 @@ from collections.abc import Iterator
 
 from inlay.data.show import Landing, ShownRow, ShownSequence
 
+_KEPT = "\n\u200c\u200d"
+"""Characters that are not printable and still belong to the text: joiners of letters and of emoji."""
+_LONG_TEXT, _ENDS_TEXT = 100_000, 2_000
+"""Characters above which of a stretch of text only the ends are shown, and how many of each."""
+_LONG_STRETCH, _ENDS = 4_000, 200
+"""Tokens above which of a stretch only the ends are listed, and how many of each."""
 _TRAINED, _READ, _OFF = "\033[1;32m", "\033[2m", "\033[0m"
 
 
@@ -46,7 +52,9 @@ def _running(sequence: ShownSequence, coloured: bool) -> str:
     """The text as it stands, the trained stretches marked."""
     marked = []
     for weight, text in sequence.spans:
-        visible = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+        if len(text) > _LONG_TEXT:
+            text = f"{text[:_ENDS_TEXT]}\n… {len(text) - 2 * _ENDS_TEXT:,} characters …\n{text[-_ENDS_TEXT:]}"
+        visible = "".join(c if c.isprintable() or c in _KEPT else repr(c)[1:-1] for c in text)
         if coloured:
             colour = _TRAINED if weight > 0 else _READ
             marked.append("\n".join(f"{colour}{line}{_OFF}" for line in visible.split("\n")))
@@ -57,8 +65,13 @@ def _running(sequence: ShownSequence, coloured: bool) -> str:
 
 def _table(sequence: ShownSequence, coloured: bool) -> Iterator[str]:
     yield f"{'place':>6}  {'id':>7}  {'label':>7}  {'weight':>7}  token"
-    t = sequence.tokens
-    for n, piece in enumerate(sequence.pieces):
-        weight = float(t.weights[n])
-        line = f"{n:>6}  {int(t.input_ids[n]):>7}  {int(sequence.labels[n]):>7}  {weight:>7g}  {piece!r}"
-        yield f"{_TRAINED if weight > 0 else _READ}{line}{_OFF}" if coloured else line
+    t, labels = sequence.tokens, sequence.labels
+    for start, end in sequence.stretches:
+        is_long = end - start > _LONG_STRETCH
+        shown = [*range(start, start + _ENDS), *range(end - _ENDS, end)] if is_long else range(start, end)
+        for n in shown:
+            if is_long and n == end - _ENDS:
+                yield f"     … {end - start - 2 * _ENDS:,} tokens; all of them: --json"
+            weight = float(t.weights[n])
+            line = f"{n:>6}  {int(t.input_ids[n]):>7}  {int(labels[n]):>7}  {weight:>7g}  {sequence.pieces[n]!r}"
+            yield f"{_TRAINED if weight > 0 else _READ}{line}{_OFF}" if coloured else line

@@ -179,6 +179,17 @@ class Encoder:
         text, raw = str(self.tokenizer.decode([id])), str(self.tokenizer.convert_ids_to_tokens(id))
         return raw.replace("\u2581", " ") if raw.startswith("\u2581") else raw if "\ufffd" in text else text
 
+    def stretch(self, ids: Sequence[int], start: int, end: int) -> str:
+        """The text of the ids from `start` to `end`, as it reads behind the ones before."""
+
+        def decoded(some: Sequence[int]) -> str:
+            return str(self.tokenizer.decode(some, clean_up_tokenization_spaces=False))
+
+        if start == 0:
+            return decoded(ids[:end])
+        before, whole = decoded(ids[start - 1 : start]), decoded(ids[start - 1 : end])  # a first token may lose a space
+        return whole[len(before) :] if whole.startswith(before) else decoded(ids[start:end])
+
     def examples(self, examples: Iterable[Example], *, beside: bool = True) -> Iterator[tuple[int, Tokens]]:
         """Each training sequence with the position of its example: usually one a row, one per trained turn where
         the template rewrites earlier turns. `beside` as in `batches`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class ShownSequence:
     cut: int
     """Tokens that `data.max_length` cuts from its end."""
     landings: tuple[Landing, ...]
+    texts: tuple[str, ...]
+    """The text of each stretch of tokens of one weight."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -58,10 +60,15 @@ class ShownSequence:
         return np.where(self.tokens.weights > 0, self.tokens.input_ids, IGNORED)
 
     @property
+    def stretches(self) -> list[tuple[int, int]]:
+        """(first, end) of each stretch of tokens of one weight."""
+        return _stretches(self.tokens)
+
+    @property
     def spans(self) -> list[tuple[float, str]]:
         """(weight, text) of each stretch of tokens of one weight."""
-        pairs = zip(self.tokens.weights.tolist(), self.pieces, strict=True)
-        return [(w, "".join(piece for _, piece in same)) for w, same in groupby(pairs, key=lambda pair: pair[0])]
+        weights = [float(self.tokens.weights[start]) for start, _ in self.stretches]
+        return list(zip(weights, self.texts, strict=True))
 
     def to_json(self) -> dict[str, Any]:
         t = self.tokens
@@ -219,6 +226,13 @@ def _matched(whole: Sequence[Tokens], kept: TokenSet) -> list[int]:
 
 
 def _sequence(encoder: Encoder, whole: Tokens, kept: Tokens, landings: tuple[Landing, ...]) -> ShownSequence:
-    pieces = tuple(encoder.piece(int(i)) for i in kept.input_ids)
-    cut = len(whole.input_ids) - len(kept.input_ids)
-    return ShownSequence(kept, pieces, whole.altered, cut, landings)
+    ids = kept.input_ids.tolist()
+    known = {i: encoder.piece(i) for i in set(ids)}
+    texts = tuple(encoder.stretch(ids, start, end) for start, end in _stretches(kept))
+    cut = len(whole.input_ids) - len(ids)
+    return ShownSequence(kept, tuple([known[i] for i in ids]), whole.altered, cut, landings, texts)
+
+
+def _stretches(tokens: Tokens) -> list[tuple[int, int]]:
+    changes = np.flatnonzero(np.diff(tokens.weights)) + 1
+    return list(pairwise([0, *changes.tolist(), len(tokens.weights)])) if len(tokens.weights) else []
