@@ -29,6 +29,10 @@ PLACEHOLDER: Final = Kind(
     "placeholder", "warning", "answers with a placeholder that was never filled in",
     "Fill it in, or remove the row: the model would answer with the placeholder.",
 )  # fmt: skip
+OPEN_FENCE: Final = Kind(
+    "unclosed-code-fence", "warning", "answers that open a code block and do not close it",
+    "Look whether the answer was cut off; close the block (```) or remove the row.",
+)  # fmt: skip
 ASSISTANT: Final = Kind(
     "assistant-boilerplate", "note", "answers that speak as an AI language model",
     "Keep them if that is part of the task; otherwise they teach to say so.",
@@ -43,6 +47,7 @@ _PLACEHOLDER = re.compile(
 )
 _ASSISTANT = re.compile(r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b", re.I)
 _AS_MODEL: Final = ("language model", "as an ai", "as a ai", "artificial intelligence")  # one stands in every match
+_FENCE = re.compile(r"^[ \t>]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?(`{3,}|~{3,})([^\n]*)", re.M)
 _HAS_WORD = re.compile(r"\w")
 _ENOUGH: Final = 20  # answers before "all the same" means something
 _TAIL, _TIMES, _COMPRESSED = 24, 8, 0.12
@@ -70,6 +75,8 @@ class Answers:
             question = row.normal[n - 1][1] if n else ""
             for kind, at in faults(text, row.normal[n][1], question):
                 found.setdefault(kind, (text, at))
+            if (at := open_fence(text)) >= 0 and not (n and open_fence(row.texts[n - 1]) >= 0):
+                found.setdefault(OPEN_FENCE, (text, at))
         for kind, (text, at) in found.items():
             self._tally.add(kind, row.source, text, at)
 
@@ -98,6 +105,21 @@ def faults(answer: str, normal: str, question: str) -> list[tuple[Kind, int]]:
     if any(words in normal for words in _AS_MODEL) and (m := _ASSISTANT.search(answer)):
         found.append((ASSISTANT, m.start()))
     return found
+
+
+def open_fence(text: str) -> int:
+    """Where a fence opens a code block that is not closed; -1 where none does."""
+    if "```" not in text and "~~~" not in text:
+        return -1
+    opened, at = "", -1
+    for match in _FENCE.finditer(text):
+        fence, behind = match[1], match[2].strip()
+        if not opened:
+            if fence[0] == "~" or "`" not in behind:  # else it is code within a line
+                opened, at = fence, match.start()
+        elif fence.startswith(opened) and not behind:
+            opened = ""
+    return at if opened else -1
 
 
 def repeats(text: str) -> bool:

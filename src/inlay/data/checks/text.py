@@ -24,12 +24,31 @@ CONTROL: Final = Kind(
     "control-character", "warning", "rows with invisible control characters",
     "Remove them; terminal colours (ESC) and form feeds come from copied output.",
 )  # fmt: skip
+BIDI: Final = Kind(
+    "bidi-control", "warning", "rows with characters that reverse the order in which text is shown",
+    "Remove them: what a reader sees is not what is trained. Arabic and Hebrew need no overrides.",
+)  # fmt: skip
+TAGS: Final = Kind(
+    "tag-character", "warning", "rows with invisible tag characters, which can hold hidden text",
+    "Remove them; besides the flags of a few regions nothing needs them.",
+)  # fmt: skip
+INVISIBLE: Final = Kind(
+    "invisible-character", "note", "rows with invisible characters, such as zero-width spaces and soft hyphens",
+    "Remove them; they come from web pages and split words into other tokens.",
+)  # fmt: skip
 ENTITIES: Final = Kind(
     "html-entity", "note", "rows with HTML entities such as &amp;",
     "If they are rests of a web page: html.unescape(text).",
 )  # fmt: skip
 
 _CONTROL = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x84\x86-\x9f\ufeff\ufffe\uffff]")
+_RIGHT_TO_LEFT = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc"
+_BIDI = re.compile("[\u202d\u202e]")
+_BIDI_LATIN = re.compile("[\u202a-\u202e\u2066-\u2069]")  # in a text without letters from right to left
+_HAS_RIGHT_TO_LEFT = re.compile(f"[{_RIGHT_TO_LEFT}]")
+_TAG = re.compile("(?<![\U0001f3f4\U000e0020-\U000e007e])[\U000e0000-\U000e007f]")  # behind a black flag they are one
+_INVISIBLE = re.compile("[\xad\u200b\u2060-\u2064]")
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")  # scripts that mark words by zero-width spaces
 _SAID: Final = b"\t\n\r" + bytes(range(0x20, 0x7F))  # every ASCII character but NUL and those of _CONTROL
 _ENTITY = re.compile(r"&(?:amp|lt|gt|quot|nbsp|#39|#x27|#\d{2,5});")
 
@@ -74,6 +93,21 @@ def damage(text: str) -> list[tuple[Kind, int]]:
             found.append((REPLACEMENT, at))
         if (at := mojibake(text)) >= 0:
             found.append((MOJIBAKE, at))
+        found += [one for one in _unseen(text) if one[0] is not INVISIBLE or at < 0]  # mojibake has soft hyphens
+    return found
+
+
+def _unseen(text: str) -> list[tuple[Kind, int]]:
+    """What a reader does not see, or sees in another order."""
+    found = []
+    if (match := _BIDI_LATIN.search(text)) and _HAS_RIGHT_TO_LEFT.search(text):
+        match = _BIDI.search(text)
+    if match:
+        found.append((BIDI, match.start()))
+    if match := _TAG.search(text):
+        found.append((TAGS, match.start()))
+    if (match := _INVISIBLE.search(text)) and not _UNSPACED.search(text):
+        found.append((INVISIBLE, match.start()))
     return found
 
 
