@@ -91,5 +91,9 @@ class ToldBar:
     def progress(self, done: int, values: dict[str, Any]) -> None:
         self.told.append(done)
 
+    def stage(self, text: str) -> None: ...
+    def block(self, title: str, rows: list[tuple[str, str]]) -> None: ...
+    def note(self, text: str) -> None: ...
+
     def end(self) -> None:
         self.told.append("end")

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from inlay.data.batches import epochs_done
 from inlay.engine.memory import enough_memory
 from inlay.engine.profile import profiled
 from inlay.errors import Interrupted, RunError, TrainingError
 from inlay.evaluation.compare import loss_difference
-from inlay.events import Reporter, bytes_shown, duration_shown
+from inlay.events import LateBar, Reporter, bytes_shown, duration_shown
 from inlay.models.adapter import TrainedState, base_view
 from inlay.proof.verify import Start, prove_trained
 from inlay.run import FINISHED
@@ -188,9 +190,8 @@ class Attempt:
     def _conclude(self, step: int) -> None:
         """Judges the exported adapter, which is the one in the model, and finishes the run."""
         job, settings, world = self.job, self.setup.config, self.world
-        with base_view(job.model):
-            base = heldout_nll(job, world, self.stop, self.reporter)
-        adapter = heldout_nll(job, world, self.stop, self.reporter)
+        base = self._judged(base_view(job.model))
+        adapter = self._judged(contextlib.nullcontext())
         self._leave_finished()
         processes = self._processes()
         if not world.is_first:
@@ -243,6 +244,12 @@ class Attempt:
         shares = ", ".join(f"{one['tokens'] / total:.1%}" for one in every)
         self.reporter.note(f"processes: {len(every)} trained on {shares} of the tokens")
         return {"processes": every}
+
+    def _judged(self, view: contextlib.AbstractContextManager[None]) -> tuple[np.ndarray, np.ndarray]:
+        """See `heldout_nll`."""
+        job, world, share = self.job, self.world, -(-len(self.job.heldout) // self.world.size)
+        with view, LateBar(self.reporter, share, "held-out row") as bar:
+            return heldout_nll(job, world, self.stop, self.reporter, bar.reached)
 
     def _leave_finished(self) -> None:
         """Like `leave_if_asked` after the last step, whose checkpoint is on the disk while the model holds the best one."""

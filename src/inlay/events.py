@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Any, Protocol
+import time
+from types import TracebackType
+from typing import Any, Final, Protocol
 
 from inlay.run import Run
 
@@ -31,6 +33,49 @@ class Reporter(Protocol):
         """The counted work is over, well or not."""
 
 
+class Pace:
+    """How long counted work will still take, by its mean pace so far: a pause for an evaluation is a part of it."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self._total, self._first = total, done
+        self._began = time.perf_counter()
+        self._reports = 0
+
+    def left_s(self, done: int) -> float | None:
+        """Seconds, None before anything is done."""
+        now = time.perf_counter()
+        self._reports += done > self._first
+        if done <= self._first:
+            return None
+        left_s = (now - self._began) / (done - self._first) * (self._total - done)
+        if self._reports == 1:  # it paid for warming up
+            self._first, self._began = done, now
+        return left_s
+
+
+class LateBar:
+    """A bar for counted work that shows once there is enough to wait for."""
+
+    def __init__(self, reporter: Reporter, total: int, unit: str, patience_s: float = 5.0) -> None:
+        self._reporter, self._total, self._unit, self._patience_s = reporter, total, unit, patience_s
+        self._is_shown = False
+
+    def __enter__(self) -> LateBar:
+        self._began = time.perf_counter()
+        return self
+
+    def reached(self, done: int) -> None:
+        if self._is_shown:
+            self._reporter.progress(done, {})
+        elif done < self._total and time.perf_counter() - self._began >= self._patience_s:
+            self._is_shown = True
+            self._reporter.start(self._total, done, self._unit)
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if self._is_shown:
+            self._reporter.end()
+
+
 class Unbreakable:
     """A text stream whose reader may go away: a closed pipe or terminal must not end a run."""
 
@@ -50,11 +95,15 @@ class Unbreakable:
         return getattr(self._stream, name)
 
 
+_WORTH_SAYING_S: Final = 1.0
+
+
 class PlainReporter:
     """Lines on stderr: for a notebook, a log file, a pipe."""
 
     def __init__(self, every: int = 1) -> None:
         self._every, self._total, self._unit, self._told = every, 0, "", 0
+        self._pace = Pace(0, 0)
 
     def stage(self, text: str) -> None:
         self._line(f"… {text}")
@@ -67,12 +116,16 @@ class PlainReporter:
         self._total, self._unit = total, unit
         self._every = max(1, total // 20)
         self._told = done // self._every
+        self._pace = Pace(total, done)
 
     def progress(self, done: int, values: dict[str, Any]) -> None:
+        left_s = self._pace.left_s(done)
         if done // self._every != self._told or done == self._total:
             self._told = done // self._every
             reached = f"{done}{self._unit}" if self._unit.startswith("%") else f"{done}/{self._total}"
             figures = [reached, *(f"{name} {shown(name, value)}" for name, value in values.items())]
+            if left_s is not None and left_s >= _WORTH_SAYING_S:
+                figures.append(f"{duration_shown(left_s)} left")
             self._line("  " + "  ".join(figures))
 
     def note(self, text: str) -> None:

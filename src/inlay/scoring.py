@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from inlay.config import Config
 from inlay.config.measuring import changed, said
 from inlay.errors import ConfigError, DataError
-from inlay.events import Reporter
+from inlay.events import Reporter, duration_shown
 from inlay.references import LoadedBase, Reference, config_of, load
 from inlay.run import Run
 from inlay.storage import is_there
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from inlay.evaluation.metrics import Array
     from inlay.evaluation.retention import Sets
     from inlay.evaluation.score import HeldOut, Score
+
+_WORTH_SAYING_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,8 @@ def measured(
     scores, other_rows, other_scores, encoders, left_out = [], [], [], set(), 0
     meant: dict[str, list[dict[int, Array]]] = {}
     meaning: list[Meaning | None] = []
-    for one in models:
+    for number, one in enumerate(models, 1):
+        began = time.perf_counter()
         ready = load(one, config)
         context = context_length(ready.model.config)
         limit = config.data.max_length if lead else context
@@ -102,6 +106,10 @@ def measured(
         if len(models) > 1:
             meaning.append(_meaning(model, ready, rows[-1], scores[-1], config.eval.batch_size, meant))
         encoders.add((ready.encoder.tokenizer_hash, ready.encoder.template_hash))
+        took_s, left = time.perf_counter() - began, len(models) - number
+        if left and took_s >= _WORTH_SAYING_S:
+            expected = f"about {duration_shown(took_s * left)} for the {f'other {left}' if left > 1 else 'other one'}"
+            reporter.note(f"{one.name} took {duration_shown(took_s)}; {expected}")
     # a question that is too long for one of the tokenizers is asked by none
     common = [n for n in rows[0].asked if all(n in one.asked for one in rows)]
     rows = [replace(one, asked={n: one.asked[n] for n in common}) for one in rows]

@@ -9,7 +9,9 @@ from typing import IO, Any, cast
 import typer
 
 from inlay.errors import UserError
-from inlay.events import PlainReporter, Reporter, Unbreakable, shown
+from inlay.events import Pace, PlainReporter, Reporter, Unbreakable, duration_shown, shown
+
+_LEFT = len("59 min 59 s left")
 
 
 def reporter() -> Reporter:
@@ -43,23 +45,26 @@ class TerminalReporter:
         self._console.print(table)
 
     def start(self, total: int, done: int, unit: str) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         wide = self._console.width >= 110
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24 if wide else 10),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[figures]}"),
             console=self._console,
         )
-        self._room = self._console.width - len(unit) - (24 if wide else 10) - 2 * len(str(total)) - 1 - 7 - 5
-        self._task = self._bar.add_task(unit, total=total, completed=done, figures="")
+        self._room = self._console.width - len(unit) - (24 if wide else 10) - 2 * len(str(total)) - 1 - _LEFT - 5
+        self._task = self._bar.add_task(unit, total=total, completed=done, figures="", left=" " * _LEFT)
+        self._pace = Pace(total, done)
         self._bar.start()
 
     def progress(self, done: int, values: dict[str, Any]) -> None:
-        self._bar.update(self._task, completed=done, figures=_fitting(values, self._room))
+        left_s = self._pace.left_s(done)
+        left = "" if left_s is None else f"{duration_shown(left_s)} left"
+        self._bar.update(self._task, completed=done, figures=_fitting(values, self._room), left=f"{left:<{_LEFT}}")
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -100,6 +100,15 @@ def score_rows(
             for score_N, values_J in zip(scores, (nll_J * weights_J, weights_J, hits_J * weights_J), strict=False):
                 score_N[rows] = _by_row(trained, values_J).cpu().double()
     return scores
+
+
+def counted(shares: Iterable[Sequence[int]], reached: Callable[[int], None]) -> Iterator[Sequence[int]]:
+    """The shares; `reached` is told how many rows are done when the next share is asked for."""
+    done = 0
+    for rows in shares:
+        yield rows
+        done += len(rows)
+        reached(done)
 
 
 @contextlib.contextmanager

@@ -17,9 +17,9 @@ from inlay.data.max_length import apply_max_length
 from inlay.data.read import from_lines
 from inlay.data.tokens import TokenSet, pack
 from inlay.data.types import Example, Message
-from inlay.engine.loss import autocast, score_rows
+from inlay.engine.loss import autocast, counted, score_rows
 from inlay.errors import DataError, RunError
-from inlay.events import Reporter
+from inlay.events import LateBar, Reporter
 from inlay.generation.generate import Sampling, full_answers
 from inlay.models.base import context_length
 from inlay.models.batch_invariance import batch_groups
@@ -148,7 +148,9 @@ def score(
     reporter.stage(f"{name}: loss on {len(rows.examples)} rows")
     shares = micro_batches(range(len(rows.tokens)), rows.tokens.lengths, batch_size)
     shares = batch_groups(model).apart(shares, rows.tokens.lengths)
-    sequence_scores = score_rows(model, rows.tokens, shares, encoder.pad_id, device, dtype, hits=True).numpy()
+    with LateBar(reporter, len(rows.tokens), "row") as bar:
+        told = counted(shares, bar.reached)
+        sequence_scores = score_rows(model, rows.tokens, told, encoder.pad_id, device, dtype, hits=True).numpy()
     totals = np.zeros((3, len(rows.examples)))
     np.add.at(totals.T, rows.tokens.examples, sequence_scores.T)
     texts: list[str | None] = [None] * len(rows.examples)

@@ -10,7 +10,7 @@ import math
 import shlex
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from inlay.config import Config
 from inlay.data.batches import Batch, collate, dealt, epochs_done, micro_batches, step_rows
 from inlay.data.curriculum import Curriculum
 from inlay.data.tokens import TokenSet
-from inlay.engine.loss import score_rows
+from inlay.engine.loss import counted, score_rows
 from inlay.engine.memory import give_back, peak_bytes
 from inlay.engine.plain import Engine
 from inlay.engine.profile import timed
@@ -279,15 +279,19 @@ def _seed_draws(device: str, *key: int) -> None:
 
 
 @timed("evaluation")
-def heldout_nll(job: Job, world: World, stop: StopRequest, reporter: Reporter) -> tuple[np.ndarray, np.ndarray]:
+def heldout_nll(
+    job: Job, world: World, stop: StopRequest, reporter: Reporter, reached: Callable[[int], None] = lambda _: None
+) -> tuple[np.ndarray, np.ndarray]:
     """`nll_of` the held-out sequences."""
-    return nll_of(job.heldout, job, world, stop, reporter)
+    return nll_of(job.heldout, job, world, stop, reporter, reached)
 
 
 def nll_of(
-    tokens: TokenSet, job: Job, world: World, stop: StopRequest, reporter: Reporter
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) summed nll in nats and (N,) weight of each sequence, computed by all ranks together.
+    tokens: TokenSet, job: Job, world: World, stop: StopRequest, reporter: Reporter,
+    reached: Callable[[int], None] = lambda _: None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """(N,) summed nll in nats and (N,) weight of each sequence, computed by all ranks together. `reached` is told how many
+    rows this rank has done.
 
     What it returns after a stop was asked for is incomplete.
     """
@@ -298,7 +302,7 @@ def nll_of(
             micro_batches(range(len(tokens)), tokens.lengths, batch_size), tokens.lengths
         )
         until = _until_asked(dealt(groups, tokens.lengths, world.size)[world.rank], stop)
-        return score_rows(job.model, tokens, until, job.pad_id, job.device, job.autocast_dtype)
+        return score_rows(job.model, tokens, counted(until, reached), job.pad_id, job.device, job.autocast_dtype)
 
     give_back(job.device)  # its batches are of other sizes than what training has left
     own, _ = with_memory(job, world, EVALUATION, job.progress.step, reporter, scores)

@@ -10,7 +10,7 @@ from safetensors.numpy import load, save
 
 from inlay.data.curriculum import Curriculum, curriculum
 from inlay.errors import StorageError
-from inlay.events import Reporter
+from inlay.events import LateBar, Reporter
 from inlay.models.adapter import base_view
 from inlay.run import Run
 from inlay.storage import write_file
@@ -30,8 +30,8 @@ def by_loss(job: Job, world: World, stop: StopRequest, reporter: Reporter) -> Cu
     known = stored(job.run)
     if world.any(known is None):
         reporter.stage(f"loss of the base on {len(job.train)} training rows, which orders them")
-        with base_view(job.model):
-            nll, weight = nll_of(job.train, job, world, stop, reporter)
+        with base_view(job.model), LateBar(reporter, -(-len(job.train) // world.size), "row") as bar:
+            nll, weight = nll_of(job.train, job, world, stop, reporter, bar.reached)
         leave_if_asked(job, world, stop)
         known = nll / weight
         if world.is_first:
