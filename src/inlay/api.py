@@ -170,7 +170,13 @@ def _dialogue(prompt: str | Sequence[Mapping[str, str]]) -> list[Any]:
     return [Message(turn["role"], turn["content"]) for turn in prompt]
 
 
-def load(run: str | Path | Run | None = None, *, adapter: bool = True, folder: str = "results") -> Loaded:
+def load(
+    run: str | Path | Run | None = None,
+    *,
+    adapter: bool = True,
+    reporter: Reporter | None = None,
+    folder: str = "results",
+) -> Loaded:
     """The base of a run with its adapter (`adapter=False`: without), or with that of a checkpoint: `RUN@STEP`.
 
     No name is the run trained last. Raises: RunError for what is not of a run.
@@ -180,6 +186,8 @@ def load(run: str | Path | Run | None = None, *, adapter: bool = True, folder: s
     named = references.reference(run, folder)
     if named.run is None:
         raise RunError(f"{run}: not a run. Name a run or a checkpoint of one, as RUN@120.")
+    if adapter and named.caution:
+        (reporter or PlainReporter()).note(named.caution)
     ready = references.load_base(named.run)
     model = ready.model
     if adapter:

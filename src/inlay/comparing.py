@@ -109,7 +109,7 @@ def _seed(one: Reference) -> int:
 def _notes(found: Measurement) -> tuple[str, ...]:
     from inlay.evaluation.seeds import by_seed
 
-    notes = []
+    notes = [one.caution for one in found.models if one.caution]
     if found.set_here:
         notes.append(f"set for this comparison: {', '.join(found.set_here)}.")
     if found.left_out:

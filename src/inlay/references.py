@@ -40,6 +40,13 @@ class Reference:
     revision: str | None = None
     """Commit or branch of a hub's base; None is its newest."""
 
+    @property
+    def caution(self) -> str:
+        """One line to tell where its run failed its proofs; empty where it did not."""
+        if self.kind == "model":
+            return runs.caution_of(Path(self.base))
+        return self.run.caution if self.run is not None and self.folder is not None else ""
+
     def without_adapter(self) -> Reference:
         return replace(self, name=self.base, kind="base", folder=None)
 

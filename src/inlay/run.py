@@ -19,6 +19,7 @@ from inlay.config.load import read_tree, validate
 from inlay.errors import RunError, unknown_name
 from inlay.storage import append_line, explained, is_there, move_aside, read_lines, write_file, write_json
 
+PROOFS = "proofs.json"
 RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
 
 
@@ -56,6 +57,21 @@ class Run:
     @property
     def status(self) -> str:
         return str(self.record.get("status", "empty"))
+
+    @property
+    def caution(self) -> str:
+        """One line for whoever uses what the run has made although some of its proofs failed; empty where none did."""
+        try:
+            found = json.loads((self.path / PROOFS).read_text(encoding="utf-8"))["proofs"]
+            failed = [str(proof["name"]) for proof in found if proof["passed"] is False]
+        except (OSError, ValueError, LookupError, TypeError):  # an earlier version, or none yet
+            return ""
+        if not failed:
+            return ""
+        return (
+            f"warning: {self.path}: failed its proofs ({', '.join(failed)}), so it is not what was trained or measured. "
+            f"What they found: inlay verify {self.path}."
+        )
 
     @property
     def adapter(self) -> Path:
@@ -178,6 +194,11 @@ def next_named(folder: str | Path, prefix: str) -> str:
     """The first unused `<prefix>-<number>` in a folder."""
     used = [p.name[len(prefix) + 1 :] for p in Path(folder).glob(f"{prefix}-*")]
     return f"{prefix}-{max((int(n) for n in used if n.isdigit()), default=0) + 1}"
+
+
+def caution_of(folder: Path) -> str:
+    """`Run.caution` of the run that an adapter or model folder lies in; empty for any other folder."""
+    return Run(folder.parent).caution if is_there(folder.parent / "run.json") else ""
 
 
 _MOVED_ASIDE = re.compile(r"\.old-\d+$")

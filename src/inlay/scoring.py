@@ -80,6 +80,8 @@ def measured(
     meaning: list[Meaning | None] = []
     for number, one in enumerate(models, 1):
         began = time.perf_counter()
+        if len(models) == 1 and one.caution:  # a comparison has it among its notes
+            reporter.note(one.caution)
         ready = load(one, config)
         context = context_length(ready.model.config)
         limit = config.data.max_length if lead else context
@@ -228,6 +230,8 @@ def on_tasks(
 
     with harness.quietly():
         tasks = harness.find_tasks(wanted)
+        if one.caution:
+            reporter.note(one.caution)
         config = changed(config_of(one), over)
         ready = load(one, config)
         sides: list[dict[str, Any]] = []

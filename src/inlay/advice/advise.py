@@ -205,6 +205,8 @@ def _outcome(
 
     run = named.run
     assert run is not None, "only runs are measured"
+    if named.caution:
+        reporter.note(named.caution)
     ready = references.load_base(run)
     adapter = named.adapter(ready.base)
     assert adapter is not None, f"{named.name} has no adapter"

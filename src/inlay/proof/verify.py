@@ -31,13 +31,12 @@ from inlay.models.adapter import TrainedState, base_view, detach
 from inlay.models.starts import FROM_WEIGHTS
 from inlay.proof import proofs as p
 from inlay.proof.proofs import Proof, Refuted, Unknown, proof
-from inlay.run import Run
+from inlay.run import PROOFS, Run
 from inlay.storage import sha256_of, write_json
 from inlay.training import ordering
 from inlay.training.loop import Job
 from inlay.training.setup import Setup
 
-PROOFS = "proofs.json"
 _FILES = ("config.yaml", "heldout.jsonl", "metrics.jsonl", ordering.FILE)
 _ROWS, _POSITIONS, _SAMPLE = 2, 16, 4
 _EXACT, _ROUNDING, _COARSE = 0.0, 1e-4, 3e-2

@@ -70,8 +70,8 @@ def sample_batches(config: Config, data: PreparedData, encoder: Encoder, device:
         yield {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
 
 
-def start_from(config: Config, model: Any, base: BaseRef) -> None:
-    """Puts the adapter that `adapter.start_from` names into the model.
+def start_from(config: Config, model: Any, base: BaseRef) -> str:
+    """Puts the adapter that `adapter.start_from` names into the model; what to tell of its run, usually nothing.
 
     Raises: AdapterError when it is none, or when it differs from the config in what an adapter computes.
     """
@@ -81,9 +81,10 @@ def start_from(config: Config, model: Any, base: BaseRef) -> None:
         run = runs.find(name, config.output.folder)
         if said := base.difference(run.record):
             raise AdapterError(f"adapter.start_from {reference}: was trained on another base than this one: {said}.")
-        state = adapter_at(run, step)
+        state, caution = adapter_at(run, step), run.caution
     else:
-        state = TrainedState.read(_adapter_folder(str(name), config.output.folder), base)
+        folder = _adapter_folder(str(name), config.output.folder)
+        state, caution = TrainedState.read(folder, base), runs.caution_of(folder)
     adapter, there = config.adapter, state.settings
     method = METHOD_OF[there["peft_type"]]
     if method != adapter.method:
@@ -111,6 +112,7 @@ def start_from(config: Config, model: Any, base: BaseRef) -> None:
         state.load_into(model)
     except AdapterError as error:
         raise AdapterError(f"adapter.start_from {reference}: {str(error).removeprefix('adapter: ')}") from None
+    return caution
 
 
 def _adapter_folder(reference: str, results: str) -> Path:

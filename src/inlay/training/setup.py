@@ -51,6 +51,7 @@ from inlay.models.named_class import NamedClass, named_class
 from inlay.models.probe import DTYPES, pick_device, pick_dtype, pick_matmul_precision, product_dtype
 from inlay.models.quantization import held
 from inlay.models.targets import coverage, expert_targets, numel
+from inlay.run import caution_of
 from inlay.training.checkpoint import Progress
 from inlay.training.launcher import launch, require_precision
 from inlay.training.loop import Job
@@ -355,6 +356,9 @@ def _model(
     """(the base with what is trained in it, what its config.json names, its parameters, the target modules)"""
     config, settings = choices.config, choices.config_settled().model
 
+    if said := caution_of(base.folder):
+        reporter.note(said)
+
     def load(tell: Callable[[str], None] = lambda _: None) -> Any:
         return bases.load_model(base, settings, place.dtype, place.device, place.quantization, tell)
 
@@ -386,7 +390,9 @@ def _model(
     named = None if config.adapter.method == "prompt" else named_class(base, model)
     if named and named.unproven:
         reporter.note(f"warning: this trains {named.summary()}")
-    model, targets = _adapted(model, choices, base, partial(sample_batches, config, data, encoder, place.device))
+    model, targets = _adapted(
+        model, choices, base, reporter, partial(sample_batches, config, data, encoder, place.device)
+    )
     trainable = sum(p.numel() for p in trained_parameters(model).values())
     reporter.stage(f"adapter: {trainable:,} trainable parameters{layers_adapted(model)}")
     return model, named, total_parameters, targets
@@ -404,7 +410,11 @@ def _tried(train: TokenSet, settings: TrainConfig, pad_id: int, device: str, pro
 
 
 def _adapted(
-    model: Any, choices: _Choices, base: bases.BaseRef, sample: Callable[[], Iterable[Mapping[str, Tensor]]]
+    model: Any,
+    choices: _Choices,
+    base: bases.BaseRef,
+    reporter: Reporter,
+    sample: Callable[[], Iterable[Mapping[str, Tensor]]],
 ) -> tuple[Any, list[str]]:
     """(the base with its adapter as training starts from it, the target modules)"""
     config = choices.config
@@ -417,8 +427,8 @@ def _adapted(
         choices.reasons["adapter.target_modules"] = why
     torch.manual_seed(config.train.seed)
     model = attach(model, config, targets, sample)
-    if config.adapter.start_from:
-        start_from(config, model, base)
+    if config.adapter.start_from and (said := start_from(config, model, base)):
+        reporter.note(said)
     return ready_to_train(model, config), targets
 
 
