@@ -235,14 +235,14 @@ class Attempt:
         )
 
     def _processes(self) -> dict[str, Any]:
-        """Where each process ran and how many tokens it trained on since it started; nothing where there is one."""
+        """Where each process ran and how many tokens it computed since it started; nothing where there is one."""
         if self.world.size == 1:
             return {}
         own = {"device": self.job.device, "host": platform.node(), "tokens": self.job.own_tokens}
         every = [json.loads(text) for text in self.world.gather(json.dumps(own))]
         total = max(1, sum(one["tokens"] for one in every))
         shares = ", ".join(f"{one['tokens'] / total:.1%}" for one in every)
-        self.reporter.note(f"processes: {len(every)} trained on {shares} of the tokens")
+        self.reporter.note(f"processes: {len(every)} computed {shares} of the tokens")
         return {"processes": every}
 
     def _judged(self, view: contextlib.AbstractContextManager[None]) -> tuple[np.ndarray, np.ndarray]:

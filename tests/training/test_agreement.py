@@ -147,7 +147,7 @@ def test_an_error_of_one_process_reaches_all_and_long_work_of_one_is_waited_for(
     assert lines[0].endswith("): d.jsonl: not here.")
     assert lines[1].startswith("2 process 1 of 2 (on ")
     assert lines[2] == "2 the same everywhere."
-    assert lines[3].startswith("1 another of the 2 processes ended or cannot be reached (")
+    assert lines[3].startswith("1 another of the 2 processes ended: its own output says why.")
 
 
 def test_a_world_of_one_neither_waits_nor_changes_an_error() -> None:

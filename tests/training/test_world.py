@@ -48,8 +48,9 @@ def assert_same_within_rounding(found: Run, wanted: Run) -> None:
         assert float((tensor - theirs[name]).abs().max()) < 1e-5, name
 
 
-def test_two_processes_train_as_one_also_through_a_stop(
-    inlay: Callable[..., Inlay], config_file: Callable[..., str], tmp_path: Path
+@pytest.mark.parametrize("then", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_two_processes_train_as_one_also_through_a_stop_and_by_another_number_of_them(
+    inlay: Callable[..., Inlay], config_file: Callable[..., str], tmp_path: Path, then: int
 ) -> None:
     alone = train(load(Path(config_file("alone", **SECTIONS))))
     source, run = config_file("together", **SECTIONS), Run(tmp_path / "results" / "together")
@@ -60,10 +61,10 @@ def test_two_processes_train_as_one_also_through_a_stop(
         code, output = process.wait()
         assert code == 143, output
     assert 0 < lines_of(run) < 9
-    for process in two(inlay, "train", source, "--resume"):
-        code, output = process.wait()
-        assert code == 0, output
-    assert "pre-flight" not in output, "only rank 0 reports"
+    again = two(inlay, "train", source, "--resume") if then == 2 else [inlay("train", source, "--resume")]
+    outputs = [process.wait() for process in again]
+    assert [code for code, _ in outputs] == [0] * then, outputs
+    assert ["pre-flight" in output for _, output in outputs] == [True, False][:then], "only rank 0 reports"
     assert_same_within_rounding(run, alone)
     assert [p.name for p in (tmp_path / "results").iterdir() if p.name not in ("alone", "together")] == []
 
@@ -95,6 +96,29 @@ def test_with_default_settings_every_process_has_half_of_the_work(
     assert "  processes       2, each with its share" in outputs[0]
     assert "  batch           16 = 2 processes × 8 × 1" in outputs[0]
     assert "tokens/s in one micro batch of each process)" in outputs[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "base", "rate"), [("lora", "builtin:nano", 0.05), ("full", None, 0.5)])
+def test_the_verdict_is_over_the_best_checkpoint_on_every_process(
+    inlay: Callable[..., Inlay],
+    config_file: Callable[..., str],
+    tmp_path: Path,
+    method: str,
+    base: str | None,
+    rate: float,
+) -> None:
+    steps = {"learning_rate": rate, "schedule": "constant", "warmup_steps": 0, "max_steps": 4, "eval_steps": 1}
+    sections = {"train": SECTIONS["train"] | steps} | ({"model": {"base_model": base}} if base else {})
+    source = Path(config_file("together", **sections))
+    source.write_text(json.dumps(json.loads(source.read_text()) | {"adapter": {"method": method}}))
+    for process in two(inlay, "train", str(source)):
+        code, output = process.wait()
+        assert code == 0, output
+    run = Run(tmp_path / "results" / "together")
+    result, losses = run.record["result"], {line["step"]: line["eval_loss"] for line in run.metrics}
+    assert result["best_step"] == result["adapter_step"] < result["steps"], "choose a rate that overshoots"
+    assert result["eval_loss"] == pytest.approx(losses[result["best_step"]], rel=1e-5)
 
 
 def test_a_loss_that_is_not_finite_ends_every_rank_with_the_same_message(

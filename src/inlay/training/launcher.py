@@ -17,6 +17,8 @@ class Launch(NamedTuple):
     local_rank: int
     """Among those on this machine."""
     local_size: int
+    restarts: int = 0
+    """How often torchrun has started these processes before, where they are of one machine: others may count apart."""
 
 
 def launch() -> Launch:
@@ -28,7 +30,9 @@ def launch() -> Launch:
         )
     if size > 1 and "RANK" not in os.environ:
         raise ConfigError(f"WORLD_SIZE is {size} and RANK is not set. Start with torchrun, or unset WORLD_SIZE.")
-    return Launch(rank, size, _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", 1))
+    alone = _number("GROUP_WORLD_SIZE", 1) == 1
+    restarts = _number("TORCHELASTIC_RESTART_COUNT", 0) if alone else 0
+    return Launch(rank, size, _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", 1), restarts)
 
 
 def launched_rank() -> tuple[int, int]:

@@ -89,7 +89,7 @@ class Job:
     most_tokens: int = 0
     """Of the largest micro batch yet."""
     own_tokens: int = 0
-    """What this process has trained on since it started."""
+    """What this process has computed the gradient of since it started, with padding where that is computed too."""
     # of each training row: tokens, summed weight, trained tokens
     lengths: np.ndarray = field(init=False)
     row_weights: np.ndarray = field(init=False)
@@ -249,7 +249,8 @@ def accumulate(
         nll_B = job.engine.add_gradient(batch, job.loss_scale / step_weight)
         loss = nll_B.sum() / step_weight
         total += loss
-        job.own_tokens += tokens if step else 0  # step 0 is a calibration
+        if step:  # 0 is a calibration
+            job.own_tokens += batch.input_ids.numel() if job.engine.name == "plain" else tokens
         if not torch.isfinite(loss):
             finite_B = torch.isfinite(nll_B).tolist()
             bad_rows = [row for row, finite in zip(rows, finite_B, strict=True) if not finite] or rows

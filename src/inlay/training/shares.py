@@ -20,8 +20,10 @@ def share_of(job: Job, rows: list[int], at_once: int, rank: int, size: int) -> l
     """The micro batches of a step that this rank computes: a function of the rows alone."""
     if not job.has_dropout:
         return shared_out(rows, job.lengths, at_once, size, padded=job.engine.name == "plain")[rank]
-    # whole ones, so that the same numbers are drawn for them whatever the number of processes
-    groups = micro_batches(rows, job.lengths, min(at_once, share_size(len(rows), size)))
+    # whole ones, so that the same numbers are drawn for them whatever the number of processes; where there are too few,
+    # two for each process, of which one is short where the other is long
+    enough = share_size(len(rows), at_once) >= size
+    groups = micro_batches(rows, job.lengths, at_once if enough else share_size(len(rows), 2 * size))
     return dealt(groups, job.lengths, size)[rank]
 
 

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import json
 import platform
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -155,11 +156,16 @@ def _others_alive(size: int) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
+        lost = any(sign in str(error).lower() for sign in ("closed by peer", "reset by peer", "broken pipe"))
+        what = "ended" if lost else f"cannot be reached ({_reason(error)})"
         raise TrainingError(
-            f"another of the {size} processes ended or cannot be reached ({reason[:200]}). What it said itself is the cause; "
-            "start all of them again with --resume."
+            f"another of the {size} processes {what}: its own output says why. Start all of them again with --resume."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of a message of torch, without the place in its source."""
+    return re.sub(r"^\[[^]]*\] *", "", str(error).strip()).partition("\n")[0].partition(". ")[0][:200]
 
 
 _messages: Any = None
@@ -171,25 +177,35 @@ def join_world(device: str) -> World:
     started = launch()
     if started.size == 1:
         return World()
-    distributed = torch.distributed
-    if not distributed.is_initialized():
-        on_cuda = device != "cpu" and torch.cuda.is_available()
-        if on_cuda and started.local_rank < torch.cuda.device_count():
-            torch.cuda.set_device(started.local_rank)
-        _join(started, "cpu:gloo,cuda:nccl" if on_cuda else "gloo")
-        atexit.register(distributed.destroy_process_group)
-    if _messages is None:
-        _messages = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    with _meeting(started):
+        if not torch.distributed.is_initialized():
+            on_cuda = device != "cpu" and torch.cuda.is_available()
+            if on_cuda and started.local_rank < torch.cuda.device_count():
+                torch.cuda.set_device(started.local_rank)
+            _join(started, "cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+        if _messages is None:
+            _messages = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
     return World(started.rank, started.size, _messages)
 
 
 def _join(started: Launch, backend: str) -> None:
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(rendezvous("env://"))
+    # torchrun keeps its store when it starts the processes of a machine again: there the dead ones' addresses lie too
+    store = PrefixStore(f"start {started.restarts}", store)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+    atexit.register(torch.distributed.destroy_process_group)
+
+
+@contextlib.contextmanager
+def _meeting(started: Launch) -> Iterator[None]:
     try:
-        torch.distributed.init_process_group(backend)
-    except (ValueError, RuntimeError) as error:  # DistStoreError and DistNetworkError are RuntimeErrors
-        reason = str(error).strip().partition("\n")[0]
+        yield
+    except (ValueError, RuntimeError) as error:  # those of torch's stores are RuntimeErrors
         raise RunError(
-            f"process {started.rank} of {started.size}: the others cannot be met ({reason[:200]}). Start all of them together, "
-            "with torchrun, which sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT alike; without one, unset RANK and "
-            "WORLD_SIZE."
+            f"process {started.rank} of {started.size}: the others cannot be met ({_reason(error)}). Start all of them "
+            "together with torchrun, which gives each its RANK and all the same MASTER_ADDR and MASTER_PORT; for a single "
+            "process unset RANK and WORLD_SIZE."
         ) from None
