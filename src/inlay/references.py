@@ -106,10 +106,17 @@ def _of_checkpoint(run: Run, step: int) -> Reference:
 
 def _of_adapter(folder: Path) -> Reference:
     try:
-        card = folder / "card.json"
-        about = json.loads((card if is_there(card) else folder / "adapter_config.json").read_text(encoding="utf-8"))
-        base = about.get("base_model") or about["base_model_name_or_path"]
-        revision = about.get("base_commit") or (None if is_there(Path(str(base))) else about.get("revision"))
+        card, settings = (
+            json.loads((folder / name).read_text(encoding="utf-8")) if is_there(folder / name) else {}
+            for name in ("card.json", "adapter_config.json")
+        )
+        base, revision = card.get("base_model"), card.get("base_commit")
+        if base is None or (Path(str(base)).is_absolute() and not is_there(Path(str(base)))):
+            base, revision = settings.get("base_model_name_or_path") or base, settings.get("revision")
+        if base is None:
+            raise KeyError("base_model_name_or_path")
+        if is_there(Path(str(base))):
+            revision = None
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise AdapterError(f"{folder}: does not say which base it was made on ({error}).") from None
     made_by = Run(folder.parent) if is_there(folder.parent / "run.json") else None

@@ -259,6 +259,10 @@ class TrainedState:
         settings = self.settings | {"target_modules": for_both(modules, named.prefixes)}
         return TrainedState(settings, renamed(self.tensors, named.prefixes))
 
+    def on(self, base: BaseRef) -> TrainedState:
+        """With a base in its settings that other programs find."""
+        return TrainedState(self.settings | base.for_others(), self.tensors)
+
     def write(self, folder: Path) -> None:
         """Puts `adapter_model.safetensors` and `adapter_config.json` into the folder.
 

@@ -32,6 +32,7 @@ SHORT_IDS = {
     "ctrl": "Salesforce/ctrl",
 }
 """Bases that the hub once had without an owner, and that people still call so."""
+_SETTINGS = "adapter_config.json"
 _INDEX = "model.safetensors.index.json"
 
 
@@ -76,6 +77,22 @@ class BaseRef:
     def commit(self) -> str | None:
         """The commit of the hub's repository that this is."""
         return self.folder.name if self.hub_id else None
+
+    def for_others(self) -> dict[str, str | None]:
+        """What PEFT's settings of an adapter say of its base, so that other programs find it from any folder."""
+        name = self.hub_id or str(self.folder.absolute())
+        return {"base_model_name_or_path": name, "revision": self.commit}
+
+    def whereabouts(self) -> dict[str, str | None]:
+        """What an adapter's card says of its base, and where it is."""
+        local = None if self.hub_id else self.folder.absolute()
+        found = f"on the hub as {self.hub_id}, commit {self.commit}"
+        if self.name in BUILTIN:
+            found = f"comes with inlay; on the machine of the training at {local}"
+        elif local:
+            found = f"a folder of the machine of the training; elsewhere put the base at {local}, or its new place into {_SETTINGS}"
+        named = self.name if self.pinned_commit or self.name in BUILTIN else str(self.folder.absolute())
+        return {"base_model": named, "base_hub_id": self.hub_id, "base_hub_commit": self.commit, "base_found": found}
 
     @property
     def pinned_commit(self) -> str | None:

@@ -49,7 +49,7 @@ def export(setup: Setup, job: Job) -> int:
             ) from None
     whole = setup.config.adapter.method == "full"
     card: dict[str, Any] = {
-        "base_model": setup.config.model.base_model,
+        **setup.base.whereabouts(),
         **setup.base_record,
         "chat_template": setup.encoder.template_name,
         "chat_template_hash": setup.encoder.template_hash,
@@ -70,7 +70,7 @@ def export(setup: Setup, job: Job) -> int:
         if whole:
             _write_model(job.model, setup.base.folder, folder)
         else:
-            TrainedState.of(job.model).exported().under(setup.named).write(folder)
+            TrainedState.of(job.model).exported().under(setup.named).on(setup.base).write(folder)
         setup.encoder.tokenizer.save_pretrained(str(folder))
         _write_ends(setup.encoder, folder)
         write_json(folder / CARD, card)
