@@ -110,7 +110,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "moe_layer_start_index": 1,
     }),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    "phimoe": ("phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "phimoe": ("phimoe", {
+        "num_local_experts": 4, "num_experts_per_tok": 2, "router_jitter_noise": 0.0, "input_jitter_noise": 0.0,
+    }),
     "qwen2_moe": ("qwen2_moe", {**FEW, "shared_expert_intermediate_size": 24}),
     "qwen3_moe": ("qwen3_moe", {**FEW, "head_dim": 8}),
     "qwen3_next": ("qwen3_next", {**FEW, **LINEAR, "shared_expert_intermediate_size": 24}),

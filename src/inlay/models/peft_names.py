@@ -43,7 +43,9 @@ def rewritten(base: nn.Module, targets: list[str]) -> list[str]:
             return False
         return set(config.target_modules) == {target}
 
-    return [target for target in targets if not is_kept(target)]
+    last = {target: target.rpartition(".")[2] for target in targets}  # PEFT looks at that alone
+    kept = {name: is_kept(name) for name in {*last.values()}}
+    return [target for target in targets if not kept[last[target]]]
 
 
 def as_peft_reads(settings: dict[str, Any], base: nn.Module) -> dict[str, Any]:
