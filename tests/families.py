@@ -66,6 +66,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, **SLIDING,
     }),
     "phi3, part of rope": ("phi3", rope("default", partial_rotary_factor=0.75)),
+    "phi3, longrope": ("phi3", {
+        **rope("longrope", short_factor=[1.0] * 4, long_factor=[1.0, 1.5, 3.0, 8.0], factor=4.0, original_max_position_embeddings=64),
+        "original_max_position_embeddings": 64,
+    }),
     "phi": ("phi", {"partial_rotary_factor": 0.5}),
     "falcon, one key head": ("falcon", {"ffn_hidden_size": 56, "multi_query": True, "parallel_attn": True}),
     "falcon, new": ("falcon", {"ffn_hidden_size": 56, "new_decoder_architecture": True, "num_kv_heads": 2}),
