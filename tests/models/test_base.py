@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -341,3 +342,35 @@ def test_a_hub_id_that_once_had_no_owner_is_the_whole_one(tmp_path: Path, monkey
         find_base("gpt2-mediun")
     (tmp_path / "gpt2").symlink_to(base)
     assert find_base("gpt2").folder == Path("gpt2")
+
+
+def sentencepiece_base(folder: Path, model: bytes) -> Path:
+    """A base whose tokenizer is a `tokenizer.model` alone."""
+    base = make_base(folder / "base")
+    for path in base.glob("*token*"):
+        path.unlink()
+    (base / "tokenizer.model").write_bytes(model)
+    return base
+
+
+def test_a_sentencepiece_model_alone_names_what_reads_it_where_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    base = sentencepiece_base(tmp_path, b"\n\x0e\n\x05<unk>")
+    with pytest.raises(ModelError, match=r'tokenizer\.model\), which needs .*: pip install "inlay\[sentencepiece\]"$'):
+        load_tokenizer(find_base(str(base)))
+
+
+def test_a_sentencepiece_model_alone_gives_the_ids_that_sentencepiece_gives(tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    pytest.importorskip("google.protobuf")
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([f"Question {n}: how many are {n} and {n}?" for n in range(200)]), model_writer=out,
+        vocab_size=300, model_type="bpe", byte_fallback=True, minloglevel=2,
+    )  # fmt: skip
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())
+    tokenizer = load_tokenizer(find_base(str(sentencepiece_base(tmp_path, out.getvalue()))))
+    for text in ("Question 7: how many?", "  two  spaces ", "h\u00e9 \u6f22\n"):
+        assert tokenizer(text, add_special_tokens=False).input_ids == theirs.encode(text)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,7 @@ def load_tokenizer(ref: BaseRef, chat_template: str | None = None) -> Any:
     """The tokenizer of a base, with another chat template where a file is named."""
     from transformers import AutoTokenizer
 
+    _require_sentencepiece(ref)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(ref.folder), trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 -- tokenizers raises plain Exception for a damaged file
@@ -250,6 +252,23 @@ def load_tokenizer(ref: BaseRef, chat_template: str | None = None) -> Any:
         except (OSError, UnicodeDecodeError) as error:
             raise ModelError(f"model.chat_template {chat_template}: cannot be read ({error}).") from None
     return tokenizer
+
+
+def _require_sentencepiece(ref: BaseRef) -> None:
+    """Raises: ModelError where a SentencePiece model is all there is of a tokenizer, and what reads it is missing."""
+    model = ref.folder / "tokenizer.model"
+    if (ref.folder / "tokenizer.json").is_file() or not model.is_file():
+        return
+    with contextlib.suppress(ModuleNotFoundError):  # of the package above it
+        if find_spec("sentencepiece") and find_spec("google.protobuf"):
+            return
+    with model.open("rb") as file:
+        if file.read(1) != b"\n":  # the first field of its message; a tiktoken file is lines of text
+            return
+    raise ModelError(
+        f"--model {ref.name}: its tokenizer is a SentencePiece model alone (tokenizer.model), which needs sentencepiece "
+        'and protobuf: pip install "inlay[sentencepiece]"'
+    )
 
 
 def architecture(ref: BaseRef) -> Any:
