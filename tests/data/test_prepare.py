@@ -21,6 +21,7 @@ from inlay import storage
 from inlay.config.settings import DataConfig, TrainFile
 from inlay.data import datafile, encode, percent, strictjson, tokencache
 from inlay.data.checks import quick
+from inlay.data.divide import divide
 from inlay.data.domain import domains, find_domain
 from inlay.data.encode import Encoder, Tokens
 from inlay.data.max_length import apply_max_length, choose_max_length
@@ -492,3 +493,15 @@ def test_what_is_packed_comes_back_token_by_token(weights: list[list[float]], li
         assert found.last_trained_ids()[i] == (70_000 + trained[-1] if len(trained) else -1)
         assert found.rows_of(Source("f", k)) == [i]
     assert found.largest_id == max((int(s.input_ids[-1]) for s in sequences), default=-1)
+
+
+def test_at_most_so_many_rows_of_a_file_are_used_as_its_entry_in_a_list_would_say(tmp_path: Path, enc: Encoder) -> None:
+    path = write_rows(tmp_path / "a.jsonl", qa_rows(60))
+    few, more = (prepare(DataConfig(train=str(path), max_rows=n), enc, 256, 100, 0) for n in (25, 26))
+    entry = prepare(DataConfig(train=[TrainFile(path=str(path), max_rows=25)], max_rows=40), enc, 256, 100, 0)
+    assert few.rows == entry.rows == 25
+    assert same(few.train, entry.train)
+    assert len({few.data_hash, more.data_hash, made(path, enc).data_hash}) == 3
+    parts = divide(str(path), tmp_path / "to", DataConfig(train=str(path), max_rows=25))
+    assert parts["train"]["rows"] == len(few.train)
+    assert parts["heldout"]["rows"] == len(few.heldout)

@@ -44,6 +44,13 @@ Preset = Annotated[
         metavar="NAME", help="Known settings for a task; inlay config show lists them.", rich_help_panel="What to train"
     ),
 ]
+MaxRows = Annotated[
+    int | None,
+    typer.Option(
+        "--max-rows", metavar="N", min=1, rich_help_panel="What to train",
+        help="Use at most so many rows of the data, chosen by their content (data.max_rows).",
+    ),
+]  # fmt: skip
 Sets = Annotated[
     list[str],
     typer.Option(
@@ -110,6 +117,7 @@ def train(
     source: Source,
     model: Model = None,
     preset: Preset = None,
+    max_rows: MaxRows = None,
     settings: Sets = [],  # noqa: B006
     start_from: StartFrom = None,
     name: Name = None,
@@ -129,7 +137,13 @@ def train(
     from inlay import api
     from inlay.cli import progress, view
 
-    given = {"model.base_model": model, "output.name": name, "adapter.start_from": start_from, "output.folder": output}
+    given = {
+        "model.base_model": model,
+        "data.max_rows": max_rows,
+        "output.name": name,
+        "adapter.start_from": start_from,
+        "output.folder": output,
+    }
     config = api.config_of(source, settings, preset, given)
     if methods is not None:
         if extend or profile or start_from:

@@ -85,8 +85,7 @@ COUNTERPARTS: Final[Mapping[str, Counterpart]] = {
     # data
     **_like("data.train", "dataset", "datasets", "dataset_name", "train_dataset", "train_file",
             differs="a file, a dataset id on the hub, or a list of them with weights"),
-    **_like("data.train", "max_samples", "max_train_samples", "num_samples",
-            differs="a file's entry in the list takes it: {path: FILE, max_rows: N}"),
+    **_same("data.max_rows", "max_samples", "max_train_samples", "num_samples"),
     **_like("data.eval", "eval_dataset", "test_datasets", "validation_file", differs="one file"),
     **_like("data.eval_fraction", "val_size", "val_set_size", "test_size", "validation_split",
             differs="a share between 0 and 1"),

@@ -166,6 +166,9 @@ class DataConfig(Settings):
     `[a.jsonl, {path: b.jsonl, weight: 2.0, max_rows: 1000}]`."""
     eval: str | None = None
     """Held-out file. Without one, `eval_fraction` of the training rows is held out by their content."""
+    max_rows: PositiveInt | None = None
+    """At most so many rows of each training file are used, chosen by their content, before some are held out. A file's
+    entry in a list may say otherwise."""
     format: str = "auto"
     """Row format; `auto` finds it from the fields. See docs/data.md for the names."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -203,7 +206,8 @@ class DataConfig(Settings):
     def train_files(self) -> tuple[TrainFile, ...]:
         """What is trained on, each file with its part in the mixture."""
         files = self.train if isinstance(self.train, list) else [self.train]
-        return tuple(file if isinstance(file, TrainFile) else TrainFile(path=file) for file in files)
+        each = (file if isinstance(file, TrainFile) else TrainFile(path=file) for file in files)
+        return tuple(file.model_copy(update={"max_rows": file.max_rows or self.max_rows}) for file in each)
 
     @property
     def train_name(self) -> str:

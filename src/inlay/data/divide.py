@@ -10,7 +10,7 @@ from typing import Any
 from inlay.config.settings import DataConfig
 from inlay.data import sources
 from inlay.data.read import read_examples
-from inlay.data.splits import by_content
+from inlay.data.splits import as_keys, by_content, least, prompt_key
 from inlay.data.types import Row
 from inlay.errors import DataError
 from inlay.storage import is_there, write_file
@@ -24,10 +24,13 @@ def divide(path: str, folder: Path, config: DataConfig) -> dict[str, Any]:
     Raises: DataError for a row that cannot be used, a file that is already there, or rows that cannot be split.
     """
     read = read_examples(path, config.format, config.columns, config.weights_of_roles)
-    train, held_out = by_content(read.examples, config.eval_fraction)
+    used = least(as_keys(map(prompt_key, read.examples)), config.max_rows).tolist()
+    train, held_out = (
+        [used[n] for n in part] for part in by_content((read.examples[n] for n in used), config.eval_fraction)
+    )
     if not train or not held_out:
         raise DataError(
-            f"{path}: {len(read.examples)} rows cannot be split into training and held-out rows "
+            f"{path}: {len(used)} rows cannot be split into training and held-out rows "
             f"(data.eval_fraction {config.eval_fraction}). Add rows with other prompts."
         )
     kind, packed = sources.kind_of(path)

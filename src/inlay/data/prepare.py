@@ -23,7 +23,7 @@ from inlay.data.max_length import Lengths, apply_max_length, choose_max_length, 
 from inlay.data.percent import Bar
 from inlay.data.read import as_lines, from_lines
 from inlay.data.sharing import process_count
-from inlay.data.splits import as_keys, by_fold, by_key, draw, leaked, prompt_key
+from inlay.data.splits import as_keys, by_fold, by_key, draw, leaked, least, prompt_key
 from inlay.data.tokencache import TokenizedFile, cached, tokenized
 from inlay.data.tokens import TokenSet, drawn
 from inlay.data.types import Example
@@ -166,7 +166,8 @@ def data_hash(config: DataConfig) -> str:
 
 
 def _hash(files: Sequence[DataFile], config: DataConfig) -> str:
-    return _mixture_hash(files, config.train_files) if isinstance(config.train, list) else files[0].digest
+    plain = not isinstance(config.train, list) and config.max_rows is None
+    return files[0].digest if plain else _mixture_hash(files, config.train_files)
 
 
 def _within_caps(asked: Sequence[np.ndarray], parts: Sequence[TrainFile]) -> np.ndarray:
@@ -175,15 +176,9 @@ def _within_caps(asked: Sequence[np.ndarray], parts: Sequence[TrainFile]) -> np.
     used, first = [], 0
     for keys, part in zip(asked, parts, strict=True):
         count = len(keys)
-        used.append(first + _least(keys, part.max_rows))
+        used.append(first + least(keys, part.max_rows))
         first += count
     return np.concatenate(used)
-
-
-def _least(keys: np.ndarray, most: int | None) -> np.ndarray:
-    """At most so many of these (N, 2) keys, the least as they are read from behind; their positions, ascending."""
-    few = most is not None and most < len(keys)
-    return np.sort(np.lexsort((keys[:, 0], keys[:, 1]))[:most]) if few else np.arange(len(keys))
 
 
 def _within_cap(file: DataFile, examples: Callable[[], Iterable[Example]], most: int) -> Iterator[Example]:
@@ -192,7 +187,7 @@ def _within_cap(file: DataFile, examples: Callable[[], Iterable[Example]], most:
     for example in examples():
         keys.append(file.row_key(example.source))
         asked += prompt_key(example)
-    yield from file.examples({keys[n] for n in _least(as_keys([bytes(asked)]), most)})
+    yield from file.examples({keys[n] for n in least(as_keys([bytes(asked)]), most)})
 
 
 def _mixture_hash(files: Sequence[DataFile], parts: Sequence[TrainFile]) -> str:

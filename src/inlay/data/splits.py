@@ -27,6 +27,13 @@ def as_keys(digests: Iterable[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), ">u8").reshape(-1, 2).astype(np.uint64)
 
 
+def least(keys: np.ndarray, most: int | None) -> np.ndarray:
+    """At most so many of these (N, 2) keys, the least as they are read from behind, where no split looks; their
+    positions, ascending."""
+    few = most is not None and most < len(keys)
+    return np.sort(np.lexsort((keys[:, 0], keys[:, 1]))[:most]) if few else np.arange(len(keys))
+
+
 def by_content(examples: Iterable[Example], eval_fraction: float) -> tuple[list[int], list[int]]:
     """(training positions, held-out positions), each in file order.
 
