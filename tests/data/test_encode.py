@@ -326,3 +326,23 @@ def test_a_thought_that_a_template_writes_anew_is_told_and_one_that_it_drops_is_
     drops = Encoder(toys.nano(toys.CHATML.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")))
     with pytest.raises(DataError, match=r"leaves out the thought of turn 2 \(assistant\)"):
         encoded(drops, user("a"), said("<think>\nSo it is.\n</think>\n\nbecause"))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "<|im_start|>user\nCode?<|im_end|>\n<|im_start|>assistant\n7<|im_end|>\n",
+            "written it already: give what each turn",
+        ),
+        ("<|im_start|>user\nCode?", "written it already: give what each turn"),
+        ("It is 7.<|im_end|>", "Take it off the end of the text"),
+        ("What is <|im_end|> for?", r"Remove or rewrite it, or have it encoded as ordinary text \(data.control_tokens"),
+    ],
+)
+def test_a_text_that_a_template_has_written_already_is_told_from_one_that_quotes_a_mark(text: str, told: str) -> None:
+    enc = Encoder(toys.nano(toys.CHATML))
+    with pytest.raises(DataError, match=told):
+        encoded(enc, user(text), said("Yes."))
+    with pytest.raises(DataError, match=told):
+        list(enc.examples([Example((Message("text", text, 1.0),), Source("a", 1))]))

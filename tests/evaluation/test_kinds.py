@@ -141,3 +141,8 @@ def test_what_an_answer_should_not_become_is_counted(
     if refusal:  # a reference that declines wants just that
         metric = BEHAVIOUR["refusal"]
         assert np.array_equal(metric.statistics(answer, answer), [0, 1])
+
+
+def test_metrics_of_the_loss_may_be_named_and_leave_out_the_others() -> None:
+    assert metrics_for(["a", "b"], ["loss"]) == {}
+    assert set(metrics_for(["a", "b"], ["bits_per_byte", "chrf", "token_accuracy"])) == {"chrf"}

@@ -72,23 +72,40 @@ class ControlTokens:
         found = self._first(messages, tools)
         if found is None:
             return messages, tools
-        where, token = found
+        where, token, text = found
         escapes = self.escapes and token != MARK
         if escapes:
             with contextlib.suppress(_UnquotableError):
                 return [self._without(m) for m in messages], _mapped(tools, self._quote)
         told = "which inlay keeps for itself" if token == MARK else "which this tokenizer reads as a control token"
-        out = "" if self.escapes else ", or have it encoded as ordinary text (data.control_tokens: escape)"
-        raise DataError(f"{source}: {where} {token!r}, {told}. Remove or rewrite it{out}.")
+        raise DataError(f"{source}: {where} {token!r}, {told}. {self._advice(text, token)}")
 
-    def _first(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> tuple[str, str] | None:
+    def _advice(self, text: str, token: str) -> str:
+        """What to do about a text with a control token: it may be quoted, or written by a template before."""
+        stripped, count = text.strip(), len(self._pattern.findall(text)) if self._pattern else 0
+        escape = "" if self.escapes else "data.control_tokens: escape"
+        if count > 1 or (stripped.startswith(token) and stripped != token):
+            quoted_only = f" Where it only quotes them, encode them as ordinary text ({escape})." if escape else ""
+            return (
+                "The text looks as if a chat template had written it already: give what each turn says, without such "
+                f"tokens, as messages with role and content; the template of this base writes them.{quoted_only}"
+            )
+        if stripped.endswith(token):
+            quoted_only = f" Where it is only quoted: {escape}." if escape else ""
+            return f"Take it off the end of the text: what ends an answer is added by itself.{quoted_only}"
+        return f"Remove or rewrite it{f', or have it encoded as ordinary text ({escape})' if escape else ''}."
+
+    def _first(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> tuple[str, str, str] | None:
+        """(where, the token, the text with it) of the first text that holds a control token."""
         if not tools and not any(m.has_more or self._kept_out(m.content) for m in messages):
             return None
         for n, message in enumerate(messages, 1):
             for what, text in _carriers(message):
                 if found := self._kept_out(text):
-                    return f"turn {n} ({message.role}){what} contains", found
-        return next((("tools contain", found) for text in _strings(tools) if (found := self._kept_out(text))), None)
+                    return f"turn {n} ({message.role}){what} contains", found, text
+        return next(
+            (("tools contain", found, text) for text in _strings(tools) if (found := self._kept_out(text))), None
+        )
 
     def _kept_out(self, text: str) -> str | None:
         return MARK if self.escapes and MARK in text else self.find(text)

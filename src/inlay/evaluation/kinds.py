@@ -19,7 +19,7 @@ import numpy as np
 
 from inlay.errors import ConfigError, unknown_name
 from inlay.evaluation.custom import Wanted, custom_metric, from_file, is_file
-from inlay.evaluation.metrics import METRICS, Array, TextMetric, normalise, ratio
+from inlay.evaluation.metrics import LOSS_METRICS, METRICS, Array, TextMetric, normalise, ratio
 
 _MOST_LABELS, _ROWS_PER_LABEL, _LONGEST_LABEL = 50, 3, 40
 _SHARE = 0.5
@@ -223,14 +223,14 @@ KINDS: dict[str, TextMetric] = {
 
 _ANSWERS_BY = ("python_tests", "accuracy", "number_match", "json_match", "token_f1")
 LABEL_METRICS = ("accuracy", "macro_f1")
-_KNOWN = (*METRICS, *LABEL_METRICS, *KINDS)
+_KNOWN = (*LOSS_METRICS, *METRICS, *LABEL_METRICS, *KINDS)
 
 
 def metrics_for(references: Sequence[str], wanted: Wanted = ()) -> dict[str, TextMetric]:
     """The text metrics of these references: those for any text, and those for the kinds found among them.
 
-    `wanted` names them instead, or is functions; a whole TextMetric in it comes on top. Raises: ConfigError for an
-    unknown name, or one that no reference allows.
+    `wanted` names them instead, or is functions; a whole TextMetric in it comes on top. Metrics of the loss, which are
+    measured always, may stand among them. Raises: ConfigError for an unknown name, or one that no reference allows.
     """
     labels = labels_of(references)
     chosen = dict(METRICS) | (_label_metrics(labels) if labels else {})
@@ -241,7 +241,7 @@ def metrics_for(references: Sequence[str], wanted: Wanted = ()) -> dict[str, Tex
     possible = chosen | {k: m for k, m in KINDS.items() if any(map(m.covers, references))}
     found: dict[str, TextMetric] = {}
     for one in resolved(wanted):
-        if isinstance(one, TextMetric):
+        if isinstance(one, TextMetric) or one in LOSS_METRICS:
             continue
         metric = _named(one, possible) if isinstance(one, str) else custom_metric(one)
         if metric.name in found or (metric.name in _KNOWN and metric is not possible.get(metric.name)):
