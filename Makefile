@@ -8,7 +8,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 SUITE := -m pytest -n 2 --dist worksteal
 VERSIONS := tools/versions.py
 
-.PHONY: demo test check slow mount harness browser faults gpu fuzz docs format clean lock newest newest-demo oldest
+.PHONY: demo test check slow mount harness browser faults gpu fuzz docs figures format clean lock newest newest-demo oldest
 .DEFAULT_GOAL := test
 
 .venv/.runtime: pyproject.toml requirements.lock
@@ -84,6 +84,9 @@ gpu: .venv/.dev             ## needs a CUDA device
 
 fuzz: .venv/.dev            ## the readers and the check on generated files, for half an hour or more
 	OMP_NUM_THREADS=1 $(BIN)/python tests/data/fuzz.py --examples 20000 --page docs/numbers/fuzz.md
+
+figures:                    ## sizes, import cycles, loose types and docstrings of the code, beside their goals
+	$(PYTHON) tools/figures.py
 
 docs: .venv/.dev            ## write the generated pages
 	$(BIN)/python tools/write_docs.py

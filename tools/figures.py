@@ -1,7 +1,7 @@
 """Prints the figures of the code: sizes, import cycles, loose types, docstrings, tests.
 
-    python tools/figures.py            a table: figure, today, goal
-    python tools/figures.py --list     and behind it every place that counts against a goal
+python tools/figures.py            a table: figure, today, goal
+python tools/figures.py --list     and behind it every place that counts against a goal
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def functions(module: Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef
             yield node
 
 
-def imported(module: Module, node: ast.AST, known: set[str]) -> set[str]:
+def imported(node: ast.AST, known: set[str]) -> set[str]:
     """Modules of the package that an import statement asks for."""
     if isinstance(node, ast.Import):
         return {alias.name for alias in node.names} & known
@@ -75,14 +75,14 @@ def inside_functions(module: Module, known: set[str]) -> list[str]:
         f"{module.place}:{node.lineno}"
         for function in functions(module)
         for node in ast.walk(function)
-        if imported(module, node, known)
+        if imported(node, known)
     ]
 
 
 def cycles(found: list[Module]) -> list[list[str]]:
     """Groups of modules that import each other, TYPE_CHECKING and imports inside functions counted."""
     known = {m.name for m in found}
-    graph = {m.name: set().union(*(imported(m, node, known) for node in ast.walk(m.tree))) - {m.name} for m in found}
+    graph = {m.name: set().union(*(imported(node, known) for node in ast.walk(m.tree))) - {m.name} for m in found}
     graph["inlay"] = set()  # the lazy public names
     return [sorted(group) for group in _components(graph) if len(group) > 1]
 
