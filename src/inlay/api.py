@@ -20,6 +20,7 @@ from inlay.errors import ConfigError, RunError, nearest
 from inlay.events import PlainReporter, Reporter
 from inlay.run import Run
 from inlay.storage import write_file
+from inlay.training.launcher import require_alone
 
 if TYPE_CHECKING:
     from inlay.advice.advise import Advice
@@ -89,6 +90,7 @@ def compare_methods(
     """
     from inlay.methods import side_by_side
 
+    require_alone("train --methods")
     return side_by_side(as_config(config), methods, fresh, reporter or PlainReporter())
 
 

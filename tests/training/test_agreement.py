@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from inlay import api
 from inlay.errors import ConfigError, DataError, InlayError
 from inlay.training.launcher import launch, require_data_parallel, require_precision
 from inlay.training.world import World, join_world
@@ -215,6 +216,15 @@ def test_a_launch_that_cannot_be_meant_is_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=said):
         launch()
+
+
+def test_methods_side_by_side_are_not_launched_in_several_processes(
+    monkeypatch: pytest.MonkeyPatch, config_tree: Callable[..., dict[str, Any]]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"train --methods: .* and 2 were launched"):
+        api.compare_methods(config_tree(), ["lora", "ia3"])
 
 
 def test_a_gpu_is_taken_by_one_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:

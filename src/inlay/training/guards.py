@@ -52,10 +52,15 @@ def require_finite(
 def require_finite_update(world: World, parameters: list[torch.nn.Parameter], optimizer: Optimizer, step: int) -> None:
     """Raises: NonFinite when a step has left a weight or a number of the optimizer's state not finite on any rank."""
     held = [parameter.detach() for parameter in parameters]
-    for what, tensors in (("a weight of the adapter", held), ("the optimizer's state", _floats(optimizer.state))):
-        # the largest magnitude: one fused pass, and it is NaN where one value is
-        spoilt = bool(tensors) and not math.isfinite(float(torch.nn.utils.get_total_norm(tensors, math.inf)))
-        if world.any(spoilt):
+    parts = {"a weight of the adapter": held, "the optimizer's state": _floats(optimizer.state)}
+    # the largest magnitude: one fused pass, and it is NaN where one value is
+    spoilt = [
+        bool(tensors) and not math.isfinite(float(torch.nn.utils.get_total_norm(tensors, math.inf)))
+        for tensors in parts.values()
+    ]
+    anywhere = world.sum(torch.tensor(spoilt, dtype=torch.float32)).tolist()  # one message for both
+    for what, found in zip(parts, anywhere, strict=True):
+        if found:
             raise NonFinite(
                 f"step {step}: {what} is no longer finite. Lower train.learning_rate.", step, before_update=False
             )

@@ -35,6 +35,14 @@ def launch() -> Launch:
     return Launch(rank, size, _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", 1), restarts)
 
 
+def require_alone(what: str) -> None:
+    """Raises: ConfigError under a launcher of several processes, for what starts processes or runs of its own."""
+    if (size := launch().size) > 1:
+        raise ConfigError(
+            f"{what}: starts processes of its own, and {size} were launched. Start it without a launcher."
+        )
+
+
 def launched_rank() -> tuple[int, int]:
     """(rank, size) of this process; (0, 1) without a launcher."""
     return launch()[:2]
