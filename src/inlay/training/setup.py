@@ -51,6 +51,7 @@ from inlay.models.named_class import NamedClass, named_class
 from inlay.models.probe import DTYPES, pick_device, pick_dtype, pick_matmul_precision, product_dtype
 from inlay.models.quantization import held
 from inlay.models.targets import coverage, expert_targets, numel
+from inlay.models.untrained_ends import told_untrained
 from inlay.run import caution_of
 from inlay.training.checkpoint import Progress
 from inlay.training.launcher import launch, require_precision
@@ -390,9 +391,12 @@ def _model(
     named = None if config.adapter.method == "prompt" else named_class(base, model)
     if named and named.unproven:
         reporter.note(f"warning: this trains {named.summary()}")
+    base_model = model
     model, targets = _adapted(
         model, choices, base, reporter, partial(sample_batches, config, data, encoder, place.device)
     )
+    if told := told_untrained(base_model, encoder.tokenizer, encoder.stop_ids, encoder.eos_id, targets):
+        reporter.note(told)
     trainable = sum(p.numel() for p in trained_parameters(model).values())
     reporter.stage(f"adapter: {trainable:,} trainable parameters{layers_adapted(model)}")
     return model, named, total_parameters, targets
