@@ -33,7 +33,7 @@ SHARES = {
 }  # fmt: skip
 """Of the decoder's weights that get an adapter, where it is not all of them. What is left are experts, convolutions, and
 layers that no adapter can be put on."""
-MIXTURES = ("deepseek_v3", "mixtral", "llama4")
+MIXTURES = ("deepseek_v3", "mixtral")
 
 
 def of_the_family(name: str, tmp_path: Path, **adapter: Any) -> str:

@@ -288,6 +288,25 @@ def test_virtual_tokens_learn_where_the_decoder_lies_deeper_in_the_model(name: s
     assert torch.equal(logits(PeftModel.from_pretrained(family(name), str(tmp_path))), memory)
 
 
+@pytest.mark.parametrize("name", ["llama", "mamba", "qwen3_next", "rwkv"])
+def test_virtual_tokens_are_put_once_into_any_kind_of_cache(name: str) -> None:
+    peft_model = adapted(name, method="prompt", prompt_tokens=3)
+    ids = IDS[:, :8]
+    answer = peft_model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=6,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=3,
+    )
+    for _ in range(6):
+        with torch.no_grad():
+            following = peft_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, -1:]
+        ids = torch.cat([ids, following.argmax(-1)], 1)
+    assert torch.equal(answer, ids)
+
+
 @pytest.mark.parametrize("name", ["gemma3n", "gemma4"])
 def test_virtual_tokens_are_refused_where_layers_look_up_embeddings_of_their_own(name: str) -> None:
     with pytest.raises(AdapterError, match=r"adapter\.method prompt: each layer of a gemma.* looks up an embedding"):

@@ -18,6 +18,8 @@ from inlay.errors import AdapterError
 NAME: Final = "prompt_embeddings"
 """Of the trained parameter, and of its tensor in PEFT's files."""
 _STATE: Final = "_virtual_tokens"
+_CACHES: Final = ("cache", "past_key_values", "cache_params", "state")
+"""Arguments by which decoders take a cache: that of transformers 5.24 and later, those before, RWKV's."""
 
 
 class _State:
@@ -41,9 +43,8 @@ def put_on(model: Any, settings: dict[str, Any], values_NH: Tensor) -> Any:
             return None
         if given:
             named = named | {"input_ids": given[0]}
-        cache = named.get("cache", named.get("past_key_values"))  # transformers 5.24 and later call it cache
         mask_BL, positions_BL = named.get("attention_mask"), named.get("position_ids")
-        state.was_put = cache is None or not cache.get_seq_length()
+        state.was_put = not any(_is_filled(named.get(name)) for name in _CACHES)
         count = len(parameter)
         if mask_BL is not None:
             named = named | {"attention_mask": torch.cat([mask_BL.new_ones(len(mask_BL), count), mask_BL], 1)}
@@ -69,6 +70,16 @@ def put_on(model: Any, settings: dict[str, Any], values_NH: Tensor) -> Any:
         decoder.register_forward_hook(after),
     ]
     return model
+
+
+def _is_filled(cache: Any) -> bool:
+    """Whether a cache holds what an earlier forward pass has left for this one."""
+    if cache is None:
+        return False
+    for ask in ("get_seq_length", "has_previous_state"):  # a cache without attention knows no length, others no state
+        with contextlib.suppress(AttributeError, ValueError):
+            return bool(getattr(cache, ask)())
+    return True  # RWKV's, which is not there before
 
 
 def _decoder(model: Any) -> Any:
