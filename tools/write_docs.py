@@ -5,8 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from inlay.config.render import markdown
+from inlay.data import fields, rowfields
 
 PAGES = {"docs/configuration.md": markdown}
+TABLES = {
+    "turn": ("docs/data.md", lambda: rowfields.markdown(fields.table(), "turn")),
+    "row": ("docs/data.md", lambda: rowfields.markdown(rowfields.table(), "row")),
+}
+"""Tables inside pages, between `<!-- fields of a NAME -->` and `<!-- end -->`."""
 
 
 def main() -> None:
@@ -14,6 +20,12 @@ def main() -> None:
     for name, write in PAGES.items():
         (root / name).write_text(write(), encoding="utf-8")
         print(f"wrote {name}")
+    for of, (name, make) in TABLES.items():
+        page = (root / name).read_text(encoding="utf-8")
+        before, begin, rest = page.partition(f"<!-- fields of a {of} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        (root / name).write_text(f"{before}{begin}\n{make()}\n{end}{after}", encoding="utf-8")
+        print(f"wrote the fields of a {of} into {name}")
 
 
 if __name__ == "__main__":

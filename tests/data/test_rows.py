@@ -228,3 +228,16 @@ def test_a_greeting_before_the_first_question_is_read_and_not_trained() -> None:
 def test_rows_of_no_format_are_told_what_would_read_them(value: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         read(value)
+
+
+def test_the_page_on_data_has_the_tables_of_the_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for of, table in (("turn", fields.table()), ("row", rowfields.table())):
+        assert rowfields.markdown(table, of) in page, "run tools/write_docs.py"
+    assert {name for names, _ in fields.table() for name in names} == fields.KNOWN
+
+
+def test_a_pair_is_not_asked_without_its_context() -> None:
+    with pytest.raises(DataError, match="'context' is string 'c': the question would be asked without it"):
+        read({"prompt": "a", "context": "c", "chosen": "b", "rejected": "d"})
+    assert read(SHAPES["OpenAI"] | {"context": "c"}).unread == ("context",)

@@ -10,6 +10,7 @@ from typing import Final, NoReturn
 
 from inlay.data import rowfields
 from inlay.data.formats import FORMATS, Format, written_as
+from inlay.data.rendered import looks_rendered
 from inlay.data.strictjson import listed
 from inlay.data.types import Row
 from inlay.errors import DataError, nearest
@@ -73,19 +74,21 @@ def detect(rows: Sequence[Row]) -> DetectedFormat:
     chosen = FORMATS[found[0]]
     _refuse_mixture(rows, chosen)
     present = ", ".join(name for name in fields if name in chosen.known)
-    return _detected(chosen, f"{best} of the first {len(rows)} rows have the fields {present}", fields)
+    return _detected(chosen, f"{best} of the first {len(rows)} rows have the fields {present}", fields, rows[0])
 
 
 def named(format_name: str, rows: Sequence[Row]) -> DetectedFormat:
     """The format that the caller named, and what it leaves out of these rows."""
-    return _detected(
-        FORMATS[format_name], "named by the caller", list(dict.fromkeys(n for row in rows for n in row.value))
-    )
+    fields = list(dict.fromkeys(name for row in rows for name in row.value))
+    return _detected(FORMATS[format_name], "named by the caller", fields, rows[0] if rows else None)
 
 
-def _detected(chosen: Format, why: str, fields: list[str]) -> DetectedFormat:
+def _detected(chosen: Format, why: str, fields: list[str], first: Row | None) -> DetectedFormat:
     ignored = tuple([name for name in fields if name not in chosen.known])
     why += f"; {chosen.trains}" if chosen.trains else ""
+    text = first.value.get("text" if chosen.name == "text" else "prompt") if first else None
+    if isinstance(text, str) and looks_rendered(text):
+        why += "; texts that a chat template has written are read as their turns, and only answers are trained"
     return DetectedFormat(chosen.name, why + (f"; ignored: {rowfields.told(ignored)}" if ignored else ""), ignored)
 
 

@@ -119,3 +119,18 @@ def tool_call_id(row: Row, where: str, turn: dict[str, Any], role: str) -> str |
     if role != "tool":
         fail(row, f"{where}.tool_call_id", value, f"Only a tool turn answers a call, not {role!r}.")
     return text(row, f"{where}.tool_call_id", value)
+
+
+def table() -> list[tuple[tuple[str, ...], str]]:
+    """(fields of a turn, what inlay does with them), for the page on data."""
+    return [
+        (("role", "content", "from", "value"), "who speaks and what is said"),
+        (WEIGHTS, "each token of the turn counts so much; 0 masks it"),
+        (SWITCHES, "false or 0 masks the turn, true or 1 trains it; refused where two of these contradict each other"),
+        (THOUGHTS, "given to the chat template under the name that it shows, and trained; refused where it shows none"),
+        (("tool_calls", "function_call"), "the calls of an answer, which the template writes"),
+        (("tool_call_id",), "given to the template, of a tool's turn"),
+        (("name",), "given to the template"),
+        (tuple(sorted(NOTES)), "nothing: there is nothing in them to learn from"),
+        ((), "refused by name, if there is something in it"),
+    ]

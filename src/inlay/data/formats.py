@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from inlay.data import dialogue, preferences, rowfields, values
 from inlay.data.calls import tools as tools_of
+from inlay.data.rendered import looks_rendered, turns_of
 from inlay.data.strictjson import listed
 from inlay.data.types import Example, Message, Row
 from inlay.errors import DataError, nearest, unknown_name
@@ -176,6 +177,9 @@ def _prompt_completion(row: Row) -> Example:
         field = "completion" if isinstance(prompt, list) else "prompt"
         values.fail(row, field, row.value[field], "prompt and completion are both strings or both lists of turns.")
     question, answer = values.text(row, "prompt", prompt), values.text(row, "completion", completion)
+    if looks_rendered(question) and (said := turns_of(question + answer)) and said[-1][0] == "assistant":
+        asked = [Message(role, content) for role, content in said[:-1]]
+        return dialogue.example(row, [*asked, dialogue.turn(row, *said[-1])], tools_of(row))
     turns = [Message("user", question), dialogue.turn(row, "assistant", answer)]
     return dialogue.example(row, turns, tools_of(row))
 
@@ -207,6 +211,8 @@ def _classification(row: Row) -> Example:
 
 def _text(row: Row) -> Example:
     document = values.text(row, "text", row.value["text"])
+    if turns := turns_of(document):
+        return dialogue.example(row, [dialogue.turn(row, role, said) for role, said in turns])
     return Example((Message("text", document, 1.0),), row.source)
 
 

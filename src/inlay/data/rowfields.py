@@ -7,9 +7,9 @@ table, and the page on data is written from it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from inlay.data.fields import THOUGHTS
 from inlay.data.strictjson import listed, shown
@@ -69,6 +69,8 @@ class Kind:
     """What would be wrong."""
     way: str
     """What to do."""
+    when: str = "anything in it"
+    """Which values harm, for the page on data."""
     always: bool = False
     """Also where the format was named."""
     beside_turns: bool = True
@@ -89,22 +91,25 @@ KINDS: Final = (
     ),
     Kind(
         ("label", "kto_tag", "desirable", "is_desirable", "accepted", "correct", "is_correct", "is_good", "good"),
-        lambda value: _says(value, *_FALSE), _JUDGED, _KEEP,
+        lambda value: _says(value, *_FALSE), _JUDGED, _KEEP, when="false, 0, no or bad",
     ),
-    Kind(("rejected", "is_rejected", "is_bad", "bad"), lambda value: _says(value, *_TRUE), _JUDGED, _KEEP),
+    Kind(("rejected", "is_rejected", "is_bad", "bad"), lambda value: _says(value, *_TRUE), _JUDGED, _KEEP,
+         when="true, 1, yes or good"),
     Kind(
         ("score", "reward", "rating"),
-        lambda value: isinstance(value, bool | int | float) and value <= 0, _JUDGED, _KEEP,
+        lambda value: isinstance(value, bool | int | float) and value <= 0, _JUDGED, _KEEP, when="0 or less",
     ),
     Kind(
         ("weight", "sample_weight", "example_weight", "loss_weight", "loss_mask"), _is_not_one,
         "it could be how much the row counts, and every row would count the same",
         "Write it as the weight of the row's turns (messages), or remove the field where it is none",
+        when="anything but 1",
     ),
     Kind(("train", "training", "trainable", "loss"), lambda value: _says(value, "false"),
-         "the row is marked as not to be trained", "Remove the row"),
+         "the row is marked as not to be trained", "Remove the row", when="false"),
     Kind(("mask",), lambda value: not _says(value, "user", "human", "prompt", "system"),
-         "it says which turns are not trained", "Write train: false into those turns"),
+         "it says which turns are not trained", "Write train: false into those turns",
+         when="anything but user"),
     Kind(
         ("documents",), _ANYTHING, "the answer would be learned without the text it is about",
         "Write it into the question",
@@ -142,25 +147,20 @@ def unread(
         DataError: one of them carries meaning.
     """
     extra = [name for name in row.value if name not in known and not is_empty(row.value[name])]
-    turns = not TURNS.isdisjoint(row.value)
+    turns = any(isinstance(row.value.get(name), list | dict) for name in TURNS)
     for name in extra:
         kind, value = _BY_NAME.get(name), row.value[name]
         if kind and (strict or kind.always) and (kind.beside_turns or not turns) and kind.harms(value):
-            _refuse(
-                row, name, kind.why, kind.way.format(question=asked[0], name=name, answer=asked[1]), kind, format_name
-            )
+            way = kind.way.format(question=asked[0], name=name, answer=asked[1])
+            _refuse(row, name, kind.why, way, None if kind.always else format_name)
     if strict and len(extra) > 1 and not turns and (letters := _lettered(extra)):
         _refuse(row, letters[0], f"the question would be asked without the choices {', '.join(letters)}",
-                "Write them into the question", KINDS[0], format_name)  # fmt: skip
+                "Write them into the question", format_name)  # fmt: skip
     return tuple(extra)
 
 
-def _refuse(row: Row, name: str, why: str, way: str, kind: Kind, format_name: str) -> None:
-    out = (
-        ""
-        if kind.always and name in kind.names
-        else f", or leave the field out by naming the format (format={format_name})"
-    )
+def _refuse(row: Row, name: str, why: str, way: str, format_name: str | None) -> NoReturn:
+    out = f", or leave the field out by naming the format (format={format_name})" if format_name else ""
     raise DataError(f"{row.source}: field {name!r} is {shown(row.value[name])}: {why}. {way}{out}.")
 
 
@@ -208,15 +208,33 @@ def told(names: Collection[str]) -> str:
     return listed(names) + (f" ({'; '.join(sorted(costs))})" if costs else "")
 
 
-def table() -> Iterator[tuple[str, str]]:
-    """(fields, what inlay does) of a row, for the page on data."""
-    yield (
-        _quoted(SYSTEMS),
-        "the system turn, in every format but `text`; refused where the turns have one of their own that differs",
-    )
+def table() -> list[tuple[tuple[str, ...], str]]:
+    """(fields of a row that are not of its format, what inlay does with them), for the page on data."""
+    rows: list[tuple[tuple[str, ...], str]] = [
+        (SYSTEMS, "the system turn, in every format but `text`; refused where the turns have another one")
+    ]
     for kind in KINDS:
-        yield _quoted(kind.names), f"refused, as {kind.why}{'; also where the format is named' if kind.always else ''}"
+        where = "" if kind.beside_turns else ", where the row is no list of turns"
+        rows.append(
+            (kind.names, f"{kind.when}{where}: {'always refused' if kind.always else 'refused'}, as {kind.why}")
+        )
+    costs = {why: tuple([name for name, told in COSTS.items() if told == why]) for why in COSTS.values()}
+    return [
+        *rows,
+        (
+            ("A", "B", "option_1", "option_2"),
+            "two or more choices like these: refused, as the question would be asked without them",
+        ),
+        (("split",), "rows for training and for testing in one file: refused, as both would be trained on"),
+        *((names, f"named as ignored: {why}") for why, names in costs.items() if GREETING not in names),
+        (tuple(sorted(NOTES)), "named as ignored: there is nothing in them to learn from"),
+        ((), "named as ignored: the model never sees it"),
+    ]
 
 
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
+def markdown(rows: Iterable[tuple[Iterable[str], str]], of: str) -> str:
+    """A table of fields as the page on data has it."""
+    lines = [f"| field of a {of} | what inlay does |", "|---|---|"]
+    for names, does in rows:
+        lines.append(f"| {', '.join(f'`{name}`' for name in names) or 'any other'} | {does} |")
+    return "\n".join(lines) + "\n"

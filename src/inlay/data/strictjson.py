@@ -130,7 +130,7 @@ def lines_to_rows(lines: Iterable[tuple[int, str]], file: str, on_fault: OnFault
         if start == len(line):
             continue
         place = f"{file}:{number}"
-        if first and line[start] == "[":
+        if first and line[start] == "[" and not _is_turns(line):
             raise DataError(
                 f"{place}: the row is a list (got {line[start : start + 30].rstrip()!r}). "
                 "A row is an object; if the file is one JSON array, name it .json."
@@ -175,7 +175,27 @@ def _nothing_after(text: str, end: int, place: str) -> None:
     raise DataError(f"{place}: text after the object (got {rest!r}). One line holds one object and nothing else.")
 
 
+def _turns_field(value: Any) -> str | None:
+    """The field that a list of turns would stand in, if the value is one."""
+    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+        return next(
+            (f for f, key in (("messages", "role"), ("conversations", "from")) if all(key in t for t in value)), None
+        )
+    return None
+
+
+def _is_turns(line: str) -> bool:
+    """Whether all of a line is a list of turns."""
+    try:
+        value, end = value_at(line, skip_space(line, 0), str)
+    except DataError:
+        return False
+    return skip_space(line, end) == len(line) and _turns_field(value) is not None
+
+
 def _row(value: Any, source: Source, what: str) -> Row:
+    if field := _turns_field(value):
+        return Row({field: value}, source)
     if not isinstance(value, dict):
         raise DataError(f'{source}: {what} is {shown(value)}. A row is an object: {{"field": "value", ...}}.')
     return Row(value, source)
@@ -187,7 +207,7 @@ def document_to_rows(lines: list[tuple[int, str]], file: str) -> Iterator[Row]:
     Rows of an array carry their number, not their line; defects of the JSON itself name the line.
     """
     filled = [(number, line) for number, line in lines if line.strip()]
-    if len(filled) > 1 and _is_whole_object(filled[0][1]):
+    if len(filled) > 1 and (_is_whole_object(filled[0][1]) or _is_turns(filled[0][1])):
         yield from lines_to_rows(filled, file)
         return
     text = "".join(line for _, line in lines)

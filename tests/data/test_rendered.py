@@ -1,0 +1,102 @@
+"""A conversation that a chat template has written already is read as its turns, or the way out is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import toys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inlay.data import Example, read_examples
+from inlay.data.encode import Encoder
+from inlay.data.rendered import turns_of
+from inlay.errors import DataError
+
+Turns = list[tuple[str, str]]
+
+
+def _tagged(begin: str, opens: str, closes: str, **names: str):  # type: ignore[no-untyped-def]
+    def write(turns: Turns) -> str:
+        return begin + "".join(opens.format(names.get(role, role)) + said + closes for role, said in turns)
+
+    return write
+
+
+def _pairs(turns: Turns) -> str:
+    system = f"<<SYS>>\n{turns[0][1]}\n<</SYS>>\n\n" if turns[0][0] == "system" else ""
+    said = [text for role, text in turns if role != "system"]
+    asked = [(system if n == 0 else "") + text for n, text in enumerate(said[::2])]
+    return "".join(f"<s>[INST] {q} [/INST] {a} </s>" for q, a in zip(asked, said[1::2], strict=True))
+
+
+WRITERS = {
+    "ChatML": _tagged("", "<|im_start|>{}\n", "<|im_end|>\n"),
+    "Llama 3": _tagged("<|begin_of_text|>", "<|start_header_id|>{}<|end_header_id|>\n\n", "<|eot_id|>"),
+    "Gemma": _tagged("<bos>", "<start_of_turn>{}\n", "<end_of_turn>\n", assistant="model"),
+    "Phi": _tagged("", "<|{}|>\n", "<|end|>\n"),
+    "Zephyr": _tagged("", "<|{}|>\n", "</s>\n"),
+    "Llama 2": _pairs,
+}
+SAID = st.text(st.sampled_from("ab c\n.é"), min_size=1, max_size=12).map(lambda text: f"x{text}x")
+
+
+@pytest.mark.parametrize("markup", WRITERS)
+@settings(max_examples=30, deadline=None)
+@given(system=st.none() | SAID, said=st.lists(st.tuples(SAID, SAID), min_size=1, max_size=3))
+def test_turns_come_out_as_they_went_in(markup: str, system: str | None, said: list[tuple[str, str]]) -> None:
+    turns = [("system", system)] if system is not None else []
+    turns += [turn for q, a in said for turn in (("user", q), ("assistant", a))]
+    assert turns_of(WRITERS[markup](turns)) == turns
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Once upon a time.", "In ChatML <|im_start|>user\nHi<|im_end|>\n is a turn.", "<|im_start|>user\nHi<|im_end|>\n",
+     "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello", "<|im_start|>usr\nHi<|im_end|>\n", "[INST] Hi [/INST]"],
+)  # fmt: skip
+def test_a_text_that_is_more_or_less_than_turns_stays_a_text(text: str) -> None:
+    assert turns_of(text) is None
+
+
+def trained(example: Example) -> str:
+    encoder = Encoder(toys.nano(toys.CHATML))
+    ((_, tokens),) = encoder.examples([example])
+    return str(encoder.tokenizer.decode(tokens.input_ids[tokens.weights > 0]))
+
+
+def rows(folder: Path, *values: object) -> str:
+    path = folder / "a.jsonl"
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return str(path)
+
+
+@pytest.mark.parametrize("markup", ["ChatML", "Llama 3", "Gemma"])
+def test_such_a_file_trains_the_answers_and_says_so(tmp_path: Path, markup: str) -> None:
+    text = WRITERS[markup]([("user", "2 + 2?"), ("assistant", "4"), ("user", "Sure?"), ("assistant", "Yes.")])
+    found = read_examples(rows(tmp_path, {"text": text}))
+    assert "read as their turns, and only answers are trained" in found.why
+    assert trained(found.examples[0]) == "4<|im_end|>Yes.<|im_end|>"
+
+
+def test_a_prompt_and_a_completion_cut_from_one_are_put_together(tmp_path: Path) -> None:
+    value = {"prompt": "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n", "completion": "4<|im_end|>"}
+    assert trained(read_examples(rows(tmp_path, value)).examples[0]) == "4<|im_end|>"
+
+
+ASK, SAY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+HUMAN, GPT = {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}
+
+
+@pytest.mark.parametrize(("pair", "form"), [([ASK, SAY], "messages"), ([HUMAN, GPT], "sharegpt")])
+def test_a_row_that_is_a_list_of_turns_is_a_conversation(tmp_path: Path, pair: list[dict[str, str]], form: str) -> None:
+    array, lines = tmp_path / "array.json", tmp_path / "lines.json"
+    array.write_text(json.dumps([pair, pair]))
+    lines.write_text((json.dumps(pair) + "\n") * 2)
+    for path in (str(array), str(lines), rows(tmp_path, pair, pair)):
+        found = read_examples(path)
+        assert (found.format, len(found.examples)) == (form, 2)
+    with pytest.raises(DataError, match=r"a\.jsonl:1: .* are those of one turn, and turns are no rows"):
+        read_examples(rows(tmp_path, *pair))
