@@ -291,7 +291,13 @@ def test_virtual_tokens_learn_where_the_decoder_lies_deeper_in_the_model(name: s
 @pytest.mark.parametrize("name", ["llama", "mamba", "qwen3_next", "rwkv"])
 def test_virtual_tokens_are_put_once_into_any_kind_of_cache(name: str) -> None:
     peft_model = adapted(name, method="prompt", prompt_tokens=3)
-    ids = IDS[:, :8]
+    ids, seen = IDS[:, :8], []
+
+    def see(_decoder: Any, _given: Any, named: dict[str, Any]) -> None:
+        entering = [named.get(argument) for argument in ("input_ids", "inputs_embeds")]
+        seen.extend(tokens.shape[1] for tokens in entering if tokens is not None)
+
+    peft_model.get_decoder().register_forward_pre_hook(see, with_kwargs=True)
     answer = peft_model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -300,6 +306,7 @@ def test_virtual_tokens_are_put_once_into_any_kind_of_cache(name: str) -> None:
         eos_token_id=None,
         pad_token_id=3,
     )
+    assert seen == [3 + 8, 1, 1, 1, 1, 1]
     for _ in range(6):
         with torch.no_grad():
             following = peft_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, -1:]
