@@ -143,9 +143,9 @@ def test_an_unused_added_token_beyond_the_embeddings_is_allowed(copied: Path):
     rows = architecture(ref).vocab_size
     tokenizer.add_tokens(["<image>"])
     assert tokenizer.convert_tokens_to_ids("<image>") >= rows
-    bases.require_vocabulary(ref, tokenizer, architecture(ref), used=rows - 1)
+    bases.require_vocabulary(ref, tokenizer, architecture(ref), used=[rows - 1])
     with pytest.raises(ModelError, match="tokenizer gives ids up to"):
-        bases.require_vocabulary(ref, tokenizer, architecture(ref), used=rows)
+        bases.require_vocabulary(ref, tokenizer, architecture(ref), used=[rows])
 
 
 def test_the_digest_is_remembered_only_while_the_weights_are_untouched(copied: Path, monkeypatch: pytest.MonkeyPatch):
