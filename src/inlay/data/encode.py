@@ -248,7 +248,8 @@ class Encoder:
         """The sequence that ends with the answer at `last`, and those of the wanted turns that it trains."""
         prompt, whole = dialogue.asked(last), dialogue.said(last + 1)
         answer = whole[len(prompt) :]
-        if not whole.startswith(prompt) or dialogue.lacks_thought(last, answer):
+        opens = self._template.opens_thought
+        if not whole.startswith(prompt) or (opens and dialogue.lacks_thought(last, answer)):
             answer = dialogue.continuation(last)
         refuse_lost_prompt(prompt, dialogue.messages[:last], dialogue.tools, dialogue.source)
         boundaries = dialogue.boundaries(prompt, last, self._roles)
@@ -259,8 +260,9 @@ class Encoder:
         for k, (turn, _, _) in enumerate(boundaries):
             # without an end an answer is its own sequence, for eos to follow; without its thought, for it to be written
             answers, said = dialogue.messages[turn].role == "assistant", cuts[2 * k + 1]
-            is_whole = not answers or (self._control.closing(said) and not dialogue.lacks_thought(turn, said))
-            if turn in wanted and is_whole:
+            if turn not in wanted:
+                continue
+            if not answers or (self._control.closing(said) and not (opens and dialogue.lacks_thought(turn, said))):
                 weights[2 * k + 1] = dialogue.messages[turn].weight
                 done.add(turn)
         trained = [(turn, cuts[2 * k + 1]) for k, (turn, _, _) in enumerate(boundaries) if turn in done]
@@ -289,7 +291,8 @@ class Encoder:
             weights[start:end] = weight
         weights[0] = 0.0  # nothing comes before it to predict it from
         whole = np.concatenate(parts)
-        self._require_rows(whole, source)
+        if self.rows_known is not None:
+            self._require_rows(whole, source)
         return Tokens(whole, weights, source, sequence.altered)
 
     def _has_no_row(self, id: int) -> bool:  # noqa: A002

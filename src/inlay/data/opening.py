@@ -41,6 +41,8 @@ class _Thought:
 
 def parted(content: str) -> tuple[str, str]:
     """(thought, what is said after it) of what a turn says; the thought is empty where there is none."""
+    if ">" not in content and "]" not in content:  # one of them stands in every mark of an end
+        return "", content
     if not content.lstrip().startswith(_OPENS) and not _ENDS.search(content):
         return "", content
     for opens, closes in THOUGHTS:

@@ -39,6 +39,7 @@ class Template:
         self._epilogue = ""
         self._epilogue = self._find_epilogue(tokenizer, control)
         self._opening = self._find_opening()
+        self.opens_thought = self._opening is not None
         self.skeletons = Skeletons(self._plain, self.render)
 
     @property
@@ -87,11 +88,6 @@ class Template:
     def opened(self, answer: str) -> str:
         """What an answer says, behind the opening of the thought that it only ends, where every prompt opens one."""
         return with_opening(answer, self._opening) if self._opening else answer
-
-    @property
-    def opens_thought(self) -> bool:
-        """Whether a prompt ends in the opening of a thought."""
-        return self._opening is not None
 
     def _find_opening(self) -> tuple[str, str] | None:
         try:
@@ -198,18 +194,19 @@ class Dialogue:
     def _render(self, count: int, *, opens_turn: bool) -> str:
         key = (count, opens_turn)
         if key not in self._rendered:
-            shown = self._answered(count) if self.messages[count - 1].role == "assistant" and not opens_turn else None
-            messages, texts = shown or (self.messages, self._texts)
+            messages, texts = self.messages, self._texts
+            if self._template.opens_thought and not opens_turn and self._roles[count - 1] == "assistant":
+                messages, texts = self._answered(count)
             text = self._template.skeletons.fill(self._roles[:count], texts, opens_turn) if self._is_plain else None
             self._rendered[key] = self._render_whole(messages[:count], opens_turn) if text is None else text
         return self._rendered[key]
 
-    def _answered(self, count: int) -> tuple[Sequence[Message], list[str]] | None:
-        """(messages, texts) whose last answer opens the thought that it ends; None where it ends none alone."""
+    def _answered(self, count: int) -> tuple[Sequence[Message], list[str]]:
+        """(messages, texts) of the first turns, whose last answer opens the thought that it ends."""
         own = self._texts[count - 1]
         answer = self._template.opened(own)
         if answer == own:
-            return None
+            return self.messages, self._texts
         messages = [*self.messages[: count - 1], replace(self.messages[count - 1], content=answer)]
         return messages, [m.content for m in messages]
 
