@@ -424,8 +424,6 @@ def owned(folder: Path) -> Iterator[None]:
         yield
     finally:
         _HELD.pop(folder, None)
-        with contextlib.suppress(OSError):
-            owner.unlink(missing_ok=True)
         lock.release()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from inlay.storage import LOCK, OWNER
 from parts import NANO, qa_rows, write_rows
 from program import Ended, environment, listing, program
 
@@ -37,7 +38,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "nothing").mkdir()
     (folder / "results" / "begun").mkdir(parents=True)
     (folder / "results" / "begun" / "run.json").write_text('{"status": "interrupted"}')
-    (folder / "results" / "begun" / ".lock").touch()
+    for name in (LOCK, OWNER):
+        (folder / "results" / "begun" / name).touch()
     (folder / "file").touch()
     monkeypatch.chdir(folder)
     return folder
