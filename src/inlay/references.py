@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ModelName = str | Path | Run | None
 BASE = "base"
 """The name of the base under the run that is named with it."""
+_MARKS = {"an adapter": "adapter_config.json", "a model": "config.json"}
+"""The file by which a folder is known as such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +69,18 @@ def reference(name: ModelName, folder: str) -> Reference:
     """What a name means: a run, `RUN@STEP`, the folder of an adapter or of a model, a built-in model, a hub id; the
     run trained last for None. A run of that name in `folder` goes before a hub id.
 
-    Raises: RunError, AdapterError, naming what is near.
+    Raises: RunError, AdapterError, naming what is near, or both where a bare name is that of a run and of a folder.
     """
     if isinstance(name, Run):
         return _of_run(name)
     path, text = Path(name or ""), str(name or "")
     if name is not None and not is_there(path / "run.json"):
+        here = next((kind for kind in _MARKS if is_there(path / _MARKS[kind])), None)
+        if here and path.parts == (text,) and is_there(Path(folder) / text / "run.json"):
+            raise RunError(
+                f"{text}: is a run in {folder} and the folder of {here} here. Say which: {Path(folder) / text} for the "
+                f"run, ./{text} for the folder."
+            )
         if is_there(path / "adapter_config.json"):
             return _of_adapter(path)
         if text.startswith("builtin:") or is_there(path / "config.json"):

@@ -16,6 +16,7 @@ from inlay.errors import ConfigError, DataError, RunError
 from inlay.evaluation.kinds import metrics_for
 from inlay.evaluation.metrics import LOSS_METRICS
 from inlay.events import PlainReporter
+from inlay.references import reference
 from parts import qa_rows, write_rows
 
 QUIET = PlainReporter()
@@ -110,6 +111,17 @@ def test_a_model_of_no_run_is_measured_on_a_file(tiny_base: Path, tmp_path: Path
     assert set(found["metrics"]) == {*LOSS_METRICS, "token_f1"}
     with pytest.raises(ConfigError, match=r"no run is named.*--data FILE"):
         api.evaluate(str(tiny_base), reporter=QUIET)
+
+
+def test_a_bare_name_of_a_run_and_of_a_folder_here_is_refused_and_each_has_a_name_of_its_own(
+    with_run: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").symlink_to(with_run / "results")
+    (tmp_path / "first").symlink_to(tiny_base)
+    with pytest.raises(RunError, match=r"first: is a run in results and the folder of a model here\. Say which: "):
+        reference("first", "results")
+    assert [reference(name, "results").kind for name in ("results/first", "./first")] == ["run", "model"]
 
 
 def test_a_name_that_means_nothing_is_refused(with_run: Path) -> None:

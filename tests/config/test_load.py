@@ -114,6 +114,7 @@ def test_a_config_that_is_missing_or_not_utf8_is_refused(tmp_path: Path) -> None
         ("data.max_lost_share", 2, "from 0 to 1"),
         ("data.columns", {"prompt": 5}, "a mapping of text to text"),
         ("adapter.target_modules", [], "a list of text, at least 1"),
+        ("adapter.target_modules", "all-linear", "`all-linear` is `auto` here"),
         ("model.dtype", "fp16", "must be `auto`, `float32`, `bfloat16` or `float16` (got 'fp16')"),
         ("output.name", "a/b", "must be one plain folder name"),
         ("output.name", "", "must be one plain folder name"),

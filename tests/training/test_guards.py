@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from inlay import api
@@ -19,6 +21,7 @@ from inlay.models.adapter import TrainedState
 from inlay.run import Run
 from inlay.storage import verified
 from inlay.training import loop
+from inlay.training.guards import require_finite_base
 from inlay.training.setup import set_up
 from inlay.training.world import World
 from parts import make_base, write_rows
@@ -39,8 +42,17 @@ def with_weights(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path
 
 def test_a_base_with_nan_weights_is_refused_before_the_first_step(config_tree: Tree, tmp_path: Path) -> None:
     base = with_weights(tmp_path / "nan", lambda t: t["model.layers.1.mlp.up_proj.weight"].fill_(float("nan")))
-    with pytest.raises(TrainingError, match="before step 1: the base's own held-out loss is nan"):
-        train(config_tree(model={"base_model": str(base)}))
+    named = r"the base's own held-out loss is nan\. 1 of its weights hold NaN or infinity, first model\.layers\.1\.mlp\.up_proj"
+    with pytest.raises(TrainingError, match=rf"before step 1: {named}\.weight\. Get the base again"):
+        train(config_tree(model={"base_model": str(base), "dtype": "float32"}))
+
+
+def test_a_base_whose_loss_is_not_finite_is_told_whether_its_dtype_can_be_at_fault() -> None:
+    for dtype, said in ((torch.float16, "try --set model.dtype=float32"), (torch.float32, "get the base again")):
+        model = torch.nn.Linear(4, 4, dtype=dtype)
+        with pytest.raises(TrainingError, match=rf"(?i){said}"):
+            require_finite_base(math.inf, model)
+        require_finite_base(1.0, model)
 
 
 @pytest.mark.parametrize("adapter", [{"rank": 4, "dora": True}, {"method": "full"}])

@@ -104,6 +104,13 @@ class AdapterConfig(Settings):
     prompt_tokens: PositiveInt = 20
     """With method `prompt`: how many virtual tokens. They count as positions of the context."""
 
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _all_linear_is_auto(cls, value: object) -> object:
+        if value == "all-linear":
+            raise ValueError("PEFT's `all-linear` is `auto` here, all linear layers without the head; write auto")
+        return value
+
     @model_validator(mode="after")
     def _settings_belong_to_the_method(self) -> AdapterConfig:
         idle: tuple[str, ...] = (

@@ -210,10 +210,18 @@ def _checked(ref: BaseRef, weights: bool) -> BaseRef:
                 file.keys()
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{where}: {path.name} is not a whole safetensors file ({error}). Get it again.") from None
+    if not any((folder / name).is_file() for name in ("model.safetensors", _INDEX)):
+        raise ModelError(
+            f"{where}: {_INDEX} is missing, which says what is in {files[0].name}{_and_more(len(files))}. Get it again."
+        )
     missing = _shards_of_index(where, folder) - {p.name for p in files}
     if missing:
         raise ModelError(f"{where}: {min(missing)} is missing ({len(missing)} of its weight files). Get it again.")
     return ref
+
+
+def _and_more(files: int) -> str:
+    return f" and {files - 1} more" if files > 1 else ""
 
 
 def _shards_of_index(where: str, folder: Path) -> set[str]:

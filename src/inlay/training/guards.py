@@ -100,13 +100,19 @@ def named(tokens: TokenSet, rows: Sequence[int]) -> str:
     return f"rows {shown}" + (f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else "")
 
 
-def require_finite_base(loss: float) -> None:
-    """Raises: TrainingError when the base cannot even be measured."""
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"before step 1: the base's own held-out loss is {loss}. Its weights or dtype are at fault; "
-            "try --set model.dtype=float32."
-        )
+def require_finite_base(loss: float, model: torch.nn.Module) -> None:
+    """Raises: TrainingError when the base cannot even be measured, naming the weights at fault where there are any."""
+    if math.isfinite(loss):
+        return
+    weights = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
+    spoilt = [name for name, weight in weights.items() if not bool(torch.isfinite(weight).all())]
+    narrow = any(weight.dtype != torch.float32 for weight in weights.values())
+    why = "Its dtype is too narrow for it" if narrow else "It overflows in float32 already"
+    if spoilt:
+        first = spoilt[0].removeprefix("base_model.model.").replace(".base_layer.", ".")
+        why = f"{len(spoilt)} of its weights hold NaN or infinity, first {first}"
+    way_out = "Try --set model.dtype=float32" if narrow else "Get the base again, or take another"
+    raise TrainingError(f"before step 1: the base's own held-out loss is {loss}. {why}. {way_out}.")
 
 
 _FIRST_TO_MOVE = (

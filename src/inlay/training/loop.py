@@ -327,7 +327,7 @@ def _evaluate_base(job: Job, world: World, stop: StopRequest, reporter: Reporter
         nll, weight = heldout_nll(job, world, stop, reporter)
     leave_if_asked(job, world, stop)
     loss = float(nll.sum() / weight.sum())
-    guards.require_finite_base(loss)
+    guards.require_finite_base(loss, job.model)
     job.progress.base_eval_loss = loss
     if world.is_first:
         job.run.log_metrics({"step": 0, "eval_loss": loss} | _shortages_at(job, 0))
