@@ -52,8 +52,8 @@ class Reference:
     def without_adapter(self) -> Reference:
         return replace(self, name=self.base, kind="base", folder=None)
 
-    def adapter(self, base: BaseRef) -> TrainedState | None:
-        """Its adapter. Raises: AdapterError when it was made on a base that computes something else."""
+    def adapter(self, base: BaseRef | None) -> TrainedState | None:
+        """Its adapter. Raises: AdapterError when it is unusable, or was made on another base than `base`, if given."""
         from inlay.models.adapter import TrainedState
 
         if self.folder is None:

@@ -66,6 +66,9 @@ def measured(
     from inlay.evaluation.score import held_out, score
     from inlay.models.base import context_length
 
+    for one in models:
+        if one.kind == "adapter":
+            one.adapter(None)  # what is refused is refused before the models in front of it are measured
     lead = next((one.run for one in models if one.run is not None), None)
     trained = lead.config if lead else config_of(models[0])
     config = changed(trained, over)

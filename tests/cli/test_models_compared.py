@@ -12,7 +12,7 @@ import pytest
 from inlay import api
 from inlay.cli.view import comparisons_text
 from inlay.data.domain import find_domain
-from inlay.errors import ConfigError, DataError, RunError
+from inlay.errors import AdapterError, ConfigError, DataError, RunError
 from inlay.evaluation.kinds import metrics_for
 from inlay.evaluation.metrics import LOSS_METRICS
 from inlay.events import PlainReporter
@@ -111,6 +111,19 @@ def test_a_model_of_no_run_is_measured_on_a_file(tiny_base: Path, tmp_path: Path
     assert set(found["metrics"]) == {*LOSS_METRICS, "token_f1"}
     with pytest.raises(ConfigError, match=r"no run is named.*--data FILE"):
         api.evaluate(str(tiny_base), reporter=QUIET)
+
+
+def test_an_adapter_that_cannot_be_used_is_refused_before_any_model_is_measured(
+    with_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = shutil.copytree("results/first/adapter", tmp_path / "adapter")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"init_lora_weights": "olora"}))
+    stages: list[str] = []
+    monkeypatch.setattr(QUIET, "stage", stages.append)
+    with pytest.raises(AdapterError, match="was started with olora"):
+        api.compare("first", str(adapter), reporter=QUIET)
+    assert not any("loss on" in stage for stage in stages)
 
 
 def test_a_bare_name_of_a_run_and_of_a_folder_here_is_refused_and_each_has_a_name_of_its_own(
