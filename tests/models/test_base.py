@@ -98,7 +98,10 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "gguf": (only_gguf, "model-q4.gguf, which is for inference"),
     "truncated": (half_the_weights, "model.safetensors is not a whole safetensors file"),
     "missing shard": (a_missing_shard, "model-00002.safetensors is missing"),
-    "missing index": (shards_without_index, "model.safetensors.index.json is missing, which says what is in model-00001-of"),
+    "missing index": (
+        shards_without_index,
+        "model.safetensors.index.json is missing, which says what is in model-00001-of",
+    ),
     "missing weight": (drop_a_weight, "1 weights are missing or of another shape, first model.layers.1.mlp.up_proj"),
     "other shape": (lambda f: edit_config(f, intermediate_size=32), "missing or of another shape"),
     "an adapter": (an_adapter, "It holds an adapter: give its base with --model"),
