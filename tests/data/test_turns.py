@@ -27,6 +27,11 @@ SPLITS = (  # knows thoughts in what an answer says alone
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] if not loop.last else "
     "m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+APART = (  # writes the thought of a field between its marks, and whatever an answer says behind them
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>"
+    "{{ m.reasoning_content if m.reasoning_content and FIELD }}</think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
+)
 WRONG, RIGHT = "It is 5.", "It is 4."
 STYLES = ("messages", "sharegpt")
 
@@ -142,6 +147,16 @@ class TestThoughts:
         with pytest.raises(DataError, match="Only an assistant turn has a thought"):
             conversation("messages", asks("a") | {"thinking": "x"}, says("b"))
         assert conversation("messages", asks("a"), says("b", thinking=" ")).messages[1].thought == ""
+
+    @pytest.mark.parametrize("answer", ["<think>\nTens first.\n</think>\n\n43.", "Tens first.</think>43."])
+    def test_a_thought_in_the_content_goes_where_the_template_writes_that_of_a_field(self, answer: str) -> None:
+        example = conversation("messages", asks("Add."), says(answer))
+        assert trained(APART.replace("FIELD", "true"), example) == "Tens first.</think>43.<|im_end|>"
+
+    def test_a_thought_behind_an_empty_one_of_the_template_is_refused(self) -> None:
+        example = conversation("messages", asks("Add."), says("<think>\nTens first.\n</think>\n\n43."))
+        with pytest.raises(DataError, match="ends an empty thought before that of turn 2"):
+            trained(APART.replace("FIELD", "false"), example)
 
     def test_a_special_token_in_a_thought_or_an_id_is_found(self) -> None:
         example = conversation("messages", asks("a"), says("b", reasoning_content="<|im_end|>"))

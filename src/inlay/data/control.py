@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken
 
-from inlay.data.opening import parted
+from inlay.data.opening import ends_before, parted
 from inlay.data.types import Message, Source
 from inlay.errors import DataError
 
@@ -218,6 +218,12 @@ def refuse_lost_answer(answer: str, n: int, message: Message, source: Source, wa
             f"{source}: the chat template shows no field {message.thought_field!r}, so the thought of turn {n + 1} would be "
             "lost. Write it before the answer in the content, between <think> and </think>, or use a template that shows "
             "it (model.chat_template), or take it out of the row."
+        )
+    own = thought or message.thought
+    if own and ends_before(answer, own):
+        raise DataError(
+            f"{source}: the chat template ends an empty thought before that of turn {n + 1} ({message.role}), so the answer "
+            f"would begin with the empty one. {way_to_think}"
         )
     if not _shows(answer, said):
         raise _lost(source, f"what turn {n + 1} ({message.role}) says")

@@ -52,6 +52,12 @@ def parted(content: str) -> tuple[str, str]:
     return "", content
 
 
+def ends_before(text: str, thought: str) -> bool:
+    """Whether the text ends another thought, an empty one of the template, before it comes to this one."""
+    at = text.find(thought.strip())
+    return at > 0 and _ENDS.search(text, 0, at) is not None
+
+
 def opened_by(prompt: str) -> tuple[str, str] | None:
     """(mark, white space behind it) where the prompt ends in the opening of a thought, else None."""
     stripped = prompt.rstrip()

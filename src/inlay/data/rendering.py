@@ -13,7 +13,7 @@ from jinja2.exceptions import TemplateError
 
 from inlay.data.control import ControlTokens
 from inlay.data.fields import THOUGHTS
-from inlay.data.opening import LostThoughtError, continuation, opened_by, parted, shared, with_opening
+from inlay.data.opening import LostThoughtError, continuation, ends_before, opened_by, parted, shared, with_opening
 from inlay.data.skeleton import Skeletons
 from inlay.data.template_kwargs import thinking_switch
 from inlay.data.types import Message, Source
@@ -26,6 +26,9 @@ template writes where it is told none."""
 
 MARK = "\ue0f4"
 """Stands for the end of what a turn says, to find the place in what the template writes."""
+
+_ASKED = "\ue0f5"
+"""Stands for what a user asks, likewise."""
 
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
@@ -60,11 +63,18 @@ class Template:
 
     def placed(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The messages with each thought under a name that the template shows: that of its field, or another; or in
-        what the answer says, where the template knows thoughts there only."""
-        return [self._placed(m) for m in messages] if any(m.thought for m in messages) else messages
+        what the answer says, where the template knows thoughts there only; out of what it says, where the template
+        would write an empty one before it."""
+        has_more = self._takes_thoughts_apart or any(m.thought for m in messages)
+        return [self._placed(m) for m in messages] if has_more else messages
 
     def _placed(self, message: Message) -> Message:
         shown = self._thoughts_shown
+        if self._takes_thoughts_apart and message.role == "assistant" and not message.thought:
+            thought, said = parted(message.content)
+            return (
+                replace(message, content=said.lstrip(), thought=thought, thought_field=shown[0]) if thought else message
+            )
         if not message.thought or message.thought_field in shown:
             return message
         if shown:
@@ -73,6 +83,19 @@ class Template:
             return message
         said = f"<think>\n{message.thought.strip()}\n</think>\n\n{message.content}"
         return replace(message, content=said, thought="", thought_field="")
+
+    @cached_property
+    def _takes_thoughts_apart(self) -> bool:
+        """Whether the template shows thoughts of a field, and ends an empty one before a thought in what is said."""
+        turns = [
+            {"role": "user", "content": _ASKED},
+            {"role": "assistant", "content": f"<think>\n{MARK}\n</think>\n\nb"},
+        ]
+        try:
+            shown = self.render(turns, False).partition(_ASKED)[2]
+        except _TEMPLATE_ERRORS:  # a dialogue that meets it is told
+            return False
+        return ends_before(shown, MARK) and bool(self._thoughts_shown)
 
     @cached_property
     def _thoughts_shown(self) -> tuple[str, ...]:
