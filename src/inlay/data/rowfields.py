@@ -41,7 +41,7 @@ COSTS: Final = {
 """What leaving a field out costs, where that is more than that the model never sees it."""
 TURNS: Final = frozenset({"messages", "conversations", "chosen", "preferred_output"})
 _NO: Final[tuple[Any, ...]] = (None, "", [], {})
-_FALSE, _TRUE = ("false", "0", "no", "bad"), ("true", "1", "yes", "good")
+_FALSE, _TRUE = ("false", "0", "-1", "no", "bad", "undesirable"), ("true", "1", "yes", "good")
 
 
 def is_empty(value: object) -> bool:
@@ -90,8 +90,9 @@ KINDS: Final = (
         "text needs none", always=True,
     ),
     Kind(
-        ("label", "kto_tag", "desirable", "is_desirable", "accepted", "correct", "is_correct", "is_good", "good"),
-        lambda value: _says(value, *_FALSE), _JUDGED, _KEEP, when="false, 0, no or bad",
+        ("label", "kto_tag", "desirable", "is_desirable", "accepted", "correct", "is_correct", "is_good", "good",
+         "preferred", "is_preferred"),
+        lambda value: _says(value, *_FALSE), _JUDGED, _KEEP, when="false, 0, -1, no, bad or undesirable",
     ),
     Kind(("rejected", "is_rejected", "is_bad", "bad"), lambda value: _says(value, *_TRUE), _JUDGED, _KEEP,
          when="true, 1, yes or good"),
