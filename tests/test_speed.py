@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import MambaConfig
 
 from inlay.config import load
 from inlay.engine.estimate import Shape, Work
@@ -68,3 +69,10 @@ def test_the_stand_in_is_two_layers_trained_on_the_path_of_the_run(
     )
     assert architecture.num_hidden_layers == 5
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_stand_in_of_a_base_whose_layer_types_follow_its_number_of_layers_has_two_layers() -> None:
+    architecture = MambaConfig(num_hidden_layers=3, hidden_size=16, state_size=4, vocab_size=64)
+    config = load(tree={"model": {"base_model": "x"}, "data": {"train": "x"}})
+    model = _stand_in(architecture, config, "lora", torch.float32, "cpu")
+    assert (model.config.num_hidden_layers, len(model.config.layer_types)) == (2, 2)

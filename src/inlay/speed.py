@@ -144,7 +144,7 @@ def _stand_in(architecture: Any, config: Config, method: str, dtype: torch.dtype
 
     small = copy.deepcopy(architecture)
     text = small.get_text_config()
-    if getattr(text, "layer_types", None):
+    if vars(text).get("layer_types"):  # where it is a property, it follows the number of layers
         text.layer_types = list(text.layer_types[:_LAYERS])
     setattr(text, next(name for name in LAYER_NAMES if hasattr(text, name)), _LAYERS)
     text.vocab_size, text.pad_token_id = _VOCABULARY, None
