@@ -92,6 +92,8 @@ def tools(row: Row) -> Calls:
 
     `functions` is what OpenAI called them before.
     """
+    if "tools" not in row.value and "functions" not in row.value:
+        return ()
     given = {name: value for name in ("tools", "functions") if not is_empty(value := _opened(row, name))}
     if not given:
         return ()

@@ -107,18 +107,17 @@ def written_as(keys: Set[str]) -> str | None:
     return next((f.name for f in FORMATS.values() if f.matches(keys)), None)
 
 
-_JSON_TURNS: Final = ("messages", "conversations", "chosen", "rejected", "prompt", "completion")
+_JSON_TURNS: Final = frozenset({"messages", "conversations", "chosen", "rejected", "prompt", "completion"})
 """Fields whose turns may be written as JSON text, which is the only way that a table has."""
 _LOOKS_LIKE_TURNS: Final = re.compile(r"\s*\[?\s*\{\s*[\"'](role|from|content|value)[\"']\s*:")
 
 
 def _decoded(row: Row) -> Row:
     """The row with turns that are JSON text as turns. Raises: DataError where they are no JSON."""
-    found = {
-        name: values.json_in(row, name, value)
-        for name in _JSON_TURNS
-        if isinstance(value := row.value.get(name), str) and _LOOKS_LIKE_TURNS.match(value)
-    }
+    found = {}
+    for name, value in row.value.items():
+        if isinstance(value, str) and name in _JSON_TURNS and _LOOKS_LIKE_TURNS.match(value):
+            found[name] = values.json_in(row, name, value)
     return replace(row, value=row.value | found) if found else row
 
 
