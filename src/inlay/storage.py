@@ -342,7 +342,6 @@ def move_aside(folder: Path, why: str = "old") -> Path:
     while (target := folder.with_name(f"{folder.name}.{why}-{number}")).exists():
         number += 1
     with explained(folder):
-        (folder / OWNER).unlink(missing_ok=True)  # it speaks of the place, not of what lay there
         if os.name == "nt" and (lock := _HELD.get(folder)):  # a folder with an open file cannot be renamed there
             lock.release()
         folder.rename(target)

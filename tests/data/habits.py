@@ -322,6 +322,7 @@ HABITS = {
         turns("{{ bos_token }}", "<|START|><|BOT|><|START_THINKING|>", system="<|START|><|SYSTEM|>{}<|END|>",
               user="<|START|><|USER|>{}<|END|>", assistant="<|START|><|BOT|><|START_RESPONSE|>{}<|END_RESPONSE|><|END|>"),
         "<|END_THINKING|><|START_RESPONSE|>{}<|END_RESPONSE|><|END|>", eos="<|END|>", one_row=False,
+        refuses=("tools", "thought"),
     ),
     "channels, another end in the last turn": Habit(
         turns(opening="<|start|>assistant", user="<|start|>user<|message|>{}<|end|>",
