@@ -124,7 +124,7 @@ def test_a_text_has_the_ids_of_the_whole(kind: str) -> None:
     @example(
         [
             (text, start)
-            for text in ("</s> a", "a \n b", "\n", "\n a", " ", "", "▁ a", "a ▁b")
+            for text in ("</s> a", "a \n b", "\n", "\n a", " ", "", "▁ a", "a ▁b", "0\n's")
             for start in (True, False)
         ]
     )

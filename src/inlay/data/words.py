@@ -214,7 +214,10 @@ def _begins_control(backend: Tokenizer) -> str:
 def _breaks_at_lines(backend: Tokenizer) -> bool:
     """Whether a tokenizer that breaks at spaces breaks where `_LINE_BREAK` is too. No known alternative of a splitting
     pattern goes on there; where none splits, a vocabulary decides."""
-    return _splits_at_spaces(_state(backend.pre_tokenizer)) or not any(
+    splits = _state(backend.pre_tokenizer)
+    if '"add_prefix_space": true' in json.dumps(splits):  # a part would begin with a space: "\n's" is no "\n 's"
+        return False
+    return _splits_at_spaces(splits) or not any(
         "\n" in token[:-1] for token in backend.get_vocab(with_added_tokens=False)
     )
 
