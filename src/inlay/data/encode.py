@@ -28,7 +28,7 @@ from inlay.data.types import Example, Message, Source
 from inlay.data.words import AtOnce, Tokenized
 from inlay.errors import DataError, ModelError
 
-CODE_VERSION = 6
+CODE_VERSION = 7
 """Raised when the same row would give other ids than before; part of the cache key."""
 
 QUESTION_ANSWER = (
