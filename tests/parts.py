@@ -97,3 +97,9 @@ class ToldBar:
 
     def end(self) -> None:
         self.told.append("end")
+
+
+def edit_config(folder: Path, **values: Any) -> None:
+    """Puts these values into the config.json of a base."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))

@@ -17,18 +17,13 @@ from inlay.errors import AdapterError, InlayError, ModelError, RunError
 from inlay.models.base import BaseRef
 from inlay.models.fingerprint import digest_of_files
 from inlay.run import Run
-from parts import make_base
+from parts import edit_config, make_base
 
 
 @pytest.fixture
 def base(tiny_base: Path, tmp_path: Path) -> Path:
     """A base folder that a test may change."""
     return Path(shutil.copytree(tiny_base, tmp_path / "base"))
-
-
-def edit_config(folder: Path, **values: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,18 +17,13 @@ from inlay.config.settings import ModelConfig
 from inlay.errors import ModelError
 from inlay.models.base import find_base, load_model
 from inlay.models.unused_weights import refuse_unused
-from parts import make_base
+from parts import edit_config, make_base
 
 
 @pytest.fixture
 def base(tiny_base: Path, tmp_path: Path) -> Path:
     """A base folder that a test may change."""
     return Path(shutil.copytree(tiny_base, tmp_path / "base"))
-
-
-def edit_config(folder: Path, **values: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def add(folder: Path, **tensors: Tensor) -> None:
