@@ -20,8 +20,8 @@ from tokenizers import AddedToken
 from data import toys
 from data.habits import TOOL
 from data.test_masks import DIALOGUES, answer, rendered
-from inlay.data.encode import Encoder
-from inlay.data.opening import parted
+from inlay.data.encoding.encoder import Encoder
+from inlay.data.encoding.reasoning_prefix import parted
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError
 

@@ -19,8 +19,8 @@ import torch
 
 from inlay import api
 from inlay.data import domains
-from inlay.events import Reporter
-from inlay.models.adapter import TrainedState
+from inlay.methods.adapter import TrainedState
+from inlay.runs.reporter import Reporter
 from inlay.training import checkpoint as checkpoints
 from inlay.training import loop
 from inlay.training.checkpoint import Progress, snapshot

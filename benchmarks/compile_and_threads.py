@@ -118,9 +118,9 @@ def steps_of(model: Any, count: int) -> list[tuple[Any, list[Any]]]:
     import inlay
     from inlay.config import validate
     from inlay.data.batches import collate, micro_batches, step_rows
-    from inlay.data.encode import Encoder
+    from inlay.data.encoding.encoder import Encoder
     from inlay.data.prepare import prepare
-    from inlay.engine.plain import PlainModel
+    from inlay.engine.autograd import PlainModel
     from inlay.models import base as bases
 
     folder = Path(inlay.__file__).parent / "builtin" / "domains" / "customer_support"

@@ -69,7 +69,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 def beside_the_tokenizer(path: Path, repeats: int, model: str, folder: Path) -> None:
     from inlay.config.settings import DataConfig
     from inlay.data import stream_examples
-    from inlay.data.encode import Encoder
+    from inlay.data.encoding.encoder import Encoder
     from inlay.data.prepare import prepare
     from inlay.models import base as bases
 
@@ -101,7 +101,7 @@ def beside_the_tokenizer(path: Path, repeats: int, model: str, folder: Path) -> 
 def start(path: str, model: str) -> None:
     """One start, in this process."""
     from inlay.config.settings import DataConfig
-    from inlay.data.encode import Encoder
+    from inlay.data.encoding.encoder import Encoder
     from inlay.data.prepare import prepare
     from inlay.models import base as bases
 

@@ -62,7 +62,7 @@ def fastest(layers: Layers, tokens: Sequence[int], dtype: str, device: str = "cp
     tokens at once and, in fp32, of the precisions that torch offers for products and that are as exact as fp32 here."""
     import torch
 
-    from inlay.models.probe import product_error
+    from inlay.hardware.probe import product_error
 
     a_DD = torch.randn(512, 512, generator=torch.Generator().manual_seed(0)).to(device)
     before, found, exact = torch.get_float32_matmul_precision(), 0.0, 0.0

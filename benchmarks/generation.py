@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inlay import api
 from inlay.data.domain import find_domain
-from inlay.data.encode import Encoder
+from inlay.data.encoding.encoder import Encoder
 from inlay.evaluation.score import question
 from inlay.generation.generate import Sampling, answers
 from inlay.models.base import find_base

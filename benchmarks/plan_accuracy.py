@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import inlay
-from inlay.methods import METHODS
+from inlay.workflows.compare_methods import METHODS
 
 ROWS = Path(inlay.__file__).parent / "builtin" / "domains" / "customer_support" / "train.jsonl"
 NANO = Path(inlay.__file__).parent / "builtin" / "nano"

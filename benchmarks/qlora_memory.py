@@ -52,7 +52,7 @@ def main() -> None:
 
 def trained(base: str, steps: int, quantization: str) -> dict[str, Any]:
     from inlay import api
-    from inlay.events import PlainReporter
+    from inlay.runs.reporter import PlainReporter
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

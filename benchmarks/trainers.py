@@ -113,7 +113,7 @@ def with_inlay(task: dict[str, Any]) -> dict[str, Any]:
     watch = Watch()
     watch.imports()
     from inlay import api
-    from inlay.events import PlainReporter
+    from inlay.runs.reporter import PlainReporter
 
     class Clock(PlainReporter):
         def start(self, total: int, done: int, unit: str) -> None:

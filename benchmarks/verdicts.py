@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inlay.data.domain import find_domain
-from inlay.data.encode import Encoder
+from inlay.data.encoding.encoder import Encoder
 from inlay.evaluation.metrics import METRICS
 from inlay.evaluation.score import question
 from inlay.evaluation.statistics import Difference, compare_scores

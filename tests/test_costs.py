@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from inlay.costs import HEAD, Bill, Costs
 from inlay.errors import ConfigError
+from inlay.evaluation.costs import HEAD, Bill, Costs
 
 
 def test_a_bill_is_time_by_price_and_energy_by_power() -> None:

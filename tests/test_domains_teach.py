@@ -8,7 +8,7 @@ import pytest
 
 from inlay import api
 from inlay.data import domains
-from inlay.run import Run
+from inlay.runs.folder import Run
 from training_runs import Quiet
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from inlay import events
-from inlay.events import LateBar, Pace, PlainReporter
+from inlay.runs import reporter
+from inlay.runs.reporter import LateBar, Pace, PlainReporter
 from parts import ToldBar
 
 
@@ -14,7 +14,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(events.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(reporter.time, "perf_counter", lambda: self.now)
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 from families import FAMILIES, make_family
 from inlay import api
 from inlay.data.batches import collate
-from inlay.engine import choose
+from inlay.engine import select_engine
 from inlay.evaluation.score import held_out, read_held_out, score
-from inlay.models.adapter import detach
-from inlay.models.targets import coverage, expert_targets
+from inlay.methods.adapter import detach
+from inlay.methods.target_modules import coverage, expert_targets
 from parts import qa_rows, quick_tree, write_rows
 from training_runs import Quiet, train
 
@@ -48,7 +48,7 @@ def of_the_family(name: str, tmp_path: Path, **adapter: Any) -> str:
     run = train(tree, reporter=reporter)
     proofs = json.loads((run.path / "proofs.json").read_text())["proofs"]
     assert [proof["name"] for proof in proofs if proof["passed"] is not True] == []
-    assert run.config.train.engine == ("direct" if FAMILIES[name][0] in choose.FAMILIES else "plain")
+    assert run.config.train.engine == ("direct" if FAMILIES[name][0] in select_engine.FAMILIES else "plain")
 
     loaded = api.load(run)
     rows = held_out(read_held_out(run.heldout), loaded.encoder, int(run.config.data.max_length), "drop", ())

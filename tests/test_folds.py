@@ -17,7 +17,7 @@ from inlay.config import load
 from inlay.data.splits import by_fold
 from inlay.errors import ConfigError, Interrupted
 from inlay.evaluation.score import read_held_out
-from inlay.run import Run
+from inlay.runs.folder import Run
 from parts import qa_rows, write_rows
 from training_runs import Quiet, stop_after
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from inlay.incidents import as_markdown, incidents
-from inlay.run import FAILED, Run
+from inlay.runs.folder import FAILED, Run
+from inlay.runs.guard_events import as_markdown, incidents
 from inlay.training import finish
 
 FLAT: dict[str, Any] = {"diagnosis": "stalled", "reason": "held-out loss +0.0"}

@@ -56,7 +56,7 @@ def test_a_deprecation_of_a_library_is_listed_while_a_warning_of_our_own_code_fa
         "def test_library():\n"
         "    as_if_in('inlay.generation.generate', '`past_key_values` is deprecated', FutureWarning)\n"
         "def test_python():\n"
-        "    as_if_in('inlay.run', 'utcnow() is slated for removal in Python 3.99', DeprecationWarning)\n"
+        "    as_if_in('inlay.runs.folder', 'utcnow() is slated for removal in Python 3.99', DeprecationWarning)\n"
         "def test_numbers():\n"
         "    as_if_in('inlay.evaluation.metrics', 'invalid value encountered', RuntimeWarning)\n"
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from inlay.charts import histogram
-from inlay.page import Html, Item, badge, facts, filtered, page, section, table, tag
+from inlay.reports.charts import histogram
+from inlay.reports.html import Html, Item, badge, facts, filtered, page, section, table, tag
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&amp;"
 

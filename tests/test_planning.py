@@ -15,9 +15,9 @@ from inlay.cli.plan_view import plan_text
 from inlay.config import load
 from inlay.engine.estimate import Shape, Work, estimate
 from inlay.errors import ConfigError
-from inlay.planning import Plan, _largest
+from inlay.training.process_group import World
 from inlay.training.setup import set_up, token_cap
-from inlay.training.world import World
+from inlay.workflows.plan import Plan, _largest
 from training_runs import Quiet
 
 Tree = Callable[..., dict[str, Any]]

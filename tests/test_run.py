@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from inlay import api
-from inlay import run as runs
 from inlay.errors import (
     ConfigError,
     DataError,
@@ -26,7 +25,8 @@ from inlay.errors import (
     StorageError,
     UserError,
 )
-from inlay.run import Run
+from inlay.runs import folder as runs
+from inlay.runs.folder import Run
 from parts import make_base, qa_rows, quick_tree, write_rows
 from training_runs import Quiet, outcome, stop_after, train
 

@@ -16,8 +16,8 @@ import pytest
 from inlay import api
 from inlay.cli.view import methods_text
 from inlay.errors import ConfigError, Interrupted, RunError
-from inlay.methods import METHODS, REPORT, RESULT, _configs, _wait_for
-from inlay.run import FINISHED, Run
+from inlay.runs.folder import FINISHED, Run
+from inlay.workflows.compare_methods import METHODS, REPORT, RESULT, _configs, _wait_for
 from program import environment
 from training_runs import Inlay, Quiet, lines_of, stop_after
 

@@ -12,7 +12,7 @@ from transformers import MambaConfig
 
 from inlay.config import load
 from inlay.engine.estimate import Shape, Work
-from inlay.speed import Load, Speed, _line, _stand_in
+from inlay.workflows.benchmark_layers import Load, Speed, _line, _stand_in
 
 Tree = Callable[..., dict[str, Any]]
 SHAPE = Shape(

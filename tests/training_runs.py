@@ -15,7 +15,7 @@ from typing import Any
 
 from inlay import api
 from inlay.config import Config
-from inlay.run import Run
+from inlay.runs.folder import Run
 
 TIMED = {"time_s", "train_time_s", "tokens_per_s", "memory_bytes", "run", "adapter", "metrics_seal"}
 """Figures that depend on the clock or on the folder."""

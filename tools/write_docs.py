@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from inlay.config.render import markdown
-from inlay.data import fields, rowfields
+from inlay.data.reading import row_fields, turn_fields
 
 PAGES = {"docs/configuration.md": markdown}
 TABLES = {
-    "turn": ("docs/data.md", lambda: rowfields.markdown(fields.table(), "turn")),
-    "row": ("docs/data.md", lambda: rowfields.markdown(rowfields.table(), "row")),
+    "turn": ("docs/data.md", lambda: row_fields.markdown(turn_fields.table(), "turn")),
+    "row": ("docs/data.md", lambda: row_fields.markdown(row_fields.table(), "row")),
 }
 """Tables inside pages, between `<!-- fields of a NAME -->` and `<!-- end -->`."""
 

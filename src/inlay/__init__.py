@@ -10,14 +10,15 @@ Names are loaded when they are first used; torch only by the verbs that compute.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from inlay._version import __version__
+
 if TYPE_CHECKING:
     from inlay.api import Loaded, checkpoints, compare, demo, doctor, evaluate, init, load, resume, train
     from inlay.config import Config
     from inlay.errors import InlayError, Interrupted, UserError
     from inlay.evaluation.compare import Comparison
-    from inlay.run import Run
+    from inlay.runs.folder import Run
 
-__version__ = "0.1.0"
 __all__ = [
     "Comparison",
     "Config",
@@ -43,7 +44,7 @@ _HOME = {
     "Config": "inlay.config",
     "InlayError": "inlay.errors",
     "Interrupted": "inlay.errors",
-    "Run": "inlay.run",
+    "Run": "inlay.runs.folder",
     "UserError": "inlay.errors",
 }
 

@@ -8,30 +8,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inlay import branches, session
 from inlay import config as configs
-from inlay import run as runs
 from inlay.config import Config
 from inlay.config.measuring import TAKEN, assigned
 from inlay.config.render import as_yaml
 from inlay.config.settings import GenerationConfig
-from inlay.costs import Prices
 from inlay.errors import ConfigError, RunError, nearest
-from inlay.events import PlainReporter, Reporter
-from inlay.run import Run
+from inlay.evaluation.costs import Prices
+from inlay.runs import folder as runs
+from inlay.runs.folder import Run
+from inlay.runs.reporter import PlainReporter, Reporter
 from inlay.storage import write_file
 from inlay.training.launcher import require_alone
+from inlay.workflows import escape_plateau
+from inlay.workflows import train as training_run
 
 if TYPE_CHECKING:
-    from inlay.advice.advise import Advice
+    from inlay.adapters.reference import ModelName, Reference
     from inlay.data.checks.lengths import Model
     from inlay.data.checks.report import DataReport
-    from inlay.data.encode import Encoder
+    from inlay.data.encoding.encoder import Encoder
     from inlay.data.show import ShownRow
     from inlay.evaluation.compare import Comparison
     from inlay.evaluation.custom import Wanted
-    from inlay.planning import Plan
-    from inlay.references import ModelName, Reference
+    from inlay.workflows.advise.advise import Advice
+    from inlay.workflows.plan import Plan
 
 ConfigLike = Config | Mapping[str, Any] | str | Path
 Confirm = Callable[[str], bool]
@@ -71,8 +72,8 @@ def train(
     run fails; Interrupted when a signal stopped it after a checkpoint.
     """
     reporter = reporter or PlainReporter()
-    run = session.train(as_config(config), resume, fresh, reporter, confirm, extend, profile)
-    branches.follow(run, reporter)
+    run = training_run.train(as_config(config), resume, fresh, reporter, confirm, extend, profile)
+    escape_plateau.follow(run, reporter)
     return run
 
 
@@ -88,7 +89,7 @@ def compare_methods(
     again it goes on where it was; `fresh` moves an earlier one of that name aside. Raises: ConfigError, RunError for what
     cannot be compared; Interrupted after a signal.
     """
-    from inlay.methods import side_by_side
+    from inlay.workflows.compare_methods import side_by_side
 
     require_alone("train --methods")
     return side_by_side(as_config(config), methods, fresh, reporter or PlainReporter())
@@ -111,7 +112,7 @@ def plan(
     or what is free on this machine. Any of `cost`, `watts` and `utilisation`, as in `compare`, adds what each way costs.
     Raises: UserError for a config, data or a base that cannot work.
     """
-    from inlay.planning import plan as planned
+    from inlay.workflows.plan import plan as planned
 
     prices = Prices.of(cost, watts, utilisation)
     return planned(as_config(config), memory, calibrate, reporter or PlainReporter(), prices)
@@ -183,14 +184,14 @@ def load(
 
     No name is the run trained last. Raises: RunError for what is not of a run.
     """
-    from inlay import references
+    from inlay.adapters import reference
 
-    named = references.reference(run, folder)
+    named = reference.reference(run, folder)
     if named.run is None:
         raise RunError(f"{run}: not a run. Name a run or a checkpoint of one, as RUN@120.")
     if adapter and named.caution:
         (reporter or PlainReporter()).note(named.caution)
-    ready = references.load_base(named.run)
+    ready = reference.load_base(named.run)
     model = ready.model
     if adapter:
         state = named.adapter(ready.base)
@@ -226,10 +227,10 @@ def compare(
     machine), `watts` and `utilisation` (the share of the paid time in which it serves) adds what the models cost.
     Raises: RunError, AdapterError, ModelError, ConfigError for names that mean nothing or cannot be measured.
     """
-    from inlay import comparing, scoring
     from inlay.evaluation.blind_server import ask
-    from inlay.evaluation.kinds import resolved
     from inlay.evaluation.python_tests import read_tests
+    from inlay.evaluation.task_metrics import resolved
+    from inlay.workflows import compare, measure
 
     reporter, metrics = reporter or PlainReporter(), resolved(metrics)
     over = assigned(settings, "compare", data)
@@ -239,18 +240,18 @@ def compare(
     if blind and len(named) > 2:
         raise ConfigError(f"--blind: two models are judged against each other (got {len(named)}). Name two, or one.")
     both = named if len(named) > 1 else [named[0].without_adapter(), *named]
-    found = scoring.measured(both, data, prompts, reporter, over)
-    metrics = [*metrics, comparing.python_tests(found, tests)] if python_tests else metrics
-    where = comparing.reports_folder(found, folder)
-    comparison = comparing.reported(found, metrics, where, prices)
+    found = measure.measured(both, data, prompts, reporter, over)
+    metrics = [*metrics, compare.python_tests(found, tests)] if python_tests else metrics
+    where = compare.reports_folder(found, folder)
+    comparison = compare.reported(found, metrics, where, prices)
     if not blind:
         return comparison
     ask(comparison, where, reporter.note)
-    return comparing.reported(found, metrics, where, prices)
+    return compare.reported(found, metrics, where, prices)
 
 
 def _references(names: Sequence[ModelName], folder: str) -> list[Reference]:
-    from inlay.references import BASE, reference
+    from inlay.adapters.reference import BASE, reference
 
     found = [None if name == BASE else reference(name, folder) for name in names]
     owner = next((one for one in found if one is not None), None)
@@ -286,8 +287,8 @@ def advise(
     of the paid time in which it serves.
     Raises: ConfigError, DataError, RunError; as `train` where it trains.
     """
-    from inlay.advice.advise import Terms
-    from inlay.advice.advise import advise as advised
+    from inlay.workflows.advise.advise import Terms
+    from inlay.workflows.advise.advise import advise as advised
 
     reporter = reporter or PlainReporter()
     over = assigned(settings, "advise --run") if run is not None else {}
@@ -307,8 +308,8 @@ def verify(run: str | Path | Run | None = None, *, folder: str = "results") -> d
     `passed` of a proof is None where what it needs is not here any more, such as the data file. Raises: RunError.
     """
     found = run if isinstance(run, Run) else runs.find(run, folder)
+    from inlay.adapters.reference import load_base, require_adapter
     from inlay.proof.verify import prove_stored
-    from inlay.references import load_base, require_adapter
 
     def loaded() -> tuple[Any, Encoder, str, Any]:
         ready = load_base(found)
@@ -334,14 +335,14 @@ def evaluate(
 
     Models, rows and `settings` as in `compare`; those that only a comparison needs, such as eval.resamples, are refused.
     """
-    from inlay import scoring
     from inlay.evaluation.compare import totals
-    from inlay.evaluation.kinds import resolved
+    from inlay.evaluation.task_metrics import resolved
+    from inlay.workflows import measure
 
     metrics, over = resolved(metrics), assigned(settings, "eval", data)
     (named,) = _references([model], folder)
     named = named if adapter else named.without_adapter()
-    found = scoring.measured([named], data, (), reporter or PlainReporter(), over)
+    found = measure.measured([named], data, (), reporter or PlainReporter(), over)
     rows, scored = found.rows[0], found.scores[0]
     values = totals(rows, scored, metrics)
     speed = None if scored.speed is None else scored.speed.to_json()
@@ -369,8 +370,8 @@ def harness(
     has its paired interval where the metric is a mean over documents. Raises: ConfigError for tasks that are not there,
     or when the extra `harness` is not installed.
     """
-    from inlay.references import reference
-    from inlay.scoring import on_tasks
+    from inlay.adapters.reference import reference
+    from inlay.workflows.measure import on_tasks
 
     over = assigned(settings, "eval --harness")
     return on_tasks(reference(model, folder), tasks, limit, reporter or PlainReporter(), over)
@@ -385,7 +386,7 @@ def cross_validate(
     "mean", "spread", …}}, "per_fold": […], "notes"}. The runs lie in one folder; called again it goes on where it was.
     Raises: ConfigError for fewer than two folds or a config with `data.eval`; else as `train`.
     """
-    from inlay.folds import cross_validate as validated
+    from inlay.workflows.cross_validate import cross_validate as validated
 
     return validated(as_config(config), folds, metrics, reporter or PlainReporter())
 
@@ -395,30 +396,30 @@ def cross_validate(
 
 def doctor(*, quick: bool = False, folder: str = "results") -> dict[str, Any]:
     """The machine record: versions, memory, devices, what really works, and recommended settings."""
-    from inlay.models.machine import machine_record
+    from inlay.workflows.doctor import machine_record
 
     return machine_record(quick, Path(folder))
 
 
 def checkpoints(run: str | Path | Run | None = None, *, folder: str = "results") -> list[dict[str, Any]]:
     """Every checkpoint of a run, oldest first: step, losses, bytes, whether it is whole, the best, pinned."""
-    from inlay.training import kept
+    from inlay.training import checkpoint_commands
 
-    return kept.rows(_run(run, folder))
+    return checkpoint_commands.rows(_run(run, folder))
 
 
 def checkpoint(run: str | Path | Run | None, step: int, *, folder: str = "results") -> dict[str, Any]:
     """What the checkpoint of a step holds. Raises: RunError when there is none; StorageError when it is damaged."""
-    from inlay.training import kept
+    from inlay.training import checkpoint_commands
 
-    return kept.details(_run(run, folder), step)
+    return checkpoint_commands.details(_run(run, folder), step)
 
 
 def pin(run: str | Path | Run | None, step: int, *, keep: bool = True, folder: str = "results") -> dict[str, Any]:
     """Pins a checkpoint, so that nothing deletes it, or takes the pin away."""
-    from inlay.training import kept
+    from inlay.training import checkpoint_commands
 
-    kept.pin(_run(run, folder), step, keep)
+    checkpoint_commands.pin(_run(run, folder), step, keep)
     return {"step": step, "pinned": keep}
 
 
@@ -426,16 +427,16 @@ def clean_checkpoints(
     run: str | Path | Run | None = None, *, keep: int = 1, dry_run: bool = False, folder: str = "results"
 ) -> list[dict[str, Any]]:
     """Deletes all whole checkpoints but the newest `keep`, the best and the kept ones; gives the rows of what went."""
-    from inlay.training import kept
+    from inlay.training import checkpoint_commands
 
-    return kept.clean(_run(run, folder), keep, dry_run=dry_run)
+    return checkpoint_commands.clean(_run(run, folder), keep, dry_run=dry_run)
 
 
 def delete_checkpoint(run: str | Path | Run | None, step: int, *, folder: str = "results") -> dict[str, Any]:
     """Deletes one checkpoint and gives its row. Raises: RunError for the newest whole one, the best, a pinned one."""
-    from inlay.training import kept
+    from inlay.training import checkpoint_commands
 
-    return kept.remove(_run(run, folder), step)
+    return checkpoint_commands.remove(_run(run, folder), step)
 
 
 def _run(run: str | Path | Run | None, folder: str) -> Run:
@@ -594,7 +595,7 @@ def check_data(
 
 def _checked_model(config: Config) -> Model:
     from inlay.data.checks.lengths import Model
-    from inlay.data.encode import Encoder
+    from inlay.data.encoding.encoder import Encoder
     from inlay.models import base as bases
 
     base = bases.find_base(config.model.base_model, config.model.revision)
@@ -619,8 +620,8 @@ def show_data(
     Raises: ConfigError, DataError, ModelError.
     """
     from inlay.data.show import show
+    from inlay.engine.batch_invariance import groups_of_config
     from inlay.models import base as bases
-    from inlay.models.batch_invariance import groups_of_config
 
     config = config_of(str(source), settings, given={"model.base_model": model})
     base = _checked_model(config)

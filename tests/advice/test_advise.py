@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from inlay import api
-from inlay.advice.advise import Advice, Outcome
-from inlay.advice.contexts import Budget, shots, with_passages
-from inlay.advice.passages import Index, Passage, of_documents, of_rows
 from inlay.cli.advice_view import advice_text
-from inlay.data.encode import Encoder
-from inlay.data.read import read_examples
+from inlay.data.encoding.encoder import Encoder
+from inlay.data.reading.read import read_examples
 from inlay.data.types import Example, Message, Source
 from inlay.errors import ConfigError, DataError, Interrupted, RunError
 from inlay.models.base import find_base, load_tokenizer
+from inlay.workflows.advise.advise import Advice, Outcome
+from inlay.workflows.advise.contexts import Budget, shots, with_passages
+from inlay.workflows.advise.passages import Index, Passage, of_documents, of_rows
 from parts import qa_rows, write_rows
 from training_runs import Quiet, stop_after
 
@@ -209,9 +209,9 @@ def test_without_its_library_retrieval_names_the_extra(monkeypatch: pytest.Monke
 
 
 def test_the_training_rows_read_are_those_that_training_had(outcome: Outcome, tree: dict[str, Any]) -> None:
-    from inlay.advice.advise import _sides
     from inlay.config.load import load
     from inlay.evaluation.score import read_held_out
+    from inlay.workflows.advise.advise import _sides
 
     train, held = _sides(load(tree=tree))
     assert [e.source.line for e in held] == [e.source.line for e in read_held_out(outcome.run.heldout)]

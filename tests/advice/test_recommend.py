@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from inlay.advice.arms import ARMS, Arm
-from inlay.advice.recommend import Bill, recommend
-from inlay.costs import Costs, money_shown
+from inlay.evaluation.costs import Costs, money_shown
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
 from inlay.evaluation.statistics import Difference, compare_scores
+from inlay.workflows.advise.arms import ARMS, Arm
+from inlay.workflows.advise.recommend import Bill, recommend
 
 ROWS = 80
 

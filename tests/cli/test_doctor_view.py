@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from inlay.cli.doctor_view import lines
-from inlay.models.machine import GIB, gpu_tier, machine_record
+from inlay.hardware.facts import GIB, gpu_tier
+from inlay.workflows.doctor import machine_record
 
 
 @pytest.fixture(scope="module")

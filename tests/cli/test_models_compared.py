@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from inlay import api
+from inlay.adapters.reference import reference
 from inlay.cli.view import comparisons_text
 from inlay.data.domain import find_domain
 from inlay.errors import AdapterError, ConfigError, DataError, RunError
-from inlay.evaluation.kinds import metrics_for
 from inlay.evaluation.metrics import LOSS_METRICS
-from inlay.events import PlainReporter
-from inlay.references import reference
+from inlay.evaluation.task_metrics import metrics_for
+from inlay.runs.reporter import PlainReporter
 from parts import qa_rows, write_rows
 
 QUIET = PlainReporter()

@@ -96,7 +96,7 @@ from inlay.cli.quiet import quiet_libraries
 quiet_libraries()
 for module, category in [
     ("transformers.generation", UserWarning), ("inlay.generation.generate", FutureWarning), ("some.library", ImportWarning),
-    ("inlay.scoring", RuntimeWarning), ("metric_mine", DeprecationWarning),
+    ("inlay.workflows.measure", RuntimeWarning), ("metric_mine", DeprecationWarning),
 ]:
     warnings.warn_explicit(f"of {module}", category, "a.py", 1, module)
 """
@@ -112,7 +112,7 @@ def test_a_warning_ends_no_run_and_those_of_libraries_are_not_shown(flags: list[
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     shown = [line.rpartition("of ")[2] for line in ended.stderr.splitlines() if "Warning: " in line]
-    assert shown == (["inlay.scoring", "metric_mine"] if flags or strict else ["inlay.scoring"])
+    assert shown == (["inlay.workflows.measure", "metric_mine"] if flags or strict else ["inlay.workflows.measure"])
 
 
 @pytest.mark.slow  # the run that all tests share was trained so
@@ -319,7 +319,7 @@ def test_a_bug_leaves_its_traceback_in_the_log_and_one_line_on_the_screen(
         raise ZeroDivisionError("a bug\nin two lines")
 
     monkeypatch.chdir(unfinished)
-    monkeypatch.setattr("inlay.attempt.run_job", broken)
+    monkeypatch.setattr("inlay.workflows.train_process.run_job", broken)
     train = ["train", "data.jsonl", "--model", str(tiny_base), "--name", "buggy", *QUICK]
     ended = inlay(*train, "--json")
     line = "internal error: ZeroDivisionError: a bug (traceback in results/buggy/log.txt)"

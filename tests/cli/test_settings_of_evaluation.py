@@ -14,7 +14,7 @@ from inlay.config import load
 from inlay.config.load import setting_paths
 from inlay.config.measuring import TAKEN, assigned, changed, said
 from inlay.errors import ConfigError, DataError
-from inlay.events import PlainReporter
+from inlay.runs.reporter import PlainReporter
 from inlay.storage import write_json
 from parts import qa_rows, write_rows
 from program import Ended

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from inlay import api, session
+from inlay import api
 from inlay.cli import progress, view
 from inlay.config import load
-from inlay.events import PlainReporter, figure_shown
+from inlay.runs.reporter import PlainReporter, figure_shown
+from inlay.workflows import train
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -50,5 +51,5 @@ def test_an_unnamed_run_that_is_unfinished_is_asked_about(tmp_path: Path, answer
         return answer
 
     with contextlib.ExitStack() as held:
-        claim = session._claim(config, False, False, confirm, PlainReporter(), held)
+        claim = train._claim(config, False, False, confirm, PlainReporter(), held)
     assert (claim.run.name, claim.goes_on, len(asked)) == (name, answer, 1)

@@ -11,7 +11,7 @@ from inlay.config import load, parse_assignment, presets, validate
 from inlay.config.load import in_yaml, parse_yaml, preset_tree, setting_paths
 from inlay.config.render import as_yaml, explain, markdown, starter
 from inlay.errors import ConfigError
-from inlay.run import Run
+from inlay.runs.folder import Run
 
 LEAST: dict[str, Any] = {"model": {"base_model": "m"}, "data": {"train": "d.jsonl"}}
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inlay.data.batches import collate, dealt, micro_batches, order, shared_out, step_rows, steps_per_epoch
-from inlay.data.encode import Tokens
-from inlay.data.tokens import TokenSet, pack
+from inlay.data.encoding.encoder import Tokens
+from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.data.types import Source
 
 

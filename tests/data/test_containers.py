@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inlay.data import read_examples, rows
-from inlay.data.columnar import as_written
+from inlay.data.reading.columnar import as_written
 from inlay.errors import DataError
 
 LINES = "".join(json.dumps({"prompt": f"Question {n}", "completion": f"answer {n}"}) + "\n" for n in range(50)).encode()
@@ -130,7 +130,7 @@ class TestColumns:
     def test_a_large_file_is_hashed_and_not_held(self, saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         import pyarrow
 
-        monkeypatch.setattr("inlay.data.sources._SMALL_BYTES", 100)
+        monkeypatch.setattr("inlay.data.reading.sources._SMALL_BYTES", 100)
         self.test_the_hash_has_seen_every_byte(saved)
         assert len(read(saved(pyarrow.table({"prompt": ["a"] * 50})))) == 50
 

@@ -16,7 +16,7 @@ from inlay import api
 from inlay.config.settings import TrainConfig
 from inlay.data.batches import order, step_rows, steps_per_epoch
 from inlay.data.curriculum import Curriculum, curriculum, difficulty
-from inlay.data.encode import Encoder
+from inlay.data.encoding.encoder import Encoder
 from inlay.data.prepare import prepare
 from inlay.errors import ConfigError, DataError
 from parts import qa_rows, write_rows
@@ -117,8 +117,8 @@ def test_a_column_is_read_from_each_file_of_a_mixture(
 def test_a_row_without_a_number_in_the_column_is_refused_by_line(
     tmp_path: Path, tiny_base: Path, config_tree: Callable[..., dict[str, Any]], value: Any, says: str
 ) -> None:
+    from inlay.training.process_group import World
     from inlay.training.setup import set_up
-    from inlay.training.world import World
     from training_runs import Quiet
 
     rows = [r | ({} if value is None else {"hard": value}) for r in qa_rows(12)]

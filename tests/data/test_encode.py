@@ -12,8 +12,8 @@ import toys
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inlay.data.encode import Encoder, Tokens
-from inlay.data.rendering import TODAY
+from inlay.data.encoding.encoder import Encoder, Tokens
+from inlay.data.encoding.rendering import TODAY
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError, ModelError
 

@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 
 import inlay
 from inlay import api
-from inlay.data.encode import Encoder
+from inlay.data.encoding.encoder import Encoder
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError, ModelError
 from parts import make_base, qa_rows, write_rows

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from data.habits import HABITS, TOOL, Habit
-from inlay.data.encode import Encoder, Tokens
-from inlay.data.rendering import TODAY
+from inlay.data.encoding.encoder import Encoder, Tokens
+from inlay.data.encoding.rendering import TODAY
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError
 

@@ -18,10 +18,10 @@ from inlay import api
 from inlay import config as configs
 from inlay.config.settings import DataConfig, TrainFile
 from inlay.data.batches import order, step_rows, steps_per_epoch
-from inlay.data.encode import Encoder
+from inlay.data.encoding.encoder import Encoder
+from inlay.data.encoding.token_arrays import drawn
 from inlay.data.prepare import MIXED, PreparedData, data_hash, prepare, sides
 from inlay.data.show import ShownRow
-from inlay.data.tokens import drawn
 from inlay.data.types import Source
 from inlay.errors import ConfigError, DataCheckError, DataError, Interrupted, RunError
 from parts import qa_rows, write_rows

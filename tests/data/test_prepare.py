@@ -19,14 +19,16 @@ from hypothesis import strategies as st
 
 from inlay import storage
 from inlay.config.settings import DataConfig, TrainFile
-from inlay.data import datafile, encode, percent, strictjson, tokencache
+from inlay.data import percent
 from inlay.data.checks import quick
 from inlay.data.divide import divide
 from inlay.data.domain import domains, find_domain
-from inlay.data.encode import Encoder, Tokens
+from inlay.data.encoding import encoder, token_cache
+from inlay.data.encoding.encoder import Encoder, Tokens
+from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.data.max_length import apply_max_length, choose_max_length
 from inlay.data.prepare import PreparedData, prepare
-from inlay.data.tokens import TokenSet, pack
+from inlay.data.reading import data_file, strict_json
 from inlay.data.types import Example, Source
 from inlay.errors import DataCheckError, DataError
 from inlay.storage import cache_folder
@@ -289,8 +291,8 @@ def no_reading(monkeypatch: pytest.MonkeyPatch, *, but: int = 0) -> None:
         assert parsed <= but, "a row was parsed"
         return value_at(text, at, where)
 
-    value_at = strictjson.value_at
-    monkeypatch.setattr(strictjson, "value_at", once)
+    value_at = strict_json.value_at
+    monkeypatch.setattr(strict_json, "value_at", once)
 
 
 def test_a_second_start_parses_only_the_rows_that_show_the_format(
@@ -350,8 +352,8 @@ def test_a_file_that_changes_while_it_is_read_is_refused_and_nothing_of_it_kept(
     tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch, small: bool
 ) -> None:
     path = write_rows(tmp_path / "a.jsonl", qa_rows(400))
-    monkeypatch.setattr(datafile, "_SMALL_BYTES", 4_000_000 if small else 0)
-    examples = datafile.examples_again
+    monkeypatch.setattr(data_file, "_SMALL_BYTES", 4_000_000 if small else 0)
+    examples = data_file.examples_again
 
     def rewritten(*parts: Any, **more: Any) -> Iterator[Example]:
         found = examples(*parts, **more)
@@ -360,7 +362,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused_and_nothing_of_it_kept(
             file.write('{"question": "New?", "answer": "Yes."}\n')
         yield from found
 
-    monkeypatch.setattr(datafile, "examples_again", rewritten)
+    monkeypatch.setattr(data_file, "examples_again", rewritten)
     with pytest.raises(DataError, match=r"a.jsonl: changed while it was read"):
         made(path, enc)
     assert not list(own_cache.glob("*"))
@@ -378,7 +380,7 @@ def test_a_stop_while_rows_are_tokenized_leaves_nothing_behind(
             yield batch
 
     real = Encoder.batches
-    monkeypatch.setattr(encode, "BATCH", 10)
+    monkeypatch.setattr(encoder, "BATCH", 10)
     with monkeypatch.context() as patch:
         patch.setattr(Encoder, "batches", stopped)
         with pytest.raises(KeyboardInterrupt):
@@ -400,7 +402,7 @@ def test_a_full_disk_while_tokenizing_costs_the_cache_only(
     def full(*parts: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tokencache, "save_file", full)
+    monkeypatch.setattr(token_cache, "save_file", full)
     assert same(made(path, enc).train, wanted.train)
     assert not list(own_cache.iterdir())
 
@@ -409,14 +411,14 @@ def test_two_processes_that_start_together_tokenize_once(
     tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_rows(tmp_path / "a.jsonl", qa_rows(60))
-    work, counted = tokencache._work, []
+    work, counted = token_cache._work, []
 
     def slow(*parts: Any) -> Any:
         counted.append(1)
         time.sleep(0.2)
         return work(*parts)
 
-    monkeypatch.setattr(tokencache, "_work", slow)
+    monkeypatch.setattr(token_cache, "_work", slow)
     with ThreadPoolExecutor(2) as pool:  # each opens the lock file itself, as two processes do
         one, two = pool.map(lambda _: made(path, enc), range(2))
     assert same(one.train, two.train)
@@ -428,7 +430,7 @@ def test_what_is_wrong_with_the_first_rows_is_said_before_the_others_are_read(
     batch: int, tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quick, "MOST_ROWS", 20)
-    monkeypatch.setattr(encode, "BATCH", batch)
+    monkeypatch.setattr(encoder, "BATCH", batch)
     rows = qa_rows(100)
     rows[90]["answer"] = ""
     with pytest.raises(DataError, match=r"a.jsonl:91: field 'answer' is an empty string"):

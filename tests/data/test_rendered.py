@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inlay.data import Example, read_examples
-from inlay.data.encode import Encoder
-from inlay.data.rendered import turns_of
+from inlay.data.encoding.encoder import Encoder
+from inlay.data.reading.rendered_text import turns_of
 from inlay.errors import DataError
 
 Turns = list[tuple[str, str]]

@@ -14,9 +14,9 @@ from data import toys
 from data.habits import HABITS
 from inlay.config.settings import DataConfig
 from inlay.data import FORMATS
-from inlay.data.encode import Encoder, Tokens
+from inlay.data.encoding.encoder import Encoder, Tokens
 from inlay.data.prepare import PreparedData, prepare
-from inlay.data.read import stream_examples
+from inlay.data.reading.read import stream_examples
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError
 from parts import write_rows

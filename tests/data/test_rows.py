@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from inlay.data import FORMATS, Example, Row, Source, detect, fields, read_examples, rowfields
+from inlay.data import FORMATS, Example, Row, Source, detect, read_examples
+from inlay.data.reading import row_fields, turn_fields
 from inlay.errors import DataError
 from parts import write_rows
 
@@ -48,9 +49,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "a table of labels": {"text": "2 + 2?", "label": "sum"},
 }  # fmt: skip
 NAMES = sorted({
-    *(name for form in FORMATS.values() for name in form.fields), *rowfields.SYSTEMS, *rowfields.NOTES, *rowfields.COSTS,
-    *(name for kind in rowfields.KINDS for name in kind.names), *fields.KNOWN, "A", "B", "option_1", "option_2", "split",
-} - {rowfields.GREETING})  # fmt: skip
+    *(name for form in FORMATS.values() for name in form.fields), *row_fields.SYSTEMS, *row_fields.NOTES, *row_fields.COSTS,
+    *(name for kind in row_fields.KINDS for name in kind.names), *turn_fields.KNOWN, "A", "B", "option_1", "option_2", "split",
+} - {row_fields.GREETING})  # fmt: skip
 WITHOUT_EFFECT = {"parallel_tool_calls"}
 VALUES = (
     st.sampled_from([None, "", True, False, 0, 1, 2, 0.5, -1, "true", "False", "0", "x", " ", "test", [], {}, ["x"], [["q", "a"]],
@@ -91,7 +92,7 @@ def test_one_field_more_in_a_row_is_used_named_or_refused(shape: str, name: str,
     if isinstance(found, str):
         assert name in found
     elif found == read(before):
-        assert name in found.unread or rowfields.is_empty(value) or name in WITHOUT_EFFECT
+        assert name in found.unread or row_fields.is_empty(value) or name in WITHOUT_EFFECT
 
 
 @settings(max_examples=150, deadline=None)
@@ -115,9 +116,11 @@ def test_one_field_more_in_a_turn_is_used_or_a_note_or_refused(
     turns[at] = turns[at] | {name: value}
     found = read_or_refused(before | {lists[0]: turns})
     if isinstance(found, str):
-        assert name in found or (name in (*fields.WEIGHTS, *fields.SWITCHES) and "nothing to train on" in found)
-    elif found == read(before) and name not in (*fields.WEIGHTS, *fields.SWITCHES):
-        assert name in fields.NOTES or rowfields.is_empty(value)
+        assert name in found or (
+            name in (*turn_fields.WEIGHTS, *turn_fields.SWITCHES) and "nothing to train on" in found
+        )
+    elif found == read(before) and name not in (*turn_fields.WEIGHTS, *turn_fields.SWITCHES):
+        assert name in turn_fields.NOTES or row_fields.is_empty(value)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +143,7 @@ def test_a_row_that_is_judged_bad_is_not_trained_unless_the_format_is_named(
 ) -> None:
     with pytest.raises(DataError, match=r"a\.jsonl:3: field '\w+' is .* rows are judged good or bad.*format="):
         read(value)
-    good = {name: True if name in rowfields.KINDS[1].names else v for name, v in value.items()}
+    good = {name: True if name in row_fields.KINDS[1].names else v for name, v in value.items()}
     if good != value:
         read(good)
     path = write_rows(tmp_path / "a.jsonl", [value])
@@ -163,7 +166,7 @@ def test_what_no_text_model_can_read_is_refused_also_in_a_named_format(tmp_path:
     assert read(value | {"images": []}).unread == ()
 
 
-@pytest.mark.parametrize("name", rowfields.SYSTEMS)
+@pytest.mark.parametrize("name", row_fields.SYSTEMS)
 @pytest.mark.parametrize("form", [name for name in FORMATS if name != "text"])
 def test_a_system_prompt_beside_the_turns_is_the_system_turn(form: str, name: str) -> None:
     for system in ("Be kind.", [{"text": "Be kind."}]):
@@ -175,7 +178,7 @@ def test_a_system_prompt_beside_the_turns_is_the_system_turn(form: str, name: st
         )
         assert found.messages[1:] == read(FORMATS[form].example).messages
     with pytest.raises(DataError, match="two system prompts"):
-        read(FORMATS[form].example | dict(zip(rowfields.SYSTEMS[:2], ("a", "b"), strict=True)))
+        read(FORMATS[form].example | dict(zip(row_fields.SYSTEMS[:2], ("a", "b"), strict=True)))
 
 
 def test_the_choices_of_a_question_are_not_left_out() -> None:
@@ -210,7 +213,7 @@ def test_a_greeting_before_the_first_question_is_read_and_not_trained() -> None:
     greeting = {"role": "assistant", "content": "Welcome!"}
     found = read({"messages": [greeting, ASK, SAY]})
     assert [(m.role, m.weight) for m in found.messages] == [("assistant", 0), ("user", 0), ("assistant", 1)]
-    assert found.unread == (rowfields.GREETING,)
+    assert found.unread == (row_fields.GREETING,)
     assert read({"messages": [greeting | {"weight": 0}, ASK, SAY]}).unread == ()
 
 
@@ -235,9 +238,9 @@ def test_rows_of_no_format_are_told_what_would_read_them(value: dict[str, Any], 
 
 def test_the_page_on_data_has_the_tables_of_the_code() -> None:
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-    for of, table in (("turn", fields.table()), ("row", rowfields.table())):
-        assert rowfields.markdown(table, of) in page, "run tools/write_docs.py"
-    assert {name for names, _ in fields.table() for name in names} == fields.KNOWN
+    for of, table in (("turn", turn_fields.table()), ("row", row_fields.table())):
+        assert row_fields.markdown(table, of) in page, "run tools/write_docs.py"
+    assert {name for names, _ in turn_fields.table() for name in names} == turn_fields.KNOWN
 
 
 def test_a_pair_is_not_asked_without_its_context() -> None:

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import toys
 
-from inlay.data.encode import BATCH, Encoder
-from inlay.data.sharing import Part, encoded, process_count
+from inlay.data.encoding.encoder import BATCH, Encoder
+from inlay.data.encoding.worker_pool import Part, encoded, process_count
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError
 

@@ -7,9 +7,9 @@ import json
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from inlay.data import strictjson
 from inlay.data.checks import patterns, text
-from inlay.data.opening import THOUGHTS, _leading, _unopened, parted
+from inlay.data.encoding.reasoning_prefix import THOUGHTS, _leading, _unopened, parted
+from inlay.data.reading import strict_json
 from inlay.data.types import normalised
 
 SAID = st.text() | st.text("ab0123456789 .-()\n\t\r\x1c\x01\x7f\u0665é\u2003", max_size=40)
@@ -60,9 +60,9 @@ VALUES = st.dictionaries(st.text(), st.recursive(st.integers() | st.text() | st.
 @example({"a": "\ud83d\ude00"}, "\n", True)
 def test_a_line_read_at_once_is_read_as_with_care(value: dict[str, object], end: str, escaped: bool) -> None:
     line = json.dumps(value, ensure_ascii=escaped) + end
-    plain = strictjson._plain_object(line)
+    plain = strict_json._plain_object(line)
     if plain is not None:
-        found, at = strictjson.value_at(line, 0, str)
+        found, at = strict_json.value_at(line, 0, str)
         assert plain == found == value
         assert not line[at:].strip()
     assert plain is not None or end.strip() or end in (" ", "\n\n") or "\\u" in line

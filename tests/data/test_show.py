@@ -13,7 +13,7 @@ from data import toys
 from inlay import api
 from inlay.cli.row_view import row_text
 from inlay.data.batches import Batch, collate
-from inlay.data.encode import Encoder
+from inlay.data.encoding.encoder import Encoder
 from inlay.data.show import IGNORED, ShownRow, _sequence
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError

@@ -9,10 +9,10 @@ import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.data.control import ControlTokens
-from inlay.data.encode import QUESTION_ANSWER, Encoder
-from inlay.data.rendering import Template
-from inlay.data.skeleton import places_text_unseen
+from inlay.data.encoding.encoder import QUESTION_ANSWER, Encoder
+from inlay.data.encoding.rendering import Template
+from inlay.data.encoding.special_tokens import ControlTokens
+from inlay.data.encoding.template_cache import places_text_unseen
 from inlay.data.types import Example, Message, Source
 
 LOOP = "{% for message in messages %}BODY{% endfor %}"

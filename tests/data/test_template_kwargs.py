@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import inlay
 from inlay.config.settings import DataConfig
-from inlay.data.encode import Encoder
-from inlay.data.template_kwargs import switches_of, with_switches
+from inlay.data.encoding.encoder import Encoder
+from inlay.data.encoding.template_kwargs import switches_of, with_switches
 from inlay.data.types import Example, Message, Source
 from inlay.errors import ConfigError, DataError
 from parts import make_base

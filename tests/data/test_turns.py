@@ -11,10 +11,11 @@ import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.data import Example, Message, Row, Source, fields, parse
-from inlay.data.encode import Encoder
-from inlay.data.read import as_lines, from_lines
-from inlay.data.sharing import _examples, _plain
+from inlay.data import Example, Message, Row, Source, parse
+from inlay.data.encoding.encoder import Encoder
+from inlay.data.encoding.worker_pool import _examples, _plain
+from inlay.data.reading import turn_fields
+from inlay.data.reading.read import as_lines, from_lines
 from inlay.errors import DataError
 
 THINKS = (  # shows the thought of an answer, as Qwen 3's template does
@@ -69,7 +70,7 @@ def trained(template: str, example: Example) -> str:
 class TestWeights:
     @pytest.mark.parametrize("style", STYLES)
     @pytest.mark.parametrize(
-        ("field", "off"), [*product(fields.SWITCHES, (False, 0, 0.0)), *product(fields.WEIGHTS, (0, 0.0))]
+        ("field", "off"), [*product(turn_fields.SWITCHES, (False, 0, 0.0)), *product(turn_fields.WEIGHTS, (0, 0.0))]
     )
     def test_a_turn_that_is_marked_so_is_not_trained(self, style: str, field: str, off: object) -> None:
         example = conversation(style, asks("2 + 2?"), says(WRONG, **{field: off}), asks("Sure?"), says(RIGHT))
@@ -77,7 +78,9 @@ class TestWeights:
         assert trained(toys.CHATML, example) == f"{RIGHT}<|im_end|>"
 
     @pytest.mark.parametrize("style", STYLES)
-    @pytest.mark.parametrize(("field", "on"), [*product(fields.SWITCHES, (True, 1)), *product(fields.WEIGHTS, (1,))])
+    @pytest.mark.parametrize(
+        ("field", "on"), [*product(turn_fields.SWITCHES, (True, 1)), *product(turn_fields.WEIGHTS, (1,))]
+    )
     def test_the_others_are(self, style: str, field: str, on: object) -> None:
         example = conversation(style, asks("2 + 2?"), says(RIGHT, **{field: on}), asks("Sure?"), says(RIGHT))
         assert [m.weight for m in example.messages] == [0, 1, 0, 1]
@@ -116,7 +119,7 @@ class TestUnknownFields:
 
 class TestThoughts:
     @pytest.mark.parametrize("style", STYLES)
-    @pytest.mark.parametrize("field", fields.THOUGHTS)
+    @pytest.mark.parametrize("field", turn_fields.THOUGHTS)
     def test_a_thought_is_trained_as_the_template_writes_its_own_field(self, style: str, field: str) -> None:
         turns = [asks("17 + 26?"), says("43", **{field: "Carry the one."})]
         tokenizer = toys.nano(THINKS)

@@ -12,9 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from inlay.data import words
-from inlay.data.pieces import PieceTokenizer
-from inlay.data.words import WordTokenizer, breaks_at_spaces
+from inlay.data.encoding import word_cache
+from inlay.data.encoding.piece_tokenizer import PieceTokenizer
+from inlay.data.encoding.word_cache import WordTokenizer, breaks_at_spaces
 
 SHORT = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 REST = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -151,7 +151,7 @@ def test_a_tokenizer_that_may_join_over_spaces_is_given_whole_texts(kind: str) -
 
 
 def test_a_tokenizer_that_does_not_do_what_it_seems_to_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "breaks_at_spaces", lambda _: True)
+    monkeypatch.setattr(word_cache, "breaks_at_spaces", lambda _: True)
     found_out = ("a mark before what follows a control token", "tokens of several words", "an unknown pattern")
     assert [WordTokenizer(AS_A_WHOLE[kind]()).is_by_word for kind in found_out] == [False] * 3
 
@@ -159,7 +159,7 @@ def test_a_tokenizer_that_does_not_do_what_it_seems_to_is_found_out(monkeypatch:
 def test_words_are_forgotten_when_they_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     by_word, text = WordTokenizer(byte_level()), "the hello world"
     before = by_word([text], [True])[0].tolist()
-    monkeypatch.setattr(words, "_MOST_BYTES", 2000)
+    monkeypatch.setattr(word_cache, "_MOST_BYTES", 2000)
     for k in range(50):
         by_word([f"the{k} hello {text}"], [True])
         assert by_word.held_bytes <= 2000

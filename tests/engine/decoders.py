@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from inlay.data.batches import Batch, collate
-from inlay.data.encode import Tokens
-from inlay.data.tokens import TokenSet, pack
+from inlay.data.encoding.encoder import Tokens
+from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.data.types import Source
 from inlay.models.quantization import QUANTIZATIONS, forbid_cpu_repack
 

@@ -16,7 +16,7 @@ from decoders import adapted, batch, decoder
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from inlay.engine import gpu
+from inlay.engine import gpu_ops
 from inlay.engine.direct.model import DirectModel, Packed
 
 DEVICE = "elsewhere:0"
@@ -28,7 +28,7 @@ def main() -> None:
     for family in sys.argv[1:]:
         model = adapted(decoder(family, torch.bfloat16))
         packed = Packed.of([batch()], heads=4)
-        with mode, mock.patch.object(gpu, "attend", side_effect=gpu.attend) as flash:
+        with mode, mock.patch.object(gpu_ops, "attend", side_effect=gpu_ops.attend) as flash:
             for module in model.modules():
                 for name, value in module._parameters.items():
                     if value is not None:
@@ -38,8 +38,8 @@ def main() -> None:
             moved = {f.name: there(x) for f in fields(packed) if isinstance(x := getattr(packed, f.name), torch.Tensor)}
             with (
                 mock.patch.object(Packed, "of", return_value=replace(packed, **moved)),
-                mock.patch.object(gpu, "is_there", lambda x: x.device.type == "elsewhere"),
-                mock.patch.object(gpu, "reason", return_value="Triton's kernels are for numbers"),
+                mock.patch.object(gpu_ops, "is_there", lambda x: x.device.type == "elsewhere"),
+                mock.patch.object(gpu_ops, "reason", return_value="Triton's kernels are for numbers"),
                 mock.patch.object(torch, "isfinite"),  # of numbers nothing is known
             ):
                 DirectModel(model).add_gradient(batch(), 0.1)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from decoders import adapted, batch, decoder
 
-from inlay.engine import choose as choosing
-from inlay.engine.choose import choose, refusal
+from inlay.engine import select_engine as choosing
+from inlay.engine.autograd import PlainModel
 from inlay.engine.direct.mlp import Mlp
 from inlay.engine.direct.model import DirectModel
-from inlay.engine.plain import PlainModel
+from inlay.engine.select_engine import choose, refusal
 from inlay.errors import ConfigError
 
 

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from inlay.data.batches import Batch, collate
-from inlay.engine import fused, head
+from inlay.engine import cpu_ops, lm_head
+from inlay.engine.autograd import PlainModel
 from inlay.engine.direct import attention
 from inlay.engine.direct.attention import Softmax, attend, attend_backward, groups, rotate_
 from inlay.engine.direct.lora import Projection
 from inlay.engine.direct.mlp import ACTIVATIONS, Mlp
 from inlay.engine.direct.model import DirectModel, Packed, rounded
 from inlay.engine.direct.norm import RmsNorm
-from inlay.engine.head import Head, HeadLoss, nll_and_gradient, nll_and_hits
-from inlay.engine.plain import PlainModel
+from inlay.engine.lm_head import Head, HeadLoss, nll_and_gradient, nll_and_hits
 
 FEW = ["llama", "gemma2, caps"]
 
@@ -50,10 +50,10 @@ def assert_equal(got: tuple[Tensor, dict[str, Tensor]], wanted: tuple[Tensor, di
 def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What computes that which is no product."""
     if not request.param:
-        monkeypatch.setattr(fused, "takes", lambda *_: False)
+        monkeypatch.setattr(cpu_ops, "takes", lambda *_: False)
     elif sys.platform == "linux":
-        assert fused.takes(torch.zeros(1, 1))
-        assert fused.takes(torch.zeros(1, 1, dtype=torch.bfloat16))
+        assert cpu_ops.takes(torch.zeros(1, 1))
+        assert cpu_ops.takes(torch.zeros(1, 1, dtype=torch.bfloat16))
 
 
 @pytest.mark.usefixtures("loops")
@@ -96,7 +96,7 @@ def test_a_thousand_numbers_of_tokens_are_rounded_to_few() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_over_a_bfloat16_base_it_can_compute_in_fp32(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "WIDENED_AT_ONCE", 32 * 20)
+    monkeypatch.setattr(lm_head, "WIDENED_AT_ONCE", 32 * 20)
     peft_model = adapted(decoder(family, torch.bfloat16))
     exact = adapted(decoder(family, torch.bfloat16).float())
     exact.load_state_dict(peft_model.state_dict())
@@ -371,10 +371,10 @@ def test_backward_of_the_head_is_computed_with_its_loss(bias: Tensor | None, sof
 
 def test_the_head_in_chunks_is_the_head_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    hidden, weight, targets = drawn(50, 4), head.Head(drawn(7, 4)), torch.randint(0, 7, (50,))
+    hidden, weight, targets = drawn(50, 4), lm_head.Head(drawn(7, 4)), torch.randint(0, 7, (50,))
     whole = *nll_and_gradient(hidden, weight, targets), *nll_and_hits(hidden, weight, targets)
-    monkeypatch.setattr(head, "_FEWEST_ROWS", 8)
-    monkeypatch.setattr(head, "_LOGITS_AT_ONCE", 0)
+    monkeypatch.setattr(lm_head, "_FEWEST_ROWS", 8)
+    monkeypatch.setattr(lm_head, "_LOGITS_AT_ONCE", 0)
     parts = *nll_and_gradient(hidden, weight, targets), *nll_and_hits(hidden, weight, targets)
     for chunked, at_once in zip(parts, whole, strict=True):
         torch.testing.assert_close(chunked, at_once, rtol=1e-13, atol=1e-13)
@@ -422,14 +422,14 @@ def test_two_hundred_steps_take_the_same_way(family: str) -> None:
 def test_offloaded_activations_come_back_and_weights_never_leave(
     recompute: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from inlay.engine import plain
+    from inlay.engine import autograd
 
     peft_model = adapted(decoder("qwen3")).train()
     wanted = step(PlainModel(peft_model, "cpu"), peft_model, batch())
     if recompute:
         peft_model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     moved: list[int] = []
-    right = plain.offloaded
+    right = autograd.offloaded
 
     def counted(model: Any, device: str) -> Any:
         hooks = right(model, device)
@@ -444,7 +444,7 @@ def test_offloaded_activations_come_back_and_weights_never_leave(
 
         return torch.autograd.graph.saved_tensors_hooks(pack, hooks.unpack_hook)
 
-    monkeypatch.setattr(plain, "_WORTH_MOVING", 0)
-    monkeypatch.setattr(plain, "offloaded", counted)
+    monkeypatch.setattr(autograd, "_WORTH_MOVING", 0)
+    monkeypatch.setattr(autograd, "offloaded", counted)
     assert_equal(step(PlainModel(peft_model, "cpu", offload=True), peft_model, batch()), wanted, 1e-6)
     assert (len(moved) < 20) == recompute  # one value of each of three layers, and what is outside of them

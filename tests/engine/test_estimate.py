@@ -13,9 +13,9 @@ from torch import Tensor
 from inlay.config import validate
 from inlay.engine.estimate import MemoryEstimate, Shape, Work, estimate, shape_of
 from inlay.engine.loss import weighted_nll
-from inlay.models.adapter import attach
-from inlay.models.full import open_up
-from inlay.models.prompt import virtual_tokens
+from inlay.methods.adapter import attach
+from inlay.methods.full import open_up
+from inlay.methods.prompt_tuning import virtual_tokens
 from inlay.training.resolve import targets_of
 
 

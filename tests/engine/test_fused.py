@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inlay.engine import fused
+from inlay.engine import cpu_ops
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="they run on threads of GNU's OpenMP")
 
@@ -27,8 +27,8 @@ ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": lambda x: F.gelu(x, approxim
 @pytest.fixture(autouse=True)
 def compiled() -> None:
     """Before the clock of an example runs."""
-    assert fused.reason(torch.float32) is None
-    assert fused.reason(torch.bfloat16) is None
+    assert cpu_ops.reason(torch.float32) is None
+    assert cpu_ops.reason(torch.bfloat16) is None
 
 
 def numbers(seed: int, *shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
@@ -43,12 +43,12 @@ def assert_rounded(got: Tensor, wanted: Tensor, least: float = 1e-30) -> None:
 
 
 def test_on_linux_with_numba_there_are_loops_for_both_formats_and_for_no_other() -> None:
-    assert fused.takes(torch.zeros(2, 3))
-    assert fused.takes(torch.zeros(2, 3, dtype=torch.bfloat16))
-    assert fused.reason(torch.float64) == "there are none for float64"
-    assert not fused.takes(torch.zeros(2, 3, dtype=torch.float64))
-    assert not fused.takes(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bfloat16))
-    assert not fused.takes(torch.zeros(3, 2).T)
+    assert cpu_ops.takes(torch.zeros(2, 3))
+    assert cpu_ops.takes(torch.zeros(2, 3, dtype=torch.bfloat16))
+    assert cpu_ops.reason(torch.float64) == "there are none for float64"
+    assert not cpu_ops.takes(torch.zeros(2, 3, dtype=torch.float64))
+    assert not cpu_ops.takes(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bfloat16))
+    assert not cpu_ops.takes(torch.zeros(3, 2).T)
 
 
 @settings(deadline=None)  # the first backward of a process takes 0.3 s
@@ -61,13 +61,13 @@ def test_rms_norm(dtype: torch.dtype, tokens: int, heads: int, width: int, scale
     exact = x.double().requires_grad_()
     wanted = weight * exact * (exact.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
     wanted.backward(dy.double())
-    y, factor = fused.rms_norm(x, weight, 1e-6)
+    y, factor = cpu_ops.rms_norm(x, weight, 1e-6)
     assert_rounded(y, wanted.detach())
-    assert torch.equal(fused.rms_scaled(x, weight, factor), y)
+    assert torch.equal(cpu_ops.rms_scaled(x, weight, factor), y)
     assert exact.grad is not None
     least = float((weight * dy.double() * factor).abs().max())  # what it is the difference of
-    assert_rounded(fused.rms_norm_backward(dy, x, weight, factor, None), exact.grad, least)
-    assert_rounded(fused.rms_norm_backward(dy, x, weight, factor, more), exact.grad + more.double(), least)
+    assert_rounded(cpu_ops.rms_norm_backward(dy, x, weight, factor, None), exact.grad, least)
+    assert_rounded(cpu_ops.rms_norm_backward(dy, x, weight, factor, more), exact.grad + more.double(), least)
 
 
 @settings(deadline=None)
@@ -81,8 +81,8 @@ def test_gated_activation(dtype: torch.dtype, act: str, tokens: int, width: int,
     tail = (
         float((exact_gate * exact_up).detach().abs().max()) * 1e-3
     )  # of the exponential: 1e-5 of what is next to nothing
-    assert_rounded(fused.gated(act, gate, up), wanted.detach(), least=tail)
-    fused.gated_backward(act, dh, gate, up)
+    assert_rounded(cpu_ops.gated(act, gate, up), wanted.detach(), least=tail)
+    cpu_ops.gated_backward(act, dh, gate, up)
     assert exact_gate.grad is not None
     assert exact_up.grad is not None
     assert_rounded(gate, exact_gate.grad, least=float(exact_up.detach().abs().max()) * 1e-2)
@@ -106,12 +106,12 @@ def test_causal_softmax(
     unseen = (past < 0) | (past >= (window or 1000))
     exact = scores.double().requires_grad_()
     wanted = exact.unflatten(1, (groups, queries)).masked_fill(unseen, -torch.inf).softmax(-1).flatten(1, 2)
-    fused.causal_softmax(scores, queries, back, window)
+    cpu_ops.causal_softmax(scores, queries, back, window)
     assert_rounded(scores, wanted.detach())
     assert bool((scores.unflatten(1, (groups, queries)).masked_select(unseen) == 0).all())
     p = wanted.detach().to(dtype)
     slopes = p.double() * (dp.double() - (p.double() * dp.double()).sum(-1, keepdim=True))
-    fused.causal_softmax_backward(dp, p, queries, back, window)
+    cpu_ops.causal_softmax_backward(dp, p, queries, back, window)
     assert_rounded(dp, slopes, least=1.0)
 
 
@@ -127,7 +127,7 @@ def test_slopes_of_logits(
     wanted = F.cross_entropy(logits, targets[:, 0], reduction="none")
     wanted.sum().backward()
     nll, total = torch.empty(positions, 1), torch.empty(positions, 1)
-    fused.slopes(z, targets, softcap, nll, total)
+    cpu_ops.slopes(z, targets, softcap, nll, total)
     assert exact.grad is not None
     torch.testing.assert_close(nll[:, 0].double(), wanted.detach(), rtol=1e-5, atol=1e-5)
     assert_rounded(z, exact.grad * total, least=float(total.max()))
@@ -142,7 +142,7 @@ def test_rotation(dtype: torch.dtype, tokens: int, heads: int, half: int, rest: 
     first, second, kept = x.double().split([half, half, rest], -1)
     c, s = cos.double(), sin.double()
     wanted = torch.cat([first * c - second * s, second * c + first * s, kept], -1)
-    fused.rotate_(x, cos, sin)
+    cpu_ops.rotate_(x, cos, sin)
     assert_rounded(x, wanted)
 
 
@@ -160,12 +160,12 @@ def test_rows_are_padded_and_brought_back(
     lengths_B = torch.tensor(lengths)
     starts_B = start + lengths_B.cumsum(0) - lengths_B
     padded = torch.full((len(lengths), heads, max(lengths) + 1, width), torch.nan, dtype=dtype)
-    fused.pad(x, padded, starts_B, lengths_B, 0.5)
+    cpu_ops.pad(x, padded, starts_B, lengths_B, 0.5)
     for row, (begin, length) in enumerate(zip(starts_B.tolist(), lengths, strict=True)):
         assert torch.equal(padded[row, :, :length], x[begin : begin + length].transpose(0, 1) * 0.5)
         assert not padded[row, :, length:].any()
     back = torch.full_like(x, 7.0)
-    fused.unpad(back, padded, starts_B, lengths_B, 2.0)
+    cpu_ops.unpad(back, padded, starts_B, lengths_B, 2.0)
     within = slice(start, start + sum(lengths))
     assert torch.equal(back[within], x[within])
     assert bool((back[:start] == 7).all())
@@ -187,15 +187,15 @@ def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype) -> None:
     for count in (1, 2, 3):
         torch.set_num_threads(count)
         scores = numbers(2, 8, 301, 301, dtype=dtype)
-        fused.causal_softmax(scores, 301, 0, None)
-        normed, factor = fused.rms_norm(x, weight, 1e-6)
+        cpu_ops.causal_softmax(scores, 301, 0, None)
+        normed, factor = cpu_ops.rms_norm(x, weight, 1e-6)
         nll, total, z = torch.empty(301, 1), torch.empty(301, 1), x.clone()
-        fused.slopes(z, torch.arange(301)[:, None], None, nll, total)
+        cpu_ops.slopes(z, torch.arange(301)[:, None], None, nll, total)
         gate, up, dp = x.clone(), x.clone(), scores.flip(0)
-        fused.gated_backward("silu", x, gate, up)
-        fused.causal_softmax_backward(dp, scores, 301, 0, None)
+        cpu_ops.gated_backward("silu", x, gate, up)
+        cpu_ops.causal_softmax_backward(dp, scores, 301, 0, None)
         found.append((
-            normed, factor, fused.rms_norm_backward(x, normed, weight, factor, x), fused.gated("silu", x, x), scores, z,
+            normed, factor, cpu_ops.rms_norm_backward(x, normed, weight, factor, x), cpu_ops.gated("silu", x, x), scores, z,
             nll, total, gate, up, dp,
         ))  # fmt: skip
     for others in found[1:]:
@@ -208,25 +208,25 @@ def test_what_is_no_number_is_seen_in_its_own_row_and_in_no_other(dtype: torch.d
     x, weight = numbers(0, 3, 40, dtype=dtype), torch.ones(40)
     x[1, 7] = wrong
     z, nll, total = x.clone(), torch.empty(3, 1), torch.empty(3, 1)
-    fused.slopes(z, torch.zeros(3, 1, dtype=torch.long), None, nll, total)
+    cpu_ops.slopes(z, torch.zeros(3, 1, dtype=torch.long), None, nll, total)
     scores = x.clone()
-    fused.causal_softmax(scores, 1, 39, None)
-    for found in (fused.rms_norm(x, weight, 1e-6)[0], fused.gated("silu", x, torch.ones_like(x)), nll, scores):
+    cpu_ops.causal_softmax(scores, 1, 39, None)
+    for found in (cpu_ops.rms_norm(x, weight, 1e-6)[0], cpu_ops.gated("silu", x, torch.ones_like(x)), nll, scores):
         assert torch.isfinite(found).all(1).tolist() == [True, False, True]
     weight[3] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)  # it would round to -0
-    assert fused.rms_norm(x, weight, 1e-6)[0][:, 3].isnan().all()
+    assert cpu_ops.rms_norm(x, weight, 1e-6)[0][:, 3].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_numbers_beyond_all_measure_are_what_they_are_to_torch(dtype: torch.dtype) -> None:
     x, weight = numbers(0, 3, 40, dtype=dtype, scale=1e20), torch.ones(40)
-    normed, factor = fused.rms_norm(x, weight, 1e-6)
+    normed, factor = cpu_ops.rms_norm(x, weight, 1e-6)
     assert not factor.any()  # their squares are infinite
     assert not normed.any()
     for name, act in ACTIVATIONS.items():
-        assert_rounded(fused.gated(name, x, x.sign()), act(x.double()) * x.sign())
+        assert_rounded(cpu_ops.gated(name, x, x.sign()), act(x.double()) * x.sign())
     scores = x.clone()
-    fused.causal_softmax(scores, 1, 39, None)
+    cpu_ops.causal_softmax(scores, 1, 39, None)
     assert_rounded(scores, x.double().softmax(-1))
 
 
@@ -240,24 +240,24 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def forget() -> None:
-    for each in (fused.reason, fused._build, fused._loaded, fused._address):
+    for each in (cpu_ops.reason, cpu_ops._build, cpu_ops._loaded, cpu_ops._address):
         each.cache_clear()
 
 
 def test_the_loops_are_compiled_once_and_again_where_what_was_kept_is_damaged(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert fused.reason(torch.float32) is None
+    assert cpu_ops.reason(torch.float32) is None
     (kept,) = cache.iterdir()
     good = kept.read_bytes()
     kept.write_bytes(good[:-1])
     forget()
-    assert fused.reason(torch.float32) is None
+    assert cpu_ops.reason(torch.float32) is None
     assert kept.read_bytes() != good[:-1]
     forget()
-    monkeypatch.setattr(fused.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(cpu_ops.sys, "executable", "/nowhere/python")
     x = numbers(0, 4, 8, dtype=torch.float32)
-    assert_rounded(fused.gated("silu", x, x), F.silu(x.double()) * x.double())
+    assert_rounded(cpu_ops.gated("silu", x, x), F.silu(x.double()) * x.double())
 
 
 def test_a_compiler_that_fails_leaves_torch_at_work_and_says_why(
@@ -266,13 +266,13 @@ def test_a_compiler_that_fails_leaves_torch_at_work_and_says_why(
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho 'first line' >&2; echo 'it broke' >&2; exit 3\n")
     broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(fused.sys, "executable", str(broken))
-    assert fused.reason(torch.float32) == "numba could not compile the loops: it broke"
-    assert not fused.takes(torch.zeros(2, 3))
+    monkeypatch.setattr(cpu_ops.sys, "executable", str(broken))
+    assert cpu_ops.reason(torch.float32) == "numba could not compile the loops: it broke"
+    assert not cpu_ops.takes(torch.zeros(2, 3))
     forget()
-    monkeypatch.setattr(fused.sys, "executable", "/nowhere/python")
-    fused.prepare(torch.float32)  # says nothing: `reason` does
-    assert "No such file" in str(fused.reason(torch.float32))
+    monkeypatch.setattr(cpu_ops.sys, "executable", "/nowhere/python")
+    cpu_ops.prepare(torch.float32)  # says nothing: `reason` does
+    assert "No such file" in str(cpu_ops.reason(torch.float32))
     assert not cache.exists()
 
 
@@ -281,13 +281,13 @@ def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("INLAY_CACHE", str(tmp_path / "file"))
-    assert fused.reason(torch.float32) is None
+    assert cpu_ops.reason(torch.float32) is None
     assert not cache.exists()
 
 
 def test_without_numba_torch_computes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "find_spec", lambda _: None)
-    assert fused.reason(torch.float32) == "numba is not installed"
-    assert not fused.takes(torch.zeros(2, 3))
-    fused.prepare(torch.float32)
+    monkeypatch.setattr(cpu_ops, "find_spec", lambda _: None)
+    assert cpu_ops.reason(torch.float32) == "numba is not installed"
+    assert not cpu_ops.takes(torch.zeros(2, 3))
+    cpu_ops.prepare(torch.float32)
     assert not cache.exists()

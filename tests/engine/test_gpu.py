@@ -23,13 +23,13 @@ from decoders import FAMILIES, adapted, batch, decoder, gradients
 from test_direct import assert_equal, relative, step
 from torch import Tensor
 
-from inlay.engine import fused, gpu
+from inlay.engine import cpu_ops, gpu_ops
+from inlay.engine.autograd import PlainModel
 from inlay.engine.direct import attention
 from inlay.engine.direct.mlp import gated, gated_backward
 from inlay.engine.direct.model import DirectModel, Packed
 from inlay.engine.direct.norm import RmsNorm
-from inlay.engine.head import Head
-from inlay.engine.plain import PlainModel
+from inlay.engine.lm_head import Head
 
 pytest.importorskip("triton", reason="Triton is made for Linux")
 
@@ -63,14 +63,14 @@ def interpreter() -> Iterator[None]:
 def on_gpu(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """As if tensors lay on a GPU; gives the names of the kernels that were called."""
     called: list[str] = []
-    monkeypatch.setattr(gpu, "is_there", lambda x: x.dtype in (torch.float32, torch.bfloat16))
-    monkeypatch.setattr(fused, "takes", lambda *_: False)
+    monkeypatch.setattr(gpu_ops, "is_there", lambda x: x.dtype in (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(cpu_ops, "takes", lambda *_: False)
     monkeypatch.setattr(DirectModel, "_makes_kernels", lambda _: False)
-    monkeypatch.setattr(gpu, "_FLASH", (torch.float32, torch.bfloat16))
-    monkeypatch.setattr(gpu, "_varlen", lambda: row_by_row)
+    monkeypatch.setattr(gpu_ops, "_FLASH", (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(gpu_ops, "_varlen", lambda: row_by_row)
     for name in ("rms_norm", "rms_norm_backward", "gated_silu", "gated_silu_backward", "nll_and_gradient", "attend"):
-        kernel = getattr(gpu, name)
-        monkeypatch.setattr(gpu, name, lambda *given, of=name, run=kernel: (called.append(of), run(*given))[1])
+        kernel = getattr(gpu_ops, name)
+        monkeypatch.setattr(gpu_ops, name, lambda *given, of=name, run=kernel: (called.append(of), run(*given))[1])
     return called
 
 
@@ -106,7 +106,7 @@ def test_loss_and_every_gradient_are_those_of_transformers_and_peft(
 ) -> None:
     peft_model = adapted(decoder(family))
     with monkeypatch.context() as patch:
-        patch.setattr(gpu, "is_there", lambda _: False)
+        patch.setattr(gpu_ops, "is_there", lambda _: False)
         wanted = step(PlainModel(peft_model, "cpu"), peft_model, batch((9, 8, 4)))
     assert_equal(step(DirectModel(peft_model, recompute=recompute), peft_model, batch((9, 8, 4))), wanted, 1e-5)
     kernels = {"rms_norm", "rms_norm_backward", "nll_and_gradient"}
@@ -130,7 +130,7 @@ def test_a_norm_and_the_head_take_bfloat16_and_compute_in_fp32(on_gpu: list[str]
         Head(torch.randn(50, 16).bfloat16()),
         torch.randint(50, (11,)),
     )
-    nll, gradient = gpu.nll_and_gradient(hidden, head, targets)
+    nll, gradient = gpu_ops.nll_and_gradient(hidden, head, targets)
     exact = hidden.double().requires_grad_()
     wanted_nll = F.cross_entropy(exact @ head.weight_VH.double().T, targets, reduction="none")
     wanted_nll.sum().backward()
@@ -186,7 +186,7 @@ def test_the_head_in_chunks_of_any_size(
     softcap: float | None, rows: int, on_gpu: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr("inlay.engine.head.rows_at_once", lambda _: rows)
+    monkeypatch.setattr("inlay.engine.lm_head.rows_at_once", lambda _: rows)
     hidden, weight, bias, targets = torch.randn(11, 16), torch.randn(50, 16), torch.randn(50), torch.randint(50, (11,))
     exact = hidden.double().requires_grad_()
     logits = exact @ weight.double().T + bias.double()
@@ -194,7 +194,7 @@ def test_the_head_in_chunks_of_any_size(
         logits if softcap is None else softcap * torch.tanh(logits / softcap), targets, reduction="none"
     )
     wanted.sum().backward()
-    nll, gradient = gpu.nll_and_gradient(hidden, Head(weight, bias, softcap), targets)
+    nll, gradient = gpu_ops.nll_and_gradient(hidden, Head(weight, bias, softcap), targets)
     assert exact.grad is not None
     assert relative(nll, wanted.detach()) < 1e-6
     assert relative(gradient, exact.grad) < 1e-5
@@ -203,12 +203,12 @@ def test_the_head_in_chunks_of_any_size(
 
 def test_without_a_gpu_there_are_none() -> None:
     x = torch.zeros(3, 8, dtype=torch.bfloat16)
-    assert not gpu.takes(x)
-    assert not gpu.attends(x[None], None)
+    assert not gpu_ops.takes(x)
+    assert not gpu_ops.attends(x[None], None)
 
 
 def test_torch_has_the_attention_that_is_called_for() -> None:
-    varlen = gpu._varlen()
+    varlen = gpu_ops._varlen()
     major, minor = map(int, torch.__version__.split(".")[:2])
     assert (varlen is not None) == ((major, minor) >= (2, 12)), torch.__version__
 
@@ -242,14 +242,14 @@ def test_on_a_gpu_they_are_those_of_transformers_and_peft(
     family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peft_model, one = adapted(decoder(family, dtype)).to("cuda"), batch().to("cuda")
-    packed, flash = Packed.of([one], heads=4), mock.Mock(side_effect=gpu.attend)
+    packed, flash = Packed.of([one], heads=4), mock.Mock(side_effect=gpu_ops.attend)
     assert all(x.device.type == "cuda" for f in fields(packed) if isinstance(x := getattr(packed, f.name), Tensor))
-    assert gpu.takes(packed.bounds)
-    monkeypatch.setattr(gpu, "attend", flash)
+    assert gpu_ops.takes(packed.bounds)
+    monkeypatch.setattr(gpu_ops, "attend", flash)
     narrow = dtype == torch.bfloat16
     wanted = step(PlainModel(peft_model, "cuda", dtype if narrow else None), peft_model, one)
     found = step(DirectModel(peft_model), peft_model, one)
-    assert flash.called == (narrow and gpu.has_flash() and "gemma2" not in family)
+    assert flash.called == (narrow and gpu_ops.has_flash() and "gemma2" not in family)
     if not narrow:
         assert_equal(found, wanted, 1e-4)
     gradients = (torch.cat([g.reshape(-1) for _, g in sorted(each[1].items())]) for each in (found, wanted))
@@ -263,10 +263,10 @@ def test_on_a_gpu_the_flash_kernel_computes_the_attention_of_the_blocks(window: 
     lengths, softmax = [40, 33, 7], attention.Softmax(0.3, window, None)
     q, k, v, d = (torch.randn(80, heads, 16, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2, 4))
     bounds = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to("cuda", torch.int32)
-    mixed, kept = gpu.attend(q, k, v, bounds, 40, softmax.scale, window)
+    mixed, kept = gpu_ops.attend(q, k, v, bounds, 40, softmax.scale, window)
     rows = attention.groups(lengths, heads=4)
     exact = [x.double() for x in (q, k, v, d)]
     assert relative(mixed, attention.attend(*exact[:3], rows, softmax)) < 1e-2
     wanted = attention.attend_backward(exact[3], *exact[:3], rows, softmax)
-    for found, one in zip(gpu.attend_backward(d, kept), wanted, strict=True):
+    for found, one in zip(gpu_ops.attend_backward(d, kept), wanted, strict=True):
         assert relative(found, one) < 2e-2

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from inlay.data.batches import collate
-from inlay.data.encode import Tokens
-from inlay.data.tokens import TokenSet, pack
+from inlay.data.encoding.encoder import Tokens
+from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.data.types import Source
-from inlay.engine.head import head_of
+from inlay.engine.lm_head import head_of
 from inlay.engine.loss import score_rows, takes_logits_to_keep, weighted_nll
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
@@ -70,8 +70,8 @@ def test_the_head_in_chunks_has_loss_and_gradient_of_transformers(family: str, m
         nll_B.sum().backward()
         return nll_B.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
-    monkeypatch.setattr("inlay.engine.head._FEWEST_ROWS", 2)
-    monkeypatch.setattr("inlay.engine.head._LOGITS_AT_ONCE", 0)
+    monkeypatch.setattr("inlay.engine.lm_head._FEWEST_ROWS", 2)
+    monkeypatch.setattr("inlay.engine.lm_head._LOGITS_AT_ONCE", 0)
     head.weight.requires_grad_(False)  # of GPT-2 and Gemma also the embeddings
     found = head_of(model)
     assert found is not None
@@ -86,8 +86,8 @@ def test_the_head_in_chunks_has_loss_and_gradient_of_transformers(family: str, m
 def test_no_more_logits_exist_at_once_than_those_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = model_of("Gemma2Config").requires_grad_(False), collate(rows(), [0, 1, 2], pad_id=0)
     model.model.layers[0].mlp.up_proj.weight.requires_grad_(True)
-    monkeypatch.setattr("inlay.engine.head._FEWEST_ROWS", 2)
-    monkeypatch.setattr("inlay.engine.head._LOGITS_AT_ONCE", 0)
+    monkeypatch.setattr("inlay.engine.lm_head._FEWEST_ROWS", 2)
+    monkeypatch.setattr("inlay.engine.lm_head._LOGITS_AT_ONCE", 0)
     largest: list[int] = []
 
     class Sizes(TorchDispatchMode):

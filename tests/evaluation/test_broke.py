@@ -13,9 +13,9 @@ import pytest
 from comparisons import made
 from inlay import api
 from inlay.data.domain import domains, find_domain
-from inlay.data.encode import Tokens
-from inlay.data.read import read_examples
-from inlay.data.tokens import pack
+from inlay.data.encoding.encoder import Tokens
+from inlay.data.encoding.token_arrays import pack
+from inlay.data.reading.read import read_examples
 from inlay.data.types import Example, Message, Source
 from inlay.evaluation.compare import ComparedRow
 from inlay.evaluation.groups import groups
@@ -23,7 +23,7 @@ from inlay.evaluation.metrics import LOSS_METRICS, METRICS
 from inlay.evaluation.report import as_markdown
 from inlay.evaluation.retention import GENERAL, retention, retention_sets
 from inlay.evaluation.score import HeldOut, Score
-from inlay.events import PlainReporter
+from inlay.runs.reporter import PlainReporter
 from training_runs import train
 
 

@@ -20,16 +20,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inlay import api
 from inlay.config import load
-from inlay.data.encode import Encoder
-from inlay.data.read import as_lines
+from inlay.data.encoding.encoder import Encoder
+from inlay.data.reading.read import as_lines
 from inlay.data.types import Example, Message, Source
 from inlay.errors import ConfigError, DataError, RunError
 from inlay.evaluation.compare import Comparison, compare_pair, loss_difference, primary_metric, totals
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
 from inlay.evaluation.report import as_csv, as_markdown, harmless, write_reports
 from inlay.evaluation.score import HeldOut, Score, held_out, read_held_out, score
-from inlay.events import PlainReporter
-from inlay.models.adapter import attach
+from inlay.methods.adapter import attach
+from inlay.runs.reporter import PlainReporter
 from parts import make_base, write_rows
 from training_runs import Quiet
 
@@ -339,8 +339,8 @@ def test_an_unknown_metric_is_refused_before_anything_is_done(
 
 def test_the_loss_of_a_score_is_the_held_out_loss_of_training(tmp_path: Path, encoder: Encoder, rows: HeldOut) -> None:
     from inlay.training.loop import heldout_nll
+    from inlay.training.process_group import World
     from inlay.training.signals import StopRequest
-    from inlay.training.world import World
 
     model = base_model(make_base(tmp_path / "base", seed=3)).eval()
     job: Any = SimpleNamespace(

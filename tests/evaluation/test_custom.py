@@ -11,8 +11,8 @@ import pytest
 from inlay import api
 from inlay.errors import ConfigError, DataError
 from inlay.evaluation.custom import from_file
-from inlay.evaluation.kinds import metrics_for
-from inlay.events import PlainReporter
+from inlay.evaluation.task_metrics import metrics_for
+from inlay.runs.reporter import PlainReporter
 
 MINE = '''
 from math import isclose

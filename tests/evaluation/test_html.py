@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comparisons import HISTORY, HOSTILE, made
-from inlay.charts import Line, differences, interval, lines
 from inlay.evaluation import html
 from inlay.evaluation.html import comparison_page
 from inlay.evaluation.metrics import METRICS
 from inlay.evaluation.report import write_reports
 from inlay.evaluation.words import marked
-from inlay.incidents import Incident
+from inlay.reports.charts import Line, differences, interval, lines
+from inlay.runs.guard_events import Incident
 from test_page import Elements
 
 

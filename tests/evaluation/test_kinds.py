@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from inlay.data.domain import domains
 from inlay.errors import ConfigError
-from inlay.evaluation.behaviour import BEHAVIOUR
-from inlay.evaluation.kinds import (
+from inlay.evaluation.answer_failures import BEHAVIOUR
+from inlay.evaluation.metrics import METRICS
+from inlay.evaluation.score import question
+from inlay.evaluation.task_metrics import (
     KINDS,
     answer_metric,
     confusion,
@@ -23,8 +25,6 @@ from inlay.evaluation.kinds import (
     parses,
     python_code,
 )
-from inlay.evaluation.metrics import METRICS
-from inlay.evaluation.score import question
 
 FENCED = "Sure:\n```python\ndef f(x):\n    return x\n```\nDone."
 

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from inlay.data.domain import find_domain
-from inlay.data.encode import Encoder
-from inlay.evaluation.likeness import relevance, style
-from inlay.evaluation.meaning import meanings
+from inlay.data.encoding.encoder import Encoder
+from inlay.evaluation.embeddings import meanings
 from inlay.evaluation.score import question
+from inlay.evaluation.style_relevance import relevance, style
 from inlay.models.base import find_base, load_tokenizer
 
 

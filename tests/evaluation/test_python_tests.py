@@ -15,9 +15,9 @@ import pytest
 from inlay import api
 from inlay.errors import DataError
 from inlay.evaluation import python_tests
-from inlay.evaluation.kinds import answer_metric
 from inlay.evaluation.python_tests import passes, python_tests_metric, read_tests
-from inlay.events import PlainReporter
+from inlay.evaluation.task_metrics import answer_metric
+from inlay.runs.reporter import PlainReporter
 from parts import qa_rows, write_rows
 
 TESTS = "assert double(2) == 4\nassert double(-1) == -2"

@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from inlay.engine.direct.model import DirectModel
-from inlay.engine.head import Head
+from inlay.engine.lm_head import Head
 from inlay.errors import InlayError
-from inlay.models.adapter import TrainedState
-from inlay.run import Run
+from inlay.methods.adapter import TrainedState
+from inlay.runs.folder import Run
 from inlay.storage import verified
 from inlay.training import checkpoint as checkpoints
 from training_runs import outcome, stop_after

@@ -23,7 +23,7 @@ from typing import Any
 from inlay import api
 from inlay.config import load
 from inlay.errors import InlayError
-from inlay.run import Run
+from inlay.runs.folder import Run
 from parts import make_base, qa_rows, write_rows
 from training_runs import Quiet, outcome
 
@@ -61,9 +61,9 @@ class Lab:
     """Trainings of one config in children of this process, each in a folder of its own."""
 
     def __init__(self, folder: Path, seed: int = 0, dropout: float = 0.1, **train: Any) -> None:
-        from inlay.models import machine
         from inlay.training import setup
-        from inlay.training.world import World
+        from inlay.training.process_group import World
+        from inlay.workflows import doctor
 
         self.folder, self.random = folder, random.Random(seed)
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ class Lab:
         os.environ["INLAY_CACHE"] = str(folder / "cache")
         self.setup = setup.set_up(load(tree=self._tree(folder / "runs" / "none")), Quiet(), World())
         self._number = 0
-        self._record = machine.machine_record(True, folder, "cpu")
+        self._record = doctor.machine_record(True, folder, "cpu")
         self._warm()
         gc.freeze()
         began = time.monotonic()
@@ -104,9 +104,9 @@ class Lab:
         import inlay.training.finish
         import inlay.training.signals
         import inlay.training.trackers
-        from inlay.engine import fused
+        from inlay.engine import cpu_ops
 
-        fused.reason(torch.float32)  # or each child would wait for the compiler of its parent
+        cpu_ops.reason(torch.float32)  # or each child would wait for the compiler of its parent
         canvas = backend_agg.FigureCanvasAgg(Figure(figsize=(1, 1)))
         canvas.draw()
         assert inlay.proof.verify
@@ -170,14 +170,14 @@ class Lab:
         """In the child: what was built and measured once is not built again."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-        from inlay.models import machine
         from inlay.training import setup
+        from inlay.workflows import doctor
 
         gc.disable()  # a child is short, and collecting would copy every page it shares
         FigureCanvasAgg.print_png = lambda canvas, file: file.write(b"\x89PNG")
         if not real:
             setup.set_up = lambda *_: self.setup
-        machine.machine_record = lambda *_: self._record
+        doctor.machine_record = lambda *_: self._record
 
     def ends_whole(self, run: Path, tally: Tally, case: str, end: str = "bit-identical after resume") -> bool:
         """Goes on with the run and notes whether it ends as the unbroken one, with nothing left lying about."""

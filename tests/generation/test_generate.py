@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from inlay.config.settings import GenerationConfig
-from inlay.data.encode import Encoder
+from inlay.data.encoding.encoder import Encoder
 from inlay.data.types import Message
 from inlay.errors import DataError
 from inlay.generation import generate

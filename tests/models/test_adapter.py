@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from inlay import config as configs
 from inlay.config import Config
 from inlay.errors import AdapterError, ConfigError
-from inlay.models.adapter import TrainedState, attach, base_view, detach, lora_layers
-from inlay.models.starts import leading
-from inlay.models.targets import layers_for_roles, linear_layers, resolve_targets
+from inlay.methods.adapter import TrainedState, attach, base_view, detach, lora_layers
+from inlay.methods.initialization import leading
+from inlay.methods.target_modules import layers_for_roles, linear_layers, resolve_targets
 from inlay.training.resolve import targets_of
 from parts import NANO
 

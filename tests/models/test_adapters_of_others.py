@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from inlay.errors import AdapterError
-from inlay.models.adapter import TrainedState, detach
+from inlay.methods.adapter import TrainedState, detach
 from models.test_adapter import decoder, logits
 
 LLAMA: dict[str, dict[str, Any]] = {
@@ -126,7 +126,7 @@ def test_a_regular_expression_that_never_ends_hangs_nothing(
 ):
     write(tmp_path, "llama")
     change(tmp_path, target_modules=pattern)
-    monkeypatch.setattr("inlay.models.adapter_files._MATCHING_S", 0.4)
+    monkeypatch.setattr("inlay.methods.adapter_files._MATCHING_S", 0.4)
     began = time.monotonic()
     with pytest.raises(AdapterError, match=said):
         TrainedState.read(tmp_path).attach_to(decoder("llama"))

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from inlay import api, storage
 from inlay import config as configs
 from inlay.errors import ConfigError, ModelError
+from inlay.hardware.probe import pick_dtype
 from inlay.models import base as bases
 from inlay.models import fingerprint
 from inlay.models.base import BaseRef, architecture, find_base, load_model, load_tokenizer
-from inlay.models.probe import pick_dtype
 from inlay.models.quantization import QUANTIZATIONS, check_gradient, constant_bytes, held
 from inlay.training.resolve import choose_quantization
 from parts import NANO, make_base
@@ -305,7 +305,7 @@ def test_a_setting_of_quantisation_without_it_is_refused(model: dict[str, Any], 
 
 
 def test_a_number_format_whose_probe_fails_is_refused():
-    from inlay.models.probe import Probe
+    from inlay.hardware.probe import Probe
 
     def probe(device: str, dtype: str) -> Probe:
         return Probe(dtype != "float16", f"{dtype} on {device}: no kernel", 1.0)

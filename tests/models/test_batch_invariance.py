@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inlay.data.batches import micro_batches
-from inlay.data.encode import Encoder
+from inlay.data.encoding.encoder import Encoder
 from inlay.data.types import Message
+from inlay.engine.batch_invariance import BatchGroups, answer_groups, batch_groups, groups_of_config
 from inlay.generation.generate import Sampling, full_answers
-from inlay.models.batch_invariance import BatchGroups, answer_groups, batch_groups, groups_of_config
 from parts import save_base
 from training_runs import train
 

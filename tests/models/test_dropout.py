@@ -12,12 +12,12 @@ import transformers
 from torch import Tensor
 
 from inlay.config import load
-from inlay.engine.choose import refusal
+from inlay.engine.select_engine import refusal
 from inlay.errors import ConfigError, ModelError
-from inlay.models.adapter import attach
+from inlay.methods.adapter import attach
 from inlay.models.dropout import own_dropout, switch_off
+from inlay.training.process_group import World
 from inlay.training.setup import Setup, set_up
-from inlay.training.world import World
 from parts import save_base
 from training_runs import Quiet
 

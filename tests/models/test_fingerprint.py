@@ -16,7 +16,7 @@ from inlay import api
 from inlay.errors import AdapterError, InlayError, ModelError, RunError
 from inlay.models.base import BaseRef
 from inlay.models.fingerprint import digest_of_files
-from inlay.run import Run
+from inlay.runs.folder import Run
 from parts import edit_config, make_base
 
 
@@ -140,8 +140,8 @@ def test_a_record_of_whole_files_holds_for_just_those_files(
     run = api.train(config_tree(model={"base_model": str(base)}))
     as_before_fingerprints(run, base)
     (run.adapter / "manifest.json").unlink()
-    from inlay.models.adapter import TrainedState
-    from inlay.references import load_base
+    from inlay.adapters.reference import load_base
+    from inlay.methods.adapter import TrainedState
 
     ref = load_base(run).base
     TrainedState.read(run.adapter, ref)

@@ -10,20 +10,9 @@ import pytest
 import torch
 
 import inlay
-from inlay.models.machine import (
-    GIB,
-    LIBRARIES,
-    comfortable_billions,
-    disk_facts,
-    gpu_tier,
-    largest_billions,
-    machine_record,
-    memory_facts,
-    recommended,
-    training_benchmark,
-    warnings_of,
-)
-from inlay.models.probe import DeviceChoice, DtypeChoice
+from inlay.hardware.facts import GIB, LIBRARIES, disk_facts, gpu_tier, largest_billions, memory_facts
+from inlay.hardware.probe import DeviceChoice, DtypeChoice
+from inlay.workflows.doctor import comfortable_billions, machine_record, recommended, training_benchmark, warnings_of
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from inlay.errors import ModelError
-from inlay.models import probe
-from inlay.models.probe import (
+from inlay.hardware import probe
+from inlay.hardware.probe import (
     DTYPES,
     Probe,
     devices_here,
@@ -205,7 +205,7 @@ def test_products_of_ever_new_shapes_hold_no_memory_unless_somebody_has_tuned_th
 
 
 MANY_SHAPES = """
-import ctypes, inlay.models.probe, torch
+import ctypes, inlay.hardware.probe, torch
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "arena o s h hblkhd us fs uordblks f k".split()]
 mallinfo = ctypes.CDLL(None).mallinfo2

@@ -16,10 +16,10 @@ from families import family
 from inlay import config as configs
 from inlay.config import Config
 from inlay.errors import AdapterError, ConfigError
-from inlay.models import peft_names
-from inlay.models.adapter import TrainedState, attach, base_view, detach, expert_bytes
+from inlay.methods import peft_names
+from inlay.methods.adapter import TrainedState, attach, base_view, detach, expert_bytes
+from inlay.methods.target_modules import coverage, expert_targets, linear_layers, resolve_targets, unfit_layers
 from inlay.models.named_class import NamedClass
-from inlay.models.targets import coverage, expert_targets, linear_layers, resolve_targets, unfit_layers
 from inlay.training.resolve import targets_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT alone asks for it
@@ -248,7 +248,7 @@ def test_experts_are_refused_where_there_are_none_or_where_peft_knows_no_such_ad
 @pytest.mark.filterwarnings("ignore:The following .*_pattern keys:RuntimeWarning")
 def test_an_adapter_on_other_layers_than_the_named_ones_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As PEFT would put it on, left alone."""
-    monkeypatch.setattr("inlay.models.adapter.taken_as_given", contextlib.nullcontext)
+    monkeypatch.setattr("inlay.methods.adapter.taken_as_given", contextlib.nullcontext)
     with pytest.raises(AdapterError, match=r"PEFT (leaves out|also takes)"):
         adapted("deepseek_v3")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from inlay import api
-from inlay.run import Run
+from inlay.runs.folder import Run
 
 
 class Noted:

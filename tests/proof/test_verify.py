@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from inlay import api, storage
-from inlay.data.encode import Encoder, Tokens
+from inlay.data.encoding.encoder import Encoder, Tokens
 from inlay.errors import RunError, TrainingError
 from inlay.proof import verify
-from inlay.run import Run
+from inlay.runs.folder import Run
 from parts import make_base, qa_rows, save_base, write_rows
 from training_runs import train
 

@@ -18,7 +18,7 @@ import torch
 from inlay import api
 from inlay.errors import ConfigError, DataError, InlayError
 from inlay.training.launcher import launch, require_data_parallel, require_precision
-from inlay.training.world import World, join_world
+from inlay.training.process_group import World, join_world
 from parts import qa_rows, write_rows
 from training_runs import Forked, Inlay
 

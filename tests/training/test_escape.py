@@ -14,14 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inlay import api, branches
+from inlay import api
 from inlay.config import load
 from inlay.config.settings import TrainConfig
 from inlay.errors import ConfigError, Interrupted, RunError
-from inlay.run import FINISHED, Run
+from inlay.runs.folder import FINISHED, Run
 from inlay.training import checkpoint as checkpoints
 from inlay.training import escape
 from inlay.training.schedule import learning_rate
+from inlay.workflows import escape_plateau
 from training_runs import Inlay, Quiet, outcome, stop_after, train, untimed
 
 Tree = Callable[..., dict[str, Any]]
@@ -175,12 +176,12 @@ def test_a_run_that_stopped_early_has_nothing_to_escape_from_and_says_so(config_
     losses = dict.fromkeys(("base_eval_loss", "eval_loss", "difference", "low", "high"), 1.0)
     result = losses | {"plateau": plateau, "steps": 12, "stopped_early": True, "verdict": "better", "adapter_step": 12}
     run.update(status=FINISHED, result=result)
-    branches.follow(run, reporter)
+    escape_plateau.follow(run, reporter)
     assert run.record["result"]["escape"] == {"tried": False, "reason": "the run stopped early"}
     assert reporter.notes == ["the escape was not tried: the run stopped early"]
 
     run.update(result=result | {"stopped_early": False})
-    branches.follow(run, reporter)
+    escape_plateau.follow(run, reporter)
     assert "no checkpoint of step 4" in reporter.notes[-1], "somebody deleted it"
 
 

@@ -14,15 +14,15 @@ from transformers import AutoTokenizer
 
 from inlay.config import load
 from inlay.data.batches import micro_batches, step_rows
-from inlay.data.tokens import TokenSet, pack
-from inlay.engine.plain import PlainModel
-from inlay.run import Run
+from inlay.data.encoding.token_arrays import TokenSet, pack
+from inlay.engine.autograd import PlainModel
+from inlay.runs.folder import Run
 from inlay.training import loop
 from inlay.training.loop import Job, accumulate, heldout_nll
+from inlay.training.process_group import World
 from inlay.training.setup import Setup, set_up
 from inlay.training.shares import share_of
 from inlay.training.signals import StopRequest
-from inlay.training.world import World
 from parts import qa_rows, write_rows
 from training_runs import Quiet
 

@@ -17,13 +17,13 @@ from inlay import api
 from inlay.cli import view
 from inlay.config import load
 from inlay.errors import Interrupted, TrainingError
-from inlay.models.adapter import TrainedState
-from inlay.run import Run
+from inlay.methods.adapter import TrainedState
+from inlay.runs.folder import Run
 from inlay.storage import verified
 from inlay.training import loop
 from inlay.training.guards import require_finite_base
+from inlay.training.process_group import World
 from inlay.training.setup import set_up
-from inlay.training.world import World
 from parts import make_base, write_rows
 from training_runs import Quiet, outcome, stop_after, train
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 import parts
 from inlay import api
 from inlay.config import Config, load
-from inlay.engine import fused
+from inlay.engine import cpu_ops
 from inlay.errors import ConfigError, RunError, StorageError, TrainingError
-from inlay.run import Run
+from inlay.runs.folder import Run
 from inlay.storage import write_manifest
 from inlay.training import checkpoint as checkpoints
 from inlay.training.saver import Saver
@@ -242,10 +242,10 @@ def test_a_checkpoint_says_with_which_versions_it_was_computed_and_going_on_with
 def test_going_on_without_the_fused_loops_that_a_checkpoint_was_computed_with_is_noted(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    then = "none" if fused.reason(torch.float32) else "compiled"
+    then = "none" if cpu_ops.reason(torch.float32) else "compiled"
     now = {"none": "compiled", "compiled": "none"}[then]
-    monkeypatch.setattr(fused, "reason", lambda _: "no compiler" if now == "none" else None)
-    monkeypatch.setattr(fused, "takes", lambda *_: False)
+    monkeypatch.setattr(cpu_ops, "reason", lambda _: "no compiler" if now == "none" else None)
+    monkeypatch.setattr(cpu_ops, "takes", lambda *_: False)
     reporter = Quiet()
     api.resume(run, extend="7", reporter=reporter)
     assert any(f"fused loops {then} then, {now} now" in note for note in reporter.notes)

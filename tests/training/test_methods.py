@@ -18,11 +18,11 @@ from inlay import config as configs
 from inlay.data.batches import collate
 from inlay.errors import ConfigError, InlayError
 from inlay.generation.cache import cache_argument, cache_for
-from inlay.models.adapter import TrainedState, base_view, detach
-from inlay.models.methods import trained_parameters
+from inlay.methods.adapter import TrainedState, base_view, detach
+from inlay.methods.ia3 import trained_parameters
 from inlay.training.optimizer import make_optimizer, set_learning_rate
+from inlay.training.process_group import World
 from inlay.training.setup import set_up
-from inlay.training.world import World
 from training_runs import Quiet, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

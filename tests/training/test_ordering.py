@@ -11,8 +11,8 @@ import pytest
 
 from inlay import api
 from inlay.errors import ConfigError, Interrupted, StorageError
-from inlay.run import Run
-from inlay.training import loop, ordering
+from inlay.runs.folder import Run
+from inlay.training import loop, loss_curriculum
 from training_runs import Tree, outcome, stop_after, train
 
 BY_LOSS = {"order": "loss", "order_pool": 0.3, "max_steps": 7, "batch_size": 10, "eval_steps": 3}
@@ -40,7 +40,7 @@ def test_a_run_by_loss_shows_first_what_the_base_finds_easy_and_is_the_same_afte
     config_tree: Tree, tmp_path: Path, shown: list[list[int]]
 ) -> None:
     whole = train(named(config_tree, tmp_path / "a", BY_LOSS))
-    losses = ordering.stored(whole)
+    losses = loss_curriculum.stored(whole)
     assert losses is not None
     first = [row for step in shown[:1] for row in step]
     assert losses[first].mean() < np.mean(losses)
@@ -63,9 +63,9 @@ def test_a_run_goes_on_in_no_other_order(config_tree: Tree, tmp_path: Path) -> N
 def _damaged(run: Run, change: Callable[[np.ndarray], np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
-    losses = ordering.stored(run)
+    losses = loss_curriculum.stored(run)
     assert losses is not None
-    save_file({"loss": change(losses)}, run.path / ordering.FILE)
+    save_file({"loss": change(losses)}, run.path / loss_curriculum.FILE)
 
 
 def test_losses_that_were_lost_are_found_again_and_a_proof_misses_them_where_they_cannot_be(
@@ -75,14 +75,14 @@ def test_losses_that_were_lost_are_found_again_and_a_proof_misses_them_where_the
     with pytest.raises(Interrupted):
         train(tree, reporter=stop_after(2))
     run = Run(tmp_path / "run")
-    losses = ordering.stored(run)
+    losses = loss_curriculum.stored(run)
     _damaged(run, lambda values: values[::-1].copy())
-    assert ordering.stored(run) is None
+    assert loss_curriculum.stored(run) is None
     run = train(tree, resume=True)
-    assert (ordering.stored(run) == losses).all()
-    (run.path / ordering.FILE).unlink()
+    assert (loss_curriculum.stored(run) == losses).all()
+    (run.path / loss_curriculum.FILE).unlink()
     proofs = {proof["name"]: proof for proof in api.verify(run)["proofs"]}
     assert proofs["files"]["passed"] is False
     assert proofs["trained tokens"]["passed"] is None
     with pytest.raises(StorageError, match="order of rows cannot be had again"):
-        ordering._keep(run, losses + 1)
+        loss_curriculum._keep(run, losses + 1)

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from inlay.errors import AdapterError, ConfigError, Interrupted, TrainingError
-from inlay.models.adapter import TrainedState
-from inlay.run import Run
+from inlay.methods.adapter import TrainedState
+from inlay.runs.folder import Run
 from inlay.training import checkpoint as checkpoints
 from inlay.training import guards, loop
 from inlay.training.checkpoint import Progress
+from inlay.training.process_group import World
 from inlay.training.schedule import learning_rate
 from inlay.training.setup import Setup
-from inlay.training.world import World
 from training_runs import Quiet, outcome, stop_after, train
 
 Tree = Callable[..., dict[str, Any]]

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from inlay.config import Config, load
 from inlay.errors import Interrupted, RunError
-from inlay.models import probe
-from inlay.run import Run
+from inlay.hardware import probe
+from inlay.runs.folder import Run
 from training_runs import Quiet, lines_of, outcome, stop_after, train
 
 STEPS = 7
@@ -162,7 +162,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_moved_aside_and_made_again(
 def test_a_checkpoint_that_is_damaged_while_the_run_goes_on_is_written_anew(
     config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    from inlay.models.adapter import TrainedState
+    from inlay.methods.adapter import TrainedState
     from inlay.storage import verified
     from inlay.training import checkpoint as checkpoints
 

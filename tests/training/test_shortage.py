@@ -17,12 +17,12 @@ from inlay.engine import loss as engine_loss
 from inlay.engine.direct.model import DirectModel
 from inlay.engine.memory import held_bytes, release
 from inlay.errors import ConfigError, Interrupted, TrainingError
-from inlay.models.adapter import TrainedState
-from inlay.run import Run
+from inlay.methods.adapter import TrainedState
+from inlay.runs.folder import Run
 from inlay.training.loop import run_job
+from inlay.training.process_group import World
 from inlay.training.setup import Setup, set_up
 from inlay.training.signals import StopRequest
-from inlay.training.world import World
 from parts import qa_rows, write_rows
 from training_runs import Quiet, outcome, stop_after, train
 

@@ -15,17 +15,17 @@ from torch import Tensor
 from inlay import config as configs
 from inlay.engine.loss import autocast
 from inlay.errors import AdapterError, ConfigError
-from inlay.events import PlainReporter
-from inlay.models.adapter import TrainedState, base_view, detach
+from inlay.methods.adapter import TrainedState, base_view, detach
 from inlay.models.base import load_model
-from inlay.run import Run
+from inlay.runs.folder import Run
+from inlay.runs.reporter import PlainReporter
 from inlay.training import checkpoint as checkpoints
 from inlay.training import finish
 from inlay.training.loop import Job, run_job
 from inlay.training.optimizer import restore_state, state_tensors
+from inlay.training.process_group import World
 from inlay.training.setup import Setup, set_up
 from inlay.training.signals import StopRequest
-from inlay.training.world import World
 from parts import NANO, make_base
 
 # plain PEFT, as others will load our adapters, asks transformers 5 for a name it renamed

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from inlay.config import load
-from inlay.run import Run
+from inlay.runs.folder import Run
+from inlay.training.process_group import World
 from inlay.training.setup import set_up
-from inlay.training.world import World
 from training_runs import Inlay, Quiet, lines_of, train, untimed
 
 SECTIONS: dict[str, Any] = {

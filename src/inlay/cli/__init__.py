@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from inlay import __version__
+from inlay._version import __version__
 from inlay.cli import advice, ask, data, machine, stored, train
 from inlay.cli.help import WIDTH, Verbs
 from inlay.cli.outcome import Output, finish

@@ -5,11 +5,11 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from inlay.costs import money_shown
-from inlay.events import figure_shown
+from inlay.evaluation.costs import money_shown
+from inlay.runs.reporter import figure_shown
 
 if TYPE_CHECKING:
-    from inlay.advice.advise import Advice, Outcome
+    from inlay.workflows.advise.advise import Advice, Outcome
 
 
 def advice_text(advice: Advice, columns: int) -> str:
@@ -26,7 +26,7 @@ def advice_text(advice: Advice, columns: int) -> str:
 
 
 def _table(outcome: Outcome) -> list[str]:
-    from inlay.advice.recommend import cost_lines
+    from inlay.workflows.advise.recommend import cost_lines
 
     metric = outcome.metrics[0]
     shown = [metric] if metric == "loss" else [metric, "loss"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from inlay.cli.view import bills_text
-from inlay.events import bytes_shown, duration_shown
+from inlay.runs.reporter import bytes_shown, duration_shown
 
 if TYPE_CHECKING:
-    from inlay.planning import Forecast, Plan
+    from inlay.workflows.plan import Forecast, Plan
 
 _HEAD = ("", "memory", "weights", "trained", "activations", "recomputed", "other", "a step", "the run", "fits")
 

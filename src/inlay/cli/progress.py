@@ -9,7 +9,7 @@ from typing import IO, Any, cast
 import typer
 
 from inlay.errors import UserError
-from inlay.events import Pace, PlainReporter, Reporter, Unbreakable, duration_shown, shown
+from inlay.runs.reporter import Pace, PlainReporter, Reporter, Unbreakable, duration_shown, shown
 
 _LEFT = len("59 min 59 s left")
 

@@ -7,15 +7,15 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from inlay.events import bytes_shown, duration_shown, figure_shown
+from inlay.runs.reporter import bytes_shown, duration_shown, figure_shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from inlay.costs import Bill
     from inlay.evaluation.compare import Comparison
+    from inlay.evaluation.costs import Bill
     from inlay.evaluation.seeds import SeedLevel
-    from inlay.run import Run
+    from inlay.runs.folder import Run
 
 
 def width() -> int:
@@ -126,7 +126,7 @@ def comparison_text(comparison: Comparison, columns: int) -> str:
 
 def bills_text(bills: Sequence[Bill]) -> list[str]:
     """What each costs as a table, and what was assumed; nothing without bills."""
-    from inlay.costs import HEAD
+    from inlay.evaluation.costs import HEAD
 
     if not bills:
         return []
@@ -200,7 +200,7 @@ def harness_text(found: dict[str, Any]) -> str:
 
 def methods_text(found: dict[str, Any], columns: int) -> str:
     """The methods in a table, those that could not run with the reason, and what the table shows."""
-    from inlay.methods import HEAD, REPORT, RESULT, cells
+    from inlay.workflows.compare_methods import HEAD, REPORT, RESULT, cells
 
     rows = [list(HEAD), *(cells(row) for row in found["methods"] if not row["reason"])]
     widths = [max(len(row[n]) for row in rows) for n in range(len(HEAD))]

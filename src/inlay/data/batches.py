@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from inlay.data.curriculum import Curriculum
-from inlay.data.tokens import Shares, TokenSet, drawn
+from inlay.data.encoding.token_arrays import Shares, TokenSet, drawn
 
 
 @dataclass(frozen=True, slots=True)

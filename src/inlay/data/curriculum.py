@@ -10,8 +10,8 @@ import numpy as np
 
 from inlay.config import Config
 from inlay.config.settings import TrainConfig, TrainFile
-from inlay.data import sources
-from inlay.data.tokens import TokenSet
+from inlay.data.encoding.token_arrays import TokenSet
+from inlay.data.reading import sources
 from inlay.data.types import Row, lines_in, row_key
 from inlay.errors import DataError
 

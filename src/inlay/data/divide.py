@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from inlay.config.settings import DataConfig
-from inlay.data import sources
-from inlay.data.read import read_examples
+from inlay.data.reading import sources
+from inlay.data.reading.read import read_examples
 from inlay.data.splits import as_keys, by_content, least, prompt_key
 from inlay.data.types import Row
 from inlay.errors import DataError

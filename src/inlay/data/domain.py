@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from inlay.data.read import read_examples
+from inlay.data.reading.read import read_examples
 from inlay.data.types import Example
 from inlay.errors import DataError, unknown_name
 

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from inlay.config.settings import DataConfig
-from inlay.data.tokens import TokenSet
+from inlay.data.encoding.token_arrays import TokenSet
 from inlay.errors import DataCheckError, DataError
 
 SMALL: Final = 200

@@ -17,15 +17,15 @@ import numpy as np
 
 from inlay.config.settings import DataConfig, TrainFile
 from inlay.data.checks.quick import EvenSample, QuickCheck, RunningCheck, code_digest, quick_check
-from inlay.data.datafile import DataFile
-from inlay.data.encode import Encoder
+from inlay.data.encoding.encoder import Encoder
+from inlay.data.encoding.token_arrays import TokenSet, drawn
+from inlay.data.encoding.token_cache import TokenizedFile, cached, tokenized
+from inlay.data.encoding.worker_pool import process_count
 from inlay.data.max_length import Lengths, apply_max_length, choose_max_length, require_enough
 from inlay.data.percent import Bar
-from inlay.data.read import as_lines, from_lines
-from inlay.data.sharing import process_count
+from inlay.data.reading.data_file import DataFile
+from inlay.data.reading.read import as_lines, from_lines
 from inlay.data.splits import as_keys, by_fold, by_key, draw, leaked, least, prompt_key
-from inlay.data.tokencache import TokenizedFile, cached, tokenized
-from inlay.data.tokens import TokenSet, drawn
 from inlay.data.types import Example
 from inlay.errors import DataCheckError, DataError, StorageError
 from inlay.storage import cache_folder, write_file

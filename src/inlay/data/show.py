@@ -13,10 +13,10 @@ import numpy as np
 from inlay.config import Config
 from inlay.data.batches import micro_batches, step_rows, steps_per_epoch
 from inlay.data.curriculum import curriculum, difficulty
-from inlay.data.datafile import DataFile
-from inlay.data.encode import Encoder, Tokens
+from inlay.data.encoding.encoder import Encoder, Tokens
+from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.data.prepare import PreparedData, prepare, training_files
-from inlay.data.tokens import TokenSet, pack
+from inlay.data.reading.data_file import DataFile
 from inlay.data.types import Example, Source, row_key
 from inlay.errors import DataCheckError, DataError, unknown_name
 

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from torch import nn
 
-from inlay.engine.head import WIDENED_AT_ONCE, rows_at_once
+from inlay.engine.lm_head import WIDENED_AT_ONCE, rows_at_once
+from inlay.methods.ia3 import is_adapters
 from inlay.models.dropout import own_dropout
-from inlay.models.methods import is_adapters
 from inlay.models.quantization import constant_bytes
 
 LAYER_NAMES: Final = ("num_hidden_layers", "n_layer", "num_layers")

@@ -15,8 +15,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from inlay.data.batches import Batch, collate
-from inlay.data.tokens import TokenSet
-from inlay.engine.head import HeadLoss, head_of, last_hidden, nll_and_hits
+from inlay.data.encoding.token_arrays import TokenSet
+from inlay.engine.lm_head import HeadLoss, head_of, last_hidden, nll_and_hits
 
 
 def weighted_nll(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from inlay.errors import TrainingError
-from inlay.events import bytes_shown
+from inlay.runs.reporter import bytes_shown
 
 
 @contextlib.contextmanager

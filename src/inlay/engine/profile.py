@@ -11,8 +11,8 @@ from typing import Final, ParamSpec, TypeVar
 
 import torch
 
-from inlay.events import duration_shown
-from inlay.models.probe import synchronize
+from inlay.hardware.probe import synchronize
+from inlay.runs.reporter import duration_shown
 
 P = ParamSpec("P")
 T = TypeVar("T")

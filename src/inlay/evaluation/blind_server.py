@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from inlay.evaluation.blind import Choice, Trial, keep, kept, trials
 from inlay.evaluation.compare import Comparison
-from inlay.page import Html, note, page, section, tag
+from inlay.reports.html import Html, note, page, section, tag
 
 _LONGEST_FORM = 1000
 

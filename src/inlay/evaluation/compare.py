@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inlay.costs import Bill, bills_json
 from inlay.data.types import Example
 from inlay.errors import ConfigError, unknown_name
-from inlay.evaluation.behaviour import BEHAVIOUR, STOPPED
+from inlay.evaluation.answer_failures import BEHAVIOUR, STOPPED
+from inlay.evaluation.costs import Bill, bills_json
 from inlay.evaluation.custom import Wanted
 from inlay.evaluation.groups import Group, groups
-from inlay.evaluation.kinds import KINDS, LABEL_METRICS, answer_metric, metrics_for
-from inlay.evaluation.likeness import LEAST_ROWS, Likeness, relevance, style
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS, Array, Metric, TextMetric
 from inlay.evaluation.score import HeldOut, Score, Speed, question
 from inlay.evaluation.statistics import MIN_ROWS, Difference, compare_scores, holm
+from inlay.evaluation.style_relevance import LEAST_ROWS, Likeness, relevance, style
+from inlay.evaluation.task_metrics import KINDS, LABEL_METRICS, answer_metric, metrics_for
 
 if TYPE_CHECKING:
     from inlay.evaluation.seeds import SeedLevel

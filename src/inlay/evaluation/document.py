@@ -21,9 +21,9 @@ from inlay.evaluation.compare import (
     text_metrics,
 )
 from inlay.evaluation.custom import Wanted
-from inlay.evaluation.kinds import confusion, labels_of
 from inlay.evaluation.metrics import Metric, TextMetric
 from inlay.evaluation.score import HeldOut, Score
+from inlay.evaluation.task_metrics import confusion, labels_of
 from inlay.storage import write_file, write_json
 
 SCHEMA = 1

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from inlay.evaluation.kinds import labels_of
 from inlay.evaluation.metrics import Array, Metric, normalise
 from inlay.evaluation.score import HeldOut
 from inlay.evaluation.statistics import Difference, paired_bootstrap
+from inlay.evaluation.task_metrics import labels_of
 
 _MOST_GROUPS = 20
 _RESAMPLES = 2000

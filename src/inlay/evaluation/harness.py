@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from inlay.data.encode import Encoder
+from inlay.data.encoding.encoder import Encoder
+from inlay.engine.batch_invariance import BatchGroups, answer_groups, batch_groups
 from inlay.errors import ConfigError, nearest
 from inlay.evaluation.metrics import Metric
 from inlay.evaluation.statistics import MIN_ROWS, Difference, paired_bootstrap
-from inlay.models.batch_invariance import BatchGroups, answer_groups, batch_groups
 
 LOCAL = (".yaml", ".yml")
 

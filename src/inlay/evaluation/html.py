@@ -8,17 +8,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from inlay.charts import Line, differences, interval, lines
-from inlay.costs import HEAD
-from inlay.evaluation.behaviour import BEHAVIOUR, STOPPED
+from inlay.evaluation.answer_failures import BEHAVIOUR, STOPPED
 from inlay.evaluation.compare import ComparedRow, Comparison
-from inlay.evaluation.kinds import KINDS
+from inlay.evaluation.costs import HEAD
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
 from inlay.evaluation.statistics import Difference
+from inlay.evaluation.task_metrics import KINDS
 from inlay.evaluation.words import marked
-from inlay.events import duration_shown, figure_shown
-from inlay.incidents import Incident
-from inlay.page import Html, Item, badge, facts, filtered, joined, note, page, section, table, tag
+from inlay.reports.charts import Line, differences, interval, lines
+from inlay.reports.html import Html, Item, badge, facts, filtered, joined, note, page, section, table, tag
+from inlay.runs.guard_events import Incident
+from inlay.runs.reporter import duration_shown, figure_shown
 
 _MOST_ROWS = 1000
 _LONGEST = 20_000

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from inlay.errors import DataError
-from inlay.evaluation.kinds import python_code
 from inlay.evaluation.metrics import Array, TextMetric, ratio
+from inlay.evaluation.task_metrics import python_code
 
 TIME_S, MEMORY_BYTES, FILE_BYTES = 10, 1 << 30, 1 << 20
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from inlay.costs import HEAD
 from inlay.evaluation.compare import ComparedRow, Comparison
+from inlay.evaluation.costs import HEAD
 from inlay.evaluation.html import History, Met, comparison_page
 from inlay.evaluation.statistics import Difference
-from inlay.incidents import as_markdown as incidents_table
+from inlay.runs.guard_events import as_markdown as incidents_table
 from inlay.storage import write_file, write_json
 
 _SHOWN = 3

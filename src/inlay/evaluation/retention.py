@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from inlay.data.domain import domains
-from inlay.data.read import read_examples
+from inlay.data.reading.read import read_examples
 from inlay.data.splits import draw, prompt_key
 from inlay.data.types import Example
 from inlay.evaluation.metrics import LOSS_METRICS

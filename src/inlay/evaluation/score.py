@@ -12,17 +12,17 @@ import numpy as np
 import torch
 
 from inlay.data.batches import micro_batches
-from inlay.data.encode import Encoder
+from inlay.data.encoding.encoder import Encoder
+from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.data.max_length import apply_max_length
-from inlay.data.read import from_lines
-from inlay.data.tokens import TokenSet, pack
+from inlay.data.reading.read import from_lines
 from inlay.data.types import Example, Message
+from inlay.engine.batch_invariance import batch_groups
 from inlay.engine.loss import autocast, counted, score_rows
 from inlay.errors import DataError, RunError
-from inlay.events import LateBar, Reporter
 from inlay.generation.generate import Sampling, full_answers
 from inlay.models.base import context_length
-from inlay.models.batch_invariance import batch_groups
+from inlay.runs.reporter import LateBar, Reporter
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from inlay.config.settings import GenerationConfig
-from inlay.data.encode import Encoder
+from inlay.data.encoding.encoder import Encoder
+from inlay.engine.batch_invariance import BatchGroups, answer_groups
 from inlay.errors import DataError
 from inlay.generation.cache import cache_argument, cache_for
+from inlay.methods.prompt_tuning import virtual_tokens
 from inlay.models.base import context_length
-from inlay.models.batch_invariance import BatchGroups, answer_groups
-from inlay.models.prompt import virtual_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 
 from inlay.config.settings import ModelConfig
 from inlay.errors import ModelError, nearest
+from inlay.hardware.probe import pick_matmul_precision
 from inlay.models.fingerprint import Fingerprint, difference, digest_of_files, fingerprint
 from inlay.models.generation_settings import ids_alone
 from inlay.models.mapped import paged_out
-from inlay.models.probe import pick_matmul_precision
 from inlay.models.unused_weights import refuse_unused
 from inlay.storage import is_there
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from inlay.errors import ModelError, unknown_name
-from inlay.models.probe import DTYPES, FAILURES, Probe, first_line, relative_error, untested
+from inlay.hardware.probe import DTYPES, FAILURES, Probe, first_line, relative_error, untested
 
 CPU_REPACK_FLAG = "support_avx512bf16_for_cpu"
 

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from inlay.data.batches import order, step_rows, steps_per_epoch
 from inlay.data.curriculum import Curriculum
-from inlay.data.encode import Encoder, Tokens
-from inlay.data.tokens import TokenSet
+from inlay.data.encoding.encoder import Encoder, Tokens
+from inlay.data.encoding.token_arrays import TokenSet
 from inlay.data.types import Example
 from inlay.errors import InlayError
 from inlay.evaluation.score import question
-from inlay.events import bytes_shown
-from inlay.run import Run
+from inlay.runs.folder import Run
+from inlay.runs.reporter import bytes_shown
 from inlay.storage import sha256_of, verified
 from inlay.training import checkpoint as checkpoints
 

@@ -19,25 +19,25 @@ from torch import Tensor
 from inlay.config import Config
 from inlay.data.batches import Batch, collate
 from inlay.data.curriculum import Curriculum, curriculum, difficulty
-from inlay.data.encode import Encoder, Tokens
+from inlay.data.encoding.encoder import Encoder, Tokens
+from inlay.data.encoding.token_arrays import TokenSet
 from inlay.data.prepare import PreparedData, prepare
-from inlay.data.tokens import TokenSet
 from inlay.data.types import Example
 from inlay.engine.loss import autocast, for_inference, predictions
 from inlay.errors import InlayError, StorageError
 from inlay.evaluation.score import held_out, read_held_out
+from inlay.methods.adapter import TrainedState, base_view, detach
+from inlay.methods.initialization import FROM_WEIGHTS
 from inlay.models import base as bases
-from inlay.models.adapter import TrainedState, base_view, detach
-from inlay.models.starts import FROM_WEIGHTS
 from inlay.proof import proofs as p
 from inlay.proof.proofs import Proof, Refuted, Unknown, proof
-from inlay.run import PROOFS, Run
+from inlay.runs.folder import PROOFS, Run
 from inlay.storage import sha256_of, write_json
-from inlay.training import ordering
+from inlay.training import loss_curriculum
 from inlay.training.loop import Job
 from inlay.training.setup import Setup
 
-_FILES = ("config.yaml", "heldout.jsonl", "metrics.jsonl", ordering.FILE)
+_FILES = ("config.yaml", "heldout.jsonl", "metrics.jsonl", loss_curriculum.FILE)
 _ROWS, _POSITIONS, _SAMPLE = 2, 16, 4
 _EXACT, _ROUNDING, _COARSE = 0.0, 1e-4, 3e-2
 Loaded = tuple[Any, Encoder, str, torch.dtype | None]
@@ -299,9 +299,9 @@ def _order(run: Run, config: Config, train: TokenSet) -> Curriculum | None:
     """How the run ordered its training rows. Raises: Unknown when it kept no losses to order by."""
     if config.train.order == "random":
         return None
-    known = ordering.stored(run) if config.train.order == "loss" else difficulty(config, train)
+    known = loss_curriculum.stored(run) if config.train.order == "loss" else difficulty(config, train)
     if known is None or len(known) != len(train):
-        raise Unknown(f"{run.path / ordering.FILE}: the losses that the rows were ordered by cannot be read.")
+        raise Unknown(f"{run.path / loss_curriculum.FILE}: the losses that the rows were ordered by cannot be read.")
     return curriculum(config.train, known)
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from inlay.config.identity import PLACES
 from inlay.config.render import explicit_values
 from inlay.errors import RunError
-from inlay.models.machine import library_versions
-from inlay.models.probe import dtype_name
-from inlay.training.world import World
+from inlay.hardware.facts import library_versions
+from inlay.hardware.probe import dtype_name
+from inlay.training.process_group import World
 
 if TYPE_CHECKING:
     from inlay.training.setup import Setup

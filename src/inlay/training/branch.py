@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from inlay import run as runs
 from inlay.errors import ConfigError, RunError
-from inlay.run import Run
+from inlay.runs import folder as runs
+from inlay.runs.folder import Run
 from inlay.storage import write_file
 from inlay.training.checkpoint import Checkpoint
-from inlay.training.kept import checkpoint_at
+from inlay.training.checkpoint_commands import checkpoint_at
 from inlay.training.loop import Job, save_checkpoint
-from inlay.training.recovery import put_back
+from inlay.training.nonfinite_recovery import put_back
+from inlay.training.process_group import World
 from inlay.training.setup import Setup
-from inlay.training.world import World
 
 _SAME = (
     "batch_size", "seed", "optimizer", "lora_plus_ratio", "order", "order_column", "order_first", "order_epochs", "order_pool",

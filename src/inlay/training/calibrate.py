@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from inlay.models.probe import synchronize
+from inlay.hardware.probe import synchronize
 from inlay.training.loop import Job, accumulate
 from inlay.training.signals import StopRequest
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import StorageError
-from inlay.incidents import as_markdown, incidents
-from inlay.models.adapter import TrainedState
-from inlay.models.adapter_files import CARD
+from inlay.methods.adapter import TrainedState
+from inlay.methods.adapter_files import CARD
 from inlay.models.generation_settings import FILE, generation_settings
-from inlay.run import Run
+from inlay.runs.folder import Run
+from inlay.runs.guard_events import as_markdown, incidents
 from inlay.storage import replace_folder, write_file, write_json
 from inlay.training import checkpoint as checkpoints
 from inlay.training.loop import Job
@@ -21,7 +21,7 @@ from inlay.training.setup import Setup
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from inlay.data.encode import Encoder
+    from inlay.data.encoding.encoder import Encoder
 
 _MARKS = {
     "skipped": "#7a1fa2", "rollback": "#d81b60", "spike": "#bdbdbd", "out of memory": "#f9a825", "overfitting": "#5d4037",

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from inlay.data.tokens import TokenSet
+from inlay.data.encoding.token_arrays import TokenSet
 from inlay.errors import TrainingError
-from inlay.models.methods import trained_parameters
-from inlay.training.world import World
+from inlay.methods.ia3 import trained_parameters
+from inlay.training.process_group import World
 
 _NAMED_ROWS = 16
 SPIKE_WINDOW = 50

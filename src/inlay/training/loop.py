@@ -22,28 +22,28 @@ from torch.optim import Optimizer
 from inlay.config import Config
 from inlay.data.batches import Batch, collate, dealt, epochs_done, micro_batches, step_rows
 from inlay.data.curriculum import Curriculum
-from inlay.data.tokens import TokenSet
+from inlay.data.encoding.token_arrays import TokenSet
+from inlay.engine.autograd import Engine
+from inlay.engine.batch_invariance import batch_groups
 from inlay.engine.loss import counted, score_rows
 from inlay.engine.memory import give_back, peak_bytes
-from inlay.engine.plain import Engine
 from inlay.engine.profile import timed
 from inlay.errors import Interrupted
-from inlay.events import Reporter
-from inlay.models.adapter import TrainedState, base_view
-from inlay.models.batch_invariance import batch_groups
-from inlay.run import Run
+from inlay.methods.adapter import TrainedState, base_view
+from inlay.runs.folder import Run
+from inlay.runs.reporter import Reporter
 from inlay.training import checkpoint as checkpoints
 from inlay.training import escape, guards, plateau
 from inlay.training.checkpoint import Progress
+from inlay.training.nonfinite_recovery import recover
 from inlay.training.optimizer import set_learning_rate
-from inlay.training.recovery import recover
+from inlay.training.out_of_memory import EVALUATION, TRAINING, Shortage, with_memory
+from inlay.training.process_group import World
 from inlay.training.saver import Saver
 from inlay.training.schedule import learning_rate, warmup_steps
 from inlay.training.shares import share_of
-from inlay.training.shortage import EVALUATION, TRAINING, Shortage, with_memory
 from inlay.training.signals import StopRequest
 from inlay.training.trackers import Tracker
-from inlay.training.world import World
 
 _LOSS_SCALE = 1024.0  # of float16, whose small gradients would vanish
 _SHOWN = {"loss": "loss", "lr": "learning_rate", "norm": "grad_norm", "tok/s": "tokens_per_s", "memory": "memory_bytes"}

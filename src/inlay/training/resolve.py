@@ -8,18 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-from inlay import run as runs
 from inlay.config import Config
 from inlay.config.load import preset_tree
 from inlay.data.batches import collate, step_rows
-from inlay.data.encode import Encoder
+from inlay.data.encoding.encoder import Encoder
 from inlay.data.prepare import PreparedData
 from inlay.errors import AdapterError, ModelError
-from inlay.models.adapter import TrainedState, alpha_of
+from inlay.methods.adapter import TrainedState, alpha_of
+from inlay.methods.ia3 import IA3_ROLES, METHOD_OF
+from inlay.methods.target_modules import all_linear, layers_for_roles, resolve_targets
 from inlay.models.base import BaseRef
-from inlay.models.methods import IA3_ROLES, METHOD_OF
-from inlay.models.targets import all_linear, layers_for_roles, resolve_targets
-from inlay.training.kept import adapter_at
+from inlay.runs import folder as runs
+from inlay.training.checkpoint_commands import adapter_at
 
 _SAMPLE_ROWS, _SAMPLE_BATCH = 64, 4
 

@@ -19,11 +19,12 @@ from inlay.config.load import merge, nested, validate
 from inlay.config.settings import TrainConfig
 from inlay.data.batches import Batch, collate, step_rows, steps_per_epoch
 from inlay.data.curriculum import curriculum, difficulty
-from inlay.data.encode import Encoder
+from inlay.data.encoding.encoder import Encoder
+from inlay.data.encoding.token_arrays import TokenSet
 from inlay.data.prepare import MIXED, PreparedData, prepare
-from inlay.data.tokens import TokenSet
-from inlay.engine import fused
-from inlay.engine.choose import choose, expected
+from inlay.engine import cpu_ops
+from inlay.engine.autograd import Engine
+from inlay.engine.batch_invariance import batch_groups
 from inlay.engine.estimate import (
     LAYER_NAMES,
     MemoryEstimate,
@@ -33,35 +34,34 @@ from inlay.engine.estimate import (
     largest_micro_batch,
     shape_of,
 )
-from inlay.engine.head import head_of
+from inlay.engine.lm_head import head_of
 from inlay.engine.memory import held_bytes, tune_allocator
-from inlay.engine.plain import Engine
+from inlay.engine.select_engine import choose, expected
 from inlay.errors import ConfigError
-from inlay.events import Reporter, bytes_shown
+from inlay.hardware.facts import library_versions, memory_facts
+from inlay.hardware.probe import DTYPES, pick_device, pick_dtype, pick_matmul_precision, product_dtype
+from inlay.methods.adapter import alpha_of, attach, expert_bytes, layers_adapted
+from inlay.methods.full import open_up, weights_of
+from inlay.methods.ia3 import trained_parameters
+from inlay.methods.target_modules import coverage, expert_targets, numel
 from inlay.models import base as bases
-from inlay.models.adapter import alpha_of, attach, expert_bytes, layers_adapted
-from inlay.models.batch_invariance import batch_groups
 from inlay.models.dropout import own_dropout, switch_off
 from inlay.models.fingerprint import Fingerprint
-from inlay.models.full import open_up, weights_of
 from inlay.models.generation_settings import generation_settings
-from inlay.models.machine import library_versions, memory_facts
-from inlay.models.methods import trained_parameters
 from inlay.models.named_class import NamedClass, named_class
-from inlay.models.probe import DTYPES, pick_device, pick_dtype, pick_matmul_precision, product_dtype
 from inlay.models.quantization import held
-from inlay.models.targets import coverage, expert_targets, numel
 from inlay.models.untrained_ends import told_untrained
-from inlay.run import caution_of
+from inlay.runs.folder import caution_of
+from inlay.runs.reporter import Reporter, bytes_shown
 from inlay.training.checkpoint import Progress
 from inlay.training.launcher import launch, require_precision
 from inlay.training.loop import Job
 from inlay.training.optimizer import make_optimizer
+from inlay.training.process_group import World
 from inlay.training.resolve import choose_quantization, sample_batches, start_from, targets_of
 from inlay.training.schedule import auto_learning_rate, require_warmup, warmup_steps
 from inlay.training.shares import require_work, share_size
 from inlay.training.trackers import chosen
-from inlay.training.world import World
 
 _ROWS_TRIED = 2
 _TOKEN_CAP = {"cpu": 4096, "mps": 4096, "cuda": 16384}
@@ -230,7 +230,7 @@ class Setup:
         """Whether there are fused loops: they and torch round in other places."""
         if self.device != "cpu":
             return {}
-        return {"fused loops": "none" if fused.reason(product_dtype(self.device, self.dtype)) else "compiled"}
+        return {"fused loops": "none" if cpu_ops.reason(product_dtype(self.device, self.dtype)) else "compiled"}
 
 
 @dataclass
@@ -272,9 +272,9 @@ def set_up(config: Config, reporter: Reporter, world: World, revision: str | Non
     architecture = bases.architecture(base)
     place = _placed(choices, world)
     if place.device == "cpu":
-        fused.prepare(place.dtype)  # of the plain path, which the direct one is compared with
+        cpu_ops.prepare(place.dtype)  # of the plain path, which the direct one is compared with
         if config.train.engine != "plain":
-            fused.prepare(product_dtype(place.device, place.dtype))
+            cpu_ops.prepare(product_dtype(place.device, place.dtype))
     encoder, data = _data(base, architecture, choices, reporter)
     require_work(config.train.batch_size, data.train.drawn, world.size)
     total, eval_every, save_every = length_of(config.train, data.train.drawn)

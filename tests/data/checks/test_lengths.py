@@ -13,15 +13,16 @@ import pytest
 
 from data.toys import CHATML, FORGETS, LLAMA2, NO_END, STRIPS, nano
 from inlay.config.settings import DataConfig, TrainFile
-from inlay.data import percent, read_examples, sharing
+from inlay.data import percent, read_examples
 from inlay.data.checks.advice import Task, advise, cost
 from inlay.data.checks.lengths import LengthFacts, Model
 from inlay.data.checks.report import DataReport, check_files
 from inlay.data.checks.row import CheckedRow
-from inlay.data.encode import Encoder
+from inlay.data.encoding import worker_pool
+from inlay.data.encoding.encoder import Encoder
+from inlay.data.encoding.token_arrays import pack
 from inlay.data.max_length import apply_max_length
-from inlay.data.tokens import pack
-from inlay.events import PlainReporter
+from inlay.runs.reporter import PlainReporter
 from parts import ToldBar, qa_rows, write_rows
 
 
@@ -169,9 +170,9 @@ def test_cost_counts_tokens_operations_and_price() -> None:
 def test_rows_that_are_shared_out_to_processes_are_found_the_same_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started, helper = [], sharing._Helper
-    monkeypatch.setattr(sharing, "_WORTH_BYTES", 0)
-    monkeypatch.setattr(sharing, "_Helper", lambda work: started.append(work) or helper(work))
+    started, helper = [], worker_pool._Helper
+    monkeypatch.setattr(worker_pool, "_WORTH_BYTES", 0)
+    monkeypatch.setattr(worker_pool, "_Helper", lambda work: started.append(work) or helper(work))
     rows = [{"question": f"Why {n}? " * (1 + n % 9), "answer": f"As {n}. " * (1 + n % 60)} for n in range(4000)]
     for n in (3, 511, 512, 700, 701, 3999):
         rows[n]["answer"] = "<|im_end|>"

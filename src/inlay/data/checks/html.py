@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from inlay.charts import histogram
 from inlay.data.checks.findings import SEVERITIES, Finding, Place
 from inlay.data.checks.lengths import LengthFacts
 from inlay.data.checks.report import DataReport
 from inlay.data.checks.survey import FileFacts
-from inlay.page import Html, Item, badge, facts, filtered, joined, note, page, section, table, tag
+from inlay.reports.charts import histogram
+from inlay.reports.html import Html, Item, badge, facts, filtered, joined, note, page, section, table, tag
 
 _OPEN = 5  # places shown without a click
 

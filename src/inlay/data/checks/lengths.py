@@ -16,8 +16,8 @@ import numpy as np
 
 from inlay.data.checks.findings import Finding, Kind, Tally
 from inlay.data.checks.row import CheckedRow
-from inlay.data.encode import Encoder, Tokens
-from inlay.data.sharing import Helpers
+from inlay.data.encoding.encoder import Encoder, Tokens
+from inlay.data.encoding.worker_pool import Helpers
 from inlay.data.types import Example
 from inlay.errors import DataError
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from inlay.config.settings import DataConfig, TrainFile
-from inlay.data import sources
 from inlay.data.checks import CHECKS, Check
 from inlay.data.checks.advice import Advice, Task, advise
 from inlay.data.checks.findings import SEVERITIES, Finding, Kind, Severity, Tally, by_gravity
@@ -17,9 +16,10 @@ from inlay.data.checks.lengths import LengthFacts, Lengths, Model
 from inlay.data.checks.near import NearDuplicates
 from inlay.data.checks.row import CheckedRow
 from inlay.data.checks.survey import FileFacts
+from inlay.data.encoding.worker_pool import process_count
 from inlay.data.percent import Bar, Percent
-from inlay.data.read import stream_examples
-from inlay.data.sharing import process_count
+from inlay.data.reading import sources
+from inlay.data.reading.read import stream_examples
 from inlay.data.types import Source
 from inlay.errors import DataError
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from inlay.data.checks.findings import Finding, Kind, Tally
 from inlay.data.checks.row import CheckedRow
-from inlay.data.rowfields import NOTES, cost
+from inlay.data.reading.row_fields import NOTES, cost
 
 UNREAD: Final = Kind(
     "unread", "note", "rows with something that is read by nothing or not trained",

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from inlay.engine import fused, gpu
+from inlay.engine import cpu_ops, gpu_ops
 from inlay.engine.direct.lora import Projection
 from inlay.engine.direct.norm import RmsNorm
 from inlay.engine.profile import timed
@@ -46,9 +46,9 @@ class Rows(NamedTuple):
     def padded(self, x_TND: Tensor, scale: float = 1.0) -> Tensor:
         """(B, heads, L, D) times scale, zero after a row's end."""
         _, heads, width = x_TND.shape
-        if fused.takes(x_TND):
+        if cpu_ops.takes(x_TND):
             out_BNLD = torch.empty(len(self.lengths), heads, self.longest, width, dtype=x_TND.dtype)
-            fused.pad(x_TND, out_BNLD, *self._places(), scale)
+            cpu_ops.pad(x_TND, out_BNLD, *self._places(), scale)
             return out_BNLD
         out_BNLD = x_TND.new_zeros(len(self.lengths), heads, self.longest, width)
         start = self.start
@@ -59,8 +59,8 @@ class Rows(NamedTuple):
 
     def unpad(self, x_BNLD: Tensor, out_TND: Tensor, scale: float = 1.0) -> None:
         """Writes the rows back to where they lie, times scale."""
-        if fused.takes(x_BNLD, out_TND):
-            fused.unpad(out_TND, x_BNLD, *self._places(), scale)
+        if cpu_ops.takes(x_BNLD, out_TND):
+            cpu_ops.unpad(out_TND, x_BNLD, *self._places(), scale)
             return
         if scale != 1.0:
             x_BNLD = x_BNLD * scale
@@ -110,8 +110,8 @@ class Softmax(NamedTuple):
     def probabilities(self, q_XQD: Tensor, k_XmD: Tensor, queries: slice, keys: slice) -> tuple[Tensor, Tensor | None]:
         """(X, G·n, m) probabilities, and tanh of the capped scores where there is a cap."""
         scores = torch.bmm(q_XQD, k_XmD.transpose(1, 2))
-        if self.softcap is None and fused.takes(scores):
-            fused.causal_softmax(scores, queries.stop - queries.start, queries.start - keys.start, self.window)
+        if self.softcap is None and cpu_ops.takes(scores):
+            cpu_ops.causal_softmax(scores, queries.stop - queries.start, queries.start - keys.start, self.window)
             return scores, None
         tanh = None
         if self.softcap is not None:
@@ -123,9 +123,9 @@ class Softmax(NamedTuple):
 
     def backward(self, dp: Tensor, p: Tensor, tanh: Tensor | None, queries: slice, keys: slice) -> Tensor:
         """ds = p·(dp - sum(p·dp)), times 1 - tanh² where there is a cap."""
-        if tanh is None and fused.takes(dp, p):
+        if tanh is None and cpu_ops.takes(dp, p):
             count, back = queries.stop - queries.start, queries.start - keys.start
-            fused.causal_softmax_backward(dp, p, count, back, self.window)
+            cpu_ops.causal_softmax_backward(dp, p, count, back, self.window)
             return dp
         ds: Tensor = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
         return ds if tanh is None else ds.addcmul_(ds * tanh, tanh, value=-1)
@@ -223,8 +223,8 @@ def rotate_(x_TND: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> None:
 
     A rotation's transpose is the rotation back: the backward pass is `rotate_` with -sin.
     """
-    if fused.takes(x_TND, cos_T1E, sin_T1E):
-        fused.rotate_(x_TND, cos_T1E, sin_T1E)
+    if cpu_ops.takes(x_TND, cos_T1E, sin_T1E):
+        cpu_ops.rotate_(x_TND, cos_T1E, sin_T1E)
         return
     half = cos_T1E.shape[-1]
     first, second = x_TND[..., :half], x_TND[..., half : 2 * half]
@@ -289,9 +289,9 @@ class Attention:
 
     def _attend(self, q_TND: Tensor, k_TMD: Tensor, v_TMD: Tensor, tokens: Any) -> tuple[Tensor, Any]:
         softmax = self.softmax
-        if not gpu.attends(q_TND, softmax.softcap):
+        if not gpu_ops.attends(q_TND, softmax.softcap):
             return attend(q_TND, k_TMD, v_TMD, tokens.rows, softmax), None
-        return gpu.attend(q_TND, k_TMD, v_TMD, tokens.bounds, tokens.longest, softmax.scale, softmax.window)
+        return gpu_ops.attend(q_TND, k_TMD, v_TMD, tokens.bounds, tokens.longest, softmax.scale, softmax.window)
 
     def backward(
         self, dy_TH: Tensor, saved: _Saved, tokens: Any, turn: tuple[Tensor, Tensor], last: bool, wants_dx: bool
@@ -310,7 +310,7 @@ class Attention:
         if s.flash is None:
             dq_TND, dk_TMD, dv_TMD = attend_backward(dmixed_TND, s.q_TND, s.k_TMD, s.v_TMD, tokens.rows, self.softmax)
         else:
-            dq_TND, dk_TMD, dv_TMD = gpu.attend_backward(dmixed_TND, s.flash)
+            dq_TND, dk_TMD, dv_TMD = gpu_ops.attend_backward(dmixed_TND, s.flash)
         rotate_(dq_TND, cos, -sin)
         rotate_(dk_TMD, cos, -sin)
         if self.head_norms is not None and s.head_norms is not None:

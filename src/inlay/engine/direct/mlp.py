@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from inlay.engine import fused, gpu
+from inlay.engine import cpu_ops, gpu_ops
 from inlay.engine.direct.lora import Projection
 from inlay.engine.direct.norm import RmsNorm
 
@@ -22,21 +22,21 @@ ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 def gated(name: str, gate_up: Tensor) -> Tensor:
     """act(gate) · up (T, I) of both beside each other (T, 2 I)."""
     gate_TI, up_TI = gate_up.chunk(2, 1)
-    if name == "silu" and gpu.takes(gate_up):
-        return gpu.gated_silu(gate_up)
-    if fused.takes(gate_TI, up_TI):
-        return fused.gated(name, gate_TI, up_TI)
+    if name == "silu" and gpu_ops.takes(gate_up):
+        return gpu_ops.gated_silu(gate_up)
+    if cpu_ops.takes(gate_TI, up_TI):
+        return cpu_ops.gated(name, gate_TI, up_TI)
     return _act(name, gate_TI).mul_(up_TI)
 
 
 def gated_backward(name: str, dh_TI: Tensor, gate_up: Tensor) -> None:
     """Writes the gradients by gate and up over them, and over dh what may be."""
     gate_TI, up_TI = gate_up.chunk(2, 1)
-    if name == "silu" and gpu.takes(gate_up):
-        gpu.gated_silu_backward(dh_TI, gate_up)
+    if name == "silu" and gpu_ops.takes(gate_up):
+        gpu_ops.gated_silu_backward(dh_TI, gate_up)
         return
-    if fused.takes(dh_TI, gate_TI, up_TI):
-        fused.gated_backward(name, dh_TI, gate_TI, up_TI)
+    if cpu_ops.takes(dh_TI, gate_TI, up_TI):
+        cpu_ops.gated_backward(name, dh_TI, gate_TI, up_TI)
         return
     dup_TI = dh_TI * _act(name, gate_TI)
     dh_TI.mul_(up_TI)

@@ -15,14 +15,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from inlay.data.batches import Batch
-from inlay.engine import gpu
+from inlay.engine import gpu_ops
 from inlay.engine.direct.attention import Attention, Rows, Softmax, groups
 from inlay.engine.direct.lora import Projection
 from inlay.engine.direct.mlp import Mlp
 from inlay.engine.direct.norm import RmsNorm
-from inlay.engine.head import Head, nll_and_gradient
+from inlay.engine.lm_head import Head, nll_and_gradient
 from inlay.engine.profile import timed
-from inlay.models.adapter import TRAINED
+from inlay.methods.adapter import TRAINED
 
 _VECTOR = 32  # 16-bit numbers that a core works on at once: a row of scores that is no multiple of them takes longer
 
@@ -184,7 +184,7 @@ class DirectModel:
 
     @timed("forward")
     def add_gradient(self, batch: Batch, factor: float) -> Tensor:
-        """See `inlay.engine.plain.PlainModel.add_gradient`."""
+        """See `inlay.engine.autograd.PlainModel.add_gradient`."""
         return self.add_gradients([batch], [factor])[0]
 
     @torch.no_grad()
@@ -225,8 +225,8 @@ class DirectModel:
     def _head(self, x_JH: Tensor, tokens: Packed, factors: Sequence[float]) -> tuple[Tensor, Tensor]:
         """(J,) weighted nll, and its gradient (J, H) by the last layer's output, times each adapter's factor."""
         n_JH, factor_J1 = self.norm.forward(x_JH)
-        fused = gpu.takes(n_JH) and n_JH.dtype == self.head.weight_VH.dtype
-        compute = gpu.nll_and_gradient if fused else nll_and_gradient
+        fused = gpu_ops.takes(n_JH) and n_JH.dtype == self.head.weight_VH.dtype
+        compute = gpu_ops.nll_and_gradient if fused else nll_and_gradient
         nll_J, dn_JH = compute(n_JH, self.head, tokens.targets_J)
         scale_J = tokens.weights_J.to(nll_J.dtype)
         nll_J = nll_J * scale_J

@@ -1,0 +1,1 @@
+"""Trained adapters as things: what a name means."""

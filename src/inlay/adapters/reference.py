@@ -1,0 +1,211 @@
+"""What a name means: a run, a checkpoint, an adapter, a model; and the base of it ready to be measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inlay import config as configs
+from inlay.config import Config
+from inlay.errors import AdapterError, ModelError, RunError
+from inlay.runs import folder as runs
+from inlay.runs.folder import Run
+from inlay.storage import is_there, verified
+
+if TYPE_CHECKING:
+    from inlay.data.encoding.encoder import Encoder
+    from inlay.methods.adapter import TrainedState
+    from inlay.models.base import BaseRef
+
+ModelName = str | Path | Run | None
+BASE = "base"
+"""The name of the base under the run that is named with it."""
+_MARKS = {"an adapter": "adapter_config.json", "a model": "config.json"}
+"""The file by which a folder is known as such."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One model that can be measured."""
+
+    name: str
+    kind: str
+    """base, run, checkpoint, adapter (a folder) or model (a whole one)."""
+    base: str
+    """Folder, hub id or built-in name of the weights."""
+    run: Run | None = None
+    """Whose settings, tokenizer and held-out rows come with it."""
+    folder: Path | None = None
+    """Of the adapter or checkpoint; None for a model without one."""
+    revision: str | None = None
+    """Commit or branch of a hub's base; None is its newest."""
+
+    @property
+    def caution(self) -> str:
+        """One line to tell where its run failed its proofs; empty where it did not."""
+        if self.kind == "model":
+            return runs.caution_of(Path(self.base))
+        return self.run.caution if self.run is not None and self.folder is not None else ""
+
+    def without_adapter(self) -> Reference:
+        return replace(self, name=self.base, kind="base", folder=None)
+
+    def adapter(self, base: BaseRef | None) -> TrainedState | None:
+        """Its adapter. Raises: AdapterError when it is unusable, or was made on another base than `base`, if given."""
+        from inlay.methods.adapter import TrainedState
+
+        if self.folder is None:
+            return None
+        if self.kind == "checkpoint":
+            from inlay.training import checkpoint
+
+            return checkpoint.load(checkpoint.Checkpoint(self.folder))[0].exported()
+        return TrainedState.read(self.folder, base)
+
+
+def reference(name: ModelName, folder: str) -> Reference:
+    """What a name means: a run, `RUN@STEP`, the folder of an adapter or of a model, a built-in model, a hub id; the
+    run trained last for None. A run of that name in `folder` goes before a hub id.
+
+    Raises: RunError, AdapterError, naming what is near, or both where a bare name is that of a run and of a folder.
+    """
+    if isinstance(name, Run):
+        return _of_run(name)
+    path, text = Path(name or ""), str(name or "")
+    if name is not None and not is_there(path / "run.json"):
+        here = next((kind for kind in _MARKS if is_there(path / _MARKS[kind])), None)
+        if here and path.parts == (text,) and is_there(Path(folder) / text / "run.json"):
+            raise RunError(
+                f"{text}: is a run in {folder} and the folder of {here} here. Say which: {Path(folder) / text} for the "
+                f"run, ./{text} for the folder."
+            )
+        if is_there(path / "adapter_config.json"):
+            return _of_adapter(path)
+        if text.startswith("builtin:") or is_there(path / "config.json"):
+            return Reference(text, "model", text)
+        before, at, step = text.rpartition("@")
+        if at and step.isdigit():
+            return _of_checkpoint(runs.find(before or None, folder), int(step))
+        if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not path.parent.is_dir():
+            from inlay.models.base import find_base
+
+            try:
+                find_base(text)
+            except ModelError as error:
+                raise RunError(f"{text}: no run, adapter or model folder of that name. {error}") from None
+            return Reference(text, "model", text)
+    return _of_run(runs.find(name, folder))
+
+
+def _of_run(run: Run) -> Reference:
+    require_adapter(run)
+    verified(run.trained)
+    return Reference(run.name, "run", run.config.model.base_model, run, run.trained, run.base_revision)
+
+
+def _of_checkpoint(run: Run, step: int) -> Reference:
+    from inlay.training.checkpoint_commands import checkpoint_at
+
+    folder = checkpoint_at(run, step).path
+    return Reference(f"{run.name}@{step}", "checkpoint", run.config.model.base_model, run, folder, run.base_revision)
+
+
+def _of_adapter(folder: Path) -> Reference:
+    try:
+        card, settings = (
+            json.loads((folder / name).read_text(encoding="utf-8")) if is_there(folder / name) else {}
+            for name in ("card.json", "adapter_config.json")
+        )
+        base, revision = card.get("base_model"), card.get("base_commit")
+        if base is None or (Path(str(base)).is_absolute() and not is_there(Path(str(base)))):
+            base, revision = settings.get("base_model_name_or_path") or base, settings.get("revision")
+        if base is None:
+            raise KeyError("base_model_name_or_path")
+        if is_there(Path(str(base))):
+            revision = None
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise AdapterError(f"{folder}: does not say which base it was made on ({error}).") from None
+    made_by = Run(folder.parent) if is_there(folder.parent / "run.json") else None
+    return Reference(str(folder), "adapter", str(base), made_by, folder, revision)
+
+
+def require_adapter(run: Run) -> None:
+    """Raises: RunError when the run has no adapter yet."""
+    if not run.trained.is_dir():
+        raise RunError(
+            f"{run.path}: has no adapter yet (status {run.status}). "
+            f"Finish it: inlay checkpoints resume {run.path}, or train it anew."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBase:
+    """A base ready to be asked and measured."""
+
+    model: Any
+    encoder: Encoder
+    device: str
+    dtype: Any
+    """As in training: products in the format of a 16-bit base, None for that of the weights."""
+    base: BaseRef
+
+
+def load_base(run: Run) -> LoadedBase:
+    """The base of a run as the run used it. Raises: ModelError when the base changed."""
+    import torch
+
+    from inlay.models import base as bases
+
+    config, record = run.config, run.record
+    base = bases.find_base(config.model.base_model, run.base_revision)
+    if said := base.difference(record):
+        raise ModelError(
+            f"{config.model.base_model}: is not the base that {run.name} was trained on: {said}. "
+            "The adapter would not do what was measured."
+        )
+    kept = run.trained.is_dir()  # a run that is still to end has no adapter, and the tokenizer of its base
+    named = bases.BaseRef(f"{run.name}'s tokenizer", run.trained) if kept else base
+    tokenizer = bases.load_tokenizer(named, None if kept else config.model.chat_template)
+    dtype = getattr(torch, str(record["dtype"]))
+    return _ready(base, config, tokenizer, dtype, str(record.get("quantization", "none")))
+
+
+def config_of(one: Reference) -> Config:
+    """That of its run, else the defaults for its base."""
+    return one.run.config if one.run else configs.validate({"model": {"base_model": one.base}, "data": {"train": "-"}})
+
+
+def load(one: Reference, config: Config) -> LoadedBase:
+    """The base of a reference; that of no run is loaded with `config`."""
+    if one.run is not None:
+        return load_base(one.run)
+    import torch
+
+    from inlay.models import base as bases
+
+    base = bases.find_base(one.base, one.revision)
+    on_cpu = config.model.dtype == "auto" and device_for(config) == "cpu"
+    dtype = torch.float32 if on_cpu else getattr(torch, str(config.model.dtype).replace("auto", "bfloat16"))
+    return _ready(base, config, bases.load_tokenizer(base), dtype, "none")
+
+
+def device_for(config: Config) -> str:
+    """Where its answers are computed."""
+    from inlay.hardware.probe import pick_device
+
+    # answering needs no particular device: any GPU for a run of a GPU, whatever there is
+    return pick_device("cpu" if config.model.device == "cpu" else "auto").device
+
+
+def _ready(base: BaseRef, config: Config, tokenizer: Any, dtype: Any, quantization: str) -> LoadedBase:
+    import torch
+
+    from inlay.data.encoding.encoder import Encoder
+    from inlay.models import base as bases
+
+    device = device_for(config)
+    model = bases.load_model(base, config.model, dtype, device, quantization)
+    encoder = Encoder.of(tokenizer, config.data, rows=bases.embedding_rows(model.config))
+    return LoadedBase(model, encoder, device, None if dtype == torch.float32 else dtype, base)

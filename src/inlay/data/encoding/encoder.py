@@ -1,0 +1,358 @@
+"""The one encoder: training, evaluation and generation get their ids here.
+
+A dialogue is rendered by its chat template and cut at the starts and ends of the assistant turns; each piece is
+tokenized by itself. Trained spans are whole pieces, so no text is ever searched, no token straddles a boundary,
+and the ids of a served prompt are the first ids of the training row by construction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from typing import Any, Final
+
+import numpy as np
+
+from inlay.config.settings import DataConfig
+from inlay.data.encoding.reasoning_prefix import continues, parted
+from inlay.data.encoding.rendering import MARK, Dialogue, Template
+from inlay.data.encoding.special_token_escaping import QuotingTokenizer
+from inlay.data.encoding.special_tokens import ControlTokens, make_end_special, refuse_lost_answer, refuse_lost_prompt
+from inlay.data.encoding.template_kwargs import Switch, with_switches
+from inlay.data.encoding.word_cache import AtOnce, Tokenized
+from inlay.data.types import Example, Message, Source
+from inlay.errors import DataError, ModelError
+
+CODE_VERSION = 7
+"""Raised when the same row would give other ids than before; part of the cache key."""
+
+QUESTION_ANSWER = (
+    "{% for message in messages %}"
+    "{% if message.role == 'assistant' %}Answer: {{ message.content }}{{ eos_token }}\n"
+    "{% elif message.role == 'system' %}{{ message.content }}\n\n"
+    "{% elif message.role == 'tool' %}Result: {{ message.content }}\n"
+    "{% else %}Question: {{ message.content }}\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
+)
+"""The template of a base that has none; after `{{ bos_token }}` where the tokenizer adds one."""
+
+BATCH: Final = 256
+"""Rows that are tokenized at once."""
+_AHEAD = 6  # batches that may wait for their ids: enough to keep every core busy while rows are read and rendered
+_PROMPT, _TEMPLATE = Source("prompt", 1), Source("chat template", 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One training sequence. `weights[t]` is how much predicting `input_ids[t]` counts; 0 is not trained."""
+
+    input_ids: np.ndarray  # (L,) int32
+    weights: np.ndarray  # (L,) float32
+    source: Source
+    altered: tuple[str, ...] = ()
+    """What the template makes otherwise of the trained turns than they are written; not kept in a TokenSet."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    pieces: tuple[str, ...]
+    weights: tuple[float, ...]
+    """Of each piece's tokens up to the end of turn."""
+    lacks_end: bool
+    """The last piece needs the end-of-sequence token after it."""
+    lacks_bos: bool
+    altered: tuple[str, ...] = ()
+
+
+_Numbered = tuple[int, Source, _Sequence]
+"""(position of the example in its batch, its source, one of its sequences)."""
+
+
+class Encoder:
+    """Dialogues to ids for one tokenizer and its chat template."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template_file: str | None = None,
+        control_tokens: str = "refuse",
+        roles: Collection[str] = ("assistant",),
+        template_kwargs: Mapping[str, Switch] | None = None,
+        rows: int | None = None,
+    ) -> None:
+        """`template_file` is where the tokenizer's template came from, if not with the tokenizer; `control_tokens` and
+        `template_kwargs` are the settings of that name; `roles` are those whose turns may be trained; `rows` is how
+        many ids the base knows, where that is known.
+
+        Raises: ModelError for a tokenizer without an end, ConfigError for a switch that the template does not read.
+        """
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                "tokenizer: it names no end-of-sequence token, so an answer could never end. "
+                "Set eos_token in the base's tokenizer_config.json."
+            )
+        self.tokenizer = tokenizer
+        self._template_file = template_file
+        self._roles = frozenset({"assistant", *roles})
+        self.eos_id = int(tokenizer.eos_token_id)
+        has_beyond = rows is not None and max(tokenizer.get_vocab().values()) >= rows
+        self.rows_known = rows if has_beyond else None
+        """How many ids the base knows, where the tokenizer has more."""
+        padding = tokenizer.pad_token_id
+        # padding is masked and may be any id that has a row
+        self.pad_id = int(self.eos_id if padding is None or self._has_no_row(padding) else padding)
+        self._bos = _added_bos(tokenizer)
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = ("{{ bos_token }}" if self._bos else "") + QUESTION_ANSWER
+        tokenizer.chat_template = with_switches(tokenizer.chat_template, template_kwargs or {})
+        make_end_special(tokenizer)
+        self._control = ControlTokens(tokenizer, escapes=control_tokens == "escape")
+        self._tokenize = QuotingTokenizer(tokenizer.backend_tokenizer, self._control.strings)
+        self._template = Template(tokenizer, self._control)
+        self.stop_ids = self._find_stop_ids()
+        self._written_end = self._find_written_end()
+
+    @classmethod
+    def of(cls, tokenizer: Any, data: DataConfig, template_file: str | None = None, rows: int | None = None) -> Encoder:
+        """The encoder of a run with these settings, for a base that knows `rows` ids."""
+        roles, switches = data.weights_of_roles, data.template_kwargs
+        return cls(tokenizer, template_file, data.control_tokens, roles, switches, rows)
+
+    @property
+    def own_template(self) -> bool:
+        template = self.tokenizer.chat_template
+        return isinstance(template, str) and template.endswith(QUESTION_ANSWER)
+
+    @property
+    def template_name(self) -> str:
+        if self._template_file:
+            return self._template_file
+        return "question-answer (inlay's own; the base has none)" if self.own_template else "the tokenizer's own"
+
+    @property
+    def template_hash(self) -> str:
+        """Hex digest of the chat template in use."""
+        return hashlib.sha256(json.dumps(self.tokenizer.chat_template, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Hex digest of everything besides the template that decides the ids."""
+        named: list[Any] = [self.eos_id, self._bos, sorted(self._control.ids), self.tokenizer.special_tokens_map]
+        named += ["escape"] if self._control.escapes else []
+        named += [sorted(self._roles)] if len(self._roles) > 1 else []
+        whole = self.tokenizer.backend_tokenizer.to_str() + json.dumps(named, sort_keys=True, default=str)
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        """The ids that generation starts from: the dialogue and the opening of an assistant turn.
+
+        Raises: DataError for text that the tokenizer would read as a control token (unless it is escaped), and for a
+        dialogue that the template refuses or does not show whole, or with a token that the base does not know.
+        """
+        ids = self._prompt(messages, tools)
+        self._require_rows(ids, _PROMPT)
+        return ids
+
+    def _prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[int]:
+        messages, tools = self._control.without(messages, tools, _PROMPT)
+        if _is_document(messages):
+            return [*self._bos, *self._tokenize([messages[0].content], [True])[0].tolist()]
+        dialogue = Dialogue(self._template, messages, tools, _PROMPT)
+        text = dialogue.asked(len(messages))
+        refuse_lost_prompt(text, messages, tools, _PROMPT)
+        pieces = _cut(text, dialogue.boundaries(text, len(messages), self._roles))
+        ids = self._tokenize(pieces, [k == 0 for k in range(len(pieces))])
+        return [i for piece in ids for i in piece.tolist()]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What an answer says: its ids without control tokens, and without an end that the template writes as text."""
+        said = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return said.removesuffix(self._written_end).strip() if self._written_end else said
+
+    def piece(self, id: int) -> str:  # noqa: A002
+        """The text of one token; where it is a part of a character or leads with a space, as the vocabulary has it."""
+        text, raw = str(self.tokenizer.decode([id])), str(self.tokenizer.convert_ids_to_tokens(id))
+        return raw.replace("\u2581", " ") if raw.startswith("\u2581") else raw if "\ufffd" in text else text
+
+    def stretch(self, ids: Sequence[int], start: int, end: int) -> str:
+        """The text of the ids from `start` to `end`, as it reads behind the ones before."""
+
+        def decoded(some: Sequence[int]) -> str:
+            return str(self.tokenizer.decode(some, clean_up_tokenization_spaces=False))
+
+        if start == 0:
+            return decoded(ids[:end])
+        before, whole = decoded(ids[start - 1 : start]), decoded(ids[start - 1 : end])  # a first token may lose a space
+        return whole[len(before) :] if whole.startswith(before) else decoded(ids[start:end])
+
+    def examples(self, examples: Iterable[Example], *, beside: bool = True) -> Iterator[tuple[int, Tokens]]:
+        """Each training sequence with the position of its example: usually one a row, one per trained turn where
+        the template rewrites earlier turns. `beside` as in `batches`."""
+        first = 0
+        for rows, sequences in self.batches(examples, beside=beside):
+            yield from ((first + n, tokens) for n, tokens in sequences)
+            first += rows
+
+    def batches(
+        self, examples: Iterable[Example], *, beside: bool = True
+    ) -> Iterator[tuple[int, list[tuple[int, Tokens]]]]:
+        """How many rows were taken at once, and their sequences with the position of each one's row among them.
+
+        With `beside`, new words are tokenized while the next rows are read; without, when they are met."""
+        rows = iter(examples)
+        waiting: deque[tuple[int, list[_Numbered], Tokenized]] = deque()
+        # tokenizing happens outside of Python: of two threads one hands over texts and ids while the other works
+        with ThreadPoolExecutor(2) if beside else AtOnce() as pool:
+            while batch := list(islice(rows, BATCH)):
+                sequences = [(n, e.source, s) for n, e in enumerate(batch) for s in self._sequences(e)]
+                texts = [piece for _, _, s in sequences for piece in s.pieces]
+                starts = [k == 0 for _, _, s in sequences for k in range(len(s.pieces))]
+                waiting.append((len(batch), sequences, self._tokenize.begin(texts, starts, pool)))
+                if len(waiting) > _AHEAD:
+                    yield self._assembled(*waiting.popleft())
+            while waiting:
+                yield self._assembled(*waiting.popleft())
+
+    def _assembled(
+        self, rows: int, sequences: list[_Numbered], tokenized: Tokenized
+    ) -> tuple[int, list[tuple[int, Tokens]]]:
+        ids = iter(tokenized())
+        return rows, [(n, self._assemble(s, [next(ids) for _ in s.pieces], source)) for n, source, s in sequences]
+
+    def _sequences(self, example: Example) -> list[_Sequence]:
+        source = example.source
+        messages, tools = self._control.without(example.messages, example.tools, source)
+        if _is_document(messages):
+            return [_Sequence((messages[0].content,), (messages[0].weight,), True, True)]
+        dialogue = Dialogue(self._template, messages, tools, source)
+        remaining = [n for n, m in enumerate(messages) if m.weight > 0]
+        found = []
+        while answers := [n for n in remaining if messages[n].role == "assistant"]:
+            sequence, done = self._sequence_ending_at(answers[-1], remaining, dialogue)
+            found.append(sequence)
+            remaining = [n for n in remaining if n not in done]
+        if remaining:
+            n, role = remaining[0], messages[remaining[0]].role
+            raise DataError(
+                f"{source}: where turn {n + 1} ({role}) begins and ends in what the chat template writes cannot be told, "
+                f"so it cannot be trained. Leave {role} out of data.role_weights, or use another template."
+            )
+        return found[::-1]
+
+    def _sequence_ending_at(self, last: int, wanted: Sequence[int], dialogue: Dialogue) -> tuple[_Sequence, set[int]]:
+        """The sequence that ends with the answer at `last`, and those of the wanted turns that it trains."""
+        prompt, whole = dialogue.asked(last), dialogue.said(last + 1)
+        answer = whole[len(prompt) :]
+        opens = self._template.opens_thought
+        if not whole.startswith(prompt) or (opens and dialogue.lacks_thought(last, answer)):
+            answer = dialogue.continuation(last)
+        refuse_lost_prompt(prompt, dialogue.messages[:last], dialogue.tools, dialogue.source)
+        boundaries = dialogue.boundaries(prompt, last, self._roles)
+        cuts = [*_cut(prompt, boundaries), answer]
+        weights = [0.0] * len(cuts)
+        weights[-1] = dialogue.messages[last].weight
+        done = {last}
+        for k, (turn, _, _) in enumerate(boundaries):
+            # without an end an answer is its own sequence, for eos to follow; without its thought, for it to be written
+            answers, said = dialogue.messages[turn].role == "assistant", cuts[2 * k + 1]
+            if turn not in wanted:
+                continue
+            if not answers or (self._control.closing(said) and not (opens and dialogue.lacks_thought(turn, said))):
+                weights[2 * k + 1] = dialogue.messages[turn].weight
+                done.add(turn)
+        trained = [(turn, cuts[2 * k + 1]) for k, (turn, _, _) in enumerate(boundaries) if turn in done]
+        trained.append((last, answer))
+        for turn, text in trained:
+            refuse_lost_answer(text, turn, dialogue.messages[turn], dialogue.source, self._template.way_to_think)
+        lacks_end = self._control.closing(answer) is None
+        altered = tuple([told for turn, text in trained if (told := _altered(text, turn, dialogue.messages[turn]))])
+        return _Sequence(tuple(cuts), tuple(weights), lacks_end, False, altered), done
+
+    def _assemble(self, sequence: _Sequence, ids: list[np.ndarray], source: Source) -> Tokens:
+        parts, spans, length = list(ids), [], 0
+        if sequence.lacks_bos:
+            parts.insert(0, np.array(self._bos, np.int32))
+            length = len(self._bos)
+        for weight, piece_ids in zip(sequence.weights, ids, strict=True):
+            if weight > 0:
+                spans.append((length, length + self._control.end_of_turn(piece_ids), weight))
+            length += len(piece_ids)
+        if sequence.lacks_end:
+            parts.append(np.array([self.eos_id], np.int32))
+            spans.append((length, length + 1, sequence.weights[-1]))
+            length += 1
+        weights = np.zeros(length, np.float32)
+        for start, end, weight in spans:
+            weights[start:end] = weight
+        weights[0] = 0.0  # nothing comes before it to predict it from
+        whole = np.concatenate(parts)
+        if self.rows_known is not None:
+            self._require_rows(whole, source)
+        return Tokens(whole, weights, source, sequence.altered)
+
+    def _has_no_row(self, id: int) -> bool:  # noqa: A002
+        return self.rows_known is not None and id >= self.rows_known
+
+    def _require_rows(self, ids: Sequence[int] | np.ndarray, source: Source) -> None:
+        """Raises: DataError for an id that the base does not know."""
+        if self.rows_known is None or not self._has_no_row(largest := int(max(ids, default=0))):
+            return
+        token = str(self.tokenizer.convert_ids_to_tokens(largest))
+        raise DataError(
+            f"{source}: holds the token {token!r} with the id {largest}, but the base knows only {self.rows_known} ids. It was "
+            "added to the tokenizer and not to the base: take it out of the tokenizer, or out of the text."
+        )
+
+    def _find_stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer: the end-of-sequence token and the template's own ends of turn."""
+        call = {"type": "function", "id": "abcdefghi", "function": {"name": "f", "arguments": {}}}
+        tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
+        found = {self.eos_id}
+        for answer, tools in ((Message("assistant", "b"), []), (Message("assistant", "", 0.0, (call,)), [tool])):
+            dialogue = Dialogue(self._template, [Message("user", "a"), answer], tools, _TEMPLATE)
+            if (text := dialogue.try_said(2)) and (closing := self._control.closing(text)):
+                found.add(int(self.tokenizer.convert_tokens_to_ids(closing)))
+        return frozenset(found)
+
+    def _find_written_end(self) -> str:
+        """What the template writes behind an answer as its end, where that is text and no token; often nothing."""
+        said = Dialogue(self._template, [Message("user", "a"), Message("assistant", MARK)], [], _TEMPLATE).try_said(2)
+        end = said.partition(MARK)[2].strip() if said else ""
+        return "" if self._control.closing(end) else end
+
+
+def _is_document(messages: Sequence[Message]) -> bool:
+    return len(messages) == 1 and messages[0].role == "text"
+
+
+def _added_bos(tokenizer: Any) -> list[int]:
+    """The BOS that the tokenizer puts before plain text, or nothing."""
+    bos = tokenizer.bos_token_id
+    return [int(bos)] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+
+
+def _altered(text: str, n: int, message: Message) -> str:
+    """How a template's rendering of turn `n` (from 0) departs from what the turn says; empty where it does not."""
+    said = message.content
+    if said in text or continues(said, text):
+        return ""
+    if said.strip() in text:
+        ends = [where for where, part in (("before", said[:1]), ("after", said[-1:])) if part.isspace()]
+        return f"white space {' and '.join(ends)} turn {n + 1} is not trained as written"
+    thought, rest = parted(said)
+    if thought and rest.strip() in text:
+        return f"the thought of turn {n + 1} is written otherwise"
+    return f"turn {n + 1} is written otherwise"
+
+
+def _cut(text: str, boundaries: Sequence[tuple[int, int, int]]) -> list[str]:
+    """The text between and inside the boundaries, in order: outside, inside, outside, …"""
+    if not boundaries:
+        return [text]
+    points = [0, *(p for _, start, end in boundaries for p in (start, end)), len(text)]
+    return [text[a:b] for a, b in pairwise(points)]

@@ -1,0 +1,281 @@
+"""A dialogue as its chat template writes it: beginnings, each rendered once, and where the answers stand in them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from inlay.data.encoding.reasoning_prefix import (
+    LostThoughtError,
+    continuation,
+    ends_before,
+    opened_by,
+    parted,
+    shared,
+    with_opening,
+)
+from inlay.data.encoding.special_tokens import ControlTokens
+from inlay.data.encoding.template_cache import Skeletons
+from inlay.data.encoding.template_kwargs import thinking_switch
+from inlay.data.reading.turn_fields import THOUGHTS
+from inlay.data.types import Message, Source
+from inlay.errors import DataError
+
+TODAY = datetime(2024, 7, 26)
+"""What `strftime_now` tells a chat template, on every day. Some templates write the date into the system turn: with the
+real one, the same prompt would be other ids tomorrow than those that were trained. This is the date that Llama 3's
+template writes where it is told none."""
+
+MARK = "\ue0f4"
+"""Stands for the end of what a turn says, to find the place in what the template writes."""
+
+_ASKED = "\ue0f5"
+"""Stands for what a user asks, likewise."""
+
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+
+
+class Template:
+    """The chat template of a tokenizer."""
+
+    def __init__(self, tokenizer: Any, control: ControlTokens) -> None:
+        self._tokenizer = tokenizer
+        self._plain = _dated(tokenizer.get_chat_template(tools=None))
+        self._epilogue = ""
+        self._epilogue = self._find_epilogue(tokenizer, control)
+        self._opening = self._find_opening()
+        self.opens_thought = self._opening is not None
+        self.skeletons = Skeletons(self._plain, self.render)
+
+    @property
+    def way_to_think(self) -> str:
+        """What helps a row whose thought has no place in this template."""
+        switch = thinking_switch(self._tokenizer.chat_template)
+        turn_on = f"Turn thoughts on (data.template_kwargs: {{{switch}: true}}), take the thought" if switch else ""
+        return f"{turn_on or 'Take the thought'} out of the row, or use a template that opens it (model.chat_template)."
+
+    def render(self, turns: list[dict[str, Any]], opens_turn: bool, tools: list[dict[str, Any]] | None = None) -> str:
+        template = _dated(self._tokenizer.get_chat_template(tools=tools)) if tools else self._plain
+        text = str(
+            self._tokenizer.apply_chat_template(
+                turns, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=opens_turn
+            )
+        )
+        return text if opens_turn else text.removesuffix(self._epilogue)
+
+    def placed(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages with each thought under a name that the template shows: that of its field, or another; or in
+        what the answer says, where the template knows thoughts there only; out of what it says, where the template
+        would write an empty one before it."""
+        has_more = self._takes_thoughts_apart or any(m.thought for m in messages)
+        return [self._placed(m) for m in messages] if has_more else messages
+
+    def _placed(self, message: Message) -> Message:
+        shown = self._thoughts_shown
+        if self._takes_thoughts_apart and message.role == "assistant" and not message.thought:
+            thought, said = parted(message.content)
+            return (
+                replace(message, content=said.lstrip(), thought=thought, thought_field=shown[0]) if thought else message
+            )
+        if not message.thought or message.thought_field in shown:
+            return message
+        if shown:
+            return replace(message, thought_field=shown[0])
+        if "</think>" not in self._plain:  # it is left out, and said to be
+            return message
+        said = f"<think>\n{message.thought.strip()}\n</think>\n\n{message.content}"
+        return replace(message, content=said, thought="", thought_field="")
+
+    @cached_property
+    def _takes_thoughts_apart(self) -> bool:
+        """Whether the template shows thoughts of a field, and ends an empty one before a thought in what is said."""
+        turns = [
+            {"role": "user", "content": _ASKED},
+            {"role": "assistant", "content": f"<think>\n{MARK}\n</think>\n\nb"},
+        ]
+        try:
+            shown = self.render(turns, False).partition(_ASKED)[2]
+        except _TEMPLATE_ERRORS:  # a dialogue that meets it is told
+            return False
+        return ends_before(shown, MARK) and bool(self._thoughts_shown)
+
+    @cached_property
+    def _thoughts_shown(self) -> tuple[str, ...]:
+        """The fields of an answer that the template shows as its thought."""
+        shown = []
+        for name in THOUGHTS:
+            turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", name: MARK}]
+            with contextlib.suppress(*_TEMPLATE_ERRORS):
+                if name in self._plain and MARK in self.render(turns, False):
+                    shown.append(name)
+        return tuple(shown)
+
+    def opened(self, answer: str) -> str:
+        """What an answer says, behind the opening of the thought that it only ends, where every prompt opens one."""
+        return with_opening(answer, self._opening) if self._opening else answer
+
+    def _find_opening(self) -> tuple[str, str] | None:
+        try:
+            return opened_by(self.render([{"role": "user", "content": "a"}], True))
+        except _TEMPLATE_ERRORS:  # a dialogue that meets it is told
+            return None
+
+    def _find_epilogue(self, tokenizer: Any, control: ControlTokens) -> str:
+        """What the template writes after the end of an answer only because nothing follows it: one more control token,
+        or the opening of the next answer although none is asked for."""
+        turns = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", MARK), ("user", "b"))]
+        try:
+            last, between = (self.render(turns[:n], False).partition(MARK)[2] for n in (2, 3))
+        except _TEMPLATE_ERRORS:  # a dialogue that meets it is told
+            return ""
+        common, eos = last[: shared(last, between)], tokenizer.eos_token
+        end = common.index(eos) + len(eos) if eos in common else control.last_end(common)
+        return last[end:] if end and last[end:].strip() else ""
+
+
+class Dialogue:
+    """The renderings of a dialogue's beginnings, each made once."""
+
+    def __init__(
+        self, template: Template, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source
+    ) -> None:
+        messages = template.placed(messages)
+        self.messages, self.tools, self.source = messages, tools, source
+        self._template = template
+        self._roles, self._texts = tuple([m.role for m in messages]), [m.content for m in messages]
+        self._is_plain = not tools and not any(not m.content.strip() or m.has_more for m in messages)
+        self._rendered: dict[tuple[int, bool], str] = {}
+
+    def asked(self, count: int) -> str:
+        """The first `count` turns and the opening of an answer. Raises: DataError when the template refuses."""
+        return self._render(count, opens_turn=True)
+
+    def said(self, count: int) -> str:
+        """The first `count` turns. Raises: DataError when the template refuses."""
+        return self._render(count, opens_turn=False)
+
+    def try_said(self, count: int) -> str | None:
+        """`said`, or None where the template refuses."""
+        try:
+            return self.said(count)
+        except DataError:
+            return None
+
+    def boundaries(self, text: str, count: int, roles: Collection[str]) -> list[tuple[int, int, int]]:
+        """(turn, start, end) of each of the first `count` turns that has one of the roles and stands unchanged in the
+        text."""
+        found: list[tuple[int, int, int]] = []
+        for n in range(count):
+            if self.messages[n].role not in roles or (n == 0 and self.messages[n].role == "assistant"):
+                continue
+            try:
+                opening, closing = self._opening(n), self.said(n + 1)
+            except DataError:  # a dialogue that cannot end here: no cut, and its own sequence would be refused
+                continue
+            if opening is None or (found and len(opening) < found[-1][2]):
+                continue
+            if text.startswith(closing) and closing.startswith(opening):
+                found.append((n, len(opening), len(closing)))
+        return found
+
+    def _opening(self, turn: int) -> str | None:
+        """All that stands before what a turn says; None where that cannot be told.
+
+        Raises: DataError when the template refuses the dialogue up to there.
+        """
+        if self.messages[turn].role == "assistant":
+            return self.asked(turn)
+        marked = [*self.messages[:turn], replace(self.messages[turn], content=MARK + self._texts[turn])]
+        shown = Dialogue(self._template, marked, self.tools, self.source).said(turn + 1)
+        return shown.partition(MARK)[0] if shown.count(MARK) == 1 else None
+
+    def lacks_thought(self, turn: int, answer: str) -> bool:
+        """Whether the prompt opens a thought, and the template's rendering of the answer shows none where the row has one."""
+        return self._template.opens_thought and parted(self._texts[turn])[0] not in answer
+
+    def continuation(self, turn: int) -> str:
+        """What is to come after the prompt of an answer that the template shows otherwise than it opens it.
+
+        Raises: DataError where that cannot be told.
+        """
+        marked = [*self.messages[: turn - 1], replace(self.messages[turn - 1], content=self._texts[turn - 1] + MARK)]
+        beside = Dialogue(self._template, [*marked, self.messages[turn]], self.tools, self.source)
+        opening, shown = (text.partition(MARK)[2] for text in (beside.asked(turn), beside.said(turn + 1)))
+        try:
+            found = continuation(opening, shown, self._texts[turn])
+        except LostThoughtError:
+            raise DataError(
+                f"{self.source}: the chat template ends the thought before turn {turn + 1} is answered "
+                f"({opening[-40:]!r}), so the thought in it could not be trained. {self._template.way_to_think}"
+            ) from None
+        if not found:
+            raise DataError(
+                f"{self.source}: the chat template renders turn {turn + 1} differently when it is answered "
+                f"({shown[:40]!r}) than when it is asked ({opening[-40:]!r}), so what is trained could not be served. "
+                "Use another template (model.chat_template)."
+            )
+        return found
+
+    def _render(self, count: int, *, opens_turn: bool) -> str:
+        key = (count, opens_turn)
+        if key not in self._rendered:
+            messages, texts = self.messages, self._texts
+            if self._template.opens_thought and not opens_turn and self._roles[count - 1] == "assistant":
+                messages, texts = self._answered(count)
+            text = self._template.skeletons.fill(self._roles[:count], texts, opens_turn) if self._is_plain else None
+            self._rendered[key] = self._render_whole(messages[:count], opens_turn) if text is None else text
+        return self._rendered[key]
+
+    def _answered(self, count: int) -> tuple[Sequence[Message], list[str]]:
+        """(messages, texts) of the first turns, whose last answer opens the thought that it ends."""
+        own = self._texts[count - 1]
+        answer = self._template.opened(own)
+        if answer == own:
+            return self.messages, self._texts
+        messages = [*self.messages[: count - 1], replace(self.messages[count - 1], content=answer)]
+        return messages, [m.content for m in messages]
+
+    def _render_whole(self, messages: Sequence[Message], opens_turn: bool) -> str:
+        try:
+            return self._template.render([_turn(m) for m in messages], opens_turn, list(self.tools) or None)
+        except _TEMPLATE_ERRORS as error:
+            reason = str(error) or type(error).__name__
+            raise DataError(f"{self.source}: the chat template refuses this dialogue: {reason}") from None
+
+
+def _dated(template: str) -> str:
+    """The template, with `strftime_now` telling the time of `TODAY`."""
+    # a function cannot be handed over: transformers shows templates plain values only
+    return _STRFTIME_TODAY + template if "strftime_now" in template else template
+
+
+def _strftime_today() -> str:
+    """A Jinja macro that formats `TODAY` as strftime does, and leaves no white space before what follows it."""
+    told = {f"%{code}": TODAY.strftime(f"%{code}") for code in "aAbBcdDeFGHIjmMpRSTuUVwWxXyYzZ"}
+    told["%f"] = f"{TODAY.microsecond:06}"
+    told |= {f"%-{code}": told[f"%{code}"].lstrip("0") or "0" for code in "dHIjmMSUWy"}
+    steps = [("%%", "\0"), *told.items(), ("\0", "%")]
+    replaced = "".join(f"|replace({code!r}, {text!r})" for code, text in steps)
+    return "{% macro strftime_now(format) %}{{ format" + replaced + " }}{% endmacro %}\n"
+
+
+_STRFTIME_TODAY = _strftime_today()
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = list(message.tool_calls)
+    if message.name:
+        turn["name"] = message.name
+    if message.thought:
+        turn[message.thought_field] = message.thought
+    if message.tool_call_id:
+        turn["tool_call_id"] = message.tool_call_id
+    return turn

@@ -1,0 +1,166 @@
+"""Which format a file is in, from the fields of its first rows."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from inlay.data.reading import row_fields
+from inlay.data.reading.formats import FORMATS, Format, written_as
+from inlay.data.reading.rendered_text import looks_rendered
+from inlay.data.reading.strict_json import listed
+from inlay.data.types import Row
+from inlay.errors import DataError, nearest
+
+PREVIEW: Final = 100
+"""How many rows are looked at."""
+
+
+_QUESTIONS: Final = (
+    "question",
+    "query",
+    "prompt",
+    "problem",
+    "instruction",
+    "input",
+    "ask",
+    "user",
+    "utterance",
+    "task",
+)
+_ANSWERS: Final = ("answer", "response", "completion", "output", "solution", "reply", "target", "assistant", "chosen")
+"""What columns of questions and answers are often called."""
+
+
+@dataclass(frozen=True, slots=True)
+class DetectedFormat:
+    """The format of a file and the reason in one line."""
+
+    name: str
+    why: str
+    ignored: tuple[str, ...] = ()
+    """Fields of the rows that the format does not read."""
+
+
+def detect(rows: Sequence[Row]) -> DetectedFormat:
+    """The one format that the first rows are written in.
+
+    Raises:
+        DataError: no format fits, several do, rows are in different formats, or they judge their answers.
+    """
+    rows = rows[:PREVIEW]
+    if not rows:
+        raise DataError("no rows to detect a format from. Give at least one row.")
+    fields = list(dict.fromkeys(name for row in rows for name in row.value))
+    counts = Counter({name: sum(f.matches(row.value.keys()) for row in rows) for name, f in FORMATS.items()})
+    if _slip("instruction", fields):
+        del counts["input_output"]  # alpaca rows with a misspelt field
+    best = max(counts.values())
+    if not best:
+        _unknown(rows[0], fields)
+    found = [name for name in FORMATS if counts[name] == best]
+    if "instruction_output" in found and "alpaca" in found:
+        found.remove("alpaca")  # it reads those rows too
+    if "preference" in found:
+        found = ["preference"]  # turns beside a pair are its question, or the chosen answer once more
+    if len(found) > 1 and any(all(FORMATS[name].matches(row.value.keys()) for name in found) for row in rows):
+        raise DataError(
+            f"{rows[0].source}: the fields {listed(fields)} fit {len(found)} formats "
+            f"({', '.join(found)}). Say which with format, for example format={found[0]}."
+        )
+    chosen = FORMATS[found[0]]
+    _refuse_mixture(rows, chosen)
+    present = ", ".join(name for name in fields if name in chosen.known)
+    return _detected(chosen, f"{best} of the first {len(rows)} rows have the fields {present}", fields, rows[0])
+
+
+def named(format_name: str, rows: Sequence[Row]) -> DetectedFormat:
+    """The format that the caller named, and what it leaves out of these rows."""
+    fields = list(dict.fromkeys(name for row in rows for name in row.value))
+    return _detected(FORMATS[format_name], "named by the caller", fields, rows[0] if rows else None)
+
+
+def _detected(chosen: Format, why: str, fields: list[str], first: Row | None) -> DetectedFormat:
+    ignored = tuple([name for name in fields if name not in chosen.known])
+    why += f"; {chosen.trains}" if chosen.trains else ""
+    text = first.value.get("text" if chosen.name == "text" else "prompt") if first else None
+    if isinstance(text, str) and looks_rendered(text):
+        why += "; texts that a chat template has written are read as their turns, and only answers are trained"
+    return DetectedFormat(chosen.name, why + (f"; ignored: {row_fields.told(ignored)}" if ignored else ""), ignored)
+
+
+def _refuse_mixture(rows: Sequence[Row], chosen: Format) -> None:
+    for row in rows:
+        keys = row.value.keys()
+        if chosen.matches(keys) or nearest(chosen.required[0], keys):
+            continue
+        if other := written_as(keys):
+            raise DataError(
+                f"{row.source}: this row is written as {other!r} ({listed(keys)}), "
+                f"the others as {chosen.name!r}. Keep one format in a file."
+            )
+
+
+def _unknown(row: Row, fields: list[str]) -> NoReturn:
+    has = listed(fields)
+    for role, said, field in (("role", "content", "messages"), ("from", "value", "conversations")):
+        if role in fields and said in fields:
+            raise DataError(
+                f"{row.source}: the fields {has} are those of one turn, and turns are no rows. Write each conversation as "
+                f'a row: {{"{field}": [{{"{role}": "…", "{said}": "…"}}, …]}}.'
+            )
+    if "input_ids" in fields:
+        raise DataError(
+            f"{row.source}: the fields {has} are rows of tokens, made by another program. Give the texts or turns they "
+            "were made of; inlay tokenizes them for the base that is trained."
+        )
+    if "text" in fields:
+        others = [name for name in fields if name != "text"]
+        other = next((name for name in others if isinstance(row.value.get(name), str)), others[0])
+        raise DataError(
+            f"{row.source}: the fields {has} could be a text with its label (columns: {{label: {other}}}), "
+            f"a prompt with its answer (columns: {{prompt: text, completion: {other}}}), or a plain document "
+            "(format=text). Say which."
+        )
+    needs = "; ".join(f"{f.name} needs {' and '.join(f.required)}" for f in FORMATS.values()).replace("|", " or ")
+    near = max((f for f in FORMATS.values() if f.missing(set(fields))), key=lambda f: _closeness(f, fields))
+    lacks = {choice.partition("|")[0]: _slip(choice.partition("|")[0], fields) for choice in near.missing(set(fields))}
+    question, answer = (next((name for name in usual if name in fields), None) for usual in (_QUESTIONS, _ANSWERS))
+    if question and answer and not any(lacks.values()):
+        raise DataError(
+            f"{row.source}: no format fits the fields {has}. Say which is the question and which the answer "
+            f"(columns: {{prompt: {question}, completion: {answer}}}). Formats: {needs}."
+        )
+    if not any(isinstance(value, str) for value in row.value.values()):
+        raise DataError(
+            f"{row.source}: no format fits the fields {has}, and none of them is a text. Write each conversation as a row: "
+            f'{{"messages": [{{"role": "user", "content": "…"}}, {{"role": "assistant", "content": "…"}}]}}. '
+            f"Formats: {needs}."
+        )
+    if not _closeness(near, fields):
+        raise DataError(
+            f"{row.source}: no format fits the fields {has}. Say which column is which "
+            f"(columns: {{prompt: COLUMN, completion: COLUMN}}). Formats: {needs}."
+        )
+    hint = "".join(f" Did you mean {name!r} where it says {slip!r}?" for name, slip in lacks.items() if slip)
+    pairs = ", ".join(f"{name}: {slip or 'COLUMN'}" for name, slip in lacks.items())
+    raise DataError(
+        f"{row.source}: no format fits the fields {has}. Nearest is {near.name!r}, which lacks "
+        f"{', '.join(lacks)}.{hint} Rename (columns: {{{pairs}}}). Formats: {needs}."
+    )
+
+
+def _slip(name: str, fields: list[str]) -> str | None:
+    """The field that is `name` misspelt or in other case."""
+    close = difflib.get_close_matches(name, {field.lower(): field for field in fields}, n=1, cutoff=0.8)
+    return next((field for field in fields if field.lower() == close[0]), None) if close else None
+
+
+def _closeness(candidate: Format, fields: list[str]) -> float:
+    """The share of required fields that are there; a misspelt one counts nearly whole."""
+    names = [choice.partition("|")[0] for choice in candidate.required]
+    shares = [1.0 if name in fields else 0.9 if _slip(name, fields) else 0.0 for name in names]
+    return sum(shares) / len(shares)

@@ -1,0 +1,241 @@
+"""Fields of a row that its format does not read: a note, or something that must not be lost in silence.
+
+A format that is named leaves such a field out knowingly; one that was found from the fields does not. `KINDS` is the
+table, and the page on data is written from it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+from inlay.data.reading.strict_json import listed, shown
+from inlay.data.reading.turn_fields import THOUGHTS
+from inlay.data.types import Row
+from inlay.errors import DataError
+
+SYSTEMS: Final = ("system", "system_prompt", "system_message", "system_instruction")
+"""The system turn beside the other turns, in every format but `text`."""
+# fmt: off
+TEXT_NOTES: Final = frozenset({
+    "id", "uid", "uuid", "idx", "index", "source", "src", "url", "uri", "file", "path", "title", "name",
+    "author", "date", "time", "timestamp", "created", "lang", "language", "license", "licence", "meta",
+    "metadata", "split", "subset", "section", "chapter", "page", "domain", "dataset",
+})
+# fmt: on
+"""What may stand beside `text` in a file of plain documents; another field could be a label or an answer."""
+NOTES: Final = TEXT_NOTES | {
+    "prompt_id", "question_id", "example_id", "custom_id", "task_id", "conversation_id", "session_id", "user_id",
+    "version", "hash", "created_at", "updated_at", "model", "schemaVersion", "parallel_tool_calls",
+}  # fmt: skip
+"""Fields that say nothing a model could learn from."""
+GREETING: Final = "the greeting in the first turn"
+"""How an assistant turn before all others is named among what is unread."""
+COSTS: Final = {
+    **dict.fromkeys(("rejected", "rejected_response", "rejected_messages", "rejected_output"), "not learned from"),
+    **dict.fromkeys(("score", "reward", "rating", "score_chosen", "score_rejected"), "rows of every score count the same"),
+    GREETING: "read and not trained, as it answers nothing",
+}  # fmt: skip
+"""What leaving a field out costs, where that is more than that the model never sees it."""
+TURNS: Final = frozenset({"messages", "conversations", "chosen", "preferred_output"})
+_NO: Final[tuple[Any, ...]] = (None, "", [], {})
+_FALSE, _TRUE = ("false", "0", "-1", "no", "bad", "undesirable"), ("true", "1", "yes", "good")
+
+
+def is_empty(value: object) -> bool:
+    """Whether there is nothing in a field that could be lost."""
+    return value in _NO or (isinstance(value, str) and not value.strip())
+
+
+def _says(value: object, *words: str) -> bool:
+    """Whether a value is one of the words, however it is written."""
+    return isinstance(value, bool | int | float | str) and str(value).strip().lower().removesuffix(".0") in words
+
+
+def _is_not_one(value: object) -> bool:
+    return not _says(value, "1", "true")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Fields of one meaning, and what becomes of a row that has one with that value."""
+
+    names: tuple[str, ...]
+    harms: Callable[[Any], bool]
+    """Whether leaving out this value would train something else than the row says."""
+    why: str
+    """What would be wrong."""
+    way: str
+    """What to do."""
+    when: str = "anything in it"
+    """Which values harm, for the page on data."""
+    always: bool = False
+    """Also where the format was named."""
+    beside_turns: bool = True
+    """Also in rows whose turns stand in a list."""
+
+
+_LETTERS: Final = re.compile(r"(option|choice|ending|opt?|ans|sol)?[_ ]?([A-Ea-e1-5])")
+_JUDGED: Final = "rows are judged good or bad, and training on this one would teach what is bad"
+_KEEP: Final = "Keep the rows that are judged good"
+_INTO: Final = "Take it in (columns: {{instruction: {question}, input: {name}, output: {answer}}})"
+_ANYTHING: Final = lambda _: True  # noqa: E731  a value that is there at all
+
+KINDS: Final = (
+    Kind(
+        ("image", "images", "image_path", "image_url", "video", "videos", "audio", "audios"), _ANYTHING,
+        "the model would not see or hear it, and learn to answer without it", "Remove the row, or the field where the "
+        "text needs none", always=True,
+    ),
+    Kind(
+        ("label", "kto_tag", "desirable", "is_desirable", "accepted", "correct", "is_correct", "is_good", "good",
+         "preferred", "is_preferred"),
+        lambda value: _says(value, *_FALSE), _JUDGED, _KEEP, when="false, 0, -1, no, bad or undesirable",
+    ),
+    Kind(("rejected", "is_rejected", "is_bad", "bad"), lambda value: _says(value, *_TRUE), _JUDGED, _KEEP,
+         when="true, 1, yes or good"),
+    Kind(
+        ("score", "reward", "rating"),
+        lambda value: isinstance(value, bool | int | float) and value <= 0, _JUDGED, _KEEP, when="0 or less",
+    ),
+    Kind(
+        ("weight", "sample_weight", "example_weight", "loss_weight", "loss_mask"), _is_not_one,
+        "it could be how much the row counts, and every row would count the same",
+        "Write it as the weight of the row's turns (messages), or remove the field where it is none",
+        when="anything but 1",
+    ),
+    Kind(("train", "training", "trainable", "loss"), lambda value: _says(value, "false"),
+         "the row is marked as not to be trained", "Remove the row", when="false"),
+    Kind(("mask",), lambda value: not _says(value, "user", "human", "prompt", "system"),
+         "it says which turns are not trained", "Write train: false into those turns",
+         when="anything but user"),
+    Kind(
+        ("documents",), _ANYTHING, "the answer would be learned without the text it is about",
+        "Write it into the question",
+    ),
+    Kind(
+        ("context", "contexts", "passage", "passages", "document", "article", "paragraph", "background", "evidence",
+         "knowledge", "support", "options", "choices", "input", "instruction"), _ANYTHING,
+        "the question would be asked without it", _INTO, beside_turns=False,
+    ),
+    Kind(("history",), _ANYTHING, "the question would be asked without what was said before it",
+         "Write the turns as messages"),
+    Kind(("tools", "functions"), _ANYTHING, "the model would not be shown the tools", "Write the row as messages"),
+    Kind(
+        (*THOUGHTS, "think", "chain_of_thought", "cot"), _ANYTHING,
+        "it could be the reasoning before the answer, which would not be trained",
+        "Write it as reasoning_content of the answer's turn (messages)",
+    ),
+    Kind(
+        ("chat_template_kwargs", "enable_thinking"), _ANYTHING, "the chat template would not be given it",
+        "Remove it; the same for all rows is data.template_kwargs",
+    ),
+)  # fmt: skip
+_BY_NAME: Final = {name: kind for kind in KINDS for name in kind.names}
+
+
+def unread(
+    row: Row, format_name: str, known: Collection[str], asked: tuple[str, str], *, strict: bool
+) -> tuple[str, ...]:
+    """The fields of the row that are not `known`, where something stands in them.
+
+    `asked` are the fields of question and answer. With `strict` what must not be lost is refused; without, the format
+    was named and only what no text model can read is.
+
+    Raises:
+        DataError: one of them carries meaning.
+    """
+    extra = [name for name in row.value if name not in known and not is_empty(row.value[name])]
+    turns = any(isinstance(row.value.get(name), list | dict) for name in TURNS)
+    for name in extra:
+        kind, value = _BY_NAME.get(name), row.value[name]
+        if kind and (strict or kind.always) and (kind.beside_turns or not turns) and kind.harms(value):
+            way = kind.way.format(question=asked[0], name=name, answer=asked[1])
+            _refuse(row, name, kind.why, way, None if kind.always else format_name)
+    if strict and len(extra) > 1 and not turns and (letters := _lettered(extra)):
+        _refuse(row, letters[0], f"the question would be asked without the choices {', '.join(letters)}",
+                "Write them into the question", format_name)  # fmt: skip
+    return tuple(extra)
+
+
+def _refuse(row: Row, name: str, why: str, way: str, format_name: str | None) -> NoReturn:
+    out = f", or leave the field out by naming the format (format={format_name})" if format_name else ""
+    raise DataError(f"{row.source}: field {name!r} is {shown(row.value[name])}: {why}. {way}{out}.")
+
+
+def _lettered(names: Iterable[str]) -> list[str]:
+    """Of the fields, those that are two or more choices of one question: A, B, C, or option_1, option_2."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        if found := _LETTERS.fullmatch(name):
+            groups.setdefault(found[1] or "", []).append(name)
+    return next((group for group in groups.values() if len(group) > 1), [])
+
+
+class OneSplit:
+    """Refuses rows of the splits for training and for testing in one file."""
+
+    _TRAIN, _TEST = (
+        ("train", "training"),
+        ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "heldout", "held_out"),
+    )
+
+    def __init__(self) -> None:
+        self._first = ""
+
+    def see(self, row: Row, format_name: str) -> None:
+        """Raises: DataError for the first row of the other kind."""
+        value = str(row.value["split"]).strip().lower()
+        kind = "train" if value in self._TRAIN else "test" if value in self._TEST else ""
+        self._first = self._first or kind
+        if kind and kind != self._first:
+            raise DataError(
+                f"{row.source}: field 'split' is {shown(row.value['split'])}, while rows before are of the other kind, and "
+                "both would be trained on. Write the rows to train on and those to hold out into two files (data.train, "
+                f"data.eval), or take all together by naming the format (format={format_name})."
+            )
+
+
+def cost(name: str) -> str:
+    """What it costs that a field has no effect."""
+    return COSTS.get(name, "the model never sees it")
+
+
+def told(names: Collection[str]) -> str:
+    """Fields that are not read, with what that costs, in a few words."""
+    costs = {cost(name) for name in names if name not in NOTES}
+    return listed(names) + (f" ({'; '.join(sorted(costs))})" if costs else "")
+
+
+def table() -> list[tuple[tuple[str, ...], str]]:
+    """(fields of a row that are not of its format, what inlay does with them), for the page on data."""
+    rows: list[tuple[tuple[str, ...], str]] = [
+        (SYSTEMS, "the system turn, in every format but `text`; refused where the turns have another one")
+    ]
+    for kind in KINDS:
+        where = "" if kind.beside_turns else ", where the row is no list of turns"
+        rows.append(
+            (kind.names, f"{kind.when}{where}: {'always refused' if kind.always else 'refused'}, as {kind.why}")
+        )
+    costs = {why: tuple([name for name, told in COSTS.items() if told == why]) for why in COSTS.values()}
+    return [
+        *rows,
+        (
+            ("A", "B", "option_1", "option_2"),
+            "two or more choices like these: refused, as the question would be asked without them",
+        ),
+        (("split",), "rows for training and for testing in one file: refused, as both would be trained on"),
+        *((names, f"named as ignored: {why}") for why, names in costs.items() if GREETING not in names),
+        (tuple(sorted(NOTES)), "named as ignored: there is nothing in them to learn from"),
+        ((), "named as ignored: the model never sees it"),
+    ]
+
+
+def markdown(rows: Iterable[tuple[Iterable[str], str]], of: str) -> str:
+    """A table of fields as the page on data has it."""
+    lines = [f"| field of a {of} | what inlay does |", "|---|---|"]
+    for names, does in rows:
+        lines.append(f"| {', '.join(f'`{name}`' for name in names) or 'any other'} | {does} |")
+    return "\n".join(lines) + "\n"

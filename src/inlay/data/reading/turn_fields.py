@@ -1,0 +1,136 @@
+"""What stands beside role and content in a turn, and how it is read: weights, thoughts, ids, and notes.
+
+A field of a turn is read, or is a note that nothing needs, or is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+from inlay.data.reading.values import fail, text
+from inlay.data.types import Row
+from inlay.errors import DataError, nearest
+
+WEIGHTS: Final = ("weight", "loss_weight", "loss_scale")
+"""How much each token of a turn counts."""
+SWITCHES: Final = ("loss", "train", "training", "loss_mask")
+"""Whether a turn is trained: true or 1, false or 0."""
+THOUGHTS: Final = ("reasoning_content", "reasoning", "thinking", "thought")
+"""The reasoning before an answer."""
+# fmt: off
+NOTES: Final = frozenset({
+    "id", "uid", "uuid", "index", "idx", "turn", "turn_id", "turn_index", "message_id", "msg_id", "parent_id",
+    "timestamp", "time", "date", "created", "created_at", "create_time", "updated_at", "model", "model_name",
+    "provider", "source", "lang", "language", "meta", "metadata", "annotations", "usage", "tokens", "token_count",
+    "num_tokens", "n_tokens", "finish_reason", "stop_reason", "logprobs", "object", "system_fingerprint",
+})
+# fmt: on
+"""Fields of a turn that change nothing in what is trained."""
+READ: Final = frozenset({
+    "role", "content", "from", "value", "name", "tool_calls", "function_call", "tool_call_id",
+    *WEIGHTS, *SWITCHES, *THOUGHTS,
+})  # fmt: skip
+KNOWN: Final = READ | NOTES
+_NO: Final[tuple[Any, ...]] = (None, "", [], {})
+
+
+_OTHER_STYLE: Final = {"content": ("from", "value"), "value": ("role", "content")}
+
+
+def refuse_unknown(row: Row, where: str, turn: dict[str, Any], said: str) -> None:
+    """Raises: DataError for a field with something in it that is neither read nor a note.
+
+    `said` is the field of what the turn says."""
+    for key, value in turn.items():
+        if (key in KNOWN and key not in _OTHER_STYLE[said]) or value in _NO:
+            continue
+        guess = nearest(key, READ)
+        hint = f" Did you mean {guess!r}?" if guess else ""
+        fail(
+            row,
+            f"{where}.{key}",
+            value,
+            f"inlay does not read this field of a turn, so it would be lost.{hint} Read are "
+            f"{', '.join(sorted(READ - {'from', 'value', 'role', 'content'}))}. Take it out, or write it as one of these.",
+        )
+
+
+def weight(row: Row, where: str, turn: dict[str, Any], role: str, *, trained: bool) -> float:
+    """The weight of a turn: its own, else that of its role where turns like it are `trained`, times that of its role.
+
+    Raises:
+        DataError: a weight that is none, two that differ, or one of a role that is not trained.
+    """
+    given = {name: turn[name] for name in (*WEIGHTS, *SWITCHES) if turn.get(name) is not None}
+    of_role = row.role_weights.get(role, 0.0)
+    if not given:
+        return of_role if trained else 0.0
+    own = {name: _number(row, f"{where}.{name}", value, name) for name, value in given.items()}
+    masks = [name for name, value in own.items() if not value]
+    counted = [value for name, value in own.items() if name in WEIGHTS]
+    if (masks and len(masks) < len(own)) or len(set(counted)) > 1:
+        told = ", ".join(f"{name} {value:g}" for name, value in own.items())
+        raise DataError(f"{row.source}: field {where!r} has weights that contradict each other ({told}). Keep one.")
+    value = 0.0 if masks else counted[0] if counted else 1.0
+    if value and not of_role:
+        trained_on = " and ".join(name for name, weight in row.role_weights.items() if weight)
+        fail(
+            row,
+            f"{where}.{next(iter(given))}",
+            next(iter(given.values())),
+            f"Only {trained_on} turns are trained on; set data.role_weights.{role}, or weight 0.",
+        )
+    return value * of_role
+
+
+def _number(row: Row, field: str, value: object, name: str) -> float:
+    if name in SWITCHES:
+        if isinstance(value, bool | int | float) and value in (0, 1):
+            return float(value)
+        fail(row, field, value, "It must be true or 1 to train on the turn, false or 0 to mask it.")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        fail(row, field, value, "It must be a number, 0 to mask the turn or above 0 to train on it.")
+    if not 0 <= value < math.inf or value > 1e6:
+        fail(row, field, value, "It must be a finite number from 0 to 1e6; 0 masks the turn.")
+    return float(value)
+
+
+def thought(row: Row, where: str, turn: dict[str, Any], role: str) -> tuple[str, str]:
+    """(the reasoning before an answer, the name of its field); empty where there is none."""
+    given = {name: turn[name] for name in THOUGHTS if turn.get(name) is not None}
+    said = {name: text(row, f"{where}.{name}", value, may_be_empty=True) for name, value in given.items()}
+    said = {name: value for name, value in said.items() if value.strip()}
+    if not said:
+        return "", ""
+    name, value = next(iter(said.items()))
+    if role != "assistant":
+        fail(row, f"{where}.{name}", value, f"Only an assistant turn has a thought, not {role!r}.")
+    if len(set(said.values())) > 1:
+        raise DataError(f"{row.source}: field {where!r} has thoughts that differ ({', '.join(said)}). Keep one.")
+    return value, name
+
+
+def tool_call_id(row: Row, where: str, turn: dict[str, Any], role: str) -> str | None:
+    """The id of the call that a tool's answer is for."""
+    value = turn.get("tool_call_id")
+    if value is None or value == "":
+        return None
+    if role != "tool":
+        fail(row, f"{where}.tool_call_id", value, f"Only a tool turn answers a call, not {role!r}.")
+    return text(row, f"{where}.tool_call_id", value)
+
+
+def table() -> list[tuple[tuple[str, ...], str]]:
+    """(fields of a turn, what inlay does with them), for the page on data."""
+    return [
+        (("role", "content", "from", "value"), "who speaks and what is said"),
+        (WEIGHTS, "each token of the turn counts so much; 0 masks it"),
+        (SWITCHES, "false or 0 masks the turn, true or 1 trains it; refused where two of these contradict each other"),
+        (THOUGHTS, "given to the chat template under the name that it shows, and trained; refused where it shows none"),
+        (("tool_calls", "function_call"), "the calls of an answer, which the template writes"),
+        (("tool_call_id",), "given to the template, of a tool's turn"),
+        (("name",), "given to the template"),
+        (tuple(sorted(NOTES)), "nothing: there is nothing in them to learn from"),
+        ((), "refused by name, if there is something in it"),
+    ]

@@ -1,0 +1,1 @@
+"""Facts and probes of this machine."""

@@ -1,0 +1,134 @@
+"""Which adapter folders are let in: PEFT's files, as far as A, B and the scale say all that the adapter computes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from inlay.errors import AdapterError
+from inlay.methods.ia3 import APPLIED, METHOD_OF
+
+WEIGHTS, SETTINGS, CARD = "adapter_model.safetensors", "adapter_config.json", "card.json"
+_LARGEST_ALPHA = 1e6
+_MATCHING_S: Final = 5.0
+_HARMLESS: Final = frozenset((
+    "peft_type", "peft_version", "auto_mapping", "revision", "megatron_config", "megatron_core", "runtime_config",
+    "qalora_group_size", "init_ia3_weights", "eva_config", "corda_config", "lora_ga_config", "loftq_config",
+    "init_lora_weights", "ensure_weight_tying",
+))  # fmt: skip
+"""Settings of PEFT that say nothing about what a stored adapter computes, or that are looked at apart."""
+_STARTS_BESIDE_THE_BASE: Final = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Values of `init_lora_weights` that leave the base as it is; all others move a part of its weights into A and B."""
+_CONVERTIBLE: Final = ("pissa", "olora", "corda", "lora_ga")
+
+
+def refuse_unusable(folder: Path, settings: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Raises: AdapterError, or a ValueError that says what is wrong with the files."""
+    if not isinstance(settings, dict) or settings.get("peft_type") not in METHOD_OF:
+        raise ValueError(f"{SETTINGS} does not describe an adapter of {' or '.join(METHOD_OF)}")
+    kind = settings["peft_type"]
+    if kind in APPLIED:
+        _refuse_other_meaning(folder, settings, {*APPLIED[kind], *_HARMLESS})
+    elif settings.get("modules_to_save"):
+        raise AdapterError(f"{folder}: uses PEFT's modules_to_save, which inlay does not load.")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{folder}: {name} holds values that are not finite. The adapter is damaged.")
+    if kind == "LORA":
+        _refuse_start(folder, settings.get("init_lora_weights"))
+        _refuse_absurd(folder, settings, tensors)
+
+
+def _refuse_other_meaning(folder: Path, settings: Mapping[str, Any], known: set[str]) -> None:
+    """A setting that inlay has no use for changes what the adapter computes, or may: it must be off."""
+    used = sorted(name for name, value in settings.items() if value and name not in known)
+    if used:
+        raise AdapterError(
+            f"{folder}: uses PEFT's {', '.join(used)}, which inlay does not load: its A, B and scale alone would "
+            "compute something else. Merge it into its base with PEFT, and name the merged model."
+        )
+
+
+def _refuse_start(folder: Path, start: Any) -> None:
+    if start in _STARTS_BESIDE_THE_BASE:
+        return
+    kind = str(start).lower()
+    way_out = (
+        "Save it once more with PEFT's save_pretrained(…, path_initial_model_for_weight_conversion=START), which "
+        "makes it an ordinary LoRA"
+        if kind.startswith(_CONVERTIBLE)
+        else "Merge it into its base with PEFT, and name the merged model"
+    )
+    raise AdapterError(
+        f"{folder}: was started with {start} (init_lora_weights), so it belongs on a base from which its start was "
+        f"taken away, and not on the base as it is. {way_out}."
+    )
+
+
+def _refuse_absurd(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    rank = settings.get("r")
+    for name, value in {"lora_alpha": settings.get("lora_alpha"), **(settings.get("alpha_pattern") or {})}.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _LARGEST_ALPHA:
+            raise AdapterError(f"{folder}: alpha of {name} is {value!r}; it must be above 0 and at most 1e6.")
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise AdapterError(f"{folder}: its rank is {rank!r}; it must be a whole number of at least 1.")
+    for name, tensor in tensors.items():
+        held = tensor.shape[0] if name.endswith("lora_A.weight") else None
+        # of a tensor with several experts each has that rank
+        is_other = held is not None and (held % rank if settings.get("target_parameters") else held != rank)
+        if is_other and not settings.get("rank_pattern"):
+            raise AdapterError(f"{folder}: {name} has rank {held}, but {SETTINGS} says {rank}.")
+    if settings.get("ensure_weight_tying") and any("lora_embedding_" in name for name in tensors):
+        raise AdapterError(
+            f"{folder}: ties an adapter of the embedding to the head (ensure_weight_tying), which inlay does not load. "
+            "Merge it into its base with PEFT, and name the merged model."
+        )
+
+
+def refuse_endless_patterns(settings: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raises: AdapterError when the adapter's regular expressions are none, or take forever on a base's module names.
+
+    They are tried in a process of their own: nothing stops one that runs in this.
+    """
+    whole = [settings.get(key) for key in ("target_modules", "exclude_modules", "feedforward_modules")]
+    given = [*(settings.get("rank_pattern") or ()), *(settings.get("alpha_pattern") or ())]
+    layers = settings.get("layers_pattern") or ()
+    given += [layers] if isinstance(layers, str) else layers
+    patterns = [text for text in (*whole, *given) if isinstance(text, str) and re.search(r"[*+{|(\[\\]", text)]
+    if not patterns:
+        return
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _TRIAL, *patterns], input="\n".join(names), text=True,
+            capture_output=True, timeout=_MATCHING_S, check=False, encoding="utf-8",
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise AdapterError(
+            f"adapter: a regular expression of its {SETTINGS} takes more than {_MATCHING_S:.0f} s on the names of this "
+            f"base's layers ({_short(patterns)}). List the layers in target_modules instead."
+        ) from None
+    except OSError:  # no second process to be had here
+        return
+    if tried.returncode:
+        said = tried.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise AdapterError(f"adapter: a regular expression of its {SETTINGS} cannot be used ({said[0]}).")
+
+
+_TRIAL = """
+import re, sys
+for name in sys.stdin.read().split("\\n"):
+    for pattern in sys.argv[1:]:
+        re.fullmatch(pattern, name), re.match(rf"(.*\\.)?({pattern})$", name), re.match(rf".*\\.{pattern}\\.(\\d+)\\.", name)
+"""
+
+
+def _short(patterns: list[str]) -> str:
+    text = ", ".join(patterns)
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -1,0 +1,268 @@
+"""Which layers of a base get an adapter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from inlay.errors import AdapterError, unknown_name
+from inlay.methods.called_layers import unfit
+
+_HEADS = ("lm_head", "embed_out", "classifier", "score", "qa_outputs", "pooler", "predictions")
+_VISION = ("vision_tower", "vision_model", "visual", "multi_modal_projector", "embed_vision", "audio_tower")
+_NOT_IN_PEFT = "is refused by PEFT, since fast kernels use its weight past its forward"
+
+ROLES: dict[str, tuple[str, ...]] = {
+    "q_proj": (
+        "q_proj", "qkv_proj", "query_key_value", "attn.c_attn", "Wqkv", "q_b_proj", "attention.receptance",
+        "mixer.x_proj", "mixer.in_proj",
+    ),
+    "k_proj": (
+        "k_proj", "qkv_proj", "query_key_value", "attn.c_attn", "Wqkv", "kv_b_proj", "attention.key",
+        "mixer.x_proj", "mixer.in_proj",
+    ),
+    "v_proj": (
+        "v_proj", "qkv_proj", "query_key_value", "attn.c_attn", "Wqkv", "kv_b_proj", "attention.value", "mixer.in_proj",
+    ),
+    "o_proj": (
+        "o_proj", "attention.dense", "self_attention.dense", "self_attn.dense", "attn.c_proj", "attn.out_proj",
+        "attention.out_proj", "self_attn.out_proj", "attn.Wo", "attention.output", "mixer.out_proj",
+    ),
+    "gate_proj": ("gate_proj", "gate_up_proj", "feed_forward.w1", "mlp.Wi", "input_linear", "feed_forward.receptance"),
+    "up_proj": (
+        "up_proj", "gate_up_proj", "dense_h_to_4h", "fc1", "fc_in", "mlp.c_fc", "feed_forward.w3", "mlp.Wi",
+        "input_linear", "feed_forward.key",
+    ),
+    "down_proj": (
+        "down_proj", "dense_4h_to_h", "fc2", "fc_out", "mlp.c_proj", "feed_forward.w2", "mlp.Wo", "output_linear",
+        "feed_forward.value",
+    ),
+}  # fmt: skip
+"""Name of a layer of Llama -> endings of the names of what plays its part elsewhere; the first that a base has. Mamba's
+`x_proj` gives what queries and keys are there, and its `in_proj` the values."""
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """Names of all linear layers (Conv1D of GPT-2 too) of the language model that an adapter can be put on, without
+    its heads."""
+    left_out = unfit_layers(model)
+    return [name for name in _linear(model) if name not in left_out]
+
+
+def unfit_layers(model: nn.Module) -> dict[str, str]:
+    """Linear layers that get no adapter, each with what is against it."""
+    layers = _linear(model)
+    return unfit(model, layers) | {name: _NOT_IN_PEFT for name in layers if _is_refused_by_peft(model, name)}
+
+
+def _linear(model: nn.Module) -> dict[str, nn.Module]:
+    from transformers.pytorch_utils import Conv1D
+
+    head = _head(model)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D))
+        and module is not head
+        and not any(part in _HEADS or part in _VISION for part in name.split("."))
+    }
+
+
+def _head(model: nn.Module) -> nn.Module | None:
+    head: nn.Module | None = getattr(model, "get_output_embeddings", lambda: None)()
+    return head
+
+
+def _is_refused_by_peft(model: nn.Module, name: str) -> bool:
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, name.rpartition(".")[2])
+    except ValueError:
+        return True
+    return False
+
+
+def expert_parameters(model: nn.Module) -> list[str]:
+    """Names of the weights of all experts of a layer in one tensor (expert, out, in), which no linear layer holds."""
+    return [
+        f"{name}.{held}"
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] == "experts" and not any(part in _VISION for part in name.split("."))
+        for held, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and parameter.is_floating_point()
+    ]
+
+
+def expert_targets(model: nn.Module) -> list[str]:
+    """The shortest list of name endings (else of whole names) that hits the experts' weights and no others.
+
+    Raises: AdapterError where there are none.
+    """
+    weights = expert_parameters(model)
+    if not weights:
+        raise AdapterError(
+            f"adapter.experts: a {_kind(model)} has no experts whose weights lie in one tensor. Leave it out: experts "
+            "that are linear layers are among adapter.target_modules."
+        )
+    endings = sorted({".".join(name.split(".")[-2:]) for name in weights})
+    everything = [name for name, _ in model.named_parameters()]
+    return endings if set(hit(endings, everything)) == set(weights) else sorted(weights)
+
+
+def resolve_targets(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
+    """The shortest list of name endings (else of whole names) that hits the wanted layers and no others.
+
+    Raises: AdapterError when an ending matches no linear layer.
+    """
+    layers = linear_layers(model)
+    if not layers:
+        raise AdapterError("adapter.target_modules: this model has no linear layers to adapt.")
+    if wanted == "auto":
+        return _without_strays(model, sorted({name.rpartition(".")[2] for name in layers}), layers)
+    assert not isinstance(wanted, str)
+    layers += _heads_named(model, wanted)
+    for ending in wanted:
+        if not hit([ending], layers):
+            raise AdapterError(f"adapter.target_modules: {_why_not(model, ending, layers)}")
+    return _without_strays(model, sorted(set(wanted)), hit(wanted, layers))
+
+
+def all_linear(model: nn.Module) -> str:
+    """In words, which layers `auto` takes."""
+    against: dict[str, str] = {}
+    for name, why in unfit_layers(model).items():
+        against.setdefault(why, name.rpartition(".")[2] if not name[-1].isdigit() else name)
+    but = "; ".join(f"{name} {why}" for why, name in against.items())
+    if expert_parameters(model):
+        return "the linear layers that are neither head nor expert" + (
+            f", where they can be adapted ({but})" if but else ""
+        )
+    return (
+        "the linear layers without the head that can be adapted" + f" ({but})"
+        if but
+        else "all linear layers without the head"
+    )
+
+
+def _heads_named(model: nn.Module, wanted: Sequence[str]) -> list[str]:
+    """The head where it is named. Raises: AdapterError where its weights are the embeddings' too."""
+    head, embeddings = _head(model), getattr(model, "get_input_embeddings", lambda: None)()
+    found = hit(
+        wanted, [name for name, module in model.named_modules() if isinstance(head, nn.Linear) and module is head]
+    )
+    if found and embeddings is not None and getattr(head, "weight", None) is embeddings.weight:
+        raise AdapterError(
+            f"adapter.target_modules: {found[0]} has the weights of the embeddings (tie_word_embeddings), and an adapter "
+            "merged into it would change them too. Leave it out, or train all weights with adapter.method=full."
+        )
+    return found
+
+
+def _why_not(model: nn.Module, ending: str, layers: Sequence[str]) -> str:
+    """What to say of a name that no layer with an adapter ends with."""
+    known = {name.rpartition(".")[2] for name in layers}
+    against = unfit_layers(model)
+    if found := hit([ending], against):
+        named = ", ".join(sorted(known - {ending}))
+        return (
+            f"{ending} of a {_kind(model)} {against[found[0]]}; an adapter there would not act. Name some of {named}."
+        )
+    if hit([ending], expert_parameters(model)):
+        return f"{ending} is no layer here but a tensor with all experts. Leave it out, and set adapter.experts=true."
+    embeddings = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    if hit([ending], embeddings):
+        return (
+            f"{ending} is an embedding, and adapters are put on linear layers. Leave it out, or train all weights with "
+            "adapter.method=full."
+        )
+    return unknown_name("layer", ending, known)
+
+
+def coverage(model: nn.Module, targets: Sequence[str], experts: Sequence[str] = ()) -> str:
+    """`80% of the decoder's weights` under these adapters, and what share experts have that get none.
+
+    The decoder's weights are all matrices, but for embeddings, the head and what belongs to images and sound.
+    """
+    outside = {id(p) for m in (_head(model), *_embeddings(model)) if m is not None for p in m.parameters()}
+    sizes = {
+        name: numel(p)
+        for name, p in model.named_parameters()
+        if p.ndim > 1 and id(p) not in outside and not any(part in _VISION for part in name.split("."))
+    }
+    total = sum(sizes.values())
+    names = {f"{layer}.weight" for layer in hit(targets, [n.removesuffix(".weight") for n in sizes])}
+    taken = sum(size for name, size in sizes.items() if name in names or hit(experts, [name]))
+    said = f"{percent(taken, total)} of the decoder's weights"
+    left = sum(sizes[name] for name in expert_parameters(model) if not hit(experts, [name]))
+    return said if not left else f"{said} (its experts, {percent(left, total)}, get none without adapter.experts)"
+
+
+def percent(part: int, whole: int) -> str:
+    """`12.5%`, and 100% or 0% only where it is that."""
+    share = 100 * part / max(1, whole)
+    return f"{share:.0f}%" if share in (0, 100) else f"{min(99.9, max(0.1, share)):.3g}%"
+
+
+def numel(parameter: Any) -> int:
+    """Numbers that a parameter stands for: a 4-bit weight packs two into a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return int(math.prod(state.shape)) if state is not None else int(parameter.numel())
+
+
+def _embeddings(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.Embedding)]
+
+
+def layers_for_roles(model: nn.Module, roles: Sequence[str], whose: str) -> tuple[list[str], str]:
+    """(name endings in this architecture, how they were found) for layer names in Llama's words, such as a preset's.
+
+    Raises: AdapterError when none of the roles exists here.
+    """
+    kind, layers = _kind(model), linear_layers(model)
+    said: list[str] = []
+    found: list[str] = []
+    for role in roles:
+        name = _first(ROLES.get(role, (role,)), layers)
+        if name is None:
+            said.append(f"{role} has no counterpart")
+            continue
+        if name != role:
+            said.append(f"{role} is in {name}")
+        found.append(name)
+    if not found:
+        known = sorted({name.rpartition(".")[2] for name in layers})
+        raise AdapterError(
+            f"adapter.target_modules: a {kind} has none of {whose} layers {', '.join(roles)}. "
+            f"Name some of {', '.join(known)}, or set adapter.target_modules=auto."
+        )
+    return sorted(set(found)), "; ".join([f"{whose} layers", *([f"in a {kind} {', '.join(said)}"] if said else [])])
+
+
+def feed_forward_output(model: nn.Module) -> str:
+    """The name ending of the layer that the feed-forward part ends with."""
+    return _first(ROLES["down_proj"], linear_layers(model)) or "down_proj"
+
+
+def _first(endings: Iterable[str], layers: Sequence[str]) -> str | None:
+    return next((ending for ending in endings if hit([ending], layers)), None)
+
+
+def _kind(model: nn.Module) -> str:
+    return str(getattr(getattr(model, "config", None), "model_type", ""))
+
+
+def hit(endings: Iterable[str], names: Iterable[str]) -> list[str]:
+    """The names that PEFT takes for these endings."""
+    wanted = tuple(endings)
+    return [name for name in names if name in wanted or name.endswith(tuple(f".{ending}" for ending in wanted))]
+
+
+def _without_strays(model: nn.Module, endings: list[str], layers: Sequence[str]) -> list[str]:
+    """The endings, or whole names where an ending would also hit a head, a vision tower or no linear layer."""
+    everything = [name for name, _ in model.named_modules()]
+    return endings if set(hit(endings, everything)) == set(layers) else sorted(layers)

@@ -1,0 +1,91 @@
+"""What the guards of a run met and what was done about it: one list, for the report and for the curves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inlay.runs.folder import FAILED, Run
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """One thing that a guard answered."""
+
+    step: int
+    kind: str
+    """skipped, rollback, spike, out of memory, overfitting, plateau, escape or failed."""
+    found: str
+    done: str
+
+
+def incidents(run: Run) -> list[Incident]:
+    """Everything that metrics.jsonl and run.json know of, by step."""
+    record = run.record
+    found = [*_of_lines(run), *_of_record(record)]
+    return sorted(found, key=lambda one: one.step)
+
+
+def _of_lines(run: Run) -> Iterator[Incident]:
+    said: tuple[Any, Any] | None = None
+    for line in run.metrics:
+        step = int(line["step"])
+        if line.get("event") == "skipped":
+            yield Incident(step, "skipped", line["error"], "the step changed nothing")
+        if line.get("event") == "rollback":
+            first, last = line["batches_passed"]
+            done = f"back to step {step}, past the batches {first} to {last}, {line['learning_rate_factor']:g} of the learning rate"
+            yield Incident(int(line["failed_step"]), "rollback", line["error"], done)
+        if "spike" in line:
+            found = f"gradient norm {line['grad_norm']:.3g}, {line['spike']:g} deviations above the last ones"
+            yield Incident(step, "spike", found, "clipped to train.max_grad_norm like any other")
+        if "eval_loss" in line:
+            now = (line.get("diagnosis"), line.get("done"))
+            if now[0] and now != said:
+                kind = "overfitting" if now[0] == "overfitting" else "plateau"
+                yield Incident(step, kind, f"{now[0]}: {line.get('reason', '')}", line.get("done", "noted"))
+            said = now
+
+
+def _of_record(record: dict[str, Any]) -> Iterator[Incident]:
+    for one in record.get("out_of_memory", ()):
+        done = f"the same rows again, {one['batch_size']} at a time from there on"
+        yield Incident(one["step"], "out of memory", f"in {one['phase']}: {one['error']}", done)
+    result = record.get("result") or {}
+    if result.get("escape"):
+        outcome, plateau = result["escape"], result["plateau"]
+        yield Incident(plateau["step"], "escape", plateau["kind"], told(outcome))
+    if record.get("status") == FAILED and record.get("error"):
+        named = re.match(r"(?:\w+ )?step (\d+)", record["error"])
+        yield Incident(int(named[1]) if named else 0, "failed", record["error"], "the run was stopped")
+
+
+def told(outcome: dict[str, Any]) -> str:
+    """The outcome of an escape in one line."""
+    if not outcome["tried"]:
+        return f"the escape was not tried: {outcome['reason']}"
+    first, last = outcome["steps"]
+    against = [
+        f"{name} {outcome['eval_loss'][name]:.4f} "
+        f"({d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}] {d['verdict']})"
+        for name, d in outcome["against"].items()
+    ]
+    best = [f"{name} {one['eval_loss']:.4f} after step {one['step']}" for name, one in outcome["best"].items()]
+    return (
+        f"held-out loss after step {last} of three ways from step {first} on: "
+        f"escape {outcome['eval_loss']['escape']:.4f} against {', '.join(against)}; best on the way: {', '.join(best)}"
+    )
+
+
+def as_markdown(found: Sequence[Incident]) -> list[str]:
+    """The lines of a table, or one that says there was nothing."""
+    if not found:
+        return ["No guard had anything to answer."]
+    rows = [f"| {one.step} | {one.kind} | {_cell(one.found)} | {_cell(one.done)} |" for one in found]
+    return ["| step | guard | found | done |", "|---|---|---|---|", *rows]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,111 @@
+"""What a user does with the checkpoints of a run: look, pin, clean up, and take any of them as an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from inlay.errors import RunError, StorageError
+from inlay.methods.adapter import TrainedState
+from inlay.runs.folder import Run
+from inlay.storage import owned, verified
+from inlay.training import checkpoint as checkpoints
+from inlay.training.checkpoint import Checkpoint
+
+
+def checkpoint_at(run: Run, step: int) -> Checkpoint:
+    """The whole checkpoint of that step. Raises: RunError naming the steps there are; StorageError when damaged."""
+    there = {c.step: c for c in checkpoints.listed(run.checkpoints)}
+    if step not in there:
+        known = f"There are {', '.join(map(str, sorted(there)))}" if there else "It has none"
+        raise RunError(f"{run.path}: no checkpoint of step {step}. {known}.")
+    verified(there[step].path)
+    return there[step]
+
+
+def adapter_at(run: Run, step: int) -> TrainedState:
+    """The adapter of a checkpoint, as one ordinary LoRA on the bare base. Raises: RunError, StorageError."""
+    return checkpoints.load(checkpoint_at(run, step))[0].exported()
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
+    """Every checkpoint, oldest first: step, losses, bytes, whether it is whole, the best, pinned."""
+    listed: list[dict[str, Any]] = []
+    best_step, pins = None, checkpoints.pinned(run.checkpoints)
+    for checkpoint in checkpoints.listed(run.checkpoints):
+        row: dict[str, Any] = {"step": checkpoint.step, "path": str(checkpoint.path), "valid": True, "fault": None}
+        try:
+            about = verified(checkpoint.path)
+            row |= {"train_loss": about.get("train_loss"), "eval_loss": about.get("eval_loss")}
+            row["size_bytes"] = sum(f["size"] for f in about["files"].values())
+            best_step = about.get("best_step")
+        except StorageError as error:
+            row |= {"valid": False, "fault": str(error), "train_loss": None, "eval_loss": None, "size_bytes": None}
+        listed.append(row | {"pinned": checkpoint.step in pins})
+    return [row | {"best": row["step"] == best_step} for row in listed]
+
+
+def details(run: Run, step: int) -> dict[str, Any]:
+    """What one checkpoint holds: progress, digests of what it was made from, files, and its line of metrics."""
+    checkpoint = checkpoint_at(run, step)
+    about = checkpoint.about
+    _, _, _, progress = checkpoints.load(checkpoint)
+    line: dict[str, Any] = next((m for m in reversed(run.metrics) if m.get("step") == step), {})
+    return {
+        "path": str(checkpoint.path), "step": step, "train_loss": about.get("train_loss"),
+        "eval_loss": about.get("eval_loss"), "best_eval_loss": progress.best_eval_loss, "best_step": progress.best_step,
+        "epoch": line.get("epoch"), "learning_rate": line.get("learning_rate"), "grad_norm": line.get("grad_norm"),
+        "tokens_seen": progress.tokens_seen, "trained_tokens_seen": progress.trained_tokens_seen,
+        "pinned": step in checkpoints.pinned(run.checkpoints), "inputs": about.get("inputs", {}),
+        "versions": about.get("versions", {}), "files": about["files"],
+    }  # fmt: skip
+
+
+def clean(run: Run, keep: int, *, dry_run: bool = False) -> list[dict[str, Any]]:
+    """Deletes all whole checkpoints but the newest `keep`, the best, the pinned ones and those of `train.keep_every`.
+
+    Damaged ones are left where they are. Returns the rows of what went, or would go. Raises: RunError when somebody
+    trains here.
+    """
+    with owned(run.path):
+        there = rows(run)
+        whole = [row for row in there if row["valid"]]
+        every = run.config.train.keep_every
+        going = [
+            row
+            for row in (whole[:-keep] if keep else whole[:-1])
+            if not (row["best"] or row["pinned"] or (every and row["step"] % every == 0))
+        ]
+        for row in [] if dry_run else going:
+            checkpoints.delete(Checkpoint(Path(row["path"])))
+    return going
+
+
+def remove(run: Run, step: int) -> dict[str, Any]:
+    """Deletes one checkpoint, damaged or not.
+
+    Raises: RunError when it is the newest whole one, the best, or pinned, when there is none, or somebody trains here.
+    """
+    with owned(run.path):
+        there = {row["step"]: row for row in rows(run)}
+        if step not in there:
+            known = f"There are {', '.join(map(str, sorted(there)))}" if there else "It has none"
+            raise RunError(f"{run.path}: no checkpoint of step {step}. {known}.")
+        row = there[step]
+        whole = [s for s, r in there.items() if r["valid"]]
+        for reason, holds in (
+            ("the newest whole one, from which the run goes on", row["valid"] and step == max(whole)),
+            ("the best one", row["best"]),
+            ("pinned; take the pin away first", row["pinned"]),
+        ):
+            if holds:
+                raise RunError(f"{run.path}: the checkpoint of step {step} is {reason}. It stays.")
+        checkpoints.delete(Checkpoint(Path(row["path"])))
+    return row
+
+
+def pin(run: Run, step: int, keep: bool) -> None:
+    """Pins a checkpoint, so that retention never deletes it, or takes the pin away. Raises: RunError."""
+    if keep:
+        checkpoint_at(run, step)
+    checkpoints.set_pinned(run.checkpoints, step, keep)

@@ -1,0 +1,64 @@
+"""The base's loss on every training row, by which `train.order: loss` orders them; kept in the run folder."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from inlay.data.curriculum import Curriculum, curriculum
+from inlay.errors import StorageError
+from inlay.methods.adapter import base_view
+from inlay.runs.folder import Run
+from inlay.runs.reporter import LateBar, Reporter
+from inlay.storage import write_file
+from inlay.training.loop import Job, leave_if_asked, nll_of
+from inlay.training.process_group import World
+from inlay.training.signals import StopRequest
+
+FILE = "order.safetensors"
+_RECORDED = "order_sha256"
+
+
+def by_loss(job: Job, world: World, stop: StopRequest, reporter: Reporter) -> Curriculum:
+    """The curriculum by the base's mean loss on each row, of this start of the run or of its first.
+
+    Raises: StorageError when the losses of the first start are lost and come out otherwise now.
+    """
+    known = stored(job.run)
+    if world.any(known is None):
+        reporter.stage(f"loss of the base on {len(job.train)} training rows, which orders them")
+        with base_view(job.model), LateBar(reporter, -(-len(job.train) // world.size), "row") as bar:
+            nll, weight = nll_of(job.train, job, world, stop, reporter, bar.reached)
+        leave_if_asked(job, world, stop)
+        known = nll / weight
+        if world.is_first:
+            _keep(job.run, known)
+        world.barrier()
+    assert known is not None
+    return curriculum(job.config.train, known)
+
+
+def stored(run: Run) -> np.ndarray | None:
+    """(N,) what the run keeps; None when it keeps nothing, or not what it wrote."""
+    try:
+        content = (run.path / FILE).read_bytes()
+        if hashlib.sha256(content).hexdigest() != run.record.get(_RECORDED):
+            return None
+        return np.asarray(load(content)["loss"])
+    except (OSError, KeyError, SafetensorError):
+        return None
+
+
+def _keep(run: Run, losses: np.ndarray) -> None:
+    content = save({"loss": losses})
+    digest = hashlib.sha256(content).hexdigest()
+    if run.record.get(_RECORDED, digest) != digest:
+        raise StorageError(
+            f"{run.path / FILE}: is not what the run wrote, and the losses of the base come out otherwise now, so the "
+            "order of rows cannot be had again. Put the file back, or start anew with --fresh."
+        )
+    write_file(run.path / FILE, content)
+    run.update(**{_RECORDED: digest})

@@ -1,0 +1,1 @@
+"""One verb from its beginning to its end."""

@@ -1,0 +1,273 @@
+"""One call of advise: the rule of thumb, then every arm on the same held-out rows, and a recommendation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from inlay.config.measuring import changed
+from inlay.data.types import Example
+from inlay.errors import ConfigError, DataError, Interrupted, RunError
+from inlay.evaluation.compare import Comparison
+from inlay.evaluation.costs import Prices
+from inlay.runs.folder import Run
+from inlay.runs.reporter import Reporter
+from inlay.workflows.advise.passages import Index, of_documents, of_rows
+
+if TYPE_CHECKING:
+    from inlay.adapters.reference import Reference
+    from inlay.config import Config
+    from inlay.workflows.advise.arms import Differences, Measured
+    from inlay.workflows.advise.recommend import Bill, Recommendation
+    from inlay.workflows.advise.rule_of_thumb import Thumb
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What every arm gets, and what is paid for it."""
+
+    prompt_tokens: int = 1024
+    passages: int = 4
+    requests: int = 100_000
+    """Over which training is paid off."""
+    prices: Prices = field(default_factory=Prices)
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "passages", "requests"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be 1 or more (got {getattr(self, name)}).")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Every arm on the same rows, and what follows."""
+
+    run: Run
+    """Whose adapter was measured."""
+    arms: tuple[Measured, ...]
+    metrics: tuple[str, ...]
+    """The one that decides, and the loss."""
+    differences: Differences
+    recommendation: Recommendation
+    bill: Bill
+    about: tuple[str, ...]
+    """Rows, budget, index: what was the same for all."""
+    notes: tuple[str, ...]
+
+    @property
+    def reports(self) -> Path:
+        return self.run.reports / "advice"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": str(self.run.path), "rows": len(self.arms[0].rows.examples), "decides": self.metrics[0],
+            "about": list(self.about), "arms": [self._arm(one) for one in self.arms],
+            "costs": self.bill.costs.to_json() | {"requests": self.bill.requests, "training_s": self.bill.training_s},
+            "recommendation": self.recommendation.to_json(), "notes": list(self.notes), "reports": str(self.reports),
+        }  # fmt: skip
+
+    def _arm(self, one: Measured) -> dict[str, Any]:
+        from inlay.evaluation.compare import difference_json
+
+        # the base against itself: its values, and differences of 0
+        against = self.differences(self.arms[0].arm.name, one.arm.name)
+        return {
+            "name": one.arm.name, "ceiling": one.arm.is_ceiling,
+            "metrics": {name: d.other for name, d in against.items()},
+            "against_base": {name: difference_json(d) for name, d in against.items()},
+            "prompt_tokens": one.prompt_tokens, "answer_tokens": one.answer_tokens, "latency_s": one.latency_s,
+            "request_s": one.request_s, "cost_per_1000_requests": self.bill.per_1000(one),
+            "cost_once": self.bill.once(one),
+            "energy_kwh_per_1000_requests": self.bill.costs.energy_kwh(1000 * one.request_s),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What the rows suggest, and what was measured; nothing was where it was to be quick."""
+
+    thumb: Thumb
+    outcome: Outcome | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        measured = None if self.outcome is None else self.outcome.to_json()
+        return {"rule_of_thumb": self.thumb.to_json(), "measured": measured}
+
+
+def advise(
+    config: Config | None,
+    run: str | Run | None,
+    documents: Path | None,
+    quick: bool,
+    terms: Terms,
+    train: Callable[[Config], Run],
+    reporter: Reporter,
+    folder: str,
+    max_rows: int | None = None,
+    over: Mapping[str, Any] = MappingProxyType({}),
+) -> Advice:
+    """See `inlay.api.advise`; `train` makes the run where none is named, `over` stands over the config of one that is."""
+    from inlay.adapters import reference
+    from inlay.data.splits import draw
+    from inlay.evaluation.score import read_held_out
+    from inlay.workflows.advise.rule_of_thumb import rule_of_thumb
+
+    named = None if run is None else reference.reference(run, folder)
+    if named is not None:
+        if named.run is None:
+            raise RunError(f"--run {run}: not a run. Name a run or a checkpoint of one, as RUN@120.")
+        _require_same_data(config, named.run)
+        config = changed(named.run.config, over)
+    if config is None:
+        raise ConfigError(
+            "advise: no data and no run. Say: inlay advise DATA --model MODEL, or inlay advise --run RUN."
+        )
+    most = max_rows or config.eval.max_rows
+    reporter.stage(f"reading {config.data.train_name}")
+    trained, held = _sides(config)
+    if named is not None and named.run is not None:
+        held = list(read_held_out(named.run.heldout))
+    rows, index, passed_over = _indexes(trained, held, documents)
+    thumb = rule_of_thumb(
+        len(trained), [held[n] for n in draw(len(held), most, config.train.seed)], index, terms.passages,
+        documents=documents is not None,
+    )  # fmt: skip
+    if quick:
+        return Advice(thumb)
+    reporter.block("rule of thumb, from the rows alone", [("try", thumb.suggestion), *(("", r) for r in thumb.reasons)])
+    if named is None:
+        try:
+            named = reference.reference(train(config), folder)
+        except Interrupted as error:
+            error.add_note("When it is finished: inlay advise --run RUN.")
+            raise
+        assert named.run is not None, "a run has just been trained"
+        held = list(read_held_out(named.run.heldout))
+    held = [held[n] for n in draw(len(held), most, config.train.seed)]
+    extra = [f"{passed_over} files that are not text were passed over"] if passed_over else []
+    assert named.run is not None, "only runs are measured"
+    config = changed(named.run.config, over)
+    return Advice(thumb, _outcome(named, config, held, rows, index, terms, extra, reporter))
+
+
+def _sides(config: Config) -> tuple[list[Example], list[Example]]:
+    """(training rows, held-out rows) that ask something, as `train` divides them. Raises: DataError."""
+    from inlay.data.prepare import sides
+    from inlay.workflows.advise.contexts import asks
+
+    trained, held_out = ([e for e in side if asks(e)] for side in sides(config.data))
+    if not trained or not held_out:
+        raise DataError(
+            f"{config.data.train_name}: no questions with answers on both sides of the split, so there is nothing to "
+            "put before a question or to ask. Documents without turns are compared by loss: inlay train, then inlay compare."
+        )
+    return trained, held_out
+
+
+def _require_same_data(config: Config | None, run: Run) -> None:
+    from inlay.data.prepare import data_hash
+
+    data = run.config.data if config is None else config.data
+    if data_hash(data) != run.record.get("data_hash"):
+        raise RunError(
+            f"{data.train_name}: not the rows that {run.name} was trained on, so what retrieval would find and what the "
+            "adapter has learnt are not the same. Give the file that it was trained on, or leave --run out."
+        )
+
+
+def _indexes(trained: Sequence[Example], held: Sequence[Example], documents: Path | None) -> tuple[Index, Index, int]:
+    """(the training rows, what is retrieved from, files passed over); neither finds what repeats a held-out row."""
+    from inlay.evaluation.score import question_and_answer
+
+    pairs = [question_and_answer(e) for e in held]
+    rows, passed_over = Index(of_rows(trained)), 0
+    rows.leave_out_repeated(pairs)
+    index = rows
+    if documents is not None:
+        passages, passed_over = of_documents(documents)
+        index = Index(passages)
+        index.leave_out_repeated(pairs)
+    return rows, index, passed_over
+
+
+def _outcome(
+    named: Reference, config: Config, held: Sequence[Example], rows: Index, index: Index, terms: Terms, extra: Sequence[str],
+    reporter: Reporter,
+) -> Outcome:  # fmt: skip
+    from inlay.adapters import reference
+    from inlay.models.base import context_length
+    from inlay.workflows.advise.arms import Bench, Differences, measure
+    from inlay.workflows.advise.contexts import answerable, shots
+    from inlay.workflows.advise.recommend import Bill, recommend
+
+    run = named.run
+    assert run is not None, "only runs are measured"
+    if named.caution:
+        reporter.note(named.caution)
+    ready = reference.load_base(run)
+    adapter = named.adapter(ready.base)
+    assert adapter is not None, f"{named.name} has no adapter"
+    examples, budget = answerable(
+        held, ready.encoder, context_length(ready.model.config), terms.prompt_tokens, config.eval.max_new_tokens,
+        terms.passages,
+    )  # fmt: skip
+    fixed = shots(rows.passages, rows.left_out, terms.passages, config.train.seed)
+    arms = measure(Bench(examples, fixed, index, budget, config), ready, adapter, reporter)
+    reporter.stage("comparing the arms")
+    differ = Differences(arms, config)
+    metrics = _metrics(differ.comparison(arms[0].arm.name, arms[1].arm.name), config.eval.metric)
+    bill = Bill(
+        terms.prices.on(ready.device), terms.requests, float(run.record.get("result", {}).get("train_time_s", 0.0))
+    )  # fmt: skip
+    about = (
+        f"{len(examples)} held-out rows, greedy answers of at most {config.eval.max_new_tokens} tokens",
+        f"prompts of at most {budget.prompt_tokens} tokens with at most {budget.passages} rows or passages",
+        f"{len(index.passages):,} {'training rows' if index is rows else 'passages of documents'} to retrieve from (BM25)",
+    )
+    notes = (*_notes(held, examples, rows, index), *extra)
+    recommended = recommend(arms, differ, metrics, bill)
+    outcome = Outcome(run, tuple(arms), metrics, differ, recommended, bill, about, notes)
+    _write(outcome)
+    return outcome
+
+
+def _metrics(comparison: Comparison, wanted: str) -> tuple[str, ...]:
+    answers = comparison.answer_metric if wanted == "auto" else wanted
+    return tuple(dict.fromkeys((answers or "loss", "loss")))
+
+
+def _notes(held: Sequence[Example], examples: Sequence[Example], rows: Index, index: Index) -> list[str]:
+    notes = ["five ways were compared on the same rows: the best looks a little better here than it is"]
+    notes.append(
+        "the adapter was trained without passages before its questions; trained with them it might use them better"
+    )
+    if len(examples) < len(held):
+        notes.append(f"{len(held) - len(examples)} held-out rows fit no prompt of this budget and are asked by no arm")
+    if rows.left_out:
+        notes.append(
+            f"{len(rows.left_out)} training rows repeat a held-out row nearly word for word: no arm is shown them, "
+            "but the adapter was trained on them, which flatters it. Look at them: inlay data check"
+        )
+    if index is not rows and index.left_out:
+        notes.append(
+            f"{len(index.left_out)} passages of the documents hold a held-out question with its answer: left out"
+        )
+    return notes
+
+
+def _write(outcome: Outcome) -> None:
+    """The comparison of every arm with the base, and the figures of the advice beside it."""
+    from inlay.evaluation.report import write_reports
+    from inlay.storage import write_json
+
+    where, run = outcome.reports, outcome.run
+    where.mkdir(parents=True, exist_ok=True)
+    base, *others = (one.arm.name for one in outcome.arms)
+    first, *more = (
+        replace(outcome.differences.comparison(base, name), notes=outcome.notes, reports=str(where)) for name in others
+    )
+    write_reports(replace(first, also=tuple(more)), where, {run.name: run.metrics})
+    write_json(where / "advice.json", outcome.to_json())

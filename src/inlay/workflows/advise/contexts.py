@@ -1,0 +1,139 @@
+"""The same question with something before it, within one budget of prompt tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from inlay.data.encoding.encoder import Encoder
+from inlay.data.encoding.token_arrays import pack
+from inlay.data.types import Example
+from inlay.errors import DataError
+from inlay.evaluation.metrics import normalise
+from inlay.evaluation.score import question, question_and_answer
+from inlay.workflows.advise.passages import Index, Passage
+
+NONE, SHOTS, RETRIEVED, ORACLE = "none", "few-shot", "retrieval", "oracle"
+"""What stands before the question: nothing; the same training rows for every question; what the question finds; what
+the reference answer finds."""
+_RANKS: Final = 4
+"""So many times the wanted passages are tried: one that does not fit gives way to the next."""
+_LONG_ANSWERS: Final = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What every arm may use."""
+
+    prompt_tokens: int
+    passages: int
+    """Most training rows or passages before one question."""
+
+
+def asks(example: Example) -> bool:
+    """Whether something stands before the last trained answer; a plain document has none."""
+    return example.messages[0].role != "text" and bool(question(example))
+
+
+def last_answer_only(example: Example) -> Example:
+    """The row up to its last trained answer, with no other turn trained."""
+    before = question(example)
+    answer = example.messages[len(before)]
+    return replace(example, messages=(*(replace(m, weight=0.0) for m in before), answer))
+
+
+def answerable(
+    examples: Iterable[Example], encoder: Encoder, context_length: int, prompt_tokens: int, max_new_tokens: int,
+    passages: int,
+) -> tuple[list[Example], Budget]:  # fmt: skip
+    """(the rows that fit every arm, the budget): room is kept for an answer of `max_new_tokens`, and for all references
+    but the longest hundredth, and up to half of the context. Raises: DataError where none fits."""
+    kept = [last_answer_only(e) for e in examples if asks(e)]
+    if not kept:
+        raise DataError("advise: no held-out row asks a question, so no answers can be compared. See inlay eval.")
+    asked = np.array([prompt_length(e, encoder) for e in kept])
+    whole = pack(encoder.examples(kept)).lengths
+    answers = whole - asked
+    longest = min(int(np.quantile(answers, _LONG_ANSWERS, method="higher")), context_length // 2)
+    room = context_length - max(longest, max_new_tokens)
+    budget = Budget(min(prompt_tokens, room), passages)
+    fitting = (asked <= budget.prompt_tokens) & (answers <= context_length - budget.prompt_tokens)
+    if not fitting.any():
+        raise DataError(
+            f"advise: no held-out row fits a prompt of {budget.prompt_tokens} tokens with an answer after it in a "
+            f"context of {context_length}. Lower eval.max_new_tokens (now {max_new_tokens}), or raise --prompt-tokens."
+        )
+    return [example for example, fits in zip(kept, fitting, strict=True) if fits], budget
+
+
+def prompt_length(example: Example, encoder: Encoder) -> int:
+    """Tokens that a model is given for the last question."""
+    return len(encoder.prompt(question(example), example.tools))
+
+
+def shots(passages: Sequence[Passage], left_out: Iterable[int], count: int, seed: int) -> list[Passage]:
+    """The training rows that every question gets, drawn by seed, each with another answer as long as there are others."""
+    skipped = set(left_out)
+    order = [int(n) for n in np.random.default_rng([seed, 0x5407]).permutation(len(passages)) if n not in skipped]
+    seen: set[str] = set()
+    new: list[Passage] = []
+    again: list[Passage] = []
+    for n in order:
+        answer = normalise(passages[n].turns[-1].content)
+        (again if answer in seen else new).append(passages[n])
+        seen.add(answer)
+    return (new + again)[:count]
+
+
+def found_for(example: Example, index: Index, count: int, by_answer: bool) -> list[Passage]:
+    """The passages nearest to the last question, or with `by_answer` to the reference answer."""
+    asked, answer = question_and_answer(example)
+    text = answer if by_answer else asked
+    return [index.passages[n] for n in index.nearest(text, count)]
+
+
+def with_passages(example: Example, ranked: Sequence[Passage], budget: Budget, encoder: Encoder) -> Example:
+    """The row with the first passages that fit the budget, the best nearest to the question."""
+    shown: list[Passage] = []
+    best = example
+    for passage in ranked:
+        if len(shown) == budget.passages:
+            break
+        longer = _placed(example, [*shown, passage])
+        try:
+            fits = prompt_length(longer, encoder) <= budget.prompt_tokens
+        except DataError:  # the passage reads as a control token, or the template refuses it
+            continue
+        if fits:
+            shown.append(passage)
+            best = longer
+    return best
+
+
+def _placed(example: Example, shown: Sequence[Passage]) -> Example:
+    """Training rows become turns after the system turn; text of documents stands in the question's own turn."""
+    messages = example.messages
+    head = next(n for n, m in enumerate(messages) if m.role != "system")
+    turns = [turn for passage in reversed(shown) for turn in passage.turns]
+    texts = [passage.text for passage in reversed(shown) if not passage.turns]
+    asked = len(question(example)) - 1
+    last = messages[asked]
+    if texts:
+        last = replace(last, content="\n\n".join([*texts, last.content]))
+    return replace(example, messages=(*messages[:head], *turns, *messages[head:asked], last, *messages[asked + 1 :]))
+
+
+def contexts(
+    kind: str, examples: Sequence[Example], fixed: Sequence[Passage], index: Index, budget: Budget, encoder: Encoder
+) -> list[Example]:
+    """Every row with what this kind puts before its question; `fixed` are the rows of `SHOTS`."""
+    if kind == NONE:
+        return list(examples)
+    count = budget.passages * _RANKS
+    return [
+        with_passages(e, fixed if kind == SHOTS else found_for(e, index, count, kind == ORACLE), budget, encoder)
+        for e in examples
+    ]

@@ -1,0 +1,129 @@
+"""Which arm to take, and why: the cheapest of those that nothing was shown to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inlay.evaluation.costs import Costs, money_shown
+from inlay.evaluation.statistics import Difference, holm
+from inlay.runs.reporter import figure_shown
+from inlay.workflows.advise.arms import Measured
+
+Differ = Callable[[str, str], Mapping[str, Difference]]
+"""(before, after) to `after` minus `before` by metric."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What the arms cost over a number of requests."""
+
+    costs: Costs
+    requests: int
+    training_s: float
+    """Of the adapter."""
+
+    def once(self, one: Measured) -> float:
+        return self.costs.of_work(self.training_s) if one.arm.adapted else 0.0
+
+    def per_1000(self, one: Measured) -> float:
+        return self.costs.per_1000_requests(one.request_s)
+
+    def whole(self, one: Measured) -> float:
+        return self.once(one) + self.per_1000(one) * self.requests / 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """An arm that could be served."""
+
+    arm: str
+    reasons: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"arm": self.arm, "reasons": list(self.reasons)}
+
+
+def recommend(found: Sequence[Measured], differ: Differ, metrics: Sequence[str], bill: Bill) -> Recommendation:
+    """`metrics` are the one that decides and, behind it, the loss; two arms are alike where neither tells them apart."""
+    metric = metrics[0]
+    arms = {one.arm.name: one for one in found if not one.arm.is_ceiling}
+    base, *others = arms
+    against_base = {name: differ(base, name) for name in others}
+    adjusted = holm({name: against_base[name][metric].p for name in others})
+    shown = [n for n in others if against_base[n][metric].verdict == "better" and adjusted[n] < 0.05]
+    if not shown:
+        return Recommendation(base, tuple(_nothing_helps(against_base, metric)))
+    first = against_base[shown[0]][metric]
+    sign = 1 if first.higher_is_better else -1
+    best = max(shown, key=lambda name: sign * against_base[name][metric].other)
+    alike = [n for n in shown if all(differ(best, n)[m].verdict != "worse" for m in metrics)]
+    chosen = min(alike, key=lambda name: bill.whole(arms[name]))
+    d = against_base[chosen][metric]
+    reasons = [f"{chosen}: {_said(metric, d)} against {base}"]
+    if chosen != best:
+        reasons.append(f"{best} is not distinguishable from it and costs more")
+    reasons += [_against(name, chosen, differ, metrics, bill, arms) for name in others if name != chosen]
+    reasons += _room_above(found, arms, differ, metric)
+    return Recommendation(chosen, tuple(reasons))
+
+
+def _said(metric: str, d: Difference) -> str:
+    return (
+        f"{metric} {figure_shown(d.base)} → {figure_shown(d.other)} "
+        f"({figure_shown(d.difference, '+')} [{figure_shown(d.low, '+')}, {figure_shown(d.high, '+')}])"
+    )
+
+
+def _nothing_helps(against_base: Mapping[str, Mapping[str, Difference]], metric: str) -> list[str]:
+    reasons = [f"no way is shown to answer better than the base by {metric}, all of them considered (Holm)"]
+    for name, by_metric in against_base.items():
+        reasons.append(f"{name}: {_said(metric, by_metric[metric])}, {by_metric[metric].verdict}")
+    detectable = [d.mde for by_metric in against_base.values() if (d := by_metric[metric]).mde is not None]
+    if detectable:
+        reasons.append(f"these rows show a difference from about {max(detectable):.2g} on; more rows show smaller ones")
+    return reasons
+
+
+def _against(
+    name: str, chosen: str, differ: Differ, metrics: Sequence[str], bill: Bill, arms: Mapping[str, Measured]
+) -> str:
+    """How another arm stands to the chosen one: by the first metric that tells them apart, and by cost."""
+    by_metric = differ(chosen, name)
+    telling = next((m for m in metrics if by_metric[m].verdict != "not distinguishable"), metrics[0])
+    d = by_metric[telling]
+    costs = bill.per_1000(arms[name]) / bill.per_1000(arms[chosen]) if bill.per_1000(arms[chosen]) else 1.0
+    return f"{name}: {telling} {figure_shown(d.difference, '+')} [{figure_shown(d.low, '+')}, {figure_shown(d.high, '+')}] " \
+           f"against {chosen}: {d.verdict}, at {costs:.2g} times its cost a request"  # fmt: skip
+
+
+def _room_above(found: Sequence[Measured], arms: Mapping[str, Measured], differ: Differ, metric: str) -> list[str]:
+    """What better retrieval could still win."""
+    reasons = []
+    for one in found:
+        served = f"{one.arm.name.rpartition(' + ')[0]} + retrieval"
+        if one.arm.is_ceiling and served in arms:
+            d = differ(served, one.arm.name)[metric]
+            said = (
+                f"at most about {figure_shown(abs(d.difference))} is left for better retrieval"
+                if d.verdict == "better"
+                else "better retrieval would not be seen to help"
+            )
+            reasons.append(
+                f"{one.arm.name} (passages chosen by the answer): {_said(metric, d)} against {served}: {said}"
+            )
+    return reasons
+
+
+def cost_lines(found: Sequence[Measured], bill: Bill) -> list[str]:
+    """What was assumed, and what training costs once."""
+    lines = [f"cost: {bill.costs.stated}; time of a request where they are answered in batches"]
+    adapted = next((one for one in found if one.arm.adapted), None)
+    if adapted is not None:
+        once = bill.once(adapted)
+        lines.append(
+            f"training the adapter: {bill.training_s:,.0f} s, {money_shown(once)} once, "
+            f"{bill.costs.energy_kwh(bill.training_s):.2g} kWh; chosen for {bill.requests:,} requests in all"
+        )
+    return lines

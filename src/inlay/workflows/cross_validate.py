@@ -1,0 +1,123 @@
+"""k-fold cross-validation: one run a fold, every row scored by the adapter that never saw it, and one verdict.
+
+The runs lie side by side in one folder and are resumed like any other, so a validation that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inlay.adapters import reference
+from inlay.config import Config
+from inlay.errors import ConfigError
+from inlay.runs import folder as runs
+from inlay.runs.folder import Run
+from inlay.runs.reporter import Reporter
+from inlay.storage import write_json
+from inlay.workflows import compare, measure, train
+
+if TYPE_CHECKING:
+    from inlay.evaluation.compare import Comparison
+    from inlay.evaluation.statistics import Difference
+    from inlay.workflows.measure import Measurement
+
+RESULT = "folds.json"
+_UNCHOSEN = {"export": "last", "on_overfitting": "note", "on_plateau": "note", "early_stopping_patience": None}
+_NOTES = (
+    "every fold's adapter is that of its last step, so nothing was chosen on the rows that judge it.",
+    "the folds share most of their training rows: the interval speaks of these rows; the spread between folds is a first "
+    "sign of what other training rows would do.",
+)
+
+
+def cross_validate(config: Config, count: int, metrics: Sequence[str], reporter: Reporter) -> dict[str, Any]:
+    """See `inlay.api.cross_validate`."""
+    if count < 2:
+        raise ConfigError(f"--folds {count}: at least two parts are needed, so that each can be held out once.")
+    if config.data.eval is not None:
+        raise ConfigError("--folds: every row is held out once, so data.eval has no place here. Leave it out.")
+    folder = Path(config.output.folder) / f"{config.output.name or runs.stem(config)}-folds-{count}"
+    names = [f"fold-{part}" for part in range(1, count + 1)]
+    found = []
+    for part, name in enumerate(names, 1):
+        reporter.note(f"{name} of {count}")
+        run = train.train(_of_part(config, folder, name, f"{part}/{count}"), True, False, reporter, None)
+        one = reference.reference(run, str(folder))
+        found.append(measure.measured([one.without_adapter(), one], None, (), reporter))
+    compared = [
+        compare.reported(one, metrics, Run(folder / name).reports) for one, name in zip(found, names, strict=True)
+    ]
+    result = _result(folder, names, compared, _pooled(found, metrics))
+    write_json(folder / RESULT, result)
+    return result
+
+
+def _of_part(config: Config, folder: Path, name: str, part: str) -> Config:
+    data = config.data.model_copy(update={"fold": part})
+    output = config.output.model_copy(update={"folder": str(folder), "name": name})
+    train = config.train.model_copy(update=_UNCHOSEN)
+    return config.model_copy(update={"data": data, "output": output, "train": train})
+
+
+def _pooled(found: Sequence[Measurement], wanted: Sequence[str]) -> dict[str, Difference]:
+    """Adapter minus base of every metric over the held-out rows of all folds together."""
+    import numpy as np
+
+    from inlay.evaluation.compare import covered, measure
+    from inlay.evaluation.metrics import LOSS_METRICS, Array, Metric
+    from inlay.evaluation.statistics import compare_scores
+    from inlay.evaluation.task_metrics import metrics_for
+
+    references = [one.rows[0].references[n] for one in found for n in one.rows[0].asked]
+    texts = metrics_for(references, wanted) if references else {}
+    sides = [[measure(one.rows[0], one.scores[side], texts).statistics for one in found] for side in (0, 1)]
+    settings = found[0].config
+    groups: dict[object, dict[str, tuple[Array, Array, Metric]]] = {}
+    for name, metric in {**LOSS_METRICS, **texts}.items():
+        places = tuple(tuple(covered(texts[name], one.rows[0])) for one in found) if name in texts else None
+        pair = [np.concatenate([fold[name] for fold in side]) for side in sides]
+        groups.setdefault(places, {})[name] = (pair[0], pair[1], metric)
+    result: dict[str, Difference] = {}
+    for pairs in groups.values():
+        result |= compare_scores(pairs, resamples=settings.eval.resamples, seed=settings.train.seed)
+    return {name: result[name] for name in (*LOSS_METRICS, *texts)}
+
+
+def _result(
+    folder: Path, names: Sequence[str], compared: Sequence[Comparison], pooled: dict[str, Difference]
+) -> dict[str, Any]:
+    from inlay.evaluation.compare import difference_json
+
+    shared = [name for name in pooled if all(name in one.metrics for one in compared)]
+    primary = compared[0].primary
+    return {
+        "folds": len(names),
+        "folder": str(folder),
+        "rows": sum(one.n for one in compared),
+        "available": sum(one.available for one in compared),
+        "primary": primary,
+        "verdict": pooled[primary].verdict,
+        "reason": pooled[primary].reason,
+        "metrics": {
+            name: {"pooled": difference_json(pooled[name])} | _over_folds([one.metrics[name] for one in compared])
+            for name in shared
+        },
+        "per_fold": [
+            {"run": str(folder / name), "n": one.n, "verdict": one.verdict}
+            | {"metrics": {m: difference_json(one.metrics[m]) for m in shared}}
+            for name, one in zip(names, compared, strict=True)
+        ],
+        "notes": list(_NOTES),
+    }
+
+
+def _over_folds(found: Sequence[Difference]) -> dict[str, float]:
+    """Mean and standard deviation over the folds, of the adapter's score and of its difference to the base's."""
+    scores, changes = [d.other for d in found], [d.difference for d in found]
+    return {
+        "mean": statistics.fmean(scores), "spread": statistics.stdev(scores),
+        "mean_difference": statistics.fmean(changes), "spread_difference": statistics.stdev(changes),
+    }  # fmt: skip

@@ -1,0 +1,128 @@
+"""What follows a run with `train.on_plateau: escape` that stood on a plateau: the same steps over the same rows twice
+more from an earlier checkpoint, with other learning rates, and which of the three ways came out best.
+
+Both branches are runs of their own under `branches/` in the run's folder. Until run.json has the outcome, going on with
+the run goes on with them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inlay.config import Config
+from inlay.errors import RunError, StorageError
+from inlay.runs.folder import FINISHED, Run
+from inlay.runs.guard_events import told
+from inlay.runs.reporter import LoggedReporter, Reporter
+from inlay.storage import owned
+from inlay.training.launcher import launched_rank
+from inlay.workflows import train
+
+_PLAIN = "continuation"
+
+
+def follow(run: Run, reporter: Reporter) -> None:
+    """Trains the branches that are still to be trained and writes the outcome as `escape` into the run's result.
+
+    Raises: as `session.train`; the run itself stays finished.
+    """
+    record = run.record
+    result = record.get("result") or {}
+    plateau = result.get("plateau")
+    if record.get("status") != FINISHED or not plateau or "escape" in result:
+        return
+    first = launched_rank()[0] == 0
+    if first:
+        reporter = LoggedReporter(reporter, run)
+    reason = "the run stopped early" if result["stopped_early"] else _missing(run, plateau["back_to"])
+    if reason is None:
+        for name, config in _configs(run, plateau, result["steps"]).items():
+            if first:
+                reporter.note(f"{name}: from step {plateau['back_to']} to {result['steps']} once more")
+            branch = Run(run.path / "branches" / name)
+            other = branch.path.exists() and branch.record and branch.config.train != config.train  # extended since
+            train.train(config, resume=not other, fresh=bool(other), reporter=reporter, confirm=None)
+    if not first:
+        return
+    outcome = {"tried": False, "reason": reason} if reason else _judged(run, plateau, result["steps"], reporter)
+    from inlay.training import finish
+
+    with owned(run.path):
+        run.update(result=result | {"escape": outcome})
+        finish.report(run, run.record)
+    reporter.note(told(outcome))
+
+
+def _missing(run: Run, step: int) -> str | None:
+    """Why the branches cannot start, or None where they can or already have."""
+    from inlay.training.checkpoint_commands import checkpoint_at
+
+    if all((run.path / "branches" / name / "run.json").exists() for name in ("escape", "decay")):
+        return None
+    try:
+        checkpoint_at(run, step)
+    except (RunError, StorageError) as error:
+        return str(error)
+    return None
+
+
+def _configs(run: Run, plateau: dict[str, Any], last: int) -> dict[str, Config]:
+    """The config of each branch by its name: that of the run but for the learning rate and the guards that stop."""
+    from inlay.training import escape
+
+    config = run.config
+    common = {
+        "branch_from": f"{run.path.absolute()}@{plateau['back_to']}", "max_steps": last, "on_plateau": "note",
+        "on_overfitting": "note", "early_stopping_patience": None,
+    }  # fmt: skip
+    made = {}
+    for name, factors in escape.factors(plateau["back_to"], plateau["step"], last).items():
+        output = config.output.model_copy(update={"folder": str(run.path / "branches"), "name": name})
+        train = config.train.model_copy(update={**common, "learning_rate_factors": factors})
+        adapter = config.adapter.model_copy(update={"start_from": None})
+        made[name] = config.model_copy(update={"train": train, "output": output, "adapter": adapter})
+    return made
+
+
+def _judged(run: Run, plateau: dict[str, Any], last: int, reporter: Reporter) -> dict[str, Any]:
+    """The three ways after the last step on the held-out rows; differences are escape minus the other."""
+    from inlay.adapters import reference
+    from inlay.evaluation.compare import difference_json, loss_difference
+    from inlay.evaluation.score import held_out, read_held_out, score
+    from inlay.methods.adapter import detach
+
+    config, ready = run.config, reference.load_base(run)
+    rows = held_out(read_held_out(run.heldout), ready.encoder, int(config.data.max_length), config.data.overlong, ())
+    paths = {_PLAIN: run.path} | {name: run.path / "branches" / name for name in ("decay", "escape")}
+    scores = {}
+    for name, path in paths.items():
+        adapter = reference.reference(f"{path}@{last}", config.output.folder).adapter(ready.base)
+        assert adapter is not None
+        model = adapter.attach_to(ready.model)
+        found = score(
+            model, name, rows, ready.encoder, batch_size=config.eval.batch_size, max_new_tokens=1,
+            device=ready.device, dtype=ready.dtype, reporter=reporter, generate=False,
+        )  # fmt: skip
+        scores[name] = (found.nll, found.weight)
+        ready.model.train(False)
+        detach(model)
+    against = {
+        name: loss_difference(scores[name], scores["escape"], config.eval.resamples, config.train.seed)
+        for name in (_PLAIN, "decay")
+    }
+    return {
+        "tried": True,
+        "plateau": plateau["kind"],
+        "steps": [plateau["back_to"] + 1, last],
+        "eval_loss": {name: float(nll.sum() / weight.sum()) for name, (nll, weight) in scores.items()},
+        "best": {name: _best(Run(path), plateau["back_to"]) for name, path in paths.items()},
+        "against": {name: difference_json(difference) for name, difference in against.items()},
+        "beat": [name for name, difference in against.items() if difference.verdict == "better"],
+    }
+
+
+def _best(run: Run, after: int) -> dict[str, Any]:
+    """The evaluation with the lowest held-out loss after a step: a pick among many, which flatters every way alike."""
+    evaluated = [line for line in run.metrics if line["step"] > after and "eval_loss" in line]
+    best = min(evaluated, key=lambda line: line["eval_loss"])
+    return {"step": best["step"], "eval_loss": best["eval_loss"]}

@@ -1,0 +1,264 @@
+"""One process at a run: from its start or its newest checkpoint to the end, the proofs, and the verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inlay.data.batches import epochs_done
+from inlay.engine.memory import enough_memory
+from inlay.engine.profile import profiled
+from inlay.errors import Interrupted, RunError, TrainingError
+from inlay.evaluation.compare import loss_difference
+from inlay.methods.adapter import TrainedState, base_view
+from inlay.proof.verify import Start, prove_trained
+from inlay.runs.folder import FINISHED
+from inlay.runs.reporter import LateBar, Reporter, bytes_shown, duration_shown
+from inlay.training import checkpoint as checkpoints
+from inlay.training import finish
+from inlay.training.calibrate import seconds_per_token
+from inlay.training.loop import Job, heldout_nll, leave_if_asked, run_job, way_on
+from inlay.training.loss_curriculum import by_loss
+from inlay.training.nonfinite_recovery import put_back
+from inlay.training.out_of_memory import TRAINING, recorded, with_memory
+from inlay.training.process_group import World
+from inlay.training.schedule import learning_rate
+from inlay.training.setup import Setup
+from inlay.training.shares import share_size
+from inlay.training.signals import StopRequest
+from inlay.training.trackers import Tracker, open_trackers
+
+_SMALLER = "set train.gradient_checkpointing=true, or quantize the base."
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What all its parts look at."""
+
+    setup: Setup
+    job: Job
+    world: World
+    reporter: Reporter
+    stop: StopRequest
+    began: float
+    """When the process was called, of `time.perf_counter`."""
+
+    def train(self, begin: Callable[[], None] | None, profile: bool) -> None:
+        """Trains to the end and judges what came out. `begin` takes the job from step 0 to where this attempt begins,
+        None where that is step 0."""
+        job, world, stop, reporter = self.job, self.world, self.stop, self.reporter
+        way_out = f"Lower train.micro_batch_size (now {job.micro_batch_size}) or eval.batch_size, {_SMALLER}"
+        with job.saver, enough_memory(way_out):
+            start = Start.of(job)
+            if begin:
+                with world.failing_together():
+                    begin()
+                    world.agree()
+            if self.setup.config.train.order == "loss":
+                job.curriculum = by_loss(job, world, stop, reporter)
+            reporter.block("pre-flight", [*self.setup.facts(), *self._forecast()])
+            self._steps(profile)
+            leave_if_asked(job, world, stop)
+            reporter.stage("saving the adapter and checking that it is what was trained")
+            self._conclude(self._exported(start))
+            world.barrier()
+
+    def restore(self) -> None:
+        """Puts the newest whole checkpoint into the job; damaged newer ones are moved aside."""
+        job, world, reporter = self.job, self.world, self.reporter
+        chosen, settings = "", job.config.train
+        if world.is_first:
+            newest, faults = checkpoints.newest_valid(job.run.checkpoints, job.inputs)
+            if newest is None:
+                told = "".join(f"\n  {fault}" for _, fault in faults)
+                raise RunError(f"{job.run.path}: no checkpoint can be read. Start anew with --fresh.{told}")
+            for damaged, fault in faults:
+                reporter.note(f"passed over a damaged checkpoint, now {checkpoints.set_aside(damaged).name}: {fault}")
+            chosen = str(newest.path)
+        newest = checkpoints.Checkpoint(Path(world.broadcast_text(chosen)))
+        if other := _other_versions(newest.about.get("versions", {}), job.versions):
+            reporter.note(
+                f"{newest.path.name} was computed with other versions ({other}): bits may differ from here on"
+            )
+        put_back(job, newest)
+        job.shortages, progress = recorded(job.run), job.progress
+        job.eval_batch_size = job.run.record.get("eval_batch_size", job.eval_batch_size)  # as it was planned then
+        if world.is_first:
+            last_logged = progress.step - (progress.unfinished is not None)
+            if progress.metrics_seal and (said := job.run.mend_metrics(progress.metrics_seal)):
+                reporter.note(said)
+            job.run.truncate_metrics(last_logged, progress.rollbacks)
+        if progress.step > job.total_steps:
+            raise RunError(
+                f"{job.run.path}: is at step {progress.step} already, past {job.total_steps}. Extend it further."
+            )
+        if progress.stopped_early and job.total_steps > progress.planned_steps:
+            progress.stopped_early = False  # extended since
+        progress.planned_steps = job.total_steps
+        rate = learning_rate(settings, job.peak_learning_rate, min(progress.step + 1, job.total_steps), job.total_steps)
+        reporter.note(
+            f"going on after step {progress.step} of {job.total_steps} "
+            f"(epoch {epochs_done(progress.position(progress.step), job.train.drawn, settings.batch_size):.2f}, learning rate "
+            f"{rate * progress.learning_rate_factor:.3g}, {progress.step * min(settings.batch_size, job.train.drawn):,} rows seen) from {newest.path}"
+        )
+
+    def _forecast(self) -> list[tuple[str, str]]:
+        """Memory and time of what is still to be done, by a micro batch that is computed for it."""
+        setup, job = self.setup, self.job
+        world, share = self.world, share_size(setup.config.train.batch_size, self.world.size)
+        pace_s, _ = with_memory(
+            job, world, TRAINING, job.progress.step, self.reporter,
+            lambda size: seconds_per_token(job, min(size, share), self.stop),
+        )  # fmt: skip
+        leave_if_asked(job, world, self.stop)
+        pace_s = world.max(pace_s)  # the slowest has the others wait
+        remaining = job.total_steps - job.progress.step
+        per_step = job.train.token_count / len(job.train) * min(setup.config.train.batch_size, job.train.drawn)
+        evaluations = remaining // job.eval_every + 1
+        # a forward pass alone costs about a third of forward and backward
+        expected_s = pace_s / world.size * (remaining * per_step + evaluations * job.heldout.token_count / 3)
+        speed = f"{1 / pace_s:,.0f} tokens/s in one micro batch" + (" of each process" if world.size > 1 else "")
+        memory = setup.memory
+        parts = {
+            "weights": memory.weights,
+            "adapter and optimizer": memory.adapter + memory.gradients + memory.optimizer,
+            "activations": memory.activations,
+            "logits and workspace": max(memory.logits, memory.workspace),
+        }
+        if left := memory.total - sum(parts.values()):
+            parts["copies, kernels and what stays in the heap"] = left
+        shown = ", ".join(f"{name} {bytes_shown(size)}" for name, size in parts.items())
+        return [
+            ("memory", f"about {bytes_shown(memory.total)} beside Python and its libraries: {shown}"),
+            ("expected time", f"about {duration_shown(expected_s)} ({speed})"),
+            ("run folder", str(job.run.path)),
+        ]
+
+    def _steps(self, profile: bool) -> None:
+        """The steps that are left, with the trackers that follow them; `profile` says where their time went."""
+        job, run = self.job, self.job.run
+        trackers: list[Tracker] = []
+        if self.world.is_first:
+            trackers = open_trackers(self.setup.config, run.path, run.name, job.progress.step)
+        try:
+            with profiled(job.device) if profile else contextlib.nullcontext() as seen:
+                run_job(job, self.world, self.stop, self.reporter, trackers)
+        finally:
+            for tracker in trackers:
+                tracker.close()
+        if seen is None:
+            return
+        self.reporter.block("where the time went", seen.rows())
+        if self.world.is_first:
+            run.update(profile={part: round(seconds, 6) for part, seconds in seen.seconds.items()})
+
+    def _exported(self, start: Start) -> int:
+        """The step whose adapter now lies in `adapter/` and in the model of every rank: the first one writes and proves.
+
+        Raises: TrainingError when a proof fails.
+        """
+        world, job = self.world, self.job
+        with world.failing_together():
+            step = finish.export(self.setup, job) if world.is_first else 0
+            step = int(world.broadcast_text(str(step)))
+        if step != job.progress.step:
+            TrainedState.shared_by(world.copy, job.model)
+        with world.failing_together():
+            if world.is_first:
+                self._prove(step, start)
+            world.agree()
+        return step
+
+    def _prove(self, step: int, start: Start) -> None:
+        found = prove_trained(self.setup, self.job, step, start)
+        failed = [f"  {one.name}: {one.found}" for one in found if one.passed is False]
+        if failed:
+            raise TrainingError(
+                f"{self.job.run.path}: {len(failed)} of {len(found)} proofs failed, so this adapter is not what training "
+                "promises:\n" + "\n".join(failed)
+            )
+        self.reporter.note(f"proofs: {len(found)} of {len(found)} hold: {', '.join(one.name for one in found)}")
+
+    def _conclude(self, step: int) -> None:
+        """Judges the exported adapter, which is the one in the model, and finishes the run."""
+        job, settings, world = self.job, self.setup.config, self.world
+        base = self._judged(base_view(job.model))
+        adapter = self._judged(contextlib.nullcontext())
+        self._leave_finished()
+        processes = self._processes()
+        if not world.is_first:
+            return
+        examples = self.setup.data.heldout.examples
+        difference = loss_difference(base, adapter, settings.eval.resamples, settings.train.seed, examples=examples)
+        progress = job.progress
+        result = {
+            "run": str(job.run.path),
+            "status": FINISHED,
+            "steps": progress.step,
+            "adapter_step": step,
+            "best_step": progress.best_step,
+            "train_loss": progress.train_loss,
+            "eval_loss": difference.other,
+            "base_eval_loss": difference.base,
+            "difference": difference.difference,
+            "low": difference.low,
+            "high": difference.high,
+            "verdict": difference.verdict,
+            "stopped_early": progress.stopped_early,
+            "diagnosis": progress.diagnosis,
+            "plateau": progress.plateau,
+            "skipped_steps": len(progress.skipped),
+            "trained_batches": progress.trained_batches(),
+            "rollbacks": len(progress.rollbacks),
+            "gradient_spikes": progress.spikes,
+            "out_of_memory": len(job.shortages),
+            "tokens_seen": progress.tokens_seen,
+            "trained_tokens_seen": progress.trained_tokens_seen,
+            "train_time_s": round(progress.train_time_s, 3),
+            "time_s": round(time.perf_counter() - self.began, 3),
+            "adapter": str(job.run.trained),
+        }
+        ended = {"status": FINISHED, "error": None, "result": result, **processes}
+        finish.report(job.run, job.run.record | ended)
+        job.run.update(**ended)
+        self.reporter.note(
+            f"held-out loss {difference.base:.4f} → {difference.other:.4f}: {difference.difference:+.4f} "
+            f"[{difference.low:+.4f}, {difference.high:+.4f}] {difference.verdict}"
+        )
+
+    def _processes(self) -> dict[str, Any]:
+        """Where each process ran and how many tokens it computed since it started; nothing where there is one."""
+        if self.world.size == 1:
+            return {}
+        own = {"device": self.job.device, "host": platform.node(), "tokens": self.job.own_tokens}
+        every = [json.loads(text) for text in self.world.gather(json.dumps(own))]
+        total = max(1, sum(one["tokens"] for one in every))
+        shares = ", ".join(f"{one['tokens'] / total:.1%}" for one in every)
+        self.reporter.note(f"processes: {len(every)} computed {shares} of the tokens")
+        return {"processes": every}
+
+    def _judged(self, view: contextlib.AbstractContextManager[None]) -> tuple[np.ndarray, np.ndarray]:
+        """See `heldout_nll`."""
+        job, world, share = self.job, self.world, -(-len(self.job.heldout) // self.world.size)
+        with view, LateBar(self.reporter, share, "held-out row") as bar:
+            return heldout_nll(job, world, self.stop, self.reporter, bar.reached)
+
+    def _leave_finished(self) -> None:
+        """Like `leave_if_asked` after the last step, whose checkpoint is on the disk while the model holds the best one."""
+        if self.world.any(self.stop.asked):
+            raise Interrupted(
+                f"interrupted after the last step, before the verdict. {way_on(self.job.run)}", self.stop.signal or 15
+            )
+
+
+def _other_versions(then: Mapping[str, str | None], now: Mapping[str, str | None]) -> str:
+    """What differs, for a reader; empty where nothing does, or where the checkpoint does not say."""
+    return ", ".join(f"{name} {then[name]} then, {now.get(name)} now" for name in then if then[name] != now.get(name))
