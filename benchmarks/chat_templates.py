@@ -1,6 +1,6 @@
 """The masks of chat templates that models ship with: `python benchmarks/chat_templates.py FOLDER [--page PAGE]`.
 
-Each `*.jinja` under the folder is put on the built-in tokenizer with its own control tokens added, and meets the
+Each `*.jinja` under the folder is put on the built-in tokenizer with its own special tokens added, and meets the
 dialogues of test_masks.py. What must hold is what that test holds, without a table of what each template writes.
 """
 
@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from tokenizers import AddedToken
 
-from data import toys
+import toys
+from data.encoding.test_masks import DIALOGUES, answer, rendered
 from data.habits import TOOL
-from data.test_masks import DIALOGUES, answer, rendered
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.encoding.reasoning_prefix import parted
 from inlay.data.types import Example, Message, Source

@@ -19,7 +19,7 @@ import torch
 
 from inlay import api
 from inlay.data import domains
-from inlay.methods.adapter import TrainedState
+from inlay.methods.adapter import AdapterState
 from inlay.runs.reporter import Reporter
 from inlay.training import checkpoint as checkpoints
 from inlay.training import loop
@@ -32,14 +32,14 @@ class Quiet(Reporter):
     """Says nothing."""
 
 
-def adapter() -> TrainedState:
+def adapter() -> AdapterState:
     """A LoRA adapter of about 10 MB under PEFT's names."""
     tensors = {
         f"base_model.model.layers.{layer}.q_proj.lora_{side}.weight": torch.randn(*shape)
         for layer in range(LAYERS)
         for side, shape in (("A", (RANK, WIDTH)), ("B", (WIDTH, RANK)))
     }
-    return TrainedState({"r": RANK}, tensors)
+    return AdapterState({"r": RANK}, tensors)
 
 
 def saves(folder: Path, count: int, with_optimizer: bool) -> list[float]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from inlay.data.encoding.encoder import Encoder
     from inlay.data.show import ShownRow
     from inlay.evaluation.compare import Comparison
-    from inlay.evaluation.custom import Wanted
+    from inlay.evaluation.custom import MetricSpecs
     from inlay.workflows.advise.advise import Advice
     from inlay.workflows.plan import Plan
 
@@ -203,7 +203,7 @@ def load(
 def compare(
     *models: ModelName,
     data: str | None = None,
-    metrics: Wanted = (),
+    metrics: MetricSpecs = (),
     prompts: Sequence[str] = (),
     settings: Sequence[str] = (),
     python_tests: str | Path | None = None,
@@ -326,7 +326,7 @@ def evaluate(
     *,
     adapter: bool = True,
     data: str | None = None,
-    metrics: Wanted = (),
+    metrics: MetricSpecs = (),
     settings: Sequence[str] = (),
     reporter: Reporter | None = None,
     folder: str = "results",
@@ -426,7 +426,7 @@ def pin(run: str | Path | Run | None, step: int, *, keep: bool = True, folder: s
 def clean_checkpoints(
     run: str | Path | Run | None = None, *, keep: int = 1, dry_run: bool = False, folder: str = "results"
 ) -> list[dict[str, Any]]:
-    """Deletes all whole checkpoints but the newest `keep`, the best and the kept ones; gives the rows of what went."""
+    """Deletes all complete checkpoints but the newest `keep`, the best and the kept ones; gives the rows of what went."""
     from inlay.training import checkpoint_commands
 
     return checkpoint_commands.clean(_run(run, folder), keep, dry_run=dry_run)

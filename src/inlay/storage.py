@@ -88,7 +88,7 @@ def _passing_cache() -> Path:
     return folder
 
 
-def is_there(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
     """Whether something lies at a path that a user gave. Raises: UserError where that cannot be known."""
     try:
         return path.exists()

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from data import toys
+import toys
 
 TOOL = {
     "type": "function",

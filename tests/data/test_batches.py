@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inlay.data.batches import collate, dealt, micro_batches, order, shared_out, step_rows, steps_per_epoch
-from inlay.data.encoding.encoder import Tokens
+from inlay.data.encoding.encoder import TokenizedSequence
 from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.data.types import Source
 
 
 def tokens(*lengths: int) -> TokenSet:
     rows = [
-        Tokens(np.arange(1, n + 1, dtype=np.int32), np.linspace(0, 1, n, dtype=np.float32), Source("f", k))
+        TokenizedSequence(np.arange(1, n + 1, dtype=np.int32), np.linspace(0, 1, n, dtype=np.float32), Source("f", k))
         for k, n in enumerate(lengths)
     ]
     return pack(enumerate(rows))

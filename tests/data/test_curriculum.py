@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import toys
 from hypothesis import given
 from hypothesis import strategies as st
 
+import toys
 from inlay import api
 from inlay.config.settings import TrainConfig
 from inlay.data.batches import order, step_rows, steps_per_epoch
@@ -117,7 +117,7 @@ def test_a_column_is_read_from_each_file_of_a_mixture(
 def test_a_row_without_a_number_in_the_column_is_refused_by_line(
     tmp_path: Path, tiny_base: Path, config_tree: Callable[..., dict[str, Any]], value: Any, says: str
 ) -> None:
-    from inlay.training.process_group import World
+    from inlay.training.process_group import ProcessGroup
     from inlay.training.setup import set_up
     from training_runs import Quiet
 
@@ -125,7 +125,7 @@ def test_a_row_without_a_number_in_the_column_is_refused_by_line(
     path = write_rows(tmp_path / "b.jsonl", rows)
     tree = config_tree(data={"train": str(path)}, train={"order": "column", "order_column": "hard"})
     with pytest.raises(DataError, match=rf"b\.jsonl:\d+: field 'hard' {says}"):
-        set_up(api.as_config(tree), Quiet(), World())
+        set_up(api.as_config(tree), Quiet(), ProcessGroup())
 
 
 @pytest.mark.parametrize(

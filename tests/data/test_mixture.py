@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toys
 from hypothesis import given
 from hypothesis import strategies as st
 
+import toys
 from inlay import api
 from inlay import config as configs
 from inlay.config.settings import DataConfig, TrainFile

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import toys
 from hypothesis import given
 from hypothesis import strategies as st
 
+import toys
 from inlay import storage
 from inlay.config.settings import DataConfig, TrainFile
 from inlay.data import percent
@@ -24,7 +24,7 @@ from inlay.data.checks import quick
 from inlay.data.divide import divide
 from inlay.data.domain import domains, find_domain
 from inlay.data.encoding import encoder, token_cache
-from inlay.data.encoding.encoder import Encoder, Tokens
+from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.data.max_length import apply_max_length, choose_max_length
 from inlay.data.prepare import PreparedData, prepare
@@ -122,7 +122,7 @@ def test_no_row_that_fits_the_context_is_lost_in_a_set_under_200_rows(
 
     def side(count: int) -> TokenSet:
         ones = (np.ones(length, np.int32) for length in draw.integers(2, 400, count))
-        return pack((k, Tokens(one, one.astype(np.float32), Source("f", k))) for k, one in enumerate(ones))
+        return pack((k, TokenizedSequence(one, one.astype(np.float32), Source("f", k))) for k, one in enumerate(ones))
 
     train, heldout = side(train_rows), side(heldout_rows)
     limit, _ = choose_max_length(DataConfig(train="f"), train, heldout, context)
@@ -187,7 +187,7 @@ def test_held_out_rows_that_are_too_long_are_counted_and_guarded_too(
 )
 def test_the_account_of_max_length_adds_up(rows: list[tuple[int, int]], limit: int, overlong: str) -> None:
     sequences = [
-        Tokens(np.arange(p + a, dtype=np.int32), np.array([0.0] * p + [1.0] * a, np.float32), Source("f", k))
+        TokenizedSequence(np.arange(p + a, dtype=np.int32), np.array([0.0] * p + [1.0] * a, np.float32), Source("f", k))
         for k, (p, a) in enumerate(rows)
     ]
     before = pack(enumerate(sequences))
@@ -436,7 +436,7 @@ def test_what_is_wrong_with_the_first_rows_is_said_before_the_others_are_read(
     with pytest.raises(DataError, match=r"a.jsonl:91: field 'answer' is an empty string"):
         made(write_rows(tmp_path / "a.jsonl", rows), enc)
     rows[90]["answer"], rows[1]["answer"] = "a", f"a {enc.tokenizer.eos_token}"
-    with pytest.raises(DataError, match=r"a.jsonl:2: .* control token"):
+    with pytest.raises(DataError, match=r"a.jsonl:2: .* special token"):
         made(write_rows(tmp_path / "a.jsonl", rows), enc)
     rows[90]["answer"], rows[15]["answer"] = "", "a\0"
     with pytest.raises(DataCheckError, match=r"NUL: 1, first at .*a.jsonl:16"):
@@ -479,7 +479,9 @@ def test_a_bar_shows_how_far_a_large_file_is_and_ends(
 )
 def test_what_is_packed_comes_back_token_by_token(weights: list[list[float]], limit: int | None, draw: Any) -> None:
     sequences = [
-        Tokens(np.arange(len(w), dtype=np.int32) + 70_000, np.asarray([0.0, *w[1:]], np.float32), Source("f", k))
+        TokenizedSequence(
+            np.arange(len(w), dtype=np.int32) + 70_000, np.asarray([0.0, *w[1:]], np.float32), Source("f", k)
+        )
         for k, w in enumerate(weights)
     ]
     rows = draw.sample(range(len(sequences)), len(sequences))

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import toys
+import toys
 from data.habits import HABITS
 from inlay.config.settings import DataConfig
 from inlay.data import FORMATS
-from inlay.data.encoding.encoder import Encoder, Tokens
+from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.prepare import PreparedData, prepare
 from inlay.data.reading.read import stream_examples
 from inlay.data.types import Example, Message, Source
@@ -38,11 +38,11 @@ def encoder(name: str) -> Encoder:
     return Encoder(HABITS[name].tokenizer(), roles=WEIGHTS)
 
 
-def encoded(enc: Encoder, messages: tuple[Message, ...]) -> list[Tokens]:
+def encoded(enc: Encoder, messages: tuple[Message, ...]) -> list[TokenizedSequence]:
     return [tokens for _, tokens in enc.examples([Example(messages, Source("a", 1))])]
 
 
-def spans(enc: Encoder, rows: list[Tokens]) -> list[tuple[float, str]]:
+def spans(enc: Encoder, rows: list[TokenizedSequence]) -> list[tuple[float, str]]:
     """(weight, text) of each stretch of trained tokens."""
     found = []
     for row in rows:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import toys
+import toys
 from inlay import api
 from inlay.cli.row_view import row_text
 from inlay.data.batches import Batch, collate

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from inlay.data.batches import Batch, collate
-from inlay.data.encoding.encoder import Tokens
+from inlay.data.encoding.encoder import TokenizedSequence
 from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.data.types import Source
 from inlay.models.quantization import QUANTIZATIONS, forbid_cpu_repack
@@ -100,11 +100,11 @@ def rows(lengths: tuple[int, ...] = (17, 16, 9, 3, 12), seed: int = 0) -> TokenS
     """Random tokens; about half of them trained, every one with a weight of its own."""
     random = np.random.default_rng(seed)
 
-    def row(k: int, length: int) -> Tokens:
+    def row(k: int, length: int) -> TokenizedSequence:
         weights = random.uniform(0.2, 2, length) * (random.random(length) < 0.5)
         weights[-1] = 1
         ids = random.integers(2, 64, length).astype(np.int32)
-        return Tokens(ids, weights.astype(np.float32), Source("rows", k))
+        return TokenizedSequence(ids, weights.astype(np.float32), Source("rows", k))
 
     return pack((k, row(k, length)) for k, length in enumerate(lengths))
 

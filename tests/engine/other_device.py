@@ -38,7 +38,7 @@ def main() -> None:
             moved = {f.name: there(x) for f in fields(packed) if isinstance(x := getattr(packed, f.name), torch.Tensor)}
             with (
                 mock.patch.object(Packed, "of", return_value=replace(packed, **moved)),
-                mock.patch.object(gpu_ops, "is_there", lambda x: x.device.type == "elsewhere"),
+                mock.patch.object(gpu_ops, "is_on_gpu", lambda x: x.device.type == "elsewhere"),
                 mock.patch.object(gpu_ops, "reason", return_value="Triton's kernels are for numbers"),
                 mock.patch.object(torch, "isfinite"),  # of numbers nothing is known
             ):

@@ -63,7 +63,7 @@ def interpreter() -> Iterator[None]:
 def on_gpu(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """As if tensors lay on a GPU; gives the names of the kernels that were called."""
     called: list[str] = []
-    monkeypatch.setattr(gpu_ops, "is_there", lambda x: x.dtype in (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(gpu_ops, "is_on_gpu", lambda x: x.dtype in (torch.float32, torch.bfloat16))
     monkeypatch.setattr(cpu_ops, "takes", lambda *_: False)
     monkeypatch.setattr(DirectModel, "_makes_kernels", lambda _: False)
     monkeypatch.setattr(gpu_ops, "_FLASH", (torch.float32, torch.bfloat16))
@@ -106,7 +106,7 @@ def test_loss_and_every_gradient_are_those_of_transformers_and_peft(
 ) -> None:
     peft_model = adapted(decoder(family))
     with monkeypatch.context() as patch:
-        patch.setattr(gpu_ops, "is_there", lambda _: False)
+        patch.setattr(gpu_ops, "is_on_gpu", lambda _: False)
         wanted = step(PlainModel(peft_model, "cpu"), peft_model, batch((9, 8, 4)))
     assert_equal(step(DirectModel(peft_model, recompute=recompute), peft_model, batch((9, 8, 4))), wanted, 1e-5)
     kernels = {"rms_norm", "rms_norm_backward", "nll_and_gradient"}

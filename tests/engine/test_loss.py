@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from inlay.data.batches import collate
-from inlay.data.encoding.encoder import Tokens
+from inlay.data.encoding.encoder import TokenizedSequence
 from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.data.types import Source
 from inlay.engine.lm_head import head_of
@@ -34,7 +34,7 @@ def rows() -> TokenSet:
     random = np.random.default_rng(0)
     weights = [[0, 0, 0, 1, 1, 1], [0, 0.5, 0, 0, 1, 0, 0, 0.5, 1], [0, 0, 1]]
     return pack(
-        (k, Tokens(random.integers(1, 64, len(w)).astype(np.int32), np.array(w, np.float32), Source("f", k)))
+        (k, TokenizedSequence(random.integers(1, 64, len(w)).astype(np.int32), np.array(w, np.float32), Source("f", k)))
         for k, w in enumerate(weights)
     )
 

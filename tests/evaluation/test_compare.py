@@ -27,7 +27,7 @@ from inlay.errors import ConfigError, DataError, RunError
 from inlay.evaluation.compare import Comparison, compare_pair, loss_difference, primary_metric, totals
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
 from inlay.evaluation.report import as_csv, as_markdown, harmless, write_reports
-from inlay.evaluation.score import HeldOut, Score, held_out, read_held_out, score
+from inlay.evaluation.score import EvalSet, Score, held_out, read_held_out, score
 from inlay.methods.adapter import attach
 from inlay.runs.reporter import PlainReporter
 from parts import make_base, write_rows
@@ -59,11 +59,11 @@ def encoder(tiny_base: Path) -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def rows(encoder: Encoder) -> HeldOut:
+def rows(encoder: Encoder) -> EvalSet:
     return held_out(ROWS, encoder, 256, "drop", ["Tell me a joke."])
 
 
-def scored(model: Any, name: str, rows: HeldOut, encoder: Encoder, **over: Any) -> Score:
+def scored(model: Any, name: str, rows: EvalSet, encoder: Encoder, **over: Any) -> Score:
     settings: dict[str, Any] = {"batch_size": 4, "max_new_tokens": 6, "device": "cpu", "dtype": None}
     return score(model.eval(), name, rows, encoder, reporter=PlainReporter(), **settings | over)
 
@@ -73,7 +73,7 @@ def base_model(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def pair(tiny_base: Path, rows: HeldOut, encoder: Encoder) -> tuple[Score, Score]:
+def pair(tiny_base: Path, rows: EvalSet, encoder: Encoder) -> tuple[Score, Score]:
     config = load(tree={"model": {"base_model": str(tiny_base)}, "data": {"train": "x"}})
     model = base_model(tiny_base)
     base = scored(model, "base", rows, encoder)
@@ -89,11 +89,11 @@ def pair(tiny_base: Path, rows: HeldOut, encoder: Encoder) -> tuple[Score, Score
     return base, scored(adapted, "adapter", rows, encoder)
 
 
-def compared(rows: HeldOut, base: Score, adapter: Score, primary: str = "auto") -> Comparison:
+def compared(rows: EvalSet, base: Score, adapter: Score, primary: str = "auto") -> Comparison:
     return compare_pair(rows, base, adapter, primary=primary, resamples=200, seed=0, available=20)
 
 
-def test_swapping_base_and_adapter_mirrors_every_metric_exactly(rows: HeldOut, pair: tuple[Score, Score]) -> None:
+def test_swapping_base_and_adapter_mirrors_every_metric_exactly(rows: EvalSet, pair: tuple[Score, Score]) -> None:
     there, back = compared(rows, *pair), compared(rows, *reversed(pair))
     assert set(there.metrics) == set(LOSS_METRICS) | set(METRICS)
     for name, one in there.metrics.items():
@@ -105,7 +105,7 @@ def test_swapping_base_and_adapter_mirrors_every_metric_exactly(rows: HeldOut, p
     assert there.metrics["loss"].difference != 0
 
 
-def test_a_model_against_itself_differs_by_exactly_nothing(rows: HeldOut, pair: tuple[Score, Score]) -> None:
+def test_a_model_against_itself_differs_by_exactly_nothing(rows: EvalSet, pair: tuple[Score, Score]) -> None:
     for primary in ("auto", *METRICS):
         comparison = compared(rows, pair[1], pair[1], primary)
         assert comparison.verdict == "not distinguishable"
@@ -113,7 +113,7 @@ def test_a_model_against_itself_differs_by_exactly_nothing(rows: HeldOut, pair: 
         assert comparison.regressions == []
 
 
-def test_the_primary_metric_decides_the_verdict(rows: HeldOut, pair: tuple[Score, Score]) -> None:
+def test_the_primary_metric_decides_the_verdict(rows: EvalSet, pair: tuple[Score, Score]) -> None:
     base, adapter = pair
     right = tuple(rows.references.get(n) for n in range(len(ROWS)))
     wrong = tuple(None if r is None else "no" for r in right)
@@ -126,7 +126,7 @@ def test_the_primary_metric_decides_the_verdict(rows: HeldOut, pair: tuple[Score
 
 
 def test_the_headline_says_both_whether_it_predicts_and_whether_it_answers_better(
-    rows: HeldOut, pair: tuple[Score, Score]
+    rows: EvalSet, pair: tuple[Score, Score]
 ) -> None:
     base = pair[0]
     predicts = replace(base, name="a", nll=base.nll / 2)
@@ -145,7 +145,7 @@ def test_the_headline_says_both_whether_it_predicts_and_whether_it_answers_bette
     assert set(found.behaviour) == {"empty", "refusal", "repetition", "stopped"}
 
 
-def test_bits_per_byte_is_the_loss_over_the_bytes_of_the_text(rows: HeldOut, pair: tuple[Score, Score]) -> None:
+def test_bits_per_byte_is_the_loss_over_the_bytes_of_the_text(rows: EvalSet, pair: tuple[Score, Score]) -> None:
     found = totals(rows, pair[0])
     text = sum(len(m.content.encode()) for e in ROWS[:10] for m in e.messages if m.weight)
     assert rows.trained_bytes[:10].sum() == pytest.approx(text, abs=12)  # the text is decoded, and stripped at its ends
@@ -153,7 +153,7 @@ def test_bits_per_byte_is_the_loss_over_the_bytes_of_the_text(rows: HeldOut, pai
 
 
 def test_token_accuracy_counts_the_trained_tokens_that_come_first(
-    encoder: Encoder, tiny_base: Path, rows: HeldOut, pair: tuple[Score, Score]
+    encoder: Encoder, tiny_base: Path, rows: EvalSet, pair: tuple[Score, Score]
 ) -> None:
     model = base_model(tiny_base).eval()
     hits, weight = 0.0, 0.0
@@ -168,7 +168,7 @@ def test_token_accuracy_counts_the_trained_tokens_that_come_first(
     assert totals(rows, pair[0])["token_accuracy"] == pytest.approx(hits / weight)
 
 
-def test_length_speed_and_whether_answers_end_are_kept(rows: HeldOut, pair: tuple[Score, Score]) -> None:
+def test_length_speed_and_whether_answers_end_are_kept(rows: EvalSet, pair: tuple[Score, Score]) -> None:
     found = compared(rows, *pair)
     speed = found.to_json()["speed"]["adapter"]
     assert pair[1].speed is not None
@@ -181,7 +181,7 @@ def test_length_speed_and_whether_answers_end_are_kept(rows: HeldOut, pair: tupl
     assert f"| adapter | {speed['tokens_per_answer']:.1f} |" in report
 
 
-def test_the_verdict_of_training_draws_examples_as_compare_does(rows: HeldOut, pair: tuple[Score, Score]) -> None:
+def test_the_verdict_of_training_draws_examples_as_compare_does(rows: EvalSet, pair: tuple[Score, Score]) -> None:
     base, adapter = pair
     wanted = compared(rows, base, adapter).metrics["loss"]
     # each example in three sequences, at positions of a file in which other rows are trained on
@@ -209,7 +209,7 @@ def test_a_prompt_that_fills_the_context_is_refused_before_anything_is_scored(
     assert f"context of {base_model(tiny_base).config.max_position_embeddings}" in str(caught.value)
 
 
-def test_the_report_says_when_the_rows_were_drawn(rows: HeldOut, pair: tuple[Score, Score]) -> None:
+def test_the_report_says_when_the_rows_were_drawn(rows: EvalSet, pair: tuple[Score, Score]) -> None:
     assert "on 11 of 20 held-out rows (drawn by seed from those within max_length);" in as_markdown(
         compared(rows, *pair), False
     )
@@ -217,7 +217,7 @@ def test_the_report_says_when_the_rows_were_drawn(rows: HeldOut, pair: tuple[Sco
     assert "on 11 of 11 held-out rows;" in as_markdown(every, False)
 
 
-def test_plain_documents_have_a_loss_and_no_answer(encoder: Encoder, rows: HeldOut, pair: tuple[Score, Score]) -> None:
+def test_plain_documents_have_a_loss_and_no_answer(encoder: Encoder, rows: EvalSet, pair: tuple[Score, Score]) -> None:
     assert 9 not in rows.asked
     assert pair[0].answers[9] is None
     assert compared(rows, *pair).rows[9].scores == {}
@@ -231,7 +231,7 @@ def test_plain_documents_have_a_loss_and_no_answer(encoder: Encoder, rows: HeldO
         compared(documents, one, one, "rouge_l")
 
 
-def test_a_tool_call_is_compared_as_the_template_writes_it(rows: HeldOut) -> None:
+def test_a_tool_call_is_compared_as_the_template_writes_it(rows: EvalSet) -> None:
     assert json.loads(rows.references[10]) == {"name": "weather", "arguments": {"city": "Oslo"}}
     assert rows.references[8] == "Answer | 9.\r\nYes\u2028so."
 
@@ -262,7 +262,7 @@ def test_no_text_of_a_csv_is_a_formula_to_a_spreadsheet_and_a_number_stays_one(t
 
 
 def test_the_csv_reads_back_row_by_row_and_the_report_holds_the_table(
-    tmp_path: Path, rows: HeldOut, pair: tuple[Score, Score]
+    tmp_path: Path, rows: EvalSet, pair: tuple[Score, Score]
 ) -> None:
     comparison = compared(rows, *pair)
     write_reports(comparison, tmp_path, {})
@@ -337,9 +337,9 @@ def test_an_unknown_metric_is_refused_before_anything_is_done(
     assert [primary_metric(name) for name in ("auto", "loss", "chrf")] == ["loss", "loss", "chrf"]
 
 
-def test_the_loss_of_a_score_is_the_held_out_loss_of_training(tmp_path: Path, encoder: Encoder, rows: HeldOut) -> None:
+def test_the_loss_of_a_score_is_the_held_out_loss_of_training(tmp_path: Path, encoder: Encoder, rows: EvalSet) -> None:
     from inlay.training.loop import heldout_nll
-    from inlay.training.process_group import World
+    from inlay.training.process_group import ProcessGroup
     from inlay.training.signals import StopRequest
 
     model = base_model(make_base(tmp_path / "base", seed=3)).eval()
@@ -352,8 +352,8 @@ def test_the_loss_of_a_score_is_the_held_out_loss_of_training(tmp_path: Path, en
         eval_batch_size=4,
         max_memory_bytes=None,
         progress=SimpleNamespace(step=0),
-        shortages=[],
+        out_of_memory_events=[],
     )
-    nll, weight = heldout_nll(job, World(), StopRequest(), Quiet())
+    nll, weight = heldout_nll(job, ProcessGroup(), StopRequest(), Quiet())
     result = scored(model, "base", rows, encoder, generate=False)
     assert result.nll.sum() / result.weight.sum() == pytest.approx(nll.sum() / weight.sum(), rel=1e-12)

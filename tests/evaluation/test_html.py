@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comparisons import HISTORY, HOSTILE, made
+from html_elements import Elements
 from inlay.evaluation import html
 from inlay.evaluation.html import comparison_page
 from inlay.evaluation.metrics import METRICS
@@ -18,7 +19,6 @@ from inlay.evaluation.report import write_reports
 from inlay.evaluation.words import marked
 from inlay.reports.charts import Line, differences, interval, lines
 from inlay.runs.guard_events import Incident
-from test_page import Elements
 
 
 def test_the_page_holds_the_verdict_the_figures_and_every_row_and_runs_nothing_that_a_row_says() -> None:

@@ -24,7 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from inlay.engine.direct.model import DirectModel
 from inlay.engine.lm_head import Head
 from inlay.errors import InlayError
-from inlay.methods.adapter import TrainedState
+from inlay.methods.adapter import AdapterState
 from inlay.runs.folder import Run
 from inlay.storage import verified
 from inlay.training import checkpoint as checkpoints
@@ -209,7 +209,7 @@ def damaged_loads(lab: Lab, count: int, intact: int) -> Iterator[Tally]:
     for number in range(intact):
         if number % 2:
             verified(finished.adapter)
-            TrainedState.read(finished.adapter)
+            AdapterState.read(finished.adapter)
             tally.ends["no alarm"] += 1
         else:
             found, faults = checkpoints.newest_valid(folder)

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from lab import Tally
 
 from inlay.errors import StorageError
-from inlay.methods.adapter import TrainedState
+from inlay.methods.adapter import AdapterState
 from inlay.storage import sweep_staging, verified
 from inlay.training import checkpoint as checkpoints
 from inlay.training.checkpoint import Checkpoint, Progress
@@ -64,7 +64,7 @@ class History(RuleBasedStateMachine):
 
     def _save(self) -> None:
         step = self.progress.step
-        adapter = TrainedState({"r": 1}, {"a": self.parameter.detach().clone()})
+        adapter = AdapterState({"r": 1}, {"a": self.parameter.detach().clone()})
         checkpoints.write(self.folder, checkpoints.snapshot(adapter, self.optimizer, self.progress))
         self.saved[step] = float(self.parameter[0].detach())
         self.damaged.discard(step)

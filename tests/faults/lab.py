@@ -62,7 +62,7 @@ class Lab:
 
     def __init__(self, folder: Path, seed: int = 0, dropout: float = 0.1, **train: Any) -> None:
         from inlay.training import setup
-        from inlay.training.process_group import World
+        from inlay.training.process_group import ProcessGroup
         from inlay.workflows import doctor
 
         self.folder, self.random = folder, random.Random(seed)
@@ -80,7 +80,7 @@ class Lab:
             "track": {"trackers": []},
         }
         os.environ["INLAY_CACHE"] = str(folder / "cache")
-        self.setup = setup.set_up(load(tree=self._tree(folder / "runs" / "none")), Quiet(), World())
+        self.setup = setup.set_up(load(tree=self._tree(folder / "runs" / "none")), Quiet(), ProcessGroup())
         self._number = 0
         self._record = doctor.machine_record(True, folder, "cpu")
         self._warm()

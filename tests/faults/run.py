@@ -88,7 +88,7 @@ def closed(folder: Path, full: bool) -> Iterator[Tally]:
 
 def numbers(folder: Path, full: bool) -> Iterator[Tally]:
     yield c.not_finite(lab_for(folder / "a", full, 7), 200 if full else 5, KINDS)
-    if full:  # the short form is tests/training/test_shortage.py
+    if full:  # the short form is tests/training/test_out_of_memory.py
         yield c.out_of_memory(Lab(folder / "b", seed=8, dropout=0.0), 80)
 
 

@@ -16,7 +16,7 @@ from inlay.engine.select_engine import refusal
 from inlay.errors import ConfigError, ModelError
 from inlay.methods.adapter import attach
 from inlay.models.dropout import own_dropout, switch_off
-from inlay.training.process_group import World
+from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import Setup, set_up
 from parts import save_base
 from training_runs import Quiet
@@ -80,7 +80,7 @@ def test_a_run_says_what_it_does_with_it_and_takes_the_direct_path_without_it(
 
     def made(wanted: bool) -> Setup:
         tree = config_tree(model={"base_model": str(base)}, train={"base_dropout": wanted})
-        return set_up(load(tree=tree), Quiet(), World())
+        return set_up(load(tree=tree), Quiet(), ProcessGroup())
 
     off = made(False)
     assert dict(off.facts())["base's dropout"] == "off (the base's config has 0.2)"
@@ -94,4 +94,4 @@ def test_asking_for_the_dropout_of_a_base_that_has_none_is_an_error(
     config_tree: Callable[..., dict[str, Any]],
 ) -> None:
     with pytest.raises(ConfigError, match="this base has no dropout"):
-        set_up(load(tree=config_tree(train={"base_dropout": True})), Quiet(), World())
+        set_up(load(tree=config_tree(train={"base_dropout": True})), Quiet(), ProcessGroup())

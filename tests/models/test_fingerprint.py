@@ -141,15 +141,15 @@ def test_a_record_of_whole_files_holds_for_just_those_files(
     as_before_fingerprints(run, base)
     (run.adapter / "manifest.json").unlink()
     from inlay.adapters.reference import load_base
-    from inlay.methods.adapter import TrainedState
+    from inlay.methods.adapter import AdapterState
 
     ref = load_base(run).base
-    TrainedState.read(run.adapter, ref)
+    AdapterState.read(run.adapter, ref)
     SAME["habits"](base)
     with pytest.raises(ModelError, match="which is all that was recorded then, differ"):
         load_base(run)
     with pytest.raises(AdapterError, match="which is all that was recorded then, differ"):
-        TrainedState.read(run.adapter, ref)
+        AdapterState.read(run.adapter, ref)
 
 
 def test_a_run_on_a_hubs_base_stays_on_its_commit_when_the_branch_moves_on(

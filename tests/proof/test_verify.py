@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from inlay import api, storage
-from inlay.data.encoding.encoder import Encoder, Tokens
+from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.errors import RunError, TrainingError
 from inlay.proof import verify
 from inlay.runs.folder import Run
@@ -179,13 +179,13 @@ def test_lost_evidence_is_a_failed_proof_and_no_adapter_is_an_error(run: Run) ->
         api.verify(run)
 
 
-def shifted(self: Encoder, *parts: Any) -> Tokens:
+def shifted(self: Encoder, *parts: Any) -> TokenizedSequence:
     tokens = assemble(self, *parts)
     tokens.weights[1:] = tokens.weights[:-1].copy()
     return tokens
 
 
-def endless(self: Encoder, *parts: Any) -> Tokens:
+def endless(self: Encoder, *parts: Any) -> TokenizedSequence:
     tokens = assemble(self, *parts)
     tokens.weights[tokens.weights.nonzero()[0][-1]] = 0
     return tokens

@@ -18,7 +18,7 @@ import torch
 from inlay import api
 from inlay.errors import ConfigError, DataError, InlayError
 from inlay.training.launcher import launch, require_data_parallel, require_precision
-from inlay.training.process_group import World, join_world
+from inlay.training.process_group import ProcessGroup, join_world
 from parts import qa_rows, write_rows
 from training_runs import Forked, Inlay
 
@@ -152,7 +152,7 @@ def test_an_error_of_one_process_reaches_all_and_long_work_of_one_is_waited_for(
 
 
 def test_a_world_of_one_neither_waits_nor_changes_an_error() -> None:
-    world = World()
+    world = ProcessGroup()
     assert world.gather("a") == ["a"]
     assert world.max(2.0) == 2.0
     world.barrier()
@@ -233,10 +233,10 @@ def test_a_gpu_is_taken_by_one_process_alone(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("WORLD_SIZE", "4")
     for rank in (0, 1):
         monkeypatch.setenv("RANK", str(rank))
-        assert World(rank, 4).device("auto") == f"cuda:{rank}"
+        assert ProcessGroup(rank, 4).device("auto") == f"cuda:{rank}"
     monkeypatch.setenv("RANK", "2")
     with pytest.raises(ConfigError, match="3 processes or more are on a machine with 2 GPUs"):
-        World(2, 4).device("auto")
+        ProcessGroup(2, 4).device("auto")
     with pytest.raises(ConfigError, match=r"model\.device cuda:1: 4 processes take a GPU each"):
-        World(0, 4).device("cuda:1")
-    assert World(3, 4).device("cpu") == "cpu"
+        ProcessGroup(0, 4).device("cuda:1")
+    assert ProcessGroup(3, 4).device("cpu") == "cpu"

@@ -19,7 +19,7 @@ from inlay.engine.autograd import PlainModel
 from inlay.runs.folder import Run
 from inlay.training import loop
 from inlay.training.loop import Job, accumulate, heldout_nll
-from inlay.training.process_group import World
+from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import Setup, set_up
 from inlay.training.shares import share_of
 from inlay.training.signals import StopRequest
@@ -39,7 +39,7 @@ def setup(tiny_base: Any, tmp_path_factory: pytest.TempPathFactory) -> Setup:
         "data": {"train": str(data), "cache": False},
         "train": {"batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2},
     }
-    made = set_up(load(tree=tree), Quiet(), World())
+    made = set_up(load(tree=tree), Quiet(), ProcessGroup())
     torch.manual_seed(1)
     for name, parameter in made.model.named_parameters():
         if "lora_B" in name:  # at zero, A has no gradient
@@ -89,7 +89,7 @@ def full_batch(job: Job, rows: list[int]) -> tuple[torch.Tensor, float]:
     return found, float(loss.detach())
 
 
-class Share(World):
+class Share(ProcessGroup):
     """One rank's own part, not summed with the others."""
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -154,7 +154,7 @@ def test_the_loss_under_weights_of_turns_roles_and_files_is_that_computed_by_han
                  "role_weights": roles},
         "train": {"batch_size": 12, "micro_batch_size": 3},
     }  # fmt: skip
-    job = job_of(set_up(load(tree=tree), Quiet(), World()), tmp_path, 3)
+    job = job_of(set_up(load(tree=tree), Quiet(), ProcessGroup()), tmp_path, 3)
     total, weight = 0.0, 0.0
     drawn = step_rows(1, 0, job.train.shares, 12)
     assert len(set(drawn)) < 12  # some of the second file come twice
@@ -195,7 +195,7 @@ def test_held_out_loss_is_the_same_for_any_number_of_ranks_and_leaves_training_u
     job.eval_batch_size = 2  # four micro batches
     rows = step_rows(1, 0, len(setup.data.train), 8)
     before, _ = gradient(job, rows)
-    alone = np.stack(heldout_nll(job, World(), StopRequest(), Quiet()))
+    alone = np.stack(heldout_nll(job, ProcessGroup(), StopRequest(), Quiet()))
     assert torch.equal(gradient(job, rows)[0], before)
     assert (alone[1] > 0).all()
     for size in (2, 3, 5):
@@ -240,7 +240,7 @@ def test_memory_is_handed_back_before_a_micro_batch_that_is_larger_than_any_befo
     setup: Setup, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, at = job_of(setup, tmp_path, 1), []
-    monkeypatch.setattr("inlay.training.loop.give_back", lambda device: at.append((device, job.most_tokens)))
+    monkeypatch.setattr("inlay.training.loop.trim_allocator", lambda device: at.append((device, job.most_tokens)))
     short, middle, long = (int(row) for row in np.argsort(job.lengths)[[0, len(job.lengths) // 2, -1]])
     accumulate(job, 1, [[middle], [short], [long], [middle], [long]], 1.0, StopRequest())
     assert at == [("cpu", 0), ("cpu", int(job.lengths[middle]))]
@@ -252,7 +252,7 @@ def test_memory_is_handed_back_between_training_and_an_evaluation_and_behind_it(
 ) -> None:
     job, told = job_of(setup, tmp_path, 1), []
     score = loop.score_rows
-    monkeypatch.setattr(loop, "give_back", told.append)
+    monkeypatch.setattr(loop, "trim_allocator", told.append)
     monkeypatch.setattr(loop, "score_rows", lambda *given: told.append("scored") or score(*given))
-    heldout_nll(job, World(), StopRequest(), Quiet())
+    heldout_nll(job, ProcessGroup(), StopRequest(), Quiet())
     assert told == ["cpu", "scored", "cpu"]

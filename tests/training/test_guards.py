@@ -17,12 +17,12 @@ from inlay import api
 from inlay.cli import view
 from inlay.config import load
 from inlay.errors import Interrupted, TrainingError
-from inlay.methods.adapter import TrainedState
+from inlay.methods.adapter import AdapterState
 from inlay.runs.folder import Run
 from inlay.storage import verified
 from inlay.training import loop
 from inlay.training.guards import require_finite_base
-from inlay.training.process_group import World
+from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import set_up
 from parts import make_base, write_rows
 from training_runs import Quiet, outcome, stop_after, train
@@ -175,7 +175,7 @@ def named(run: Run) -> Any:
 
 
 def same_adapter(a: Run, b: Run) -> bool:
-    one, two = (TrainedState.read(r.adapter).tensors for r in (a, b))
+    one, two = (AdapterState.read(r.adapter).tensors for r in (a, b))
     return all((one[name] == two[name]).all() for name in one)
 
 
@@ -184,7 +184,7 @@ def test_the_pre_flight_block_says_what_was_held_out_and_what_was_lost(config_tr
         rows = [{"question": f"Number {n}?", "answer": "word " * (150 if n < long else 3)} for n in range(20)]
         evaluated = {"eval": str(write_rows(tmp_path / "eval.jsonl", rows)), "max_length": 128}
         tree = config_tree(data=evaluated | settings.pop("data", {}), **settings)
-        return dict(set_up(load(tree=tree), Quiet(), World()).facts())["held out"]
+        return dict(set_up(load(tree=tree), Quiet(), ProcessGroup()).facts())["held out"]
 
     assert said(0) == "20 of 20 rows"
     assert said(2) == "18 of 20 rows; 2 dropped, 0 cut"

@@ -18,10 +18,10 @@ from inlay import config as configs
 from inlay.data.batches import collate
 from inlay.errors import ConfigError, InlayError
 from inlay.generation.cache import cache_argument, cache_for
-from inlay.methods.adapter import TrainedState, base_view, detach
+from inlay.methods.adapter import AdapterState, adapter_disabled, detach
 from inlay.methods.ia3 import trained_parameters
 from inlay.training.optimizer import make_optimizer, set_learning_rate
-from inlay.training.process_group import World
+from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import set_up
 from training_runs import Quiet, train
 
@@ -38,7 +38,7 @@ def gradients_of(model: Any) -> None:
 
 def test_lora_plus_steps_as_pefts_own_optimizer_does(config_tree: Tree):
     tree = config_tree(train={"lora_plus_ratio": 16.0, "weight_decay": 0.1})
-    setup = set_up(configs.validate(tree, "test"), Quiet(), World())
+    setup = set_up(configs.validate(tree, "test"), Quiet(), ProcessGroup())
     named = trained_parameters(setup.model)
     start = {name: parameter.detach().clone() for name, parameter in named.items()}
     ours = make_optimizer(setup.config.train, named)
@@ -66,7 +66,7 @@ def test_lora_plus_lowers_the_rate_of_auto_by_the_root_of_its_ratio(config_tree:
     rates = []
     for ratio in (1.0, 16.0):
         tree = config_tree(train={"learning_rate": "auto", "lora_plus_ratio": ratio})
-        rates.append(set_up(configs.validate(tree, "test"), Quiet(), World()).config.train.learning_rate)
+        rates.append(set_up(configs.validate(tree, "test"), Quiet(), ProcessGroup()).config.train.learning_rate)
     assert rates == [2e-3, 5e-4]
 
 
@@ -154,13 +154,13 @@ def test_full_fine_tuning_leaves_the_bases_files_alone_and_writes_a_model_of_its
     assert {path.name: path.read_bytes() for path in tiny_base.iterdir()} == before
     assert not run.adapter.exists()
     model = AutoModelForCausalLM.from_pretrained(str(run.model)).eval()
-    state = TrainedState.read(run.model)
+    state = AdapterState.read(run.model)
     assert all(torch.equal(tensor, state.tensors[name]) for name, tensor in model.named_parameters())
     original = AutoModelForCausalLM.from_pretrained(str(tiny_base), dtype=torch.float32).eval()
     own = original(input_ids=IDS).logits
     put_on = state.attach_to(original)
     assert torch.equal(put_on(input_ids=IDS).logits, model(input_ids=IDS).logits)
-    with base_view(put_on):
+    with adapter_disabled(put_on):
         assert torch.equal(put_on(input_ids=IDS).logits, own)
     assert torch.equal(detach(put_on)(input_ids=IDS).logits, own)
     values = api.evaluate(str(run.model), data=str(run.heldout), reporter=Quiet())["metrics"]
@@ -168,7 +168,7 @@ def test_full_fine_tuning_leaves_the_bases_files_alone_and_writes_a_model_of_its
 
 
 def test_full_fine_tuning_has_the_gradient_of_plain_transformers(method_tree: Tree, tiny_base: Path):
-    setup = set_up(configs.validate(method_tree({"method": "full"})), Quiet(), World())
+    setup = set_up(configs.validate(method_tree({"method": "full"})), Quiet(), ProcessGroup())
     assert setup.dtype == torch.float32
     batch = collate(setup.data.train, [0, 3, 5], setup.encoder.pad_id)
     setup.engine.add_gradient(batch, 1.0)
@@ -185,9 +185,9 @@ def test_full_fine_tuning_has_the_gradient_of_plain_transformers(method_tree: Tr
 
 def test_prompt_tuning_has_the_loss_gradient_and_answers_of_peft(method_tree: Tree, tiny_base: Path, tmp_path: Path):
     adapter = {"method": "prompt", "prompt_tokens": 5}
-    setup = set_up(configs.validate(method_tree(adapter)), Quiet(), World())
+    setup = set_up(configs.validate(method_tree(adapter)), Quiet(), ProcessGroup())
     ours = setup.model
-    TrainedState.of(ours).write(tmp_path)
+    AdapterState.of(ours).write(tmp_path)
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(str(tiny_base)), str(tmp_path))
     theirs.prompt_encoder["default"].embedding.weight.requires_grad_(True)
     batch = collate(setup.data.train, [0, 3, 5], setup.encoder.pad_id)
@@ -213,7 +213,7 @@ def test_prompt_tuning_has_the_loss_gradient_and_answers_of_peft(method_tree: Tr
     whole = ours(input_ids=said.sequences[:, 4:]).logits[:, 15:-1]  # no padding, no cache, positions from 0
     assert torch.allclose(torch.stack(said.logits, 1), whole, atol=1e-6)
     bare = AutoModelForCausalLM.from_pretrained(str(tiny_base)).eval()
-    with base_view(ours):
+    with adapter_disabled(ours):
         assert torch.equal(ours(input_ids=IDS).logits, bare(input_ids=IDS).logits)
     assert torch.equal(detach(ours)(input_ids=IDS).logits, bare(input_ids=IDS).logits)
 
@@ -222,12 +222,14 @@ def test_prompt_tuning_has_the_loss_gradient_and_answers_of_peft(method_tree: Tr
 def test_over_a_quantized_base_a_method_has_the_loss_and_gradient_of_peft_also_after_an_evaluation(
     method: str, kind: str, method_tree: Tree, tiny_base: Path, tmp_path: Path
 ):
-    setup = set_up(configs.validate(method_tree(METHODS[method], model={"quantization": kind})), Quiet(), World())
+    setup = set_up(
+        configs.validate(method_tree(METHODS[method], model={"quantization": kind})), Quiet(), ProcessGroup()
+    )
     ours = setup.model
     with torch.no_grad():
         for parameter in trained_parameters(ours).values():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) / 10)
-    TrainedState.of(ours).write(tmp_path)
+    AdapterState.of(ours).write(tmp_path)
     bits = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}}
     held = BitsAndBytesConfig(**bits.get(kind, {"load_in_8bit": True}))
     base = AutoModelForCausalLM.from_pretrained(str(tiny_base), quantization_config=held, device_map={"": "cpu"})
@@ -254,7 +256,7 @@ def test_over_a_quantized_base_a_method_has_the_loss_and_gradient_of_peft_also_a
 
 def test_lora_plus_over_nf4_is_on_the_direct_path_and_raises_the_rate_of_b_alone(config_tree: Tree):
     tree = config_tree(model={"quantization": "nf4"}, train={"lora_plus_ratio": 4.0, "engine": "direct"})
-    setup = set_up(configs.validate(tree), Quiet(), World())
+    setup = set_up(configs.validate(tree), Quiet(), ProcessGroup())
     job = setup.job(None)
     set_learning_rate(job.optimizer, 1e-2)
     batch = collate(setup.data.train, [0, 3, 5], setup.encoder.pad_id)
@@ -274,4 +276,4 @@ def test_lora_plus_over_nf4_is_on_the_direct_path_and_raises_the_rate_of_b_alone
 def test_virtual_tokens_count_as_positions_of_the_context(method_tree: Tree):
     tree = method_tree({"method": "prompt", "prompt_tokens": 250}, data={"max_lost_share": 1.0})
     with pytest.raises(InlayError):  # 256 positions leave 6 for a row
-        set_up(configs.validate(tree), Quiet(), World())
+        set_up(configs.validate(tree), Quiet(), ProcessGroup())

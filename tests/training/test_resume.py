@@ -162,7 +162,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_moved_aside_and_made_again(
 def test_a_checkpoint_that_is_damaged_while_the_run_goes_on_is_written_anew(
     config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    from inlay.methods.adapter import TrainedState
+    from inlay.methods.adapter import AdapterState
     from inlay.storage import verified
     from inlay.training import checkpoint as checkpoints
 
@@ -174,7 +174,7 @@ def test_a_checkpoint_that_is_damaged_while_the_run_goes_on_is_written_anew(
     import torch
 
     parameter = torch.nn.Parameter(torch.zeros(2))
-    kept = TrainedState(adapter.settings, adapter.tensors)
+    kept = AdapterState(adapter.settings, adapter.tensors)
     checkpoints.write(run.checkpoints, checkpoints.snapshot(kept, torch.optim.SGD([parameter]), progress))
     verified(folder)
     assert (run.checkpoints / "step-000002.damaged-1" / "adapter.safetensors").read_bytes() == b""

@@ -15,7 +15,7 @@ from torch import Tensor
 from inlay import config as configs
 from inlay.engine.loss import autocast
 from inlay.errors import AdapterError, ConfigError
-from inlay.methods.adapter import TrainedState, base_view, detach
+from inlay.methods.adapter import AdapterState, adapter_disabled, detach
 from inlay.models.base import load_model
 from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter
@@ -23,7 +23,7 @@ from inlay.training import checkpoint as checkpoints
 from inlay.training import finish
 from inlay.training.loop import Job, run_job
 from inlay.training.optimizer import restore_state, state_tensors
-from inlay.training.process_group import World
+from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import Setup, set_up
 from inlay.training.signals import StopRequest
 from parts import NANO, make_base
@@ -50,7 +50,7 @@ def ready(config_tree: Tree, tmp_path: Path, data_file: Path) -> Callable[..., t
             tree["adapter"].pop("rank")
         tree["data"]["train"] = str(data_file)
         tree["train"] |= {"max_steps": 3, "export": "last"}
-        setup = set_up(configs.validate(tree, "test"), Quiet(), World())
+        setup = set_up(configs.validate(tree, "test"), Quiet(), ProcessGroup())
         run = Run(tmp_path / name)
         run.path.mkdir()
         run.update(status="running")
@@ -60,7 +60,7 @@ def ready(config_tree: Tree, tmp_path: Path, data_file: Path) -> Callable[..., t
 
 
 def train(job: Job) -> Job:
-    run_job(job, World(), StopRequest(), Quiet(), [])
+    run_job(job, ProcessGroup(), StopRequest(), Quiet(), [])
     return job
 
 
@@ -125,7 +125,7 @@ def test_trained_biases_are_part_of_the_adapter_and_not_of_the_base(adapter: Any
     model = {"base_model": str(gpt2_base), "device": "cpu", "dtype": "float32"}
     setup, job = ready(model=model, adapter={"rank": 4} | adapter)
     check_variant(setup, job)
-    biases = [name for name in TrainedState.read(job.run.adapter).tensors if name.endswith("bias")]
+    biases = [name for name in AdapterState.read(job.run.adapter).tensors if name.endswith("bias")]
     assert any("ln_1" in name for name in biases) == (adapter["bias"] == "all")
     assert biases
     trained = {name: (parameter, original) for name, (parameter, original) in job.model.base_biases.items()}
@@ -148,18 +148,18 @@ def check_variant(setup: Setup, job: Job) -> None:
     start = logits(job.model)
     assert torch.equal(start, original)
     train(job)
-    with base_view(job.model):
+    with adapter_disabled(job.model):
         assert torch.equal(logits(job.model), original)
     assert sum(p.requires_grad for p in job.model.parameters()) == len(job.parameters)
     memory = logits(job.model)
     assert not torch.allclose(memory, original, atol=1e-3)
     finish.export(setup, job)
-    here = TrainedState.read(job.run.adapter, setup.base_digest).attach_to(bare(setup))
+    here = AdapterState.read(job.run.adapter, setup.base_digest).attach_to(bare(setup))
     elsewhere = PeftModel.from_pretrained(bare(setup), str(job.run.adapter)).eval()
     for loaded in (job.model, here, elsewhere):
         assert torch.equal(logits(loaded), memory)
     assert torch.equal(logits(detach(here)), original)
-    with base_view(job.model):
+    with adapter_disabled(job.model):
         assert torch.equal(logits(job.model), original)
 
 
@@ -230,9 +230,9 @@ def test_going_on_from_a_checkpoint_equals_never_having_stopped(sections: Any, r
     state, restored = state_tensors(again.optimizer)[0], tensors
     assert all(torch.equal(state[name], restored[name]) and state[name].dtype == restored[name].dtype for name in state)
     train(again)
-    expected, got = TrainedState.of(unbroken.model).tensors, TrainedState.of(again.model).tensors
+    expected, got = AdapterState.of(unbroken.model).tensors, AdapterState.of(again.model).tensors
     assert all(torch.equal(expected[name], got[name]) for name in expected)
-    with base_view(again.model), base_view(unbroken.model):
+    with adapter_disabled(again.model), adapter_disabled(unbroken.model):
         assert torch.equal(logits(again.model), logits(unbroken.model))
 
 
@@ -275,10 +275,10 @@ def saved(ready: Any) -> Path:
 
 def test_from_starts_where_the_other_run_ended(saved: Path, ready: Any, tmp_path: Path):
     setup, job = ready("next", adapter={"rank": 4, "start_from": str(saved)})
-    before = TrainedState.read(saved / "adapter")
+    before = AdapterState.read(saved / "adapter")
     assert torch.equal(logits(job.model), logits(before.attach_to(bare(setup))))
     train(job)
-    moved = TrainedState.of(job.model).tensors
+    moved = AdapterState.of(job.model).tensors
     assert not any(torch.equal(moved[name], tensor) for name, tensor in before.tensors.items() if "lora_B" in name)
 
 
@@ -330,5 +330,5 @@ def test_a_bfloat16_base_trains_and_its_adapter_comes_back(init: str, quantizati
     assert job.progress.eval_loss < job.progress.base_eval_loss
     memory = logits(job.model, torch.bfloat16)
     finish.export(setup, job)
-    loaded = TrainedState.read(job.run.adapter).attach_to(bare(setup))
+    loaded = AdapterState.read(job.run.adapter).attach_to(bare(setup))
     assert torch.equal(logits(loaded, torch.bfloat16), memory)

@@ -12,11 +12,11 @@ from inlay.config import Config
 from inlay.errors import AdapterError, ModelError, RunError
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run
-from inlay.storage import is_there, verified
+from inlay.storage import path_exists, verified
 
 if TYPE_CHECKING:
     from inlay.data.encoding.encoder import Encoder
-    from inlay.methods.adapter import TrainedState
+    from inlay.methods.adapter import AdapterState
     from inlay.models.base import BaseRef
 
 ModelName = str | Path | Run | None
@@ -52,9 +52,9 @@ class Reference:
     def without_adapter(self) -> Reference:
         return replace(self, name=self.base, kind="base", folder=None)
 
-    def adapter(self, base: BaseRef | None) -> TrainedState | None:
+    def adapter(self, base: BaseRef | None) -> AdapterState | None:
         """Its adapter. Raises: AdapterError when it is unusable, or was made on another base than `base`, if given."""
-        from inlay.methods.adapter import TrainedState
+        from inlay.methods.adapter import AdapterState
 
         if self.folder is None:
             return None
@@ -62,7 +62,7 @@ class Reference:
             from inlay.training import checkpoint
 
             return checkpoint.load(checkpoint.Checkpoint(self.folder))[0].exported()
-        return TrainedState.read(self.folder, base)
+        return AdapterState.read(self.folder, base)
 
 
 def reference(name: ModelName, folder: str) -> Reference:
@@ -74,16 +74,16 @@ def reference(name: ModelName, folder: str) -> Reference:
     if isinstance(name, Run):
         return _of_run(name)
     path, text = Path(name or ""), str(name or "")
-    if name is not None and not is_there(path / "run.json"):
-        here = next((kind for kind in _MARKS if is_there(path / _MARKS[kind])), None)
-        if here and path.parts == (text,) and is_there(Path(folder) / text / "run.json"):
+    if name is not None and not path_exists(path / "run.json"):
+        here = next((kind for kind in _MARKS if path_exists(path / _MARKS[kind])), None)
+        if here and path.parts == (text,) and path_exists(Path(folder) / text / "run.json"):
             raise RunError(
                 f"{text}: is a run in {folder} and the folder of {here} here. Say which: {Path(folder) / text} for the "
                 f"run, ./{text} for the folder."
             )
-        if is_there(path / "adapter_config.json"):
+        if path_exists(path / "adapter_config.json"):
             return _of_adapter(path)
-        if text.startswith("builtin:") or is_there(path / "config.json"):
+        if text.startswith("builtin:") or path_exists(path / "config.json"):
             return Reference(text, "model", text)
         before, at, step = text.rpartition("@")
         if at and step.isdigit():
@@ -115,19 +115,19 @@ def _of_checkpoint(run: Run, step: int) -> Reference:
 def _of_adapter(folder: Path) -> Reference:
     try:
         card, settings = (
-            json.loads((folder / name).read_text(encoding="utf-8")) if is_there(folder / name) else {}
+            json.loads((folder / name).read_text(encoding="utf-8")) if path_exists(folder / name) else {}
             for name in ("card.json", "adapter_config.json")
         )
         base, revision = card.get("base_model"), card.get("base_commit")
-        if base is None or (Path(str(base)).is_absolute() and not is_there(Path(str(base)))):
+        if base is None or (Path(str(base)).is_absolute() and not path_exists(Path(str(base)))):
             base, revision = settings.get("base_model_name_or_path") or base, settings.get("revision")
         if base is None:
             raise KeyError("base_model_name_or_path")
-        if is_there(Path(str(base))):
+        if path_exists(Path(str(base))):
             revision = None
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise AdapterError(f"{folder}: does not say which base it was made on ({error}).") from None
-    made_by = Run(folder.parent) if is_there(folder.parent / "run.json") else None
+    made_by = Run(folder.parent) if path_exists(folder.parent / "run.json") else None
     return Reference(str(folder), "adapter", str(base), made_by, folder, revision)
 
 

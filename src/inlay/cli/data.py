@@ -20,7 +20,7 @@ Files = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
-HeldOut = Annotated[str | None, typer.Option("--eval", metavar="FILE", help="Held-out rows, checked for leakage.")]
+EvalSet = Annotated[str | None, typer.Option("--eval", metavar="FILE", help="Held-out rows, checked for leakage.")]
 Model = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="Base whose tokens, chat template and context count, e.g. builtin:nano."),
@@ -44,7 +44,7 @@ def add_to(app: typer.Typer) -> None:
 
 def check(
     files: Files,
-    held_out: HeldOut = None,
+    held_out: EvalSet = None,
     model: Model = None,
     html: Html = None,
     settings: Sets = [],  # noqa: B006

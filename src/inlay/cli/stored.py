@@ -60,7 +60,7 @@ def against_base(
 
 
 def resume(run: RunName = None, extend: Extend = None, output: Folder = "results", as_json: Json = False) -> Output:
-    """Go on with a run from its newest whole checkpoint."""
+    """Go on with a run from its newest complete checkpoint."""
     from inlay import api
     from inlay.cli import progress, view
 
@@ -84,7 +84,7 @@ def unpin(run: Run, step: Step, output: Folder = "results", as_json: Json = Fals
 
 def clean(
     run: RunName = None,
-    keep: Annotated[int, typer.Option(metavar="N", min=1, help="Newest whole checkpoints to keep.")] = 1,
+    keep: Annotated[int, typer.Option(metavar="N", min=1, help="Newest complete checkpoints to keep.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     yes: Yes = False,
     output: Folder = "results",

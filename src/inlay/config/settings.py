@@ -53,7 +53,7 @@ class ModelConfig(Settings):
     double_quantization: bool = True
     """With `nf4`: quantize the quantization constants too (saves about 0.4 bits per weight)."""
     compute_dtype: Auto | DtypeName = "auto"
-    """With `nf4`: the number format that products are computed in."""
+    """With `nf4`: the dtype that products are computed in."""
     quantization_fallback: bool = False
     """Go on unquantized when quantization does not work on this machine. Otherwise that is an error."""
     chat_template: str | None = None
@@ -194,8 +194,8 @@ class DataConfig(Settings):
     check: Literal["refuse", "warn", "off"] = "refuse"
     """What the check of the rows before training does with errors it finds: `refuse` stops, `warn` says them and
     goes on. It looks at all rows of an ordinary set and leaves out near duplicates; `inlay data check` does all."""
-    control_tokens: Literal["refuse", "escape"] = "refuse"
-    """Text of a row that the tokenizer would read as a control token, such as a quoted end of turn: `refuse` stops,
+    special_tokens: Literal["refuse", "escape"] = "refuse"
+    """Text of a row that the tokenizer would read as a special token, such as a quoted end of turn: `refuse` stops,
     `escape` encodes it as the ordinary text that it is. Serving does the same."""
     template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Switches of the chat template, such as `{enable_thinking: false}`, for training, generation and comparison alike.

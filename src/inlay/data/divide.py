@@ -13,7 +13,7 @@ from inlay.data.reading.read import read_examples
 from inlay.data.splits import as_keys, by_content, least, prompt_key
 from inlay.data.types import Row
 from inlay.errors import DataError
-from inlay.storage import is_there, write_file
+from inlay.storage import path_exists, write_file
 
 
 def divide(path: str, folder: Path, config: DataConfig) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def divide(path: str, folder: Path, config: DataConfig) -> dict[str, Any]:
     parts = {"train": train, "heldout": held_out}
     places = {part: folder / f"{name}_{part}.jsonl" for part in parts}
     for place in places.values():
-        if is_there(place):
+        if path_exists(place):
             raise DataError(f"{place}: is already there. Choose another folder with --to.")
     lines = [_line(row) for row in sources.rows(path)]
     for part, numbers in parts.items():

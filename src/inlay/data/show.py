@@ -13,7 +13,7 @@ import numpy as np
 from inlay.config import Config
 from inlay.data.batches import micro_batches, step_rows, steps_per_epoch
 from inlay.data.curriculum import curriculum, difficulty
-from inlay.data.encoding.encoder import Encoder, Tokens
+from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.data.prepare import PreparedData, prepare, training_files
 from inlay.data.reading.data_file import DataFile
@@ -44,7 +44,7 @@ class Landing:
 class ShownSequence:
     """One sequence of a row."""
 
-    tokens: Tokens
+    tokens: TokenizedSequence
     pieces: tuple[str, ...]
     """The text of each token."""
     altered: tuple[str, ...]
@@ -214,7 +214,7 @@ def _micro_batch_size(config: Config) -> tuple[int, str]:
     return micro, f"train.micro_batch_size is {micro}"
 
 
-def _matched(whole: Sequence[Tokens], kept: TokenSet) -> list[int]:
+def _matched(whole: Sequence[TokenizedSequence], kept: TokenSet) -> list[int]:
     """For each kept sequence, the position of the one that it begins."""
     found: list[int] = []
     for i in range(len(kept)):
@@ -225,7 +225,9 @@ def _matched(whole: Sequence[Tokens], kept: TokenSet) -> list[int]:
     return found
 
 
-def _sequence(encoder: Encoder, whole: Tokens, kept: Tokens, landings: tuple[Landing, ...]) -> ShownSequence:
+def _sequence(
+    encoder: Encoder, whole: TokenizedSequence, kept: TokenizedSequence, landings: tuple[Landing, ...]
+) -> ShownSequence:
     ids = kept.input_ids.tolist()
     known = {i: encoder.piece(i) for i in set(ids)}
     texts = tuple(encoder.stretch(ids, start, end) for start, end in _stretches(kept))
@@ -233,6 +235,6 @@ def _sequence(encoder: Encoder, whole: Tokens, kept: Tokens, landings: tuple[Lan
     return ShownSequence(kept, tuple([known[i] for i in ids]), whole.altered, cut, landings, texts)
 
 
-def _stretches(tokens: Tokens) -> list[tuple[int, int]]:
+def _stretches(tokens: TokenizedSequence) -> list[tuple[int, int]]:
     changes = np.flatnonzero(np.diff(tokens.weights)) + 1
     return list(pairwise([0, *changes.tolist(), len(tokens.weights)])) if len(tokens.weights) else []

@@ -85,7 +85,7 @@ class _Build:
     def __init__(self, dtype: torch.dtype) -> None:
         import llvmlite.binding as llvm
 
-        source = (resources.files("inlay") / "engine" / "fused_loops.py").read_bytes()
+        source = (resources.files("inlay") / "engine" / "cpu_loops.py").read_bytes()
         versions = [metadata.version(name) for name in ("numba", "llvmlite")]
         processor = [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
         about = "\n".join([*versions, *processor, _FORMATS[dtype]]).encode() + source

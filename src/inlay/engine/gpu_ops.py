@@ -50,10 +50,10 @@ def has_flash() -> bool:
 
 def takes(x: Tensor) -> bool:
     """Whether there are kernels for what lies where this does."""
-    return is_there(x) and reason() is None
+    return is_on_gpu(x) and reason() is None
 
 
-def is_there(x: Tensor) -> bool:
+def is_on_gpu(x: Tensor) -> bool:
     return x.is_cuda
 
 
@@ -124,7 +124,7 @@ def attends(q_TND: Tensor, softcap: float | None) -> bool:
     """Whether the flash kernel computes it: 16 bits, heads of a multiple of 8 values, no cap."""
     width = q_TND.shape[-1]
     fits = q_TND.dtype in _FLASH and width % 8 == 0 and width <= _LARGEST_HEAD
-    return is_there(q_TND) and softcap is None and fits and _varlen() is not None
+    return is_on_gpu(q_TND) and softcap is None and fits and _varlen() is not None
 
 
 @timed("attention")

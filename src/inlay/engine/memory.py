@@ -44,10 +44,10 @@ def first_line(error: BaseException) -> str:
 def release(device: str) -> None:
     """Hands back what nobody uses, of objects in circles too."""
     gc.collect()
-    give_back(device)
+    trim_allocator(device)
 
 
-def give_back(device: str) -> None:
+def trim_allocator(device: str) -> None:
     """Hands back what the allocator holds but nobody uses."""
     if device != "cpu":
         (torch.mps if device == "mps" else torch.cuda).empty_cache()

@@ -170,7 +170,7 @@ def _difference(
 ) -> tuple[float, str]:
     """(the larger relative difference of loss and gradient, whether it was seen now or before).
 
-    Remembered, where it is small enough, for the model's shape, adapter, number format, libraries and machine.
+    Remembered, where it is small enough, for the model's shape, adapter, dtype, libraries and machine.
     """
     note = cache_folder("direct") / _key(peft_model, dtype, device)
     with contextlib.suppress(OSError, ValueError):
@@ -279,10 +279,10 @@ def _card(device: str) -> tuple[Any, ...]:
 def _code_digest() -> str:
     engine = resources.files("inlay") / "engine"
     files = [
-        engine / "head.py",
-        engine / "fused.py",
-        engine / "fused_loops.py",
-        engine / "gpu.py",
+        engine / "lm_head.py",
+        engine / "cpu_ops.py",
+        engine / "cpu_loops.py",
+        engine / "gpu_ops.py",
         *(file for file in (engine / "direct").iterdir() if file.name.endswith(".py")),
     ]
     ordered = sorted(files, key=lambda file: file.name)

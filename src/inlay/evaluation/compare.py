@@ -13,10 +13,10 @@ from inlay.data.types import Example
 from inlay.errors import ConfigError, unknown_name
 from inlay.evaluation.answer_failures import BEHAVIOUR, STOPPED
 from inlay.evaluation.costs import Bill, bills_json
-from inlay.evaluation.custom import Wanted
+from inlay.evaluation.custom import MetricSpecs
 from inlay.evaluation.groups import Group, groups
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS, Array, Metric, TextMetric
-from inlay.evaluation.score import HeldOut, Score, Speed, question
+from inlay.evaluation.score import EvalSet, Score, Speed, question
 from inlay.evaluation.statistics import MIN_ROWS, Difference, compare_scores, holm
 from inlay.evaluation.style_relevance import LEAST_ROWS, Likeness, relevance, style
 from inlay.evaluation.task_metrics import KINDS, LABEL_METRICS, answer_metric, metrics_for
@@ -243,25 +243,25 @@ class Measured:
     """(rows, S) by metric: over all rows for the loss, else over `covered` rows."""
 
 
-def text_metrics(rows: HeldOut, wanted: Wanted = ()) -> dict[str, TextMetric]:
+def text_metrics(rows: EvalSet, wanted: MetricSpecs = ()) -> dict[str, TextMetric]:
     """The metrics of these rows' references; none where nothing is asked. Raises: ConfigError as `metrics_for`."""
     return metrics_for([rows.references[n] for n in rows.asked], wanted) if rows.asked else {}
 
 
-def covered(metric: Metric, rows: HeldOut) -> list[int]:
+def covered(metric: Metric, rows: EvalSet) -> list[int]:
     """The rows that the metric scores."""
     if not metric.of_answers:
         return list(range(len(rows.examples)))
     return [n for n in rows.asked if not isinstance(metric, TextMetric) or metric.covers(rows.references[n])]
 
 
-def measured_metrics(rows: HeldOut, texts: Mapping[str, TextMetric]) -> dict[str, Metric]:
+def measured_metrics(rows: EvalSet, texts: Mapping[str, TextMetric]) -> dict[str, Metric]:
     """All that `measure` gives statistics of."""
     behaviour: dict[str, Metric] = {**BEHAVIOUR, STOPPED.name: STOPPED} if rows.asked else {}
     return {**LOSS_METRICS, **texts, **behaviour}
 
 
-def measure(rows: HeldOut, scored: Score, texts: Mapping[str, TextMetric]) -> Measured:
+def measure(rows: EvalSet, scored: Score, texts: Mapping[str, TextMetric]) -> Measured:
     """The statistics of every one of `measured_metrics`."""
     found: dict[str, Array] = {}
     for name, metric in measured_metrics(rows, texts).items():
@@ -276,28 +276,28 @@ def measure(rows: HeldOut, scored: Score, texts: Mapping[str, TextMetric]) -> Me
     return Measured(scored, found)
 
 
-def _of_references(name: str, rows: HeldOut, scored: Score) -> tuple[Array, Array]:
+def _of_references(name: str, rows: EvalSet, scored: Score) -> tuple[Array, Array]:
     """The two statistics of one of LOSS_METRICS, (N,) each."""
     if name == "bits_per_byte":
         return scored.nll / math.log(2), np.maximum(rows.trained_bytes, 1)
     return scored.hits if name == "token_accuracy" else scored.nll, scored.weight
 
 
-def totals(rows: HeldOut, scored: Score, wanted: Wanted = ()) -> dict[str, float]:
+def totals(rows: EvalSet, scored: Score, wanted: MetricSpecs = ()) -> dict[str, float]:
     """Every metric of one model over all rows."""
     metrics = text_metrics(rows, wanted)
     found = measure(rows, scored, metrics).statistics
     return {name: float(metric.value(found[name].sum(0))) for name, metric in (LOSS_METRICS | metrics).items()}
 
 
-def clusters_of(rows: HeldOut) -> list[str] | None:
+def clusters_of(rows: EvalSet) -> list[str] | None:
     """The source file of each row where there are enough files to draw files, else None: rows are drawn."""
     files = [e.source.file for e in rows.examples]
     return files if MIN_ROWS <= len(set(files)) < len(files) else None
 
 
 def compare_pair(
-    rows: HeldOut,
+    rows: EvalSet,
     base: Score,
     adapter: Score,
     *,
@@ -305,7 +305,7 @@ def compare_pair(
     resamples: int,
     seed: int,
     available: int,
-    wanted: Wanted = (),
+    wanted: MetricSpecs = (),
     per_token: bool = True,
     meaning: Meaning | None = None,
 ) -> Comparison:
@@ -367,7 +367,7 @@ class Meaning:
     answers: tuple[Mapping[int, Array], Mapping[int, Array]]
 
 
-def likenesses(rows: HeldOut, sides: tuple[Score, Score], meaning: Meaning | None, seed: int) -> tuple[Likeness, ...]:
+def likenesses(rows: EvalSet, sides: tuple[Score, Score], meaning: Meaning | None, seed: int) -> tuple[Likeness, ...]:
     """Style and, with `meaning`, relevance; nothing where too few rows are asked to tell whether they separate."""
     if len(rows.asked) < LEAST_ROWS:
         return ()
@@ -382,7 +382,7 @@ def likenesses(rows: HeldOut, sides: tuple[Score, Score], meaning: Meaning | Non
     return tuple(found)
 
 
-def _over_all_rows(name: str, metric: Metric, side: Measured, rows: HeldOut) -> Array:
+def _over_all_rows(name: str, metric: Metric, side: Measured, rows: EvalSet) -> Array:
     """(N, S) statistics with NaN where a row is not scored."""
     found = np.full((len(rows.examples), metric.size), np.nan)
     found[covered(metric, rows)] = side.statistics[name]
@@ -390,7 +390,7 @@ def _over_all_rows(name: str, metric: Metric, side: Measured, rows: HeldOut) -> 
     return found
 
 
-def same_rows(metrics: Mapping[str, Metric], rows: HeldOut) -> list[list[str]]:
+def same_rows(metrics: Mapping[str, Metric], rows: EvalSet) -> list[list[str]]:
     """The metrics in groups that score the same rows: each group is drawn together."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, metric in metrics.items():
@@ -419,7 +419,7 @@ def shown_question(example: Example) -> str:
     return asked[-1].content if asked else ""
 
 
-def _row(rows: HeldOut, n: int, base: Score, adapter: Score, scores: dict[str, tuple[float, float]]) -> ComparedRow:
+def _row(rows: EvalSet, n: int, base: Score, adapter: Score, scores: dict[str, tuple[float, float]]) -> ComparedRow:
     example = rows.examples[n]
     weight = max(float(base.weight[n]), 1e-9)
     return ComparedRow(

@@ -15,7 +15,7 @@ from inlay.errors import ConfigError, DataError, unknown_name
 from inlay.evaluation.metrics import Array, TextMetric, ratio
 
 Score = Callable[[str, str], float]
-Wanted = Sequence[str | Score | TextMetric]
+MetricSpecs = Sequence[str | Score | TextMetric]
 """Metrics by name, as functions, or in a file: `FILE.py` or `FILE.py:FUNCTION`. A whole TextMetric comes on top."""
 
 

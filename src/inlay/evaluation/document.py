@@ -20,9 +20,9 @@ from inlay.evaluation.compare import (
     shown_question,
     text_metrics,
 )
-from inlay.evaluation.custom import Wanted
+from inlay.evaluation.custom import MetricSpecs
 from inlay.evaluation.metrics import Metric, TextMetric
-from inlay.evaluation.score import HeldOut, Score
+from inlay.evaluation.score import EvalSet, Score
 from inlay.evaluation.task_metrics import confusion, labels_of
 from inlay.storage import write_file, write_json
 
@@ -33,11 +33,11 @@ DOCUMENT, ROWS = "evaluation.json", "evaluation.rows.jsonl"
 def write_document(
     folder: Path,
     models: Sequence[Mapping[str, Any]],
-    rows: Sequence[HeldOut],
+    rows: Sequence[EvalSet],
     scores: Sequence[Score],
     comparison: Comparison | None,
     about: Mapping[str, Any],
-    wanted: Wanted = (),
+    wanted: MetricSpecs = (),
 ) -> dict[str, Any]:
     """Writes both files and gives the document. `models` and `about` are put into it as they are."""
     texts = text_metrics(rows[0], wanted)
@@ -61,7 +61,7 @@ def write_document(
     return document
 
 
-def _described(metric: Metric, rows: HeldOut) -> dict[str, Any]:
+def _described(metric: Metric, rows: EvalSet) -> dict[str, Any]:
     return {
         "description": metric.description,
         "higher_is_better": metric.higher_is_better,
@@ -81,7 +81,7 @@ def _totals(side: Measured, metrics: Mapping[str, Metric]) -> dict[str, Any]:
     }
 
 
-def _labels(rows: HeldOut, scored: Score) -> dict[str, Any]:
+def _labels(rows: EvalSet, scored: Score) -> dict[str, Any]:
     """Labels and confusion where the references are labels."""
     labels = labels_of([rows.references[n] for n in rows.asked])
     pairs = [(scored.answers[n] or "", rows.references[n]) for n in rows.asked]
@@ -92,7 +92,7 @@ def _alone(comparison: Comparison) -> dict[str, Any]:
     return {key: value for key, value in comparison.to_json().items() if key != "also"}
 
 
-def _row_lines(rows: Sequence[HeldOut], sides: Sequence[Measured], metrics: Mapping[str, Metric]) -> list[str]:
+def _row_lines(rows: Sequence[EvalSet], sides: Sequence[Measured], metrics: Mapping[str, Metric]) -> list[str]:
     first = rows[0]
     places = {name: {n: k for k, n in enumerate(covered(metric, first))} for name, metric in metrics.items()}
     lines = []

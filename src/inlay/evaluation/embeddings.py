@@ -13,7 +13,7 @@ from inlay.data.encoding.encoder import Encoder
 from inlay.engine.batch_invariance import batch_groups
 from inlay.engine.loss import autocast
 from inlay.evaluation.metrics import Array
-from inlay.methods.adapter import base_view
+from inlay.methods.adapter import adapter_disabled
 from inlay.models.base import context_length
 
 _DEPTHS = 5
@@ -33,7 +33,7 @@ def meanings(
     lengths = np.array([len(one) for one in ids])
     shares = micro_batches([n for n, one in enumerate(ids) if one], lengths, batch_size)
     found: dict[int, Array] = {}
-    bare = model.disable_adapter() if hasattr(model, "disable_adapter") else base_view(model)
+    bare = model.disable_adapter() if hasattr(model, "disable_adapter") else adapter_disabled(model)
     backbone = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
     with bare, torch.inference_mode(), autocast(device, dtype):
         for picked in batch_groups(model).apart(shares, lengths):

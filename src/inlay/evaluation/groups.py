@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from inlay.evaluation.metrics import Array, Metric, normalise
-from inlay.evaluation.score import HeldOut
+from inlay.evaluation.score import EvalSet
 from inlay.evaluation.statistics import Difference, paired_bootstrap
 from inlay.evaluation.task_metrics import labels_of
 
@@ -33,7 +33,7 @@ Pairs = Mapping[str, tuple[Array, Array, Metric]]
 """By metric the statistics of both sides over all rows, NaN where a row is not scored."""
 
 
-def groups(rows: HeldOut, pairs: Pairs, *, resamples: int, seed: int) -> tuple[Group, ...]:
+def groups(rows: EvalSet, pairs: Pairs, *, resamples: int, seed: int) -> tuple[Group, ...]:
     """Every group of at least two rows. Groupings with one group, or too many, are left out."""
     found: list[Group] = []
     for by, names in _groupings(rows):
@@ -59,7 +59,7 @@ def _compared(members: Sequence[int], pairs: Pairs, resamples: int, seed: int) -
     return found
 
 
-def _groupings(rows: HeldOut) -> Iterable[tuple[str, list[str | None]]]:
+def _groupings(rows: EvalSet) -> Iterable[tuple[str, list[str | None]]]:
     """(what, the group of each row)."""
     count = len(rows.examples)
     asked = [len(rows.asked[n]) if n in rows.asked else None for n in range(count)]

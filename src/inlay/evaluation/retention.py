@@ -14,7 +14,7 @@ from inlay.data.reading.read import read_examples
 from inlay.data.splits import draw, prompt_key
 from inlay.data.types import Example
 from inlay.evaluation.metrics import LOSS_METRICS
-from inlay.evaluation.score import HeldOut, Score
+from inlay.evaluation.score import EvalSet, Score
 from inlay.evaluation.statistics import Difference, paired_bootstrap
 
 GENERAL = "general text"
@@ -37,7 +37,7 @@ def retention_sets(trained_for: Iterable[Example], rows: int, seed: int) -> Sets
 
 def retention(
     sets: Sets,
-    rows: HeldOut,
+    rows: EvalSet,
     base: Score,
     adapter: Score,
     *,

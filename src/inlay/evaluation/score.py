@@ -26,7 +26,7 @@ from inlay.runs.reporter import LateBar, Reporter
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
+class EvalSet:
     """The rows that every model of a comparison is measured on."""
 
     examples: tuple[Example, ...]
@@ -97,7 +97,7 @@ def question_and_answer(example: Example) -> tuple[str, str]:
 
 def held_out(
     examples: Iterable[Example], encoder: Encoder, max_length: int, overlong: str, prompts: Sequence[str]
-) -> HeldOut:
+) -> EvalSet:
     """The rows as training saw them: the same ids, the same cuts."""
     kept = tuple(examples)
     whole = pack(encoder.examples(kept))
@@ -115,7 +115,7 @@ def held_out(
             rendered = encoder.text(last[n].input_ids[len(prompt) :].tolist())
             references[n] = rendered if answer.tool_calls or answer.thought else answer.content
     tokens, _ = apply_max_length(whole, max_length, overlong)
-    return HeldOut(kept, tokens, asked, references, tuple(prompts), _trained_bytes(tokens, len(kept), encoder))
+    return EvalSet(kept, tokens, asked, references, tuple(prompts), _trained_bytes(tokens, len(kept), encoder))
 
 
 def _trained_bytes(tokens: TokenSet, count: int, encoder: Encoder) -> np.ndarray:
@@ -129,7 +129,7 @@ def _trained_bytes(tokens: TokenSet, count: int, encoder: Encoder) -> np.ndarray
 def score(
     model: Any,
     name: str,
-    rows: HeldOut,
+    rows: EvalSet,
     encoder: Encoder,
     *,
     batch_size: int,

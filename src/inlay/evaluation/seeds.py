@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from inlay.evaluation.compare import clusters_of, covered, difference_json, measure, same_rows, text_metrics
-from inlay.evaluation.custom import Wanted
+from inlay.evaluation.custom import MetricSpecs
 from inlay.evaluation.metrics import LOSS_METRICS, Metric
-from inlay.evaluation.score import HeldOut, Score
+from inlay.evaluation.score import EvalSet, Score
 from inlay.evaluation.statistics import Difference, over_seeds
 
 
@@ -44,13 +44,13 @@ class SeedLevel:
 
 
 def seed_level(
-    rows: HeldOut,
+    rows: EvalSet,
     base: Score,
     others: Mapping[int, Score],
     *,
     resamples: int,
     seed: int,
-    wanted: Wanted = (),
+    wanted: MetricSpecs = (),
     per_token: bool = True,
 ) -> SeedLevel:
     """Every metric of the trainings `others`, by seed, against `base` on the same rows."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from inlay.errors import ConfigError, unknown_name
-from inlay.evaluation.custom import Wanted, custom_metric, from_file, is_file
+from inlay.evaluation.custom import MetricSpecs, custom_metric, from_file, is_file
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS, Array, TextMetric, normalise, ratio
 
 _MOST_LABELS, _ROWS_PER_LABEL, _LONGEST_LABEL = 50, 3, 40
@@ -226,7 +226,7 @@ LABEL_METRICS = ("accuracy", "macro_f1")
 _KNOWN = (*LOSS_METRICS, *METRICS, *LABEL_METRICS, *KINDS)
 
 
-def metrics_for(references: Sequence[str], wanted: Wanted = ()) -> dict[str, TextMetric]:
+def metrics_for(references: Sequence[str], wanted: MetricSpecs = ()) -> dict[str, TextMetric]:
     """The text metrics of these references: those for any text, and those for the kinds found among them.
 
     `wanted` names them instead, or is functions; a whole TextMetric in it comes on top. Metrics of the loss, which are
@@ -250,7 +250,7 @@ def metrics_for(references: Sequence[str], wanted: Wanted = ()) -> dict[str, Tex
     return found | extra
 
 
-def resolved(wanted: Wanted) -> Wanted:
+def resolved(wanted: MetricSpecs) -> MetricSpecs:
     """The same with the functions of files in place of their names. Raises: ConfigError for what means nothing."""
     found = [from_file(one) if isinstance(one, str) and is_file(one) else one for one in wanted]
     for name in found:

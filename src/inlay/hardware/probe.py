@@ -1,4 +1,4 @@
-"""What this machine can do, found by doing it: devices and number formats.
+"""What this machine can do, found by doing it: devices and dtypes.
 
 Names and feature flags promise more than they keep: a CPU "supports" bfloat16 at a quarter of float32's
 speed, a GPU newer than the torch build is "available" and fails at the first kernel. So every answer here
@@ -150,7 +150,7 @@ def _device_failure(name: str) -> str | None:
     return None if total == 16**3 else f"16x16 ones multiplied sum to {total} instead of {16**3}"
 
 
-# ---------------------------------------------------------------- number formats
+# ---------------------------------------------------------------- dtypes
 
 
 def probe_dtype(device: str, dtype: str) -> Probe:
@@ -188,7 +188,7 @@ def _probe_dtype(device: str, dtype: str) -> Probe:
 
 
 def pick_dtype(device: str, wanted: str, probe: Callable[[str, str], Probe] = probe_dtype) -> DtypeChoice:
-    """The wanted number format, or for "auto" the first of `AUTO_DTYPES` that works and is fast, else
+    """The wanted dtype, or for "auto" the first of `AUTO_DTYPES` that works and is fast, else
     float32.
 
     Raises:

@@ -99,7 +99,7 @@ def attach(
     elif adapter.init == "eva":
         peft_model.eval()
         layers = dict(lora_layers(peft_model))
-        with base_view(peft_model):
+        with adapter_disabled(peft_model):
             directions = principal_inputs(peft_model, layers, sample(), adapter.rank)
         for name, layer in layers.items():
             layer.lora_A[TRAINED].weight.data.copy_(directions[name])
@@ -172,7 +172,7 @@ def starts_from_weights(peft_model: Any) -> bool:
 
 
 @contextlib.contextmanager
-def base_view(model: Any) -> Iterator[None]:
+def adapter_disabled(model: Any) -> Iterator[None]:
     """Inside, the model computes what the base without any adapter computes, bit for bit.
 
     A model without an adapter is left as it is. After full fine-tuning both its weights and the base's are in memory.
@@ -223,7 +223,7 @@ def detach(peft_model: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainedState:
+class AdapterState:
     """What a run has trained, away from any model. Owns its memory.
 
     Of an adapter PEFT's settings, and its tensors under PEFT's names; after full fine-tuning one setting that says so, and
@@ -235,7 +235,7 @@ class TrainedState:
     """The A that training started from, where that was the base's weights, has START in its name; only checkpoints hold it."""
 
     @staticmethod
-    def of(peft_model: Any) -> TrainedState:
+    def of(peft_model: Any) -> AdapterState:
         """A copy of the adapter in a PeftModel, in fp32 on the CPU."""
         if full.is_whole(peft_model):
             settings: dict[str, Any] = {"peft_type": full.FULL}
@@ -245,23 +245,23 @@ class TrainedState:
             settings = _plain(peft_model.peft_config[TRAINED].to_dict()) | {"inference_mode": True}
             settings = as_peft_reads(settings, peft_model.get_base_model())
         tensors = {k: v.detach().float().cpu().clone() for k, v in _tensors_of(peft_model).items()}
-        return TrainedState(_plain(settings), tensors)
+        return AdapterState(_plain(settings), tensors)
 
-    def exported(self) -> TrainedState:
+    def exported(self) -> AdapterState:
         """Without what only a resumed run needs."""
-        return TrainedState(self.settings, {k: v for k, v in self.tensors.items() if f".{START}." not in k})
+        return AdapterState(self.settings, {k: v for k, v in self.tensors.items() if f".{START}." not in k})
 
-    def under(self, named: NamedClass | None) -> TrainedState:
+    def under(self, named: NamedClass | None) -> AdapterState:
         """With the module names of the class that the base's config.json names, in which it then has its effect."""
         if named is None or not named.prefixes:
             return self
         modules = of_modules(self.tensors, self.settings)
         settings = self.settings | {"target_modules": for_both(modules, named.prefixes)}
-        return TrainedState(settings, renamed(self.tensors, named.prefixes))
+        return AdapterState(settings, renamed(self.tensors, named.prefixes))
 
-    def on(self, base: BaseRef) -> TrainedState:
+    def on(self, base: BaseRef) -> AdapterState:
         """With a base in its settings that other programs find."""
-        return TrainedState(self.settings | base.for_others(), self.tensors)
+        return AdapterState(self.settings | base.for_others(), self.tensors)
 
     def write(self, folder: Path) -> None:
         """Puts `adapter_model.safetensors` and `adapter_config.json` into the folder.
@@ -276,7 +276,7 @@ class TrainedState:
         (folder / SETTINGS).write_text(json.dumps(self.settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @staticmethod
-    def read(folder: Path, base: BaseRef | str | None = None) -> TrainedState:
+    def read(folder: Path, base: BaseRef | str | None = None) -> AdapterState:
         """The adapter in a folder.
 
         Raises: AdapterError when a file is missing or broken, a value is not finite or absurd, or its card names
@@ -299,7 +299,7 @@ class TrainedState:
                 f"{folder}: was trained on another base ({card.get('base_model')}, {str(card['base_digest'])[:12]}) than "
                 f"this one: {said}. It would not do what was measured."
             )
-        return TrainedState(settings, tensors)
+        return AdapterState(settings, tensors)
 
     def load_into(self, peft_model: Any) -> None:
         """Puts the tensors into the adapter of a PeftModel. Raises: AdapterError on any name or shape that differs."""
@@ -323,8 +323,8 @@ class TrainedState:
     @staticmethod
     def shared_by(copy: Callable[[Tensor], Tensor], peft_model: Any) -> None:
         """Puts into the model what `copy` makes of each of its tensors, in the order of their names."""
-        state = TrainedState.of(peft_model)
-        TrainedState(state.settings, {name: copy(state.tensors[name]) for name in sorted(state.tensors)}).load_into(
+        state = AdapterState.of(peft_model)
+        AdapterState(state.settings, {name: copy(state.tensors[name]) for name in sorted(state.tensors)}).load_into(
             peft_model
         )
 

@@ -24,7 +24,7 @@ from inlay.models.fingerprint import Fingerprint, difference, digest_of_files, f
 from inlay.models.generation_settings import ids_alone
 from inlay.models.mapped import paged_out
 from inlay.models.unused_weights import refuse_unused
-from inlay.storage import is_there
+from inlay.storage import path_exists
 
 BUILTIN = {"builtin:nano": "builtin/nano"}
 SHORT_IDS = {
@@ -114,9 +114,9 @@ def find_base(name: str, revision: str | None = None, *, weights: bool = True) -
             raise ModelError(f"--model {name}: no such built-in model. Built in: {', '.join(BUILTIN)}.")
         return _checked(BaseRef(name, Path(str(resources.files("inlay"))) / BUILTIN[name]), weights)
     folder = Path(os.path.expanduser(name))  # noqa: PTH111 -- Path.expanduser() raises for a user without a home
-    if revision is not None and is_there(folder):
+    if revision is not None and path_exists(folder):
         raise ModelError(f"model.revision {revision}: has no effect on the local folder {name}. Leave it out.")
-    if is_there(folder) and folder.is_dir():
+    if path_exists(folder) and folder.is_dir():
         return _checked(BaseRef(name, folder), weights)
     if folder.exists():
         gguf = " GGUF files are for inference and are not loaded." if folder.suffix == ".gguf" else ""

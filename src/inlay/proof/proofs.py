@@ -18,7 +18,7 @@ from torch import Tensor
 
 from inlay.data.batches import order, step_rows, steps_per_epoch
 from inlay.data.curriculum import Curriculum
-from inlay.data.encoding.encoder import Encoder, Tokens
+from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.encoding.token_arrays import TokenSet
 from inlay.data.types import Example
 from inlay.errors import InlayError
@@ -102,7 +102,9 @@ def tokens_were_counted(
     return f"{seen:,} in {steps} steps over {len(train)} rows, counted anew from the data"
 
 
-def answers_are_trained(sample: Sequence[tuple[Example, Sequence[Tokens]]], encoder: Encoder) -> tuple[str, list[str]]:
+def answers_are_trained(
+    sample: Sequence[tuple[Example, Sequence[TokenizedSequence]]], encoder: Encoder
+) -> tuple[str, list[str]]:
     """In rows drawn for it, what has weight is trained and nothing else is. Gives the trained text too."""
     if not sample:
         raise Unknown("every row was cut by data.max_length.")
@@ -128,8 +130,8 @@ def _require_apart(example: Example, whole: str, trained: str, untrained: str) -
             raise Refuted(f"{example.source}: a part of turn {n} ({message.role}) {name}: trained is {_short(trained)}")
 
 
-def _text(encoder: Encoder, sequences: Sequence[Tokens], weighed: bool | None) -> str:
-    """The text of the tokens with weight (True), without (False), or of all (None), control tokens included."""
+def _text(encoder: Encoder, sequences: Sequence[TokenizedSequence], weighed: bool | None) -> str:
+    """The text of the tokens with weight (True), without (False), or of all (None), special tokens included."""
     picked = [s.input_ids if weighed is None else s.input_ids[(s.weights > 0) == weighed] for s in sequences]
     return " ".join(str(encoder.tokenizer.decode(ids.tolist(), skip_special_tokens=False)) for ids in picked)
 
@@ -239,7 +241,9 @@ def same_losses(now: Sequence[float], recorded: Sequence[float | None], toleranc
     return f"{what}: loss as at the end of training" + ("" if apart == 0 else f", within {apart:.1g}")
 
 
-def prompts_are_prefixes(sample: Sequence[tuple[Example, Sequence[Tokens]]], served: Encoder, training: Encoder) -> str:
+def prompts_are_prefixes(
+    sample: Sequence[tuple[Example, Sequence[TokenizedSequence]]], served: Encoder, training: Encoder
+) -> str:
     """With the tokenizer of `adapter/`, what would be served are the first ids of what was trained."""
     for what in ("tokenizer_hash", "template_hash"):
         if getattr(served, what) != getattr(training, what):

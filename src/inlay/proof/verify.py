@@ -19,14 +19,14 @@ from torch import Tensor
 from inlay.config import Config
 from inlay.data.batches import Batch, collate
 from inlay.data.curriculum import Curriculum, curriculum, difficulty
-from inlay.data.encoding.encoder import Encoder, Tokens
+from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.encoding.token_arrays import TokenSet
 from inlay.data.prepare import PreparedData, prepare
 from inlay.data.types import Example
 from inlay.engine.loss import autocast, for_inference, predictions
 from inlay.errors import InlayError, StorageError
 from inlay.evaluation.score import held_out, read_held_out
-from inlay.methods.adapter import TrainedState, base_view, detach
+from inlay.methods.adapter import AdapterState, adapter_disabled, detach
 from inlay.methods.initialization import FROM_WEIGHTS
 from inlay.models import base as bases
 from inlay.proof import proofs as p
@@ -56,9 +56,9 @@ class Start:
     @staticmethod
     def of(job: Job) -> Start:
         """Take it before a checkpoint is loaded: a resumed run starts from the same adapter."""
-        with base_view(job.model):
+        with adapter_disabled(job.model):
             logits = _logits(job.model, _few(job.heldout, job.pad_id), job.device, job.autocast_dtype)[0]
-        started = TrainedState.of(job.model).exported().tensors
+        started = AdapterState.of(job.model).exported().tensors
         return Start(p.digests_of(p.trained_part(started, _moving_rank(job.config))), logits)
 
 
@@ -73,13 +73,13 @@ def prove_trained(setup: Setup, job: Job, step: int, start: Start) -> list[Proof
     def look() -> tuple[Tensor, list[float]]:
         return _logits(job.model, few, job.device, job.autocast_dtype)
 
-    exported = TrainedState.of(job.model).exported()
+    exported = AdapterState.of(job.model).exported()
     memory, _ = look()
     job.model = detach(job.model)
     base, base_losses = look()
     stored = _read_onto(job, run)
     back, losses = look()
-    with base_view(job.model):
+    with adapter_disabled(job.model):
         off, _ = look()
 
     def saved() -> str:
@@ -133,16 +133,16 @@ def prove_stored(run: Run, load: Callable[[], Loaded]) -> list[Proof]:
 
     @lru_cache
     def tensors() -> dict[str, Tensor]:
-        return TrainedState.read(run.trained, record["base_digest"]).tensors
+        return AdapterState.read(run.trained, record["base_digest"]).tensors
 
     @lru_cache
     def looks() -> tuple[Tensor, Tensor, list[float], list[float], float]:
         base, _, device, dtype = load()
         few = _few(heldout.tokens, training.pad_id)
         bare, base_losses = _logits(base, few, device, dtype)
-        model = TrainedState.read(run.trained, record["base_digest"]).attach_to(base)
+        model = AdapterState.read(run.trained, record["base_digest"]).attach_to(base)
         _, losses = _logits(model, few, device, dtype)
-        with base_view(model):
+        with adapter_disabled(model):
             off, _ = _logits(model, few, device, dtype)
         return bare, off, base_losses, losses, _ROUNDING if dtype is None else _COARSE
 
@@ -186,10 +186,10 @@ def _names(config: Config) -> dict[str, str]:
     }
 
 
-def _read_onto(job: Job, run: Run) -> TrainedState | InlayError:
+def _read_onto(job: Job, run: Run) -> AdapterState | InlayError:
     """The adapter in the folder, now on the job's bare base; or why it cannot be."""
     try:
-        stored = TrainedState.read(run.trained)
+        stored = AdapterState.read(run.trained)
         job.model = stored.attach_to(job.model)
     except InlayError as error:
         return error
@@ -219,7 +219,7 @@ def _moving_rank(config: Config) -> int | None:
 
 
 def _of_data(
-    rows: TokenSet, sample: list[tuple[Example, list[Tokens]]], encoder: Encoder, config: Config,
+    rows: TokenSet, sample: list[tuple[Example, list[TokenizedSequence]]], encoder: Encoder, config: Config,
     order: Callable[[], Curriculum | None], batches: list[list[int]], seen: int, missing: str,
 ) -> list[Proof]:  # fmt: skip
     """`missing` says why `rows` are the held-out ones instead of those that were trained; empty when they are not."""
@@ -236,11 +236,13 @@ def _of_data(
     ]
 
 
-def _served(sample: list[tuple[Example, list[Tokens]]], served: Callable[[], Encoder], training: Encoder) -> Proof:
+def _served(
+    sample: list[tuple[Example, list[TokenizedSequence]]], served: Callable[[], Encoder], training: Encoder
+) -> Proof:
     return proof("served = trained", lambda: p.prompts_are_prefixes(sample, served(), training))
 
 
-def sample_of(rows: TokenSet, examples: tuple[Example, ...]) -> list[tuple[Example, list[Tokens]]]:
+def sample_of(rows: TokenSet, examples: tuple[Example, ...]) -> list[tuple[Example, list[TokenizedSequence]]]:
     """Each example that `max_length` left whole, with its sequences."""
     found = {example.source: [rows.row(i) for i in rows.rows_of(example.source)] for example in examples}
     return [(example, found[example.source]) for example in examples if found[example.source]]
@@ -265,7 +267,7 @@ def _finite(losses: Sequence[float]) -> list[float | None]:
     return [loss if math.isfinite(loss) else None for loss in losses]
 
 
-def _tensors(stored: TrainedState | InlayError) -> dict[str, Tensor]:
+def _tensors(stored: AdapterState | InlayError) -> dict[str, Tensor]:
     if isinstance(stored, InlayError):
         raise stored
     return stored.tensors

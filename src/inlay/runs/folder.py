@@ -17,7 +17,7 @@ from typing import Any
 from inlay.config import Config
 from inlay.config.load import read_tree, validate
 from inlay.errors import RunError, unknown_name
-from inlay.storage import append_line, explained, is_there, move_aside, read_lines, write_file, write_json
+from inlay.storage import append_line, explained, move_aside, path_exists, read_lines, write_file, write_json
 
 PROOFS = "proofs.json"
 RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
@@ -198,7 +198,7 @@ def next_named(folder: str | Path, prefix: str) -> str:
 
 def caution_of(folder: Path) -> str:
     """`Run.caution` of the run that an adapter or model folder lies in; empty for any other folder."""
-    return Run(folder.parent).caution if is_there(folder.parent / "run.json") else ""
+    return Run(folder.parent).caution if path_exists(folder.parent / "run.json") else ""
 
 
 _MOVED_ASIDE = re.compile(r"\.old-\d+$")
@@ -216,7 +216,7 @@ def find(name: str | Path | None, folder: str | Path = "results") -> Run:
 
     Raises: RunError naming the nearest run, or how to make one.
     """
-    if name is not None and is_there(Path(name) / "run.json"):
+    if name is not None and path_exists(Path(name) / "run.json"):
         return Run(Path(name))
     runs = {p.parent.name: p.parent for p in Path(folder).glob("*/run.json") if not _MOVED_ASIDE.search(p.parent.name)}
     if name is None:
@@ -240,7 +240,7 @@ def find(name: str | Path | None, folder: str | Path = "results") -> Run:
 def split_step(name: str | Path | None) -> tuple[str | Path | None, int | None]:
     """(`RUN`, STEP) of `RUN@STEP`; (name, None) of any other name."""
     before, at, step = str(name or "").rpartition("@")
-    if not at or not step.isdigit() or is_there(Path(str(name))):
+    if not at or not step.isdigit() or path_exists(Path(str(name))):
         return name, None
     return before or None, int(step)
 

@@ -10,7 +10,7 @@ from inlay.config.render import explicit_values
 from inlay.errors import RunError
 from inlay.hardware.facts import library_versions
 from inlay.hardware.probe import dtype_name
-from inlay.training.process_group import World
+from inlay.training.process_group import ProcessGroup
 
 if TYPE_CHECKING:
     from inlay.training.setup import Setup
@@ -20,7 +20,7 @@ _OWN = ("output.", "track.", "data.cache", "model.device", "preset")
 """Settings in which processes may differ: only the first one writes, and each has its own device."""
 
 
-def require_same(setup: Setup, asked: Any, world: World) -> None:
+def require_same(setup: Setup, asked: Any, world: ProcessGroup) -> None:
     """Raises: RunError, the same on every rank, when one has other versions, settings, data or base than another.
 
     `asked` is the config as it was given, from which what `auto` became in `setup` follows.

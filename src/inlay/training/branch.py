@@ -10,7 +10,7 @@ from inlay.training.checkpoint import Checkpoint
 from inlay.training.checkpoint_commands import checkpoint_at
 from inlay.training.loop import Job, save_checkpoint
 from inlay.training.nonfinite_recovery import put_back
-from inlay.training.process_group import World
+from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import Setup
 
 _SAME = (
@@ -47,7 +47,7 @@ def origin(setup: Setup) -> tuple[Run, Checkpoint] | None:
     return run, checkpoint
 
 
-def begin(job: Job, world: World, run: Run, checkpoint: Checkpoint) -> None:
+def begin(job: Job, world: ProcessGroup, run: Run, checkpoint: Checkpoint) -> None:
     """Puts the checkpoint and what led to it into the job and its run folder, which then needs the other no more."""
     put_back(job, checkpoint)
     progress = job.progress

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from inlay.errors import StorageError
-from inlay.methods.adapter import TrainedState
+from inlay.methods.adapter import AdapterState
 from inlay.storage import explained, move_aside, read_manifest, replace_folder, require_space, verified, write_json
 from inlay.training.guards import require_finite_state
 from inlay.training.optimizer import state_tensors
@@ -109,7 +109,7 @@ class Checkpoint:
 class Snapshot:
     """Copies of everything that a checkpoint holds: training may go on while they are written."""
 
-    adapter: TrainedState
+    adapter: AdapterState
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
     """What state.json will say."""
@@ -122,7 +122,7 @@ class Snapshot:
 
 
 def snapshot(
-    adapter: TrainedState,
+    adapter: AdapterState,
     optimizer: Optimizer,
     progress: Progress,
     inputs: Mapping[str, str] = MappingProxyType({}),
@@ -204,7 +204,7 @@ def newest_valid(
     return None, faults
 
 
-def load(checkpoint: Checkpoint) -> tuple[TrainedState, dict[str, Tensor], dict[str, Any], Progress]:
+def load(checkpoint: Checkpoint) -> tuple[AdapterState, dict[str, Tensor], dict[str, Any], Progress]:
     """(adapter, optimizer tensors, optimizer values, progress). Raises: StorageError when it is damaged."""
     path = checkpoint.path
     verified(path)
@@ -214,7 +214,7 @@ def load(checkpoint: Checkpoint) -> tuple[TrainedState, dict[str, Tensor], dict[
         adapter, optimizer = (
             {k: v.clone() for k, v in load_file(path / name).items()} for name in (ADAPTER, OPTIMIZER)
         )
-        return TrainedState(state["adapter"], adapter), optimizer, state["optimizer"], Progress(**state["progress"])
+        return AdapterState(state["adapter"], adapter), optimizer, state["optimizer"], Progress(**state["progress"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StorageError(f"{path}: cannot be read ({error}).") from None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.errors import RunError, StorageError
-from inlay.methods.adapter import TrainedState
+from inlay.methods.adapter import AdapterState
 from inlay.runs.folder import Run
 from inlay.storage import owned, verified
 from inlay.training import checkpoint as checkpoints
@@ -14,7 +14,7 @@ from inlay.training.checkpoint import Checkpoint
 
 
 def checkpoint_at(run: Run, step: int) -> Checkpoint:
-    """The whole checkpoint of that step. Raises: RunError naming the steps there are; StorageError when damaged."""
+    """The complete checkpoint of that step. Raises: RunError naming the steps there are; StorageError when damaged."""
     there = {c.step: c for c in checkpoints.listed(run.checkpoints)}
     if step not in there:
         known = f"There are {', '.join(map(str, sorted(there)))}" if there else "It has none"
@@ -23,7 +23,7 @@ def checkpoint_at(run: Run, step: int) -> Checkpoint:
     return there[step]
 
 
-def adapter_at(run: Run, step: int) -> TrainedState:
+def adapter_at(run: Run, step: int) -> AdapterState:
     """The adapter of a checkpoint, as one ordinary LoRA on the bare base. Raises: RunError, StorageError."""
     return checkpoints.load(checkpoint_at(run, step))[0].exported()
 
@@ -62,7 +62,7 @@ def details(run: Run, step: int) -> dict[str, Any]:
 
 
 def clean(run: Run, keep: int, *, dry_run: bool = False) -> list[dict[str, Any]]:
-    """Deletes all whole checkpoints but the newest `keep`, the best, the pinned ones and those of `train.keep_every`.
+    """Deletes all complete checkpoints but the newest `keep`, the best, the pinned ones and those of `train.keep_every`.
 
     Damaged ones are left where they are. Returns the rows of what went, or would go. Raises: RunError when somebody
     trains here.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import StorageError
-from inlay.methods.adapter import TrainedState
+from inlay.methods.adapter import AdapterState
 from inlay.methods.adapter_files import CARD
 from inlay.models.generation_settings import FILE, generation_settings
 from inlay.runs.folder import Run
@@ -70,7 +70,7 @@ def export(setup: Setup, job: Job) -> int:
         if whole:
             _write_model(job.model, setup.base.folder, folder)
         else:
-            TrainedState.of(job.model).exported().under(setup.named).on(setup.base).write(folder)
+            AdapterState.of(job.model).exported().under(setup.named).on(setup.base).write(folder)
         setup.encoder.tokenizer.save_pretrained(str(folder))
         _write_ends(setup.encoder, folder)
         write_json(folder / CARD, card)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from inlay.data.encoding.token_arrays import TokenSet
 from inlay.errors import TrainingError
 from inlay.methods.ia3 import trained_parameters
-from inlay.training.process_group import World
+from inlay.training.process_group import ProcessGroup
 
 _NAMED_ROWS = 16
 SPIKE_WINDOW = 50
@@ -34,7 +34,7 @@ class NonFinite(TrainingError):
 
 
 def require_finite(
-    world: World, train: TokenSet, step: int, rows: Sequence[int], bad: Sequence[int], loss: float, norm: float
+    world: ProcessGroup, train: TokenSet, step: int, rows: Sequence[int], bad: Sequence[int], loss: float, norm: float
 ) -> None:
     """Raises: NonFinite naming the rows whose loss is not finite: `bad` on this rank."""
     if math.isfinite(loss) and math.isfinite(norm):
@@ -49,7 +49,9 @@ def require_finite(
     )
 
 
-def require_finite_update(world: World, parameters: list[torch.nn.Parameter], optimizer: Optimizer, step: int) -> None:
+def require_finite_update(
+    world: ProcessGroup, parameters: list[torch.nn.Parameter], optimizer: Optimizer, step: int
+) -> None:
     """Raises: NonFinite when a step has left a weight or a number of the optimizer's state not finite on any rank."""
     held = [parameter.detach() for parameter in parameters]
     parts = {"a weight of the adapter": held, "the optimizer's state": _floats(optimizer.state)}

@@ -26,10 +26,10 @@ from inlay.data.encoding.token_arrays import TokenSet
 from inlay.engine.autograd import Engine
 from inlay.engine.batch_invariance import batch_groups
 from inlay.engine.loss import counted, score_rows
-from inlay.engine.memory import give_back, peak_bytes
+from inlay.engine.memory import peak_bytes, trim_allocator
 from inlay.engine.profile import timed
 from inlay.errors import Interrupted
-from inlay.methods.adapter import TrainedState, base_view
+from inlay.methods.adapter import AdapterState, adapter_disabled
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter
 from inlay.training import checkpoint as checkpoints
@@ -37,8 +37,8 @@ from inlay.training import escape, guards, plateau
 from inlay.training.checkpoint import Progress
 from inlay.training.nonfinite_recovery import recover
 from inlay.training.optimizer import set_learning_rate
-from inlay.training.out_of_memory import EVALUATION, TRAINING, Shortage, with_memory
-from inlay.training.process_group import World
+from inlay.training.out_of_memory import EVALUATION, TRAINING, OutOfMemoryEvent, run_with_oom_retry
+from inlay.training.process_group import ProcessGroup
 from inlay.training.saver import Saver
 from inlay.training.schedule import learning_rate, warmup_steps
 from inlay.training.shares import share_of
@@ -84,7 +84,7 @@ class Job:
     progress: Progress = field(default_factory=Progress)
     curriculum: Curriculum | None = None
     """How the first epochs are ordered; None where the order is random."""
-    shortages: list[Shortage] = field(default_factory=list)
+    out_of_memory_events: list[OutOfMemoryEvent] = field(default_factory=list)
     """Where memory ran out, and what a batch has held since."""
     most_tokens: int = 0
     """Of the largest micro batch yet."""
@@ -108,7 +108,7 @@ class Job:
         return _LOSS_SCALE if self.autocast_dtype == torch.float16 else 1.0
 
 
-def run_job(job: Job, world: World, stop: StopRequest, reporter: Reporter, trackers: list[Tracker]) -> None:
+def run_job(job: Job, world: ProcessGroup, stop: StopRequest, reporter: Reporter, trackers: list[Tracker]) -> None:
     """Trains until the last step, an early stop, or a signal; progress, metrics and checkpoints are in `job.run`.
 
     Raises: NonFinite where `train.on_nonfinite` stops, naming step and rows; Interrupted after a signal, with a
@@ -134,7 +134,7 @@ def run_job(job: Job, world: World, stop: StopRequest, reporter: Reporter, track
         reporter.end()
 
 
-def _optimizer_step(job: Job, world: World, stop: StopRequest, reporter: Reporter) -> dict[str, Any]:
+def _optimizer_step(job: Job, world: ProcessGroup, stop: StopRequest, reporter: Reporter) -> dict[str, Any]:
     """Makes the step after `job.progress.step` and returns its metrics. Raises: NonFinite."""
     config, progress = job.config.train, job.progress
     began = time.perf_counter()
@@ -147,8 +147,8 @@ def _optimizer_step(job: Job, world: World, stop: StopRequest, reporter: Reporte
         shares = share_of(job, rows, micro_batch_size, world.rank, world.size)
         return accumulate(job, step, batch_groups(job.model).apart(shares, job.lengths), weight, stop)
 
-    (loss, bad_rows), micro_batch_size = with_memory(job, world, TRAINING, step, reporter, gradient)
-    leave_if_asked(job, world, stop)
+    (loss, bad_rows), micro_batch_size = run_with_oom_retry(job, world, TRAINING, step, reporter, gradient)
+    raise_if_interrupted(job, world, stop)
     rate, norm = _update(job, world, step, rows, bad_rows, loss)
     spike = guards.spike(float(norm), progress.recent_norms)
     progress.recent_norms = [*progress.recent_norms, float(norm)][-guards.SPIKE_WINDOW :]
@@ -175,7 +175,7 @@ def _optimizer_step(job: Job, world: World, stop: StopRequest, reporter: Reporte
 
 @timed("optimizer")
 def _update(
-    job: Job, world: World, step: int, rows: list[int], bad_rows: list[int], loss: Tensor
+    job: Job, world: ProcessGroup, step: int, rows: list[int], bad_rows: list[int], loss: Tensor
 ) -> tuple[float, Tensor]:
     """(learning rate, norm of the gradient): sums the gradients of all ranks, and applies them. Raises: NonFinite."""
     config, progress = job.config.train, job.progress
@@ -195,7 +195,12 @@ def _update(
 
 
 def _finish_step(
-    job: Job, world: World, stop: StopRequest, reporter: Reporter, trackers: list[Tracker], values: dict[str, Any]
+    job: Job,
+    world: ProcessGroup,
+    stop: StopRequest,
+    reporter: Reporter,
+    trackers: list[Tracker],
+    values: dict[str, Any],
 ) -> None:
     """Evaluation, metrics and checkpoint of a step that the optimizer has made, where they are due."""
     progress, step = job.progress, job.progress.step
@@ -223,7 +228,7 @@ def _finish_step(
         reporter.note(f"saved a checkpoint of step {step}, as asked")
 
 
-def _save(job: Job, world: World) -> None:
+def _save(job: Job, world: ProcessGroup) -> None:
     if world.is_first:
         save_checkpoint(job)
     world.barrier()
@@ -243,7 +248,7 @@ def accumulate(
         _seed_draws(job.device, job.config.train.seed, step, rows[0])
         tokens = int(job.lengths[rows].sum())
         if tokens > job.most_tokens:  # too large for the holes that those before it have left
-            give_back(job.device)
+            trim_allocator(job.device)
             job.most_tokens = tokens
         batch = _batch(job, rows)
         nll_B = job.engine.add_gradient(batch, job.loss_scale / step_weight)
@@ -281,14 +286,18 @@ def _seed_draws(device: str, *key: int) -> None:
 
 @timed("evaluation")
 def heldout_nll(
-    job: Job, world: World, stop: StopRequest, reporter: Reporter, reached: Callable[[int], None] = lambda _: None
+    job: Job,
+    world: ProcessGroup,
+    stop: StopRequest,
+    reporter: Reporter,
+    reached: Callable[[int], None] = lambda _: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`nll_of` the held-out sequences."""
     return nll_of(job.heldout, job, world, stop, reporter, reached)
 
 
 def nll_of(
-    tokens: TokenSet, job: Job, world: World, stop: StopRequest, reporter: Reporter,
+    tokens: TokenSet, job: Job, world: ProcessGroup, stop: StopRequest, reporter: Reporter,
     reached: Callable[[int], None] = lambda _: None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """(N,) summed nll in nats and (N,) weight of each sequence, computed by all ranks together. `reached` is told how many
@@ -305,9 +314,9 @@ def nll_of(
         until = _until_asked(dealt(groups, tokens.lengths, world.size)[world.rank], stop)
         return score_rows(job.model, tokens, counted(until, reached), job.pad_id, job.device, job.autocast_dtype)
 
-    give_back(job.device)  # its batches are of other sizes than what training has left
-    own, _ = with_memory(job, world, EVALUATION, job.progress.step, reporter, scores)
-    give_back(job.device)
+    trim_allocator(job.device)  # its batches are of other sizes than what training has left
+    own, _ = run_with_oom_retry(job, world, EVALUATION, job.progress.step, reporter, scores)
+    trim_allocator(job.device)
     nll, weight = world.sum(own).numpy()
     return nll, weight
 
@@ -319,13 +328,13 @@ def _until_asked(shares: Iterable[list[int]], stop: StopRequest) -> Iterator[lis
         yield rows
 
 
-def _evaluate_base(job: Job, world: World, stop: StopRequest, reporter: Reporter) -> None:
+def _evaluate_base(job: Job, world: ProcessGroup, stop: StopRequest, reporter: Reporter) -> None:
     """The base's own held-out loss, once a run: behind the first step, which shows sooner what is wrong or too large."""
     if job.progress.base_eval_loss is not None:
         return
-    with base_view(job.model):
+    with adapter_disabled(job.model):
         nll, weight = heldout_nll(job, world, stop, reporter)
-    leave_if_asked(job, world, stop)
+    raise_if_interrupted(job, world, stop)
     loss = float(nll.sum() / weight.sum())
     guards.require_finite_base(loss, job.model)
     job.progress.base_eval_loss = loss
@@ -334,16 +343,16 @@ def _evaluate_base(job: Job, world: World, stop: StopRequest, reporter: Reporter
 
 
 def _shortages_at(job: Job, step: int) -> dict[str, Any]:
-    found = [asdict(one) for one in job.shortages if one.step == step]
+    found = [asdict(one) for one in job.out_of_memory_events if one.step == step]
     return {"out_of_memory": found} if found else {}
 
 
-def _evaluate_if_due(job: Job, world: World, stop: StopRequest, reporter: Reporter) -> dict[str, Any]:
+def _evaluate_if_due(job: Job, world: ProcessGroup, stop: StopRequest, reporter: Reporter) -> dict[str, Any]:
     progress, step = job.progress, job.progress.step
     if step % job.eval_every and step != job.total_steps:
         return {}
     nll, weight = heldout_nll(job, world, stop, reporter)
-    leave_if_asked(job, world, stop)
+    raise_if_interrupted(job, world, stop)
     loss = float(nll.sum() / weight.sum())
     if not math.isfinite(loss):
         raise guards.NonFinite(
@@ -406,7 +415,7 @@ def save_checkpoint(job: Job) -> None:
     folder, settings = job.run.checkpoints, job.config.train
     needed = {job.progress.best_step, job.progress.saved_step, *_for_escape(job)}
     job.progress.metrics_seal = job.run.seal_metrics()
-    snapshot = checkpoints.snapshot(TrainedState.of(job.model), job.optimizer, job.progress, job.inputs, job.versions)
+    snapshot = checkpoints.snapshot(AdapterState.of(job.model), job.optimizer, job.progress, job.inputs, job.versions)
 
     def write() -> None:
         checkpoints.write(folder, snapshot)
@@ -422,7 +431,7 @@ def _for_escape(job: Job) -> set[int]:
     return escape.needed(job.progress.step, job.save_every, job.eval_every) if wanted else set()
 
 
-def leave_if_asked(job: Job, world: World, stop: StopRequest) -> None:
+def raise_if_interrupted(job: Job, world: ProcessGroup, stop: StopRequest) -> None:
     """Raises: Interrupted when any rank was asked to stop, with a checkpoint of the last step on the disk."""
     if not world.any(stop.asked):
         return
@@ -432,10 +441,10 @@ def leave_if_asked(job: Job, world: World, stop: StopRequest) -> None:
         save_checkpoint(job)
         job.saver.wait()
     world.barrier()
-    raise Interrupted(f"interrupted after step {step} of {job.total_steps}. {way_on(job.run)}", stop.signal or 15)
+    raise Interrupted(f"interrupted after step {step} of {job.total_steps}. {resume_hint(job.run)}", stop.signal or 15)
 
 
-def way_on(run: Run) -> str:
+def resume_hint(run: Run) -> str:
     """What the user can do with a run that was stopped."""
     if not run.has_checkpoint():
         return "Nothing was trained yet: start it again with the same command."

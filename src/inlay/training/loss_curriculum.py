@@ -10,19 +10,19 @@ from safetensors.numpy import load, save
 
 from inlay.data.curriculum import Curriculum, curriculum
 from inlay.errors import StorageError
-from inlay.methods.adapter import base_view
+from inlay.methods.adapter import adapter_disabled
 from inlay.runs.folder import Run
 from inlay.runs.reporter import LateBar, Reporter
 from inlay.storage import write_file
-from inlay.training.loop import Job, leave_if_asked, nll_of
-from inlay.training.process_group import World
+from inlay.training.loop import Job, nll_of, raise_if_interrupted
+from inlay.training.process_group import ProcessGroup
 from inlay.training.signals import StopRequest
 
 FILE = "order.safetensors"
 _RECORDED = "order_sha256"
 
 
-def by_loss(job: Job, world: World, stop: StopRequest, reporter: Reporter) -> Curriculum:
+def by_loss(job: Job, world: ProcessGroup, stop: StopRequest, reporter: Reporter) -> Curriculum:
     """The curriculum by the base's mean loss on each row, of this start of the run or of its first.
 
     Raises: StorageError when the losses of the first start are lost and come out otherwise now.
@@ -30,9 +30,9 @@ def by_loss(job: Job, world: World, stop: StopRequest, reporter: Reporter) -> Cu
     known = stored(job.run)
     if world.any(known is None):
         reporter.stage(f"loss of the base on {len(job.train)} training rows, which orders them")
-        with base_view(job.model), LateBar(reporter, -(-len(job.train) // world.size), "row") as bar:
+        with adapter_disabled(job.model), LateBar(reporter, -(-len(job.train) // world.size), "row") as bar:
             nll, weight = nll_of(job.train, job, world, stop, reporter, bar.reached)
-        leave_if_asked(job, world, stop)
+        raise_if_interrupted(job, world, stop)
         known = nll / weight
         if world.is_first:
             _keep(job.run, known)

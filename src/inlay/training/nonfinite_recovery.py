@@ -15,7 +15,7 @@ from inlay.training import checkpoint as checkpoints
 from inlay.training.checkpoint import Checkpoint
 from inlay.training.guards import NonFinite
 from inlay.training.optimizer import restore_state
-from inlay.training.process_group import World
+from inlay.training.process_group import ProcessGroup
 
 if TYPE_CHECKING:
     from inlay.training.loop import Job
@@ -32,7 +32,7 @@ def put_back(job: Job, checkpoint: Checkpoint) -> None:
     job.progress = progress
 
 
-def recover(job: Job, world: World, found: NonFinite, reporter: Reporter, save: Callable[[], None]) -> None:
+def recover(job: Job, world: ProcessGroup, found: NonFinite, reporter: Reporter, save: Callable[[], None]) -> None:
     """Skips or rolls back as configured. Raises: `found`, or TrainingError once it has happened too often."""
     train, progress = job.config.train, job.progress
     if train.on_nonfinite == "stop":
@@ -60,7 +60,7 @@ def _skip(job: Job, found: NonFinite, reporter: Reporter) -> None:
     reporter.note(f"skipped {found}")
 
 
-def _roll_back(job: Job, world: World, found: NonFinite, reporter: Reporter, save: Callable[[], None]) -> None:
+def _roll_back(job: Job, world: ProcessGroup, found: NonFinite, reporter: Reporter, save: Callable[[], None]) -> None:
     """Back to the last checkpoint that was due, past the rows since, with a lower learning rate."""
     failed, folder = job.progress, job.run.checkpoints
     job.saver.wait()

@@ -14,7 +14,7 @@ from inlay.engine.memory import first_line, is_out_of_memory, limited, release
 from inlay.errors import TrainingError
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter
-from inlay.training.process_group import World
+from inlay.training.process_group import ProcessGroup
 from inlay.training.shares import share_size
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _RECORD = "out_of_memory"
 
 
 @dataclass(frozen=True, slots=True)
-class Shortage:
+class OutOfMemoryEvent:
     """From `step` on a batch of this phase holds at most `batch_size` rows."""
 
     phase: str
@@ -35,19 +35,19 @@ class Shortage:
     error: str
 
 
-def recorded(run: Run) -> list[Shortage]:
+def recorded(run: Run) -> list[OutOfMemoryEvent]:
     """The shortages of the run so far."""
-    return [Shortage(**entry) for entry in run.record.get(_RECORD, [])]
+    return [OutOfMemoryEvent(**entry) for entry in run.record.get(_RECORD, [])]
 
 
 def batch_size_at(job: Job, phase: str, step: int) -> int:
     """Rows of one forward pass: as configured, or as few as a shortage up to this step has left."""
     wanted = job.micro_batch_size if phase == TRAINING else job.eval_batch_size
-    return min([wanted, *(s.batch_size for s in job.shortages if s.phase == phase and s.step <= step)])
+    return min([wanted, *(s.batch_size for s in job.out_of_memory_events if s.phase == phase and s.step <= step)])
 
 
-def with_memory(
-    job: Job, world: World, phase: str, step: int, reporter: Reporter, compute: Callable[[int], T]
+def run_with_oom_retry(
+    job: Job, world: ProcessGroup, phase: str, step: int, reporter: Reporter, compute: Callable[[int], T]
 ) -> tuple[T, int]:
     """(`compute` of a batch size, that size): the first that this rank and all others have memory for.
 
@@ -71,10 +71,10 @@ def with_memory(
         release(job.device)
         held = share_size(job.config.train.batch_size, world.size) if phase == TRAINING else len(job.heldout)
         smaller = (min(size, held) + 1) // 2
-        job.shortages.append(Shortage(phase, step, smaller, failed or "on another process"))
+        job.out_of_memory_events.append(OutOfMemoryEvent(phase, step, smaller, failed or "on another process"))
         if world.is_first:
-            job.run.update(**{_RECORD: [asdict(shortage) for shortage in job.shortages]})
+            job.run.update(**{_RECORD: [asdict(shortage) for shortage in job.out_of_memory_events]})
         reporter.note(
-            f"step {step}: out of memory in {phase} ({job.shortages[-1].error}); the same rows again, "
+            f"step {step}: out of memory in {phase} ({job.out_of_memory_events[-1].error}); the same rows again, "
             f"{smaller} at a time from here on"
         )

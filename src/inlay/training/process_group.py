@@ -35,7 +35,7 @@ class Shared(InlayError):
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class ProcessGroup:
     """Rank and size. Size 1 is an ordinary run, where nothing is sent or waited for."""
 
     rank: int = 0
@@ -171,12 +171,12 @@ def _reason(error: Exception) -> str:
 _messages: Any = None
 
 
-def join_world(device: str) -> World:
+def join_world(device: str) -> ProcessGroup:
     """The world of this process. Waits until every rank has joined. Raises: RunError."""
     global _messages
     started = launch()
     if started.size == 1:
-        return World()
+        return ProcessGroup()
     with _meeting(started):
         if not torch.distributed.is_initialized():
             on_cuda = device != "cpu" and torch.cuda.is_available()
@@ -185,7 +185,7 @@ def join_world(device: str) -> World:
             _join(started, "cpu:gloo,cuda:nccl" if on_cuda else "gloo")
         if _messages is None:
             _messages = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
-    return World(started.rank, started.size, _messages)
+    return ProcessGroup(started.rank, started.size, _messages)
 
 
 def _join(started: Launch, backend: str) -> None:

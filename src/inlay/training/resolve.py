@@ -14,7 +14,7 @@ from inlay.data.batches import collate, step_rows
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.prepare import PreparedData
 from inlay.errors import AdapterError, ModelError
-from inlay.methods.adapter import TrainedState, alpha_of
+from inlay.methods.adapter import AdapterState, alpha_of
 from inlay.methods.ia3 import IA3_ROLES, METHOD_OF
 from inlay.methods.target_modules import all_linear, layers_for_roles, resolve_targets
 from inlay.models.base import BaseRef
@@ -84,7 +84,7 @@ def start_from(config: Config, model: Any, base: BaseRef) -> str:
         state, caution = adapter_at(run, step), run.caution
     else:
         folder = _adapter_folder(str(name), config.output.folder)
-        state, caution = TrainedState.read(folder, base), runs.caution_of(folder)
+        state, caution = AdapterState.read(folder, base), runs.caution_of(folder)
     adapter, there = config.adapter, state.settings
     method = METHOD_OF[there["peft_type"]]
     if method != adapter.method:

@@ -57,7 +57,7 @@ from inlay.training.checkpoint import Progress
 from inlay.training.launcher import launch, require_precision
 from inlay.training.loop import Job
 from inlay.training.optimizer import make_optimizer
-from inlay.training.process_group import World
+from inlay.training.process_group import ProcessGroup
 from inlay.training.resolve import choose_quantization, sample_batches, start_from, targets_of
 from inlay.training.schedule import auto_learning_rate, require_warmup, warmup_steps
 from inlay.training.shares import require_work, share_size
@@ -259,7 +259,7 @@ class _Place(NamedTuple):
     quantization: str
 
 
-def set_up(config: Config, reporter: Reporter, world: World, revision: str | None = None) -> Setup:
+def set_up(config: Config, reporter: Reporter, world: ProcessGroup, revision: str | None = None) -> Setup:
     """A run ready to start, on `model.revision` of a hub's base unless another `revision` is given.
 
     Raises: a UserError subclass for anything in the config, the data or the base that cannot work.
@@ -330,7 +330,7 @@ def _data(
     return encoder, data
 
 
-def _placed(choices: _Choices, world: World) -> _Place:
+def _placed(choices: _Choices, world: ProcessGroup) -> _Place:
     """Raises: ConfigError, ModelError."""
     config = choices.config
     device = pick_device(world.device(config.model.device))
@@ -445,7 +445,7 @@ def ready_to_train(model: Any, config: Config) -> Any:
 
 
 def _fitted(
-    model: Any, work: Work, choices: _Choices, max_length: int, device: str, world: World
+    model: Any, work: Work, choices: _Choices, max_length: int, device: str, world: ProcessGroup
 ) -> tuple[MemoryEstimate, int]:
     """(what the micro batch, settled here, is estimated to need, rows at a time of an evaluation that needs no more).
 

@@ -20,7 +20,7 @@ import torch
 
 from inlay.config import Config
 from inlay.data.batches import Batch, collate
-from inlay.data.encoding.encoder import Tokens
+from inlay.data.encoding.encoder import TokenizedSequence
 from inlay.data.encoding.token_arrays import pack
 from inlay.data.types import Source
 from inlay.engine.autograd import Engine, PlainModel
@@ -186,7 +186,7 @@ def _batches(lengths: Sequence[int], shape: Shape, device: str) -> list[Batch]:
 def _random_batch(lengths: Sequence[int]) -> Batch:
     random = np.random.default_rng(0)
     rows = [
-        Tokens(random.integers(2, _VOCABULARY, n).astype(np.int32), np.ones(n, np.float32), Source("", 0))
+        TokenizedSequence(random.integers(2, _VOCABULARY, n).astype(np.int32), np.ones(n, np.float32), Source("", 0))
         for n in lengths
     ]
     return collate(pack(enumerate(rows)), range(len(rows)), pad_id=0)

@@ -13,16 +13,16 @@ from inlay.errors import DataError
 from inlay.evaluation.costs import Bill, Prices
 from inlay.runs import folder as runs
 from inlay.runs.guard_events import incidents
-from inlay.workflows.measure import Measurement
+from inlay.workflows.measure import EvaluationResult
 
 if TYPE_CHECKING:
     from inlay.evaluation.compare import Comparison
-    from inlay.evaluation.custom import Wanted
+    from inlay.evaluation.custom import MetricSpecs
     from inlay.evaluation.metrics import TextMetric
     from inlay.evaluation.seeds import SeedLevel
 
 
-def reported(found: Measurement, wanted: Wanted, where: Path, prices: Prices | None = None) -> Comparison:
+def reported(found: EvaluationResult, wanted: MetricSpecs, where: Path, prices: Prices | None = None) -> Comparison:
     """The comparison, with all its reports written to the folder; with `prices` it says what the models cost."""
     from inlay.evaluation.report import write_reports
 
@@ -38,7 +38,7 @@ def reported(found: Measurement, wanted: Wanted, where: Path, prices: Prices | N
     return comparison
 
 
-def comparisons(found: Measurement, wanted: Wanted, where: Path) -> Comparison:
+def comparisons(found: EvaluationResult, wanted: MetricSpecs, where: Path) -> Comparison:
     """The second model against the first, with those of the further models in `also`.
 
     What was said of these answers in a blind comparison is read from `where`, the folder of the reports.
@@ -74,7 +74,7 @@ def comparisons(found: Measurement, wanted: Wanted, where: Path) -> Comparison:
     return replace(pairs[0], also=tuple(pairs[1:]), seeds=_seeds(found, wanted))
 
 
-def _seeds(found: Measurement, wanted: Wanted) -> tuple[SeedLevel, ...]:
+def _seeds(found: EvaluationResult, wanted: MetricSpecs) -> tuple[SeedLevel, ...]:
     """Those of the further models that are one config with several seeds, against the first."""
     from inlay.evaluation.seeds import by_seed, seed_level
 
@@ -106,7 +106,7 @@ def _seed(one: Reference) -> int:
     return one.run.config.train.seed
 
 
-def _notes(found: Measurement) -> tuple[str, ...]:
+def _notes(found: EvaluationResult) -> tuple[str, ...]:
     from inlay.evaluation.seeds import by_seed
 
     notes = [one.caution for one in found.models if one.caution]
@@ -132,7 +132,7 @@ def _notes(found: Measurement) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _chosen_on_these_rows(model: Reference, found: Measurement) -> tuple[str, ...]:
+def _chosen_on_these_rows(model: Reference, found: EvaluationResult) -> tuple[str, ...]:
     if model.kind != "run" or model.run is None or found.data != str(model.run.heldout):
         return ()
     evaluations = sum("eval_loss" in line for line in model.run.metrics)
@@ -145,7 +145,7 @@ def _chosen_on_these_rows(model: Reference, found: Measurement) -> tuple[str, ..
     )
 
 
-def bills(found: Measurement, prices: Prices) -> list[Bill]:
+def bills(found: EvaluationResult, prices: Prices) -> list[Bill]:
     """What each model costs to train, keep and serve, as far as it was seen."""
     costs = prices.on(device_for(found.config))
     return [
@@ -173,7 +173,7 @@ def _stored_bytes(one: Reference) -> int:
     return sum(path.stat().st_size for path in weight_files(find_base(one.base, one.revision).folder))
 
 
-def python_tests(found: Measurement, tests: Mapping[str, str]) -> TextMetric:
+def python_tests(found: EvaluationResult, tests: Mapping[str, str]) -> TextMetric:
     """The metric of Python that passes the tests of its question. Raises: DataError where no question has any."""
     from inlay.evaluation.compare import shown_question
     from inlay.evaluation.python_tests import python_tests_metric
@@ -193,14 +193,14 @@ def python_tests(found: Measurement, tests: Mapping[str, str]) -> TextMetric:
     return python_tests_metric(here)
 
 
-def reports_folder(found: Measurement, folder: str) -> Path:
+def reports_folder(found: EvaluationResult, folder: str) -> Path:
     """Where the reports go: to the first run among the models, else to the next number under `comparisons`."""
     lead = next((one.run for one in found.models if one.run is not None), None)
     there = Path(folder) / "comparisons"
     return lead.reports if lead else there / runs.next_named(there, "comparison")
 
 
-def write_evaluation(found: Measurement, comparison: Comparison, folder: Path, wanted: Wanted) -> None:
+def write_evaluation(found: EvaluationResult, comparison: Comparison, folder: Path, wanted: MetricSpecs) -> None:
     """`evaluation.json` and its rows; see `inlay.evaluation.document`."""
     from inlay.evaluation.document import write_document
 

@@ -22,7 +22,7 @@ from inlay.workflows import compare, measure, train
 if TYPE_CHECKING:
     from inlay.evaluation.compare import Comparison
     from inlay.evaluation.statistics import Difference
-    from inlay.workflows.measure import Measurement
+    from inlay.workflows.measure import EvaluationResult
 
 RESULT = "folds.json"
 _UNCHOSEN = {"export": "last", "on_overfitting": "note", "on_plateau": "note", "early_stopping_patience": None}
@@ -62,7 +62,7 @@ def _of_part(config: Config, folder: Path, name: str, part: str) -> Config:
     return config.model_copy(update={"data": data, "output": output, "train": train})
 
 
-def _pooled(found: Sequence[Measurement], wanted: Sequence[str]) -> dict[str, Difference]:
+def _pooled(found: Sequence[EvaluationResult], wanted: Sequence[str]) -> dict[str, Difference]:
     """Adapter minus base of every metric over the held-out rows of all folds together."""
     import numpy as np
 

@@ -48,7 +48,7 @@ MICRO_BATCH_SIZES = ((12, 1), (20, 2), (40, 4), (10**6, 8))
 """(GPU memory below this many GiB, rows of about 1024 tokens to start with)."""
 
 ROOMY_BILLIONS = 8.0
-"""A GPU that holds this much in its number format is not asked to quantise."""
+"""A GPU that holds this much in its dtype is not asked to quantise."""
 
 COMFORTABLE_TOKENS_PER_S = 50.0
 """A million trained tokens in under six hours."""

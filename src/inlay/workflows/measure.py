@@ -15,24 +15,24 @@ from inlay.config.measuring import changed, said
 from inlay.errors import ConfigError, DataError
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter, duration_shown
-from inlay.storage import is_there
+from inlay.storage import path_exists
 
 if TYPE_CHECKING:
     from inlay.data.types import Example
     from inlay.evaluation.compare import Meaning
     from inlay.evaluation.metrics import Array
     from inlay.evaluation.retention import Sets
-    from inlay.evaluation.score import HeldOut, Score
+    from inlay.evaluation.score import EvalSet, Score
 
 _WORTH_SAYING_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Measurement:
+class EvaluationResult:
     """Every model on the same rows. The first is what the others are compared with."""
 
     models: tuple[Reference, ...]
-    rows: tuple[HeldOut, ...]
+    rows: tuple[EvalSet, ...]
     """The same examples as each model's tokenizer sees them."""
     scores: tuple[Score, ...]
     config: Config
@@ -41,7 +41,7 @@ class Measurement:
     one_tokenizer: bool
     other: Sets
     """What none of them was trained for; empty where one model is measured alone."""
-    other_rows: tuple[HeldOut, ...]
+    other_rows: tuple[EvalSet, ...]
     other_scores: tuple[Score, ...]
     meaning: tuple[Meaning | None, ...]
     """Of the first model and each: None for one on another base, and where one model is measured alone."""
@@ -57,7 +57,7 @@ def measured(
     prompts: Sequence[str],
     reporter: Reporter,
     over: Mapping[str, Any] = MappingProxyType({}),
-) -> Measurement:
+) -> EvaluationResult:
     """Loss and answers of every model; `over` are settings that stand over those of the first run.
 
     Raises: ConfigError where there are no rows to measure on, or a setting cannot take effect.
@@ -77,7 +77,7 @@ def measured(
         primary_metric(config.eval.metric, has_answers=any(e.messages[0].role != "text" for e in examples))
     other = _other(models, examples, config)
     elsewhere = [example for kept in other.values() for example in kept]
-    rows: list[HeldOut] = []
+    rows: list[EvalSet] = []
     scores, other_rows, other_scores, encoders, left_out = [], [], [], set(), 0
     meant: dict[str, list[dict[int, Array]]] = {}
     meaning: list[Meaning | None] = []
@@ -118,13 +118,13 @@ def measured(
     # a question that is too long for one of the tokenizers is asked by none
     common = [n for n in rows[0].asked if all(n in one.asked for one in rows)]
     rows = [replace(one, asked={n: one.asked[n] for n in common}) for one in rows]
-    return Measurement(
+    return EvaluationResult(
         tuple(models), tuple(rows), tuple(scores), config, available, where, len(encoders) == 1,
         other, tuple(other_rows), tuple(other_scores), tuple(meaning), left_out, tuple(said(trained, over)),
     )  # fmt: skip
 
 
-def _fitting(found: HeldOut, says: str, later: bool) -> tuple[Example, ...]:
+def _fitting(found: EvalSet, says: str, later: bool) -> tuple[Example, ...]:
     """The examples of which something is left to score, where that is not so of all; empty where it is.
 
     Raises: DataError, beginning with `says`, where it is so of none, or of fewer than a model before had.
@@ -140,7 +140,7 @@ def _fitting(found: HeldOut, says: str, later: bool) -> tuple[Example, ...]:
 def _meaning(
     model: Any,
     ready: LoadedBase,
-    rows: HeldOut,
+    rows: EvalSet,
     scored: Score,
     batch_size: int,
     first: dict[str, list[dict[int, Array]]],
@@ -178,7 +178,7 @@ def _other(models: Sequence[Reference], examples: Sequence[Example], config: Con
     if len(models) == 1 or not config.eval.retention_rows:
         return {}
     trained = {one.run.path: one.run for one in models if one.run is not None}.values()
-    asked = [example for run in trained if is_there(run.heldout) for example in read_held_out(run.heldout)]
+    asked = [example for run in trained if path_exists(run.heldout) for example in read_held_out(run.heldout)]
     return retention_sets([*examples, *asked], config.eval.retention_rows, config.train.seed)
 
 

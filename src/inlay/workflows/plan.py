@@ -27,7 +27,7 @@ from inlay.models import base as bases
 from inlay.models.dropout import switch_off
 from inlay.runs.reporter import Reporter
 from inlay.training.loop import accumulate
-from inlay.training.process_group import World
+from inlay.training.process_group import ProcessGroup
 from inlay.training.resolve import targets_of
 from inlay.training.setup import length_of, parse_bytes, set_up, token_cap, virtual_tokens_of, work_of
 from inlay.training.signals import StopRequest
@@ -376,7 +376,7 @@ def _largest(needed: Callable[[int], int], room: int, most: int) -> int:
 def _calibrated(found: Plan, situation: _Situation, reporter: Reporter) -> Plan:
     """With the peak and the seconds of the heaviest and of a middling micro batch of the run itself."""
     settings = situation.config.train.model_copy(update={"micro_batch_size": found.micro_batch_size})
-    setup = set_up(situation.config.model_copy(update={"train": settings}), reporter, World())
+    setup = set_up(situation.config.model_copy(update={"train": settings}), reporter, ProcessGroup())
     job = setup.job(None)
     loads = [load for step in situation.loads(found.micro_batch_size, setup.engine.name) for load in step]
     by_tokens = sorted(loads, key=lambda load: load.tokens)

@@ -25,8 +25,8 @@ from inlay.storage import (
     LOCK,
     OWNER,
     is_staging,
-    is_there,
     owned,
+    path_exists,
     require_space,
     require_writable,
     sweep_staging,
@@ -37,7 +37,7 @@ from inlay.training.signals import StopRequest, save_on_signal, stop_on_signals,
 
 if TYPE_CHECKING:
     from inlay.data.types import Example
-    from inlay.training.process_group import World
+    from inlay.training.process_group import ProcessGroup
     from inlay.training.setup import Setup
     from inlay.workflows.train_process import Attempt
 
@@ -46,7 +46,7 @@ _FREE_TO_CHANGE = ("output.", "track.", "preset")  # settings that a resumed run
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class RunSelection:
     """Which run is meant, and what to do about what lies there."""
 
     run: Run
@@ -87,12 +87,12 @@ def train(
 
 def _early(
     config: Config, goes_on: bool, fresh: bool, reporter: Reporter, confirm: Confirm | None, held: contextlib.ExitStack
-) -> tuple[Claim, InlayError | None]:
+) -> tuple[RunSelection, InlayError | None]:
     """(which run is meant, why it cannot be): of several processes the others must learn it too.
 
     Raises: the reason, where there is one process.
     """
-    started, claim = launch(), Claim(Run(Path()))
+    started, claim = launch(), RunSelection(Run(Path()))
     try:
         require_data_parallel(os.environ)
         _refuse_early(config)
@@ -107,7 +107,7 @@ def _early(
 
 
 def _prepared(
-    config: Config, claim: Claim, longer: dict[str, Any], world: World, stop: StopRequest, reporter: Reporter,
+    config: Config, claim: RunSelection, longer: dict[str, Any], world: ProcessGroup, stop: StopRequest, reporter: Reporter,
     held: contextlib.ExitStack, began: float,
 ) -> tuple[Run, Attempt | None, Callable[[], None] | None]:  # fmt: skip
     """(the run, with its folder; all its parts, None where it is finished; what takes them to where the run goes on)."""
@@ -164,14 +164,14 @@ def _refuse_early(config: Config) -> None:
     files = [*config.data.train_files, *([TrainFile(path=config.data.eval)] if config.data.eval else [])]
     for file in files:
         path, columns = file.path, config.data.columns if file.columns is None else file.columns
-        if path and (is_there(Path(path)) or is_several(path) or is_data_name(path)):
+        if path and (path_exists(Path(path)) or is_several(path) or is_data_name(path)):
             _, examples = stream_examples(
                 path, file.format or config.data.format, columns, role_weights=config.data.weights_of_roles
             )
             next(examples, None)  # the first row shows whether the format fits
 
 
-def _machine(config: Config, world: World) -> dict[str, Any]:
+def _machine(config: Config, world: ProcessGroup) -> dict[str, Any]:
     """The doctor's quick look. What cannot be looked at is no reason to stop."""
     from inlay.workflows.doctor import machine_record
 
@@ -183,7 +183,7 @@ def _machine(config: Config, world: World) -> dict[str, Any]:
 
 def _claim(
     config: Config, resume: bool, fresh: bool, confirm: Confirm | None, reporter: Reporter, held: contextlib.ExitStack
-) -> Claim:
+) -> RunSelection:
     """What is meant by the name and the flags; a run that lies there is locked. Raises: RunError when undecided."""
     if config.output.name is None:
         earlier = runs.numbered(config)
@@ -193,38 +193,38 @@ def _claim(
                 last = unfinished[-1]
                 if confirm and confirm(f"{last.path} is unfinished. Go on with it? (no starts a new run)"):
                     held.enter_context(owned(last.path))
-                    return Claim(last, goes_on=True)
+                    return RunSelection(last, goes_on=True)
                 if not confirm:
                     reporter.note(f"{last.path} is unfinished; --resume would go on with it. This is a new run.")
-            return Claim(runs.next_numbered(config))
+            return RunSelection(runs.next_numbered(config))
         run = earlier[-1]
     else:
         run = Run(Path(config.output.folder) / config.output.name)
     if not run.path.exists():
-        return Claim(run)
+        return RunSelection(run)
     if not run.path.is_dir():
         raise RunError(f"{run.path}: a file, not the folder of a run. Give another --name.")
     if all(
         path.name in (LOCK, OWNER) or is_staging(path) for path in run.path.iterdir()
     ):  # a start that was killed at once
         held.enter_context(owned(run.path))
-        return Claim(run, moves_aside=True)
+        return RunSelection(run, moves_aside=True)
     if not run.record and not (run.path / "config.yaml").exists():
         raise RunError(f"{run.path}: a folder, but not one of a run. Give another --name.")
     held.enter_context(owned(run.path))
     finished, started = run.status == FINISHED, run.has_checkpoint()
     if fresh:
-        return Claim(run, moves_aside=True)
+        return RunSelection(run, moves_aside=True)
     if resume and (finished or started):
-        return Claim(run, goes_on=True)
+        return RunSelection(run, goes_on=True)
     if finished:
         raise RunError(f"{run.path}: this run is finished. Give another --name, or --fresh to move it aside.")
     if started:
         if confirm is None:
             raise RunError(f"{run.path}: has checkpoints of an earlier start. Give --resume to go on, or --fresh.")
         if confirm(f"{run.path} has checkpoints of an earlier start. Go on from there? (no starts anew)"):
-            return Claim(run, goes_on=True)
-    return Claim(run, moves_aside=True)
+            return RunSelection(run, goes_on=True)
+    return RunSelection(run, moves_aside=True)
 
 
 def _is_free(run: Run) -> bool:
@@ -250,7 +250,7 @@ def anchored(config: Config) -> Config:
 def _anchored(given: Any) -> Any:
     if isinstance(given, TrainFile):
         return given.model_copy(update={"path": _anchored(given.path)})
-    return str(Path(given).absolute()) if isinstance(given, str) and is_there(Path(given)) else given
+    return str(Path(given).absolute()) if isinstance(given, str) and path_exists(Path(given)) else given
 
 
 def parse_extension(text: str) -> dict[str, Any]:
@@ -326,7 +326,9 @@ def _wherever_it_lies(examples: Iterable[Example]) -> list[Example]:
     return [replace(e, source=replace(e.source, file=Path(e.source.file).name)) for e in examples]
 
 
-def _open_folder(claim: Claim, setup: Setup, reporter: Reporter, held: contextlib.ExitStack, *, named: bool) -> Run:
+def _open_folder(
+    claim: RunSelection, setup: Setup, reporter: Reporter, held: contextlib.ExitStack, *, named: bool
+) -> Run:
     """The run's folder, locked and with its first files in it."""
     from inlay.data.reading.read import as_lines
     from inlay.hardware.facts import library_versions
@@ -374,9 +376,9 @@ def _recorded(run: Run) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:  # a second Ctrl+C, which waits for nothing
-        from inlay.training.loop import way_on
+        from inlay.training.loop import resume_hint
 
-        message = f"stopped at once. {way_on(run)}"
+        message = f"stopped at once. {resume_hint(run)}"
         run.update(status=INTERRUPTED, error=message)
         raise Interrupted(message, 2) from None
     except InlayError as error:

@@ -18,18 +18,18 @@ from inlay.engine.memory import enough_memory
 from inlay.engine.profile import profiled
 from inlay.errors import Interrupted, RunError, TrainingError
 from inlay.evaluation.compare import loss_difference
-from inlay.methods.adapter import TrainedState, base_view
+from inlay.methods.adapter import AdapterState, adapter_disabled
 from inlay.proof.verify import Start, prove_trained
 from inlay.runs.folder import FINISHED
 from inlay.runs.reporter import LateBar, Reporter, bytes_shown, duration_shown
 from inlay.training import checkpoint as checkpoints
 from inlay.training import finish
 from inlay.training.calibrate import seconds_per_token
-from inlay.training.loop import Job, heldout_nll, leave_if_asked, run_job, way_on
+from inlay.training.loop import Job, heldout_nll, raise_if_interrupted, resume_hint, run_job
 from inlay.training.loss_curriculum import by_loss
 from inlay.training.nonfinite_recovery import put_back
-from inlay.training.out_of_memory import TRAINING, recorded, with_memory
-from inlay.training.process_group import World
+from inlay.training.out_of_memory import TRAINING, recorded, run_with_oom_retry
+from inlay.training.process_group import ProcessGroup
 from inlay.training.schedule import learning_rate
 from inlay.training.setup import Setup
 from inlay.training.shares import share_size
@@ -45,7 +45,7 @@ class Attempt:
 
     setup: Setup
     job: Job
-    world: World
+    world: ProcessGroup
     reporter: Reporter
     stop: StopRequest
     began: float
@@ -66,13 +66,13 @@ class Attempt:
                 job.curriculum = by_loss(job, world, stop, reporter)
             reporter.block("pre-flight", [*self.setup.facts(), *self._forecast()])
             self._steps(profile)
-            leave_if_asked(job, world, stop)
+            raise_if_interrupted(job, world, stop)
             reporter.stage("saving the adapter and checking that it is what was trained")
             self._conclude(self._exported(start))
             world.barrier()
 
     def restore(self) -> None:
-        """Puts the newest whole checkpoint into the job; damaged newer ones are moved aside."""
+        """Puts the newest complete checkpoint into the job; damaged newer ones are moved aside."""
         job, world, reporter = self.job, self.world, self.reporter
         chosen, settings = "", job.config.train
         if world.is_first:
@@ -89,7 +89,7 @@ class Attempt:
                 f"{newest.path.name} was computed with other versions ({other}): bits may differ from here on"
             )
         put_back(job, newest)
-        job.shortages, progress = recorded(job.run), job.progress
+        job.out_of_memory_events, progress = recorded(job.run), job.progress
         job.eval_batch_size = job.run.record.get("eval_batch_size", job.eval_batch_size)  # as it was planned then
         if world.is_first:
             last_logged = progress.step - (progress.unfinished is not None)
@@ -114,11 +114,11 @@ class Attempt:
         """Memory and time of what is still to be done, by a micro batch that is computed for it."""
         setup, job = self.setup, self.job
         world, share = self.world, share_size(setup.config.train.batch_size, self.world.size)
-        pace_s, _ = with_memory(
+        pace_s, _ = run_with_oom_retry(
             job, world, TRAINING, job.progress.step, self.reporter,
             lambda size: seconds_per_token(job, min(size, share), self.stop),
         )  # fmt: skip
-        leave_if_asked(job, world, self.stop)
+        raise_if_interrupted(job, world, self.stop)
         pace_s = world.max(pace_s)  # the slowest has the others wait
         remaining = job.total_steps - job.progress.step
         per_step = job.train.token_count / len(job.train) * min(setup.config.train.batch_size, job.train.drawn)
@@ -170,7 +170,7 @@ class Attempt:
             step = finish.export(self.setup, job) if world.is_first else 0
             step = int(world.broadcast_text(str(step)))
         if step != job.progress.step:
-            TrainedState.shared_by(world.copy, job.model)
+            AdapterState.shared_by(world.copy, job.model)
         with world.failing_together():
             if world.is_first:
                 self._prove(step, start)
@@ -190,7 +190,7 @@ class Attempt:
     def _conclude(self, step: int) -> None:
         """Judges the exported adapter, which is the one in the model, and finishes the run."""
         job, settings, world = self.job, self.setup.config, self.world
-        base = self._judged(base_view(job.model))
+        base = self._judged(adapter_disabled(job.model))
         adapter = self._judged(contextlib.nullcontext())
         self._leave_finished()
         processes = self._processes()
@@ -219,7 +219,7 @@ class Attempt:
             "trained_batches": progress.trained_batches(),
             "rollbacks": len(progress.rollbacks),
             "gradient_spikes": progress.spikes,
-            "out_of_memory": len(job.shortages),
+            "out_of_memory": len(job.out_of_memory_events),
             "tokens_seen": progress.tokens_seen,
             "trained_tokens_seen": progress.trained_tokens_seen,
             "train_time_s": round(progress.train_time_s, 3),
@@ -252,10 +252,11 @@ class Attempt:
             return heldout_nll(job, world, self.stop, self.reporter, bar.reached)
 
     def _leave_finished(self) -> None:
-        """Like `leave_if_asked` after the last step, whose checkpoint is on the disk while the model holds the best one."""
+        """Like `raise_if_interrupted` after the last step, whose checkpoint is on the disk while the model holds the best one."""
         if self.world.any(self.stop.asked):
             raise Interrupted(
-                f"interrupted after the last step, before the verdict. {way_on(self.job.run)}", self.stop.signal or 15
+                f"interrupted after the last step, before the verdict. {resume_hint(self.job.run)}",
+                self.stop.signal or 15,
             )
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.toys import CHATML, FORGETS, LLAMA2, NO_END, STRIPS, nano
 from inlay.config.settings import DataConfig, TrainFile
 from inlay.data import percent, read_examples
 from inlay.data.checks.advice import Task, advise, cost
@@ -24,6 +23,7 @@ from inlay.data.encoding.token_arrays import pack
 from inlay.data.max_length import apply_max_length
 from inlay.runs.reporter import PlainReporter
 from parts import ToldBar, qa_rows, write_rows
+from toys import CHATML, FORGETS, LLAMA2, NO_END, STRIPS, nano
 
 
 def model(template: str | None = None, context: int = 4096, parameters: int = 1_000_000) -> Model:
@@ -85,10 +85,10 @@ def test_rows_that_the_encoder_refuses_are_errors_with_its_reason_and_the_others
     assert len(report.lengths.lengths) == 18
 
 
-def test_rows_that_quote_control_tokens_are_fine_where_they_are_escaped(tmp_path: Path) -> None:
+def test_rows_that_quote_special_tokens_are_fine_where_they_are_escaped(tmp_path: Path) -> None:
     rows = [*qa_rows(20), {"question": "What does <|im_end|> mean?", "answer": "The end."}]
-    escaping = replace(model(), encoder=Encoder(nano(), control_tokens="escape"))
-    assert kinds(checked(tmp_path, rows, escaping, control_tokens="escape")) == {}
+    escaping = replace(model(), encoder=Encoder(nano(), special_tokens="escape"))
+    assert kinds(checked(tmp_path, rows, escaping, special_tokens="escape")) == {}
 
 
 def test_answers_that_the_template_strips_are_noted(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from inlay.data.checks.findings import Finding, Kind, Tally
 from inlay.data.checks.row import CheckedRow
-from inlay.data.encoding.encoder import Encoder, Tokens
+from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.encoding.worker_pool import Helpers
 from inlay.data.types import Example
 from inlay.errors import DataError
@@ -27,7 +27,7 @@ REFUSED: Final = Kind(
 )  # fmt: skip
 END_NOT_TRAINED: Final = Kind(
     "end-of-turn-not-trained", "warning", "rows with an answer whose end of turn is not trained",
-    "The model would not learn to stop there. Use a chat template that ends each answer with a control token.",
+    "The model would not learn to stop there. Use a chat template that ends each answer with a special token.",
 )  # fmt: skip
 OVER_CONTEXT: Final = Kind(
     "longer-than-the-context", "warning", "rows longer than the model's context",
@@ -240,7 +240,7 @@ def _sequences(encoder: Encoder, limits: np.ndarray, examples: list[Example]) ->
     return [_sequence(n, tokens, encoder, limits, examples[n]) for n, tokens in made]
 
 
-def _sequence(row: int, tokens: Tokens, encoder: Encoder, limits: np.ndarray, example: Example) -> _Sequence:
+def _sequence(row: int, tokens: TokenizedSequence, encoder: Encoder, limits: np.ndarray, example: Example) -> _Sequence:
     positions = np.flatnonzero(tokens.weights > 0)
     length, trained = len(tokens.input_ids), len(positions)
     last_of_runs = positions[np.append(np.diff(positions) > 1, True)] if trained else positions

@@ -22,7 +22,7 @@ from inlay.config.settings import DataConfig
 from inlay.data.encoding.reasoning_prefix import continues, parted
 from inlay.data.encoding.rendering import MARK, Dialogue, Template
 from inlay.data.encoding.special_token_escaping import QuotingTokenizer
-from inlay.data.encoding.special_tokens import ControlTokens, make_end_special, refuse_lost_answer, refuse_lost_prompt
+from inlay.data.encoding.special_tokens import SpecialTokens, make_end_special, refuse_lost_answer, refuse_lost_prompt
 from inlay.data.encoding.template_kwargs import Switch, with_switches
 from inlay.data.encoding.word_cache import AtOnce, Tokenized
 from inlay.data.types import Example, Message, Source
@@ -48,7 +48,7 @@ _PROMPT, _TEMPLATE = Source("prompt", 1), Source("chat template", 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class TokenizedSequence:
     """One training sequence. `weights[t]` is how much predicting `input_ids[t]` counts; 0 is not trained."""
 
     input_ids: np.ndarray  # (L,) int32
@@ -80,12 +80,12 @@ class Encoder:
         self,
         tokenizer: Any,
         template_file: str | None = None,
-        control_tokens: str = "refuse",
+        special_tokens: str = "refuse",
         roles: Collection[str] = ("assistant",),
         template_kwargs: Mapping[str, Switch] | None = None,
         rows: int | None = None,
     ) -> None:
-        """`template_file` is where the tokenizer's template came from, if not with the tokenizer; `control_tokens` and
+        """`template_file` is where the tokenizer's template came from, if not with the tokenizer; `special_tokens` and
         `template_kwargs` are the settings of that name; `roles` are those whose turns may be trained; `rows` is how
         many ids the base knows, where that is known.
 
@@ -111,9 +111,9 @@ class Encoder:
             tokenizer.chat_template = ("{{ bos_token }}" if self._bos else "") + QUESTION_ANSWER
         tokenizer.chat_template = with_switches(tokenizer.chat_template, template_kwargs or {})
         make_end_special(tokenizer)
-        self._control = ControlTokens(tokenizer, escapes=control_tokens == "escape")
-        self._tokenize = QuotingTokenizer(tokenizer.backend_tokenizer, self._control.strings)
-        self._template = Template(tokenizer, self._control)
+        self._special = SpecialTokens(tokenizer, escapes=special_tokens == "escape")
+        self._tokenize = QuotingTokenizer(tokenizer.backend_tokenizer, self._special.strings)
+        self._template = Template(tokenizer, self._special)
         self.stop_ids = self._find_stop_ids()
         self._written_end = self._find_written_end()
 
@@ -121,7 +121,7 @@ class Encoder:
     def of(cls, tokenizer: Any, data: DataConfig, template_file: str | None = None, rows: int | None = None) -> Encoder:
         """The encoder of a run with these settings, for a base that knows `rows` ids."""
         roles, switches = data.weights_of_roles, data.template_kwargs
-        return cls(tokenizer, template_file, data.control_tokens, roles, switches, rows)
+        return cls(tokenizer, template_file, data.special_tokens, roles, switches, rows)
 
     @property
     def own_template(self) -> bool:
@@ -142,8 +142,8 @@ class Encoder:
     @property
     def tokenizer_hash(self) -> str:
         """Hex digest of everything besides the template that decides the ids."""
-        named: list[Any] = [self.eos_id, self._bos, sorted(self._control.ids), self.tokenizer.special_tokens_map]
-        named += ["escape"] if self._control.escapes else []
+        named: list[Any] = [self.eos_id, self._bos, sorted(self._special.ids), self.tokenizer.special_tokens_map]
+        named += ["escape"] if self._special.escapes else []
         named += [sorted(self._roles)] if len(self._roles) > 1 else []
         whole = self.tokenizer.backend_tokenizer.to_str() + json.dumps(named, sort_keys=True, default=str)
         return hashlib.sha256(whole.encode()).hexdigest()
@@ -151,7 +151,7 @@ class Encoder:
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """The ids that generation starts from: the dialogue and the opening of an assistant turn.
 
-        Raises: DataError for text that the tokenizer would read as a control token (unless it is escaped), and for a
+        Raises: DataError for text that the tokenizer would read as a special token (unless it is escaped), and for a
         dialogue that the template refuses or does not show whole, or with a token that the base does not know.
         """
         ids = self._prompt(messages, tools)
@@ -159,7 +159,7 @@ class Encoder:
         return ids
 
     def _prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[int]:
-        messages, tools = self._control.without(messages, tools, _PROMPT)
+        messages, tools = self._special.without(messages, tools, _PROMPT)
         if _is_document(messages):
             return [*self._bos, *self._tokenize([messages[0].content], [True])[0].tolist()]
         dialogue = Dialogue(self._template, messages, tools, _PROMPT)
@@ -170,7 +170,7 @@ class Encoder:
         return [i for piece in ids for i in piece.tolist()]
 
     def text(self, ids: Sequence[int]) -> str:
-        """What an answer says: its ids without control tokens, and without an end that the template writes as text."""
+        """What an answer says: its ids without special tokens, and without an end that the template writes as text."""
         said = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
         return said.removesuffix(self._written_end).strip() if self._written_end else said
 
@@ -190,7 +190,7 @@ class Encoder:
         before, whole = decoded(ids[start - 1 : start]), decoded(ids[start - 1 : end])  # a first token may lose a space
         return whole[len(before) :] if whole.startswith(before) else decoded(ids[start:end])
 
-    def examples(self, examples: Iterable[Example], *, beside: bool = True) -> Iterator[tuple[int, Tokens]]:
+    def examples(self, examples: Iterable[Example], *, beside: bool = True) -> Iterator[tuple[int, TokenizedSequence]]:
         """Each training sequence with the position of its example: usually one a row, one per trained turn where
         the template rewrites earlier turns. `beside` as in `batches`."""
         first = 0
@@ -200,7 +200,7 @@ class Encoder:
 
     def batches(
         self, examples: Iterable[Example], *, beside: bool = True
-    ) -> Iterator[tuple[int, list[tuple[int, Tokens]]]]:
+    ) -> Iterator[tuple[int, list[tuple[int, TokenizedSequence]]]]:
         """How many rows were taken at once, and their sequences with the position of each one's row among them.
 
         With `beside`, new words are tokenized while the next rows are read; without, when they are met."""
@@ -220,13 +220,13 @@ class Encoder:
 
     def _assembled(
         self, rows: int, sequences: list[_Numbered], tokenized: Tokenized
-    ) -> tuple[int, list[tuple[int, Tokens]]]:
+    ) -> tuple[int, list[tuple[int, TokenizedSequence]]]:
         ids = iter(tokenized())
         return rows, [(n, self._assemble(s, [next(ids) for _ in s.pieces], source)) for n, source, s in sequences]
 
     def _sequences(self, example: Example) -> list[_Sequence]:
         source = example.source
-        messages, tools = self._control.without(example.messages, example.tools, source)
+        messages, tools = self._special.without(example.messages, example.tools, source)
         if _is_document(messages):
             return [_Sequence((messages[0].content,), (messages[0].weight,), True, True)]
         dialogue = Dialogue(self._template, messages, tools, source)
@@ -262,25 +262,25 @@ class Encoder:
             answers, said = dialogue.messages[turn].role == "assistant", cuts[2 * k + 1]
             if turn not in wanted:
                 continue
-            if not answers or (self._control.closing(said) and not (opens and dialogue.lacks_thought(turn, said))):
+            if not answers or (self._special.closing(said) and not (opens and dialogue.lacks_thought(turn, said))):
                 weights[2 * k + 1] = dialogue.messages[turn].weight
                 done.add(turn)
         trained = [(turn, cuts[2 * k + 1]) for k, (turn, _, _) in enumerate(boundaries) if turn in done]
         trained.append((last, answer))
         for turn, text in trained:
             refuse_lost_answer(text, turn, dialogue.messages[turn], dialogue.source, self._template.way_to_think)
-        lacks_end = self._control.closing(answer) is None
+        lacks_end = self._special.closing(answer) is None
         altered = tuple([told for turn, text in trained if (told := _altered(text, turn, dialogue.messages[turn]))])
         return _Sequence(tuple(cuts), tuple(weights), lacks_end, False, altered), done
 
-    def _assemble(self, sequence: _Sequence, ids: list[np.ndarray], source: Source) -> Tokens:
+    def _assemble(self, sequence: _Sequence, ids: list[np.ndarray], source: Source) -> TokenizedSequence:
         parts, spans, length = list(ids), [], 0
         if sequence.lacks_bos:
             parts.insert(0, np.array(self._bos, np.int32))
             length = len(self._bos)
         for weight, piece_ids in zip(sequence.weights, ids, strict=True):
             if weight > 0:
-                spans.append((length, length + self._control.end_of_turn(piece_ids), weight))
+                spans.append((length, length + self._special.end_of_turn(piece_ids), weight))
             length += len(piece_ids)
         if sequence.lacks_end:
             parts.append(np.array([self.eos_id], np.int32))
@@ -293,7 +293,7 @@ class Encoder:
         whole = np.concatenate(parts)
         if self.rows_known is not None:
             self._require_rows(whole, source)
-        return Tokens(whole, weights, source, sequence.altered)
+        return TokenizedSequence(whole, weights, source, sequence.altered)
 
     def _has_no_row(self, id: int) -> bool:  # noqa: A002
         return self.rows_known is not None and id >= self.rows_known
@@ -315,7 +315,7 @@ class Encoder:
         found = {self.eos_id}
         for answer, tools in ((Message("assistant", "b"), []), (Message("assistant", "", 0.0, (call,)), [tool])):
             dialogue = Dialogue(self._template, [Message("user", "a"), answer], tools, _TEMPLATE)
-            if (text := dialogue.try_said(2)) and (closing := self._control.closing(text)):
+            if (text := dialogue.try_said(2)) and (closing := self._special.closing(text)):
                 found.add(int(self.tokenizer.convert_tokens_to_ids(closing)))
         return frozenset(found)
 
@@ -323,7 +323,7 @@ class Encoder:
         """What the template writes behind an answer as its end, where that is text and no token; often nothing."""
         said = Dialogue(self._template, [Message("user", "a"), Message("assistant", MARK)], [], _TEMPLATE).try_said(2)
         end = said.partition(MARK)[2].strip() if said else ""
-        return "" if self._control.closing(end) else end
+        return "" if self._special.closing(end) else end
 
 
 def _is_document(messages: Sequence[Message]) -> bool:

@@ -20,7 +20,7 @@ from inlay.data.encoding.reasoning_prefix import (
     shared,
     with_opening,
 )
-from inlay.data.encoding.special_tokens import ControlTokens
+from inlay.data.encoding.special_tokens import SpecialTokens
 from inlay.data.encoding.template_cache import Skeletons
 from inlay.data.encoding.template_kwargs import thinking_switch
 from inlay.data.reading.turn_fields import THOUGHTS
@@ -44,11 +44,11 @@ _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, Attribute
 class Template:
     """The chat template of a tokenizer."""
 
-    def __init__(self, tokenizer: Any, control: ControlTokens) -> None:
+    def __init__(self, tokenizer: Any, special: SpecialTokens) -> None:
         self._tokenizer = tokenizer
         self._plain = _dated(tokenizer.get_chat_template(tools=None))
         self._epilogue = ""
-        self._epilogue = self._find_epilogue(tokenizer, control)
+        self._epilogue = self._find_epilogue(tokenizer, special)
         self._opening = self._find_opening()
         self.opens_thought = self._opening is not None
         self.skeletons = Skeletons(self._plain, self.render)
@@ -126,8 +126,8 @@ class Template:
         except _TEMPLATE_ERRORS:  # a dialogue that meets it is told
             return None
 
-    def _find_epilogue(self, tokenizer: Any, control: ControlTokens) -> str:
-        """What the template writes after the end of an answer only because nothing follows it: one more control token,
+    def _find_epilogue(self, tokenizer: Any, special: SpecialTokens) -> str:
+        """What the template writes after the end of an answer only because nothing follows it: one more special token,
         or the opening of the next answer although none is asked for."""
         turns = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", MARK), ("user", "b"))]
         try:
@@ -135,7 +135,7 @@ class Template:
         except _TEMPLATE_ERRORS:  # a dialogue that meets it is told
             return ""
         common, eos = last[: shared(last, between)], tokenizer.eos_token
-        end = common.index(eos) + len(eos) if eos in common else control.last_end(common)
+        end = common.index(eos) + len(eos) if eos in common else special.last_end(common)
         return last[end:] if end and last[end:].strip() else ""
 
 

@@ -1,4 +1,4 @@
-"""Texts to ids where a row quotes a control token: what is marked as quoted becomes ids of ordinary text."""
+"""Texts to ids where a row quotes a special token: what is marked as quoted becomes ids of ordinary text."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from inlay.data.encoding.word_cache import AtOnce, Tokenized, WordTokenizer
 
 
 class QuotingTokenizer:
-    """A WordTokenizer that knows quoted control tokens."""
+    """A WordTokenizer that knows quoted special tokens."""
 
     def __init__(self, backend: Tokenizer, strings: Sequence[str]) -> None:
-        """`strings` are the control tokens, the longest first."""
+        """`strings` are the special tokens, the longest first."""
         self._backend, self._tokenize = backend, WordTokenizer(backend)
         self._plain: WordTokenizer | None = None
         self._quoted = re.compile(f"({'|'.join(re.escape(quoted(s)) for s in strings) or '(?!)'})")

@@ -1,4 +1,4 @@
-"""Control tokens: where they close a turn, and where a row must not write them; and what a template must show."""
+"""Special tokens: where they close a turn, and where a row must not write them; and what a template must show."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from inlay.data.types import Message, Source
 from inlay.errors import DataError
 
 MARK = "\ue0f3"
-"""Stands behind the first character of a control token that a row quotes."""
+"""Stands behind the first character of a special token that a row quotes."""
 
 
 class _UnquotableError(Exception):
-    """The tokenizer would read a control token whatever is marked."""
+    """The tokenizer would read a special token whatever is marked."""
 
 
-class ControlTokens:
+class SpecialTokens:
     """The tokens of a tokenizer that structure a dialogue rather than say something."""
 
     def __init__(self, tokenizer: Any, *, escapes: bool = False) -> None:
@@ -42,19 +42,19 @@ class ControlTokens:
         self._is_blank = lru_cache(4096)(lambda ids: not tokenizer.decode(list(ids)).strip())
 
     def closing(self, text: str) -> str | None:
-        """The control token that ends the text, white space after it aside."""
+        """The special token that ends the text, white space after it aside."""
         stripped = text.rstrip()
         if not stripped.endswith(self.strings):
             return None
         return next(s for s in self.strings if stripped.endswith(s))
 
     def last_end(self, text: str) -> int:
-        """Where the last control token in the text ends; 0 where there is none."""
+        """Where the last special token in the text ends; 0 where there is none."""
         found = list(self._pattern.finditer(text)) if self._pattern else []
         return found[-1].end() if found else 0
 
     def end_of_turn(self, piece_ids: np.ndarray) -> int:
-        """How many ids of an assistant piece are trained: through its closing control token, without what follows."""
+        """How many ids of an assistant piece are trained: through its closing special token, without what follows."""
         ids = piece_ids.tolist()
         for position in range(len(ids) - 1, -1, -1):
             if ids[position] in self.ids:
@@ -65,9 +65,9 @@ class ControlTokens:
     def without(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source
     ) -> tuple[Sequence[Message], Sequence[dict[str, Any]]]:
-        """The dialogue with no text that would be read as a control token: as it is, or with quoted ones marked.
+        """The dialogue with no text that would be read as a special token: as it is, or with quoted ones marked.
 
-        Raises: DataError where there is one and `data.control_tokens` is `refuse`, or where it cannot be marked.
+        Raises: DataError where there is one and `data.special_tokens` is `refuse`, or where it cannot be marked.
         """
         found = self._first(messages, tools)
         if found is None:
@@ -77,13 +77,13 @@ class ControlTokens:
         if escapes:
             with contextlib.suppress(_UnquotableError):
                 return [self._without(m) for m in messages], _mapped(tools, self._quote)
-        told = "which inlay keeps for itself" if token == MARK else "which this tokenizer reads as a control token"
+        told = "which inlay keeps for itself" if token == MARK else "which this tokenizer reads as a special token"
         raise DataError(f"{source}: {where} {token!r}, {told}. {self._advice(text, token)}")
 
     def _advice(self, text: str, token: str) -> str:
-        """What to do about a text with a control token: it may be quoted, or written by a template before."""
+        """What to do about a text with a special token: it may be quoted, or written by a template before."""
         stripped, count = text.strip(), len(self._pattern.findall(text)) if self._pattern else 0
-        escape = "" if self.escapes else "data.control_tokens: escape"
+        escape = "" if self.escapes else "data.special_tokens: escape"
         if count > 1 or (stripped.startswith(token) and stripped != token):
             quoted_only = f" Where it only quotes them, encode them as ordinary text ({escape})." if escape else ""
             return (
@@ -96,7 +96,7 @@ class ControlTokens:
         return f"Remove or rewrite it{f', or have it encoded as ordinary text ({escape})' if escape else ''}."
 
     def _first(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> tuple[str, str, str] | None:
-        """(where, the token, the text with it) of the first text that holds a control token."""
+        """(where, the token, the text with it) of the first text that holds a special token."""
         if not tools and not any(m.has_more or self._kept_out(m.content) for m in messages):
             return None
         for n, message in enumerate(messages, 1):
@@ -121,7 +121,7 @@ class ControlTokens:
         )
 
     def _quote(self, text: str) -> str:
-        """The text with every control token in it marked. Raises: _UnquotableError."""
+        """The text with every special token in it marked. Raises: _UnquotableError."""
         while found := self.find(text):
             if len(found) < 2 or found not in text:  # nothing to mark, or another spelling
                 raise _UnquotableError
@@ -129,7 +129,7 @@ class ControlTokens:
         return text
 
     def find(self, text: str) -> str | None:
-        """A control token that the tokenizer would read in the text."""
+        """A special token that the tokenizer would read in the text."""
         if self._pattern is None:
             return None
         found = self._pattern.search(text) or (self._pattern.search(self._normalize(text)) if self._normalize else None)
@@ -154,7 +154,7 @@ def make_end_special(tokenizer: Any) -> None:
 
 
 def quoted(token: str) -> str:
-    """The control token as marked text."""
+    """The special token as marked text."""
     return token[0] + MARK + token[1:]
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from inlay.data.encoding.encoder import Tokens
+from inlay.data.encoding.encoder import TokenizedSequence
 from inlay.data.types import Source, row_key
 
 _CHUNK: Final = 2048  # sequences joined at once
@@ -26,7 +26,7 @@ def drawn(shares: Shares) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class TokenArrays:
     """S sequences. Sequence i is `input_ids[offsets[i]:offsets[i+1]]`, made from row `lines[i]` of a file.
 
     Weights are kept as runs: the tokens from `starts[r]` up to `ends[r]` of a sequence weigh `weights[r]`, all others
@@ -50,14 +50,14 @@ class Stored:
     def __len__(self) -> int:
         return len(self.lines)
 
-    def sequence(self, i: int, limit: int | None) -> Tokens:
+    def sequence(self, i: int, limit: int | None) -> TokenizedSequence:
         """Sequence i with at most its first `limit` tokens."""
         a, b = int(self.offsets[i]), int(self.offsets[i + 1])
         ids = self.input_ids[a:b][:limit].astype(np.int32)
         weights = np.zeros(len(ids), np.float32)
         for r in range(int(self.runs[i]), int(self.runs[i + 1])):
             weights[self.starts[r] : self.ends[r]] = self.weights[r]
-        return Tokens(ids, weights, self.source(i))
+        return TokenizedSequence(ids, weights, self.source(i))
 
     def source(self, i: int) -> Source:
         return Source(self.files[int(self.file_of[i])], int(self.lines[i]))
@@ -85,7 +85,7 @@ class Stored:
 class TokenSet:
     """N sequences out of what is stored in `parts`, each with at most its first `limit` tokens. Copies no ids."""
 
-    parts: tuple[Stored, ...]
+    parts: tuple[TokenArrays, ...]
     chosen: np.ndarray  # (N,) int64, numbered through all parts
     limit: int | None = None
     weights: tuple[float, ...] = ()
@@ -109,7 +109,7 @@ class TokenSet:
         return drawn(self.shares)
 
     @classmethod
-    def of(cls, *parts: Stored) -> TokenSet:
+    def of(cls, *parts: TokenArrays) -> TokenSet:
         """All sequences of the parts, in order."""
         return cls(parts, np.arange(sum(map(len, parts))))
 
@@ -117,16 +117,16 @@ class TokenSet:
     def _firsts(self) -> list[int]:
         return [sum(map(len, self.parts[:p])) for p in range(len(self.parts))]
 
-    def _at(self, i: int) -> tuple[Stored, int]:
+    def _at(self, i: int) -> tuple[TokenArrays, int]:
         n = int(self.chosen[i])
         p = bisect_right(self._firsts, n) - 1
         return self.parts[p], n - self._firsts[p]
 
-    def _gathered(self, of: Callable[[Stored], np.ndarray]) -> np.ndarray:
+    def _gathered(self, of: Callable[[TokenArrays], np.ndarray]) -> np.ndarray:
         found = [of(part) for part in self.parts]
         return np.asarray((found[0] if len(found) == 1 else np.concatenate(found))[self.chosen])
 
-    def row(self, i: int) -> Tokens:
+    def row(self, i: int) -> TokenizedSequence:
         part, n = self._at(i)
         return part.sequence(n, self.limit)
 
@@ -193,7 +193,7 @@ class TokenSet:
         return replace(self, chosen=self.chosen[np.asarray(rows, np.int64)], limit=min(limits, default=None))
 
 
-def pack(numbered: Iterable[tuple[int, Tokens]]) -> TokenSet:
+def pack(numbered: Iterable[tuple[int, TokenizedSequence]]) -> TokenSet:
     """A TokenSet in memory of (example position, sequence) pairs."""
     kept: list[np.ndarray] = [np.zeros(0, np.int32)]
     packing = Packing(kept.append)
@@ -203,7 +203,7 @@ def pack(numbered: Iterable[tuple[int, Tokens]]) -> TokenSet:
     arrays = packing.arrays()
     count = int(arrays["examples"].max(initial=-1)) + 1
     return TokenSet.of(
-        Stored(
+        TokenArrays(
             np.concatenate(kept), **arrays,
             files=packing.files, example_count=count, largest_id=packing.largest_id,
         )
@@ -216,11 +216,11 @@ class Joined:
 
     ids: np.ndarray  # (T,) int32, or a smaller kind
     arrays: dict[str, np.ndarray]
-    """Those of a `Stored`, with the lengths and counts that its offsets and runs are the sums of."""
+    """Those of a `TokenArrays`, with the lengths and counts that its offsets and runs are the sums of."""
     files: tuple[str, ...]
 
 
-def joined(numbered: Sequence[tuple[int, Tokens]]) -> Joined:
+def joined(numbered: Sequence[tuple[int, TokenizedSequence]]) -> Joined:
     """(example position, sequence) pairs, at least one, as arrays."""
     sequences, files = [tokens for _, tokens in numbered], dict[str, int]()
     lengths = np.fromiter((len(t.input_ids) for t in sequences), np.int64, len(sequences))
@@ -258,7 +258,7 @@ class Packing:
             self._gathered[name].append(values)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Every array of a `Stored` besides its ids."""
+        """Every array of a `TokenArrays` besides its ids."""
         whole = {name: np.concatenate(found) for name, found in self._gathered.items()}
         for name, counts in (("offsets", "lengths"), ("runs", "run_counts")):
             whole[name] = np.concatenate([np.zeros(1, np.int64), np.cumsum(whole.pop(counts))])

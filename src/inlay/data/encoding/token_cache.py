@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
 from inlay.data.encoding.encoder import CODE_VERSION, Encoder
-from inlay.data.encoding.token_arrays import Packing, Stored
+from inlay.data.encoding.token_arrays import Packing, TokenArrays
 from inlay.data.encoding.worker_pool import Part, encoded
 from inlay.data.percent import Bar, Percent
 from inlay.data.reading.data_file import DataFile
@@ -38,7 +38,7 @@ _IDS, _ROWS = "input_ids.bin", "rows.safetensors"
 class TokenizedFile:
     """A file's sequences, and of its examples what the split needs."""
 
-    stored: Stored
+    stored: TokenArrays
     asked: np.ndarray  # (E, 2) uint64, equal for examples with the same prompt
 
 
@@ -152,5 +152,5 @@ def _opened(place: Path, files: tuple[str, ...]) -> TokenizedFile | None:
 
 def _assembled(ids: np.ndarray, arrays: dict[str, np.ndarray], files: tuple[str, ...]) -> TokenizedFile:
     asked, largest = arrays.pop("asked"), int(arrays.pop("largest_id")[0])
-    stored = Stored(ids, **arrays, files=files, example_count=len(asked), largest_id=largest)
+    stored = TokenArrays(ids, **arrays, files=files, example_count=len(asked), largest_id=largest)
     return TokenizedFile(stored, asked)

@@ -114,7 +114,7 @@ class WordTokenizer:
     def _parts(self, word: _Word) -> list[_Word]:
         """The word parted where it can be; empty where it cannot."""
         text = word if isinstance(word, str) else word[0]
-        cuts = {found.start() for found in self._control.finditer(text)}
+        cuts = {found.start() for found in self._special.finditer(text)}
         if "\n" in text and self._is_by_line:
             cuts |= {found.start() for found in _LINE_BREAK.finditer(text)}
         if not (cuts := cuts - {0}):
@@ -142,7 +142,7 @@ class WordTokenizer:
         return {word: joined[a:b] for word, (a, b) in zip(words, pairwise(places), strict=True)}
 
     @cached_property
-    def _control(self) -> re.Pattern[str]:
+    def _special(self) -> re.Pattern[str]:
         return re.compile(_begins_control(self._backend))
 
     @cached_property
@@ -203,7 +203,7 @@ def breaks_at_spaces(backend: Tokenizer) -> bool:
 
 
 def _begins_control(backend: Tokenizer) -> str:
-    """The pattern of all control tokens: before one a text ends for the tokenizer. All are looked for at once, as of two
+    """The pattern of all special tokens: before one a text ends for the tokenizer. All are looked for at once, as of two
     that overlap it takes the first, and of those the longest."""
     if backend.encode_special_tokens:
         return "(?!)"
@@ -223,7 +223,7 @@ def _breaks_at_lines(backend: Tokenizer) -> bool:
 
 
 _NO_WORD: Final = re.compile(rf"[\s{_MARK}]")
-# not one that puts a mark before the text, as it does that again behind every control token
+# not one that puts a mark before the text, as it does that again behind every special token
 _REPLACE: Final = {"type": "Replace", "pattern": {"String": " "}, "content": _MARK}
 _LEAVE_SPACES: Final = (None, {"type": "NFC"})
 _SPLIT_NOTHING: Final = (

@@ -12,7 +12,7 @@ import numpy as np
 from inlay.data.types import Example
 from inlay.engine.loss import autocast
 from inlay.evaluation.compare import compare_pair
-from inlay.evaluation.score import HeldOut, Score, held_out, score
+from inlay.evaluation.score import EvalSet, Score, held_out, score
 from inlay.evaluation.statistics import Difference
 from inlay.generation.generate import Sampling, answers
 from inlay.models.base import context_length
@@ -23,7 +23,7 @@ from inlay.workflows.advise.passages import Index, Passage
 if TYPE_CHECKING:
     from inlay.adapters.reference import LoadedBase
     from inlay.config import Config
-    from inlay.methods.adapter import TrainedState
+    from inlay.methods.adapter import AdapterState
 
 _TIMED: Final = 5
 """Requests that are answered one by one for the latency."""
@@ -60,7 +60,7 @@ class Measured:
     """What one arm made of the rows."""
 
     arm: Arm
-    rows: HeldOut
+    rows: EvalSet
     score: Score
     prompt_tokens: float
     """Mean of a request."""
@@ -83,7 +83,7 @@ class Bench:
     config: Config
 
 
-def measure(bench: Bench, ready: LoadedBase, adapter: TrainedState, reporter: Reporter) -> list[Measured]:
+def measure(bench: Bench, ready: LoadedBase, adapter: AdapterState, reporter: Reporter) -> list[Measured]:
     """Every arm, in the order of ARMS."""
     found = []
     model = ready.model

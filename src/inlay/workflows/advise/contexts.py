@@ -105,7 +105,7 @@ def with_passages(example: Example, ranked: Sequence[Passage], budget: Budget, e
         longer = _placed(example, [*shown, passage])
         try:
             fits = prompt_length(longer, encoder) <= budget.prompt_tokens
-        except DataError:  # the passage reads as a control token, or the template refuses it
+        except DataError:  # the passage reads as a special token, or the template refuses it
             continue
         if fits:
             shown.append(passage)

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from inlay.errors import AdapterError, ConfigError, Interrupted, TrainingError
-from inlay.methods.adapter import TrainedState
+from inlay.methods.adapter import AdapterState
 from inlay.runs.folder import Run
 from inlay.training import checkpoint as checkpoints
 from inlay.training import guards, loop
 from inlay.training.checkpoint import Progress
-from inlay.training.process_group import World
+from inlay.training.process_group import ProcessGroup
 from inlay.training.schedule import learning_rate
 from inlay.training.setup import Setup
 from training_runs import Quiet, outcome, stop_after, train
@@ -60,7 +60,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[Poison]:
             job.parameters[-1].grad.view(-1)[0] = chosen.value
         return loss, bad
 
-    def checked(world: World, parameters: list[Any], optimizer: Any, step: int) -> None:
+    def checked(world: ProcessGroup, parameters: list[Any], optimizer: Any, step: int) -> None:
         if chosen.positions[-1] in chosen.weights:
             optimizer.state[parameters[0]]["exp_avg_sq"].view(-1)[0] = chosen.value
             parameters[0].data.view(-1)[0] = chosen.value
@@ -324,12 +324,12 @@ def test_nothing_that_is_not_finite_is_written(tmp_path: Path) -> None:
     optimizer.step()
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(TrainingError, match=r"a is not finite: nothing was written"):
-            checkpoints.snapshot(TrainedState({}, {"a": torch.tensor([0.0, value])}), optimizer, Progress(step=1))
+            checkpoints.snapshot(AdapterState({}, {"a": torch.tensor([0.0, value])}), optimizer, Progress(step=1))
         with pytest.raises(AdapterError, match=r"a is not finite; nothing was written"):
-            TrainedState({}, {"a": torch.tensor([0.0, value])}).write(tmp_path)
+            AdapterState({}, {"a": torch.tensor([0.0, value])}).write(tmp_path)
         optimizer.state[parameter]["exp_avg"][1] = value
         with pytest.raises(TrainingError, match=r"optimizer state 0.exp_avg is not finite"):
-            checkpoints.snapshot(TrainedState({}, {"a": torch.zeros(2)}), optimizer, Progress(step=1))
+            checkpoints.snapshot(AdapterState({}, {"a": torch.zeros(2)}), optimizer, Progress(step=1))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -341,11 +341,11 @@ def test_an_update_that_spoils_one_number_is_found(value: float, place: str) -> 
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
-    guards.require_finite_update(World(), parameters, optimizer, 1)
+    guards.require_finite_update(ProcessGroup(), parameters, optimizer, 1)
     spoilt = parameters[1].data if place == "weight" else optimizer.state[parameters[1]][place]
     spoilt[2, 1] = value
     with pytest.raises(guards.NonFinite, match=r"step 1: .* no longer finite"):
-        guards.require_finite_update(World(), parameters, optimizer, 1)
+        guards.require_finite_update(ProcessGroup(), parameters, optimizer, 1)
 
 
 def test_a_spike_is_told_from_the_usual_spread() -> None:

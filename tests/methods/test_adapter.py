@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from inlay import config as configs
 from inlay.config import Config
 from inlay.errors import AdapterError, ConfigError
-from inlay.methods.adapter import TrainedState, attach, base_view, detach, lora_layers
+from inlay.methods.adapter import AdapterState, adapter_disabled, attach, detach, lora_layers
 from inlay.methods.initialization import leading
 from inlay.methods.target_modules import layers_for_roles, linear_layers, resolve_targets
 from inlay.training.resolve import targets_of
@@ -169,11 +169,11 @@ def test_off_is_the_base_and_saved_is_memory_bit_for_bit(kind: str, tmp_path: Pa
     base, peft_model, original = trained(kind)
     memory = logits(peft_model)
     assert not torch.allclose(memory, original, atol=1e-3)
-    with base_view(peft_model):
+    with adapter_disabled(peft_model):
         assert torch.equal(logits(peft_model), original)
     assert torch.equal(logits(peft_model), memory)
-    TrainedState.of(peft_model).write(tmp_path)
-    loaded = TrainedState.read(tmp_path).attach_to(base)
+    AdapterState.of(peft_model).write(tmp_path)
+    loaded = AdapterState.read(tmp_path).attach_to(base)
     assert torch.equal(logits(loaded), memory)
     assert torch.equal(logits(detach(loaded)), original)
 
@@ -186,7 +186,7 @@ MERGED = 1e-5
 def test_merged_computes_what_unmerged_computes(adapter: dict[str, Any], capsys: Any):
     base, peft_model, _ = trained("qwen2", **adapter)
     expected = logits(peft_model)
-    merged = TrainedState.of(peft_model).exported().attach_to(base).merge_and_unload()
+    merged = AdapterState.of(peft_model).exported().attach_to(base).merge_and_unload()
     distance = float((logits(merged) - expected).abs().max())
     with capsys.disabled():
         print(f"\n  merged against unmerged {adapter}: {distance:.1e}", end="")  # noqa: T201
@@ -196,7 +196,7 @@ def test_merged_computes_what_unmerged_computes(adapter: dict[str, Any], capsys:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     _, peft_model, _ = trained("llama")
-    TrainedState.of(peft_model).write(tmp_path)
+    AdapterState.of(peft_model).write(tmp_path)
     (tmp_path / "card.json").write_text(json.dumps({"base_model": "a", "base_digest": "1" * 64}))
     return tmp_path
 
@@ -242,7 +242,7 @@ def test_an_adapter_that_is_not_what_it_should_be_is_refused(damage: str, folder
     act(folder)
     base = decoder("llama")
     with pytest.raises(AdapterError) as caught:
-        TrainedState.read(folder).attach_to(base)
+        AdapterState.read(folder).attach_to(base)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert torch.equal(logits(base), logits(decoder("llama")))
@@ -250,8 +250,8 @@ def test_an_adapter_that_is_not_what_it_should_be_is_refused(damage: str, folder
 
 def test_an_adapter_of_another_base_is_refused(folder: Path):
     with pytest.raises(AdapterError, match="trained on another base"):
-        TrainedState.read(folder, "2" * 64)
-    TrainedState.read(folder, "1" * 64)
+        AdapterState.read(folder, "2" * 64)
+    AdapterState.read(folder, "1" * 64)
 
 
 def test_settings_that_cannot_take_effect_are_refused():

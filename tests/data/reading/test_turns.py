@@ -7,10 +7,10 @@ from itertools import product
 from typing import Any
 
 import pytest
-import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import toys
 from inlay.data import Example, Message, Row, Source, parse
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.encoding.worker_pool import _examples, _plain

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from inlay.config import load
 from inlay.runs.folder import Run
-from inlay.training.process_group import World
+from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import set_up
 from training_runs import Inlay, Quiet, lines_of, train, untimed
 
@@ -191,10 +191,10 @@ def test_what_one_process_meets_is_answered_by_all_as_one_process_alone_answers_
 def test_where_another_rank_takes_the_plain_path_all_take_it(
     config_tree: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setup = set_up(load(tree=config_tree()), Quiet(), World())
+    setup = set_up(load(tree=config_tree()), Quiet(), ProcessGroup())
     assert setup.engine.name == setup.config.train.engine == "direct"
-    monkeypatch.setattr(World, "gather", lambda _, text: [text, "plain"] if text == "direct" else [text])
-    setup = set_up(load(tree=config_tree()), Quiet(), World())
+    monkeypatch.setattr(ProcessGroup, "gather", lambda _, text: [text, "plain"] if text == "direct" else [text])
+    setup = set_up(load(tree=config_tree()), Quiet(), ProcessGroup())
     assert setup.engine.name == setup.config.train.engine == "plain"
     assert setup.reasons["train.engine"] == "another rank takes the plain one"
 

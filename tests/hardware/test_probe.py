@@ -66,7 +66,7 @@ def test_an_unknown_device_name_is_refused_with_the_known_ones(wanted: str):
         pick_device(wanted)
 
 
-# ---------------------------------------------------------------- number formats
+# ---------------------------------------------------------------- dtypes
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import toys
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inlay.data.encoding.encoder import Encoder, Tokens
+import toys
+from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.encoding.rendering import TODAY
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError, ModelError
@@ -47,11 +47,11 @@ def encoder(tokenizer: str, template: str | None) -> Encoder:
     return Encoder(toys.sentencepiece(source, prefix=tokenizer))
 
 
-def encoded(enc: Encoder, *messages: Message, tools: Sequence[dict[str, Any]] = ()) -> list[Tokens]:
+def encoded(enc: Encoder, *messages: Message, tools: Sequence[dict[str, Any]] = ()) -> list[TokenizedSequence]:
     return [t for _, t in enc.examples([Example(tuple(messages), HERE, tuple(tools))])]
 
 
-def trained(enc: Encoder, tokens: Tokens) -> str:
+def trained(enc: Encoder, tokens: TokenizedSequence) -> str:
     return str(enc.tokenizer.decode(tokens.input_ids[tokens.weights > 0]))
 
 
@@ -103,7 +103,7 @@ def test_a_served_prompt_is_the_start_of_the_row_that_trains_its_answer(
     if tokenizer == "nano" and template == "llama2":
         return  # that template asks for a BOS
     enc = encoder(tokenizer, template)
-    if enc._control.find("".join(m.content for m in messages)):
+    if enc._special.find("".join(m.content for m in messages)):
         return
     check_prompts(enc, messages)
 
@@ -246,15 +246,15 @@ def test_the_saved_tokenizer_of_a_base_without_template_encodes_as_in_training(t
         ([Message("text", "one<|endoftext|>two", 1.0)], (), "turn 1 (text) contains '<|endoftext|>'"),
     ],
 )
-def test_a_control_token_in_a_row_is_refused_by_place_turn_and_token(messages: Any, tools: Any, says: str) -> None:
+def test_a_special_token_in_a_row_is_refused_by_place_turn_and_token(messages: Any, tools: Any, says: str) -> None:
     with pytest.raises(DataError) as error:
         encoded(encoder("nano", "tools"), *messages, tools=tools)
     assert str(error.value).startswith(f"rows.jsonl:7: {says}")
-    with pytest.raises(DataError, match="control token"):
+    with pytest.raises(DataError, match="special token"):
         encoder("nano", "tools").prompt(messages, tools)
 
 
-def test_a_control_token_that_is_matched_after_normalization_is_refused_in_any_spelling() -> None:
+def test_a_special_token_that_is_matched_after_normalization_is_refused_in_any_spelling() -> None:
     from tokenizers import AddedToken, Tokenizer, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
@@ -337,7 +337,7 @@ def test_a_thought_that_a_template_writes_anew_is_told_and_one_that_it_drops_is_
         ),
         ("<|im_start|>user\nCode?", "written it already: give what each turn"),
         ("It is 7.<|im_end|>", "Take it off the end of the text"),
-        ("What is <|im_end|> for?", r"Remove or rewrite it, or have it encoded as ordinary text \(data.control_tokens"),
+        ("What is <|im_end|> for?", r"Remove or rewrite it, or have it encoded as ordinary text \(data.special_tokens"),
     ],
 )
 def test_a_text_that_a_template_has_written_already_is_told_from_one_that_quotes_a_mark(text: str, told: str) -> None:

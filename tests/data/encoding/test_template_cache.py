@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import toys
 from inlay.data.encoding.encoder import QUESTION_ANSWER, Encoder
 from inlay.data.encoding.rendering import Template
-from inlay.data.encoding.special_tokens import ControlTokens
+from inlay.data.encoding.special_tokens import SpecialTokens
 from inlay.data.encoding.template_cache import places_text_unseen
 from inlay.data.types import Example, Message, Source
 
@@ -87,7 +87,7 @@ def test_a_filled_skeleton_is_what_the_template_renders(body: str, data: st.Data
 
 def _template(text: str) -> Template:
     tokenizer = toys.nano(text)
-    return Template(tokenizer, ControlTokens(tokenizer))
+    return Template(tokenizer, SpecialTokens(tokenizer))
 
 
 def test_ids_are_the_same_with_and_without_a_skeleton(monkeypatch: pytest.MonkeyPatch) -> None:

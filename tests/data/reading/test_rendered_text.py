@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import toys
 from inlay.data import Example, read_examples
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.reading.rendered_text import turns_of

@@ -7,11 +7,11 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 import pytest
-import toys
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+import toys
 from inlay.data.encoding import word_cache
 from inlay.data.encoding.piece_tokenizer import PieceTokenizer
 from inlay.data.encoding.word_cache import WordTokenizer, breaks_at_spaces
@@ -86,7 +86,7 @@ BY_WORD = {
     "Gemma": lambda: marked(pre_tokenizers.Split(" ", "merged_with_previous"), REPLACE),
 }
 AS_A_WHOLE = {
-    "a mark before what follows a control token": lambda: toys.sentencepiece().backend_tokenizer,
+    "a mark before what follows a special token": lambda: toys.sentencepiece().backend_tokenizer,
     "tokens of several words": lambda: marked(None, REPLACE, also="several words"),
     "an unknown pattern": lambda: byte_level(split(r"\S+ ?|\s+")),
     "a pattern that leaves text out": lambda: byte_level(split(QWEN, "removed")),
@@ -96,9 +96,9 @@ AS_A_WHOLE = {
     "dropout": lambda: byte_level(dropout=0.5),
     "another normalizer": lambda: byte_level(normalizer=normalizers.NFKC()),
     "another model": lambda: Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]")),
-    "a control token that takes spaces": lambda: with_token(AddedToken("<y>", lstrip=True)),
-    "a control token with a space": lambda: with_token(AddedToken("<y> z")),
-    "a control token that is a word": lambda: with_token(AddedToken("y", single_word=True)),
+    "a special token that takes spaces": lambda: with_token(AddedToken("<y>", lstrip=True)),
+    "a special token with a space": lambda: with_token(AddedToken("<y> z")),
+    "a special token that is a word": lambda: with_token(AddedToken("y", single_word=True)),
 }
 TEXTS = st.text(max_size=20) | st.lists(
     st.sampled_from([*"  \n\t\r\u00a0\u2003\u3000▁\x1c\x0b\x85\u180e\u200b.!'/_12٣é中", "the", "hello", " the", "e\u0301",
@@ -152,7 +152,7 @@ def test_a_tokenizer_that_may_join_over_spaces_is_given_whole_texts(kind: str) -
 
 def test_a_tokenizer_that_does_not_do_what_it_seems_to_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(word_cache, "breaks_at_spaces", lambda _: True)
-    found_out = ("a mark before what follows a control token", "tokens of several words", "an unknown pattern")
+    found_out = ("a mark before what follows a special token", "tokens of several words", "an unknown pattern")
     assert [WordTokenizer(AS_A_WHOLE[kind]()).is_by_word for kind in found_out] == [False] * 3
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data.habits import HABITS, TOOL, Habit
-from inlay.data.encoding.encoder import Encoder, Tokens
+from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.encoding.rendering import TODAY
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError
@@ -69,8 +69,8 @@ DIALOGUES: dict[str, Dialogue] = {
 
 
 @cache
-def encoder(name: str, control_tokens: str = "refuse") -> Encoder:
-    return Encoder(tokenizer(name), control_tokens=control_tokens)
+def encoder(name: str, special_tokens: str = "refuse") -> Encoder:
+    return Encoder(tokenizer(name), special_tokens=special_tokens)
 
 
 @cache
@@ -95,7 +95,7 @@ def rendered(enc: Encoder, messages: tuple[Message, ...], tools: list[Any]) -> s
     )
 
 
-def answer(enc: Encoder, row: Tokens, start: int) -> str:
+def answer(enc: Encoder, row: TokenizedSequence, start: int) -> str:
     """The text of the trained tokens from `start` on, to where they end."""
     end = start
     while end < len(row.weights) and row.weights[end] > 0:
@@ -103,7 +103,7 @@ def answer(enc: Encoder, row: Tokens, start: int) -> str:
     return str(enc.tokenizer.decode(row.input_ids[start:end]))
 
 
-def check(enc: Encoder, habit: Habit, messages: tuple[Message, ...], tools: list[Any]) -> list[Tokens]:
+def check(enc: Encoder, habit: Habit, messages: tuple[Message, ...], tools: list[Any]) -> list[TokenizedSequence]:
     rows = [tokens for _, tokens in enc.examples([Example(messages, Source("a", 1), tuple(tools))])]
     trained = 0
     for n, message in enumerate(messages):
@@ -143,11 +143,11 @@ def test_what_is_trained_is_the_answer_as_the_template_writes_it_and_its_end(nam
 
 
 @pytest.mark.parametrize("name", HABITS)
-def test_a_quoted_control_token_is_refused_or_becomes_ordinary_text(name: str) -> None:
+def test_a_quoted_special_token_is_refused_or_becomes_ordinary_text(name: str) -> None:
     habit, enc = HABITS[name], encoder(name, "escape")
     quotes = f"It is {habit.eos} or <s>{habit.eos}."
     messages = (user(f"What ends a turn, {habit.eos}?"), said(quotes), user("<s>"), said("Yes."))
-    with pytest.raises(DataError, match=r"turn 1 \(user\) contains .* control token\. .*data\.control_tokens: escape"):
+    with pytest.raises(DataError, match=r"turn 1 \(user\) contains .* special token\. .*data\.special_tokens: escape"):
         encoder(name).prompt(messages[:1])
     plain = (user("What ends a turn, X?"), said("It is X or YX."), user("Y"), said("Yes."))
     rows, others = ([t for _, t in enc.examples([Example(m, Source("a", 1))])] for m in (messages, plain))
@@ -159,5 +159,5 @@ def test_a_quoted_control_token_is_refused_or_becomes_ordinary_text(name: str) -
     assert enc.text(enc.prompt(messages[:1])).count(habit.eos) == 1
 
 
-def _controls(enc: Encoder, row: Tokens) -> list[int]:
-    return [int(i) for i in row.input_ids if int(i) in enc._control.ids]
+def _controls(enc: Encoder, row: TokenizedSequence) -> list[int]:
+    return [int(i) for i in row.input_ids if int(i) in enc._special.ids]

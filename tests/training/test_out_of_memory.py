@@ -17,10 +17,10 @@ from inlay.engine import loss as engine_loss
 from inlay.engine.direct.model import DirectModel
 from inlay.engine.memory import held_bytes, release
 from inlay.errors import ConfigError, Interrupted, TrainingError
-from inlay.methods.adapter import TrainedState
+from inlay.methods.adapter import AdapterState
 from inlay.runs.folder import Run
 from inlay.training.loop import run_job
-from inlay.training.process_group import World
+from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import Setup, set_up
 from inlay.training.signals import StopRequest
 from parts import qa_rows, write_rows
@@ -71,28 +71,28 @@ def setup(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory, request: py
         },
         "eval": {"batch_size": 4},
     }
-    return set_up(load(tree=tree), Quiet(), World())
+    return set_up(load(tree=tree), Quiet(), ProcessGroup())
 
 
 @pytest.fixture(scope="module")
-def trained(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Run, TrainedState]]:
+def trained(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Run, AdapterState]]:
     """The run and final adapter from the same start, with that micro batch size."""
-    start = TrainedState.of(setup.model)
+    start = AdapterState.of(setup.model)
 
-    def run(micro_batch_size: int) -> tuple[Run, TrainedState]:
+    def run(micro_batch_size: int) -> tuple[Run, AdapterState]:
         start.load_into(setup.model)
         setup.model.train()
         made = Run(tmp_path_factory.mktemp("run"))
         job = setup.job(made)
         job.micro_batch_size = micro_batch_size
-        run_job(job, World(), StopRequest(), Quiet(), [])
-        return made, TrainedState.of(setup.model)
+        run_job(job, ProcessGroup(), StopRequest(), Quiet(), [])
+        return made, AdapterState.of(setup.model)
 
     return run
 
 
 @pytest.fixture(scope="module")
-def small(trained: Callable[[int], tuple[Run, TrainedState]]) -> Callable[[int], tuple[Run, TrainedState]]:
+def small(trained: Callable[[int], tuple[Run, AdapterState]]) -> Callable[[int], tuple[Run, AdapterState]]:
     """Runs that began with that micro batch, each made once."""
     return cache(trained)
 
@@ -200,7 +200,7 @@ def test_a_limit_is_planned_with_before_anything_is_trained(
         release("cpu")
         limit = room if isinstance(room, str) else f"{held_bytes('cpu') + room}"
         tree = config_tree(data=data, train={"batch_size": 8, "micro_batch_size": "auto", "max_memory": limit})
-        return set_up(load(tree=tree), Quiet(), World())
+        return set_up(load(tree=tree), Quiet(), ProcessGroup())
 
     roomy, close = planned("900GB"), planned(20_000_000)
     assert (roomy.config.train.micro_batch_size, roomy.eval_batch_size) == (8, 16)

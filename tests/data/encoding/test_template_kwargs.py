@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import inlay
+import toys
 from inlay.config.settings import DataConfig
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.encoding.template_kwargs import switches_of, with_switches

@@ -17,7 +17,7 @@ from inlay import config as configs
 from inlay.config import Config
 from inlay.errors import AdapterError, ConfigError
 from inlay.methods import peft_names
-from inlay.methods.adapter import TrainedState, attach, base_view, detach, expert_bytes
+from inlay.methods.adapter import AdapterState, adapter_disabled, attach, detach, expert_bytes
 from inlay.methods.target_modules import coverage, expert_targets, linear_layers, resolve_targets, unfit_layers
 from inlay.models.named_class import NamedClass
 from inlay.training.resolve import targets_of
@@ -68,10 +68,10 @@ def test_every_layer_that_is_named_learns_and_plain_peft_opens_it(name: str, tmp
     assert not still
     memory = logits(peft_model.eval())
     assert float((memory - original).abs().max()) > 1e-2
-    TrainedState.of(peft_model).write(tmp_path)
-    assert torch.equal(logits(TrainedState.read(tmp_path).attach_to(family(name))), memory)
+    AdapterState.of(peft_model).write(tmp_path)
+    assert torch.equal(logits(AdapterState.read(tmp_path).attach_to(family(name))), memory)
     assert float((logits(PeftModel.from_pretrained(family(name), str(tmp_path))) - memory).abs().max()) < 1e-4
-    with base_view(peft_model):
+    with adapter_disabled(peft_model):
         assert torch.equal(logits(peft_model), original)
     assert torch.equal(logits(detach(peft_model)), original)
 
@@ -79,15 +79,15 @@ def test_every_layer_that_is_named_learns_and_plain_peft_opens_it(name: str, tmp
 @pytest.mark.parametrize("name", ["deepseek_v3", "mixtral", "gpt_oss", "llama4"])
 def test_experts_learn_beside_the_layers_and_plain_peft_opens_and_merges_them(name: str, tmp_path: Path) -> None:
     peft_model, original = adapted(name, experts=True), logits(family(name))
-    names = [n for n in TrainedState.of(peft_model).tensors if ".experts." in n]
+    names = [n for n in AdapterState.of(peft_model).tensors if ".experts." in n]
     assert (
         len(names) == 4 * sum(n.endswith("experts.lora_A.weight") for n in names) > 0
     )  # A and B of two weights a layer
     peft_model.train()(input_ids=IDS).logits.square().mean().backward()
     assert all(p.grad is not None and p.grad.any() for p in peft_model.parameters() if p.requires_grad)
     memory = logits(peft_model.eval())
-    TrainedState.of(peft_model).write(tmp_path)
-    assert torch.equal(logits(TrainedState.read(tmp_path).attach_to(family(name))), memory)
+    AdapterState.of(peft_model).write(tmp_path)
+    assert torch.equal(logits(AdapterState.read(tmp_path).attach_to(family(name))), memory)
     opened = PeftModel.from_pretrained(family(name), str(tmp_path)).eval()
     assert float((logits(opened) - memory).abs().max()) < 1e-4
     assert float((logits(opened.merge_and_unload()) - memory).abs().max()) < 1e-4
@@ -217,8 +217,8 @@ def test_the_preset_code_and_ia3_find_their_layers_in_every_family(name: str, ex
 
 def test_a_head_of_its_own_is_adapted_where_it_is_named(tmp_path: Path) -> None:
     peft_model = adapted("qwen3", target_modules=["q_proj", "lm_head"])
-    TrainedState.of(peft_model).write(tmp_path)
-    assert any("lm_head.lora_B" in name for name in TrainedState.of(peft_model).tensors)
+    AdapterState.of(peft_model).write(tmp_path)
+    assert any("lm_head.lora_B" in name for name in AdapterState.of(peft_model).tensors)
     assert torch.equal(logits(PeftModel.from_pretrained(family("qwen3"), str(tmp_path))), logits(peft_model))
 
 
@@ -254,7 +254,7 @@ def test_an_adapter_on_other_layers_than_the_named_ones_is_refused(monkeypatch: 
 
 
 def test_what_peft_rewrites_is_saved_by_its_weights_and_read_as_layers(tmp_path: Path) -> None:
-    TrainedState.of(adapted("deepseek_v3", dropout=0.1)).write(tmp_path)
+    AdapterState.of(adapted("deepseek_v3", dropout=0.1)).write(tmp_path)
     stored = json.loads((tmp_path / "adapter_config.json").read_text())
     assert stored["target_parameters"] == ["down_proj.weight", "gate_proj.weight", "up_proj.weight"]
     assert not {"gate_proj", "up_proj", "down_proj"} & set(stored["target_modules"])
@@ -269,12 +269,12 @@ def test_an_adapter_for_a_class_with_other_names_finds_experts_and_rewritten_lay
     peft_model = adapted("deepseek_v3", experts=True)
     memory = logits(peft_model)
     named = NamedClass("Whole", "Part", {"model.layers": "model.text.layers"})
-    TrainedState.of(peft_model).under(named).write(tmp_path)
+    AdapterState.of(peft_model).under(named).write(tmp_path)
     (tmp_path / "card.json").write_text(json.dumps({"module_names": named.prefixes}))
     stored = json.loads((tmp_path / "adapter_config.json").read_text())
     assert "experts" not in stored["target_modules"]
     assert "experts.gate_up_proj" in stored["target_parameters"]
-    assert torch.equal(logits(TrainedState.read(tmp_path).attach_to(family("deepseek_v3"))), memory)
+    assert torch.equal(logits(AdapterState.read(tmp_path).attach_to(family("deepseek_v3"))), memory)
 
 
 @pytest.mark.parametrize("name", ["opt", "opt, narrow embeddings", "llama4"])
@@ -284,7 +284,7 @@ def test_virtual_tokens_learn_where_the_decoder_lies_deeper_in_the_model(name: s
     assert peft_model.prompt_embeddings.grad.any()
     memory = logits(peft_model.eval())
     assert not torch.allclose(memory, logits(family(name)), atol=1e-3)
-    TrainedState.of(peft_model).write(tmp_path)
+    AdapterState.of(peft_model).write(tmp_path)
     assert torch.equal(logits(PeftModel.from_pretrained(family(name), str(tmp_path))), memory)
 
 
@@ -336,5 +336,5 @@ def test_eva_starts_from_each_row_alone_also_where_a_layer_sees_no_rows() -> Non
         model = family("opt")
         torch.manual_seed(0)
         peft_model = attach(model, config, targets_of(config, model)[0], lambda batches=batches: batches)
-        found.append(TrainedState.of(peft_model).tensors)
+        found.append(AdapterState.of(peft_model).tensors)
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import toys
 
+import toys
 from inlay.data.encoding.encoder import BATCH, Encoder
 from inlay.data.encoding.worker_pool import Part, encoded, process_count
 from inlay.data.types import Example, Message, Source

@@ -15,7 +15,7 @@ from inlay.cli.plan_view import plan_text
 from inlay.config import load
 from inlay.engine.estimate import Shape, Work, estimate
 from inlay.errors import ConfigError
-from inlay.training.process_group import World
+from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import set_up, token_cap
 from inlay.workflows.plan import Plan, _largest
 from training_runs import Quiet
@@ -28,7 +28,7 @@ def planned(tree: dict[str, Any], **options: Any) -> Plan:
 
 
 def test_sizes_are_those_of_the_loaded_model_and_no_weights_are_needed(config_tree: Tree, tiny_base: Path) -> None:
-    setup = set_up(load(tree=config_tree()), Quiet(), World())
+    setup = set_up(load(tree=config_tree()), Quiet(), ProcessGroup())
     bare = tiny_base.parent / "without weights"
     bare.mkdir(exist_ok=True)
     for path in tiny_base.iterdir():

@@ -13,7 +13,7 @@ import pytest
 from comparisons import made
 from inlay import api
 from inlay.data.domain import domains, find_domain
-from inlay.data.encoding.encoder import Tokens
+from inlay.data.encoding.encoder import TokenizedSequence
 from inlay.data.encoding.token_arrays import pack
 from inlay.data.reading.read import read_examples
 from inlay.data.types import Example, Message, Source
@@ -22,7 +22,7 @@ from inlay.evaluation.groups import groups
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
 from inlay.evaluation.report import as_markdown
 from inlay.evaluation.retention import GENERAL, retention, retention_sets
-from inlay.evaluation.score import HeldOut, Score
+from inlay.evaluation.score import EvalSet, Score
 from inlay.runs.reporter import PlainReporter
 from training_runs import train
 
@@ -51,16 +51,21 @@ def scores(nll: Any, weight: Any) -> Score:
     return Score("m", np.array(nll, float), np.array(weight, float), np.zeros(len(nll)), texts, stopped, (), 0.0)
 
 
-def held(rows: list[tuple[int, int, str]]) -> HeldOut:
+def held(rows: list[tuple[int, int, str]]) -> EvalSet:
     """Rows of (prompt tokens, answer tokens, file)."""
     sources = [Source(file, n + 1) for n, (_, _, file) in enumerate(rows)]
     examples = tuple(Example((Message("user", "q"), Message("assistant", "a", 1.0)), source, ()) for source in sources)
     tokens = pack(
-        (n, Tokens(np.zeros(p + a, dtype=np.int32), np.r_[np.zeros(p), np.ones(a)].astype(np.float32), sources[n]))
+        (
+            n,
+            TokenizedSequence(
+                np.zeros(p + a, dtype=np.int32), np.r_[np.zeros(p), np.ones(a)].astype(np.float32), sources[n]
+            ),
+        )
         for n, (p, a, _) in enumerate(rows)
     )
     asked = {n: [0] * p for n, (p, _, _) in enumerate(rows)}
-    return HeldOut(examples, tokens, asked, {n: f"a{n}" for n in asked}, (), np.full(len(rows), 8.0))
+    return EvalSet(examples, tokens, asked, {n: f"a{n}" for n in asked}, (), np.full(len(rows), 8.0))
 
 
 def test_the_loss_of_each_set_is_compared_by_itself() -> None:

@@ -237,7 +237,7 @@ def test_rows_of_no_format_are_told_what_would_read_them(value: dict[str, Any], 
 
 
 def test_the_page_on_data_has_the_tables_of_the_code() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
     for of, table in (("turn", turn_fields.table()), ("row", row_fields.table())):
         assert row_fields.markdown(table, of) in page, "run tools/write_docs.py"
     assert {name for names, _ in turn_fields.table() for name in names} == turn_fields.KNOWN

@@ -13,8 +13,8 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from inlay.errors import AdapterError
-from inlay.methods.adapter import TrainedState, detach
-from models.test_adapter import decoder, logits
+from inlay.methods.adapter import AdapterState, detach
+from methods.test_adapter import decoder, logits
 
 LLAMA: dict[str, dict[str, Any]] = {
     "the defaults": {},
@@ -64,7 +64,7 @@ def test_an_adapter_of_peft_computes_what_it_computes_there(kind: str, name: str
     expected = write(tmp_path, kind, **(LLAMA if kind == "llama" else GPT2)[name])
     original = logits(decoder(kind))
     assert not torch.allclose(expected, original, atol=1e-3)
-    loaded = TrainedState.read(tmp_path).attach_to(decoder(kind))
+    loaded = AdapterState.read(tmp_path).attach_to(decoder(kind))
     assert torch.equal(logits(loaded), expected)
     assert torch.equal(logits(detach(loaded)), original)
 
@@ -85,7 +85,7 @@ def test_an_adapter_whose_meaning_lies_outside_a_b_and_scale_is_refused(name: st
     lora, said = REFUSED[name]
     write(tmp_path, "llama", **lora)
     with pytest.raises(AdapterError) as caught:
-        TrainedState.read(tmp_path)
+        AdapterState.read(tmp_path)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -97,7 +97,7 @@ def test_a_setting_that_nobody_here_knows_is_refused(key: str, value: Any, tmp_p
     write(tmp_path, "llama")
     change(tmp_path, **{key: value})
     with pytest.raises(AdapterError, match=r"name the merged model|weight_conversion"):
-        TrainedState.read(tmp_path)
+        AdapterState.read(tmp_path)
 
 
 def change(folder: Path, **values: Any) -> None:
@@ -114,7 +114,7 @@ def test_an_embedding_in_place_of_the_bases_own_is_refused(tmp_path: Path):
     save_file(tensors | {name: tensors[name] + 1}, file)
     base = decoder("llama")
     with pytest.raises(AdapterError, match=r"brings a .*embed_tokens\.base_layer\.weight of its own"):
-        TrainedState.read(tmp_path).attach_to(base)
+        AdapterState.read(tmp_path).attach_to(base)
     assert torch.equal(logits(base), logits(decoder("llama")))
 
 
@@ -129,5 +129,5 @@ def test_a_regular_expression_that_never_ends_hangs_nothing(
     monkeypatch.setattr("inlay.methods.adapter_files._MATCHING_S", 0.4)
     began = time.monotonic()
     with pytest.raises(AdapterError, match=said):
-        TrainedState.read(tmp_path).attach_to(decoder("llama"))
+        AdapterState.read(tmp_path).attach_to(decoder("llama"))
     assert time.monotonic() - began < 20

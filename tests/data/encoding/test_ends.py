@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toys
 from tokenizers import AddedToken
 
 import inlay
+import toys
 from inlay import api
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.types import Example, Message, Source
@@ -39,7 +39,7 @@ def test_an_end_that_the_tokenizer_holds_as_an_ordinary_token_ends_an_answer_and
     assert enc.text(trained.tolist()) == "So it is."
     with pytest.raises(DataError, match="turn 1"):
         enc.prompt([Message("user", "What is <turn_end>?")])
-    quoting = Encoder(with_plain_end(), control_tokens="escape")
+    quoting = Encoder(with_plain_end(), special_tokens="escape")
     assert quoting.prompt([Message("user", "What is <turn_end>?")]).count(end) == 1
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toys
 
+import toys
 from inlay import api
 from inlay.config.settings import DataConfig, TrainFile
 from inlay.data import rows
