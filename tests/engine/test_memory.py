@@ -68,20 +68,20 @@ def test_a_malloc_that_somebody_has_tuned_is_left_alone(monkeypatch: pytest.Monk
 def test_freed_blocks_stay_for_the_next_step_or_are_given_back(for_speed: bool) -> None:
     program = f"""
 import resource, psutil, torch
-from inlay.engine.memory import give_back, tune_allocator
+from inlay.engine.memory import trim_allocator, tune_allocator
 print(tune_allocator({for_speed}))
 torch.ones(10_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
     torch.ones(10_000_000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-give_back("cpu")
+trim_allocator("cpu")
 held = psutil.Process().memory_info().rss
 small = [torch.ones(500_000) for _ in range(60)]
 del small[::2]
 small = small[:1]
 print(psutil.Process().memory_info().rss - held)
-give_back("cpu")
+trim_allocator("cpu")
 print(psutil.Process().memory_info().rss - held)
 """
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD"))}
