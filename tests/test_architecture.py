@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("module", ["inlay", "inlay.cli", "inlay.config", "inlay.data.reading.formats"])
+@pytest.mark.parametrize("module", ["inlay", "inlay.api", "inlay.cli", "inlay.config", "inlay.data.reading.formats"])
 def test_torch_is_not_imported_before_a_verb_needs_it(module: str) -> None:
     asked = (
         f"import sys, {module}; heavy = {{'torch', 'transformers', 'peft', 'matplotlib'}} & set(sys.modules); "
@@ -31,6 +31,14 @@ def test_the_public_names_are_there_when_asked_for() -> None:
     assert (inlay.train, inlay.compare, inlay.load) == (api.train, api.compare, api.load)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = inlay.trian
+
+
+def test_a_file_of_the_api_is_never_taken_for_a_verb() -> None:
+    """The import of a submodule binds its name in the package, over a function of that name."""
+    from inlay import api
+
+    files = {path.stem for path in (ROOT / "src" / "inlay" / "api").glob("*.py")}
+    assert not files & set(api.__all__)
 
 
 def test_the_page_on_architecture_names_the_rooms_of_the_contract_in_order() -> None:

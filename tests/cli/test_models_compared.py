@@ -16,6 +16,7 @@ from inlay.data.domain import find_domain
 from inlay.errors import AdapterError, ConfigError, DataError, RunError
 from inlay.evaluation.metrics import LOSS_METRICS
 from inlay.evaluation.task_metrics import metrics_for
+from inlay.runs import folder as runs
 from inlay.runs.reporter import PlainReporter
 from parts import qa_rows, write_rows
 
@@ -82,7 +83,7 @@ def test_style_and_relevance_are_shown_only_where_they_separate_and_cost_where_a
 
     base, adapter = found.bills
     assert base.once is None
-    assert adapter.once == pytest.approx(api.runs.find("first", "results").record["result"]["train_time_s"] / 1800)
+    assert adapter.once == pytest.approx(runs.find("first", "results").record["result"]["train_time_s"] / 1800)
     assert found.speed[0] is not None
     assert base.per_1000 == pytest.approx(found.speed[0].time_s / found.speed[0].answers * 1000 * 2 / 3600 / 0.5)
     assert base.stored_bytes > adapter.stored_bytes > 0

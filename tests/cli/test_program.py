@@ -19,6 +19,7 @@ import training_runs
 from inlay import api
 from inlay.cli import app
 from inlay.errors import Interrupted
+from inlay.runs import folder as runs
 from program import QUICK, Ended, environment, program
 
 Inlay = Callable[..., Ended]
@@ -327,7 +328,7 @@ def test_a_bug_leaves_its_traceback_in_the_log_and_one_line_on_the_screen(
     assert json.loads(ended.out) == {"error": line, "exit_code": 1}
     assert "Traceback" not in ended.err
     assert 'raise ZeroDivisionError("a bug' in (unfinished / "results/buggy/log.txt").read_text()
-    assert api.runs.find("buggy").status == "failed"
+    assert runs.find("buggy").status == "failed"
     monkeypatch.setenv("INLAY_DEBUG", "1")
     assert "Traceback" in inlay(*train, "--fresh").err
 

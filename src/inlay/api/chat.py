@@ -1,0 +1,102 @@
+"""Answers from a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from inlay import config as configs
+from inlay.api.types import RunLike
+from inlay.config.settings import GenerationConfig
+from inlay.errors import RunError
+from inlay.runs.folder import Run
+from inlay.runs.reporter import PlainReporter, Reporter
+
+if TYPE_CHECKING:
+    from inlay.data.encoding.encoder import Encoder
+    from inlay.data.types import Message
+
+Prompt = str | Sequence[Mapping[str, str]]
+"""The text of a user, or the messages of a conversation."""
+
+
+@dataclass
+class Loaded:
+    """A base with the adapter of a run on it, ready to answer."""
+
+    run: Run
+    model: Any
+    encoder: Encoder
+    device: str
+    autocast_dtype: Any
+    """As in training and scoring: the dtype of matmuls over a 16-bit base, None for that of the weights."""
+
+    def generate(self, prompt: Prompt, **sampling: Any) -> str:
+        """The answer to a prompt or a conversation; keywords override the run's `generation` settings.
+
+        Raises: ConfigError for an unknown keyword or a value out of range.
+        """
+        return self.generate_many([prompt], **sampling)[0]
+
+    def generate_many(self, prompts: Sequence[Prompt], **sampling: Any) -> list[str]:
+        """The answers to several prompts, computed together."""
+        return self._answers(prompts, sampling)
+
+    def stream(self, messages: Sequence[Mapping[str, str]], on_text: Callable[[str], None], **sampling: Any) -> str:
+        """The answer, as by `generate`; `on_text` gets each piece of it as soon as it is there."""
+        from inlay.generation.generate import text_streamer
+
+        return self._answers([messages], sampling, text_streamer(self.encoder.tokenizer, on_text))[0]
+
+    def _answers(self, prompts: Sequence[Prompt], over: Mapping[str, Any], streamer: Any = None) -> list[str]:
+        from inlay.engine.loss import autocast
+        from inlay.generation.generate import Sampling, answers
+
+        sampling = Sampling.of(_generation(self.run.config.generation.model_dump() | dict(over)))
+        encoded = [self.encoder.prompt(_conversation(prompt)) for prompt in prompts]
+        with autocast(self.device, self.autocast_dtype):
+            return answers(self.model, self.encoder, encoded, sampling, streamer=streamer)
+
+
+def load(
+    run: RunLike = None, *, adapter: bool = True, reporter: Reporter | None = None, folder: str = "results"
+) -> Loaded:
+    """The base of a run with its adapter (`adapter=False`: without), or with that of a checkpoint: `RUN@STEP`.
+
+    By default the run trained last. Raises: RunError for a name that is not of a run.
+    """
+    from inlay.adapters import reference
+
+    named = reference.reference(run, folder)
+    if named.run is None:
+        raise RunError(f"{run}: not a run. Name a run or a checkpoint of one, as RUN@120.")
+    if adapter and named.caution:
+        (reporter or PlainReporter()).note(named.caution)
+    ready = reference.load_base(named.run)
+    model = ready.model
+    if adapter:
+        state = named.adapter(ready.base)
+        assert state is not None, f"{named.name} has no adapter"
+        model = state.attach_to(model)
+    return Loaded(named.run, model, ready.encoder, ready.device, ready.dtype)
+
+
+def sampling_of(settings: Sequence[str]) -> dict[str, Any]:
+    """Setting to value of `key=value` texts of the section generation, its name left out or not. Raises: ConfigError."""
+    full = [text if text.startswith(("generation.", "=")) else f"generation.{text}" for text in settings]
+    values = {path.removeprefix("generation."): value for path, value in map(configs.parse_assignment, full)}
+    _generation(values)
+    return values
+
+
+def _generation(values: Mapping[str, Any]) -> GenerationConfig:
+    return configs.validate({"model": {"base_model": "-"}, "data": {"train": "-"}, "generation": values}).generation
+
+
+def _conversation(prompt: Prompt) -> list[Message]:
+    from inlay.data.types import Message
+
+    if isinstance(prompt, str):
+        return [Message("user", prompt)]
+    return [Message(turn["role"], turn["content"]) for turn in prompt]

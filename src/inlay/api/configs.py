@@ -1,0 +1,87 @@
+"""Configs: from a command line, of other trainers, shown, explained, written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from inlay import config as configs
+from inlay.config import Config
+from inlay.errors import ConfigError, RunError, nearest
+from inlay.runs import folder as runs
+from inlay.storage import write_file
+
+
+def config_of(
+    source: str, settings: Sequence[str] = (), preset: str | None = None, given: Mapping[str, Any] | None = None
+) -> Config:
+    """The config of a command line: a YAML file or a data file, `key=value` texts, and options that were given."""
+    if not source:
+        raise ConfigError("the name of the data is empty. Name a data file, a hub dataset or a .yaml config.")
+    assignments: dict[str, Any] = dict(configs.parse_assignment(text) for text in settings)
+    assignments |= {path: value for path, value in (given or {}).items() if value is not None}
+    if source.endswith((".yaml", ".yml")):
+        return configs.load(Path(source), assignments, preset)
+    return configs.load(None, {"data.train": source} | assignments, preset)
+
+
+def init(path: str | Path = "inlay.yaml", *, preset: str | None = None, force: bool = False) -> Path:
+    """The path of a commented config to start from, now written. Raises: ConfigError when the file is already there."""
+    from inlay.config.render import starter
+
+    target = Path(path)
+    if target.exists() and not force:
+        raise ConfigError(f"{target}: is already there. Give another path, or --force to replace it.")
+    write_file(target, starter(preset))
+    return target
+
+
+def show_config(what: str | None, *, folder: str = "results") -> tuple[Any, str]:
+    """(value, text) of a config file, a run's config or a preset; of the list of presets when `what` is None."""
+    from inlay.config.load import preset_tree, read_tree
+    from inlay.config.render import as_yaml
+
+    found = configs.presets()
+    if what is None:
+        about = {name: read_tree(path).get("description", "") for name, path in found.items()}
+        width = max(map(len, about), default=0)
+        return about, "\n".join(f"{name:<{width}}  {text}" for name, text in about.items())
+    if what in found:
+        return preset_tree(what), found[what].read_text(encoding="utf-8").rstrip()
+    if what.endswith((".yaml", ".yml")):
+        config = configs.load(Path(what))
+        return config.model_dump(), as_yaml(config, {}, f"{what} with every default filled in.").rstrip()
+    try:
+        run = runs.find(what, folder)
+    except RunError:
+        guess = nearest(what, found)
+        hint = f" Did you mean the preset {guess!r}?" if guess else f" Presets: {', '.join(found)}."
+        raise ConfigError(f"{what}: neither a preset, nor a .yaml file, nor a run in {folder}.{hint}") from None
+    return run.config.model_dump(), (run.path / "config.yaml").read_text(encoding="utf-8").rstrip()
+
+
+def explain_config(setting: str | None = None) -> list[dict[str, Any]]:
+    """Documentation of a setting, of a section, or of all."""
+    from inlay.config.render import explain
+
+    return explain(setting)
+
+
+def import_config(path: str | Path, *, dataset: str | None = None, to: str | Path | None = None) -> dict[str, Any]:
+    """A config of LLaMA-Factory or Axolotl as one of inlay: its text, settings, and what has no counterpart.
+
+    Written to `to` if given. Raises: ConfigError when the file is neither, or `to` is there already.
+    """
+    from inlay.config.foreign import import_config as read_foreign
+
+    found = read_foreign(Path(path), dataset)
+    text = found.as_yaml(str(path))
+    if to is not None:
+        if Path(to).exists():
+            raise ConfigError(f"{to}: is already there. Name another file with --out.")
+        Path(to).write_text(text, encoding="utf-8")
+    return {
+        "kind": found.kind, "config": found.values, "missing": found.missing, "text": text,
+        "path": str(to) if to is not None else None,
+    }  # fmt: skip

@@ -1,0 +1,34 @@
+"""The demo: a small built-in base trained on built-in rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from inlay import config as configs
+from inlay.api.evaluation import compare
+from inlay.api.training import train
+from inlay.runs import folder as runs
+from inlay.runs.folder import Run
+from inlay.runs.reporter import Reporter
+
+if TYPE_CHECKING:
+    from inlay.evaluation.compare import Comparison
+
+
+def demo(*, folder: str = "results", reporter: Reporter | None = None) -> tuple[Run, Comparison]:
+    """A run of the built-in base on the built-in customer-support rows, and its comparison; numbered anew each time."""
+    from inlay.data.domain import find_domain
+
+    files = find_domain("customer_support")
+    config = configs.load(
+        tree={
+            "preset": "support",
+            "model": {"base_model": "builtin:nano"},
+            "data": {"train": str(files.train), "eval": str(files.heldout)},
+            "train": {"epochs": 3},
+            "eval": {"max_rows": 100, "max_new_tokens": 64},
+            "output": {"folder": folder, "name": runs.next_named(folder, "demo")},
+        }
+    )
+    run = train(config, reporter=reporter)
+    return run, compare(run, reporter=reporter)

@@ -1,0 +1,154 @@
+"""Scores of one model, comparisons of several, and the proofs of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inlay.api.types import RunLike, as_run
+from inlay.config.measuring import TAKEN, assigned
+from inlay.errors import ConfigError
+from inlay.runs.reporter import PlainReporter, Reporter
+
+if TYPE_CHECKING:
+    from inlay.adapters.reference import ModelName, Reference
+    from inlay.evaluation.compare import Comparison
+    from inlay.evaluation.custom import MetricSpecs
+
+
+def compare(
+    *models: ModelName,
+    data: str | None = None,
+    metrics: MetricSpecs = (),
+    prompts: Sequence[str] = (),
+    settings: Sequence[str] = (),
+    python_tests: str | Path | None = None,
+    blind: bool = False,
+    cost: float | None = None,
+    watts: float | None = None,
+    utilisation: float | None = None,
+    reporter: Reporter | None = None,
+    folder: str = "results",
+) -> Comparison:
+    """The models on the same rows, each against the first; one alone (by default the run trained last) against its base.
+
+    A model is a run, `RUN@STEP`, the folder of an adapter or of a complete model, `base`, or a hub id. The rows are the
+    held-out set of the first run, or the file `data`. `metrics` replace those that the references call for; one may be
+    a function `(prediction, reference) -> float`, or `FILE.py:FUNCTION`. `settings` are `key=value` texts of the section
+    eval, such as eval.max_rows=50, that override those of the first run; with `data` also data.format and data.columns,
+    which set how the file is read. `python_tests` is a file of {"question", "tests"} rows: the Python in those answers
+    is run, in a limited process. Reports go to `reports/` of the first run, without a run to `comparisons/` in `folder`.
+    `blind` then opens a local page on which answers are judged without their model's name, and adds the judgements to
+    the reports. Any of `cost` (of an hour of this machine), `watts` and `utilisation` (the share of the paid time in
+    which it serves) adds the cost of each model.
+    Raises: RunError, AdapterError, ModelError, ConfigError for names that mean nothing or cannot be measured.
+    """
+    from inlay.evaluation.blind_server import ask
+    from inlay.evaluation.costs import Prices
+    from inlay.evaluation.python_tests import read_tests
+    from inlay.evaluation.task_metrics import resolved
+    from inlay.workflows import compare, measure
+
+    reporter, metrics = reporter or PlainReporter(), resolved(metrics)
+    over = assigned(settings, "compare", data)
+    tests = read_tests(python_tests) if python_tests else {}
+    prices = Prices.of(cost, watts, utilisation)
+    named = _references(models or (None,), folder)
+    if blind and len(named) > 2:
+        raise ConfigError(f"--blind: two models are judged against each other (got {len(named)}). Name two, or one.")
+    both = named if len(named) > 1 else [named[0].without_adapter(), *named]
+    found = measure.measured(both, data, prompts, reporter, over)
+    metrics = [*metrics, compare.python_tests(found, tests)] if python_tests else metrics
+    where = compare.reports_folder(found, folder)
+    comparison = compare.reported(found, metrics, where, prices)
+    if not blind:
+        return comparison
+    ask(comparison, where, reporter.note)
+    return compare.reported(found, metrics, where, prices)
+
+
+def evaluate(
+    model: ModelName = None,
+    *,
+    adapter: bool = True,
+    data: str | None = None,
+    metrics: MetricSpecs = (),
+    settings: Sequence[str] = (),
+    reporter: Reporter | None = None,
+    folder: str = "results",
+) -> dict[str, Any]:
+    """{"name", "n", "settings", "metrics": {metric: value}, "speed", "time_s"} of one model.
+
+    Models, rows and `settings` as in `compare`; those that only a comparison needs, such as eval.resamples, are refused.
+    """
+    from inlay.evaluation.compare import totals
+    from inlay.evaluation.task_metrics import resolved
+    from inlay.workflows import measure
+
+    metrics, over = resolved(metrics), assigned(settings, "eval", data)
+    (named,) = _references([model], folder)
+    named = named if adapter else named.without_adapter()
+    found = measure.measured([named], data, (), reporter or PlainReporter(), over)
+    rows, scored = found.rows[0], found.scores[0]
+    values = totals(rows, scored, metrics)
+    speed = None if scored.speed is None else scored.speed.to_json()
+    took = round(scored.time_s, 3)
+    used = {path: getattr(found.config.eval, path.removeprefix("eval.")) for path in TAKEN["eval"]}
+    return {
+        "name": named.name, "n": len(rows.examples), "settings": used, "metrics": values, "speed": speed, "time_s": took,
+    }  # fmt: skip
+
+
+def harness(
+    model: ModelName = None,
+    tasks: Sequence[str] = (),
+    *,
+    limit: int | None = None,
+    settings: Sequence[str] = (),
+    reporter: Reporter | None = None,
+    folder: str = "results",
+) -> dict[str, Any]:
+    """Scores on tasks of lm-evaluation-harness, of a base and of the adapter over it.
+
+    `tasks` are names, groups or patterns of the harness, or YAML task files; `limit` is the number of documents of each;
+    `settings` are `key=value` texts of eval.batch_size and eval.resamples. Gives
+    {"base", "adapter", "scores": [{"task", "metric", "documents", "base", "adapter", "difference"}]}; the difference
+    has its paired interval where the metric is a mean over documents. Raises: ConfigError for unknown tasks, or when the
+    extra `harness` is not installed.
+    """
+    from inlay.adapters.reference import reference
+    from inlay.workflows.measure import on_tasks
+
+    over = assigned(settings, "eval --harness")
+    return on_tasks(reference(model, folder), tasks, limit, reporter or PlainReporter(), over)
+
+
+def verify(run: RunLike = None, *, folder: str = "results") -> dict[str, Any]:
+    """{"run", "passed", "proofs": [{"name", "passed", "found", "samples"}]} of a run that has an adapter.
+
+    `passed` of a proof is None where a file that it needs, such as the data, is gone. Raises: RunError.
+    """
+    from inlay.adapters.reference import load_base, require_adapter
+    from inlay.proof.verify import prove_stored
+
+    found = as_run(run, folder)
+
+    def loaded() -> tuple[Any, Any, str, Any]:
+        ready = load_base(found)
+        return ready.model, ready.encoder, ready.device, ready.dtype
+
+    require_adapter(found)
+    proofs = prove_stored(found, loaded)
+    passed = all(proof.passed is not False for proof in proofs)
+    return {"run": str(found.path), "passed": passed, "proofs": [proof.to_json() for proof in proofs]}
+
+
+def _references(names: Sequence[ModelName], folder: str) -> list[Reference]:
+    from inlay.adapters.reference import BASE, reference
+
+    found = [None if name == BASE else reference(name, folder) for name in names]
+    owner = next((one for one in found if one is not None), None)
+    if owner is None:
+        raise ConfigError(f"{BASE}: of which run? Name one with it: inlay compare {BASE} RUN.")
+    return [owner.without_adapter() if one is None else one for one in found]

@@ -1,0 +1,43 @@
+"""What this machine can do, and what a run would need of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inlay.api.types import ConfigLike, as_config
+from inlay.runs.reporter import PlainReporter, Reporter
+
+if TYPE_CHECKING:
+    from inlay.workflows.plan import Plan
+
+
+def doctor(*, quick: bool = False, folder: str = "results") -> dict[str, Any]:
+    """The machine record: versions, memory, devices, what really works, and recommended settings."""
+    from inlay.workflows.doctor import machine_record
+
+    return machine_record(quick, Path(folder))
+
+
+def plan(
+    config: ConfigLike,
+    *,
+    memory: str | None = None,
+    calibrate: bool = False,
+    cost: float | None = None,
+    watts: float | None = None,
+    utilisation: float | None = None,
+    reporter: Reporter | None = None,
+) -> Plan:
+    """The memory and time that LoRA, QLoRA and full fine-tuning with this config would take; see `Plan`.
+
+    Nothing is trained and no weights are loaded: config and tokenizer of the base are enough. `calibrate` loads the base
+    and computes two micro batches of the run instead. `memory`, such as `8GB`, is the limit to plan for; by default
+    `train.max_memory`, or what is free on this machine. Any of `cost`, `watts` and `utilisation`, as in `compare`, adds
+    the cost of each method. Raises: UserError for a config, data or a base that cannot work.
+    """
+    from inlay.evaluation.costs import Prices
+    from inlay.workflows.plan import plan as planned
+
+    prices = Prices.of(cost, watts, utilisation)
+    return planned(as_config(config), memory, calibrate, reporter or PlainReporter(), prices)
