@@ -1,7 +1,7 @@
 """One step of the direct path on a device that computes nothing and refuses what lies elsewhere: `python other_device.py
 FAMILY...` prints a line for each family, the devices of its gradients and how often the flash kernel was called.
 
-Torch's fake tensors know a device and a shape, and of each operation what its result's are, that of the flash kernel too.
+Torch's meta tensors know a shape, and of each operation what its result's is, that of the flash kernel too.
 """
 
 from __future__ import annotations
@@ -13,22 +13,33 @@ from unittest import mock
 
 import torch
 from decoders import adapted, batch, decoder
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from inlay.engine import gpu_ops
 from inlay.engine.direct.model import DirectModel, Packed
 
-DEVICE = "elsewhere:0"
+DEVICE = "meta"
+
+
+class Apart(TorchDispatchMode):
+    """Refuses operations on tensors of two devices, as a GPU does: all but copies, and numbers on the CPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = tree_leaves((args, kwargs or {}))
+        devices = {x.device.type for x in found if isinstance(x, torch.Tensor) and (x.dim() or x.is_meta)}
+        assert len(devices) < 2 or func._schema.name in COPIES, f"{func} of tensors on {sorted(devices)}"
+        return func(*args, **kwargs or {})
+
+
+COPIES = ("aten::copy_", "aten::_to_copy")
 
 
 def main() -> None:
-    _setup_privateuseone_for_python_backend("elsewhere")
-    mode = FakeTensorMode()
     for family in sys.argv[1:]:
         model = adapted(decoder(family, torch.bfloat16))
         packed = Packed.of([batch()], heads=4)
-        with mode, mock.patch.object(gpu_ops, "attend", side_effect=gpu_ops.attend) as flash:
+        with Apart(), mock.patch.object(gpu_ops, "attend", side_effect=gpu_ops.attend) as flash:
             for module in model.modules():
                 for name, value in module._parameters.items():
                     if value is not None:
@@ -38,7 +49,7 @@ def main() -> None:
             moved = {f.name: there(x) for f in fields(packed) if isinstance(x := getattr(packed, f.name), torch.Tensor)}
             with (
                 mock.patch.object(Packed, "of", return_value=replace(packed, **moved)),
-                mock.patch.object(gpu_ops, "is_on_gpu", lambda x: x.device.type == "elsewhere"),
+                mock.patch.object(gpu_ops, "is_on_gpu", lambda x: x.is_meta),
                 mock.patch.object(gpu_ops, "reason", return_value="Triton's kernels are for numbers"),
                 mock.patch.object(torch, "isfinite"),  # of numbers nothing is known
             ):

@@ -16,7 +16,7 @@ from inlay.data.encoding.encoder import TokenizedSequence
 from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.data.types import Source
 from inlay.engine.lm_head import head_of
-from inlay.engine.loss import score_rows, takes_logits_to_keep, weighted_nll
+from inlay.engine.loss import autocast, score_rows, takes_logits_to_keep, weighted_nll
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
          "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64, "pad_token_id": 0}  # fmt: skip
@@ -81,6 +81,14 @@ def test_the_head_in_chunks_has_loss_and_gradient_of_transformers(family: str, m
     whole = step()
     assert chunked[0].tolist() == pytest.approx(whole[0].tolist(), rel=1e-6)
     assert (chunked[1] - whole[1]).norm() <= 1e-6 * whole[1].norm()
+
+
+def test_a_head_first_seen_under_autocast_leaves_every_weight_its_gradient() -> None:
+    model, batch = model_of("LlamaConfig"), collate(rows(), [0, 1, 2], pad_id=0)
+    with autocast("cpu", torch.bfloat16):
+        nll_B, _ = weighted_nll(model, batch)
+    nll_B.sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
 
 
 def test_no_more_logits_exist_at_once_than_those_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:

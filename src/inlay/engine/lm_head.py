@@ -195,8 +195,10 @@ def _is_head_of(causal: Any, head: Head) -> bool:
     ids = torch.arange(3, device=head.weight_VH.device)[None] % len(head.weight_VH)
     was_training = causal.training
     causal.eval()  # draws no random numbers
+    kind = ids.device.type
+    same = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), same:  # casts that torch 2.10 and older keep from here have no gradient
             own = causal(input_ids=ids, use_cache=False).logits[0].float()
             hidden = last_hidden(causal, input_ids=ids)[0]
             if hidden.shape[-1] != head.weight_VH.shape[1] or own.shape[-1] != len(head.weight_VH):
