@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from inlay import api
-from inlay.data import domains
+from inlay.data import example_tasks
 from inlay.methods.adapter import AdapterState
 from inlay.runs.reporter import Reporter
 from inlay.training import checkpoint as checkpoints
@@ -83,7 +83,7 @@ def share_of_a_run(folder: Path) -> dict[str, float]:
     try:
         tree = {
             "model": {"base_model": "builtin:nano"},
-            "data": {"train": str(domains()["customer_support"].train)},
+            "data": {"train": str(example_tasks()["customer_support"].train)},
             "output": {"folder": str(folder)},
         }
         began = time.perf_counter()

@@ -68,9 +68,9 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 def beside_the_tokenizer(path: Path, repeats: int, model: str, folder: Path) -> None:
     from inlay.config.settings import DataConfig
-    from inlay.data import stream_examples
     from inlay.data.encoding.encoder import Encoder
     from inlay.data.prepare import prepare
+    from inlay.data.reading.read import stream_examples
     from inlay.models import base as bases
 
     tokenizer = bases.load_tokenizer(bases.find_base(model, None), None)

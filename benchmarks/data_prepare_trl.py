@@ -82,9 +82,9 @@ def trl(path: str, tokenizer_at: str, processes: int, answers_only: bool, folder
 
 def inlay(path: str, tokenizer_at: str, raw: bool) -> dict[str, Any]:
     from inlay.config.settings import DataConfig
-    from inlay.data import stream_examples
     from inlay.data.encoding.encoder import Encoder
     from inlay.data.prepare import prepare
+    from inlay.data.reading.read import stream_examples
 
     tokenizer = chatml(tokenizer_at)
     tokenizer.chat_template = GENERATION.replace("{% generation %}", "").replace("{% endgeneration %}", "")

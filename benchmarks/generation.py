@@ -18,8 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inlay import api
-from inlay.data.domain import find_domain
 from inlay.data.encoding.encoder import Encoder
+from inlay.data.example_tasks import find_example_task
 from inlay.evaluation.score import question
 from inlay.generation.generate import Sampling, answers
 from inlay.models.base import find_base
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--folder", default="results")
     given = parser.parse_args()
     model, encoder = loaded(given.run, given.folder)
-    rows = find_domain("customer_support").read()[1][: given.rows]
+    rows = find_example_task("customer_support").read()[1][: given.rows]
     prompts = [encoder.prompt(question(row), row.tools) for row in rows]
     sampling = Sampling(max_new_tokens=given.max_new_tokens)
     ways: dict[str, Callable[[], list[str]]] = {

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from inlay.data.domain import find_domain
 from inlay.data.encoding.encoder import Encoder
+from inlay.data.example_tasks import find_example_task
 from inlay.evaluation.metrics import METRICS
 from inlay.evaluation.score import question
 from inlay.evaluation.statistics import Difference, compare_scores
@@ -74,7 +74,7 @@ def sampled_twice(seeds: int, count: int) -> dict[str, tuple[int, int]]:
     folder = str(find_base("builtin:nano").folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     encoder = Encoder(AutoTokenizer.from_pretrained(folder))
-    asked = find_domain("customer_support").read()[1][:count]
+    asked = find_example_task("customer_support").read()[1][:count]
     prompts = [encoder.prompt(question(row), row.tools) for row in asked]
     references = [row.messages[len(question(row))].content for row in asked]
     samples = [

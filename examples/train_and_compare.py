@@ -6,9 +6,9 @@ python examples/train_and_compare.py
 from __future__ import annotations
 
 import inlay
-from inlay.data import domains
+from inlay.data import example_tasks
 
-ROWS = domains()["customer_support"]
+ROWS = example_tasks()["customer_support"]
 
 CONFIG = {
     "preset": "support",

@@ -21,7 +21,8 @@ import inlay
 from inlay import config as configs
 from inlay.cli import app
 from inlay.config.load import load, parse_yaml, presets, setting_paths
-from inlay.data import FORMATS, read_examples
+from inlay.data import read_examples
+from inlay.data.reading.formats import FORMATS
 from inlay.errors import DataError
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inlay import api
-from inlay.data import domains
+from inlay.data import example_tasks
 from inlay.runs.folder import Run
 from training_runs import Quiet
 
@@ -38,7 +38,7 @@ def test_a_few_steps_improve_the_loss_by_more_than_the_interval(tmp_path: Path) 
 
 
 def trained(name: str, steps: int, rows: int, folder: Path, **train: int) -> Run:
-    task = domains()[name]
+    task = example_tasks()[name]
     tree = {
         "model": {"base_model": "builtin:nano"},
         "data": {"train": str(task.train), "eval": str(task.heldout)},

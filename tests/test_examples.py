@@ -12,7 +12,7 @@ import pytest
 import inlay
 from inlay import api
 from inlay.config import Config, load
-from inlay.data import domains
+from inlay.data import example_tasks
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -49,7 +49,7 @@ def test_an_example_config_trains_and_compares_by_its_own_metric(
 ) -> None:
     monkeypatch.chdir(ROOT)
     as_written = load(EXAMPLES / f"{name}.yaml")
-    rows = domains()[task]
+    rows = example_tasks()[task]
     assert Path(as_written.data.train).read_bytes() == rows.train.read_bytes()
     assert as_written.data.eval is not None
     assert Path(as_written.data.eval).read_bytes() == rows.heldout.read_bytes()

@@ -12,7 +12,7 @@ import pytest
 from inlay import api
 from inlay.adapters.reference import reference
 from inlay.cli.view import comparisons_text
-from inlay.data.domain import find_domain
+from inlay.data.example_tasks import find_example_task
 from inlay.errors import AdapterError, ConfigError, DataError, RunError
 from inlay.evaluation.metrics import LOSS_METRICS
 from inlay.evaluation.task_metrics import metrics_for
@@ -67,7 +67,7 @@ def test_a_model_against_itself_differs_by_exactly_nothing_whatever_it_is_called
 def test_style_and_relevance_are_shown_only_where_they_separate_and_cost_where_a_price_is_given(
     with_run: Path, tmp_path: Path
 ) -> None:
-    there = find_domain("customer_support").heldout.read_text(encoding="utf-8").splitlines()
+    there = find_example_task("customer_support").heldout.read_text(encoding="utf-8").splitlines()
     data = tmp_path / "support.jsonl"
     data.write_text("\n".join(sorted(there, key=len)[:26]))
     found = api.compare("first", data=str(data), metrics=["chrf"], cost=2.0, reporter=QUIET)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.checks.cases import FINE, FOUND
-from inlay.data import FORMATS
+from inlay.data.reading.formats import FORMATS
 from parts import qa_rows
 
 Rows = list[dict[str, Any]]

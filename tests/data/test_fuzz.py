@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from data.corpus import ALL
 from inlay.config.settings import DataConfig, TrainFile
-from inlay.data import FORMATS, read_examples
+from inlay.data import read_examples
 from inlay.data.checks.report import check_files
+from inlay.data.reading.formats import FORMATS
 from inlay.errors import DataError
 from parts import qa_rows
 

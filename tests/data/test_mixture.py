@@ -21,7 +21,7 @@ from inlay.data.batches import order, step_rows, steps_per_epoch
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.encoding.token_arrays import drawn
 from inlay.data.prepare import MIXED, PreparedData, data_hash, prepare, sides
-from inlay.data.show import ShownRow
+from inlay.data.show_row import ShownRow
 from inlay.data.types import Source
 from inlay.errors import ConfigError, DataCheckError, DataError, Interrupted, RunError
 from parts import qa_rows, write_rows

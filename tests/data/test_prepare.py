@@ -19,17 +19,17 @@ from hypothesis import strategies as st
 import toys
 from inlay import storage
 from inlay.config.settings import DataConfig, TrainFile
-from inlay.data import percent
+from inlay.data import file_progress
 from inlay.data.checks import quick
-from inlay.data.divide import divide
-from inlay.data.domain import domains, find_domain
 from inlay.data.encoding import encoder, token_cache
 from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.encoding.token_arrays import TokenSet, pack
-from inlay.data.max_length import apply_max_length, choose_max_length
+from inlay.data.example_tasks import example_tasks, find_example_task
 from inlay.data.prepare import PreparedData, prepare
 from inlay.data.reading import data_file, strict_json
+from inlay.data.truncation import apply_max_length, choose_max_length
 from inlay.data.types import Example, Source
+from inlay.data.write_split import write_split
 from inlay.errors import DataCheckError, DataError
 from inlay.storage import cache_folder
 from parts import ToldBar, qa_rows, write_rows
@@ -259,14 +259,14 @@ def test_one_prompt_cannot_be_split(tmp_path: Path, enc: Encoder) -> None:
 
 
 def test_every_example_task_trains_with_a_held_out_file_that_asks_other_things(enc: Encoder) -> None:
-    assert domains()
-    for name in domains():
-        files = find_domain(name)
+    assert example_tasks()
+    for name in example_tasks():
+        files = find_example_task(name)
         data = prepare(DataConfig(train=str(files.train), eval=str(files.heldout)), enc, 512, 50, 0)
         assert len(data.train) > 20
         assert data.leaked == 0, name
     with pytest.raises(DataError, match=r"unknown example task .* Did you mean"):
-        find_domain(next(iter(domains()))[:-1])
+        find_example_task(next(iter(example_tasks()))[:-1])
 
 
 def test_rows_of_json_lines_keep_what_they_say(tmp_path: Path, enc: Encoder) -> None:
@@ -463,7 +463,7 @@ def test_a_large_file_is_checked_by_an_even_sample_of_all_its_rows(
 def test_a_bar_shows_how_far_a_large_file_is_and_ends(
     tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(percent, "_WORTH_A_BAR_BYTES", 0)
+    monkeypatch.setattr(file_progress, "_SHOWN_FROM_BYTES", 0)
     bar = ToldBar()
     told = bar.told
     path = write_rows(tmp_path / "a.jsonl", qa_rows(60))
@@ -506,6 +506,6 @@ def test_at_most_so_many_rows_of_a_file_are_used_as_its_entry_in_a_list_would_sa
     assert few.rows == entry.rows == 25
     assert same(few.train, entry.train)
     assert len({few.data_hash, more.data_hash, made(path, enc).data_hash}) == 3
-    parts = divide(str(path), tmp_path / "to", DataConfig(train=str(path), max_rows=25))
+    parts = write_split(str(path), tmp_path / "to", DataConfig(train=str(path), max_rows=25))
     assert parts["train"]["rows"] == len(few.train)
     assert parts["heldout"]["rows"] == len(few.heldout)

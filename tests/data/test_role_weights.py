@@ -13,9 +13,9 @@ import pytest
 import toys
 from data.habits import HABITS
 from inlay.config.settings import DataConfig
-from inlay.data import FORMATS
 from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.prepare import PreparedData, prepare
+from inlay.data.reading.formats import FORMATS
 from inlay.data.reading.read import stream_examples
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError

@@ -12,9 +12,9 @@ import pytest
 
 from comparisons import made
 from inlay import api
-from inlay.data.domain import domains, find_domain
 from inlay.data.encoding.encoder import TokenizedSequence
 from inlay.data.encoding.token_arrays import pack
+from inlay.data.example_tasks import example_tasks, find_example_task
 from inlay.data.reading.read import read_examples
 from inlay.data.types import Example, Message, Source
 from inlay.evaluation.compare import ComparedRow
@@ -28,9 +28,9 @@ from training_runs import train
 
 
 def test_general_text_and_every_task_but_the_trained_one_are_kept_apart() -> None:
-    own, heldout = find_domain("python_code").read()
+    own, heldout = find_example_task("python_code").read()
     sets = retention_sets(own[:1], 10, seed=3)
-    assert set(sets) == {GENERAL, *domains()} - {"python_code"}
+    assert set(sets) == {GENERAL, *example_tasks()} - {"python_code"}
     assert {len(kept) for kept in sets.values()} == {10}
     assert sets == retention_sets(own[:1], 10, seed=3)
     assert sets != retention_sets(own[:1], 10, seed=4)
@@ -38,10 +38,12 @@ def test_general_text_and_every_task_but_the_trained_one_are_kept_apart() -> Non
 
 
 def test_the_general_text_is_in_no_example_task() -> None:
-    folder = find_domain("summaries").train.parents[2]
+    folder = find_example_task("summaries").train.parents[2]
     general = [e.messages[0].content for e in read_examples(str(folder / "general.jsonl")).examples]
     assert len(set(general)) == len(general) >= 24
-    tasks = "".join(p.read_text(encoding="utf-8") for task in domains().values() for p in (task.train, task.heldout))
+    tasks = "".join(
+        p.read_text(encoding="utf-8") for task in example_tasks().values() for p in (task.train, task.heldout)
+    )
     spoken = [sentence for text in general for sentence in text.split(". ")]
     assert [sentence for sentence in spoken if len(sentence) > 30 and sentence in tasks] == []
 
@@ -131,7 +133,7 @@ def test_a_comparison_measures_what_was_forgotten(config_tree: Any, tmp_path: Pa
     run = train(config_tree(eval={"retention_rows": 8, "max_rows": 8, "max_new_tokens": 1}))
     same = api.compare(run, run, "base", reporter=PlainReporter())
     (found,) = same.also
-    assert set(found.retention) == {GENERAL, *domains()}
+    assert set(found.retention) == {GENERAL, *example_tasks()}
     assert {d.n for d in found.retention.values()} == {8}
     assert any(d.difference != 0 for d in found.retention.values())
     assert {g.by for g in found.groups} >= {"prompt length", "answer length"}

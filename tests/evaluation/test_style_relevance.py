@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from inlay.data.domain import find_domain
 from inlay.data.encoding.encoder import Encoder
+from inlay.data.example_tasks import find_example_task
 from inlay.evaluation.embeddings import meanings
 from inlay.evaluation.score import question
 from inlay.evaluation.style_relevance import relevance, style
@@ -19,7 +19,7 @@ from inlay.models.base import find_base, load_tokenizer
 
 def pairs(domain: str, count: int) -> tuple[list[str], list[str]]:
     """(questions, answers) of a built-in task."""
-    rows = find_domain(domain).read()[1][:count]
+    rows = find_example_task(domain).read()[1][:count]
     return [question(r)[-1].content for r in rows], [r.messages[len(question(r))].content for r in rows]
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inlay.data.domain import domains
+from inlay.data.example_tasks import example_tasks
 from inlay.errors import ConfigError
 from inlay.evaluation.answer_failures import BEHAVIOUR
 from inlay.evaluation.metrics import METRICS
@@ -53,7 +53,7 @@ def test_the_kind_of_the_references_decides_which_metrics_apply(references: list
 
 def test_the_example_tasks_get_the_metrics_of_their_kind() -> None:
     found = {}
-    for name, domain in domains().items():
+    for name, domain in example_tasks().items():
         rows = [e for e in domain.read()[1] if e.messages[0].role != "text"]
         found[name] = metrics_for([e.messages[len(question(e))].content for e in rows])
     assert set(found["ticket_labels"]) - set(METRICS) == {"accuracy", "macro_f1"}

@@ -16,7 +16,7 @@ from inlay.storage import write_file
 if TYPE_CHECKING:
     from inlay.data.checks.lengths import Model
     from inlay.data.checks.report import DataReport
-    from inlay.data.show import ShownRow
+    from inlay.data.show_row import ShownRow
 
 
 def check_data(
@@ -71,7 +71,7 @@ def show_data(
 
     Raises: ConfigError, DataError, ModelError.
     """
-    from inlay.data.show import show
+    from inlay.data.show_row import show_row
     from inlay.engine.batch_invariance import groups_of_config
     from inlay.models import base as bases
 
@@ -79,7 +79,7 @@ def show_data(
     base = _checked_model(config)
     architecture = bases.architecture(bases.find_base(config.model.base_model, config.model.revision))
     virtual = config.adapter.prompt_tokens if config.adapter.method == "prompt" else 0
-    return show(config, base.encoder, base.context_length, row, groups_of_config(architecture, virtual).apart)
+    return show_row(config, base.encoder, base.context_length, row, groups_of_config(architecture, virtual).apart)
 
 
 def write_data_page(report: DataReport, path: str | Path) -> Path:
@@ -98,7 +98,7 @@ def data_stats(
 
     Raises: as `check_data`.
     """
-    from inlay.data.checks.advice import cost
+    from inlay.data.checks.rules_of_thumb import cost
 
     if price is not None and not (math.isfinite(price) and price >= 0):
         raise ConfigError(f"price: must be 0 or more (got {price}).")
@@ -110,12 +110,12 @@ def data_stats(
 
 def split_data(source: str | Path, *, to: str | Path = ".", settings: Sequence[str] = ()) -> dict[str, Any]:
     """Writes the two parts that `train` would make of a file; gives their paths and row counts. Raises: DataError."""
-    from inlay.data.divide import divide
+    from inlay.data.write_split import write_split
 
     config = config_of(str(source), settings, given={"model.base_model": "-"})
     if isinstance(config.data.train, list):
         raise ConfigError("data split: takes one file, not a mixture. Split each of them.")
-    return divide(config.data.train, Path(to), config.data)
+    return write_split(config.data.train, Path(to), config.data)
 
 
 def make_data(name: str, *, to: str | Path = ".") -> dict[str, Any]:
@@ -123,9 +123,9 @@ def make_data(name: str, *, to: str | Path = ".") -> dict[str, Any]:
 
     Raises: DataError for an unknown task or when one of the files is already there.
     """
-    from inlay.data.domain import find_domain
+    from inlay.data.example_tasks import find_example_task
 
-    task, written = find_domain(name), {}
+    task, written = find_example_task(name), {}
     targets = {"train": (task.train, "train"), "heldout": (task.heldout, "heldout")}
     places = {key: Path(to) / f"{name}_{part}.jsonl" for key, (_, part) in targets.items()}
     for path in places.values():

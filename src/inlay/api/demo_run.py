@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 def demo(*, folder: str = "results", reporter: Reporter | None = None) -> tuple[Run, Comparison]:
     """A run of the built-in base on the built-in customer-support rows, and its comparison; numbered anew each time."""
-    from inlay.data.domain import find_domain
+    from inlay.data.example_tasks import find_example_task
 
-    files = find_domain("customer_support")
+    files = find_example_task("customer_support")
     config = configs.load(
         tree={
             "preset": "support",

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from inlay.data.show import Landing, ShownRow, ShownSequence
+from inlay.data.show_row import Landing, ShownRow, ShownSequence
 
 _KEPT = "\n\u200c\u200d"
 """Characters that are not printable and still belong to the text: joiners of letters and of emoji."""

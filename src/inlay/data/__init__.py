@@ -1,27 +1,7 @@
-"""Data files to examples: strict reading, format detection, parsing."""
+"""Data files to token ids: `reading` (files to rows and conversations), `encoding` (conversations to ids), `checks`."""
 
-from inlay.data.domain import Domain, domains
-from inlay.data.reading.detection import DetectedFormat, detect
-from inlay.data.reading.formats import FORMATS, Format, parse
-from inlay.data.reading.read import ReadResult, read_examples, stream_examples
-from inlay.data.reading.sources import content_hash, rows
-from inlay.data.types import Example, Message, Row, Source
+from inlay.data.example_tasks import ExampleTask, example_tasks
+from inlay.data.reading.read import read_examples
+from inlay.data.types import Example, Message
 
-__all__ = [
-    "FORMATS",
-    "DetectedFormat",
-    "Domain",
-    "Example",
-    "Format",
-    "Message",
-    "ReadResult",
-    "Row",
-    "Source",
-    "content_hash",
-    "detect",
-    "domains",
-    "parse",
-    "read_examples",
-    "rows",
-    "stream_examples",
-]
+__all__ = ["Example", "ExampleTask", "Message", "example_tasks", "read_examples"]

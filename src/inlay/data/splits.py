@@ -12,11 +12,11 @@ from inlay.data.types import Example, Message, normalised
 
 def prompt_key(example: Example) -> bytes:
     """Digest of what is asked, 16 bytes: the turns before the first answer, or the whole document."""
-    asked = [(m.role, normalised(m.content)) for m in example.messages[: asked_turns(example.messages)]]
+    asked = [(m.role, normalised(m.content)) for m in example.messages[: prompt_turns(example.messages)]]
     return hashlib.sha256(repr(asked).encode()).digest()[:16]
 
 
-def asked_turns(messages: Sequence[Message]) -> int:
+def prompt_turns(messages: Sequence[Message]) -> int:
     """How many turns there are before the first answer to somebody; a greeting before the first question is none."""
     begun = next((n for n, m in enumerate(messages) if m.role in ("user", "tool")), 0)
     return next((n for n, m in enumerate(messages) if n >= begun and m.role == "assistant"), len(messages))

@@ -1,4 +1,4 @@
-"""The few values that data code passes along. No torch here: the command line reads these too."""
+"""The values that the data code passes along: rows, messages, examples. No torch here: the command line reads these too."""
 
 from __future__ import annotations
 
@@ -6,24 +6,50 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, NotRequired, Protocol, TypedDict
 
 from inlay.errors import DataError
 
+JsonObject = dict[str, Any]
+"""An object as JSON holds it: any names, any values. A row, a turn, the arguments of a call, a `--json` result."""
+
 
 class Hash(Protocol):
-    """What `hashlib.sha256()` gives."""
+    """A running digest, such as `hashlib.sha256()`."""
 
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: bytes, /) -> None:
+        """Adds these bytes."""
 
 
 OnFault = Callable[[DataError], None]
-"""Told of a defect, so that reading can go on with the next row."""
+"""Receives a defect, so that reading can go on with the next row."""
+
+
+class CalledFunction(TypedDict):
+    """The function of a call, and its arguments."""
+
+    name: str
+    arguments: JsonObject
+
+
+class ToolCall(TypedDict):
+    """One call of an assistant turn, in the shape that chat templates take."""
+
+    type: Literal["function"]
+    function: CalledFunction
+    id: NotRequired[str]
+
+
+class Tool(TypedDict):
+    """One tool of a row, in the shape that chat templates take; `function` has at least a name."""
+
+    type: Literal["function"]
+    function: JsonObject
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a row came from, for every message that speaks of it."""
+    """The file and line of a row, for messages about it."""
 
     file: str
     line: int
@@ -37,17 +63,17 @@ _PART_BITS: Final = 40
 
 
 def row_key(part: int, line: int) -> int:
-    """One number for a line of one of the files that a path stands for; of the first file it is the line."""
+    """One number for a line in one of the files of a path; in the first file it is the line."""
     return part << _PART_BITS | line
 
 
 def part_and_line(key: int) -> tuple[int, int]:
-    """What `row_key` made one number of."""
+    """(position of the file, line) of a `row_key`."""
     return key >> _PART_BITS, key & ((1 << _PART_BITS) - 1)
 
 
 def lines_in(keys: Set[int], part: int) -> set[int]:
-    """The lines that these keys name in one of a path's files."""
+    """The lines of these keys that are in one of a path's files."""
     return {line for of, line in map(part_and_line, keys) if of == part}
 
 
@@ -56,7 +82,7 @@ _PRINTABLE: Final = bytes(range(0x20, 0x7F))
 
 @lru_cache(8)  # the check and the split ask for the same text one after the other
 def normalised(text: str) -> str:
-    """Text whose case and white space do not count."""
+    """The text in lower case, with one space in place of each run of white space."""
     flat = text.replace("\n", " ").strip()
     if flat.isascii() and not flat.encode().translate(None, _PRINTABLE) and "  " not in flat:
         return flat.lower()  # a space is the only white space in it
@@ -64,17 +90,17 @@ def normalised(text: str) -> str:
 
 
 ASSISTANT: Final[Mapping[str, float]] = MappingProxyType({"assistant": 1.0})
-"""The weight of a turn by its role, where nothing else is set."""
+"""The default weight of a turn by its role."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One raw record, before its format is known."""
 
-    value: dict[str, Any]
+    value: JsonObject
     source: Source
     role_weights: Mapping[str, float] = field(default_factory=lambda: ASSISTANT)
-    """How much a trained turn counts, by its role; a role that is not named does not."""
+    """The weight of a trained turn by its role; 0 for a role that is not named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,28 +110,28 @@ class Message:
     role: str
     content: str
     weight: float = 0.0
-    """How much each of its tokens counts in the loss; 0 masks it. Formats give a turn that of its role."""
-    tool_calls: tuple[dict[str, Any], ...] = ()
+    """Weight of each of its tokens in the loss; 0 masks it. Formats give a turn the weight of its role."""
+    tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
     thought: str = ""
     """The reasoning before an answer, where it has a field of its own."""
     thought_field: str = ""
     """The name of that field in the row."""
     tool_call_id: str | None = None
-    """Of a tool's answer: the id of the call that it answers."""
+    """For a tool's answer: the id of the call that it answers."""
 
     @property
     def has_more(self) -> bool:
-        """Whether the turn has more than a role and what it says."""
+        """Whether the turn has more than a role and text."""
         return bool(self.tool_calls or self.name or self.thought or self.tool_call_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What a format makes of a row: a dialogue with at least one trained turn."""
+    """A row read by its format: a conversation with at least one trained turn, or a document."""
 
     messages: tuple[Message, ...]
     source: Source
-    tools: tuple[dict[str, Any], ...] = field(default=())
+    tools: tuple[Tool, ...] = field(default=())
     unread: tuple[str, ...] = field(default=(), compare=False)
-    """What of the row has no effect: fields by name, and turns that are read without being trained."""
+    """Parts of the row that have no effect: fields by name, and turns that are read without being trained."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inlay.data.domain import domains
+from inlay.data.example_tasks import example_tasks
 from inlay.data.reading.read import read_examples
 from inlay.data.splits import draw, prompt_key
 from inlay.data.types import Example
@@ -28,7 +28,7 @@ def retention_sets(trained_for: Iterable[Example], rows: int, seed: int) -> Sets
     asked = {prompt_key(example) for example in trained_for}
     general = Path(str(resources.files("inlay") / "builtin" / "general.jsonl"))
     found = {GENERAL: read_examples(str(general)).examples}
-    for name, task in domains().items():
+    for name, task in example_tasks().items():
         train, heldout = task.read()
         if asked.isdisjoint(map(prompt_key, (*train, *heldout))):
             found[name] = heldout

@@ -14,8 +14,8 @@ import torch
 from inlay.data.batches import micro_batches
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.encoding.token_arrays import TokenSet, pack
-from inlay.data.max_length import apply_max_length
 from inlay.data.reading.read import from_lines
+from inlay.data.truncation import apply_max_length
 from inlay.data.types import Example, Message
 from inlay.engine.batch_invariance import batch_groups
 from inlay.engine.loss import autocast, counted, score_rows

@@ -138,7 +138,7 @@ class Setup:
               if config.model.matmul_precision != "highest" else []),
             ("quantization", f"{self.quantization} ({reasons.get('model.quantization', 'as set')})"),
             ("data", f"{data.rows} rows, format {data.format} ({data.format_reason})"),
-            *([("data check", data.check.told())] if data.check else []),
+            *([("data check", data.check.summary())] if data.check else []),
             ("template", self.encoder.template_name),
             *([("mixture", data.mixture)] if data.mixture else []),
             ("rows", f"{lengths.kept} kept, {lengths.cut} cut, {lengths.dropped} dropped "

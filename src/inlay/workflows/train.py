@@ -156,8 +156,8 @@ def _prepared(
 
 def _refuse_early(config: Config) -> None:
     """Raises for data and folders that cannot work, before torch is loaded and anything is computed."""
-    from inlay.data import stream_examples
     from inlay.data.reading.folders import is_several
+    from inlay.data.reading.read import stream_examples
     from inlay.data.reading.sources import is_data_name
 
     require_writable(Path(config.output.folder))

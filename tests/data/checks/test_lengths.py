@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from inlay.config.settings import DataConfig, TrainFile
-from inlay.data import percent, read_examples
-from inlay.data.checks.advice import Task, advise, cost
+from inlay.data import file_progress, read_examples
 from inlay.data.checks.lengths import LengthFacts, Model
 from inlay.data.checks.report import DataReport, check_files
 from inlay.data.checks.row import CheckedRow
+from inlay.data.checks.rules_of_thumb import Task, cost, rules_of_thumb
 from inlay.data.encoding import worker_pool
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.encoding.token_arrays import pack
-from inlay.data.max_length import apply_max_length
+from inlay.data.truncation import apply_max_length
 from inlay.runs.reporter import PlainReporter
 from parts import ToldBar, qa_rows, write_rows
 from toys import CHATML, FORGETS, LLAMA2, NO_END, STRIPS, nano
@@ -133,7 +133,7 @@ def facts_of(rows: int, trained: int) -> LengthFacts:
 )
 def test_the_rule_of_thumb_compares_trained_tokens_with_parameters(trained: int, says: str) -> None:
     base = Model("toy", Encoder(nano()), 4096, 1_000_000_000)
-    first, second = advise(Task(), facts_of(200, trained), base)
+    first, second = rules_of_thumb(Task(), facts_of(200, trained), base)
     assert says in first.says
     assert "1e-6 to 1e-5 (1,000 to 10,000 tokens)" in first.says
     assert ("more data" in second.says) == (trained < 1000)
@@ -154,7 +154,7 @@ def test_what_looks_right_follows_from_what_the_answers_are_made_of(tmp_path: Pa
     copied = task_of(
         tmp_path, [{"question": f"Repeat thing{n}", "answer": f"Here comes: thing{n}"} for n in range(200)]
     )
-    told = [advise(task, facts_of(200, 4000), None)[-1].says for task in (labels, facts, copied)]
+    told = [rules_of_thumb(task, facts_of(200, 4000), None)[-1].says for task in (labels, facts, copied)]
     assert told[0] == "LoRA: the answers are a few labels"
     assert "retrieval for the facts" in told[1]
     assert told[2].startswith("LoRA: 33% of the answers' terms come from the question")
@@ -187,7 +187,7 @@ def test_rows_that_are_shared_out_to_processes_are_found_the_same_in(
 def test_a_bar_shows_how_much_of_a_large_file_is_checked_and_ends_however_that_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(percent, "_WORTH_A_BAR_BYTES", 0)
+    monkeypatch.setattr(file_progress, "_SHOWN_FROM_BYTES", 0)
     bar = ToldBar()
     told = bar.told
     files = [TrainFile(path=str(write_rows(tmp_path / name, qa_rows(3000)))) for name in ("a.jsonl", "b.jsonl")]
@@ -209,7 +209,7 @@ def test_a_bar_shows_how_much_of_a_large_file_is_checked_and_ends_however_that_e
 def test_without_a_terminal_a_line_says_how_much_of_what_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(percent, "_WORTH_A_BAR_BYTES", 0)
+    monkeypatch.setattr(file_progress, "_SHOWN_FROM_BYTES", 0)
     file = TrainFile(path=str(write_rows(tmp_path / "a.jsonl", qa_rows(3000))))
     check_files([file], DataConfig(train="-"), bar=PlainReporter())
     lines = capsys.readouterr().err.splitlines()

@@ -62,13 +62,15 @@ def test_a_large_set_is_sampled_evenly_and_that_is_said(tmp_path: Path, monkeypa
     rows = sample(tmp_path, qa_rows(90))
     assert (
         quick.quick_check(rows.examples, (), 90)
-        .told()
+        .summary()
         .startswith("90 rows, without near duplicates; nothing was found")
     )
     monkeypatch.setattr(quick, "MOST_ROWS", 10)
     thinned = sample(tmp_path, qa_rows(90))
     assert [e.source.line for e in thinned.examples] == [1, 17, 33, 49, 65, 81]
-    assert quick.quick_check(thinned.examples, rows.examples[:5], 95).told().startswith("11 of 95 rows, evenly drawn")
+    assert (
+        quick.quick_check(thinned.examples, rows.examples[:5], 95).summary().startswith("11 of 95 rows, evenly drawn")
+    )
 
 
 def test_long_rows_are_looked_at_up_to_a_number_of_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def test_a_filled_skeleton_is_what_the_template_renders(body: str, data: st.Data
     texts = [data.draw(words) for _ in roles]
     turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
     for opens in (True, False):
-        assert template.skeletons.fill(roles, texts, opens) == template.render(turns, opens)
+        assert template.cache.fill(roles, texts, opens) == template.render(turns, opens)
 
 
 def _template(text: str) -> Template:
@@ -97,8 +97,8 @@ def test_ids_are_the_same_with_and_without_a_skeleton(monkeypatch: pytest.Monkey
     with_tools = Example(rows[0].messages, Source("a", 41), ({"type": "function", "function": {"name": "f"}},))
     encoder = Encoder(toys.nano())
     fast = _ids(encoder, [*rows, with_tools])
-    assert encoder._template.skeletons.provable
-    monkeypatch.setattr(encoder._template.skeletons, "provable", False)
+    assert encoder._template.cache.provable
+    monkeypatch.setattr(encoder._template.cache, "provable", False)
     assert _ids(encoder, [*rows, with_tools]) == fast
 
 

@@ -49,7 +49,7 @@ def enc() -> Encoder:
 
 
 def told(part: Part) -> list[Any]:
-    return [part.rows, part.asked, part.sequences.files, part.sequences.ids, *part.sequences.arrays.values()]
+    return [part.rows, part.prompt_keys, part.sequences.files, part.sequences.ids, *part.sequences.arrays.values()]
 
 
 def same(a: list[Part], b: list[Part]) -> bool:

@@ -19,8 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.data import read_examples, rows
+from inlay.data import read_examples
 from inlay.data.reading.columnar import as_written
+from inlay.data.reading.sources import rows
 from inlay.errors import DataError
 
 LINES = "".join(json.dumps({"prompt": f"Question {n}", "completion": f"answer {n}"}) + "\n" for n in range(50)).encode()

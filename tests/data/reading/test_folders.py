@@ -11,12 +11,11 @@ import pytest
 import toys
 from inlay import api
 from inlay.config.settings import DataConfig, TrainFile
-from inlay.data import rows
 from inlay.data.checks.report import check_files
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.prepare import PreparedData, prepare
 from inlay.data.reading.folders import files_of
-from inlay.data.reading.sources import is_data_name
+from inlay.data.reading.sources import is_data_name, rows
 from inlay.errors import DataError
 from parts import NANO, qa_rows, write_rows
 

@@ -11,7 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.data import FORMATS, Example, Message, Row, Source, detect, parse, read_examples, stream_examples
+from inlay.data import Example, Message, read_examples
+from inlay.data.reading.detection import detect
+from inlay.data.reading.formats import FORMATS, parse
+from inlay.data.reading.read import stream_examples
+from inlay.data.types import Row, Source
 from inlay.errors import DataError
 
 

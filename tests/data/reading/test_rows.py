@@ -10,8 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from inlay.data import FORMATS, Example, Row, Source, detect, read_examples
+from inlay.data import Example, read_examples
 from inlay.data.reading import row_fields, turn_fields
+from inlay.data.reading.detection import detect
+from inlay.data.reading.formats import FORMATS
+from inlay.data.types import Row, Source
 from inlay.errors import DataError
 from parts import write_rows
 

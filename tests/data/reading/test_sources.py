@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.data import content_hash, rows
 from inlay.data.reading import compressed
 from inlay.data.reading import sources as sources_module
+from inlay.data.reading.sources import content_hash, rows
 from inlay.errors import DataError
 
 ROWS = [{"prompt": "a é 漢 \U0001f600", "completion": "b"}, {"prompt": "c", "completion": "d\ne"}]

@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import toys
-from inlay.data import Example, Message, Row, Source, parse
+from inlay.data import Example, Message
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.encoding.worker_pool import _examples, _plain
 from inlay.data.reading import turn_fields
+from inlay.data.reading.formats import parse
 from inlay.data.reading.read import as_lines, from_lines
+from inlay.data.types import Row, Source
 from inlay.errors import DataError
 
 THINKS = (  # shows the thought of an answer, as Qwen 3's template does

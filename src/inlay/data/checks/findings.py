@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from inlay.data.checks.patterns import masked
-from inlay.data.types import Source
+from inlay.data.types import JsonObject, Source
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
@@ -27,8 +27,8 @@ class Place:
     """The second row of a pair."""
     other_shown: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        value: dict[str, Any] = {"file": self.source.file, "line": self.source.line}
+    def to_json(self) -> JsonObject:
+        value: JsonObject = {"file": self.source.file, "line": self.source.line}
         if self.shown:
             value["shown"] = self.shown
         if self.other:
@@ -38,7 +38,7 @@ class Place:
         return value
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Place:
+    def from_json(cls, value: JsonObject) -> Place:
         """What `to_json` gave, again."""
         other = value.get("other")
         there = Source(other["file"], other["line"]) if other else None
@@ -78,12 +78,12 @@ class Finding:
     places: tuple[Place, ...]
     """The first `KEPT` of them; at least one."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         value = {name: getattr(self, name) for name in ("kind", "severity", "title", "fix", "count")}
         return value | {"places": [place.to_json() for place in self.places]}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Finding:
+    def from_json(cls, value: JsonObject) -> Finding:
         """What `to_json` gave, again."""
         return cls(**value | {"places": tuple(Place.from_json(place) for place in value["places"])})
 

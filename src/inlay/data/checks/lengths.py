@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from inlay.data.checks.findings import Finding, Kind, Tally
 from inlay.data.checks.row import CheckedRow
 from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.encoding.worker_pool import Helpers
-from inlay.data.types import Example
+from inlay.data.types import Example, JsonObject
 from inlay.errors import DataError
 
 REFUSED: Final = Kind(
@@ -44,7 +44,7 @@ LITTLE_TRAINED: Final = Kind(
 
 PERCENTILES: Final = (0, 5, 25, 50, 75, 90, 95, 99, 100)
 MAX_LENGTHS: Final = tuple(2**n for n in range(6, 18))
-"""Lengths that a row might be cut to: 64 to 131,072 tokens."""
+"""Limits that `data.max_length` might have: 64 to 131,072 tokens."""
 _CHUNK: Final = 512
 _BARS: Final = 40
 
@@ -107,7 +107,7 @@ class LengthFacts:
         counts, edges = np.histogram(np.minimum(self.lengths, high), bins=bars, range=(0, high))
         return [int(n) for n in counts], [round(float(e), 1) for e in edges]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         counts, edges = self.histogram()
         return {
             "unit": self.unit,
@@ -138,7 +138,7 @@ class _Sequence:
     cut: np.ndarray | None = None  # (L,) tokens in the loss behind each limit, where it is longer than the first
 
 
-class Lengths:
+class LengthCheck:
     """Measures training rows; held-out ones are only encoded, to find those that cannot be."""
 
     def __init__(self, model: Model | None, max_length: int | None = None, processes: int = 1) -> None:

@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from inlay.data.checks import CHECKS, EXPENSIVE
 from inlay.data.checks.findings import Finding, by_gravity
 from inlay.data.checks.row import CheckedRow
-from inlay.data.types import Example
+from inlay.data.types import Example, JsonObject
 from inlay.errors import DataCheckError
 
 MOST_ROWS: Final = 20_000
@@ -27,16 +27,16 @@ class QuickCheck:
     seen: int
     rows: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {"findings": [f.to_json() for f in self.findings], "seen": self.seen, "rows": self.rows}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> QuickCheck:
+    def from_json(cls, value: JsonObject) -> QuickCheck:
         """What `to_json` gave, again."""
         return cls(tuple(Finding.from_json(f) for f in value["findings"]), value["seen"], value["rows"])
 
-    def told(self) -> str:
-        """One line: how much was looked at, and what was found."""
+    def summary(self) -> str:
+        """How many rows were checked and what was found, in a line."""
         looked = (
             f"{self.seen:,} rows" if self.seen == self.rows else f"{self.seen:,} of {self.rows:,} rows, evenly drawn"
         )

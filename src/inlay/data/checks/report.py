@@ -6,21 +6,21 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from inlay.config.settings import DataConfig, TrainFile
 from inlay.data.checks import CHECKS, Check
-from inlay.data.checks.advice import Advice, Task, advise
 from inlay.data.checks.findings import SEVERITIES, Finding, Kind, Severity, Tally, by_gravity
-from inlay.data.checks.lengths import LengthFacts, Lengths, Model
+from inlay.data.checks.lengths import LengthCheck, LengthFacts, Model
 from inlay.data.checks.near import NearDuplicates
 from inlay.data.checks.row import CheckedRow
+from inlay.data.checks.rules_of_thumb import RuleOfThumb, Task, rules_of_thumb
 from inlay.data.checks.survey import FileFacts
 from inlay.data.encoding.worker_pool import process_count
-from inlay.data.percent import Bar, Percent
+from inlay.data.file_progress import FileProgress, ProgressBar
 from inlay.data.reading import sources
 from inlay.data.reading.read import stream_examples
-from inlay.data.types import Source
+from inlay.data.types import JsonObject, Source
 from inlay.errors import DataError
 
 UNREADABLE: Final = Kind(
@@ -45,7 +45,7 @@ class DataReport:
     findings: tuple[Finding, ...]
     """Gravest first."""
     lengths: LengthFacts
-    advice: tuple[Advice, ...]
+    advice: tuple[RuleOfThumb, ...]
     model: str | None = None
     parameters: int | None = None
     """Of the model."""
@@ -62,7 +62,7 @@ class DataReport:
     def has_errors(self) -> bool:
         return self.count("error") > 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {
             "files": [facts.to_json() for facts in self.files],
             "rows": self.rows,
@@ -76,7 +76,7 @@ class DataReport:
 
 def check_files(
     files: Sequence[TrainFile], config: DataConfig, model: Model | None = None, *, only_count: bool = False,
-    bar: Bar | None = None,
+    bar: ProgressBar | None = None,
 ) -> DataReport:  # fmt: skip
     """Every check over the files, and over `config.eval` as held-out rows.
 
@@ -89,22 +89,22 @@ def check_files(
     parts += [(TrainFile(path=config.eval), FileFacts(config.eval, True))] if config.eval else []
     passed = _Passed(sum(_size_bytes(name) for file, _ in parts for name in sources.files_of(file.path)))
     processes = process_count(config.workers, passed.size_bytes)
-    lengths = Lengths(model, None if config.max_length == "auto" else config.max_length, processes)
+    lengths = LengthCheck(model, None if config.max_length == "auto" else config.max_length, processes)
     task, faults = Task(), Tally()
     checks: list[Check] = [lengths, *([] if only_count else [make() for make in CHECKS.values()])]
     with contextlib.closing(lengths):
-        with Percent(bar, passed.size_bytes, "checked") as percent:
+        with FileProgress(bar, passed.size_bytes, "checked") as percent:
             for row in _rows(parts, config, faults, passed):
                 task.see(row)
                 for check in checks:
                     check.see(row)
                 percent.reached(passed.share, row.number + 1)
         for near in (check for check in checks if isinstance(check, NearDuplicates)):
-            with Percent(bar, passed.size_bytes, "searched for near duplicates") as percent:
+            with FileProgress(bar, passed.size_bytes, "searched for near duplicates") as percent:
                 near.search(percent.reached)
         findings = by_gravity([*faults.findings(), *(finding for check in checks for finding in check.findings())])
     measured = lengths.facts()
-    advice = advise(task, measured, model)
+    advice = rules_of_thumb(task, measured, model)
     named = (model.name, model.parameters) if model else ()
     return DataReport(tuple(facts for _, facts in parts), tuple(findings), measured, tuple(advice), *named)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from inlay.data.splits import asked_turns
+from inlay.data.splits import prompt_turns
 from inlay.data.types import Example, Message, normalised
 
 
@@ -48,7 +48,7 @@ class CheckedRow:
     @property
     def opening_key(self) -> int:
         """Equal for rows that begin with the same question, as the split groups them."""
-        return hash(self.normal[: asked_turns(self.example.messages)])
+        return hash(self.normal[: prompt_turns(self.example.messages)])
 
     @property
     def answer(self) -> str:

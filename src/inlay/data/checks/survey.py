@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 from inlay.data.checks.row import CheckedRow
+from inlay.data.types import JsonObject
 
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _LATIN_LETTER = re.compile(r"[A-Za-z]")
@@ -54,7 +55,7 @@ class FileFacts:
         self.with_system += messages[0].role == "system"
         self.scripts[script_of(row.texts)] += 1
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         counted = {name: dict(getattr(self, name).most_common()) for name in ("roles", "scripts", "characters")}
         plain = ("file", "held_out", "format", "why", "rows", "faulty", "trained_turns", "with_tools", "with_system")
         turns = {str(n): count for n, count in sorted(self.turns.items())}

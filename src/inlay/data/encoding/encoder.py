@@ -20,12 +20,12 @@ import numpy as np
 
 from inlay.config.settings import DataConfig
 from inlay.data.encoding.reasoning_prefix import continues, parted
-from inlay.data.encoding.rendering import MARK, Dialogue, Template
-from inlay.data.encoding.special_token_escaping import QuotingTokenizer
+from inlay.data.encoding.rendering import MARK, RenderedConversation, Template
+from inlay.data.encoding.special_token_escaping import EscapingTokenizer
 from inlay.data.encoding.special_tokens import SpecialTokens, make_end_special, refuse_lost_answer, refuse_lost_prompt
 from inlay.data.encoding.template_kwargs import Switch, with_switches
 from inlay.data.encoding.word_cache import AtOnce, Tokenized
-from inlay.data.types import Example, Message, Source
+from inlay.data.types import Example, Message, Source, Tool, ToolCall
 from inlay.errors import DataError, ModelError
 
 CODE_VERSION = 7
@@ -112,7 +112,7 @@ class Encoder:
         tokenizer.chat_template = with_switches(tokenizer.chat_template, template_kwargs or {})
         make_end_special(tokenizer)
         self._special = SpecialTokens(tokenizer, escapes=special_tokens == "escape")
-        self._tokenize = QuotingTokenizer(tokenizer.backend_tokenizer, self._special.strings)
+        self._tokenize = EscapingTokenizer(tokenizer.backend_tokenizer, self._special.strings)
         self._template = Template(tokenizer, self._special)
         self.stop_ids = self._find_stop_ids()
         self._written_end = self._find_written_end()
@@ -148,7 +148,7 @@ class Encoder:
         whole = self.tokenizer.backend_tokenizer.to_str() + json.dumps(named, sort_keys=True, default=str)
         return hashlib.sha256(whole.encode()).hexdigest()
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """The ids that generation starts from: the dialogue and the opening of an assistant turn.
 
         Raises: DataError for text that the tokenizer would read as a special token (unless it is escaped), and for a
@@ -158,12 +158,12 @@ class Encoder:
         self._require_rows(ids, _PROMPT)
         return ids
 
-    def _prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[int]:
+    def _prompt(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         messages, tools = self._special.without(messages, tools, _PROMPT)
         if _is_document(messages):
             return [*self._bos, *self._tokenize([messages[0].content], [True])[0].tolist()]
-        dialogue = Dialogue(self._template, messages, tools, _PROMPT)
-        text = dialogue.asked(len(messages))
+        dialogue = RenderedConversation(self._template, messages, tools, _PROMPT)
+        text = dialogue.prompt(len(messages))
         refuse_lost_prompt(text, messages, tools, _PROMPT)
         pieces = _cut(text, dialogue.boundaries(text, len(messages), self._roles))
         ids = self._tokenize(pieces, [k == 0 for k in range(len(pieces))])
@@ -229,7 +229,7 @@ class Encoder:
         messages, tools = self._special.without(example.messages, example.tools, source)
         if _is_document(messages):
             return [_Sequence((messages[0].content,), (messages[0].weight,), True, True)]
-        dialogue = Dialogue(self._template, messages, tools, source)
+        dialogue = RenderedConversation(self._template, messages, tools, source)
         remaining = [n for n, m in enumerate(messages) if m.weight > 0]
         found = []
         while answers := [n for n in remaining if messages[n].role == "assistant"]:
@@ -244,9 +244,11 @@ class Encoder:
             )
         return found[::-1]
 
-    def _sequence_ending_at(self, last: int, wanted: Sequence[int], dialogue: Dialogue) -> tuple[_Sequence, set[int]]:
+    def _sequence_ending_at(
+        self, last: int, wanted: Sequence[int], dialogue: RenderedConversation
+    ) -> tuple[_Sequence, set[int]]:
         """The sequence that ends with the answer at `last`, and those of the wanted turns that it trains."""
-        prompt, whole = dialogue.asked(last), dialogue.said(last + 1)
+        prompt, whole = dialogue.prompt(last), dialogue.rendered(last + 1)
         answer = whole[len(prompt) :]
         opens = self._template.opens_thought
         if not whole.startswith(prompt) or (opens and dialogue.lacks_thought(last, answer)):
@@ -310,18 +312,23 @@ class Encoder:
 
     def _find_stop_ids(self) -> frozenset[int]:
         """Ids that end an answer: the end-of-sequence token and the template's own ends of turn."""
-        call = {"type": "function", "id": "abcdefghi", "function": {"name": "f", "arguments": {}}}
-        tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
+        call: ToolCall = {"type": "function", "id": "abcdefghi", "function": {"name": "f", "arguments": {}}}
+        tool: Tool = {
+            "type": "function",
+            "function": {"name": "f", "description": "", "parameters": {"type": "object"}},
+        }
         found = {self.eos_id}
         for answer, tools in ((Message("assistant", "b"), []), (Message("assistant", "", 0.0, (call,)), [tool])):
-            dialogue = Dialogue(self._template, [Message("user", "a"), answer], tools, _TEMPLATE)
-            if (text := dialogue.try_said(2)) and (closing := self._special.closing(text)):
+            dialogue = RenderedConversation(self._template, [Message("user", "a"), answer], tools, _TEMPLATE)
+            if (text := dialogue.try_rendered(2)) and (closing := self._special.closing(text)):
                 found.add(int(self.tokenizer.convert_tokens_to_ids(closing)))
         return frozenset(found)
 
     def _find_written_end(self) -> str:
         """What the template writes behind an answer as its end, where that is text and no token; often nothing."""
-        said = Dialogue(self._template, [Message("user", "a"), Message("assistant", MARK)], [], _TEMPLATE).try_said(2)
+        said = RenderedConversation(
+            self._template, [Message("user", "a"), Message("assistant", MARK)], [], _TEMPLATE
+        ).try_rendered(2)
         end = said.partition(MARK)[2].strip() if said else ""
         return "" if self._special.closing(end) else end
 

@@ -21,10 +21,10 @@ from inlay.data.encoding.reasoning_prefix import (
     with_opening,
 )
 from inlay.data.encoding.special_tokens import SpecialTokens
-from inlay.data.encoding.template_cache import Skeletons
+from inlay.data.encoding.template_cache import TemplateCache
 from inlay.data.encoding.template_kwargs import thinking_switch
 from inlay.data.reading.turn_fields import THOUGHTS
-from inlay.data.types import Message, Source
+from inlay.data.types import JsonObject, Message, Source, Tool
 from inlay.errors import DataError
 
 TODAY = datetime(2024, 7, 26)
@@ -51,7 +51,7 @@ class Template:
         self._epilogue = self._find_epilogue(tokenizer, special)
         self._opening = self._find_opening()
         self.opens_thought = self._opening is not None
-        self.skeletons = Skeletons(self._plain, self.render)
+        self.cache = TemplateCache(self._plain, self.render)
 
     @property
     def way_to_think(self) -> str:
@@ -60,7 +60,7 @@ class Template:
         turn_on = f"Turn thoughts on (data.template_kwargs: {{{switch}: true}}), take the thought" if switch else ""
         return f"{turn_on or 'Take the thought'} out of the row, or use a template that opens it (model.chat_template)."
 
-    def render(self, turns: list[dict[str, Any]], opens_turn: bool, tools: list[dict[str, Any]] | None = None) -> str:
+    def render(self, turns: list[JsonObject], opens_turn: bool, tools: list[Tool] | None = None) -> str:
         template = _dated(self._tokenizer.get_chat_template(tools=tools)) if tools else self._plain
         text = str(
             self._tokenizer.apply_chat_template(
@@ -139,12 +139,10 @@ class Template:
         return last[end:] if end and last[end:].strip() else ""
 
 
-class Dialogue:
+class RenderedConversation:
     """The renderings of a dialogue's beginnings, each made once."""
 
-    def __init__(
-        self, template: Template, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source
-    ) -> None:
+    def __init__(self, template: Template, messages: Sequence[Message], tools: Sequence[Tool], source: Source) -> None:
         messages = template.placed(messages)
         self.messages, self.tools, self.source = messages, tools, source
         self._template = template
@@ -152,18 +150,18 @@ class Dialogue:
         self._is_plain = not tools and not any(not m.content.strip() or m.has_more for m in messages)
         self._rendered: dict[tuple[int, bool], str] = {}
 
-    def asked(self, count: int) -> str:
+    def prompt(self, count: int) -> str:
         """The first `count` turns and the opening of an answer. Raises: DataError when the template refuses."""
         return self._render(count, opens_turn=True)
 
-    def said(self, count: int) -> str:
+    def rendered(self, count: int) -> str:
         """The first `count` turns. Raises: DataError when the template refuses."""
         return self._render(count, opens_turn=False)
 
-    def try_said(self, count: int) -> str | None:
+    def try_rendered(self, count: int) -> str | None:
         """`said`, or None where the template refuses."""
         try:
-            return self.said(count)
+            return self.rendered(count)
         except DataError:
             return None
 
@@ -175,7 +173,7 @@ class Dialogue:
             if self.messages[n].role not in roles or (n == 0 and self.messages[n].role == "assistant"):
                 continue
             try:
-                opening, closing = self._opening(n), self.said(n + 1)
+                opening, closing = self._opening(n), self.rendered(n + 1)
             except DataError:  # a dialogue that cannot end here: no cut, and its own sequence would be refused
                 continue
             if opening is None or (found and len(opening) < found[-1][2]):
@@ -190,9 +188,9 @@ class Dialogue:
         Raises: DataError when the template refuses the dialogue up to there.
         """
         if self.messages[turn].role == "assistant":
-            return self.asked(turn)
+            return self.prompt(turn)
         marked = [*self.messages[:turn], replace(self.messages[turn], content=MARK + self._texts[turn])]
-        shown = Dialogue(self._template, marked, self.tools, self.source).said(turn + 1)
+        shown = RenderedConversation(self._template, marked, self.tools, self.source).rendered(turn + 1)
         return shown.partition(MARK)[0] if shown.count(MARK) == 1 else None
 
     def lacks_thought(self, turn: int, answer: str) -> bool:
@@ -205,8 +203,8 @@ class Dialogue:
         Raises: DataError where that cannot be told.
         """
         marked = [*self.messages[: turn - 1], replace(self.messages[turn - 1], content=self._texts[turn - 1] + MARK)]
-        beside = Dialogue(self._template, [*marked, self.messages[turn]], self.tools, self.source)
-        opening, shown = (text.partition(MARK)[2] for text in (beside.asked(turn), beside.said(turn + 1)))
+        beside = RenderedConversation(self._template, [*marked, self.messages[turn]], self.tools, self.source)
+        opening, shown = (text.partition(MARK)[2] for text in (beside.prompt(turn), beside.rendered(turn + 1)))
         try:
             found = continuation(opening, shown, self._texts[turn])
         except LostThoughtError:
@@ -228,7 +226,7 @@ class Dialogue:
             messages, texts = self.messages, self._texts
             if self._template.opens_thought and not opens_turn and self._roles[count - 1] == "assistant":
                 messages, texts = self._answered(count)
-            text = self._template.skeletons.fill(self._roles[:count], texts, opens_turn) if self._is_plain else None
+            text = self._template.cache.fill(self._roles[:count], texts, opens_turn) if self._is_plain else None
             self._rendered[key] = self._render_whole(messages[:count], opens_turn) if text is None else text
         return self._rendered[key]
 
@@ -268,8 +266,8 @@ def _strftime_today() -> str:
 _STRFTIME_TODAY = _strftime_today()
 
 
-def _turn(message: Message) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+def _turn(message: Message) -> JsonObject:
+    turn: JsonObject = {"role": message.role, "content": message.content}
     if message.tool_calls:
         turn["tool_calls"] = list(message.tool_calls)
     if message.name:

@@ -13,7 +13,7 @@ from inlay.data.encoding.special_tokens import MARK, quoted
 from inlay.data.encoding.word_cache import AtOnce, Tokenized, WordTokenizer
 
 
-class QuotingTokenizer:
+class EscapingTokenizer:
     """A WordTokenizer that knows quoted special tokens."""
 
     def __init__(self, backend: Tokenizer, strings: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import AddedToken
 
 from inlay.data.encoding.reasoning_prefix import ends_before, parted
-from inlay.data.types import Message, Source
+from inlay.data.types import Message, Source, Tool
 from inlay.errors import DataError
 
 MARK = "\ue0f3"
@@ -63,8 +63,8 @@ class SpecialTokens:
         return len(ids)
 
     def without(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source
-    ) -> tuple[Sequence[Message], Sequence[dict[str, Any]]]:
+        self, messages: Sequence[Message], tools: Sequence[Tool], source: Source
+    ) -> tuple[Sequence[Message], Sequence[Tool]]:
         """The dialogue with no text that would be read as a special token: as it is, or with quoted ones marked.
 
         Raises: DataError where there is one and `data.special_tokens` is `refuse`, or where it cannot be marked.
@@ -95,7 +95,7 @@ class SpecialTokens:
             return f"Take it off the end of the text: what ends an answer is added by itself.{quoted_only}"
         return f"Remove or rewrite it{f', or have it encoded as ordinary text ({escape})' if escape else ''}."
 
-    def _first(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> tuple[str, str, str] | None:
+    def _first(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[str, str, str] | None:
         """(where, the token, the text with it) of the first text that holds a special token."""
         if not tools and not any(m.has_more or self._kept_out(m.content) for m in messages):
             return None
@@ -193,9 +193,7 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(inner)
 
 
-def refuse_lost_prompt(
-    prompt: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: Source
-) -> None:
+def refuse_lost_prompt(prompt: str, messages: Sequence[Message], tools: Sequence[Tool], source: Source) -> None:
     """Raises: DataError when the template does not show a part of what is asked.
 
     Assistant turns may be shortened: templates leave out old reasoning.

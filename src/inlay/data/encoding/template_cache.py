@@ -28,7 +28,7 @@ Parts = tuple[list[str], list[tuple[int, bool, bool]]]
 """Literal texts with an empty one between each two, and for these (turn, stripped on the left, on the right)."""
 
 
-class Skeletons:
+class TemplateCache:
     """What a template writes around the texts of dialogues without tools, names and empty turns."""
 
     def __init__(self, template: str, render: Render) -> None:

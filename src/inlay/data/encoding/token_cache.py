@@ -16,7 +16,7 @@ from safetensors.numpy import load, save_file
 from inlay.data.encoding.encoder import CODE_VERSION, Encoder
 from inlay.data.encoding.token_arrays import Packing, TokenArrays
 from inlay.data.encoding.worker_pool import Part, encoded
-from inlay.data.percent import Bar, Percent
+from inlay.data.file_progress import FileProgress, ProgressBar
 from inlay.data.reading.data_file import DataFile
 from inlay.data.splits import as_keys
 from inlay.data.types import Example
@@ -32,19 +32,21 @@ from inlay.storage import (
 )
 
 _IDS, _ROWS = "input_ids.bin", "rows.safetensors"
+_KEYS_ON_DISK = "asked"
+"""The name of the prompt keys in the file of arrays."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenizedFile:
-    """A file's sequences, and of its examples what the split needs."""
+    """A file's sequences, and the prompt keys of its examples, by which they are split."""
 
     stored: TokenArrays
-    asked: np.ndarray  # (E, 2) uint64, equal for examples with the same prompt
+    prompt_keys: np.ndarray  # (E, 2) uint64, equal for examples with the same prompt
 
 
 def cached(file: DataFile, encoder: Encoder, most: int | None = None) -> TokenizedFile | None:
-    """What an earlier start made of a file with these bytes, of all its rows or of at most so many; None when there is
-    nothing, or nothing whole."""
+    """The cached ids of a file with these bytes, of all its rows or of `most` rows; None where there are none, or only
+    damaged ones."""
     whole = _opened(_place(file, encoder, None), file.files)
     return whole if whole or most is None else _opened(_place(file, encoder, most), file.files)
 
@@ -54,12 +56,14 @@ def tokenized(
     examples: Callable[[], Iterable[Example]],
     encoder: Encoder,
     use_cache: bool,
-    bar: Bar | None,
+    bar: ProgressBar | None,
     processes: int,
     most: int | None = None,
 ) -> TokenizedFile:
-    """The file's `examples`, all or those that a cap of `most` leaves, as ids made by so many processes, and with
-    `use_cache` kept for the next start. Raises: DataError."""
+    """The ids of the file's `examples`, made by so many processes; with `use_cache` they are kept for the next start.
+
+    `most`: the cap that `examples` were chosen by, part of the name in the cache. Raises: DataError.
+    """
     if use_cache:
         place = _place(file, encoder, most)
         # a cache that cannot be written costs memory now and time at the next start, nothing else
@@ -90,7 +94,7 @@ def _place(file: DataFile, encoder: Encoder, most: int | None) -> Path:
 
 
 def _fill(
-    folder: Path, file: DataFile, examples: Iterable[Example], encoder: Encoder, bar: Bar | None, processes: int
+    folder: Path, file: DataFile, examples: Iterable[Example], encoder: Encoder, bar: ProgressBar | None, processes: int
 ) -> None:
     with (folder / _IDS).open("wb") as ids:
         arrays = _work(file, examples, encoder, bar, processes, lambda some: ids.write(some.tobytes()))
@@ -101,27 +105,27 @@ def _work(
     file: DataFile,
     examples: Iterable[Example],
     encoder: Encoder,
-    bar: Bar | None,
+    bar: ProgressBar | None,
     processes: int,
     put: Callable[[np.ndarray], object],
 ) -> dict[str, np.ndarray]:
-    """Tokenizes; the ids go to `put` chunk by chunk, all other arrays are returned."""
-    kind, asked, rows = _kind(encoder), bytearray(), 0
+    """All arrays of the file but the ids, which go to `put` chunk by chunk."""
+    kind, prompt_keys, rows = _kind(encoder), bytearray(), 0
     packing = Packing(lambda ids: put(ids.astype(kind)), file.files)
     with contextlib.closing(_shown(encoded(encoder, examples, processes), file, bar)) as parts:
         for part in parts:
             packing.add(part.sequences, rows)
-            asked += part.asked
+            prompt_keys += part.prompt_keys
             rows += part.rows
     largest = {"largest_id": np.array([packing.largest_id])}
     arrays = packing.arrays()
-    return arrays | largest | {"asked": as_keys([bytes(asked)])}
+    return arrays | largest | {_KEYS_ON_DISK: as_keys([bytes(prompt_keys)])}
 
 
-def _shown(parts: Generator[Part], file: DataFile, bar: Bar | None) -> Generator[Part]:
-    """The parts, with how much of the file they are on the bar."""
+def _shown(parts: Generator[Part], file: DataFile, bar: ProgressBar | None) -> Generator[Part]:
+    """The parts; the bar shows how much of the file is done."""
     rows = 0
-    with contextlib.closing(parts), Percent(bar, file.size_bytes, "tokenized") as percent:
+    with contextlib.closing(parts), FileProgress(bar, file.size_bytes, "tokenized") as percent:
         for part in parts:
             yield part
             rows += part.rows
@@ -151,6 +155,6 @@ def _opened(place: Path, files: tuple[str, ...]) -> TokenizedFile | None:
 
 
 def _assembled(ids: np.ndarray, arrays: dict[str, np.ndarray], files: tuple[str, ...]) -> TokenizedFile:
-    asked, largest = arrays.pop("asked"), int(arrays.pop("largest_id")[0])
-    stored = TokenArrays(ids, **arrays, files=files, example_count=len(asked), largest_id=largest)
-    return TokenizedFile(stored, asked)
+    prompt_keys, largest = arrays.pop(_KEYS_ON_DISK), int(arrays.pop("largest_id")[0])
+    stored = TokenArrays(ids, **arrays, files=files, example_count=len(prompt_keys), largest_id=largest)
+    return TokenizedFile(stored, prompt_keys)

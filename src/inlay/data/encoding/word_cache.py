@@ -19,6 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer, models
 
 from inlay.data.encoding.piece_tokenizer import PieceTokenizer
+from inlay.data.types import JsonObject
 
 _MARK: Final = "\u2581"
 """What a SentencePiece tokenizer makes of a space; in a text of its own it is as good as one."""
@@ -231,12 +232,12 @@ _SPLIT_NOTHING: Final = (
 )  # fmt: skip
 
 
-def _state(part: Any) -> dict[str, Any] | None:
+def _state(part: Any) -> JsonObject | None:
     """What the file of the tokenizer says of one of its parts."""
     return None if part is None else json.loads(part.__getstate__())
 
 
-def _is_metaspace(splits: dict[str, Any] | None) -> bool:
+def _is_metaspace(splits: JsonObject | None) -> bool:
     return splits is not None and splits["type"] == "Metaspace" and splits["replacement"] == _MARK
 
 
@@ -245,7 +246,7 @@ def _no_token_goes_on_over_a_mark(backend: Tokenizer) -> bool:
     return _MARK in vocabulary and not any(_MARK in token.lstrip(_MARK) for token in vocabulary)
 
 
-def _splits_at_spaces(splits: dict[str, Any] | None) -> bool:
+def _splits_at_spaces(splits: JsonObject | None) -> bool:
     """Of stages one after another: one has a break before each such space, those before it look at no text beyond."""
     if splits is None:
         return False

@@ -45,8 +45,8 @@ class Part:
     """What some rows became."""
 
     rows: int
-    asked: bytes
-    """The prompt keys of the rows, one behind the other."""
+    prompt_keys: bytes
+    """Digests of the rows' prompts, one behind the other."""
     sequences: Joined
     """Numbered from the first of these rows on."""
 
@@ -205,9 +205,9 @@ def _shared_out(helpers: Helpers[Part], examples: Iterable[Example]) -> Generato
 
 
 def _made(encoder: Encoder, examples: list[Example]) -> Part:
-    asked = b"".join(map(prompt_key, examples))
+    prompt_keys = b"".join(map(prompt_key, examples))
     ((rows, sequences),) = encoder.batches(examples, beside=False)
-    return Part(rows, asked, joined(sequences))
+    return Part(rows, prompt_keys, joined(sequences))
 
 
 @contextlib.contextmanager

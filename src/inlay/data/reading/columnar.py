@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, Final
 
 from inlay.data.reading import strict_json
-from inlay.data.types import Row, Source
+from inlay.data.types import JsonObject, Row, Source
 from inlay.errors import DataError
 
 _Reader = Callable[[Any], Any]
@@ -94,12 +94,12 @@ def _rows(schema: Any, batches: Iterator[Any], path: str) -> Iterator[Row]:
             yield Row(_read(value, readers, path, number), Source(path, number))
 
 
-def as_written(features: Any) -> Callable[[dict[str, Any], str, int], dict[str, Any]]:
+def as_written(features: Any) -> Callable[[JsonObject, str, int], JsonObject]:
     """What undoes, in (row, file, line), the encoding of rows of such features, as datasets' `to_dict()` gives them."""
     known = _mapping(features)
     readers = {name: reader for name, feature in known.items() if (reader := _reader(None, feature))}
 
-    def read(value: dict[str, Any], path: str, number: int) -> dict[str, Any]:
+    def read(value: JsonObject, path: str, number: int) -> JsonObject:
         others = {name: _without_nulls for name in value if name not in known}
         return _read(value, readers | others, path, number)
 
@@ -112,7 +112,7 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _read(value: dict[str, Any], readers: Mapping[str, _Reader], path: str, number: int) -> dict[str, Any]:
+def _read(value: JsonObject, readers: Mapping[str, _Reader], path: str, number: int) -> JsonObject:
     try:
         for name, reader in readers.items():
             if value.get(name) is not None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from inlay.data.reading import turn_fields
 from inlay.data.reading.row_fields import GREETING, SYSTEMS, is_empty
 from inlay.data.reading.tool_calls import CALLS, Calls, as_calls, calls_of_turn
 from inlay.data.reading.values import fail, json_in, missing, text
-from inlay.data.types import Example, Message, Row
+from inlay.data.types import Example, JsonObject, Message, Row, Tool
 from inlay.errors import DataError, nearest
 
 OPENAI_ROLES: Final = {
@@ -59,7 +59,7 @@ def turn(row: Row, role: str, content: str) -> Message:
     return Message(role, content, row.role_weights.get(role, 0.0))
 
 
-def example(row: Row, messages: list[Message], tools: Calls = ()) -> Example:
+def example(row: Row, messages: list[Message], tools: tuple[Tool, ...] = ()) -> Example:
     """The dialogue up to its last trained answer.
 
     Raises:
@@ -154,7 +154,7 @@ def _joined(row: Row, field: str, messages: list[Message]) -> list[Message]:
     return joined
 
 
-def _turns(row: Row, field: str, value: object) -> list[dict[str, Any]]:
+def _turns(row: Row, field: str, value: object) -> list[JsonObject]:
     if not isinstance(value, list) or not value:
         fail(row, field, value, "It must be a list with at least one turn.")
     for index, turn in enumerate(value):
@@ -163,7 +163,7 @@ def _turns(row: Row, field: str, value: object) -> list[dict[str, Any]]:
     return value
 
 
-def _plain_turn(row: Row, turn: dict[str, Any], trained: bool) -> Message | None:
+def _plain_turn(row: Row, turn: JsonObject, trained: bool) -> Message | None:
     """The message of a turn with a role and some text and nothing beside them; else None."""
     if len(turn) == 2:
         said, role = turn.get("content"), turn.get("role")
@@ -173,7 +173,7 @@ def _plain_turn(row: Row, turn: dict[str, Any], trained: bool) -> Message | None
     return None
 
 
-def _openai_turn(row: Row, where: str, turn: dict[str, Any], trained: bool) -> Message:
+def _openai_turn(row: Row, where: str, turn: JsonObject, trained: bool) -> Message:
     if "role" not in turn:
         if "from" in turn:
             _other_format(row, where, "from/value", "sharegpt", "conversations")
@@ -188,7 +188,7 @@ def _openai_turn(row: Row, where: str, turn: dict[str, Any], trained: bool) -> M
     return _message(row, where, "content", turn, Message(role, content, tool_calls=calls), trained)
 
 
-def _sharegpt_turn(row: Row, where: str, turn: dict[str, Any]) -> Message:
+def _sharegpt_turn(row: Row, where: str, turn: JsonObject) -> Message:
     if "from" not in turn and "role" in turn:
         _other_format(row, where, "role/content", "messages", "messages")
     for key in ("from", "value"):
@@ -202,7 +202,7 @@ def _sharegpt_turn(row: Row, where: str, turn: dict[str, Any]) -> Message:
     return _message(row, where, "value", turn, Message(role, content, tool_calls=calls), True)
 
 
-def _call_turn(row: Row, where: str, key: str, turn: dict[str, Any], trained: bool) -> Message:
+def _call_turn(row: Row, where: str, key: str, turn: JsonObject, trained: bool) -> Message:
     """The message of a turn whose text is the call."""
     value = turn.get(key)
     for name in CALLS:
@@ -214,7 +214,7 @@ def _call_turn(row: Row, where: str, key: str, turn: dict[str, Any], trained: bo
     return _message(row, where, key, turn, message, trained)
 
 
-def _message(row: Row, where: str, key: str, turn: dict[str, Any], said: Message, trained: bool) -> Message:
+def _message(row: Row, where: str, key: str, turn: JsonObject, said: Message, trained: bool) -> Message:
     """What is `said` (under `key`), with all that the other fields of the turn say. Raises: DataError."""
     turn_fields.refuse_unknown(row, where, turn, key)
     role, calls = said.role, said.tool_calls

@@ -17,7 +17,7 @@ from inlay.data.reading import conversation, preferences, row_fields, values
 from inlay.data.reading.rendered_text import looks_rendered, turns_of
 from inlay.data.reading.strict_json import listed
 from inlay.data.reading.tool_calls import tools as tools_of
-from inlay.data.types import Example, Message, Row
+from inlay.data.types import Example, JsonObject, Message, Row
 from inlay.errors import DataError, nearest, unknown_name
 
 
@@ -31,7 +31,7 @@ class Format:
     """Fields every row has; `a|b` where either will do."""
     optional: tuple[str, ...]
     read: Callable[[Row], Example]
-    example: dict[str, Any]
+    example: JsonObject
     """A row as a user writes it; docs and the contract test take it from here."""
     without: tuple[str, ...] = ()
     """Fields a row of this format does not have: they make it another format's row."""

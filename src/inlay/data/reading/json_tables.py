@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from inlay.data.types import JsonObject
 from inlay.errors import DataError
 
 ROW_LISTS: Final = frozenset({
@@ -16,7 +17,7 @@ ROW_LISTS: Final = frozenset({
 _SPLITS: Final = frozenset({"train", "test", "validation", "valid", "val", "dev", "eval"})
 
 
-def rows_within(value: dict[str, Any], place: str) -> list[Any]:
+def rows_within(value: JsonObject, place: str) -> list[Any]:
     """The rows of the one object in a .json file.
 
     Raises: DataError where they may be several lists, or a table that may be read in more than one way.
@@ -71,7 +72,7 @@ def _transposed(columns: Mapping[str, Mapping[Any, Any]], place: str) -> list[An
     return [{name: column[key] for name, column in columns.items()} for key in keys]
 
 
-def _one_list(value: dict[str, Any], place: str) -> list[Any]:
+def _one_list(value: JsonObject, place: str) -> list[Any]:
     lists = {
         name: items
         for name, items in value.items()

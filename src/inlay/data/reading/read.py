@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from inlay.data.reading import formats, sources
 from inlay.data.reading.detection import PREVIEW, DetectedFormat, detect, named
 from inlay.data.reading.row_fields import OneSplit
-from inlay.data.types import ASSISTANT, Example, Hash, Message, OnFault, Row, Source
+from inlay.data.types import ASSISTANT, Example, Hash, JsonObject, Message, OnFault, Row, Source
 from inlay.errors import DataError
 
 Changed = TypeVar("Changed")
@@ -167,7 +167,7 @@ def from_lines(text: str) -> tuple[Example, ...]:
     return tuple(_example(json.loads(line)) for line in text.split("\n") if line)
 
 
-def _example(row: dict[str, Any]) -> Example:
+def _example(row: JsonObject) -> Example:
     messages = tuple(
         Message(
             m["role"], m["content"], m["weight"], tuple(m.get("tool_calls", ())), **{n: m[n] for n in _MORE if n in m}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from inlay.data.reading.json_tables import rows_within
-from inlay.data.types import OnFault, Row, Source
+from inlay.data.types import JsonObject, OnFault, Row, Source
 from inlay.errors import DataError
 
 Where = Callable[[int], str]
@@ -23,7 +23,7 @@ class _RefusedError(ValueError):
     """Valid for Python's json module, not for us."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
     value = dict(pairs)
     if len(value) != len(pairs):
         names = [name for name, _ in pairs]
@@ -148,7 +148,7 @@ def lines_to_rows(lines: Iterable[tuple[int, str]], file: str, on_fault: OnFault
         yield row
 
 
-def _plain_object(line: str) -> dict[str, Any] | None:
+def _plain_object(line: str) -> JsonObject | None:
     """The object that is all of the line, where nothing has to be looked at twice; else None."""
     if not line.startswith("{") or "\\u" in line:
         return None

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from inlay.data.reading.row_fields import is_empty
 from inlay.data.reading.values import fail, json_in, missing, text
-from inlay.data.types import Row
+from inlay.data.types import JsonObject, Row, Tool, ToolCall
 from inlay.errors import DataError, nearest
 
-Calls = tuple[dict[str, Any], ...]
+Calls = tuple[ToolCall, ...]
 
 CALLS: Final = ("tool_calls", "function_call")
 """The fields of a turn that hold its calls."""
@@ -17,7 +17,7 @@ _CALL_FIELDS: Final = frozenset({"id", "type", "function", "name", "arguments", 
 _EMPTY_CALL: Final = (None, "")
 
 
-def calls_of_turn(row: Row, where: str, turn: dict[str, Any]) -> Calls:
+def calls_of_turn(row: Row, where: str, turn: JsonObject) -> Calls:
     """The tool calls of a turn, those in the older `function_call` included."""
     if all(map(turn.get, CALLS)):
         raise DataError(f"{row.source}: {where} has 'tool_calls' and 'function_call'. Keep one of the two.")
@@ -38,7 +38,7 @@ def as_calls(row: Row, field: str, value: object) -> Calls:
     items = value if isinstance(value, list) else [value]
     if not items:
         fail(row, field, value, "It must hold at least one call.")
-    calls = []
+    calls: list[ToolCall] = []
     for index, item in enumerate(items):
         place = f"{field}[{index}]" if isinstance(value, list) else field
         if not isinstance(item, dict):
@@ -51,14 +51,14 @@ def as_calls(row: Row, field: str, value: object) -> Calls:
         if "name" not in inner:
             missing(row, place, "name", inner, _CALL_FIELDS)
         name, arguments = text(row, f"{place}.name", inner["name"]), _arguments(row, place, inner)
-        call: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
+        call: ToolCall = {"type": "function", "function": {"name": name, "arguments": arguments}}
         if item.get("id") is not None:
             call["id"] = text(row, f"{place}.id", item["id"])
         calls.append(call)
     return tuple(calls)
 
 
-def _refuse_unknown(row: Row, place: str, call: dict[str, Any]) -> None:
+def _refuse_unknown(row: Row, place: str, call: JsonObject) -> None:
     kind = call.get("type")
     if kind not in ("function", *_EMPTY_CALL):
         fail(row, f"{place}.type", kind, "Only calls of type 'function' can be read here.")
@@ -69,7 +69,7 @@ def _refuse_unknown(row: Row, place: str, call: dict[str, Any]) -> None:
             fail(row, f"{place}.{key}", call[key], f"A call has no such field.{hint} It has name, arguments and id.")
 
 
-def _arguments(row: Row, place: str, call: dict[str, Any]) -> dict[str, Any]:
+def _arguments(row: Row, place: str, call: JsonObject) -> JsonObject:
     """The arguments of a call, which may be JSON text (once or twice); {} where there are none."""
     given = {name: call[name] for name in ("arguments", "parameters") if call.get(name) not in _EMPTY_CALL}
     if not given:
@@ -87,10 +87,10 @@ def _arguments(row: Row, place: str, call: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def tools(row: Row) -> Calls:
-    """The row's `tools` in one shape, {"type": "function", "function": {...}}; JSON text is read too.
+def tools(row: Row) -> tuple[Tool, ...]:
+    """The row's `tools`, or `functions` as OpenAI called them before, in one shape; JSON text is read too.
 
-    `functions` is what OpenAI called them before.
+    Raises: DataError.
     """
     if "tools" not in row.value and "functions" not in row.value:
         return ()
@@ -111,7 +111,7 @@ def _opened(row: Row, field: str) -> Any:
     return json_in(row, field, value) if isinstance(value, str) and value.strip() else value
 
 
-def _tool(row: Row, place: str, item: object) -> dict[str, Any]:
+def _tool(row: Row, place: str, item: object) -> Tool:
     if isinstance(item, str) and item.lstrip().startswith("{"):
         item = json_in(row, place, item)
     inner = item.get("function", item) if isinstance(item, dict) else item

@@ -9,7 +9,7 @@ import math
 from typing import Any, Final
 
 from inlay.data.reading.values import fail, text
-from inlay.data.types import Row
+from inlay.data.types import JsonObject, Row
 from inlay.errors import DataError, nearest
 
 WEIGHTS: Final = ("weight", "loss_weight", "loss_scale")
@@ -38,7 +38,7 @@ _NO: Final[tuple[Any, ...]] = (None, "", [], {})
 _OTHER_STYLE: Final = {"content": ("from", "value"), "value": ("role", "content")}
 
 
-def refuse_unknown(row: Row, where: str, turn: dict[str, Any], said: str) -> None:
+def refuse_unknown(row: Row, where: str, turn: JsonObject, said: str) -> None:
     """Raises: DataError for a field with something in it that is neither read nor a note.
 
     `said` is the field of what the turn says."""
@@ -56,7 +56,7 @@ def refuse_unknown(row: Row, where: str, turn: dict[str, Any], said: str) -> Non
         )
 
 
-def weight(row: Row, where: str, turn: dict[str, Any], role: str, *, trained: bool) -> float:
+def weight(row: Row, where: str, turn: JsonObject, role: str, *, trained: bool) -> float:
     """The weight of a turn: its own, else that of its role where turns like it are `trained`, times that of its role.
 
     Raises:
@@ -96,7 +96,7 @@ def _number(row: Row, field: str, value: object, name: str) -> float:
     return float(value)
 
 
-def thought(row: Row, where: str, turn: dict[str, Any], role: str) -> tuple[str, str]:
+def thought(row: Row, where: str, turn: JsonObject, role: str) -> tuple[str, str]:
     """(the reasoning before an answer, the name of its field); empty where there is none."""
     given = {name: turn[name] for name in THOUGHTS if turn.get(name) is not None}
     said = {name: text(row, f"{where}.{name}", value, may_be_empty=True) for name, value in given.items()}
@@ -111,7 +111,7 @@ def thought(row: Row, where: str, turn: dict[str, Any], role: str) -> tuple[str,
     return value, name
 
 
-def tool_call_id(row: Row, where: str, turn: dict[str, Any], role: str) -> str | None:
+def tool_call_id(row: Row, where: str, turn: JsonObject, role: str) -> str | None:
     """The id of the call that a tool's answer is for."""
     value = turn.get("tool_call_id")
     if value is None or value == "":

@@ -14,7 +14,7 @@ from inlay import api
 from inlay.cli.row_view import row_text
 from inlay.data.batches import Batch, collate
 from inlay.data.encoding.encoder import Encoder
-from inlay.data.show import IGNORED, ShownRow, _sequence
+from inlay.data.show_row import IGNORED, ShownRow, _sequence
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError
 from parts import qa_rows, write_rows

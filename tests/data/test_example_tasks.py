@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from inlay.data import Example, domains
+from inlay.data import Example, example_tasks
 from inlay.data.splits import prompt_key
 
 WANTED = {
@@ -24,12 +24,12 @@ def words(example: Example) -> frozenset[str]:
 
 
 def test_every_example_task_is_there() -> None:
-    assert set(domains()) == set(WANTED)
+    assert set(example_tasks()) == set(WANTED)
 
 
 @pytest.mark.parametrize("name", sorted(WANTED))
 def test_an_example_task_has_enough_rows_and_each_is_its_own(name: str) -> None:
-    train, heldout = domains()[name].read()
+    train, heldout = example_tasks()[name].read()
     assert len(train) >= WANTED[name][0]
     assert len(heldout) >= WANTED[name][1]
     every = [prompt_key(e).hex() + e.messages[-1].content for e in (*train, *heldout)]
@@ -38,7 +38,7 @@ def test_an_example_task_has_enough_rows_and_each_is_its_own(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(WANTED))
 def test_no_held_out_question_is_a_training_question_in_almost_the_same_words(name: str) -> None:
-    train, heldout = domains()[name].read()
+    train, heldout = example_tasks()[name].read()
     known = [words(e) for e in train]
     for example in heldout:
         asked = words(example)

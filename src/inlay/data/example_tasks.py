@@ -1,4 +1,4 @@
-"""The example tasks that ship with the package."""
+"""The example tasks that ship with the package: rows to train on and rows to hold out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from inlay.errors import DataError, unknown_name
 
 
 @dataclass(frozen=True, slots=True)
-class Domain:
-    """Training rows and held-out rows that ask in other words what training teaches."""
+class ExampleTask:
+    """Training rows, and held-out rows with the same content in other words."""
 
     name: str
     train: Path
@@ -24,16 +24,16 @@ class Domain:
         return read_examples(str(self.train)).examples, read_examples(str(self.heldout)).examples
 
 
-def domains() -> dict[str, Domain]:
+def example_tasks() -> dict[str, ExampleTask]:
     """Every example task by name."""
     folder = Path(str(resources.files("inlay") / "builtin" / "domains"))
     found = sorted(p for p in folder.iterdir() if (p / "train.jsonl").is_file())
-    return {p.name: Domain(p.name, p / "train.jsonl", p / "heldout.jsonl") for p in found}
+    return {p.name: ExampleTask(p.name, p / "train.jsonl", p / "heldout.jsonl") for p in found}
 
 
-def find_domain(name: str) -> Domain:
+def find_example_task(name: str) -> ExampleTask:
     """The example task of that name. Raises: DataError when there is none."""
-    known = domains()
+    known = example_tasks()
     if name not in known:
         raise DataError(f"data: {unknown_name('example task', name, known)}")
     return known[name]

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from inlay.config.settings import DataConfig
 from inlay.data.reading import sources
 from inlay.data.reading.read import read_examples
 from inlay.data.splits import as_keys, by_content, least, prompt_key
-from inlay.data.types import Row
+from inlay.data.types import JsonObject, Row
 from inlay.errors import DataError
 from inlay.storage import path_exists, write_file
 
 
-def divide(path: str, folder: Path, config: DataConfig) -> dict[str, Any]:
+def write_split(path: str, folder: Path, config: DataConfig) -> JsonObject:
     """Writes NAME_train.jsonl and NAME_heldout.jsonl with the fields of the file; gives paths and row counts.
 
     They are the two parts that training on the file would make, row for row, in its order.

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.data.prepare import PreparedData, prepare, training_files
 from inlay.data.reading.data_file import DataFile
-from inlay.data.types import Example, Source, row_key
+from inlay.data.types import Example, JsonObject, Source, row_key
 from inlay.errors import DataCheckError, DataError, unknown_name
 
 IGNORED = -100
@@ -70,7 +69,7 @@ class ShownSequence:
         weights = [float(self.tokens.weights[start]) for start, _ in self.stretches]
         return list(zip(weights, self.texts, strict=True))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         t = self.tokens
         columns = zip(self.pieces, t.input_ids.tolist(), self.labels.tolist(), t.weights.tolist(), strict=True)
         return {
@@ -95,7 +94,7 @@ class ShownRow:
     sequences: tuple[ShownSequence, ...]
     micro_batch_note: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {
             "file": self.source.file,
             "line": self.source.line,
@@ -109,7 +108,7 @@ class ShownRow:
 Apart = Callable[[list[list[int]], np.ndarray], list[list[int]]]
 
 
-def show(
+def show_row(
     config: Config, encoder: Encoder, context_length: int, row: int | str | None, apart: Apart = lambda groups, _: groups
 ) -> ShownRow:  # fmt: skip
     """A row of the training file through the functions that `train` calls: the first, that at a line, or of a mixture

@@ -1,4 +1,4 @@
-"""How long a sequence may be: the limit, what it does to the rows, and whether it leaves enough of them."""
+"""The longest sequence that is trained: chosen, applied to the rows, and refused where too many are lost."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from inlay.data.encoding.token_arrays import TokenSet
 from inlay.errors import DataCheckError, DataError
 
 SMALL: Final = 200
-"""Rows of a set below which `auto` takes the longest: 1% of fewer is a single row, and each one counts."""
+"""Below so many rows `auto` takes the longest one: 1% of fewer is a single row, and each one counts."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
-    """What `max_length` did to one set of sequences."""
+class TruncationCounts:
+    """How many sequences of a set `data.max_length` left, cut and dropped."""
 
     kept: int
     cut: int
     dropped: int
     untrainable: int
-    """Of the dropped: cut to where nothing trained was left."""
+    """Dropped sequences in which a cut left no trained token."""
     trained_tokens_lost: int
 
     @property
     def total(self) -> int:
+        """Sequences before the limit was applied."""
         return self.kept + self.dropped
 
 
 def choose_max_length(config: DataConfig, train: TokenSet, heldout: TokenSet, context_length: int) -> tuple[int, str]:
-    """(the longest sequence that is used, its reason). `auto` serves the training rows and the held-out rows alike.
+    """(longest sequence in tokens, reason). `auto` looks at the training rows and the held-out rows.
 
     Raises: DataError for a `data.max_length` beyond the context.
     """
@@ -51,7 +52,7 @@ def choose_max_length(config: DataConfig, train: TokenSet, heldout: TokenSet, co
 
 
 def _wanted(tokens: TokenSet, side: str) -> tuple[int, str]:
-    """(length, what it is) that loses next to nothing of a set: of a small one nothing at all."""
+    """(length, reason) that keeps nearly all of a set, and all of a small one."""
     if not len(tokens):
         return 0, ""
     if len(np.unique(tokens.examples)) < SMALL:
@@ -59,8 +60,8 @@ def _wanted(tokens: TokenSet, side: str) -> tuple[int, str]:
     return int(np.percentile(tokens.lengths, 99, method="higher")), f"99th percentile of {len(tokens)} {side} sequences"
 
 
-def apply_max_length(tokens: TokenSet, max_length: int, overlong: str) -> tuple[TokenSet, Lengths]:
-    """The sequences that fit, with those that do not dropped or cut, and an account. Raises: DataError on `error`."""
+def apply_max_length(tokens: TokenSet, max_length: int, overlong: str) -> tuple[TokenSet, TruncationCounts]:
+    """The sequences within the limit, and counts. Longer ones are dropped or cut. Raises: DataError where `overlong` is `error`."""
     too_long = tokens.lengths > max_length
     if overlong == "error" and too_long.any():
         first = int(np.flatnonzero(too_long)[0])
@@ -76,10 +77,11 @@ def apply_max_length(tokens: TokenSet, max_length: int, overlong: str) -> tuple[
     shortened = int((too_long & (cut.trained_counts > 0)).sum()) if overlong == "cut" else 0
     dropped = len(tokens) - len(result)
     lost = tokens.trained_tokens - result.trained_tokens
-    return result, Lengths(len(result), shortened, dropped, dropped if overlong == "cut" else 0, lost)
+    return result, TruncationCounts(len(result), shortened, dropped, dropped if overlong == "cut" else 0, lost)
 
 
-def require_enough(config: DataConfig, path: str, kind: str, lengths: Lengths, limit: str) -> None:
+def require_enough(config: DataConfig, path: str, kind: str, lengths: TruncationCounts, limit: str) -> None:
+    """Raises: DataCheckError where more than `data.max_lost_share` of the rows are cut or dropped."""
     lost = lengths.dropped + lengths.cut
     if lengths.total and lost / lengths.total > config.max_lost_share:
         raise DataCheckError(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from inlay.data.checks.lengths import LengthFacts, Model
 from inlay.data.checks.row import CheckedRow
+from inlay.data.types import JsonObject
 
 LEAST: Final = (1e-6, 1e-5)
 """Trained tokens per parameter from which something can be expected: rules found differ by this much."""
@@ -22,13 +23,13 @@ _ONCE: Final = 0.35  # share of answer terms from which single facts outweigh a 
 
 
 @dataclass(frozen=True, slots=True)
-class Advice:
+class RuleOfThumb:
     """A rule of thumb, applied."""
 
     about: str
     says: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {"about": self.about, "says": self.says}
 
 
@@ -75,13 +76,13 @@ class Task:
         return alone / max(1, self._from_question + self._terms.total())
 
 
-def advise(task: Task, lengths: LengthFacts, model: Model | None) -> list[Advice]:
+def rules_of_thumb(task: Task, lengths: LengthFacts, model: Model | None) -> list[RuleOfThumb]:
     """What the rules of thumb say of these rows."""
     said = [_enough(lengths, model)] if model else []
     return [*said, _fitting(task, lengths, model)]
 
 
-def cost(lengths: LengthFacts, parameters: int | None, price: float | None) -> dict[str, Any]:
+def cost(lengths: LengthFacts, parameters: int | None, price: float | None) -> JsonObject:
     """Of one epoch: {"tokens", "operations", "price"}; None where it cannot be told without a model or a price.
 
     A multiplication and an addition for each parameter and token forward, the same again for the way back to the
@@ -95,7 +96,7 @@ def cost(lengths: LengthFacts, parameters: int | None, price: float | None) -> d
     }
 
 
-def _enough(lengths: LengthFacts, model: Model) -> Advice:
+def _enough(lengths: LengthFacts, model: Model) -> RuleOfThumb:
     trained, (low, high) = lengths.total_trained, (n * model.parameters for n in LEAST)
     share = trained / model.parameters
     found = f"{trained:,} trained tokens an epoch are {share:.1e} of {model.parameters / 1e6:,.1f}M parameters"
@@ -107,10 +108,10 @@ def _enough(lengths: LengthFacts, model: Model) -> Advice:
     else:
         verdict = "enough to expect an effect"
     note = f"; 20 a parameter ({PRETRAINING * model.parameters:,}) is for pretraining, not for this"
-    return Advice("trained tokens", f"{found}; {spread}: {verdict}{note}")
+    return RuleOfThumb("trained tokens", f"{found}; {spread}: {verdict}{note}")
 
 
-def _fitting(task: Task, lengths: LengthFacts, model: Model | None) -> Advice:
+def _fitting(task: Task, lengths: LengthFacts, model: Model | None) -> RuleOfThumb:
     rows = len(lengths.lengths)
     if model and lengths.total_trained < LEAST[0] * model.parameters:
         says = "more data: there is less to learn from than the smallest rule of thumb asks for"
@@ -130,4 +131,4 @@ def _fitting(task: Task, lengths: LengthFacts, model: Model | None) -> Advice:
             f"LoRA: {task.from_question:.0%} of the answers' terms come from the question and {task.once:.0%} stand in one "
             "row only, so there is a common form to learn"
         )
-    return Advice("what looks right", says)
+    return RuleOfThumb("what looks right", says)
