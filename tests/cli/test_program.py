@@ -320,7 +320,7 @@ def test_a_bug_leaves_its_traceback_in_the_log_and_one_line_on_the_screen(
         raise ZeroDivisionError("a bug\nin two lines")
 
     monkeypatch.chdir(unfinished)
-    monkeypatch.setattr("inlay.workflows.train_process.run_job", broken)
+    monkeypatch.setattr("inlay.workflows.train_process.TrainingLoop.run", broken)
     train = ["train", "data.jsonl", "--model", str(tiny_base), "--name", "buggy", *QUICK]
     ended = inlay(*train, "--json")
     line = "internal error: ZeroDivisionError: a bug (traceback in results/buggy/log.txt)"

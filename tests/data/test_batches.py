@@ -44,29 +44,29 @@ def tokens_of(share: list[list[int]], lengths: np.ndarray, padded: bool) -> int:
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=40), st.integers(1, 40), st.integers(1, 6), st.booleans())
 def test_the_ranks_share_out_all_rows_of_a_step_and_each_has_as_much_to_do(
-    found: list[int], at_once: int, world: int, padded: bool
+    found: list[int], at_once: int, ranks: int, padded: bool
 ) -> None:
     lengths, every = np.array(found), range(len(found))
-    shares = shared_out(every, lengths, at_once, world, padded=padded)
-    assert len(shares) == world
+    shares = shared_out(every, lengths, at_once, ranks, padded=padded)
+    assert len(shares) == ranks
     assert sorted(row for share in shares for group in share for row in group) == list(every)
     assert all(0 < len(group) <= at_once for share in shares for group in share)
     costs = [tokens_of(share, lengths, padded) for share in shares]
-    assert min(costs) > 0 or len(found) < world, "a rank without work"
-    in_turn = micro_batches(every, lengths, min(at_once, -(-len(found) // world)) if padded else 1)
+    assert min(costs) > 0 or len(found) < ranks, "a rank without work"
+    in_turn = micro_batches(every, lengths, min(at_once, -(-len(found) // ranks)) if padded else 1)
     parts = [tokens_of([group], lengths, padded) for group in in_turn]
-    assert max(costs) <= sum(parts) / world + max(parts)
-    assert shared_out(every, lengths, at_once, world, padded=padded) == shares
+    assert max(costs) <= sum(parts) / ranks + max(parts)
+    assert shared_out(every, lengths, at_once, ranks, padded=padded) == shares
     assert shared_out(every, lengths, at_once, 1, padded=padded) == [micro_batches(every, lengths, at_once)]
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 8), st.integers(1, 4))
 def test_micro_batches_that_are_dealt_stay_what_they_are_and_the_costliest_are_spread(
-    found: list[int], size: int, world: int
+    found: list[int], size: int, ranks: int
 ) -> None:
     lengths = np.array(found)
     alone = micro_batches(range(len(found)), lengths, size)
-    shares = dealt(alone, lengths, world)
+    shares = dealt(alone, lengths, ranks)
     assert sorted(group for share in shares for group in share) == sorted(alone)
     longest = [max(found[row] for row in group) for group in alone]
     assert longest == sorted(longest, reverse=True)

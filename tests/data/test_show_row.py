@@ -34,7 +34,7 @@ def test_a_row_is_shown_with_the_ids_weights_and_padding_of_the_micro_batches_th
         batches.append(collate(*given))
         return batches[-1]
 
-    monkeypatch.setattr("inlay.training.loop.collate", seen)
+    monkeypatch.setattr("inlay.training.gradient.collate", seen)
     tree = config_tree(train={"epochs": 2, "max_steps": None, "micro_batch_size": 3, "batch_size": 8, "eval_steps": 8})
     run = train(tree)
     rows = 1 + max(row for batch in batches for row in batch.rows)

@@ -338,7 +338,7 @@ def test_an_unknown_metric_is_refused_before_anything_is_done(
 
 
 def test_the_loss_of_a_score_is_the_held_out_loss_of_training(tmp_path: Path, encoder: Encoder, rows: EvalSet) -> None:
-    from inlay.training.loop import heldout_nll
+    from inlay.training.loop import TrainingLoop
     from inlay.training.process_group import ProcessGroup
     from inlay.training.signals import StopRequest
 
@@ -349,11 +349,11 @@ def test_the_loss_of_a_score_is_the_held_out_loss_of_training(tmp_path: Path, en
         pad_id=encoder.pad_id,
         device="cpu",
         autocast_dtype=None,
-        eval_batch_size=4,
+        group=ProcessGroup(),
         max_memory_bytes=None,
         progress=SimpleNamespace(step=0),
-        out_of_memory_events=[],
+        batch_size_at=lambda phase, step: 4,
     )
-    nll, weight = heldout_nll(job, ProcessGroup(), StopRequest(), Quiet())
+    nll, weight = TrainingLoop([job], StopRequest(), Quiet()).heldout_nll(job)
     result = scored(model, "base", rows, encoder, generate=False)
     assert result.nll.sum() / result.weight.sum() == pytest.approx(nll.sum() / weight.sum(), rel=1e-12)

@@ -18,7 +18,7 @@ import torch
 from inlay import api
 from inlay.errors import ConfigError, DataError, InlayError
 from inlay.training.launcher import launch, require_data_parallel, require_precision
-from inlay.training.process_group import ProcessGroup, join_world
+from inlay.training.process_group import ProcessGroup, join_process_group
 from parts import qa_rows, write_rows
 from training_runs import Forked, Inlay
 
@@ -101,39 +101,39 @@ def tell(error: InlayError) -> None:
 
 
 def talk() -> None:
-    """Both ranks of a world meet errors at different places, and wait longer than the collective timeout."""
+    """Two ranks meet errors at different places, and wait longer than the collective timeout."""
     init = torch.distributed.init_process_group
     torch.distributed.init_process_group = functools.partial(init, timeout=timedelta(seconds=1))
-    world = join_world("cpu")
-    assert world.gather(f"rank {world.rank}") == ["rank 0", "rank 1"]
-    assert world.broadcast_text(f"rank {world.rank}") == "rank 0"
-    assert world.max(float(world.rank)) == 1.0
-    assert world.copy(torch.full((2,), float(world.rank))).tolist() == [0.0, 0.0]
+    group = join_process_group("cpu")
+    assert group.gather(f"rank {group.rank}") == ["rank 0", "rank 1"]
+    assert group.broadcast_text(f"rank {group.rank}") == "rank 0"
+    assert group.max(float(group.rank)) == 1.0
+    assert group.copy(torch.full((2,), float(group.rank))).tolist() == [0.0, 0.0]
     for failing in (0, 1):
         try:
-            with world.failing_together():
-                world.agree()
-                if world.rank == failing:
+            with group.failing_together():
+                group.agree()
+                if group.rank == failing:
                     raise DataError("d.jsonl: not here.")
-                world.gather("reached by the other one alone")
-                world.agree()
+                group.gather("reached by the other one alone")
+                group.agree()
         except InlayError as error:
             tell(error)
     try:
-        with world.failing_together():
+        with group.failing_together():
             raise ConfigError("the same everywhere.")
     except InlayError as error:
         tell(error)
-    if world.is_first:
+    if group.is_first:
         time.sleep(1.5)  # what the first alone does, longer than others wait for a sum
-    world.barrier()
-    if world.is_first:
+    group.barrier()
+    if group.is_first:
         time.sleep(1.2)
-    assert world.any(world.is_first)
-    if world.rank == 1:
+    assert group.any(group.is_first)
+    if group.rank == 1:
         os._exit(0)  # as killed
     try:
-        world.any(True)
+        group.any(True)
     except InlayError as error:
         tell(error)
 
@@ -151,13 +151,13 @@ def test_an_error_of_one_process_reaches_all_and_long_work_of_one_is_waited_for(
     assert lines[3].startswith("1 another of the 2 processes ended: its own output says why.")
 
 
-def test_a_world_of_one_neither_waits_nor_changes_an_error() -> None:
-    world = ProcessGroup()
-    assert world.gather("a") == ["a"]
-    assert world.max(2.0) == 2.0
-    world.barrier()
-    world.agree()
-    with pytest.raises(DataError, match=r"^bad\.$"), world.failing_together():
+def test_a_single_process_neither_waits_nor_changes_an_error() -> None:
+    group = ProcessGroup()
+    assert group.gather("a") == ["a"]
+    assert group.max(2.0) == 2.0
+    group.barrier()
+    group.agree()
+    with pytest.raises(DataError, match=r"^bad\.$"), group.failing_together():
         raise DataError("bad.")
 
 

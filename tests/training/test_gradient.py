@@ -18,7 +18,9 @@ from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.engine.autograd import PlainModel
 from inlay.runs.folder import Run
 from inlay.training import loop
-from inlay.training.loop import Job, accumulate, heldout_nll
+from inlay.training.gradient import accumulate
+from inlay.training.job import AdapterJob
+from inlay.training.loop import TrainingLoop
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import Setup, set_up
 from inlay.training.shares import share_of
@@ -54,13 +56,13 @@ def weighted(tokens: TokenSet) -> TokenSet:
     return pack(enumerate(replace(row, weights=row.weights * f) for row, f in zip(rows, factors, strict=True)))
 
 
-def job_of(setup: Setup, tmp_path: Any, micro_batch_size: int) -> Job:
+def job_of(setup: Setup, tmp_path: Any, micro_batch_size: int) -> AdapterJob:
     job = setup.job(Run(tmp_path))
     job.micro_batch_size = micro_batch_size
     return job
 
 
-def gradient(job: Job, rows: list[int], size: int = 1) -> tuple[torch.Tensor, float]:
+def gradient(job: AdapterJob, rows: list[int], size: int = 1) -> tuple[torch.Tensor, float]:
     """The step's gradient as one vector and its loss, added up over the shares of `size` ranks."""
     weight, loss = float(job.row_weights[rows].sum()), 0.0
     for rank in range(size):
@@ -73,7 +75,7 @@ def gradient(job: Job, rows: list[int], size: int = 1) -> tuple[torch.Tensor, fl
     return found, loss
 
 
-def full_batch(job: Job, rows: list[int]) -> tuple[torch.Tensor, float]:
+def full_batch(job: AdapterJob, rows: list[int]) -> tuple[torch.Tensor, float]:
     """The gradient of transformers' own logits under a loss written by hand, row by row in float64."""
     total = torch.zeros((), dtype=torch.float64)
     for row in rows:
@@ -87,6 +89,10 @@ def full_batch(job: Job, rows: list[int]) -> tuple[torch.Tensor, float]:
     found = torch.cat([p.grad.reshape(-1).clone() for p in job.parameters])
     job.optimizer.zero_grad(set_to_none=True)
     return found, float(loss.detach())
+
+
+def heldout_nll(job: AdapterJob) -> tuple[np.ndarray, np.ndarray]:
+    return TrainingLoop([job], StopRequest(), Quiet()).heldout_nll(job)
 
 
 class Share(ProcessGroup):
@@ -114,7 +120,9 @@ def test_the_gradient_and_the_loss_do_not_depend_on_how_the_rows_are_shared_out(
     assert loss == pytest.approx(wanted_loss, rel=1e-6)
 
 
-def by_hand(job: Job, row: int, turns: list[dict[str, Any]], roles: dict[str, float]) -> tuple[list[int], list[float]]:
+def by_hand(
+    job: AdapterJob, row: int, turns: list[dict[str, Any]], roles: dict[str, float]
+) -> tuple[list[int], list[float]]:
     """The ids of a dialogue in the template of the base, put together turn by turn, and their weights."""
     tokenizer = AutoTokenizer.from_pretrained(job.config.model.base_model)
     ids: list[int] = []
@@ -195,11 +203,11 @@ def test_held_out_loss_is_the_same_for_any_number_of_ranks_and_leaves_training_u
     job.eval_batch_size = 2  # four micro batches
     rows = step_rows(1, 0, len(setup.data.train), 8)
     before, _ = gradient(job, rows)
-    alone = np.stack(heldout_nll(job, ProcessGroup(), StopRequest(), Quiet()))
+    alone = np.stack(heldout_nll(job))
     assert torch.equal(gradient(job, rows)[0], before)
     assert (alone[1] > 0).all()
     for size in (2, 3, 5):
-        shares = [np.stack(heldout_nll(job, Share(rank, size), StopRequest(), Quiet())) for rank in range(size)]
+        shares = [np.stack(heldout_nll(replace(job, group=Share(rank, size)))) for rank in range(size)]
         assert sum((share[1] > 0).any() for share in shares) == min(size, 4)
         np.testing.assert_allclose(sum(shares), alone, rtol=1e-12)
 
@@ -240,7 +248,7 @@ def test_memory_is_handed_back_before_a_micro_batch_that_is_larger_than_any_befo
     setup: Setup, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, at = job_of(setup, tmp_path, 1), []
-    monkeypatch.setattr("inlay.training.loop.trim_allocator", lambda device: at.append((device, job.most_tokens)))
+    monkeypatch.setattr("inlay.training.gradient.trim_allocator", lambda device: at.append((device, job.most_tokens)))
     short, middle, long = (int(row) for row in np.argsort(job.lengths)[[0, len(job.lengths) // 2, -1]])
     accumulate(job, 1, [[middle], [short], [long], [middle], [long]], 1.0, StopRequest())
     assert at == [("cpu", 0), ("cpu", int(job.lengths[middle]))]
@@ -254,5 +262,5 @@ def test_memory_is_handed_back_between_training_and_an_evaluation_and_behind_it(
     score = loop.score_rows
     monkeypatch.setattr(loop, "trim_allocator", told.append)
     monkeypatch.setattr(loop, "score_rows", lambda *given: told.append("scored") or score(*given))
-    heldout_nll(job, ProcessGroup(), StopRequest(), Quiet())
+    heldout_nll(job)
     assert told == ["cpu", "scored", "cpu"]

@@ -20,8 +20,8 @@ from inlay.errors import Interrupted, TrainingError
 from inlay.methods.adapter import AdapterState
 from inlay.runs.folder import Run
 from inlay.storage import verified
-from inlay.training import loop
 from inlay.training.guards import require_finite_base
+from inlay.training.loop import TrainingLoop
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import set_up
 from parts import make_base, write_rows
@@ -59,8 +59,13 @@ def test_a_base_whose_loss_is_not_finite_is_told_whether_its_dtype_can_be_at_fau
 def test_the_base_has_the_same_loss_after_the_first_step_as_before_it(
     adapter: dict[str, Any], config_tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, real = [], loop.heldout_nll
-    monkeypatch.setattr(loop, "heldout_nll", lambda job, *rest: made.append(job.progress.step) or real(job, *rest))
+    made, real = [], TrainingLoop.heldout_nll
+
+    def counted(self: TrainingLoop, job: Any, *rest: Any) -> Any:
+        made.append(job.progress.step)
+        return real(self, job, *rest)
+
+    monkeypatch.setattr(TrainingLoop, "heldout_nll", counted)
     losses = []
     for what, first in (("rollback", 0), ("stop", 1)):  # what may be rolled back to begins with all that is known
         tree = config_tree(train={"max_steps": 1, "on_nonfinite": what}, output={"name": what})

@@ -60,11 +60,11 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[Poison]:
             job.parameters[-1].grad.view(-1)[0] = chosen.value
         return loss, bad
 
-    def checked(world: ProcessGroup, parameters: list[Any], optimizer: Any, step: int) -> None:
+    def checked(group: ProcessGroup, parameters: list[Any], optimizer: Any, step: int) -> None:
         if chosen.positions[-1] in chosen.weights:
             optimizer.state[parameters[0]]["exp_avg_sq"].view(-1)[0] = chosen.value
             parameters[0].data.view(-1)[0] = chosen.value
-        finite(world, parameters, optimizer, step)
+        finite(group, parameters, optimizer, step)
 
     monkeypatch.setattr(loop, "step_rows", watched)
     monkeypatch.setattr(loop, "accumulate", spoilt)

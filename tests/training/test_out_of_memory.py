@@ -19,7 +19,7 @@ from inlay.engine.memory import held_bytes, release
 from inlay.errors import ConfigError, Interrupted, TrainingError
 from inlay.methods.adapter import AdapterState
 from inlay.runs.folder import Run
-from inlay.training.loop import run_job
+from inlay.training.loop import TrainingLoop
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import Setup, set_up
 from inlay.training.signals import StopRequest
@@ -85,7 +85,7 @@ def trained(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         made = Run(tmp_path_factory.mktemp("run"))
         job = setup.job(made)
         job.micro_batch_size = micro_batch_size
-        run_job(job, ProcessGroup(), StopRequest(), Quiet(), [])
+        TrainingLoop([job], StopRequest(), Quiet()).run()
         return made, AdapterState.of(setup.model)
 
     return run

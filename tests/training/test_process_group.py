@@ -27,7 +27,7 @@ SECTIONS: dict[str, Any] = {
 
 
 def two(inlay: Callable[..., Inlay], *arguments: str, second: Callable[[], None] | None = None) -> list[Inlay]:
-    """Both ranks of a world, launched as torchrun launches them; `second` is called in rank 1 first."""
+    """Two ranks, launched as torchrun launches them; `second` is called in rank 1 first."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -152,10 +152,10 @@ def spoil(loss: int, weight: int, memory: int) -> None:
         total, bad = accumulate(job, step, *rest)
         return (total * float("nan") if first_time(step, loss) else total), bad
 
-    def checked(world: Any, parameters: list[Any], optimizer: Any, step: int) -> None:
+    def checked(group: Any, parameters: list[Any], optimizer: Any, step: int) -> None:
         if first_time(step, weight):
             parameters[0].data.view(-1)[0] = float("inf")
-        finite(world, parameters, optimizer, step)
+        finite(group, parameters, optimizer, step)
 
     loop.accumulate = passes  # type: ignore[assignment]
     guards.require_finite_update = checked  # type: ignore[assignment]
@@ -199,7 +199,7 @@ def test_where_another_rank_takes_the_plain_path_all_take_it(
     assert setup.reasons["train.engine"] == "another rank takes the plain one"
 
 
-def test_the_order_of_rows_knows_nothing_of_the_world() -> None:
+def test_the_order_of_rows_does_not_depend_on_the_number_of_ranks() -> None:
     import numpy as np
 
     from inlay.data.batches import shared_out, step_rows

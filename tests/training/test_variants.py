@@ -21,7 +21,8 @@ from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter
 from inlay.training import checkpoint as checkpoints
 from inlay.training import finish
-from inlay.training.loop import Job, run_job
+from inlay.training.job import AdapterJob
+from inlay.training.loop import TrainingLoop
 from inlay.training.optimizer import restore_state, state_tensors
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import Setup, set_up
@@ -40,10 +41,10 @@ class Quiet(PlainReporter):
 
 
 @pytest.fixture
-def ready(config_tree: Tree, tmp_path: Path, data_file: Path) -> Callable[..., tuple[Setup, Job]]:
+def ready(config_tree: Tree, tmp_path: Path, data_file: Path) -> Callable[..., tuple[Setup, AdapterJob]]:
     """A run at step 0 of a config with the given sections."""
 
-    def make(name: str = "run", **sections: dict[str, Any]) -> tuple[Setup, Job]:
+    def make(name: str = "run", **sections: dict[str, Any]) -> tuple[Setup, AdapterJob]:
         data = {"max_length": 64, "max_lost_share": 1.0}
         tree = config_tree(**({"data": data, "eval": {"max_rows": 4}} | sections))
         if "method" in tree["adapter"]:
@@ -59,8 +60,8 @@ def ready(config_tree: Tree, tmp_path: Path, data_file: Path) -> Callable[..., t
     return make
 
 
-def train(job: Job) -> Job:
-    run_job(job, ProcessGroup(), StopRequest(), Quiet(), [])
+def train(job: AdapterJob) -> AdapterJob:
+    TrainingLoop([job], StopRequest(), Quiet()).run()
     return job
 
 
@@ -143,7 +144,7 @@ def test_ia3_finds_its_layers_in_a_gpt2_and_scales_its_transposed_weights(ready:
     assert vectors == {"n.c_attn": 96, "p.c_proj": 128}  # the outputs of one, the inputs of the other
 
 
-def check_variant(setup: Setup, job: Job) -> None:
+def check_variant(setup: Setup, job: AdapterJob) -> None:
     original = logits(bare(setup))
     start = logits(job.model)
     assert torch.equal(start, original)

@@ -1,7 +1,7 @@
 """Order of rows and what goes through the model at once.
 
 The order is a pure function of seed and epoch, a step is a slice of it, and a step's rows are shared out among
-micro batches and ranks only afterwards: the data cursor is the step number, whatever the world looks like.
+micro batches and ranks only afterwards: the data cursor is the step number, whatever the number of ranks.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from inlay.proof.proofs import Proof, Refuted, Unknown, proof
 from inlay.runs.folder import PROOFS, Run
 from inlay.storage import sha256_of, write_json
 from inlay.training import loss_curriculum
-from inlay.training.loop import Job
+from inlay.training.job import AdapterJob
 from inlay.training.setup import Setup
 
 _FILES = ("config.yaml", "heldout.jsonl", "metrics.jsonl", loss_curriculum.FILE)
@@ -54,7 +54,7 @@ class Start:
     """(B, K, V), of a few held-out rows."""
 
     @staticmethod
-    def of(job: Job) -> Start:
+    def of(job: AdapterJob) -> Start:
         """Take it before a checkpoint is loaded: a resumed run starts from the same adapter."""
         with adapter_disabled(job.model):
             logits = _logits(job.model, _few(job.heldout, job.pad_id), job.device, job.autocast_dtype)[0]
@@ -62,7 +62,7 @@ class Start:
         return Start(p.digests_of(p.trained_part(started, _moving_rank(job.config))), logits)
 
 
-def prove_trained(setup: Setup, job: Job, step: int, start: Start) -> list[Proof]:
+def prove_trained(setup: Setup, job: AdapterJob, step: int, start: Start) -> list[Proof]:
     """The proofs of the run that has just exported its adapter from `step`; writes proofs.json.
 
     Reads the adapter back: the model then holds what the folder holds.
@@ -186,7 +186,7 @@ def _names(config: Config) -> dict[str, str]:
     }
 
 
-def _read_onto(job: Job, run: Run) -> AdapterState | InlayError:
+def _read_onto(job: AdapterJob, run: Run) -> AdapterState | InlayError:
     """The adapter in the folder, now on the job's bare base; or why it cannot be."""
     try:
         stored = AdapterState.read(run.trained)

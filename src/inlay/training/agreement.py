@@ -20,20 +20,20 @@ _OWN = ("output.", "track.", "data.cache", "model.device", "preset")
 """Settings in which processes may differ: only the first one writes, and each has its own device."""
 
 
-def require_same(setup: Setup, asked: Any, world: ProcessGroup) -> None:
+def require_same(setup: Setup, asked: Any, group: ProcessGroup) -> None:
     """Raises: RunError, the same on every rank, when one has other versions, settings, data or base than another.
 
     `asked` is the config as it was given, from which what `auto` became in `setup` follows.
     """
-    if world.size == 1:
+    if group.size == 1:
         return
-    every = [json.loads(text) for text in world.gather(json.dumps(_seen(setup, asked), default=str))]
+    every = [json.loads(text) for text in group.gather(json.dumps(_seen(setup, asked), default=str))]
     for kind, way_out in _WAYS.items():  # the cause before what follows from it
         differing = [name for name in every[0][kind] if len({json.dumps(one[kind].get(name)) for one in every}) > 1]
         if differing:
             told = "; ".join(_told(name, [one[kind].get(name) for one in every]) for name in differing[:_NAMED])
             more = f"; and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
-            raise RunError(f"the {world.size} processes differ in {told}{more}. {way_out} Nothing was written.")
+            raise RunError(f"the {group.size} processes differ in {told}{more}. {way_out} Nothing was written.")
 
 
 _WAYS = {

@@ -8,9 +8,7 @@ from inlay.runs.folder import Run
 from inlay.storage import write_file
 from inlay.training.checkpoint import Checkpoint
 from inlay.training.checkpoint_commands import checkpoint_at
-from inlay.training.loop import Job, save_checkpoint
-from inlay.training.nonfinite_recovery import put_back
-from inlay.training.process_group import ProcessGroup
+from inlay.training.job import AdapterJob
 from inlay.training.setup import Setup
 
 _SAME = (
@@ -47,17 +45,17 @@ def origin(setup: Setup) -> tuple[Run, Checkpoint] | None:
     return run, checkpoint
 
 
-def begin(job: Job, world: ProcessGroup, run: Run, checkpoint: Checkpoint) -> None:
+def begin(job: AdapterJob, run: Run, checkpoint: Checkpoint) -> None:
     """Puts the checkpoint and what led to it into the job and its run folder, which then needs the other no more."""
-    put_back(job, checkpoint)
+    job.restore(checkpoint)
     progress = job.progress
     # what is best, and what the curve says, counts from here on: the earlier checkpoints stay with the other run
     progress.best_step = progress.best_eval_loss = progress.diagnosis = progress.plateau = None
     progress.evals_without_gain, progress.curve, progress.stopped_early = 0, [], False
     progress.planned_steps, progress.saved_step = job.total_steps, progress.step
-    if world.is_first:
+    if job.group.is_first:
         write_file(job.run.path / "metrics.jsonl", (run.path / "metrics.jsonl").read_bytes())
         job.run.truncate_metrics(progress.step - (progress.unfinished is not None), progress.rollbacks)
-        save_checkpoint(job)
+        job.save_checkpoint()
         job.saver.wait()
-    world.barrier()
+    job.group.barrier()

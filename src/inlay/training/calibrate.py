@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from inlay.hardware.probe import synchronize
-from inlay.training.loop import Job, accumulate
+from inlay.training.gradient import accumulate
+from inlay.training.job import AdapterJob
 from inlay.training.signals import StopRequest
 
 _ENOUGH_TOKENS = 256  # for a CPU to multiply matrices nearly as fast as it ever does
@@ -16,7 +17,7 @@ _BUDGET_S = 1.5
 _MOST_PASSES = 6
 
 
-def seconds_per_token(job: Job, micro_batch_size: int, stop: StopRequest) -> float:
+def seconds_per_token(job: AdapterJob, micro_batch_size: int, stop: StopRequest) -> float:
     """Seconds per token of one forward and backward over a micro batch of middling length; on a CPU over some of its rows
     where all of them would take long. The quickest of a few passes: other work only ever slows one down.
 
@@ -35,7 +36,7 @@ def seconds_per_token(job: Job, micro_batch_size: int, stop: StopRequest) -> flo
     return pace_s
 
 
-def _quickest(job: Job, rows: list[int], stop: StopRequest) -> float:
+def _quickest(job: AdapterJob, rows: list[int], stop: StopRequest) -> float:
     """Seconds per token, of two passes and of more while they are quick: the first also pays for warming up."""
     times_s: list[float] = []
     while len(times_s) < 2 or (sum(times_s) < _BUDGET_S / 2 and len(times_s) < _MOST_PASSES):

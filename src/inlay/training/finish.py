@@ -15,7 +15,7 @@ from inlay.runs.folder import Run
 from inlay.runs.guard_events import as_markdown, incidents
 from inlay.storage import replace_folder, write_file, write_json
 from inlay.training import checkpoint as checkpoints
-from inlay.training.loop import Job
+from inlay.training.job import AdapterJob
 from inlay.training.setup import Setup
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _MARKS = {
 }  # fmt: skip
 
 
-def export(setup: Setup, job: Job) -> int:
+def export(setup: Setup, job: AdapterJob) -> int:
     """Writes `adapter/`, or after full fine-tuning `model/`, from the best or the last step; the model then holds it.
 
     Returns that step.

@@ -34,12 +34,12 @@ class NonFinite(TrainingError):
 
 
 def require_finite(
-    world: ProcessGroup, train: TokenSet, step: int, rows: Sequence[int], bad: Sequence[int], loss: float, norm: float
+    group: ProcessGroup, train: TokenSet, step: int, rows: Sequence[int], bad: Sequence[int], loss: float, norm: float
 ) -> None:
     """Raises: NonFinite naming the rows whose loss is not finite: `bad` on this rank."""
     if math.isfinite(loss) and math.isfinite(norm):
         return
-    found = world.sum(torch.tensor([float(row in bad) for row in rows])).tolist()
+    found = group.sum(torch.tensor([float(row in bad) for row in rows])).tolist()
     culprits = [row for row, flag in zip(rows, found, strict=True) if flag] or list(rows)
     what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm} (loss {loss:.4f})"
     raise NonFinite(
@@ -50,7 +50,7 @@ def require_finite(
 
 
 def require_finite_update(
-    world: ProcessGroup, parameters: list[torch.nn.Parameter], optimizer: Optimizer, step: int
+    group: ProcessGroup, parameters: list[torch.nn.Parameter], optimizer: Optimizer, step: int
 ) -> None:
     """Raises: NonFinite when a step has left a weight or a number of the optimizer's state not finite on any rank."""
     held = [parameter.detach() for parameter in parameters]
@@ -60,7 +60,7 @@ def require_finite_update(
         bool(tensors) and not math.isfinite(float(torch.nn.utils.get_total_norm(tensors, math.inf)))
         for tensors in parts.values()
     ]
-    anywhere = world.sum(torch.tensor(spoilt, dtype=torch.float32)).tolist()  # one message for both
+    anywhere = group.sum(torch.tensor(spoilt, dtype=torch.float32)).tolist()  # one message for both
     for what, found in zip(parts, anywhere, strict=True):
         if found:
             raise NonFinite(

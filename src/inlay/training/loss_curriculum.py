@@ -12,31 +12,30 @@ from inlay.data.curriculum import Curriculum, curriculum
 from inlay.errors import StorageError
 from inlay.methods.adapter import adapter_disabled
 from inlay.runs.folder import Run
-from inlay.runs.reporter import LateBar, Reporter
+from inlay.runs.reporter import LateBar
 from inlay.storage import write_file
-from inlay.training.loop import Job, nll_of, raise_if_interrupted
-from inlay.training.process_group import ProcessGroup
-from inlay.training.signals import StopRequest
+from inlay.training.job import AdapterJob
+from inlay.training.loop import TrainingLoop
 
 FILE = "order.safetensors"
 _RECORDED = "order_sha256"
 
 
-def by_loss(job: Job, world: ProcessGroup, stop: StopRequest, reporter: Reporter) -> Curriculum:
+def by_loss(loop: TrainingLoop, job: AdapterJob) -> Curriculum:
     """The curriculum by the base's mean loss on each row, of this start of the run or of its first.
 
     Raises: StorageError when the losses of the first start are lost and come out otherwise now.
     """
-    known = stored(job.run)
-    if world.any(known is None):
+    known, group, reporter = stored(job.run), loop.group, loop.reporter
+    if group.any(known is None):
         reporter.stage(f"loss of the base on {len(job.train)} training rows, which orders them")
-        with adapter_disabled(job.model), LateBar(reporter, -(-len(job.train) // world.size), "row") as bar:
-            nll, weight = nll_of(job.train, job, world, stop, reporter, bar.reached)
-        raise_if_interrupted(job, world, stop)
+        with adapter_disabled(job.model), LateBar(reporter, -(-len(job.train) // group.size), "row") as bar:
+            nll, weight = loop.nll_of(job, job.train, bar.reached)
+        loop.raise_if_interrupted()
         known = nll / weight
-        if world.is_first:
+        if group.is_first:
             _keep(job.run, known)
-        world.barrier()
+        group.barrier()
     assert known is not None
     return curriculum(job.config.train, known)
 

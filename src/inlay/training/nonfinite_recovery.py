@@ -6,33 +6,20 @@ Whatever was decided is part of the checkpoint, so a run that is killed and resu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from inlay.data.batches import epochs_done
 from inlay.errors import TrainingError
-from inlay.runs.reporter import Reporter
 from inlay.training import checkpoint as checkpoints
 from inlay.training.checkpoint import Checkpoint
 from inlay.training.guards import NonFinite
-from inlay.training.optimizer import restore_state
-from inlay.training.process_group import ProcessGroup
-
-if TYPE_CHECKING:
-    from inlay.training.loop import Job
+from inlay.training.job import AdapterJob
 
 LOWERED = 0.5
 """Factor on the learning rate of each rollback."""
 
 
-def put_back(job: Job, checkpoint: Checkpoint) -> None:
-    """Weights, optimizer and progress as the checkpoint has them. Raises: StorageError when it is damaged."""
-    adapter, tensors, values, progress = checkpoints.load(checkpoint)
-    adapter.load_into(job.model)
-    restore_state(job.optimizer, tensors, values)
-    job.progress = progress
-
-
-def recover(job: Job, world: ProcessGroup, found: NonFinite, reporter: Reporter, save: Callable[[], None]) -> None:
+def recover(job: AdapterJob, found: NonFinite, note: Callable[[str], None], save: Callable[[], None]) -> None:
     """Skips or rolls back as configured. Raises: `found`, or TrainingError once it has happened too often."""
     train, progress = job.config.train, job.progress
     if train.on_nonfinite == "stop":
@@ -44,33 +31,33 @@ def recover(job: Job, world: ProcessGroup, found: NonFinite, reporter: Reporter,
         )
     job.optimizer.zero_grad(set_to_none=True)
     if train.on_nonfinite == "rollback":
-        _roll_back(job, world, found, reporter, save)
+        _roll_back(job, found, note, save)
     elif found.before_update:
-        _skip(job, found, reporter)
+        _skip(job, found, note)
     else:
         raise TrainingError(f"{found} Skipping a batch cannot heal it; train.on_nonfinite=rollback can.")
 
 
-def _skip(job: Job, found: NonFinite, reporter: Reporter) -> None:
+def _skip(job: AdapterJob, found: NonFinite, note: Callable[[str], None]) -> None:
     """The step counts and changes nothing."""
     progress, config = job.progress, job.config.train
     progress.step, progress.skipped = found.step, [*progress.skipped, found.step]
     epoch = epochs_done(progress.position(found.step), job.train.drawn, config.batch_size)
     progress.unfinished = {"step": found.step, "epoch": round(epoch, 4), "event": "skipped", "error": str(found)}
-    reporter.note(f"skipped {found}")
+    note(f"skipped {found}")
 
 
-def _roll_back(job: Job, world: ProcessGroup, found: NonFinite, reporter: Reporter, save: Callable[[], None]) -> None:
+def _roll_back(job: AdapterJob, found: NonFinite, note: Callable[[str], None], save: Callable[[], None]) -> None:
     """Back to the last checkpoint that was due, past the rows since, with a lower learning rate."""
     failed, folder = job.progress, job.run.checkpoints
     job.saver.wait()
     back = Checkpoint(folder / f"step-{failed.saved_step:06d}")
-    if world.is_first:  # before the older one changes: whoever resumes in between comes here again
+    if job.group.is_first:  # before the older one changes: whoever resumes in between comes here again
         for checkpoint in reversed(checkpoints.listed(folder)):
             if checkpoint.step > back.step:
                 checkpoints.delete(checkpoint)
-    world.barrier()
-    put_back(job, back)
+    job.group.barrier()
+    job.restore(back)
     progress = job.progress
     progress.train_time_s = failed.train_time_s
     event: dict[str, Any] = {
@@ -82,11 +69,11 @@ def _roll_back(job: Job, world: ProcessGroup, found: NonFinite, reporter: Report
         "batches_passed": [failed.position(back.step) + 1, failed.position(found.step)],
     }
     progress.rollbacks = [*failed.rollbacks, event]
-    if world.is_first:  # first the lines: the checkpoint seals them
+    if job.group.is_first:  # first the lines: the checkpoint seals them
         job.run.truncate_metrics(back.step, progress.rollbacks)
     save()
     job.saver.wait()
-    reporter.note(
+    note(
         f"rolled back to step {back.step} with {progress.learning_rate_factor:g} of the learning rate, past the "
         f"{found.step - back.step} batches since: {found}"
     )

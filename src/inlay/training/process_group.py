@@ -171,8 +171,8 @@ def _reason(error: Exception) -> str:
 _messages: Any = None
 
 
-def join_world(device: str) -> ProcessGroup:
-    """The world of this process. Waits until every rank has joined. Raises: RunError."""
+def join_process_group(device: str) -> ProcessGroup:
+    """The processes that train together, this one among them. Waits until every rank has joined. Raises: RunError."""
     global _messages
     started = launch()
     if started.size == 1:

@@ -1,4 +1,4 @@
-"""From a config to a Job: everything that can be wrong is found here, before anything is written."""
+"""From a config to an AdapterJob: everything that can be wrong is found here, before anything is written."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ from inlay.models.untrained_ends import told_untrained
 from inlay.runs.folder import caution_of
 from inlay.runs.reporter import Reporter, bytes_shown
 from inlay.training.checkpoint import Progress
+from inlay.training.job import AdapterJob
 from inlay.training.launcher import launch, require_precision
-from inlay.training.loop import Job
 from inlay.training.optimizer import make_optimizer
 from inlay.training.process_group import ProcessGroup
 from inlay.training.resolve import choose_quantization, sample_batches, start_from, targets_of
@@ -70,7 +70,7 @@ _TOKEN_CAP_16_BIT_CPU = 8192  # its products are so quick that calls between the
 
 @dataclass
 class Setup:
-    """A run ready to start: the resolved config, the reasons behind every `auto`, and the parts of a Job."""
+    """A run ready to start: the resolved config, the reasons behind every `auto`, and the parts of an AdapterJob."""
 
     config: Config
     reasons: dict[str, str]
@@ -98,8 +98,7 @@ class Setup:
     total_steps: int
     eval_every: int
     save_every: int
-    processes: int = 1
-    """How many train together."""
+    group: ProcessGroup
 
     def recognise(self, record: Mapping[str, Any]) -> str:
         """What the base computes with otherwise than a run's record says; where nothing, it goes by the recorded digest."""
@@ -155,8 +154,8 @@ class Setup:
               if (why := reasons.get("train.base_dropout")) else []),
             ("trainable", f"{self.trainable:,} ({self.trainable / self.total_parameters:.2%})"),
             ("engine", f"{self.engine.name} ({reasons.get('train.engine', 'as set')})"),
-            *([("processes", f"{self.processes}, each with its share of every step and of the held-out rows")]
-              if self.processes > 1 else []),
+            *([("processes", f"{self.group.size}, each with its share of every step and of the held-out rows")]
+              if self.group.size > 1 else []),
             ("batch", self._batch()),
             *([("apart", apart)] if (apart := batch_groups(self.model).summary()) else []),
             *([("order", _order_told(config.train))] if config.train.order != "random" else []),
@@ -168,8 +167,8 @@ class Setup:
 
     def _batch(self) -> str:
         train, at_once = self.config.train, int(self.config.train.micro_batch_size)
-        share = share_size(train.batch_size, self.processes)
-        over = f"{self.processes} processes × " if self.processes > 1 else ""
+        share = share_size(train.batch_size, self.group.size)
+        over = f"{self.group.size} processes × " if self.group.size > 1 else ""
         return f"{train.batch_size} = {over}{min(at_once, share) if over else at_once} × {-(-share // at_once)}"
 
     def _kind(self) -> str:
@@ -195,12 +194,12 @@ class Setup:
         ]
         return "".join(f", {text}" for text in said if text)
 
-    def job(self, run: Any) -> Job:
-        """The Job over this setup, at step 0."""
+    def job(self, run: Any) -> AdapterJob:
+        """The AdapterJob over this setup, at step 0."""
         train = self.config.train
         named = trained_parameters(self.model)
         autocast = None if self.dtype == torch.float32 else self.dtype
-        return Job(
+        return AdapterJob(
             config=self.config,
             run=run,
             model=self.model,
@@ -211,6 +210,7 @@ class Setup:
             heldout=self.data.heldout,
             pad_id=self.encoder.pad_id,
             device=self.device,
+            group=self.group,
             micro_batch_size=int(train.micro_batch_size),
             eval_batch_size=self.eval_batch_size,
             peak_learning_rate=float(train.learning_rate),
@@ -259,7 +259,7 @@ class _Place(NamedTuple):
     quantization: str
 
 
-def set_up(config: Config, reporter: Reporter, world: ProcessGroup, revision: str | None = None) -> Setup:
+def set_up(config: Config, reporter: Reporter, group: ProcessGroup, revision: str | None = None) -> Setup:
     """A run ready to start, on `model.revision` of a hub's base unless another `revision` is given.
 
     Raises: a UserError subclass for anything in the config, the data or the base that cannot work.
@@ -270,13 +270,13 @@ def set_up(config: Config, reporter: Reporter, world: ProcessGroup, revision: st
     tune_allocator(for_speed=_keeps_freed(config))
     base = bases.find_base(config.model.base_model, revision or config.model.revision)
     architecture = bases.architecture(base)
-    place = _placed(choices, world)
+    place = _placed(choices, group)
     if place.device == "cpu":
         cpu_ops.prepare(place.dtype)  # of the plain path, which the direct one is compared with
         if config.train.engine != "plain":
             cpu_ops.prepare(product_dtype(place.device, place.dtype))
     encoder, data = _data(base, architecture, choices, reporter)
-    require_work(config.train.batch_size, data.train.drawn, world.size)
+    require_work(config.train.batch_size, data.train.drawn, group.size)
     total, eval_every, save_every = length_of(config.train, data.train.drawn)
     require_warmup(config.train, total)
     hardness = difficulty(config, data.train)
@@ -287,12 +287,12 @@ def set_up(config: Config, reporter: Reporter, world: ProcessGroup, revision: st
     hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
     choices.settle("train.learning_rate", *auto_learning_rate(config, hidden, str(architecture.model_type)))
     work = work_of(config, model, *place)
-    memory, eval_batch_size = _fitted(model, work, choices, data.max_length, place.device, world)
+    memory, eval_batch_size = _fitted(model, work, choices, data.max_length, place.device, group)
     reporter.stage("checking the engine on one micro batch")
-    light, heavy = _tried(data.train, choices.config_settled().train, encoder.pad_id, place.device, world.size)
+    light, heavy = _tried(data.train, choices.config_settled().train, encoder.pad_id, place.device, group.size)
     modes = config.train.gradient_checkpointing, config.train.activation_offload
     engine, why = choose(config.train.engine, model, light, *place, *modes, heavy=heavy)
-    if "plain" in world.gather(engine.name) and engine.name != "plain":
+    if "plain" in group.gather(engine.name) and engine.name != "plain":
         engine, why = choose("plain", model, light, *place, *modes)[0], "another rank takes the plain one"
     choices.settle("train.engine", engine.name, why)
     choices.settle("train.eval_steps", eval_every, "ten times a run")
@@ -303,7 +303,7 @@ def set_up(config: Config, reporter: Reporter, world: ProcessGroup, revision: st
         encoder=encoder, data=data, model=model, device=place.device, dtype=place.dtype, quantization=place.quantization, engine=engine,
         trainable=sum(p.numel() for p in trained_parameters(model).values()), total_parameters=total_parameters,
         targets=targets, memory=memory, difficulty=hardness, eval_batch_size=eval_batch_size, total_steps=total,
-        eval_every=eval_every, save_every=save_every, processes=world.size,
+        eval_every=eval_every, save_every=save_every, group=group,
     )  # fmt: skip
 
 
@@ -330,10 +330,10 @@ def _data(
     return encoder, data
 
 
-def _placed(choices: _Choices, world: ProcessGroup) -> _Place:
+def _placed(choices: _Choices, group: ProcessGroup) -> _Place:
     """Raises: ConfigError, ModelError."""
     config = choices.config
-    device = pick_device(world.device(config.model.device))
+    device = pick_device(group.device(config.model.device))
     if config.train.activation_offload and device.device == "cpu":
         raise ConfigError(
             "train.activation_offload: activations lie in the machine's memory already. Leave it out on a CPU."
@@ -346,7 +346,7 @@ def _placed(choices: _Choices, world: ProcessGroup) -> _Place:
     choices.settle("model.device", device.device, device.reason)
     choices.settle("model.dtype", dtype.dtype, "all weights are trained" if whole else dtype.reason)
     products, why = pick_matmul_precision(device.device, "auto")
-    choices.settle("model.matmul_precision", world.broadcast_text(products), why)
+    choices.settle("model.matmul_precision", group.broadcast_text(products), why)
     quantization, choices.reasons["model.quantization"] = choose_quantization(config, device.device, dtype.dtype)
     return _Place(device.device, DTYPES[dtype.dtype], quantization)
 
@@ -445,7 +445,7 @@ def ready_to_train(model: Any, config: Config) -> Any:
 
 
 def _fitted(
-    model: Any, work: Work, choices: _Choices, max_length: int, device: str, world: ProcessGroup
+    model: Any, work: Work, choices: _Choices, max_length: int, device: str, group: ProcessGroup
 ) -> tuple[MemoryEstimate, int]:
     """(what the micro batch, settled here, is estimated to need, rows at a time of an evaluation that needs no more).
 
@@ -453,7 +453,7 @@ def _fitted(
     """
     config, train, shape = choices.config, choices.config.train, Shape.of(model)
     # all ranks cut alike, as the smallest of them must
-    room = min(map(int, world.gather(str(_room_bytes(shape, config, work.adapter, device)))))
+    room = min(map(int, group.gather(str(_room_bytes(shape, config, work.adapter, device)))))
     micro = train.micro_batch_size
     if micro == "auto":
         micro, reason = largest_micro_batch(
@@ -461,7 +461,7 @@ def _fitted(
         )
         choices.settle("train.micro_batch_size", micro, reason)
     # of a step's longest rows no process has more than this at once; of short ones it has no more tokens
-    micro_size = min(int(micro), share_size(train.batch_size, world.size))
+    micro_size = min(int(micro), share_size(train.batch_size, group.size))
     memory = estimate(shape, work, micro_size * max_length, max_length)
     if train.max_memory is None:
         return memory, config.eval.batch_size

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from inlay.data.batches import dealt, micro_batches, shared_out
 from inlay.errors import ConfigError
-
-if TYPE_CHECKING:
-    from inlay.training.loop import Job
+from inlay.training.job import AdapterJob
 
 
 def share_size(batch_size: int, size: int) -> int:
@@ -16,7 +12,7 @@ def share_size(batch_size: int, size: int) -> int:
     return -(-batch_size // size)
 
 
-def share_of(job: Job, rows: list[int], at_once: int, rank: int, size: int) -> list[list[int]]:
+def share_of(job: AdapterJob, rows: list[int], at_once: int, rank: int, size: int) -> list[list[int]]:
     """The micro batches of a step that this rank computes: a function of the rows alone."""
     if not job.has_dropout:
         return shared_out(rows, job.lengths, at_once, size, padded=job.engine.name == "plain")[rank]

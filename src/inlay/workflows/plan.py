@@ -26,7 +26,7 @@ from inlay.methods.adapter import attach
 from inlay.models import base as bases
 from inlay.models.dropout import switch_off
 from inlay.runs.reporter import Reporter
-from inlay.training.loop import accumulate
+from inlay.training.gradient import accumulate
 from inlay.training.process_group import ProcessGroup
 from inlay.training.resolve import targets_of
 from inlay.training.setup import length_of, parse_bytes, set_up, token_cap, virtual_tokens_of, work_of

@@ -72,14 +72,14 @@ def train(
         stop = held.enter_context(save_on_signal())
         # decided before torch is imported: who is refused learns it at once
         claim, refused = _early(config, resume or bool(extend), fresh, reporter, confirm, held)
-        from inlay.training.process_group import join_world
+        from inlay.training.process_group import join_process_group
 
-        world = join_world(config.model.device)
-        reporter = reporter if world.is_first else _Silent()
-        with world.failing_together():
+        group = join_process_group(config.model.device)
+        reporter = reporter if group.is_first else _Silent()
+        with group.failing_together():
             if refused:
                 raise refused
-            run, attempt, begin = _prepared(config, claim, longer, world, stop, reporter, held, began)
+            run, attempt, begin = _prepared(config, claim, longer, group, stop, reporter, held, began)
         if attempt:
             attempt.train(begin, profile)
     return run
@@ -107,7 +107,7 @@ def _early(
 
 
 def _prepared(
-    config: Config, claim: RunSelection, longer: dict[str, Any], world: ProcessGroup, stop: StopRequest, reporter: Reporter,
+    config: Config, claim: RunSelection, longer: dict[str, Any], group: ProcessGroup, stop: StopRequest, reporter: Reporter,
     held: contextlib.ExitStack, began: float,
 ) -> tuple[Run, Attempt | None, Callable[[], None] | None]:  # fmt: skip
     """(the run, with its folder; all its parts, None where it is finished; what takes them to where the run goes on)."""
@@ -115,12 +115,13 @@ def _prepared(
     from inlay.training.agreement import require_same
     from inlay.training.branch import begin as begin_branch
     from inlay.training.branch import origin
+    from inlay.training.loop import TrainingLoop
     from inlay.training.setup import set_up
     from inlay.workflows.train_process import Attempt
 
     primary_metric(config.eval.metric)
-    run = Run(Path(world.broadcast_text(str(claim.run.path))))
-    goes_on = bool(world.broadcast_text("resumed" if claim.goes_on else ""))
+    run = Run(Path(group.broadcast_text(str(claim.run.path))))
+    goes_on = bool(group.broadcast_text("resumed" if claim.goes_on else ""))
     if longer and not goes_on:
         raise RunError(f"{run.path}: nothing to extend: no checkpoint of an earlier start. Leave --extend out.")
     effective = _stored_config(run, config, longer) if goes_on else config
@@ -128,29 +129,30 @@ def _prepared(
         reporter.note(f"{run.path}: already finished at step {run.record['result']['steps']}; nothing to do.")
         return run, None, None
     reporter = logged = LoggedReporter(reporter)
-    machine = _machine(effective, world) if world.is_first else {}
+    machine = _machine(effective, group) if group.is_first else {}
     for warning in machine.get("warnings", ()):
         reporter.note(f"warning: {warning}")
-    setup = set_up(effective, reporter, world, run.base_revision if goes_on else None)
+    setup = set_up(effective, reporter, group, run.base_revision if goes_on else None)
     has_answers = any(e.messages[0].role != "text" for e in setup.data.heldout_examples)
     primary_metric(effective.eval.metric, has_answers=has_answers)
-    require_same(setup, config, world)
+    require_same(setup, config, group)
     branched = None
     if goes_on:
         _refuse_other_inputs(run, setup)
     else:
         branched = origin(setup)
     held.enter_context(stop_on_signals(stop))
-    if world.is_first:
+    if group.is_first:
         require_space(run.path, _space_needed_bytes(setup))
-        run = _open_folder(claim, setup, reporter, held, named=config.output.name is not None or world.size > 1)
+        run = _open_folder(claim, setup, reporter, held, named=config.output.name is not None or group.size > 1)
         run.update(machine=machine)
         logged.opened(run)
         held.enter_context(_recorded(run))
-    run = Run(Path(world.broadcast_text(str(run.path))))  # from here on the folder is there
-    attempt = Attempt(setup, setup.job(run), world, reporter, stop, began)
+    run = Run(Path(group.broadcast_text(str(run.path))))  # from here on the folder is there
+    job = setup.job(run)
+    attempt = Attempt(setup, job, TrainingLoop([job], stop, reporter), began)
     if branched:
-        return run, attempt, partial(begin_branch, attempt.job, world, *branched)
+        return run, attempt, partial(begin_branch, job, *branched)
     return run, attempt, attempt.restore if goes_on else None
 
 
@@ -171,12 +173,12 @@ def _refuse_early(config: Config) -> None:
             next(examples, None)  # the first row shows whether the format fits
 
 
-def _machine(config: Config, world: ProcessGroup) -> dict[str, Any]:
+def _machine(config: Config, group: ProcessGroup) -> dict[str, Any]:
     """The doctor's quick look. What cannot be looked at is no reason to stop."""
     from inlay.workflows.doctor import machine_record
 
     try:
-        return machine_record(True, Path(config.output.folder), world.device(config.model.device))
+        return machine_record(True, Path(config.output.folder), group.device(config.model.device))
     except OSError as error:
         return {"warnings": [f"this machine cannot be looked at: {error}"]}
 

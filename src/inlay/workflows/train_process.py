@@ -25,16 +25,15 @@ from inlay.runs.reporter import LateBar, Reporter, bytes_shown, duration_shown
 from inlay.training import checkpoint as checkpoints
 from inlay.training import finish
 from inlay.training.calibrate import seconds_per_token
-from inlay.training.loop import Job, heldout_nll, raise_if_interrupted, resume_hint, run_job
+from inlay.training.job import TRAINING, AdapterJob
+from inlay.training.loop import TrainingLoop, resume_hint
 from inlay.training.loss_curriculum import by_loss
-from inlay.training.nonfinite_recovery import put_back
-from inlay.training.out_of_memory import TRAINING, recorded, run_with_oom_retry
+from inlay.training.out_of_memory import recorded, run_with_oom_retry
 from inlay.training.process_group import ProcessGroup
 from inlay.training.schedule import learning_rate
 from inlay.training.setup import Setup
 from inlay.training.shares import share_size
-from inlay.training.signals import StopRequest
-from inlay.training.trackers import Tracker, open_trackers
+from inlay.training.trackers import open_trackers
 
 _SMALLER = "set train.gradient_checkpointing=true, or quantize the base."
 
@@ -44,38 +43,44 @@ class Attempt:
     """What all its parts look at."""
 
     setup: Setup
-    job: Job
-    world: ProcessGroup
-    reporter: Reporter
-    stop: StopRequest
+    job: AdapterJob
+    loop: TrainingLoop
     began: float
     """When the process was called, of `time.perf_counter`."""
+
+    @property
+    def group(self) -> ProcessGroup:
+        return self.loop.group
+
+    @property
+    def reporter(self) -> Reporter:
+        return self.loop.reporter
 
     def train(self, begin: Callable[[], None] | None, profile: bool) -> None:
         """Trains to the end and judges what came out. `begin` takes the job from step 0 to where this attempt begins,
         None where that is step 0."""
-        job, world, stop, reporter = self.job, self.world, self.stop, self.reporter
+        job, group, reporter = self.job, self.group, self.reporter
         way_out = f"Lower train.micro_batch_size (now {job.micro_batch_size}) or eval.batch_size, {_SMALLER}"
         with job.saver, enough_memory(way_out):
             start = Start.of(job)
             if begin:
-                with world.failing_together():
+                with group.failing_together():
                     begin()
-                    world.agree()
+                    group.agree()
             if self.setup.config.train.order == "loss":
-                job.curriculum = by_loss(job, world, stop, reporter)
+                job.curriculum = by_loss(self.loop, job)
             reporter.block("pre-flight", [*self.setup.facts(), *self._forecast()])
             self._steps(profile)
-            raise_if_interrupted(job, world, stop)
+            self.loop.raise_if_interrupted()
             reporter.stage("saving the adapter and checking that it is what was trained")
             self._conclude(self._exported(start))
-            world.barrier()
+            group.barrier()
 
     def restore(self) -> None:
         """Puts the newest complete checkpoint into the job; damaged newer ones are moved aside."""
-        job, world, reporter = self.job, self.world, self.reporter
+        job, group, reporter = self.job, self.group, self.reporter
         chosen, settings = "", job.config.train
-        if world.is_first:
+        if group.is_first:
             newest, faults = checkpoints.newest_valid(job.run.checkpoints, job.inputs)
             if newest is None:
                 told = "".join(f"\n  {fault}" for _, fault in faults)
@@ -83,15 +88,15 @@ class Attempt:
             for damaged, fault in faults:
                 reporter.note(f"passed over a damaged checkpoint, now {checkpoints.set_aside(damaged).name}: {fault}")
             chosen = str(newest.path)
-        newest = checkpoints.Checkpoint(Path(world.broadcast_text(chosen)))
+        newest = checkpoints.Checkpoint(Path(group.broadcast_text(chosen)))
         if other := _other_versions(newest.about.get("versions", {}), job.versions):
             reporter.note(
                 f"{newest.path.name} was computed with other versions ({other}): bits may differ from here on"
             )
-        put_back(job, newest)
+        job.restore(newest)
         job.out_of_memory_events, progress = recorded(job.run), job.progress
         job.eval_batch_size = job.run.record.get("eval_batch_size", job.eval_batch_size)  # as it was planned then
-        if world.is_first:
+        if group.is_first:
             last_logged = progress.step - (progress.unfinished is not None)
             if progress.metrics_seal and (said := job.run.mend_metrics(progress.metrics_seal)):
                 reporter.note(said)
@@ -113,19 +118,19 @@ class Attempt:
     def _forecast(self) -> list[tuple[str, str]]:
         """Memory and time of what is still to be done, by a micro batch that is computed for it."""
         setup, job = self.setup, self.job
-        world, share = self.world, share_size(setup.config.train.batch_size, self.world.size)
+        group, share = self.group, share_size(setup.config.train.batch_size, self.group.size)
         pace_s, _ = run_with_oom_retry(
-            job, world, TRAINING, job.progress.step, self.reporter,
-            lambda size: seconds_per_token(job, min(size, share), self.stop),
+            job, TRAINING, job.progress.step, self.reporter.note,
+            lambda size: seconds_per_token(job, min(size, share), self.loop.stop),
         )  # fmt: skip
-        raise_if_interrupted(job, world, self.stop)
-        pace_s = world.max(pace_s)  # the slowest has the others wait
+        self.loop.raise_if_interrupted()
+        pace_s = group.max(pace_s)  # the slowest has the others wait
         remaining = job.total_steps - job.progress.step
         per_step = job.train.token_count / len(job.train) * min(setup.config.train.batch_size, job.train.drawn)
         evaluations = remaining // job.eval_every + 1
         # a forward pass alone costs about a third of forward and backward
-        expected_s = pace_s / world.size * (remaining * per_step + evaluations * job.heldout.token_count / 3)
-        speed = f"{1 / pace_s:,.0f} tokens/s in one micro batch" + (" of each process" if world.size > 1 else "")
+        expected_s = pace_s / group.size * (remaining * per_step + evaluations * job.heldout.token_count / 3)
+        speed = f"{1 / pace_s:,.0f} tokens/s in one micro batch" + (" of each process" if group.size > 1 else "")
         memory = setup.memory
         parts = {
             "weights": memory.weights,
@@ -145,19 +150,18 @@ class Attempt:
     def _steps(self, profile: bool) -> None:
         """The steps that are left, with the trackers that follow them; `profile` says where their time went."""
         job, run = self.job, self.job.run
-        trackers: list[Tracker] = []
-        if self.world.is_first:
-            trackers = open_trackers(self.setup.config, run.path, run.name, job.progress.step)
+        if self.group.is_first:
+            job.trackers = open_trackers(self.setup.config, run.path, run.name, job.progress.step)
         try:
             with profiled(job.device) if profile else contextlib.nullcontext() as seen:
-                run_job(job, self.world, self.stop, self.reporter, trackers)
+                self.loop.run()
         finally:
-            for tracker in trackers:
+            for tracker in job.trackers:
                 tracker.close()
         if seen is None:
             return
         self.reporter.block("where the time went", seen.rows())
-        if self.world.is_first:
+        if self.group.is_first:
             run.update(profile={part: round(seconds, 6) for part, seconds in seen.seconds.items()})
 
     def _exported(self, start: Start) -> int:
@@ -165,16 +169,16 @@ class Attempt:
 
         Raises: TrainingError when a proof fails.
         """
-        world, job = self.world, self.job
-        with world.failing_together():
-            step = finish.export(self.setup, job) if world.is_first else 0
-            step = int(world.broadcast_text(str(step)))
+        group, job = self.group, self.job
+        with group.failing_together():
+            step = finish.export(self.setup, job) if group.is_first else 0
+            step = int(group.broadcast_text(str(step)))
         if step != job.progress.step:
-            AdapterState.shared_by(world.copy, job.model)
-        with world.failing_together():
-            if world.is_first:
+            AdapterState.shared_by(group.copy, job.model)
+        with group.failing_together():
+            if group.is_first:
                 self._prove(step, start)
-            world.agree()
+            group.agree()
         return step
 
     def _prove(self, step: int, start: Start) -> None:
@@ -189,12 +193,12 @@ class Attempt:
 
     def _conclude(self, step: int) -> None:
         """Judges the exported adapter, which is the one in the model, and finishes the run."""
-        job, settings, world = self.job, self.setup.config, self.world
+        job, settings, group = self.job, self.setup.config, self.group
         base = self._judged(adapter_disabled(job.model))
         adapter = self._judged(contextlib.nullcontext())
         self._leave_finished()
         processes = self._processes()
-        if not world.is_first:
+        if not group.is_first:
             return
         examples = self.setup.data.heldout.examples
         difference = loss_difference(base, adapter, settings.eval.resamples, settings.train.seed, examples=examples)
@@ -236,10 +240,10 @@ class Attempt:
 
     def _processes(self) -> dict[str, Any]:
         """Where each process ran and how many tokens it computed since it started; nothing where there is one."""
-        if self.world.size == 1:
+        if self.group.size == 1:
             return {}
         own = {"device": self.job.device, "host": platform.node(), "tokens": self.job.own_tokens}
-        every = [json.loads(text) for text in self.world.gather(json.dumps(own))]
+        every = [json.loads(text) for text in self.group.gather(json.dumps(own))]
         total = max(1, sum(one["tokens"] for one in every))
         shares = ", ".join(f"{one['tokens'] / total:.1%}" for one in every)
         self.reporter.note(f"processes: {len(every)} computed {shares} of the tokens")
@@ -247,16 +251,16 @@ class Attempt:
 
     def _judged(self, view: contextlib.AbstractContextManager[None]) -> tuple[np.ndarray, np.ndarray]:
         """See `heldout_nll`."""
-        job, world, share = self.job, self.world, -(-len(self.job.heldout) // self.world.size)
+        job, share = self.job, -(-len(self.job.heldout) // self.group.size)
         with view, LateBar(self.reporter, share, "held-out row") as bar:
-            return heldout_nll(job, world, self.stop, self.reporter, bar.reached)
+            return self.loop.heldout_nll(job, bar.reached)
 
     def _leave_finished(self) -> None:
         """Like `raise_if_interrupted` after the last step, whose checkpoint is on the disk while the model holds the best one."""
-        if self.world.any(self.stop.asked):
+        if self.group.any(self.loop.stop.asked):
             raise Interrupted(
                 f"interrupted after the last step, before the verdict. {resume_hint(self.job.run)}",
-                self.stop.signal or 15,
+                self.loop.stop.signal or 15,
             )
 
 
