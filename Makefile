@@ -85,8 +85,8 @@ gpu: .venv/.dev             ## needs a CUDA device
 fuzz: .venv/.dev            ## the readers and the check on generated files, for half an hour or more
 	OMP_NUM_THREADS=1 $(BIN)/python tests/data/fuzz.py --examples 20000 --page docs/numbers/fuzz.md
 
-figures:                    ## sizes, import cycles, loose types and docstrings of the code, beside their goals
-	$(PYTHON) tools/figures.py
+figures: .venv/.dev         ## sizes, import cycles, loose types, docstrings and walks of the code, beside their goals
+	OMP_NUM_THREADS=1 $(BIN)/python tools/figures.py
 
 docs: .venv/.dev            ## write the generated pages
 	$(BIN)/python tools/write_docs.py

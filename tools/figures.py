@@ -1,7 +1,9 @@
-"""Prints the figures of the code: sizes, import cycles, loose types, docstrings, tests.
+"""Prints the figures of the code: sizes, import cycles, loose types, docstrings, tests, and how far a reader travels.
 
 python tools/figures.py            a table: figure, today, goal
 python tools/figures.py --list     and behind it every place that counts against a goal
+
+What a reader travels is seen in a run (`tools/walk.py`), which needs inlay to be installed.
 """
 
 from __future__ import annotations
@@ -165,8 +167,20 @@ def figures() -> list[Figure]:
     ]  # fmt: skip
 
 
+def travelled() -> list[Figure]:
+    """Files above the engine that one `train` and one `compare` run code of."""
+    from walk import walks
+
+    return [
+        Figure(f"files visited by {name}", str(len(walk.story())), "≤ 20", [
+            *walk.story(), *(f"up: {lower} -> {higher}" for lower, higher in sorted(walk.upward)),
+        ])
+        for name, walk in walks().items()
+    ]  # fmt: skip
+
+
 def main() -> None:
-    table = figures()
+    table = figures() + travelled()
     width = max(len(f.name) for f in table)
     for figure in table:
         print(f"{figure.name:<{width}}  {figure.value:>10}   goal {figure.goal}")
