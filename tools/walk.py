@@ -57,7 +57,7 @@ class Walk:
         return sorted(file for file in self.files if self._rank(file) < engine)
 
     def _rank(self, file: str) -> int:
-        room = file.split(os.sep)[0].removesuffix(".py")
+        room = Path(file).parts[0].removesuffix(".py")
         return self._ranks.get(room, 99)
 
     def _see(self, frame: FrameType, event: str, _: Any) -> None:
