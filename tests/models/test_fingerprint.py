@@ -140,14 +140,14 @@ def test_a_record_of_whole_files_holds_for_just_those_files(
     run = api.train(config_tree(model={"base_model": str(base)}))
     as_before_fingerprints(run, base)
     (run.adapter / "manifest.json").unlink()
-    from inlay.adapters.reference import load_base
+    from inlay.adapters.reference import open_base
     from inlay.methods.adapter import AdapterState
 
-    ref = load_base(run).base
+    ref = open_base(run).ref
     AdapterState.read(run.adapter, ref)
     SAME["habits"](base)
     with pytest.raises(ModelError, match="which is all that was recorded then, differ"):
-        load_base(run)
+        open_base(run)
     with pytest.raises(AdapterError, match="which is all that was recorded then, differ"):
         AdapterState.read(run.adapter, ref)
 

@@ -1,23 +1,25 @@
-"""What a name means: a run, a checkpoint, an adapter, a model; and the base of it ready to be measured."""
+"""Models by their names: a run, a checkpoint, an adapter, a whole model; and the base of each, opened for use."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import torch
 
 from inlay import config as configs
 from inlay.config import Config
 from inlay.errors import AdapterError, ModelError, RunError
+from inlay.hardware.probe import pick_device
+from inlay.methods.adapter import AdapterState
+from inlay.models.base import BaseRef, find_base
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run
 from inlay.storage import path_exists, verified
-
-if TYPE_CHECKING:
-    from inlay.data.encoding.encoder import Encoder
-    from inlay.methods.adapter import AdapterState
-    from inlay.models.base import BaseRef
+from inlay.tasks.opened_base import OpenedBase, Precision
+from inlay.training import checkpoint
+from inlay.training.checkpoint_commands import checkpoint_at
 
 ModelName = str | Path | Run | None
 BASE = "base"
@@ -54,13 +56,9 @@ class Reference:
 
     def adapter(self, base: BaseRef | None) -> AdapterState | None:
         """Its adapter. Raises: AdapterError when it is unusable, or was made on another base than `base`, if given."""
-        from inlay.methods.adapter import AdapterState
-
         if self.folder is None:
             return None
         if self.kind == "checkpoint":
-            from inlay.training import checkpoint
-
             return checkpoint.load(checkpoint.Checkpoint(self.folder))[0].exported()
         return AdapterState.read(self.folder, base)
 
@@ -89,8 +87,6 @@ def reference(name: ModelName, folder: str) -> Reference:
         if at and step.isdigit():
             return _of_checkpoint(runs.find(before or None, folder), int(step))
         if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not path.parent.is_dir():
-            from inlay.models.base import find_base
-
             try:
                 find_base(text)
             except ModelError as error:
@@ -106,8 +102,6 @@ def _of_run(run: Run) -> Reference:
 
 
 def _of_checkpoint(run: Run, step: int) -> Reference:
-    from inlay.training.checkpoint_commands import checkpoint_at
-
     folder = checkpoint_at(run, step).path
     return Reference(f"{run.name}@{step}", "checkpoint", run.config.model.base_model, run, folder, run.base_revision)
 
@@ -140,72 +134,37 @@ def require_adapter(run: Run) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedBase:
-    """A base ready to be asked and measured."""
-
-    model: Any
-    encoder: Encoder
-    device: str
-    dtype: Any
-    """As in training: products in the format of a 16-bit base, None for that of the weights."""
-    base: BaseRef
-
-
-def load_base(run: Run) -> LoadedBase:
-    """The base of a run as the run used it. Raises: ModelError when the base changed."""
-    import torch
-
-    from inlay.models import base as bases
-
+def open_base(run: Run) -> OpenedBase:
+    """The base of a run, in the precision and with the tokenizer of its training. Raises: ModelError when the base changed."""
     config, record = run.config, run.record
-    base = bases.find_base(config.model.base_model, run.base_revision)
-    if said := base.difference(record):
+    ref = find_base(config.model.base_model, run.base_revision)
+    if changed := ref.difference(record):
         raise ModelError(
-            f"{config.model.base_model}: is not the base that {run.name} was trained on: {said}. "
+            f"{config.model.base_model}: is not the base that {run.name} was trained on: {changed}. "
             "The adapter would not do what was measured."
         )
-    kept = run.trained.is_dir()  # a run that is still to end has no adapter, and the tokenizer of its base
-    named = bases.BaseRef(f"{run.name}'s tokenizer", run.trained) if kept else base
-    tokenizer = bases.load_tokenizer(named, None if kept else config.model.chat_template)
-    dtype = getattr(torch, str(record["dtype"]))
-    return _ready(base, config, tokenizer, dtype, str(record.get("quantization", "none")))
+    dtype, quantization = getattr(torch, str(record["dtype"])), str(record.get("quantization", "none"))
+    kept = run.trained if run.trained.is_dir() else None  # a run that has not ended has the tokenizer of its base
+    return OpenedBase(ref, config.model, config.data, Precision(device_for(config), dtype, quantization), kept)
 
 
 def config_of(one: Reference) -> Config:
-    """That of its run, else the defaults for its base."""
+    """The config of its run, else the defaults for its base."""
     return one.run.config if one.run else configs.validate({"model": {"base_model": one.base}, "data": {"train": "-"}})
 
 
-def load(one: Reference, config: Config) -> LoadedBase:
-    """The base of a reference; that of no run is loaded with `config`."""
+def opened(one: Reference, config: Config, before: OpenedBase | None = None) -> OpenedBase:
+    """The base of a reference, opened with `config` where it is of no run; with the model of `before` where that is the same."""
     if one.run is not None:
-        return load_base(one.run)
-    import torch
-
-    from inlay.models import base as bases
-
-    base = bases.find_base(one.base, one.revision)
-    on_cpu = config.model.dtype == "auto" and device_for(config) == "cpu"
-    dtype = torch.float32 if on_cpu else getattr(torch, str(config.model.dtype).replace("auto", "bfloat16"))
-    return _ready(base, config, bases.load_tokenizer(base), dtype, "none")
+        return open_base(one.run).share(before)
+    ref, device = find_base(one.base, one.revision), device_for(config)
+    is_narrow = config.model.dtype == "auto" and device != "cpu"
+    dtype = torch.bfloat16 if is_narrow else getattr(torch, str(config.model.dtype).replace("auto", "float32"))
+    settings = config.model.model_copy(update={"chat_template": None})  # that of another model's tokenizer
+    return OpenedBase(ref, settings, config.data, Precision(device, dtype)).share(before)
 
 
 def device_for(config: Config) -> str:
-    """Where its answers are computed."""
-    from inlay.hardware.probe import pick_device
-
+    """The device that answers are computed on."""
     # answering needs no particular device: any GPU for a run of a GPU, whatever there is
     return pick_device("cpu" if config.model.device == "cpu" else "auto").device
-
-
-def _ready(base: BaseRef, config: Config, tokenizer: Any, dtype: Any, quantization: str) -> LoadedBase:
-    import torch
-
-    from inlay.data.encoding.encoder import Encoder
-    from inlay.models import base as bases
-
-    device = device_for(config)
-    model = bases.load_model(base, config.model, dtype, device, quantization)
-    encoder = Encoder.of(tokenizer, config.data, rows=bases.embedding_rows(model.config))
-    return LoadedBase(model, encoder, device, None if dtype == torch.float32 else dtype, base)

@@ -73,13 +73,9 @@ def load(
         raise RunError(f"{run}: not a run. Name a run or a checkpoint of one, as RUN@120.")
     if adapter and named.caution:
         (reporter or PlainReporter()).note(named.caution)
-    ready = reference.load_base(named.run)
-    model = ready.model
-    if adapter:
-        state = named.adapter(ready.base)
-        assert state is not None, f"{named.name} has no adapter"
-        model = state.attach_to(model)
-    return Loaded(named.run, model, ready.encoder, ready.device, ready.dtype)
+    ready = reference.open_base(named.run)
+    model = ready.with_adapter(named.adapter(ready.ref) if adapter else None)
+    return Loaded(named.run, model, ready.encoder, ready.device, ready.autocast_dtype)
 
 
 def sampling_of(settings: Sequence[str]) -> dict[str, Any]:

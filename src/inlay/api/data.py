@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from inlay.data.checks.lengths import Model
     from inlay.data.checks.report import DataReport
     from inlay.data.show_row import ShownRow
+    from inlay.tasks.opened_base import OpenedBase
 
 
 def check_data(
@@ -47,20 +48,25 @@ def check_data(
 
 def _checked_model(config: Config) -> Model:
     from inlay.data.checks.lengths import Model
-    from inlay.data.encoding.encoder import Encoder
-    from inlay.models import base as bases
+    from inlay.models.base import parameter_count
 
-    base = bases.find_base(config.model.base_model, config.model.revision)
-    tokenizer, architecture = bases.load_tokenizer(base, config.model.chat_template), bases.architecture(base)
-    rows = bases.embedding_rows(architecture)
-    encoder = Encoder.of(tokenizer, config.data, config.model.chat_template, rows)
-    bases.require_vocabulary(base, tokenizer, architecture, encoder.stop_ids)
+    opened = _opened(config)
     return Model(
         name=config.model.base_model,
-        encoder=encoder,
-        context_length=bases.context_length(architecture),
-        parameters=bases.parameter_count(base),
+        encoder=opened.encoder,
+        context_length=opened.context_length,
+        parameters=parameter_count(opened.ref),
     )
+
+
+def _opened(config: Config) -> OpenedBase:
+    """The base of a config, whose tokenizer is its own; no weights are loaded. Raises: ModelError."""
+    from inlay.models.base import find_base
+    from inlay.tasks.opened_base import OpenedBase
+
+    opened = OpenedBase.of(find_base(config.model.base_model, config.model.revision), config)
+    opened.require_vocabulary()
+    return opened
 
 
 def show_data(
@@ -73,13 +79,11 @@ def show_data(
     """
     from inlay.data.show_row import show_row
     from inlay.engine.batch_invariance import groups_of_config
-    from inlay.models import base as bases
 
     config = config_of(str(source), settings, given={"model.base_model": model})
-    base = _checked_model(config)
-    architecture = bases.architecture(bases.find_base(config.model.base_model, config.model.revision))
+    base = _opened(config)
     virtual = config.adapter.prompt_tokens if config.adapter.method == "prompt" else 0
-    return show_row(config, base.encoder, base.context_length, row, groups_of_config(architecture, virtual).apart)
+    return show_row(config, base.encoder, base.context_length, row, groups_of_config(base.architecture, virtual).apart)
 
 
 def write_data_page(report: DataReport, path: str | Path) -> Path:

@@ -129,14 +129,14 @@ def verify(run: RunLike = None, *, folder: str = "results") -> dict[str, Any]:
 
     `passed` of a proof is None where a file that it needs, such as the data, is gone. Raises: RunError.
     """
-    from inlay.adapters.reference import load_base, require_adapter
+    from inlay.adapters.reference import open_base, require_adapter
     from inlay.proof.verify import prove_stored
 
     found = as_run(run, folder)
 
     def loaded() -> tuple[Any, Any, str, Any]:
-        ready = load_base(found)
-        return ready.model, ready.encoder, ready.device, ready.dtype
+        ready = open_base(found)
+        return ready.model, ready.encoder, ready.device, ready.autocast_dtype
 
     require_adapter(found)
     proofs = prove_stored(found, loaded)

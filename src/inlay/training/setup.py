@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ from inlay.models.quantization import held
 from inlay.models.untrained_ends import told_untrained
 from inlay.runs.folder import caution_of
 from inlay.runs.reporter import Reporter, bytes_shown
+from inlay.tasks.opened_base import OpenedBase, Precision
 from inlay.training.checkpoint import Progress
 from inlay.training.job import AdapterJob
 from inlay.training.launcher import launch, require_precision
@@ -251,14 +252,6 @@ class _Choices:
         return validate(merge(self.config.model_dump(), nested(self.values)), "resolved config")
 
 
-class _Place(NamedTuple):
-    """Where the base is, and what it is held in."""
-
-    device: str
-    dtype: torch.dtype
-    quantization: str
-
-
 def set_up(config: Config, reporter: Reporter, group: ProcessGroup, revision: str | None = None) -> Setup:
     """A run ready to start, on `model.revision` of a hub's base unless another `revision` is given.
 
@@ -275,13 +268,14 @@ def set_up(config: Config, reporter: Reporter, group: ProcessGroup, revision: st
         cpu_ops.prepare(place.dtype)  # of the plain path, which the direct one is compared with
         if config.train.engine != "plain":
             cpu_ops.prepare(product_dtype(place.device, place.dtype))
-    encoder, data = _data(base, architecture, choices, reporter)
+    opened = OpenedBase(base, choices.config_settled().model, config.data, place)
+    encoder, data = opened.encoder, _data(opened, choices, reporter)
     require_work(config.train.batch_size, data.train.drawn, group.size)
     total, eval_every, save_every = length_of(config.train, data.train.drawn)
     require_warmup(config.train, total)
     hardness = difficulty(config, data.train)
     reporter.stage(f"loading {config.model.base_model}")
-    model, named, total_parameters, targets = _model(base, encoder, data, place, choices, reporter)
+    model, named, total_parameters, targets = _model(opened, data, choices, reporter)
     seen = base.fingerprint()
     text = getattr(architecture, "text_config", None) or architecture
     hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
@@ -307,30 +301,24 @@ def set_up(config: Config, reporter: Reporter, group: ProcessGroup, revision: st
     )  # fmt: skip
 
 
-def _data(
-    base: bases.BaseRef, architecture: Any, choices: _Choices, reporter: Reporter
-) -> tuple[Encoder, PreparedData]:
+def _data(opened: OpenedBase, choices: _Choices, reporter: Reporter) -> PreparedData:
     """The rows as this base reads them."""
     config = choices.config
-    tokenizer = bases.load_tokenizer(base, config.model.chat_template)
-    rows = bases.embedding_rows(architecture)
-    encoder = Encoder.of(tokenizer, config.data, config.model.chat_template, rows)
-    bases.require_vocabulary(base, tokenizer, architecture, encoder.stop_ids)
+    opened.require_vocabulary()
     reporter.stage(f"reading {config.data.train_name}")
-    context = bases.context_length(architecture) - virtual_tokens_of(config)
-    data = prepare(config.data, encoder, context, config.eval.max_rows, config.train.seed, reporter)
-    used = max(tokens.largest_id for tokens in (data.train, data.heldout))
-    bases.require_vocabulary(base, tokenizer, architecture, [used])
+    context = opened.context_length - virtual_tokens_of(config)
+    data = prepare(config.data, opened.encoder, context, config.eval.max_rows, config.train.seed, reporter)
+    opened.require_vocabulary([max(tokens.largest_id for tokens in (data.train, data.heldout))])
     choices.settle("data.max_length", data.max_length, data.max_length_reason)
     if data.format != MIXED:
         choices.settle("data.format", data.format, data.format_reason)
     if config.data.eval is None:
         share = f"part {config.data.fold}" if config.data.fold else f"{config.data.eval_fraction:.0%}"
         choices.reasons["data.eval"] = f"{share} of the rows, by content"
-    return encoder, data
+    return data
 
 
-def _placed(choices: _Choices, group: ProcessGroup) -> _Place:
+def _placed(choices: _Choices, group: ProcessGroup) -> Precision:
     """Raises: ConfigError, ModelError."""
     config = choices.config
     device = pick_device(group.device(config.model.device))
@@ -348,22 +336,17 @@ def _placed(choices: _Choices, group: ProcessGroup) -> _Place:
     products, why = pick_matmul_precision(device.device, "auto")
     choices.settle("model.matmul_precision", group.broadcast_text(products), why)
     quantization, choices.reasons["model.quantization"] = choose_quantization(config, device.device, dtype.dtype)
-    return _Place(device.device, DTYPES[dtype.dtype], quantization)
+    return Precision(device.device, DTYPES[dtype.dtype], quantization)
 
 
 def _model(
-    base: bases.BaseRef, encoder: Encoder, data: PreparedData, place: _Place, choices: _Choices, reporter: Reporter
+    opened: OpenedBase, data: PreparedData, choices: _Choices, reporter: Reporter
 ) -> tuple[Any, NamedClass | None, int, list[str]]:
     """(the base with what is trained in it, what its config.json names, its parameters, the target modules)"""
-    config, settings = choices.config, choices.config_settled().model
-
+    config, base, encoder, place = choices.config, opened.ref, opened.encoder, opened.precision
     if said := caution_of(base.folder):
         reporter.note(said)
-
-    def load(tell: Callable[[str], None] = lambda _: None) -> Any:
-        return bases.load_model(base, settings, place.dtype, place.device, place.quantization, tell)
-
-    model = load(lambda text: reporter.note(f"warning: {text}"))
+    model = opened.load(lambda text: reporter.note(f"warning: {text}"))
     total_parameters = sum(numel(p) for p in model.parameters())
     whole = config.adapter.method == "full"
     layers = shape_of(model.config.get_text_config(), *LAYER_NAMES)
@@ -386,7 +369,7 @@ def _model(
                 f"warning: generation_config.json of {base.name} is one that transformers will not save: the model is "
                 f"written without {', '.join(left_out)}"
             )
-        model = open_up(model, lambda: weights_of(load()))
+        model = open_up(model, lambda: weights_of(opened.load()))
         return ready_to_train(model, config), None, total_parameters, []
     named = None if config.adapter.method == "prompt" else named_class(base, model)
     if named and named.unproven:

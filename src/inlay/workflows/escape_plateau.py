@@ -89,23 +89,19 @@ def _judged(run: Run, plateau: dict[str, Any], last: int, reporter: Reporter) ->
     from inlay.adapters import reference
     from inlay.evaluation.compare import difference_json, loss_difference
     from inlay.evaluation.score import held_out, read_held_out, score
-    from inlay.methods.adapter import detach
 
-    config, ready = run.config, reference.load_base(run)
+    config, ready = run.config, reference.open_base(run)
     rows = held_out(read_held_out(run.heldout), ready.encoder, int(config.data.max_length), config.data.overlong, ())
     paths = {_PLAIN: run.path} | {name: run.path / "branches" / name for name in ("decay", "escape")}
     scores = {}
     for name, path in paths.items():
-        adapter = reference.reference(f"{path}@{last}", config.output.folder).adapter(ready.base)
+        adapter = reference.reference(f"{path}@{last}", config.output.folder).adapter(ready.ref)
         assert adapter is not None
-        model = adapter.attach_to(ready.model)
         found = score(
-            model, name, rows, ready.encoder, batch_size=config.eval.batch_size, max_new_tokens=1,
-            device=ready.device, dtype=ready.dtype, reporter=reporter, generate=False,
+            ready.with_adapter(adapter), name, rows, ready.encoder, batch_size=config.eval.batch_size, max_new_tokens=1,
+            device=ready.device, dtype=ready.autocast_dtype, reporter=reporter, generate=False,
         )  # fmt: skip
         scores[name] = (found.nll, found.weight)
-        ready.model.train(False)
-        detach(model)
     against = {
         name: loss_difference(scores[name], scores["escape"], config.eval.resamples, config.train.seed)
         for name in (_PLAIN, "decay")

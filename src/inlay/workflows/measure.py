@@ -9,13 +9,14 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from inlay.adapters.reference import LoadedBase, Reference, config_of, load
+from inlay.adapters.reference import Reference, config_of, opened
 from inlay.config import Config
 from inlay.config.measuring import changed, said
 from inlay.errors import ConfigError, DataError
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter, duration_shown
 from inlay.storage import path_exists
+from inlay.tasks.opened_base import OpenedBase
 
 if TYPE_CHECKING:
     from inlay.data.types import Example
@@ -64,7 +65,6 @@ def measured(
     """
     from inlay.evaluation.compare import primary_metric
     from inlay.evaluation.score import held_out, score
-    from inlay.models.base import context_length
 
     for one in models:
         if one.kind == "adapter":
@@ -81,12 +81,13 @@ def measured(
     scores, other_rows, other_scores, encoders, left_out = [], [], [], set(), 0
     meant: dict[str, list[dict[int, Array]]] = {}
     meaning: list[Meaning | None] = []
+    ready = None
     for number, one in enumerate(models, 1):
         began = time.perf_counter()
         if len(models) == 1 and one.caution:  # a comparison has it among its notes
             reporter.note(one.caution)
-        ready = load(one, config)
-        context = context_length(ready.model.config)
+        ready = opened(one, config, ready)
+        context = ready.context_length
         limit = config.data.max_length if lead else context
         asked = [*config.eval.prompts, *prompts]
         encoded = partial(
@@ -97,12 +98,11 @@ def measured(
             left_out, examples = len(examples) - len(fitting), fitting
             found = encoded(examples)
         rows.append(found)
-        adapter = one.adapter(ready.base)
-        model = ready.model if adapter is None else adapter.attach_to(ready.model)
+        model = ready.with_adapter(one.adapter(ready.ref))
         scored = partial(
             score, model, one.name,
             encoder=ready.encoder, batch_size=config.eval.batch_size, max_new_tokens=config.eval.max_new_tokens,
-            device=ready.device, dtype=ready.dtype, reporter=reporter,
+            device=ready.device, dtype=ready.autocast_dtype, reporter=reporter,
         )  # fmt: skip
         scores.append(scored(rows[-1]))
         if elsewhere:
@@ -110,6 +110,7 @@ def measured(
             other_scores.append(scored(other_rows[-1], generate=False))
         if len(models) > 1:
             meaning.append(_meaning(model, ready, rows[-1], scores[-1], config.eval.batch_size, meant))
+        del model, scored  # or they stay in memory while another base is loaded
         encoders.add((ready.encoder.tokenizer_hash, ready.encoder.template_hash))
         took_s, left = time.perf_counter() - began, len(models) - number
         if left and took_s >= _WORTH_SAYING_S:
@@ -139,7 +140,7 @@ def _fitting(found: EvalSet, says: str, later: bool) -> tuple[Example, ...]:
 
 def _meaning(
     model: Any,
-    ready: LoadedBase,
+    ready: OpenedBase,
     rows: EvalSet,
     scored: Score,
     batch_size: int,
@@ -158,11 +159,11 @@ def _meaning(
 
     def embedded(part: str) -> dict[int, Array]:
         found = meanings(
-            model, ready.encoder, texts[part], batch_size=batch_size, device=ready.device, dtype=ready.dtype
+            model, ready.encoder, texts[part], batch_size=batch_size, device=ready.device, dtype=ready.autocast_dtype
         )
         return dict(zip(places, found, strict=True))
 
-    digest = ready.base.digest()
+    digest = ready.ref.digest()
     if not first:
         first[digest] = [embedded("questions"), embedded("references"), embedded("answers")]
     if digest not in first:
@@ -236,17 +237,17 @@ def on_tasks(
         if one.caution:
             reporter.note(one.caution)
         config = changed(config_of(one), over)
-        ready = load(one, config)
+        ready = opened(one, config)
         sides: list[dict[str, Any]] = []
-        for name, state in ((one.base, None), (one.name, one.adapter(ready.base))):
+        for name, state in ((one.base, None), (one.name, one.adapter(ready.ref))):
             if sides and state is None:
                 sides.append(sides[0])
                 break
             reporter.stage(f"{name}: {', '.join(tasks.names)}")
-            model = ready.model if state is None else state.attach_to(ready.model)
+            model = ready.with_adapter(state)
             sides.append(
                 harness.run_tasks(
-                    tasks, model, ready.encoder, device=ready.device, dtype=ready.dtype,
+                    tasks, model, ready.encoder, device=ready.device, dtype=ready.autocast_dtype,
                     batch_size=config.eval.batch_size, limit=limit,
                 )
             )  # fmt: skip

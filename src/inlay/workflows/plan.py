@@ -13,7 +13,6 @@ import torch
 
 from inlay.config import Config
 from inlay.data.batches import micro_batches, step_rows
-from inlay.data.encoding.encoder import Encoder
 from inlay.data.prepare import PreparedData, prepare
 from inlay.engine import cpu_ops
 from inlay.engine.batch_invariance import groups_of_config
@@ -23,9 +22,10 @@ from inlay.evaluation.costs import Bill, Prices, bills_json
 from inlay.hardware.facts import memory_facts
 from inlay.hardware.probe import dtype_name, pick_device, pick_dtype, product_dtype, synchronize
 from inlay.methods.adapter import attach
-from inlay.models import base as bases
+from inlay.models.base import find_base
 from inlay.models.dropout import switch_off
 from inlay.runs.reporter import Reporter
+from inlay.tasks.opened_base import OpenedBase
 from inlay.training.gradient import accumulate
 from inlay.training.process_group import ProcessGroup
 from inlay.training.resolve import targets_of
@@ -140,19 +140,16 @@ def plan(config: Config, memory: str | None, calibrate: bool, reporter: Reporter
     """See `inlay.api.plan`."""
     if memory is not None:
         parse_bytes(memory, "--memory")  # before anything is read
-    base = bases.find_base(config.model.base_model, config.model.revision, weights=calibrate)
-    architecture = bases.architecture(base)
-    tokenizer = bases.load_tokenizer(base, config.model.chat_template)
-    rows = bases.embedding_rows(architecture)
-    encoder = Encoder.of(tokenizer, config.data, config.model.chat_template, rows)
-    bases.require_vocabulary(base, tokenizer, architecture, encoder.stop_ids)
+    base = find_base(config.model.base_model, config.model.revision, weights=calibrate)
+    opened = OpenedBase.of(base, config)
+    opened.require_vocabulary()
     reporter.stage(f"reading {config.data.train_name}")
-    context = bases.context_length(architecture) - virtual_tokens_of(config)
-    data = prepare(config.data, encoder, context, config.eval.max_rows, config.train.seed, reporter)
+    context = opened.context_length - virtual_tokens_of(config)
+    data = prepare(config.data, opened.encoder, context, config.eval.max_rows, config.train.seed, reporter)
     device = pick_device(config.model.device).device
     dtype = pick_dtype(device, "float32" if config.adapter.method == "full" else config.model.dtype).dtype
     reporter.stage("measuring this machine")
-    situation = _Situation(config, data, device, getattr(torch, dtype), architecture, context, memory)
+    situation = _Situation(config, data, device, getattr(torch, dtype), opened.architecture, context, memory)
     found = situation.plan(config.model.base_model)
     if calibrate:
         reporter.stage("two micro batches of the run itself")

@@ -198,7 +198,6 @@ def _outcome(
     reporter: Reporter,
 ) -> Outcome:  # fmt: skip
     from inlay.adapters import reference
-    from inlay.models.base import context_length
     from inlay.workflows.advise.arms import Bench, Differences, measure
     from inlay.workflows.advise.contexts import answerable, shots
     from inlay.workflows.advise.recommend import Bill, recommend
@@ -207,11 +206,11 @@ def _outcome(
     assert run is not None, "only runs are measured"
     if named.caution:
         reporter.note(named.caution)
-    ready = reference.load_base(run)
-    adapter = named.adapter(ready.base)
+    ready = reference.open_base(run)
+    adapter = named.adapter(ready.ref)
     assert adapter is not None, f"{named.name} has no adapter"
     examples, budget = answerable(
-        held, ready.encoder, context_length(ready.model.config), terms.prompt_tokens, config.eval.max_new_tokens,
+        held, ready.encoder, ready.context_length, terms.prompt_tokens, config.eval.max_new_tokens,
         terms.passages,
     )  # fmt: skip
     fixed = shots(rows.passages, rows.left_out, terms.passages, config.train.seed)

@@ -15,13 +15,12 @@ from inlay.evaluation.compare import compare_pair
 from inlay.evaluation.score import EvalSet, Score, held_out, score
 from inlay.evaluation.statistics import Difference
 from inlay.generation.generate import Sampling, answers
-from inlay.models.base import context_length
 from inlay.runs.reporter import Reporter
+from inlay.tasks.opened_base import OpenedBase
 from inlay.workflows.advise.contexts import NONE, ORACLE, RETRIEVED, SHOTS, Budget, contexts
 from inlay.workflows.advise.passages import Index, Passage
 
 if TYPE_CHECKING:
-    from inlay.adapters.reference import LoadedBase
     from inlay.config import Config
     from inlay.methods.adapter import AdapterState
 
@@ -52,7 +51,7 @@ ARMS: Final = (
     Arm("adapter + retrieval", True, RETRIEVED),
     Arm("adapter + oracle", True, ORACLE),
 )
-"""Those of the base first: the adapter goes onto the model that is loaded."""
+"""Those of the base first: the adapter is attached once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,24 +82,20 @@ class Bench:
     config: Config
 
 
-def measure(bench: Bench, ready: LoadedBase, adapter: AdapterState, reporter: Reporter) -> list[Measured]:
+def measure(bench: Bench, ready: OpenedBase, adapter: AdapterState, reporter: Reporter) -> list[Measured]:
     """Every arm, in the order of ARMS."""
-    found = []
-    model = ready.model
-    for arm in ARMS:
-        if arm.adapted and model is ready.model:
-            model = adapter.attach_to(model)
-        found.append(_measured(arm, model, bench, ready, reporter))
-    return found
+    return [
+        _measured(arm, ready.with_adapter(adapter if arm.adapted else None), bench, ready, reporter) for arm in ARMS
+    ]
 
 
-def _measured(arm: Arm, model: Any, bench: Bench, ready: LoadedBase, reporter: Reporter) -> Measured:
+def _measured(arm: Arm, model: Any, bench: Bench, ready: OpenedBase, reporter: Reporter) -> Measured:
     encoder, settings = ready.encoder, bench.config.eval
     shown = contexts(arm.context, bench.examples, bench.fixed, bench.index, bench.budget, encoder)
-    rows = held_out(shown, encoder, context_length(model.config), "error", ())
+    rows = held_out(shown, encoder, ready.context_length, "error", ())
     scored = score(
         model, arm.name, rows, encoder, batch_size=settings.batch_size, max_new_tokens=settings.max_new_tokens,
-        device=ready.device, dtype=ready.dtype, reporter=reporter,
+        device=ready.device, dtype=ready.autocast_dtype, reporter=reporter,
     )  # fmt: skip
     prompts = list(rows.asked.values())
     assert scored.speed is not None, "every row is asked"
@@ -110,10 +105,10 @@ def _measured(arm: Arm, model: Any, bench: Bench, ready: LoadedBase, reporter: R
     )  # fmt: skip
 
 
-def _latency_s(model: Any, prompts: Sequence[list[int]], max_new_tokens: int, ready: LoadedBase) -> float:
+def _latency_s(model: Any, prompts: Sequence[list[int]], max_new_tokens: int, ready: OpenedBase) -> float:
     picked = [prompts[n] for n in np.linspace(0, len(prompts) - 1, min(_TIMED, len(prompts))).astype(int)]
     times_s = []
-    with autocast(ready.device, ready.dtype):
+    with autocast(ready.device, ready.autocast_dtype):
         for prompt in picked:
             began = time.perf_counter()
             answers(model, ready.encoder, [prompt], Sampling(max_new_tokens=max_new_tokens))
