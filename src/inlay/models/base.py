@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from inlay.hardware.probe import pick_matmul_precision
 from inlay.models.fingerprint import Fingerprint, difference, digest_of_files, fingerprint
 from inlay.models.generation_settings import ids_alone
 from inlay.models.mapped import paged_out
+from inlay.models.sentencepiece_file import refuse_other_ids, require_sentencepiece
 from inlay.models.unused_weights import refuse_unused
 from inlay.storage import path_exists
 
@@ -249,36 +249,21 @@ def load_tokenizer(ref: BaseRef, chat_template: str | None = None) -> Any:
     """The tokenizer of a base, with another chat template where a file is named."""
     from transformers import AutoTokenizer
 
-    _require_sentencepiece(ref)
+    where = f"--model {ref.name}"
+    require_sentencepiece(where, ref.folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(ref.folder), trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 -- tokenizers raises plain Exception for a damaged file
-        raise ModelError(f"--model {ref.name}: its tokenizer cannot be loaded ({_first_line(error)}).") from None
+        raise ModelError(f"{where}: its tokenizer cannot be loaded ({_first_line(error)}).") from None
     if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(f"--model {ref.name}: its tokenizer has no tokenizer.json (fast form), which inlay needs.")
+        raise ModelError(f"{where}: its tokenizer has no tokenizer.json (fast form), which inlay needs.")
+    refuse_other_ids(where, ref.folder, tokenizer)
     if chat_template:
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ModelError(f"model.chat_template {chat_template}: cannot be read ({error}).") from None
     return tokenizer
-
-
-def _require_sentencepiece(ref: BaseRef) -> None:
-    """Raises: ModelError where a SentencePiece model is all there is of a tokenizer, and what reads it is missing."""
-    model = ref.folder / "tokenizer.model"
-    if (ref.folder / "tokenizer.json").is_file() or not model.is_file():
-        return
-    with contextlib.suppress(ModuleNotFoundError):  # of the package above it
-        if find_spec("sentencepiece") and find_spec("google.protobuf"):
-            return
-    with model.open("rb") as file:
-        if file.read(1) != b"\n":  # the first field of its message; a tiktoken file is lines of text
-            return
-    raise ModelError(
-        f"--model {ref.name}: its tokenizer is a SentencePiece model alone (tokenizer.model), which needs sentencepiece "
-        'and protobuf: pip install "inlay[sentencepiece]"'
-    )
 
 
 def architecture(ref: BaseRef) -> Any:
