@@ -67,7 +67,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def beside_the_tokenizer(path: Path, repeats: int, model: str, folder: Path) -> None:
-    from inlay.config.settings import DataConfig
+    from inlay.config.sections.data import DataConfig
     from inlay.data.encoding.encoder import Encoder
     from inlay.data.prepare import prepare
     from inlay.data.reading.read import stream_examples
@@ -100,7 +100,7 @@ def beside_the_tokenizer(path: Path, repeats: int, model: str, folder: Path) -> 
 
 def start(path: str, model: str) -> None:
     """One start, in this process."""
-    from inlay.config.settings import DataConfig
+    from inlay.config.sections.data import DataConfig
     from inlay.data.encoding.encoder import Encoder
     from inlay.data.prepare import prepare
     from inlay.models import base as bases

@@ -81,7 +81,7 @@ def trl(path: str, tokenizer_at: str, processes: int, answers_only: bool, folder
 
 
 def inlay(path: str, tokenizer_at: str, raw: bool) -> dict[str, Any]:
-    from inlay.config.settings import DataConfig
+    from inlay.config.sections.data import DataConfig
     from inlay.data.encoding.encoder import Encoder
     from inlay.data.prepare import prepare
     from inlay.data.reading.read import stream_examples

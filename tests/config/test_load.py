@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from inlay.config import load, parse_assignment, presets, validate
+from inlay.config import load, parse_assignment, presets, validate, validate_section
 from inlay.config.load import in_yaml, parse_yaml, preset_tree, setting_paths
 from inlay.config.render import as_yaml, explain, markdown, starter
+from inlay.config.sections.adapter import AdapterConfig
+from inlay.config.sections.generation import GenerationConfig
+from inlay.config.sections.model import ModelConfig
 from inlay.errors import ConfigError
 from inlay.runs.folder import Run
 
@@ -158,6 +161,28 @@ def test_a_setting_stands_beside_the_default_of_one_that_it_makes_idle(
     config = load(tree=LEAST, assignments=settings)
     (tmp_path / "config.yaml").write_text(as_yaml(config, {}))
     assert Run(tmp_path).config == config
+
+
+def test_a_section_is_checked_alone_with_the_messages_of_a_whole_config() -> None:
+    assert (
+        validate_section(GenerationConfig, {"top_k": 5}) == load(tree=LEAST | {"generation": {"top_k": 5}}).generation
+    )
+    faults: list[tuple[Any, dict[str, Any]]] = [
+        (GenerationConfig, {"temperature": -1, "top_kk": 1}),
+        (AdapterConfig, {"method": "ia3", "rank": 4}),
+        (ModelConfig, {"device": "cpu"}),
+    ]
+    for section, values in faults:
+        with pytest.raises(ConfigError) as caught:
+            validate_section(section, values)
+        name = section.__name__.removesuffix("Config").lower()
+        assert str(caught.value) == refusal(tree=LEAST | {name: values})
+
+
+def test_a_partial_config_needs_no_base_and_refuses_what_is_wrong_all_the_same() -> None:
+    assert validate({"data": {"train": "d"}, "adapter": {"rank": 4}}, partial=True).adapter.rank == 4
+    with pytest.raises(ConfigError, match=r"a\.yaml: model: compute_dtype has no effect with quantization none"):
+        validate({"model": {"compute_dtype": "float16"}}, "a.yaml", partial=True)
 
 
 def test_every_fault_of_a_config_has_its_line() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.corpus import File, bad_files, clean_files
-from inlay.config.settings import DataConfig, TrainFile
+from inlay.config.sections.data import DataConfig, TrainFile
 from inlay.data import read_examples
 from inlay.data.checks.report import DataReport, check_files
 from inlay.errors import DataError

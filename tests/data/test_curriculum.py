@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import toys
 from inlay import api
-from inlay.config.settings import TrainConfig
+from inlay.config.sections.train import TrainConfig
 from inlay.data.batches import order, step_rows, steps_per_epoch
 from inlay.data.curriculum import Curriculum, curriculum, difficulty
 from inlay.data.encoding.encoder import Encoder

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from data.corpus import ALL
-from inlay.config.settings import DataConfig, TrainFile
+from inlay.config.sections.data import DataConfig, TrainFile
 from inlay.data import read_examples
 from inlay.data.checks.report import check_files
 from inlay.data.reading.formats import FORMATS

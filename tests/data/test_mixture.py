@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import toys
 from inlay import api
 from inlay import config as configs
-from inlay.config.settings import DataConfig, TrainFile
+from inlay.config.sections.data import DataConfig, TrainFile
 from inlay.data.batches import order, step_rows, steps_per_epoch
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.encoding.token_arrays import drawn

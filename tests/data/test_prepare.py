@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import toys
 from inlay import storage
-from inlay.config.settings import DataConfig, TrainFile
+from inlay.config.sections.data import DataConfig, TrainFile
 from inlay.data import file_progress
 from inlay.data.checks import quick
 from inlay.data.encoding import encoder, token_cache

@@ -12,7 +12,7 @@ import pytest
 
 import toys
 from data.habits import HABITS
-from inlay.config.settings import DataConfig
+from inlay.config.sections.data import DataConfig
 from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.prepare import PreparedData, prepare
 from inlay.data.reading.formats import FORMATS

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.cache_utils import DynamicCache
 
-from inlay.config.settings import GenerationConfig
+from inlay.config.sections.generation import GenerationConfig
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.types import Message
 from inlay.errors import DataError

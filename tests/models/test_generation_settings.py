@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inlay import api
-from inlay.config.settings import ModelConfig
+from inlay.config.sections.model import ModelConfig
 from inlay.models.base import find_base, load_model
 from inlay.models.generation_settings import FILE, generation_settings
 

@@ -18,7 +18,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from inlay import api
-from inlay.config.settings import ModelConfig
+from inlay.config.sections.model import ModelConfig
 from inlay.models.base import find_base, load_model
 from inlay.models.named_class import for_both, named_class, renamed, reverse
 from parts import NANO

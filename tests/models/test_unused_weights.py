@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from inlay.config.settings import ModelConfig
+from inlay.config.sections.model import ModelConfig
 from inlay.errors import ModelError
 from inlay.models.base import find_base, load_model
 from inlay.models.unused_weights import refuse_unused

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from inlay import api
 from inlay.config import load
-from inlay.config.settings import TrainConfig
+from inlay.config.sections.train import TrainConfig
 from inlay.errors import ConfigError, Interrupted, RunError
 from inlay.runs.folder import FINISHED, Run
 from inlay.training import checkpoint as checkpoints

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.config.settings import TrainConfig
+from inlay.config.sections.train import TrainConfig
 from inlay.data.batches import epochs_done, order, step_rows, steps_per_epoch
 from inlay.training.schedule import learning_rate, warmup_steps
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from inlay import config as configs
 from inlay.api.types import RunLike
-from inlay.config.settings import GenerationConfig
+from inlay.config import parse_assignment, validate_section
+from inlay.config.sections.generation import GenerationConfig
 from inlay.errors import RunError
 from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter, Reporter
@@ -53,7 +53,8 @@ class Loaded:
         from inlay.engine.loss import autocast
         from inlay.generation.generate import Sampling, answers
 
-        sampling = Sampling.of(_generation(self.run.config.generation.model_dump() | dict(over)))
+        settings = validate_section(GenerationConfig, self.run.config.generation.model_dump() | dict(over))
+        sampling = Sampling.of(settings)
         encoded = [self.encoder.prompt(_conversation(prompt)) for prompt in prompts]
         with autocast(self.device, self.autocast_dtype):
             return answers(self.model, self.encoder, encoded, sampling, streamer=streamer)
@@ -81,13 +82,9 @@ def load(
 def sampling_of(settings: Sequence[str]) -> dict[str, Any]:
     """Setting to value of `key=value` texts of the section generation, its name left out or not. Raises: ConfigError."""
     full = [text if text.startswith(("generation.", "=")) else f"generation.{text}" for text in settings]
-    values = {path.removeprefix("generation."): value for path, value in map(configs.parse_assignment, full)}
-    _generation(values)
+    values = {path.removeprefix("generation."): value for path, value in map(parse_assignment, full)}
+    validate_section(GenerationConfig, values)
     return values
-
-
-def _generation(values: Mapping[str, Any]) -> GenerationConfig:
-    return configs.validate({"model": {"base_model": "-"}, "data": {"train": "-"}, "generation": values}).generation
 
 
 def _conversation(prompt: Prompt) -> list[Message]:

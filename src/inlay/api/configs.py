@@ -14,16 +14,24 @@ from inlay.storage import write_file
 
 
 def config_of(
-    source: str, settings: Sequence[str] = (), preset: str | None = None, given: Mapping[str, Any] | None = None
+    source: str,
+    settings: Sequence[str] = (),
+    preset: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    *,
+    partial: bool = False,
 ) -> Config:
-    """The config of a command line: a YAML file or a data file, `key=value` texts, and options that were given."""
+    """The config of a command line: a YAML file or a data file, `key=value` texts, and options that were given.
+
+    With `partial` the base may be missing. Raises: ConfigError.
+    """
     if not source:
         raise ConfigError("the name of the data is empty. Name a data file, a hub dataset or a .yaml config.")
     assignments: dict[str, Any] = dict(configs.parse_assignment(text) for text in settings)
     assignments |= {path: value for path, value in (given or {}).items() if value is not None}
     if source.endswith((".yaml", ".yml")):
-        return configs.load(Path(source), assignments, preset)
-    return configs.load(None, {"data.train": source} | assignments, preset)
+        return configs.load(Path(source), assignments, preset, partial=partial)
+    return configs.load(None, {"data.train": source} | assignments, preset, partial=partial)
 
 
 def init(path: str | Path = "inlay.yaml", *, preset: str | None = None, force: bool = False) -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from inlay.api.configs import config_of
 from inlay.config import Config
+from inlay.config.load import UNSET
 from inlay.errors import ConfigError, DataError
 from inlay.runs.reporter import PlainReporter, Reporter
 from inlay.storage import write_file
@@ -34,15 +35,15 @@ def check_data(
     texts, such as data.format=alpaca. `only_count` looks for nothing that is wrong. Raises: ConfigError, DataError,
     ModelError.
     """
-    from inlay.config.settings import TrainFile
+    from inlay.config.sections.data import TrainFile
     from inlay.data.checks.report import check_files
 
     first = str(sources[0])
     is_config = first.endswith((".yaml", ".yml"))
-    base = model or (None if is_config else "-")
-    config = config_of(first, settings, given={"data.eval": eval and str(eval), "model.base_model": base})
+    given = {"data.eval": eval and str(eval), "model.base_model": model}
+    config = config_of(first, settings, given=given, partial=not is_config)
     files = [*config.data.train_files, *(TrainFile(path=str(source)) for source in sources[1:])]
-    base_of = None if config.model.base_model == "-" else _checked_model(config)
+    base_of = None if config.model.base_model == UNSET else _checked_model(config)
     return check_files(files, config.data, base_of, only_count=only_count, bar=reporter or PlainReporter())
 
 
@@ -116,7 +117,7 @@ def split_data(source: str | Path, *, to: str | Path = ".", settings: Sequence[s
     """Writes the two parts that `train` would make of a file; gives their paths and row counts. Raises: DataError."""
     from inlay.data.write_split import write_split
 
-    config = config_of(str(source), settings, given={"model.base_model": "-"})
+    config = config_of(str(source), settings, partial=True)
     if isinstance(config.data.train, list):
         raise ConfigError("data split: takes one file, not a mixture. Split each of them.")
     return write_split(config.data.train, Path(to), config.data)

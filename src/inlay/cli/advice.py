@@ -72,13 +72,15 @@ def advise(
     from inlay.cli import advice_view, progress, view
 
     given = {
-        "model.base_model": model or ("-" if quick or run else None),
+        "model.base_model": model,
         "eval.max_rows": max_rows,
         "output.folder": output,
     }
     if run is not None and (model or preset):
         raise UserError("--run: base and settings are those of the run; leave --model and --preset out.")
-    config = None if source is None else api.config_of(source, () if run else settings, preset, given)
+    config = None
+    if source is not None:
+        config = api.config_of(source, () if run else settings, preset, given, partial=quick or run is not None)
     found = api.advise(
         config, run=run, settings=settings if run else (), documents=documents, quick=quick, max_rows=max_rows, prompt_tokens=prompt_tokens,
         passages=passages, requests=requests, cost=cost, watts=watts, utilisation=utilisation,

@@ -7,15 +7,20 @@ import re
 from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from inlay.config.counterparts import COUNTERPARTS, counterpart, in_words, nearest_name
 from inlay.config.describe import allowed, is_mapping, is_text, is_text_mapping
+from inlay.config.sections.base import Settings
 from inlay.config.settings import Config
 from inlay.errors import ConfigError, nearest, unknown_name
+
+Section = TypeVar("Section", bound=Settings)
+UNSET: Final = "-"
+"""Stands for a required setting that a partial config leaves out."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -72,10 +77,10 @@ def in_yaml(value: Any) -> str:
     return text.strip().removesuffix("...").strip() or "''"
 
 
-def section_of(path: str) -> type[BaseModel] | None:
+def section_of(path: str) -> type[Settings] | None:
     """The settings class of a section name, None for a plain top-level setting."""
     annotation = Config.model_fields[path].annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
 
 
 def setting_paths() -> dict[str, Any]:
@@ -218,10 +223,12 @@ def load(
     assignments: Mapping[str, Any] | None = None,
     preset: str | None = None,
     tree: Mapping[str, Any] | None = None,
+    *,
+    partial: bool = False,
 ) -> Config:
     """The checked config of a file (or a nested mapping in its place), with assignments of dotted names over it.
 
-    Raises: ConfigError naming every setting at fault, one per line.
+    `partial`, as in `validate`. Raises: ConfigError naming every setting at fault, one per line.
     """
     tree = read_tree(file) if file else dict(tree or {})
     if file and _is_of_another_trainer(tree):
@@ -236,7 +243,7 @@ def load(
         if isinstance(method, Mapping) and method.get("method", "lora") != "lora":
             under.pop("adapter", None)  # what a preset says of adapters is of LoRA
         tree = merge(under, tree) | {"preset": name}
-    return validate(merge(tree, over), str(file) if file else "", set(assignments or {}))
+    return validate(merge(tree, over), str(file) if file else "", set(assignments or {}), partial=partial)
 
 
 def _is_of_another_trainer(tree: Mapping[str, Any]) -> bool:
@@ -246,20 +253,42 @@ def _is_of_another_trainer(tree: Mapping[str, Any]) -> bool:
     return theirs and not ours
 
 
-def validate(tree: Mapping[str, Any], where: str = "", given: Collection[str] = ()) -> Config:
-    """The Config of a nested mapping. `where` names the file it is from, `given` what was set on the command line.
+def validate(tree: Mapping[str, Any], where: str = "", given: Collection[str] = (), *, partial: bool = False) -> Config:
+    """The Config of a nested mapping. `where` names its file, `given` what was set on the command line.
 
-    Raises: ConfigError with one line for every setting at fault.
+    With `partial`, required settings that are missing are UNSET. Raises: ConfigError with one line for every setting at
+    fault.
     """
     known_part, faults = _sift(tree)
+    if partial:
+        known_part = merge(nested(dict.fromkeys(_REQUIRED, UNSET)), known_part)
     try:
         config = Config.model_validate(known_part)
     except ValidationError as error:
         faults |= _faults(error, known_part, ignore_missing=bool(faults))
     if not faults:
         return config
+    raise _refusal(faults, where, given)
+
+
+def validate_section(
+    section: type[Section], values: Mapping[str, Any], where: str = "", given: Collection[str] = ()
+) -> Section:
+    """One section alone, such as `GenerationConfig`, with the messages that `validate` has for it. Raises: ConfigError."""
+    name = next(name for name in Config.model_fields if section_of(name) is section)
+    known_part, faults = _sift({name: values})
+    try:
+        found = section.model_validate(known_part[name])
+    except ValidationError as error:
+        faults |= _faults(error, known_part, name, ignore_missing=bool(faults))
+    if not faults:
+        return found
+    raise _refusal(faults, where, given)
+
+
+def _refusal(faults: Mapping[str, str], where: str, given: Collection[str]) -> ConfigError:
     places = {path: f"{where}: " if where and path not in given else "" for path in faults}
-    raise ConfigError("\n".join(f"{places[path]}{text}" for path, text in faults.items()))
+    return ConfigError("\n".join(f"{places[path]}{text}" for path, text in faults.items()))
 
 
 def _sift(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -304,11 +333,12 @@ _REQUIRED = {
 }
 
 
-def _faults(error: ValidationError, tree: Mapping[str, Any], *, ignore_missing: bool) -> dict[str, str]:
+def _faults(error: ValidationError, tree: Mapping[str, Any], *within: str, ignore_missing: bool) -> dict[str, str]:
+    """Setting to message of what pydantic refused; `within` is the section that was validated alone."""
     known = setting_paths()
     faults: dict[str, str] = {}
     for fault in error.errors(include_url=False, include_context=False):
-        parts = [str(part) for part in fault["loc"]]
+        parts = [*within, *map(str, fault["loc"])]
         path = next((p for p in (".".join(parts[:2]), parts[0] if parts else "") if p in known), ".".join(parts[:2]))
         if fault["type"] == "missing":
             path = {"model": "model.base_model", "data": "data.train"}.get(path, path)

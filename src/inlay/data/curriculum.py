@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from inlay.config import Config
-from inlay.config.settings import TrainConfig, TrainFile
+from inlay.config.sections.data import TrainFile
+from inlay.config.sections.train import TrainConfig
 from inlay.data.encoding.token_arrays import TokenSet
 from inlay.data.reading import sources
 from inlay.data.types import Row, lines_in, row_key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from inlay.config.settings import DataConfig
+from inlay.config.sections.data import DataConfig
 from inlay.data.checks.quick import EvenSample, QuickCheck, RunningCheck, quick_check
 from inlay.data.reading.data_file import DataFile
 from inlay.data.types import Example

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from inlay.config.settings import DataConfig, TrainFile
+from inlay.config.sections.data import DataConfig, TrainFile
 from inlay.data.checks.quick import QuickCheck, code_digest
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.encoding.token_arrays import TokenSet, drawn

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from inlay.config.settings import DataConfig
+from inlay.config.sections.data import DataConfig
 from inlay.data.encoding.token_arrays import TokenSet
 from inlay.errors import DataCheckError, DataError
 

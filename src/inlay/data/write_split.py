@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from inlay.config.settings import DataConfig
+from inlay.config.sections.data import DataConfig
 from inlay.data.reading import sources
 from inlay.data.reading.read import read_examples
 from inlay.data.splits import as_keys, by_content, least, prompt_key

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from inlay.config.settings import GenerationConfig
+from inlay.config.sections.generation import GenerationConfig
 from inlay.data.encoding.encoder import Encoder
 from inlay.engine.batch_invariance import BatchGroups, answer_groups
 from inlay.errors import DataError

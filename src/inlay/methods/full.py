@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from inlay.config.settings import ModelConfig
+from inlay.config.sections.model import ModelConfig
 from inlay.models import base as bases
 
 FULL: Final = "FULL"

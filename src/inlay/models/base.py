@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from inlay.config.settings import ModelConfig
+from inlay.config.sections.model import ModelConfig
 from inlay.errors import ModelError, nearest
 from inlay.hardware.probe import pick_matmul_precision
 from inlay.models.fingerprint import Fingerprint, difference, digest_of_files, fingerprint

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from inlay.config import Config
-from inlay.config.settings import DataConfig, ModelConfig
+from inlay.config.sections.data import DataConfig
+from inlay.config.sections.model import ModelConfig
 from inlay.data.encoding.encoder import Encoder
 from inlay.methods.adapter import AdapterState, detach
 from inlay.models import base as bases

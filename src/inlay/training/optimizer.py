@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from inlay.config.settings import TrainConfig
+from inlay.config.sections.train import TrainConfig
 from inlay.errors import ConfigError
 
 _RATIO = "learning_rate_ratio"

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from inlay.config import Config
-from inlay.config.settings import TrainConfig
+from inlay.config.sections.train import TrainConfig
 from inlay.errors import ConfigError
 
 _DECAY_SHARE = 0.2  # of the steps, for wsd

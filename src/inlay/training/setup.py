@@ -16,7 +16,7 @@ from torch import Tensor
 from inlay.config import Config
 from inlay.config.identity import settings_hash
 from inlay.config.load import merge, nested, validate
-from inlay.config.settings import TrainConfig
+from inlay.config.sections.train import TrainConfig
 from inlay.data.batches import Batch, collate, step_rows, steps_per_epoch
 from inlay.data.curriculum import curriculum, difficulty
 from inlay.data.encoding.encoder import Encoder

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from inlay.config import Config
 from inlay.config.identity import PLACES
 from inlay.config.render import as_yaml, explicit_values
-from inlay.config.settings import TrainFile
+from inlay.config.sections.data import TrainFile
 from inlay.errors import ConfigError, InlayError, Interrupted, RunError, TrainingError
 from inlay.runs import folder as runs
 from inlay.runs.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, Run

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data.checks.cases import CARD, FINE, FOUND, GITHUB, KEY, chat, qa
-from inlay.config.settings import DataConfig, TrainFile
+from inlay.config.sections.data import DataConfig, TrainFile
 from inlay.data.checks import Finding
 from inlay.data.checks.findings import KEPT
 from inlay.data.checks.report import DataReport, check_files

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inlay.config.settings import DataConfig, TrainFile
+from inlay.config.sections.data import DataConfig, TrainFile
 from inlay.data import file_progress, read_examples
 from inlay.data.checks.lengths import LengthFacts, Model
 from inlay.data.checks.report import DataReport, check_files

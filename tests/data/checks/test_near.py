@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.config.settings import DataConfig, TrainFile
+from inlay.config.sections.data import DataConfig, TrainFile
 from inlay.data.checks.minhash import SHINGLE, SIZE, near_pairs, signatures
 from inlay.data.checks.report import DataReport, check_files
 from parts import write_rows

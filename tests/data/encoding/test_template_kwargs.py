@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import inlay
 import toys
-from inlay.config.settings import DataConfig
+from inlay.config.sections.data import DataConfig
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.encoding.template_kwargs import switches_of, with_switches
 from inlay.data.types import Example, Message, Source

@@ -10,7 +10,7 @@ import pytest
 
 import toys
 from inlay import api
-from inlay.config.settings import DataConfig, TrainFile
+from inlay.config.sections.data import DataConfig, TrainFile
 from inlay.data.checks.report import check_files
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.prepare import PreparedData, prepare

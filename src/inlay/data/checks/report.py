@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from inlay.config.settings import DataConfig, TrainFile
+from inlay.config.sections.data import DataConfig, TrainFile
 from inlay.data.checks import CHECKS, Check
 from inlay.data.checks.findings import SEVERITIES, Finding, Kind, Severity, Tally, by_gravity
 from inlay.data.checks.lengths import LengthCheck, LengthFacts, Model

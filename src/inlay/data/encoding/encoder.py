@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from inlay.config.settings import DataConfig
+from inlay.config.sections.data import DataConfig
 from inlay.data.encoding.reasoning_prefix import continues, parted
 from inlay.data.encoding.rendering import MARK, RenderedConversation, Template
 from inlay.data.encoding.special_token_escaping import EscapingTokenizer
