@@ -14,7 +14,6 @@ from inlay.config import validate
 from inlay.engine.estimate import MemoryEstimate, Shape, Work, estimate, shape_of
 from inlay.engine.loss import weighted_nll
 from inlay.methods.adapter import attach
-from inlay.methods.full import open_up
 from inlay.methods.prompt_tuning import virtual_tokens
 from inlay.training.resolve import targets_of
 
@@ -27,7 +26,7 @@ def test_a_layer_of_the_plain_path_keeps_what_the_estimate_says(family: str, met
     saved, kept = [], []
     for layers in (1, 2):
         base = decoder(family, num_hidden_layers=layers, hidden_size=64, intermediate_size=176)
-        model = open_up(base, dict) if method == "full" else attach(base, config, targets_of(config, base)[0])
+        model = attach(base, config, targets_of(config, base)[0], reopen=lambda: None)
         weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
         seen: dict[int, Tensor] = {}
 

@@ -24,7 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from inlay.engine.direct.model import DirectModel
 from inlay.engine.lm_head import Head
 from inlay.errors import InlayError
-from inlay.methods.adapter import AdapterState
+from inlay.methods.state import AdapterState
 from inlay.runs.folder import Run
 from inlay.storage import verified
 from inlay.training import checkpoint as checkpoints

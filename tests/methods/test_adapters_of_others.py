@@ -13,7 +13,8 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from inlay.errors import AdapterError
-from inlay.methods.adapter import AdapterState, detach
+from inlay.methods.adapter import detach
+from inlay.methods.state import AdapterState
 from methods.test_adapter import decoder, logits
 
 LLAMA: dict[str, dict[str, Any]] = {

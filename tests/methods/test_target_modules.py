@@ -17,7 +17,9 @@ from inlay import config as configs
 from inlay.config import Config
 from inlay.errors import AdapterError, ConfigError
 from inlay.methods import peft_names
-from inlay.methods.adapter import AdapterState, adapter_disabled, attach, detach, expert_bytes
+from inlay.methods.adapter import adapter_disabled, attach, detach
+from inlay.methods.lora import expert_bytes
+from inlay.methods.state import AdapterState
 from inlay.methods.target_modules import coverage, expert_targets, linear_layers, resolve_targets, unfit_layers
 from inlay.models.named_class import NamedClass
 from inlay.training.resolve import targets_of
@@ -248,7 +250,7 @@ def test_experts_are_refused_where_there_are_none_or_where_peft_knows_no_such_ad
 @pytest.mark.filterwarnings("ignore:The following .*_pattern keys:RuntimeWarning")
 def test_an_adapter_on_other_layers_than_the_named_ones_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As PEFT would put it on, left alone."""
-    monkeypatch.setattr("inlay.methods.adapter.taken_as_given", contextlib.nullcontext)
+    monkeypatch.setattr("inlay.methods.peft_layers.taken_as_given", contextlib.nullcontext)
     with pytest.raises(AdapterError, match=r"PEFT (leaves out|also takes)"):
         adapted("deepseek_v3")
 

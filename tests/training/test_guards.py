@@ -17,7 +17,7 @@ from inlay import api
 from inlay.cli import view
 from inlay.config import load
 from inlay.errors import Interrupted, TrainingError
-from inlay.methods.adapter import AdapterState
+from inlay.methods.state import AdapterState
 from inlay.runs.folder import Run
 from inlay.storage import verified
 from inlay.training.guards import require_finite_base

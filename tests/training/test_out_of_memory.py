@@ -17,7 +17,7 @@ from inlay.engine import loss as engine_loss
 from inlay.engine.direct.model import DirectModel
 from inlay.engine.memory import held_bytes, release
 from inlay.errors import ConfigError, Interrupted, TrainingError
-from inlay.methods.adapter import AdapterState
+from inlay.methods.state import AdapterState
 from inlay.runs.folder import Run
 from inlay.training.loop import TrainingLoop
 from inlay.training.process_group import ProcessGroup

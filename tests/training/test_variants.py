@@ -15,7 +15,8 @@ from torch import Tensor
 from inlay import config as configs
 from inlay.engine.loss import autocast
 from inlay.errors import AdapterError, ConfigError
-from inlay.methods.adapter import AdapterState, adapter_disabled, detach
+from inlay.methods.adapter import adapter_disabled, detach
+from inlay.methods.state import AdapterState
 from inlay.models.base import load_model
 from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from inlay.errors import StorageError
 from inlay.hardware.facts import library_versions
-from inlay.methods.ia3 import is_adapters
-from inlay.methods.prompt_tuning import is_prompted, switched_off, virtual_tokens
+from inlay.methods.peft_layers import is_adapters
+from inlay.methods.prompt_tuning import virtual_tokens, without_virtual_tokens
 from inlay.storage import cache_folder, write_file
 
 _ROUNDING = {False: (1e-3, 1e-4), True: (5e-2, 1e-2)}
@@ -195,7 +195,7 @@ def _quiet(base: Any) -> Iterator[None]:
     was_training = base.training
     base.eval()  # draws no random numbers
     try:
-        with torch.no_grad(), switched_off(base) if is_prompted(base) else contextlib.nullcontext():
+        with torch.no_grad(), without_virtual_tokens(base):
             yield
     finally:
         base.train(was_training)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch import nn
 
 from inlay.engine.lm_head import WIDENED_AT_ONCE, rows_at_once
-from inlay.methods.ia3 import is_adapters
+from inlay.methods.peft_layers import is_adapters
 from inlay.models.dropout import own_dropout
 from inlay.models.quantization import constant_bytes
 

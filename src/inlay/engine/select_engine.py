@@ -21,9 +21,10 @@ from inlay.engine.memory import first_line, is_out_of_memory, release
 from inlay.errors import ConfigError, StorageError
 from inlay.hardware.facts import cpu_facts, library_versions
 from inlay.hardware.probe import dtype_name, product_dtype, synchronize
-from inlay.methods.adapter import TRAINED, lora_layers, starts_from_weights
-from inlay.methods.full import is_whole
-from inlay.methods.ia3 import trained_parameters
+from inlay.methods.adapter import trained_parameters
+from inlay.methods.lora import lora_layers, starts_from_weights
+from inlay.methods.method import TRAINED
+from inlay.methods.table import adapters_on
 from inlay.models.dropout import own_dropout
 from inlay.storage import cache_folder, write_file
 
@@ -116,8 +117,9 @@ def expected(wanted: str, peft_model: Any, device: str, dtype: torch.dtype, quan
 
 def refusal(peft_model: Any, dtype: torch.dtype, quantization: str) -> str | None:
     """Why the direct path does not know how to compute this model, None where it does."""
-    if not hasattr(peft_model, "peft_config"):
-        return f"it knows LoRA only, not {'full fine-tuning' if is_whole(peft_model) else 'prompt tuning'}"
+    method = adapters_on(peft_model)[TRAINED]
+    if method.name != "lora":
+        return f"it knows LoRA only, not {method.title}"
     model = peft_model.get_base_model()
     config = model.config
     if config.model_type not in FAMILIES:
@@ -142,8 +144,6 @@ def refusal(peft_model: Any, dtype: torch.dtype, quantization: str) -> str | Non
 
 def _adapter_refusal(peft_model: Any) -> str | None:
     settings = peft_model.peft_config[TRAINED]
-    if settings.peft_type != "LORA":
-        return f"it knows LoRA only, not {settings.peft_type.value}"
     if starts_from_weights(peft_model):
         return "it does not know an adapter that starts from the base's weights"
     if settings.use_dora:

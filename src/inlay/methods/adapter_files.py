@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from inlay.errors import AdapterError
-from inlay.methods.ia3 import APPLIED, METHOD_OF
 
 WEIGHTS, SETTINGS, CARD = "adapter_model.safetensors", "adapter_config.json", "card.json"
+COMMON_SETTINGS: Final = ("task_type", "base_model_name_or_path", "inference_mode")
+LAYER_SETTINGS: Final = ("target_modules", "exclude_modules", "fan_in_fan_out")
+"""Settings of PEFT that every adapter has, and every adapter in layers."""
 _LARGEST_ALPHA = 1e6
 _MATCHING_S: Final = 5.0
 _HARMLESS: Final = frozenset((
@@ -29,25 +30,9 @@ _STARTS_BESIDE_THE_BASE: Final = (None, True, False, "gaussian", "eva", "orthogo
 _CONVERTIBLE: Final = ("pissa", "olora", "corda", "lora_ga")
 
 
-def refuse_unusable(folder: Path, settings: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Raises: AdapterError, or a ValueError that says what is wrong with the files."""
-    if not isinstance(settings, dict) or settings.get("peft_type") not in METHOD_OF:
-        raise ValueError(f"{SETTINGS} does not describe an adapter of {' or '.join(METHOD_OF)}")
-    kind = settings["peft_type"]
-    if kind in APPLIED:
-        _refuse_other_meaning(folder, settings, {*APPLIED[kind], *_HARMLESS})
-    elif settings.get("modules_to_save"):
-        raise AdapterError(f"{folder}: uses PEFT's modules_to_save, which inlay does not load.")
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise AdapterError(f"{folder}: {name} holds values that are not finite. The adapter is damaged.")
-    if kind == "LORA":
-        _refuse_start(folder, settings.get("init_lora_weights"))
-        _refuse_absurd(folder, settings, tensors)
-
-
-def _refuse_other_meaning(folder: Path, settings: Mapping[str, Any], known: set[str]) -> None:
-    """A setting that inlay has no use for changes what the adapter computes, or may: it must be off."""
+def refuse_other_meaning(folder: Path, settings: Mapping[str, Any], applied: Iterable[str]) -> None:
+    """Raises: AdapterError for a setting beside the applied ones that changes, or may, what the adapter computes."""
+    known = {*applied, *_HARMLESS}
     used = sorted(name for name, value in settings.items() if value and name not in known)
     if used:
         raise AdapterError(
@@ -56,7 +41,8 @@ def _refuse_other_meaning(folder: Path, settings: Mapping[str, Any], known: set[
         )
 
 
-def _refuse_start(folder: Path, start: Any) -> None:
+def refuse_start(folder: Path, start: Any) -> None:
+    """Raises: AdapterError for a LoRA whose initialization moved a part of the base's weights into A and B."""
     if start in _STARTS_BESIDE_THE_BASE:
         return
     kind = str(start).lower()
@@ -72,7 +58,8 @@ def _refuse_start(folder: Path, start: Any) -> None:
     )
 
 
-def _refuse_absurd(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def refuse_absurd(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raises: AdapterError for a LoRA of no usable alpha or rank."""
     rank = settings.get("r")
     for name, value in {"lora_alpha": settings.get("lora_alpha"), **(settings.get("alpha_pattern") or {})}.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _LARGEST_ALPHA:

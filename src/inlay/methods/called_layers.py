@@ -16,6 +16,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from inlay.methods.base_modules import base_of, peft_disabled
+
 _TOKENS = 8
 _LARGEST_ERROR = 2e-2
 """Relative, of a subclass's output against the product; what 16 bits round is less."""
@@ -27,9 +29,10 @@ def unfit(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, str]:
 
     Empty where the base cannot be run alone, as one that needs more than token ids. Seen once for each model.
     """
-    if model not in _seen:
-        _seen[model] = _look(model, layers)
-    return {name: why for name, why in _seen[model].items() if name in layers}
+    base = base_of(model)
+    if base not in _seen:
+        _seen[base] = _look(model, layers)
+    return {name: why for name, why in _seen[base].items() if name in layers}
 
 
 def _look(model: Any, layers: Mapping[str, Any]) -> dict[str, str]:
@@ -37,7 +40,7 @@ def _look(model: Any, layers: Mapping[str, Any]) -> dict[str, str]:
     try:
         device = next(iter(layers.values())).weight.device
         ids = torch.arange(_TOKENS, device=device)[None] % int(model.config.get_text_config().vocab_size)
-        with torch.no_grad(), torch.random.fork_rng(), watch:
+        with peft_disabled(model), torch.no_grad(), torch.random.fork_rng(), watch:
             for training in (False, True):  # either can do what the other does not: Gemma 3n clamps weights in training
                 model.train(training)(input_ids=ids, use_cache=False)
     except Exception:  # noqa: BLE001 -- another kind of model, or one without weights: nothing is seen

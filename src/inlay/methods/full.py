@@ -4,64 +4,91 @@ come back from them whenever the base is looked at."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
+from inlay.config import Config
 from inlay.config.sections.model import ModelConfig
+from inlay.methods.method import Beginning, Method, PeftSettings, require_places
 from inlay.models import base as bases
 
 FULL: Final = "FULL"
-_ORIGINALS = "_original_weights"
+"""In the place of a PEFT type."""
+_STATE: Final = "_full_fine_tuning"
 Weights = Mapping[str, Tensor]
 
 
-def open_up(model: nn.Module, originals: Callable[[], Weights]) -> nn.Module:
-    """The model with all its weights trainable; `originals` gives those of the base by name."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    setattr(model, _ORIGINALS, originals)
-    return model
+@dataclass(frozen=True, slots=True)
+class _State:
+    name: str
+    originals: Callable[[], Weights]
+    """The base's weights by name."""
 
 
-def is_whole(model: Any) -> bool:
-    """Whether this is a model whose own weights are, or were, trained."""
-    return hasattr(model, _ORIGINALS)
+class FullFineTuning(Method):
+    """All weights of the base are trained."""
+
+    name: ClassVar[str] = "full"
+    title: ClassVar[str] = "full fine-tuning"
+    peft_type: ClassVar[str] = FULL
+
+    def attach(self, model: Any, config: Config, beginning: Beginning, name: str) -> Any:
+        reopen = beginning.reopen
+        assert reopen is not None, "full fine-tuning opens the base again"
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        setattr(model, _STATE, _State(name, lambda: weights_of(reopen())))
+        return model
+
+    def attach_stored(self, model: Any, settings: PeftSettings, tensors: Weights, name: str) -> Any:
+        own = weights_of(model)
+        require_places(own, tensors)
+        setattr(model, _STATE, _State(name, lambda: own))
+        _put(model, tensors)
+        return model.eval()
+
+    def require_usable(self, folder: Path, settings: PeftSettings, tensors: Weights) -> None:
+        pass
+
+    def names_on(self, model: Any) -> Sequence[str]:
+        return (getattr(model, _STATE).name,) if hasattr(model, _STATE) else ()
+
+    @contextlib.contextmanager
+    def disabled(self, model: Any) -> Iterator[None]:  # both weights are in memory then
+        trained = weights_of(model)
+        _put(model, getattr(model, _STATE).originals())
+        try:
+            yield
+        finally:
+            _put(model, trained)
+
+    def only(self, model: Any, name: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def detach(self, model: Any, name: str) -> Any:
+        _put(model, getattr(model, _STATE).originals())
+        delattr(model, _STATE)
+        model.zero_grad(set_to_none=True)
+        return model.requires_grad_(False).eval()
+
+    def parameters(self, model: Any, name: str) -> dict[str, nn.Parameter]:
+        return dict(model.named_parameters())
+
+    def settings(self, model: Any, name: str) -> PeftSettings:
+        return {"peft_type": FULL}
+
+    def tensors(self, model: Any, name: str) -> dict[str, Tensor]:
+        return weights_of(model)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Its weights by name, tied ones once; they are not copied."""
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
-@contextlib.contextmanager
-def original_weights(model: nn.Module) -> Iterator[None]:
-    """Inside, the model has the weights of the base. Both are in memory then."""
-    trained = weights_of(model)
-    _put(model, getattr(model, _ORIGINALS)())
-    try:
-        yield
-    finally:
-        _put(model, trained)
-
-
-def put_on(model: nn.Module, tensors: Weights) -> nn.Module:
-    """The base with these weights in place of its own, ready for inference."""
-    own = weights_of(model)
-    setattr(model, _ORIGINALS, lambda: own)
-    _put(model, tensors)
-    return model.eval()
-
-
-def take_off(model: nn.Module) -> nn.Module:
-    """The base again, frozen, with its own weights."""
-    _put(model, getattr(model, _ORIGINALS)())
-    delattr(model, _ORIGINALS)
-    model.zero_grad(set_to_none=True)
-    return model.requires_grad_(False).eval()
 
 
 def read(folder: Path) -> dict[str, Tensor]:

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import nn
 
+from inlay.methods.base_modules import base_modules
+
 _WEIGHT = ".weight"
 
 
@@ -67,7 +69,7 @@ def as_layers(settings: dict[str, Any], base: nn.Module) -> dict[str, Any]:
     """The other way round: linear layers that are named by their weights are target modules again."""
     weights = settings.get("target_parameters") or ()
     targets = settings.get("target_modules")
-    linear = tuple(f".{name}" for name, module in base.named_modules() if isinstance(module, nn.Linear))
+    linear = tuple(f".{name}" for name, module in base_modules(base) if isinstance(module, nn.Linear))
     back = [
         weight.removesuffix(_WEIGHT)
         for weight in weights

@@ -7,13 +7,16 @@ and generation therefore see as many positions as there are real tokens, whoever
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
+from inlay.config import Config
 from inlay.errors import AdapterError
+from inlay.methods.method import Beginning, Method, PeftSettings, plain, require_places
 
 NAME: Final = "prompt_embeddings"
 """Of the trained parameter, and of its tensor in PEFT's files."""
@@ -23,16 +26,107 @@ _CACHES: Final = ("cache", "past_key_values", "cache_params", "state")
 
 
 class _State:
-    """What is put before the sequences of one model."""
+    """What stands before the sequences of one model."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings, self.is_on, self.was_put = settings, True, False
+    def __init__(self, name: str, settings: PeftSettings) -> None:
+        self.name, self.settings, self.is_on, self.was_put = name, settings, True, False
         self.handles: list[Any] = []
 
 
-def put_on(model: Any, settings: dict[str, Any], values_NH: Tensor) -> Any:
+class PromptTuning(Method):
+    """Embeddings of virtual tokens are trained, and nothing else."""
+
+    name: ClassVar[str] = "prompt"
+    title: ClassVar[str] = "prompt tuning"
+    peft_type: ClassVar[str] = "PROMPT_TUNING"
+
+    def attach(self, model: Any, config: Config, beginning: Beginning, name: str) -> Any:
+        settings = _peft_settings(model, config.adapter.prompt_tokens, config.model.base_model)
+        weight_VH = model.get_input_embeddings().weight
+        count = config.adapter.prompt_tokens
+        drawn = torch.randint(len(weight_VH), (count,), device="cpu")
+        prompted = _put_on(model, name, settings, weight_VH.detach()[drawn.to(weight_VH.device)])
+        if not weight_VH.is_meta:
+            self._require_put(prompted, name, count)
+        return prompted
+
+    def attach_stored(self, model: Any, settings: PeftSettings, tensors: Mapping[str, Tensor], name: str) -> Any:
+        width = model.get_input_embeddings().weight.shape[1]
+        needed = torch.empty(int(settings["num_virtual_tokens"]), width, device="meta")
+        require_places({NAME: needed}, tensors)
+        return _put_on(model, name, settings, tensors[NAME]).eval()
+
+    def require_usable(self, folder: Path, settings: PeftSettings, tensors: Mapping[str, Tensor]) -> None:
+        if settings.get("modules_to_save"):
+            raise AdapterError(f"{folder}: uses PEFT's modules_to_save, which inlay does not load.")
+
+    def names_on(self, model: Any) -> Sequence[str]:
+        return (getattr(model, _STATE).name,) if hasattr(model, _STATE) else ()
+
+    @contextlib.contextmanager
+    def disabled(self, model: Any) -> Iterator[None]:
+        state = getattr(model, _STATE)
+        state.is_on = False
+        try:
+            yield
+        finally:
+            state.is_on = True
+
+    def only(self, model: Any, name: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def detach(self, model: Any, name: str) -> Any:
+        for handle in getattr(model, _STATE).handles:
+            handle.remove()
+        delattr(model, _STATE)
+        delattr(model, NAME)
+        return model.requires_grad_(False).eval()
+
+    def parameters(self, model: Any, name: str) -> dict[str, nn.Parameter]:
+        return {NAME: getattr(model, NAME)}
+
+    def settings(self, model: Any, name: str) -> PeftSettings:
+        return {**plain(getattr(model, _STATE).settings), "inference_mode": True}
+
+    def tensors(self, model: Any, name: str) -> dict[str, Tensor]:
+        return {NAME: getattr(model, NAME).detach()}
+
+    def _require_put(self, model: Any, name: str, count: int) -> None:
+        """Raises: AdapterError where the decoder does not take the virtual tokens, with the model as it was."""
+        ids = torch.arange(3, device=model.get_input_embeddings().weight.device)[None]
+        was_training, why = model.training, ""
+        model.eval()
+        try:
+            with torch.no_grad():
+                length = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.shape[1]
+            if not getattr(model, _STATE).was_put or length != 3:
+                why = f"it gives {length} positions for 3 tokens and {count} virtual ones"
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        model.train(was_training)
+        if why:
+            self.detach(model, name)
+            raise AdapterError(
+                f"adapter.method prompt: a {model.config.model_type} takes no virtual tokens ({why}). Use adapter.method "
+                "lora."
+            )
+
+
+def virtual_tokens(model: Any) -> int:
+    """Positions that stand before every sequence of this model."""
+    return len(getattr(model, NAME)) if hasattr(model, _STATE) else 0
+
+
+@contextlib.contextmanager
+def without_virtual_tokens(model: Any) -> Iterator[None]:
+    """Inside, no virtual tokens stand before a sequence of this model; one that has none is left as it is."""
+    with PromptTuning().disabled(model) if hasattr(model, _STATE) else contextlib.nullcontext():
+        yield
+
+
+def _put_on(model: Any, name: str, settings: PeftSettings, values_NH: Tensor) -> Any:
     """The model with these embeddings of virtual tokens before every sequence; `settings` are PEFT's."""
-    state = _State(settings)
+    state = _State(name, settings)
     embed = model.get_input_embeddings()
     parameter = nn.Parameter(values_NH.to(embed.weight.device, torch.float32, copy=True))
     model.register_parameter(NAME, parameter)
@@ -89,87 +183,20 @@ def _decoder(model: Any) -> Any:
     return next(module for module in found if module is not None and module is not model)
 
 
-def fresh(model: Any, count: int, base_model: str) -> Any:
-    """The model with so many new virtual tokens, which start as tokens drawn from the vocabulary by torch's generator.
-
-    Raises: AdapterError for a base that cannot have them.
-    """
+def _peft_settings(model: Any, count: int, base_model: str) -> PeftSettings:
+    """Raises: AdapterError for a base that cannot have virtual tokens."""
     from peft import PromptTuningConfig, TaskType
 
-    if getattr(model.config.get_text_config(), "hidden_size_per_layer_input", 0):
+    config = model.config.get_text_config()
+    if getattr(config, "hidden_size_per_layer_input", 0):
         raise AdapterError(
             f"adapter.method prompt: each layer of a {model.config.model_type} looks up an embedding of its own for every "
             "token, and virtual tokens have none. Use adapter.method lora or ia3."
         )
-    weight_VH = model.get_input_embeddings().weight
-    config = model.config.get_text_config()
-    settings = PromptTuningConfig(
-        task_type=TaskType.CAUSAL_LM, num_virtual_tokens=count, token_dim=weight_VH.shape[1], num_transformer_submodules=1,
+    settings: PeftSettings = PromptTuningConfig(
+        task_type=TaskType.CAUSAL_LM, num_virtual_tokens=count, num_transformer_submodules=1,
+        token_dim=model.get_input_embeddings().weight.shape[1],
         num_layers=config.num_hidden_layers, num_attention_heads=config.num_attention_heads,
         base_model_name_or_path=base_model,
     ).to_dict()  # fmt: skip
-    drawn = torch.randint(len(weight_VH), (count,), device="cpu")
-    prompted = put_on(model, settings, weight_VH.detach()[drawn.to(weight_VH.device)])
-    if not weight_VH.is_meta:
-        _require_put(prompted, count)
-    return prompted
-
-
-def _require_put(model: Any, count: int) -> None:
-    """Raises: AdapterError where the decoder does not take the virtual tokens, with the model as it was."""
-    ids = torch.arange(3, device=model.get_input_embeddings().weight.device)[None]
-    was_training, why = model.training, ""
-    model.eval()
-    try:
-        with torch.no_grad():
-            length = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.shape[1]
-        if not getattr(model, _STATE).was_put or length != 3:
-            why = f"it gives {length} positions for 3 tokens and {count} virtual ones"
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-        why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    model.train(was_training)
-    if why:
-        take_off(model)
-        raise AdapterError(
-            f"adapter.method prompt: a {model.config.model_type} takes no virtual tokens ({why}). Use adapter.method lora."
-        )
-
-
-def placeholder(model: Any, settings: dict[str, Any]) -> Tensor:
-    """Of the shape that the embeddings must have for this model, without values."""
-    width = model.get_input_embeddings().weight.shape[1]
-    return torch.empty(int(settings["num_virtual_tokens"]), width, device="meta")
-
-
-def is_prompted(model: Any) -> bool:
-    return hasattr(model, _STATE)
-
-
-def virtual_tokens(model: Any) -> int:
-    """Positions that stand before every sequence of this model."""
-    return len(getattr(model, NAME)) if is_prompted(model) else 0
-
-
-def settings_of(model: Any) -> dict[str, Any]:
-    """PEFT's settings of the virtual tokens."""
-    return dict(getattr(model, _STATE).settings)
-
-
-@contextlib.contextmanager
-def switched_off(model: Any) -> Iterator[None]:
-    """Inside, the model is its base."""
-    state = getattr(model, _STATE)
-    state.is_on = False
-    try:
-        yield
-    finally:
-        state.is_on = True
-
-
-def take_off(model: Any) -> Any:
-    """The base again, frozen."""
-    for handle in getattr(model, _STATE).handles:
-        handle.remove()
-    delattr(model, _STATE)
-    delattr(model, NAME)
-    return model.requires_grad_(False).eval()
+    return settings

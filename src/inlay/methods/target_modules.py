@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from inlay.errors import AdapterError, unknown_name
+from inlay.methods.base_modules import base_modules, base_parameters
 from inlay.methods.called_layers import unfit
 
 _HEADS = ("lm_head", "embed_out", "classifier", "score", "qa_outputs", "pooler", "predictions")
@@ -64,7 +65,7 @@ def _linear(model: nn.Module) -> dict[str, nn.Module]:
     head = _head(model)
     return {
         name: module
-        for name, module in model.named_modules()
+        for name, module in base_modules(model)
         if isinstance(module, (nn.Linear, Conv1D))
         and module is not head
         and not any(part in _HEADS or part in _VISION for part in name.split("."))
@@ -72,8 +73,8 @@ def _linear(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _head(model: nn.Module) -> nn.Module | None:
-    head: nn.Module | None = getattr(model, "get_output_embeddings", lambda: None)()
-    return head
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return getattr(head, "base_layer", head)
 
 
 def _is_refused_by_peft(model: nn.Module, name: str) -> bool:
@@ -91,7 +92,7 @@ def expert_parameters(model: nn.Module) -> list[str]:
     """Names of the weights of all experts of a layer in one tensor (expert, out, in), which no linear layer holds."""
     return [
         f"{name}.{held}"
-        for name, module in model.named_modules()
+        for name, module in base_modules(model)
         if name.rpartition(".")[2] == "experts" and not any(part in _VISION for part in name.split("."))
         for held, parameter in module.named_parameters(recurse=False)
         if parameter.ndim == 3 and parameter.is_floating_point()
@@ -110,7 +111,7 @@ def expert_targets(model: nn.Module) -> list[str]:
             "that are linear layers are among adapter.target_modules."
         )
     endings = sorted({".".join(name.split(".")[-2:]) for name in weights})
-    everything = [name for name, _ in model.named_parameters()]
+    everything = [name for name, _ in base_parameters(model)]
     return endings if set(hit(endings, everything)) == set(weights) else sorted(weights)
 
 
@@ -153,7 +154,7 @@ def _heads_named(model: nn.Module, wanted: Sequence[str]) -> list[str]:
     """The head where it is named. Raises: AdapterError where its weights are the embeddings' too."""
     head, embeddings = _head(model), getattr(model, "get_input_embeddings", lambda: None)()
     found = hit(
-        wanted, [name for name, module in model.named_modules() if isinstance(head, nn.Linear) and module is head]
+        wanted, [name for name, module in base_modules(model) if isinstance(head, nn.Linear) and module is head]
     )
     if found and embeddings is not None and getattr(head, "weight", None) is embeddings.weight:
         raise AdapterError(
@@ -174,7 +175,7 @@ def _why_not(model: nn.Module, ending: str, layers: Sequence[str]) -> str:
         )
     if hit([ending], expert_parameters(model)):
         return f"{ending} is no layer here but a tensor with all experts. Leave it out, and set adapter.experts=true."
-    embeddings = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    embeddings = [name for name, module in base_modules(model) if isinstance(module, nn.Embedding)]
     if hit([ending], embeddings):
         return (
             f"{ending} is an embedding, and adapters are put on linear layers. Leave it out, or train all weights with "
@@ -191,7 +192,7 @@ def coverage(model: nn.Module, targets: Sequence[str], experts: Sequence[str] = 
     outside = {id(p) for m in (_head(model), *_embeddings(model)) if m is not None for p in m.parameters()}
     sizes = {
         name: numel(p)
-        for name, p in model.named_parameters()
+        for name, p in base_parameters(model)
         if p.ndim > 1 and id(p) not in outside and not any(part in _VISION for part in name.split("."))
     }
     total = sum(sizes.values())
@@ -264,5 +265,5 @@ def hit(endings: Iterable[str], names: Iterable[str]) -> list[str]:
 
 def _without_strays(model: nn.Module, endings: list[str], layers: Sequence[str]) -> list[str]:
     """The endings, or whole names where an ending would also hit a head, a vision tower or no linear layer."""
-    everything = [name for name, _ in model.named_modules()]
+    everything = [name for name, _ in base_modules(model)]
     return endings if set(hit(endings, everything)) == set(layers) else sorted(layers)

@@ -26,8 +26,9 @@ from inlay.data.types import Example
 from inlay.engine.loss import autocast, for_inference, predictions
 from inlay.errors import InlayError, StorageError
 from inlay.evaluation.score import held_out, read_held_out
-from inlay.methods.adapter import AdapterState, adapter_disabled, detach
+from inlay.methods.adapter import adapter_disabled, detach
 from inlay.methods.initialization import FROM_WEIGHTS
+from inlay.methods.state import AdapterState
 from inlay.models import base as bases
 from inlay.proof import proofs as p
 from inlay.proof.proofs import Proof, Refuted, Unknown, proof

@@ -13,7 +13,8 @@ from inlay.config import Config
 from inlay.config.sections.data import DataConfig
 from inlay.config.sections.model import ModelConfig
 from inlay.data.encoding.encoder import Encoder
-from inlay.methods.adapter import AdapterState, detach
+from inlay.methods.adapter import detach
+from inlay.methods.state import AdapterState
 from inlay.models import base as bases
 from inlay.models.base import BaseRef
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from inlay.errors import StorageError
-from inlay.methods.adapter import AdapterState
+from inlay.methods.state import AdapterState
 from inlay.storage import explained, move_aside, read_manifest, replace_folder, require_space, verified, write_json
 from inlay.training.guards import require_finite_state
 from inlay.training.optimizer import state_tensors

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.errors import RunError, StorageError
-from inlay.methods.adapter import AdapterState
+from inlay.methods.state import AdapterState
 from inlay.runs.folder import Run
 from inlay.storage import owned, verified
 from inlay.training import checkpoint as checkpoints

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import StorageError
-from inlay.methods.adapter import AdapterState
 from inlay.methods.adapter_files import CARD
+from inlay.methods.state import AdapterState
 from inlay.models.generation_settings import FILE, generation_settings
 from inlay.runs.folder import Run
 from inlay.runs.guard_events import as_markdown, incidents

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from inlay.data.encoding.token_arrays import TokenSet
 from inlay.errors import TrainingError
-from inlay.methods.ia3 import trained_parameters
+from inlay.methods.adapter import trained_parameters
 from inlay.training.process_group import ProcessGroup
 
 _NAMED_ROWS = 16

@@ -14,7 +14,7 @@ from inlay.data.curriculum import Curriculum
 from inlay.data.encoding.token_arrays import TokenSet
 from inlay.engine.autograd import Engine
 from inlay.engine.profile import timed
-from inlay.methods.adapter import AdapterState
+from inlay.methods.state import AdapterState
 from inlay.runs.folder import Run
 from inlay.training import checkpoint as checkpoints
 from inlay.training import escape

@@ -14,8 +14,10 @@ from inlay.data.batches import collate, step_rows
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.prepare import PreparedData
 from inlay.errors import AdapterError, ModelError
-from inlay.methods.adapter import AdapterState, alpha_of
-from inlay.methods.ia3 import IA3_ROLES, METHOD_OF
+from inlay.methods.ia3 import IA3_ROLES
+from inlay.methods.lora import alpha_of
+from inlay.methods.state import AdapterState
+from inlay.methods.table import METHODS, method_of_type
 from inlay.methods.target_modules import all_linear, layers_for_roles, resolve_targets
 from inlay.models.base import BaseRef
 from inlay.runs import folder as runs
@@ -30,7 +32,7 @@ def targets_of(config: Config, model: Any) -> tuple[list[str], str]:
     A preset names layers as Llama does; they are found under this architecture's names. A user's list is taken as it is.
     """
     wanted = config.adapter.target_modules
-    if config.adapter.method == "prompt":
+    if not METHODS[config.adapter.method].has_targets:
         return [], ""
     if wanted == "auto" and config.adapter.method == "ia3":
         names, reason = layers_for_roles(model, IA3_ROLES, "IA3's")
@@ -86,8 +88,9 @@ def start_from(config: Config, model: Any, base: BaseRef) -> str:
         folder = _adapter_folder(str(name), config.output.folder)
         state, caution = AdapterState.read(folder, base), runs.caution_of(folder)
     adapter, there = config.adapter, state.settings
-    method = METHOD_OF[there["peft_type"]]
-    if method != adapter.method:
+    its_method = method_of_type(there["peft_type"])
+    assert its_method is not None, "refused when it was read"
+    if (method := its_method.name) != adapter.method:
         raise AdapterError(
             f"adapter.start_from {reference}: is of method {method}, this config {adapter.method}. "
             f"Set adapter.method={method} to go on from it."

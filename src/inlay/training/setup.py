@@ -40,9 +40,8 @@ from inlay.engine.select_engine import choose, expected
 from inlay.errors import ConfigError
 from inlay.hardware.facts import library_versions, memory_facts
 from inlay.hardware.probe import DTYPES, pick_device, pick_dtype, pick_matmul_precision, product_dtype
-from inlay.methods.adapter import alpha_of, attach, expert_bytes, layers_adapted
-from inlay.methods.full import open_up, weights_of
-from inlay.methods.ia3 import trained_parameters
+from inlay.methods.adapter import attach, layers_adapted, trained_parameters
+from inlay.methods.lora import alpha_of, expert_bytes
 from inlay.methods.target_modules import coverage, expert_targets, numel
 from inlay.models import base as bases
 from inlay.models.dropout import own_dropout, switch_off
@@ -369,7 +368,7 @@ def _model(
                 f"warning: generation_config.json of {base.name} is one that transformers will not save: the model is "
                 f"written without {', '.join(left_out)}"
             )
-        model = open_up(model, lambda: weights_of(opened.load()))
+        model = attach(model, config, [], reopen=opened.load)
         return ready_to_train(model, config), None, total_parameters, []
     named = None if config.adapter.method == "prompt" else named_class(base, model)
     if named and named.unproven:

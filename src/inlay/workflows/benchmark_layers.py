@@ -29,9 +29,9 @@ from inlay.engine.lm_head import Head, nll_and_gradient, rows_at_once
 from inlay.engine.memory import release
 from inlay.engine.select_engine import choose
 from inlay.hardware.probe import synchronize
-from inlay.methods.adapter import attach
-from inlay.methods.full import is_whole, open_up
-from inlay.methods.ia3 import trained_parameters
+from inlay.methods.adapter import attach, trained_parameters
+from inlay.methods.method import TRAINED
+from inlay.methods.table import METHODS, adapters_on
 from inlay.training.optimizer import make_optimizer
 from inlay.training.resolve import targets_of
 from inlay.training.setup import ready_to_train
@@ -154,10 +154,8 @@ def _stand_in(architecture: Any, config: Config, method: str, dtype: torch.dtype
     held = torch.float32 if method == "full" else dtype
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(small, dtype=held, attn_implementation=attention)
-        if method == "full":
-            model = open_up(model, dict)
-        else:
-            model = attach(model.requires_grad_(False), config, targets_of(config, model)[0])
+        model.requires_grad_(False)
+        model = attach(model, config, targets_of(config, model)[0], reopen=lambda: model)
     return ready_to_train(model, config)
 
 
@@ -166,7 +164,9 @@ def _engines(
 ) -> list[Engine]:
     """Those of the paths. The direct one makes the base's weights its own, and so comes last; where it is refused, the
     plain one stands for it."""
-    plain = PlainModel(model, device, None if is_whole(model) or dtype == torch.float32 else dtype)
+    plain = PlainModel(
+        model, device, None if adapters_on(model)[TRAINED] is METHODS["full"] or dtype == torch.float32 else dtype
+    )
     if "direct" not in paths:
         return [plain]
     recompute = config.train.gradient_checkpointing

@@ -18,7 +18,8 @@ from inlay.engine.memory import enough_memory
 from inlay.engine.profile import profiled
 from inlay.errors import Interrupted, RunError, TrainingError
 from inlay.evaluation.compare import loss_difference
-from inlay.methods.adapter import AdapterState, adapter_disabled
+from inlay.methods.adapter import adapter_disabled
+from inlay.methods.state import AdapterState
 from inlay.proof.verify import Start, prove_trained
 from inlay.runs.folder import FINISHED
 from inlay.runs.reporter import LateBar, Reporter, bytes_shown, duration_shown

@@ -22,7 +22,7 @@ from inlay.engine.direct.mlp import Mlp
 from inlay.engine.direct.norm import RmsNorm
 from inlay.engine.lm_head import Head, nll_and_gradient
 from inlay.engine.profile import timed
-from inlay.methods.adapter import TRAINED
+from inlay.methods.method import TRAINED
 
 _VECTOR = 32  # 16-bit numbers that a core works on at once: a row of scores that is no multiple of them takes longer
 

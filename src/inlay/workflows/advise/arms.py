@@ -22,7 +22,7 @@ from inlay.workflows.advise.passages import Index, Passage
 
 if TYPE_CHECKING:
     from inlay.config import Config
-    from inlay.methods.adapter import AdapterState
+    from inlay.methods.state import AdapterState
 
 _TIMED: Final = 5
 """Requests that are answered one by one for the latency."""

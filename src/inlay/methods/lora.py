@@ -1,0 +1,186 @@
+"""LoRA and its variants (DoRA, rsLoRA, PiSSA, OLoRA, EVA), in PEFT's layers.
+
+An adapter that starts from the base's weights (PiSSA, OLoRA) is in memory what it is on the disk, an ordinary LoRA of
+twice the rank; see `inlay.methods.initialization`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import Tensor
+
+from inlay.config import Config
+from inlay.errors import AdapterError
+from inlay.methods.adapter_files import (
+    COMMON_SETTINGS,
+    LAYER_SETTINGS,
+    refuse_absurd,
+    refuse_start,
+)
+from inlay.methods.base_modules import base_modules, base_of, base_parameters
+from inlay.methods.initialization import FROM_WEIGHTS, ShiftedDown, ShiftedUp, factors, principal_inputs
+from inlay.methods.method import TRAINED, Beginning, PeftSettings, require_places
+from inlay.methods.peft_layers import LayerMethod, all_conv1d, as_named, peft_tensors, without_copies
+from inlay.methods.peft_names import rewritten
+from inlay.methods.target_modules import expert_targets, hit
+
+START: Final = "inlay_start"
+"""In the name of the A that training started from, where that was the base's weights; only checkpoints hold it."""
+
+
+class Lora(LayerMethod):
+    """ΔW = scale·B·A beside the frozen weight of each target module."""
+
+    name: ClassVar[str] = "lora"
+    title: ClassVar[str] = "LoRA"
+    peft_type: ClassVar[str] = "LORA"
+    prefix: ClassVar[str] = "lora_"
+    applied: ClassVar[tuple[str, ...]] = (
+        *COMMON_SETTINGS, *LAYER_SETTINGS, "r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "use_dora",
+        "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "target_parameters",
+    )  # fmt: skip
+
+    def attach(self, model: Any, config: Config, beginning: Beginning, name: str) -> Any:
+        adapter, targets = config.adapter, list(beginning.targets)
+        named = set(hit(targets, (path for path, _ in base_modules(model))))
+        base = base_of(model)
+        if adapter.dora and (unread := rewritten(base, targets)):
+            raise AdapterError(
+                f"adapter.dora: PEFT reads {', '.join(unread)} of a {base.config.model_type} as names of experts, and "
+                "could not open the adapter. Leave them out of adapter.target_modules, or leave out adapter.dora."
+            )
+        experts = expert_targets(model) if adapter.experts else []
+        named |= {path.rpartition(".")[0] for path in hit(experts, (path for path, _ in base_parameters(model)))}
+        peft_model = self.wrapped(model, _peft_config(config, base, targets, experts), name)
+        peft_model = as_named(peft_model, named, self, name)
+        if adapter.bias != "none":
+            _refuse_untrainable_biases(adapter.bias, peft_model)
+        _initialize(self, peft_model, config, beginning, name)
+        return peft_model
+
+    def require_usable(self, folder: Path, settings: PeftSettings, tensors: Mapping[str, Tensor]) -> None:
+        super().require_usable(folder, settings, tensors)
+        refuse_start(folder, settings.get("init_lora_weights"))
+        refuse_absurd(folder, settings, tensors)
+
+    def tensors(self, model: Any, name: str) -> dict[str, Tensor]:
+        tensors = peft_tensors(model, name)
+        for names, layer in _shifted(model, name).items():
+            for path, matrix in zip(names, (layer.lora_A[name], layer.lora_B[name]), strict=True):
+                start = tensors.pop(f"{path}.start")
+                del tensors[f"{path}.change"]
+                tensors[f"{path}.weight"] = matrix.weight.detach()
+                if isinstance(matrix, ShiftedDown):  # the start of B is a part of the weight as it is
+                    tensors[_start_of(path)] = start
+        return tensors
+
+    def load(self, model: Any, tensors: Mapping[str, Tensor], name: str) -> None:
+        parts = without_copies(tensors, model)
+        require_places(self.tensors(model, name), parts)
+        for down, up in _shifted(model, name):
+            rank = len(parts[_start_of(down)])
+            weight_RI, weight_OR = parts.pop(f"{down}.weight"), parts.pop(f"{up}.weight")
+            parts[f"{down}.start"], parts[f"{down}.change"] = parts.pop(_start_of(down)), weight_RI[rank:]
+            parts[f"{up}.change"], parts[f"{up}.start"] = weight_OR[:, :rank], weight_OR[:, rank:]
+        places = peft_tensors(model, name)
+        for path, tensor in parts.items():
+            places[path].copy_(tensor)
+
+
+def alpha_of(config: Config) -> float:
+    """The scale's numerator as a number; `2x` is twice the rank."""
+    alpha = config.adapter.alpha
+    return float(alpha.removesuffix("x")) * config.adapter.rank if isinstance(alpha, str) else float(alpha)
+
+
+def lora_layers(peft_model: Any, name: str = TRAINED) -> Iterator[tuple[str, Any]]:
+    """(name in the base, layer) of every layer that the adapter is really on."""
+    from peft.tuners.lora import LoraLayer
+
+    for path, module in peft_model.base_model.model.named_modules():
+        if isinstance(module, LoraLayer) and any(name in getattr(module, held) for held in module.adapter_layer_names):
+            yield path, module
+
+
+def starts_from_weights(peft_model: Any, name: str = TRAINED) -> bool:
+    """Whether what is trained is the difference from a start that the base's weights gave."""
+    return bool(_shifted(peft_model, name))
+
+
+def expert_bytes(peft_model: Any, name: str = TRAINED) -> int:
+    """Bytes of the experts' weights that have an adapter.
+
+    PEFT copies them in each forward pass with their update added, and the backward pass needs the copies.
+    """
+    adapted = (layer for _, layer in lora_layers(peft_model, name) if hasattr(layer, "parameter_name"))
+    return sum(layer.get_param().numel() * layer.get_param().element_size() for layer in adapted)
+
+
+def _peft_config(config: Config, base: Any, targets: list[str], experts: list[str]) -> Any:
+    from peft import LoraConfig, TaskType
+
+    adapter, alpha, rank = config.adapter, alpha_of(config), config.adapter.rank
+    if adapter.init in FROM_WEIGHTS:  # of twice the rank, at the same scale: alpha/r, or alpha/sqrt(r)
+        alpha *= math.sqrt(2.0) if adapter.rslora else 2.0
+        rank *= 2
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type, unused-ignore]
+        lora_dropout=adapter.dropout,
+        target_modules=targets,
+        target_parameters=experts or None,
+        bias=adapter.bias,
+        use_rslora=adapter.rslora,
+        use_dora=adapter.dora,
+        fan_in_fan_out=all_conv1d(base, targets),
+        init_lora_weights="gaussian" if adapter.init == "gaussian" else True,
+        base_model_name_or_path=config.model.base_model,
+    )
+
+
+def _refuse_untrainable_biases(bias: str, peft_model: Any) -> None:
+    """Raises: AdapterError."""
+    if not peft_model.base_biases:
+        raise AdapterError(f"adapter.bias {bias}: this base has no such biases. Leave it at none.")
+    coarse = {p.dtype for p, _ in peft_model.base_biases.values()} - {torch.float32}
+    if coarse:
+        raise AdapterError(
+            f"adapter.bias {bias}: biases are trained in the base's own format, and {coarse.pop()} would round "
+            "most steps away. Set model.dtype=float32, or leave adapter.bias at none."
+        )
+
+
+def _initialize(method: Lora, peft_model: Any, config: Config, beginning: Beginning, name: str) -> None:
+    """Puts A and B where `adapter.init` says, where that is not PEFT's own start."""
+    adapter = config.adapter
+    if adapter.init in FROM_WEIGHTS:
+        for _, layer in lora_layers(peft_model, name):
+            up_OR, down_RI = factors(adapter.init, layer, adapter.rank, layer.scaling[name])
+            layer.lora_A[name], layer.lora_B[name] = ShiftedDown(down_RI), ShiftedUp(up_OR)
+    elif adapter.init == "eva":
+        peft_model.eval()
+        layers = dict(lora_layers(peft_model, name))
+        with method.disabled(peft_model):
+            directions = principal_inputs(peft_model, layers, beginning.sample(), adapter.rank)
+        for path, layer in layers.items():
+            layer.lora_A[name].weight.data.copy_(directions[path])
+
+
+def _shifted(peft_model: Any, name: str) -> dict[tuple[str, str], Any]:
+    """PEFT's names of A and B of every layer whose adapter starts from its weights, and the layer."""
+    prefix = "base_model.model."
+    return {
+        (f"{prefix}{path}.lora_A", f"{prefix}{path}.lora_B"): layer
+        for path, layer in lora_layers(peft_model, name)
+        if name in layer.lora_A and isinstance(layer.lora_A[name], ShiftedDown)
+    }
+
+
+def _start_of(path: str) -> str:
+    return f"{path}.{START}.weight"

@@ -1,0 +1,237 @@
+"""Adapters that PEFT puts into the layers of a base (LoRA, IA3): any number on one base, each under its name."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from inlay.errors import AdapterError
+from inlay.methods.adapter_files import refuse_endless_patterns, refuse_other_meaning
+from inlay.methods.base_modules import base_modules, base_of, flags_kept, peft_disabled
+from inlay.methods.method import Method, PeftSettings, plain
+from inlay.methods.peft_names import as_layers, as_peft_reads, taken_as_given
+
+
+class LayerMethod(Method):
+    """A method whose parameters lie in PEFT's layers."""
+
+    has_targets: ClassVar[bool] = True
+    shares_base: ClassVar[bool] = True
+    prefix: ClassVar[str]
+    """Of PEFT's names for the parameters, such as `lora_`."""
+    applied: ClassVar[tuple[str, ...]]
+    """Settings of a stored adapter that are taken over when it is put on a base; how it was started is not."""
+
+    def attach_stored(self, model: Any, settings: PeftSettings, tensors: Mapping[str, Tensor], name: str) -> Any:
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+        # A start that rewrites the base (pissa, olora) belongs to training, never to loading.
+        base = base_of(model)
+        taken = {k: v for k, v in as_layers(settings, base).items() if k in self.applied}
+        refuse_endless_patterns(taken, (path for path, _ in base_modules(base)))
+        try:
+            peft_model = self.wrapped(model, PEFT_TYPE_TO_CONFIG_MAPPING[self.peft_type](**taken), name)
+        except (ValueError, TypeError) as error:
+            raise AdapterError(f"adapter: cannot be put on this base ({error}).") from None
+        try:
+            self.load(peft_model, tensors, name)
+        except AdapterError:
+            self.detach(peft_model, name)  # the base stays usable
+            raise
+        return peft_model.eval()
+
+    def require_usable(self, folder: Path, settings: PeftSettings, tensors: Mapping[str, Tensor]) -> None:
+        refuse_other_meaning(folder, settings, self.applied)
+
+    def names_on(self, model: Any) -> Sequence[str]:
+        there = model.peft_config if hasattr(model, "base_biases") else {}
+        return [name for name, settings in there.items() if settings.peft_type == self.peft_type]
+
+    @contextlib.contextmanager
+    def disabled(self, model: Any) -> Iterator[None]:
+        trained = {name: parameter.detach().clone() for name, (parameter, _) in model.base_biases.items()}
+        with peft_disabled(model):
+            try:
+                _restore_biases(model)
+                yield
+            finally:
+                for name, (parameter, _) in model.base_biases.items():
+                    parameter.data.copy_(trained[name])
+
+    @contextlib.contextmanager
+    def only(self, model: Any, name: str) -> Iterator[None]:
+        before = model.active_adapter
+        _activate(model, name)
+        try:
+            yield
+        finally:
+            _activate(model, before)
+
+    def detach(self, model: Any, name: str) -> Any:
+        others = [other for other in model.peft_config if other != name]
+        base = base_of(model)
+        if not others:
+            _restore_biases(model)
+            for layer_name, layer in tuned_layers(base):  # PEFT's unload refuses IA3 over a quantized base
+                base.set_submodule(layer_name, layer.get_base_layer())
+            for parameter in base.parameters():
+                parameter.requires_grad_(False)
+            if hasattr(base, "peft_config"):
+                del base.peft_config
+            return base.eval()
+        if model.active_adapter == name:
+            _activate(model, others[-1])
+        with flags_kept(model):
+            model.delete_adapter(name)
+        for layer_name, layer in tuned_layers(base):
+            if not any(_has(layer, other) for other in others):
+                base.set_submodule(layer_name, layer.get_base_layer())
+        return model
+
+    def parameters(self, model: Any, name: str) -> dict[str, nn.Parameter]:
+        return {
+            parameter_name: parameter
+            for parameter_name, parameter in model.named_parameters()
+            if self._is_in(parameter_name, name) or parameter_name in model.base_biases
+        }
+
+    def _is_in(self, parameter_name: str, name: str) -> bool:
+        parts = parameter_name.split(".")
+        return any(part.startswith(self.prefix) and after == name for part, after in itertools.pairwise(parts))
+
+    def settings(self, model: Any, name: str) -> PeftSettings:
+        settings = {**plain(model.peft_config[name].to_dict()), "inference_mode": True}
+        return as_peft_reads(settings, base_of(model))
+
+    def tensors(self, model: Any, name: str) -> dict[str, Tensor]:
+        return peft_tensors(model, name)
+
+    def load(self, model: Any, tensors: Mapping[str, Tensor], name: str) -> None:
+        super().load(model, without_copies(tensors, model), name)
+
+    def wrapped(self, model: Any, settings: Any, name: str) -> Any:
+        """A PeftModel with a fresh adapter of these PEFT settings, which alone acts; others that are on it stay.
+
+        Raises: ValueError, TypeError from PEFT; AdapterError for biases of the base beside another adapter.
+        """
+        path, settings.base_model_name_or_path = settings.base_model_name_or_path, None
+        with warnings.catch_warnings(), taken_as_given():  # peft 0.21 asks transformers 5 for a name it renamed
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            if hasattr(model, "base_biases"):
+                if model.base_biases or getattr(settings, "bias", "none") != "none":
+                    raise AdapterError(
+                        f"adapter {name}: one that trains biases of the base (adapter.bias) needs it alone."
+                    )
+                model.add_adapter(name, settings)
+            else:
+                model = _first(model, settings, name)
+        settings.base_model_name_or_path = path  # peft puts the folder there, which is a cache's for a hub id
+        if len(model.peft_config) == 1:
+            model.base_biases = {
+                n: (p, p.detach().clone())
+                for n, p in model.named_parameters()
+                if n.endswith("bias") and "lora_" not in n and p.requires_grad
+            }
+            return model
+        _activate(model, name)
+        for parameter in self.parameters(model, name).values():
+            parameter.requires_grad_(not settings.inference_mode)
+        return model
+
+
+def tuned_layers(model: nn.Module, name: str | None = None) -> list[tuple[str, Any]]:
+    """(name in the base, layer) of those with an adapter, of one name or of any.
+
+    Experts that have an adapter for each of their weights count once.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    tuned = [(path, module) for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    return [
+        (path, module)
+        for path, module in tuned
+        if not path.endswith(".base_layer") and (name is None or _has(module, name))
+    ]
+
+
+def as_named(peft_model: Any, named: set[str], method: LayerMethod, name: str) -> Any:
+    """The model, when the layers that were named have an adapter and no others. Raises: AdapterError."""
+    if differing := sorted(named ^ {path for path, _ in tuned_layers(base_of(peft_model), name)}):
+        method.detach(peft_model, name)
+        raise AdapterError(
+            f"adapter.target_modules: PEFT {'leaves out' if differing[0] in named else 'also takes'} {differing[0]} "
+            f"({len(differing)} layers differ from those that are named). Name layers that it takes one by one."
+        )
+    return peft_model
+
+
+def peft_tensors(peft_model: Any, name: str) -> dict[str, Tensor]:
+    """The adapter's tensors under PEFT's names, in the model's own memory."""
+    from peft import get_peft_model_state_dict
+
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(peft_model, adapter_name=name, save_embedding_layers=False)
+    return tensors
+
+
+def without_copies(tensors: Mapping[str, Tensor], peft_model: Any) -> dict[str, Tensor]:
+    """The tensors without copies of the base's own weights: PEFT adds the embedding or the head that it adapts.
+
+    Raises: AdapterError for a weight in place of the base's own.
+    """
+    own = {
+        name: parameter
+        for name, parameter in peft_model.named_parameters()
+        if not parameter.requires_grad and not is_adapters(name)
+    }
+    kept = {}
+    for name, tensor in tensors.items():
+        weight = own.get(name)
+        if weight is None:
+            kept[name] = tensor
+        elif tensor.shape != weight.shape or not torch.equal(tensor.to(weight.device, weight.dtype), weight):
+            raise AdapterError(
+                f"adapter: brings a {name} of its own, of shape {tuple(tensor.shape)}, in place of the base's: tokens "
+                "were added or the base is another. Merge it into its base with PEFT, and name the merged model."
+            )
+    return kept
+
+
+def is_adapters(name: str) -> bool:
+    """Whether a parameter of that name belongs to an adapter and not to the base under it."""
+    return any(part in name for part in ("lora_", "ia3_l", "prompt_embeddings"))
+
+
+def all_conv1d(model: nn.Module, targets: Iterable[str]) -> bool:
+    """Whether the layers with these name endings are those of GPT-2, whose weights lie the other way round."""
+    from transformers.pytorch_utils import Conv1D
+
+    endings = tuple(targets)
+    kinds = {type(m) for n, m in base_modules(model) if n.endswith(endings) and isinstance(m, (nn.Linear, Conv1D))}
+    return kinds == {Conv1D}
+
+
+def _first(model: Any, settings: Any, name: str) -> Any:
+    from peft import get_peft_model
+
+    return get_peft_model(model, settings, adapter_name=name)
+
+
+def _has(layer: Any, name: str) -> bool:
+    return any(name in getattr(layer, held) for held in layer.adapter_layer_names)
+
+
+def _activate(model: Any, name: str) -> None:
+    with flags_kept(model):
+        model.set_adapter(name)
+
+
+def _restore_biases(peft_model: Any) -> None:
+    for parameter, original in peft_model.base_biases.values():
+        parameter.data.copy_(original)
