@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from inlay import config as configs
-from inlay.config.foreign import import_config
+from inlay.config.foreign.import_config import import_config
 from inlay.data import read_examples
 from inlay.errors import ConfigError
 

@@ -81,7 +81,7 @@ def import_config(path: str | Path, *, dataset: str | None = None, to: str | Pat
 
     Written to `to` if given. Raises: ConfigError when the file is neither, or `to` is there already.
     """
-    from inlay.config.foreign import import_config as read_foreign
+    from inlay.config.foreign.import_config import import_config as read_foreign
 
     found = read_foreign(Path(path), dataset)
     text = found.as_yaml(str(path))

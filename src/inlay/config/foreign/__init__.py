@@ -1,0 +1,1 @@
+"""Configs of LLaMA-Factory and Axolotl as configs of inlay: one file a trainer."""
