@@ -218,13 +218,25 @@ def test_a_launch_that_cannot_be_meant_is_refused(
         launch()
 
 
-def test_methods_side_by_side_are_not_launched_in_several_processes(
-    monkeypatch: pytest.MonkeyPatch, config_tree: Callable[..., dict[str, Any]]
+@pytest.mark.parametrize(
+    ("what", "start"),
+    [
+        ("train --methods", lambda tree: api.compare_methods(tree, ["lora", "ia3"])),
+        ("eval --folds", lambda tree: api.cross_validate(tree, 2)),
+        ("advise", api.advise),
+        ("demo", lambda tree: api.demo(folder=tree["output"]["folder"])),
+    ],
+)
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_what_starts_runs_of_its_own_is_not_launched_in_several_processes(
+    monkeypatch: pytest.MonkeyPatch, config_tree: Callable[..., dict[str, Any]], what: str, start: Any, rank: str
 ) -> None:
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=r"train --methods: .* and 2 were launched"):
-        api.compare_methods(config_tree(), ["lora", "ia3"])
+    tree = config_tree()
+    with pytest.raises(ConfigError, match=f"^{what}: one process starts its runs .* and 2 were launched"):
+        start(tree)
+    assert not Path(tree["output"]["folder"]).exists()
 
 
 def test_a_gpu_is_taken_by_one_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,9 +44,11 @@ def advise(
     serves. Raises: ConfigError, DataError, RunError; as `train` where it trains.
     """
     from inlay.evaluation.costs import Prices
+    from inlay.training.launcher import require_alone
     from inlay.workflows.advise.advise import Terms
     from inlay.workflows.advise.advise import advise as advised
 
+    require_alone("advise")
     reporter = reporter or PlainReporter()
     over = assigned(settings, "advise --run") if run is not None else {}
     if settings and run is None:

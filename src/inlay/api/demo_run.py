@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def demo(*, folder: str = "results", reporter: Reporter | None = None) -> tuple[Run, Comparison]:
     """A run of the built-in base on the built-in customer-support rows, and its comparison; numbered anew each time."""
     from inlay.data.example_tasks import find_example_task
+    from inlay.training.launcher import require_alone
 
+    require_alone("demo")
     files = find_example_task("customer_support")
     config = configs.load(
         tree={

@@ -79,6 +79,8 @@ def cross_validate(
     "mean", "spread", …}}, "per_fold": […], "notes"}. The runs lie in one folder; a second call resumes where the first
     stopped. Raises: ConfigError for fewer than two folds or a config with `data.eval`; else as `train`.
     """
+    from inlay.training.launcher import require_alone
     from inlay.workflows.cross_validate import cross_validate as validated
 
+    require_alone("eval --folds")
     return validated(as_config(config), folds, metrics, reporter or PlainReporter())

@@ -36,10 +36,10 @@ def launch() -> Launch:
 
 
 def require_alone(what: str) -> None:
-    """Raises: ConfigError under a launcher of several processes, for what starts processes or runs of its own."""
+    """Raises: ConfigError under a launcher of several processes, for what starts runs of its own and judges them."""
     if (size := launch().size) > 1:
         raise ConfigError(
-            f"{what}: starts processes of its own, and {size} were launched. Start it without a launcher."
+            f"{what}: one process starts its runs and judges them, and {size} were launched. Start it without a launcher."
         )
 
 
