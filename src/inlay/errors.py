@@ -30,7 +30,7 @@ class DataError(UserError):
 
 
 class DataCheckError(InlayError):
-    """The rows can be read, but training on them would not do what is meant."""
+    """The data is readable but would not train as intended."""
 
     exit_code = 3
 

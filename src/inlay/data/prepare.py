@@ -17,7 +17,7 @@ import numpy as np
 
 from inlay.config.sections.data import DataConfig, TrainFile
 from inlay.data.checks.quick import QuickCheck, code_digest
-from inlay.data.encoding.encoder import Encoder
+from inlay.data.encoding.encoder import CODE_VERSION, Encoder
 from inlay.data.encoding.token_arrays import TokenSet, drawn
 from inlay.data.encoding.token_cache import TokenizedFile, cached, tokenized
 from inlay.data.encoding.worker_pool import process_count
@@ -264,7 +264,7 @@ def _examples_of(
 ) -> tuple[Example, ...]:
     """The examples that these sequences were made from, read again by their lines."""
     wanted = [tokens.place(i) for i in rows]  # the part is the file's place among `files`
-    note = _note("rows", [[[file.files, *file.key] for file in files], wanted])
+    note = _note("rows", [CODE_VERSION, [[file.files, *file.key] for file in files], wanted])
     if use_cache:
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             kept = from_lines(note.read_text(encoding="utf-8"))

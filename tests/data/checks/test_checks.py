@@ -73,6 +73,25 @@ def test_one_leaked_row_among_hundreds_is_a_warning(tmp_path: Path) -> None:
     assert finding(report, "leaked-row").severity == "warning"
 
 
+def test_marks_of_images_in_nearly_every_row_are_an_error(tmp_path: Path) -> None:
+    rows = [row | {"question": f"<image>\n{row['question']}"} for row in qa_rows(20)]
+    report = checked(tmp_path, [*rows, qa("Hi", "Hello")])
+    assert (finding(report, "media-placeholder").severity, report.has_errors) == ("error", True)
+    assert finding(checked(tmp_path, rows[:10] + qa_rows(30)), "media-placeholder").severity == "warning"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Below is a task.\n\n### Instruction:\nAdd 2 and {}.\n\n### Response:\nDone.", "USER: Hi {} ASSISTANT: Hello.",
+     "Human: Hi {}\n\nHuman: Are you there?\n\nAssistant: Yes."],
+)  # fmt: skip
+def test_documents_that_look_like_conversations_are_found(tmp_path: Path, text: str) -> None:
+    words = ["amber", "basalt", "cedar", "delta", "ember", "flint"]
+    rows = [{"text": text.format(word)} for word in words]
+    report = checked(tmp_path, [*rows, {"text": "The word Response: stands here. The end, User: none."}])
+    assert finding(report, "conversation-in-a-document").count == len(words)
+
+
 def test_answers_that_are_all_the_same_are_found(tmp_path: Path) -> None:
     assert kinds(checked(tmp_path, [qa(f"Question {n}", "Yes") for n in range(30)])) == {"all-answers-equal": 1}
 

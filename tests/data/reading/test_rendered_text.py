@@ -40,6 +40,11 @@ WRITERS = {
     "Zephyr": _tagged("", "<|{}|>\n", "</s>\n"),
     "Llama 2": _pairs,
 }
+SPEAKERS = {
+    "HH-RLHF": _tagged("", "\n\n{}: ", "", user="Human", assistant="Assistant"),
+    "Guanaco": _tagged("", "### {}: ", "", user="Human", assistant="Assistant"),
+    "Vicuna": _tagged("", "### {}:\n", "\n\n", user="User", assistant="Assistant"),
+}
 SAID = st.text(st.sampled_from("ab c\n.é"), min_size=1, max_size=12).map(lambda text: f"x{text}x")
 
 
@@ -52,9 +57,19 @@ def test_turns_come_out_as_they_went_in(markup: str, system: str | None, said: l
     assert turns_of(WRITERS[markup](turns)) == turns
 
 
+@pytest.mark.parametrize("style", SPEAKERS)
+@settings(max_examples=30, deadline=None)
+@given(said=st.lists(st.tuples(SAID, SAID), min_size=1, max_size=3))
+def test_turns_behind_the_names_of_their_speakers_come_out_as_they_went_in(style: str, said: Turns) -> None:
+    turns = [turn for q, a in said for turn in (("user", q), ("assistant", a))]
+    assert turns_of(SPEAKERS[style](turns)) == turns
+
+
 @pytest.mark.parametrize(
     "text",
-    ["Once upon a time.", "In ChatML <|im_start|>user\nHi<|im_end|>\n is a turn.", "<|im_start|>user\nHi<|im_end|>\n",
+    ["Human: Hi\n\nHuman: Hi?\n\nAssistant: Hello", "Human: Hi\n\nAssistant: \n\nHuman: Hi?", "Human: Hi", "Assistant: Hi",
+     "He said:\n\nHuman: Hi\n\nAssistant: Hello", "Human: Hi and Assistant: Hello", "### Instruction:\nAdd.\n### Response:\n4",
+     "Once upon a time.", "In ChatML <|im_start|>user\nHi<|im_end|>\n is a turn.", "<|im_start|>user\nHi<|im_end|>\n",
      "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello", "<|im_start|>usr\nHi<|im_end|>\n", "[INST] Hi [/INST]"],
 )  # fmt: skip
 def test_a_text_that_is_more_or_less_than_turns_stays_a_text(text: str) -> None:
@@ -84,6 +99,27 @@ def test_such_a_file_trains_the_answers_and_says_so(tmp_path: Path, markup: str)
 def test_a_prompt_and_a_completion_cut_from_one_are_put_together(tmp_path: Path) -> None:
     value = {"prompt": "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n", "completion": "4<|im_end|>"}
     assert trained(read_examples(rows(tmp_path, value)).examples[0]) == "4<|im_end|>"
+
+
+PAIR = {"chosen": "\n\nHuman: 2 + 2?\n\nAssistant: 4", "rejected": "\n\nHuman: 2 + 2?\n\nAssistant: 5"}
+CUT = {"prompt": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: 2 + 2?\n\nAssistant:"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [PAIR, PAIR | {"prompt": "2 + 2?"}, CUT | {"chosen": " 4", "rejected": " 5"}, CUT | {"completion": " 4"},
+     {"text": PAIR["chosen"]}, {"text": "### Human: 2 + 2?### Assistant: 4"}],
+)  # fmt: skip
+def test_texts_of_named_speakers_train_the_last_answer_alone(tmp_path: Path, value: dict[str, str]) -> None:
+    found = read_examples(rows(tmp_path, value))
+    assert "read as their turns, and only answers are trained" in found.why
+    assert trained(found.examples[0]) == "4<|im_end|>"
+    assert found.examples[0].messages[-2].content == "2 + 2?"
+
+
+def test_a_chosen_conversation_needs_a_rejected_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'rejected' is string '5'\. It must be a list of turns"):
+        read_examples(rows(tmp_path, PAIR | {"rejected": "5"}))
 
 
 ASK, SAY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}

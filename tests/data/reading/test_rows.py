@@ -139,6 +139,10 @@ def test_one_field_more_in_a_turn_is_used_or_a_note_or_refused(
         {"messages": [ASK, SAY], "rejected": True},
         {"question": "a", "answer": "b", "reward": 0.0},
         {"question": "a", "answer": "b", "score": -1},
+        {"question": "a", "answer": "b", "quality": "Bad"},
+        {"question": "a", "answer": "b", "rating": "thumbs_down"},
+        {"messages": [ASK, SAY], "feedback": "thumbs_down"},
+        {"messages": [ASK, SAY], "vote": 0},
     ],
 )
 def test_a_row_that_is_judged_bad_is_not_trained_unless_the_format_is_named(
@@ -191,9 +195,10 @@ def test_the_choices_of_a_question_are_not_left_out() -> None:
             read(value)
 
 
-def test_rows_of_two_splits_are_not_trained_together(tmp_path: Path) -> None:
-    rows = [{"question": f"q{n}", "answer": "a", "split": "train" if n < 150 else "test"} for n in range(160)]
-    with pytest.raises(DataError, match=r"a\.jsonl:151: field 'split' is string 'test', while rows before"):
+@pytest.mark.parametrize("name", row_fields.SPLITS)
+def test_rows_of_two_splits_are_not_trained_together(tmp_path: Path, name: str) -> None:
+    rows = [{"question": f"q{n}", "answer": "a", name: "train" if n < 150 else "test"} for n in range(160)]
+    with pytest.raises(DataError, match=rf"a\.jsonl:151: field '{name}' is string 'test', while rows before"):
         read_examples(str(write_rows(tmp_path / "a.jsonl", rows)))
     assert len(read_examples(str(write_rows(tmp_path / "b.jsonl", rows[150:]))).examples) == 10
     assert len(read_examples(str(tmp_path / "a.jsonl"), "question_answer").examples) == 160
@@ -231,10 +236,28 @@ def test_a_greeting_before_the_first_question_is_read_and_not_trained() -> None:
             {"system_prompt": "s", "question": "a", "response": "b"},
             r"columns: \{prompt: question, completion: response\}",
         ),
-        ({"request": {"messages": []}, "response": {"choices": []}}, "none of them is a text.*messages"),
+        ({"request": {"messages": []}, "response": {"choices": []}}, r"response of an API.*choices\[0\]\.message"),
+        (
+            {"question": "q", "context": "c", "answers": {"text": ["a"], "answer_start": [0]}},
+            r"as SQuAD writes it.*answers\[\"text\"\]\[0\]",
+        ),
+        ({"question": "q", "answers": ["a", "b"]}, r"several answers.*answers\[0\]"),
+        ({"title": "t", "mapping": {"x": {"message": None}}}, "ChatGPT exports it.*'current_node'"),
+        (
+            {"custom_id": "r0", "method": "POST", "url": "/v1", "body": {"messages": [ASK]}},
+            "batch API, which holds no answer",
+        ),
+        ({"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 1}, '"chosen": better'),
+        (
+            {"prompt": "p", "completions": ["a", "b"], "labels": [True, False]},
+            "several answers to one prompt in a list",
+        ),
+        ({"instruction": "i", "input": "", "output": ["good", "bad"]}, r"\"chosen\": output\[0\]"),
+        ({"chat": [ASK, SAY]}, r"'chat' holds turns.*columns: \{messages: chat\}"),
+        ({"chat": [HUMAN, GPT]}, r"'chat' holds turns.*columns: \{conversations: chat\}"),
     ],
 )
-def test_rows_of_no_format_are_told_what_would_read_them(value: dict[str, Any], words: str) -> None:
+def test_a_row_of_no_format_is_refused_with_what_would_read_it(value: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         read(value)
 

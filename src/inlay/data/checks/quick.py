@@ -50,10 +50,9 @@ class QuickCheck:
             return
         lines = [f"  {e.title}: {e.count:,}, first at {e.places[0].where}. {e.fix}" for e in errors]
         raise DataCheckError(
-            f"{file}: the rows can be read, but training on them would not do what is meant:\n"
+            f"{file}: the data is readable but would not train as intended (`inlay data check {file}` lists why):\n"
             + "\n".join(lines)
-            + "\n"
-            f"See all: inlay data check {file}. To train all the same: --set data.check=warn."
+            + "\nTo train all the same: --set data.check=warn."
         )
 
 

@@ -28,8 +28,8 @@ from inlay.data.encoding.word_cache import AtOnce, Tokenized
 from inlay.data.types import Example, Message, Source, Tool, ToolCall
 from inlay.errors import DataError, ModelError
 
-CODE_VERSION = 7
-"""Raised when the same row would give other ids than before; part of the cache key."""
+CODE_VERSION = 8
+"""Raised when some row is read or encoded otherwise than before; part of the cache keys."""
 
 QUESTION_ANSWER = (
     "{% for message in messages %}"

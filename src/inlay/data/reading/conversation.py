@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NoReturn
 
@@ -57,6 +57,11 @@ _OTHER_NAMES: Final = {
 def turn(row: Row, role: str, content: str) -> Message:
     """A turn with the weight of its role."""
     return Message(role, content, row.role_weights.get(role, 0.0))
+
+
+def last_trained(row: Row, turns: Sequence[tuple[str, str]]) -> list[Message]:
+    """Messages of (role, text) turns, of which only the last one may be trained."""
+    return [*(Message(role, text) for role, text in turns[:-1]), turn(row, *turns[-1])]
 
 
 def example(row: Row, messages: list[Message], tools: tuple[Tool, ...] = ()) -> Example:

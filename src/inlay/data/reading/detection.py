@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-from inlay.data.reading import row_fields
-from inlay.data.reading.formats import FORMATS, Format, written_as
-from inlay.data.reading.rendered_text import looks_rendered
-from inlay.data.reading.strict_json import listed
+from inlay.data.reading import known_shapes, row_fields
+from inlay.data.reading.formats import FORMATS, LISTS, Format, written_as
+from inlay.data.reading.rendered_text import turns_of, turns_of_pair
+from inlay.data.reading.strict_json import listed, turns_field
 from inlay.data.types import Row
 from inlay.errors import DataError, nearest
 
@@ -86,10 +86,20 @@ def named(format_name: str, rows: Sequence[Row]) -> DetectedFormat:
 def _detected(chosen: Format, why: str, fields: list[str], first: Row | None) -> DetectedFormat:
     ignored = tuple([name for name in fields if name not in chosen.known])
     why += f"; {chosen.trains}" if chosen.trains else ""
-    text = first.value.get("text" if chosen.name == "text" else "prompt") if first else None
-    if isinstance(text, str) and looks_rendered(text):
-        why += "; texts that a chat template has written are read as their turns, and only answers are trained"
+    if first and _is_one_text(chosen.name, first):
+        why += "; texts that are nothing but turns are read as their turns, and only answers are trained"
     return DetectedFormat(chosen.name, why + (f"; ignored: {row_fields.told(ignored)}" if ignored else ""), ignored)
+
+
+def _is_one_text(format_name: str, row: Row) -> bool:
+    """Whether the row is a conversation written as one text, or cut from one."""
+    text, prompt, answer = (row.value.get(name) for name in ("text", "prompt", "completion"))
+    if format_name == "preference":
+        answer = row.value.get("chosen")
+        return isinstance(answer, str) and (turns_of(answer) or turns_of_pair(prompt, answer)) is not None
+    if format_name == "text":
+        return isinstance(text, str) and turns_of(text) is not None
+    return isinstance(answer, str) and turns_of_pair(prompt, answer) is not None
 
 
 def _refuse_mixture(rows: Sequence[Row], chosen: Format) -> None:
@@ -106,11 +116,19 @@ def _refuse_mixture(rows: Sequence[Row], chosen: Format) -> None:
 
 def _unknown(row: Row, fields: list[str]) -> NoReturn:
     has = listed(fields)
+    if shape := known_shapes.described(row):
+        raise DataError(f"{row.source}: no format fits the fields {has}. This is {shape}.")
     for role, said, field in (("role", "content", "messages"), ("from", "value", "conversations")):
         if role in fields and said in fields:
             raise DataError(
                 f"{row.source}: the fields {has} are those of one turn, and turns are no rows. Write each conversation as "
                 f'a row: {{"{field}": [{{"{role}": "…", "{said}": "…"}}, …]}}.'
+            )
+    for name, value in row.value.items():
+        if of := turns_field(value):
+            raise DataError(
+                f"{row.source}: no format fits the fields {has}. {name!r} holds turns: read it with "
+                f"columns: {{{of}: {name}}} (--set data.columns.{of}={name})."
             )
     if "input_ids" in fields:
         raise DataError(
@@ -125,10 +143,12 @@ def _unknown(row: Row, fields: list[str]) -> NoReturn:
             f"a prompt with its answer (columns: {{prompt: text, completion: {other}}}), or a plain document "
             "(format=text). Say which."
         )
+    texts = [name for name in fields if not isinstance(row.value.get(name), list | dict)]
     needs = "; ".join(f"{f.name} needs {' and '.join(f.required)}" for f in FORMATS.values()).replace("|", " or ")
     near = max((f for f in FORMATS.values() if f.missing(set(fields))), key=lambda f: _closeness(f, fields))
-    lacks = {choice.partition("|")[0]: _slip(choice.partition("|")[0], fields) for choice in near.missing(set(fields))}
-    question, answer = (next((name for name in usual if name in fields), None) for usual in (_QUESTIONS, _ANSWERS))
+    lacking = [choice.partition("|")[0] for choice in near.missing(set(fields))]
+    lacks = {name: _slip(name, fields if name in LISTS else texts) for name in lacking}
+    question, answer = (next((name for name in usual if name in texts), None) for usual in (_QUESTIONS, _ANSWERS))
     if question and answer and not any(lacks.values()):
         raise DataError(
             f"{row.source}: no format fits the fields {has}. Say which is the question and which the answer "

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
-from inlay.data.reading import conversation, preferences, row_fields, values
-from inlay.data.reading.rendered_text import looks_rendered, turns_of
+from inlay.data.reading import conversation, known_shapes, preferences, row_fields, values
+from inlay.data.reading.rendered_text import turns_of, turns_of_pair
 from inlay.data.reading.strict_json import listed
 from inlay.data.reading.tool_calls import tools as tools_of
 from inlay.data.types import Example, JsonObject, Message, Row
@@ -138,6 +138,8 @@ def _instruction(row: Row) -> Example:
     field = "output" if "output" in row.value else "response"
     if field == "output" and not row_fields.is_empty(other := row.value.get("response")):
         values.fail(row, "response", other, "The answer stands in 'output'. Keep one of the two.")
+    if isinstance(row.value[field], list):
+        values.fail(row, field, row.value[field], known_shapes.ANSWERS)
     answer = values.text(row, field, row.value[field])
     messages += [conversation.turn(row, "user", question), conversation.turn(row, "assistant", answer)]
     return conversation.example(row, messages)
@@ -178,9 +180,8 @@ def _prompt_completion(row: Row) -> Example:
         field = "completion" if isinstance(prompt, list) else "prompt"
         values.fail(row, field, row.value[field], "prompt and completion are both strings or both lists of turns.")
     question, answer = values.text(row, "prompt", prompt), values.text(row, "completion", completion)
-    if looks_rendered(question) and (said := turns_of(question + answer)) and said[-1][0] == "assistant":
-        asked = [Message(role, content) for role, content in said[:-1]]
-        return conversation.example(row, [*asked, conversation.turn(row, *said[-1])], tools_of(row))
+    if cut := turns_of_pair(question, answer):
+        return conversation.example(row, conversation.last_trained(row, cut), tools_of(row))
     turns = [Message("user", question), conversation.turn(row, "assistant", answer)]
     return conversation.example(row, turns, tools_of(row))
 
@@ -213,7 +214,7 @@ def _classification(row: Row) -> Example:
 def _text(row: Row) -> Example:
     document = values.text(row, "text", row.value["text"])
     if turns := turns_of(document):
-        return conversation.example(row, [conversation.turn(row, role, said) for role, said in turns])
+        return conversation.example(row, [conversation.turn(row, role, text) for role, text in turns])
     return Example((Message("text", document, 1.0),), row.source)
 
 
@@ -360,7 +361,7 @@ def named(format_name: str) -> Format:
     return FORMATS[format_name]
 
 
-_LISTS: Final = frozenset({"messages", "conversations", "tools", "functions", "history", "chosen", "rejected"})
+LISTS: Final = frozenset({"messages", "conversations", "tools", "functions", "history", "chosen", "rejected"})
 """Fields that are lists by nature or may hold turns; every other mapped field becomes text."""
 
 
@@ -377,8 +378,7 @@ def rename(row: Row, columns: Mapping[str, str]) -> Row:
             raise DataError(f"{row.source}: columns: {unknown_name('column', column, row.value)}")
     kept = {name: value for name, value in row.value.items() if name not in columns.values()}
     mapped = {
-        field: row.value[column] if field in _LISTS else _as_text(row.value[column])
-        for field, column in columns.items()
+        field: row.value[column] if field in LISTS else _as_text(row.value[column]) for field, column in columns.items()
     }
     return replace(row, value=kept | mapped)
 

@@ -7,6 +7,7 @@ from itertools import takewhile
 from typing import Any, Final
 
 from inlay.data.reading import conversation, values
+from inlay.data.reading.rendered_text import Turns, turns_of, turns_of_pair
 from inlay.data.reading.row_fields import is_empty
 from inlay.data.reading.strict_json import shown
 from inlay.data.reading.tool_calls import tools as tools_of
@@ -24,6 +25,11 @@ def preference(row: Row) -> Example:
         values.fail(row, "rejected", row.value["rejected"], "It must be a string, or turns. Fill it or remove the row.")
     chosen = row.value["chosen"]
     if isinstance(chosen, str):
+        if cut := turns_of_pair(row.value.get("prompt"), chosen):
+            return conversation.example(row, conversation.last_trained(row, cut), tools)
+        if written := turns_of(chosen):
+            whole = _written_turns(row, written)
+            return conversation.example(row, _answered(whole, _rejected(row), _check_asked(row, asked, whole)), tools)
         if not asked:
             raise DataError(
                 f"{row.source}: field 'chosen' is {shown(chosen)} and nothing says what it answers. "
@@ -84,9 +90,15 @@ def _turns(row: Row, field: str, value: Any) -> list[Message]:
 
 def _rejected(row: Row) -> list[Message]:
     value = row.value["rejected"]
+    if isinstance(value, str) and (written := turns_of(value)):
+        return _written_turns(row, written)
     if isinstance(value, str):
         values.fail(row, "rejected", value, "It must be a list of turns, as 'chosen' is.")
     return _turns(row, "rejected", value)
+
+
+def _written_turns(row: Row, turns: Turns) -> list[Message]:
+    return [conversation.turn(row, role, text) for role, text in turns]
 
 
 def _answer(row: Row, field: str, value: str) -> Message:

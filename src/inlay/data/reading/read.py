@@ -11,11 +11,12 @@ from typing import TypeVar
 
 from inlay.data.reading import formats, sources
 from inlay.data.reading.detection import PREVIEW, DetectedFormat, detect, named
-from inlay.data.reading.row_fields import OneSplit
+from inlay.data.reading.row_fields import SPLITS, OneSplit
 from inlay.data.types import ASSISTANT, Example, Hash, JsonObject, Message, OnFault, Row, Source
 from inlay.errors import DataError
 
 Changed = TypeVar("Changed")
+_SPLITS = frozenset(SPLITS)
 _MORE = {"name": None, "thought": "", "thought_field": "", "tool_call_id": None}
 """What few messages have, and what it is in the others."""
 
@@ -96,7 +97,7 @@ def _parser(format_name: str, split: OneSplit | None) -> Callable[[Row], Example
         return parse
 
     def parsed(row: Row) -> Example:
-        if "split" in row.value:
+        if not _SPLITS.isdisjoint(row.value):
             split.see(row, format_name)
         return parse(row, strict=True)
 

@@ -41,6 +41,12 @@ COSTS: Final = {
 """What leaving a field out costs, where that is more than that the model never sees it."""
 TURNS: Final = frozenset({"messages", "conversations", "chosen", "preferred_output"})
 _NO: Final[tuple[Any, ...]] = (None, "", [], {})
+_BAD: Final = (
+    "bad", "poor", "low", "negative", "down", "thumbs_down", "thumbs down", "thumbs-down", "thumbsdown", "👎", "dislike",
+    "disliked", "downvote", "wrong", "incorrect", "reject", "rejected", "unacceptable", "fail", "failed",
+)  # fmt: skip
+SPLITS: Final = ("split", "set", "subset", "partition", "fold", "data_split", "dataset_split")
+"""Columns that may say which rows are for training and which for testing."""
 _FALSE, _TRUE = ("false", "0", "-1", "no", "bad", "undesirable"), ("true", "1", "yes", "good")
 
 
@@ -94,11 +100,16 @@ KINDS: Final = (
          "preferred", "is_preferred"),
         lambda value: _says(value, *_FALSE), _JUDGED, _KEEP, when="false, 0, -1, no, bad or undesirable",
     ),
+    Kind(
+        ("quality", "feedback", "vote", "thumbs", "thumb", "reaction", "verdict", "judgement", "judgment"),
+        lambda value: _says(value, *_FALSE, *_BAD), _JUDGED, _KEEP, when="false, 0, bad, low, thumbs_down and their like",
+    ),
     Kind(("rejected", "is_rejected", "is_bad", "bad"), lambda value: _says(value, *_TRUE), _JUDGED, _KEEP,
          when="true, 1, yes or good"),
     Kind(
         ("score", "reward", "rating"),
-        lambda value: isinstance(value, bool | int | float) and value <= 0, _JUDGED, _KEEP, when="0 or less",
+        lambda value: (isinstance(value, bool | int | float) and value <= 0) or _says(value, *_BAD), _JUDGED, _KEEP,
+        when="0 or less, bad, thumbs_down and their like",
     ),
     Kind(
         ("weight", "sample_weight", "example_weight", "loss_weight", "loss_mask"), _is_not_one,
@@ -183,16 +194,20 @@ class OneSplit:
     )
 
     def __init__(self) -> None:
-        self._first = ""
+        self._first: dict[str, str] = {}
 
     def see(self, row: Row, format_name: str) -> None:
-        """Raises: DataError for the first row of the other kind."""
-        value = str(row.value["split"]).strip().lower()
+        """Looks at one row. Raises: DataError for the first row of the other split."""
+        for name in SPLITS:
+            if name in row.value:
+                self._see(row, name, format_name)
+
+    def _see(self, row: Row, name: str, format_name: str) -> None:
+        value = str(row.value[name]).strip().lower()
         kind = "train" if value in self._TRAIN else "test" if value in self._TEST else ""
-        self._first = self._first or kind
-        if kind and kind != self._first:
+        if kind and kind != self._first.setdefault(name, kind):
             raise DataError(
-                f"{row.source}: field 'split' is {shown(row.value['split'])}, while rows before are of the other kind, and "
+                f"{row.source}: field {name!r} is {shown(row.value[name])}, while rows before are of the other kind, and "
                 "both would be trained on. Write the rows to train on and those to hold out into two files (data.train, "
                 f"data.eval), or take all together by naming the format (format={format_name})."
             )
@@ -226,7 +241,7 @@ def table() -> list[tuple[tuple[str, ...], str]]:
             ("A", "B", "option_1", "option_2"),
             "two or more choices like these: refused, as the question would be asked without them",
         ),
-        (("split",), "rows for training and for testing in one file: refused, as both would be trained on"),
+        (SPLITS, "rows for training and for testing in one file: refused, as both would be trained on"),
         *((names, f"named as ignored: {why}") for why, names in costs.items() if GREETING not in names),
         (tuple(sorted(NOTES)), "named as ignored: there is nothing in them to learn from"),
         ((), "named as ignored: the model never sees it"),

@@ -175,7 +175,7 @@ def _nothing_after(text: str, end: int, place: str) -> None:
     raise DataError(f"{place}: text after the object (got {rest!r}). One line holds one object and nothing else.")
 
 
-def _turns_field(value: Any) -> str | None:
+def turns_field(value: Any) -> str | None:
     """The field that a list of turns would stand in, if the value is one."""
     if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
         return next(
@@ -190,11 +190,11 @@ def _is_turns(line: str) -> bool:
         value, end = value_at(line, skip_space(line, 0), str)
     except DataError:
         return False
-    return skip_space(line, end) == len(line) and _turns_field(value) is not None
+    return skip_space(line, end) == len(line) and turns_field(value) is not None
 
 
 def _row(value: Any, source: Source, what: str) -> Row:
-    if field := _turns_field(value):
+    if field := turns_field(value):
         return Row({field: value}, source)
     if not isinstance(value, dict):
         raise DataError(f'{source}: {what} is {shown(value)}. A row is an object: {{"field": "value", ...}}.')
