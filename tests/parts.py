@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from inlay.runs.record import INPUTS, Result, RunRecord
 
 NANO = Path(str(resources.files("inlay"))) / "builtin" / "nano"
 TOPICS = [
@@ -72,6 +76,28 @@ def quick_tree(base: Path, data: Path, results: Path, /, **sections: dict[str, A
     for name, values in sections.items():
         tree[name] = tree.get(name, {}) | values
     return tree
+
+
+def run_record(**changes: Any) -> RunRecord:
+    """The record of a run that has just begun; keywords are its fields that differ."""
+    hashes = {key: hashlib.sha256(key.encode()).hexdigest() for key in INPUTS}
+    begun = RunRecord(
+        status="running", started_at="2026-01-01T00:00:00+00:00", seed=0, versions={"torch": "2.9"}, device="cpu",
+        dtype="float32", quantization="none", heldout_available=8, max_length=64, eval_batch_size=8,
+        trainable_parameters=10, total_parameters=100, base_commit=None, error=None, **hashes,
+    )  # fmt: skip
+    return replace(begun, **changes)
+
+
+def run_result(**changes: Any) -> Result:
+    """The result of a run of twelve steps that changed nothing; keywords are its fields that differ."""
+    finished = Result(
+        run="results/a", status="finished", steps=12, adapter_step=12, best_step=None, train_loss=1.0, eval_loss=1.0,
+        base_eval_loss=1.0, difference=0.0, low=0.0, high=0.0, verdict="no difference", stopped_early=False,
+        diagnosis=None, plateau=None, skipped_steps=0, trained_batches=[[1, 12]], rollbacks=0, gradient_spikes=0,
+        out_of_memory=0, tokens_seen=0, trained_tokens_seen=0, train_time_s=1.0, time_s=2.0, adapter="results/a/adapter",
+    )  # fmt: skip
+    return replace(finished, **changes)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

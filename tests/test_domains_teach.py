@@ -33,7 +33,7 @@ def test_a_fixed_number_of_steps_improves_loss_and_answers_by_more_than_the_inte
 
 
 def test_a_few_steps_improve_the_loss_by_more_than_the_interval(tmp_path: Path) -> None:
-    judged = trained("customer_support", 6, 24, tmp_path, batch_size=4).record["result"]
+    judged = trained("customer_support", 6, 24, tmp_path, batch_size=4).result.to_json()
     assert judged["verdict"] == "better", judged
 
 

@@ -11,7 +11,7 @@ from inlay import api
 def test_train_then_compare_gives_an_adapter_reports_and_a_verdict(config_tree: Callable[..., dict[str, Any]]) -> None:
     run = api.train(config_tree())
     assert run.status == "finished"
-    result = run.record["result"]
+    result = run.result.to_json()
     assert result["steps"] == 4
     assert result["eval_loss"] < result["base_eval_loss"]
     assert {p.name for p in run.adapter.iterdir()} >= {"adapter_model.safetensors", "adapter_config.json", "card.json"}

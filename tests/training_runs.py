@@ -56,7 +56,7 @@ def train(tree: dict[str, Any] | Config, **options: Any) -> Run:
 
 def outcome(run: Run) -> dict[str, Any]:
     """Everything of a finished run that must not depend on how it was interrupted."""
-    result = run.record["result"]
+    result = run.result.to_json()
     last = run.checkpoints / f"step-{result['steps']:06d}"
     state = json.loads((last / "state.json").read_text())
     kept = {"adapter": run.adapter / "adapter_model.safetensors", "last": last / "adapter.safetensors"}

@@ -48,7 +48,11 @@ class RunError(UserError):
 
 
 class TrainingError(InlayError):
-    """Training began and cannot go on."""
+    """Training began and cannot go on; `step` is the one at fault, where there is one."""
+
+    def __init__(self, message: str, *, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class StorageError(InlayError):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from inlay.runs.folder import Run
 from inlay.storage import LOCK, OWNER
-from parts import NANO, qa_rows, write_rows
+from parts import NANO, qa_rows, run_record, write_rows
 from program import Ended, environment, listing, program
 
 Inlay = Callable[..., Ended]
@@ -37,7 +38,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copy(NANO / name, folder / "weightless")
     (folder / "nothing").mkdir()
     (folder / "results" / "begun").mkdir(parents=True)
-    (folder / "results" / "begun" / "run.json").write_text('{"status": "interrupted"}')
+    Run(folder / "results" / "begun").write_record(run_record(status="interrupted"))
     for name in (LOCK, OWNER):
         (folder / "results" / "begun" / name).touch()
     (folder / "file").touch()

@@ -83,7 +83,7 @@ def test_style_and_relevance_are_shown_only_where_they_separate_and_cost_where_a
 
     base, adapter = found.bills
     assert base.once is None
-    assert adapter.once == pytest.approx(runs.find("first", "results").record["result"]["train_time_s"] / 1800)
+    assert adapter.once == pytest.approx(runs.find("first", "results").result.train_time_s / 1800)
     assert found.speed[0] is not None
     assert base.per_1000 == pytest.approx(found.speed[0].time_s / found.speed[0].answers * 1000 * 2 / 3600 / 0.5)
     assert base.stored_bytes > adapter.stored_bytes > 0

@@ -11,8 +11,10 @@ import pytest
 from inlay import api
 from inlay.cli import progress, view
 from inlay.config import load
+from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter, figure_shown
 from inlay.workflows import train
+from parts import run_record
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -43,7 +45,7 @@ def test_an_unnamed_run_that_is_unfinished_is_asked_about(tmp_path: Path, answer
     tree: dict[str, Any] = {"model": {"base_model": "m"}, "data": {"train": "data.jsonl"}}
     config = load(tree=tree | {"output": {"folder": str(tmp_path)}})
     (tmp_path / "data-m-1" / "checkpoints" / "step-1").mkdir(parents=True)
-    (tmp_path / "data-m-1" / "run.json").write_text('{"status": "interrupted"}')
+    Run(tmp_path / "data-m-1").write_record(run_record(status="interrupted"))
     asked: list[str] = []
 
     def confirm(question: str) -> bool:

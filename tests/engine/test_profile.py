@@ -51,9 +51,9 @@ def test_a_profiled_run_is_the_same_run_and_says_where_its_time_went(config_tree
     run = train(config_tree(train=settings, output={"name": "seen"}), profile=True, reporter=said)
     plain = train(config_tree(train=settings, output={"name": "unseen"}))
     assert outcome(run)["files"] == outcome(plain)["files"]
-    seconds = run.record["profile"]
+    seconds = run.record.profile
     hidden = set() if engine == "direct" else {"attention", "adapter"}
     assert {name for name, taken in seconds.items() if taken > 0} >= set(PARTS) - hidden
     assert all(seconds[name] == 0 for name in hidden)
     assert {name for name, _ in said.blocks["where the time went"]} == set(PARTS) - hidden
-    assert "profile" not in plain.record
+    assert plain.record.profile is None

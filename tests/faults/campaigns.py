@@ -460,7 +460,7 @@ def out_of_memory(lab: Lab, count: int) -> Tally:
         case = f"out of memory at pass {at}"
         if ended.code == 0:
             wrong = differing(outcome(Run(run)), lab.whole)
-            recorded = bool(Run(run).record.get("out_of_memory"))
+            recorded = bool(Run(run).record.out_of_memory)
             if not wrong:
                 tally.ends["went on, recorded, bit-identical" if recorded else "met nothing, bit-identical"] += 1
             elif _near(run, lab) and recorded:

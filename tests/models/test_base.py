@@ -281,8 +281,8 @@ def test_a_quantised_run_trains_compares_and_says_what_it_used(
     pytest.importorskip("bitsandbytes")
     model = {"base_model": str(tiny_base), "device": "cpu", "dtype": "float32", "quantization": "nf4"}
     run = api.train(config_tree(model=model, eval={"max_rows": 4, "max_new_tokens": 4, "resamples": 100}))
-    result = run.record["result"]
-    assert run.record["quantization"] == "nf4"
+    result = run.result.to_json()
+    assert run.record.quantization == "nf4"
     assert result["eval_loss"] < result["base_eval_loss"]
     shown = capsys.readouterr()
     assert "14 linear layers hold 15,360 weights in" in shown.out + shown.err
@@ -318,9 +318,9 @@ def test_a_bfloat16_run_answers_as_it_was_scored(config_tree: Callable[..., dict
     model = {"base_model": str(tiny_base), "device": "cpu", "dtype": "bfloat16"}
     over = {"max_rows": 4, "max_new_tokens": 6, "resamples": 100, "batch_size": 1}
     run = api.train(config_tree(model=model, eval=over, adapter={"rank": 4, "init": "pissa"}))
-    assert run.record["result"]["eval_loss"] < run.record["result"]["base_eval_loss"]
+    assert run.result.eval_loss < run.result.base_eval_loss
     comparison = api.compare(run)
-    assert abs(comparison.metrics["loss"].base - run.record["result"]["base_eval_loss"]) < 0.01
+    assert abs(comparison.metrics["loss"].base - run.result.base_eval_loss) < 0.01
     plain = {"temperature": 0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "max_new_tokens": 6}
     loaded, formats = api.load(run), set[object]()
     loaded.model.get_output_embeddings().register_forward_pre_hook(

@@ -163,7 +163,7 @@ def test_a_run_on_a_hubs_base_stays_on_its_commit_when_the_branch_moves_on(
     (repository / "refs" / "main").write_text(first)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     run = api.train(config_tree(model={"base_model": "owner/name"}, output={"name": "a"}))
-    assert run.record["base_commit"] == first
+    assert run.record.base_commit == first
     about = json.loads((run.adapter / "adapter_config.json").read_text())
     assert (about["base_model_name_or_path"], about["revision"]) == ("owner/name", first)
     (repository / "refs" / "main").write_text(second)

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_a_state_space_model_read_back_is_the_one_in_memory_to_the_bit(tmp_path:
     settings["adapter"]["target_modules"] = ["in_proj", "x_proj"]
     run = train(settings)
     assert json.loads((run.path / verify.PROOFS).read_text())["passed"]
-    assert run.record["status"] == "finished"
+    assert run.record.status == "finished"
 
 
 @pytest.fixture
@@ -154,8 +155,8 @@ def test_the_adapter_of_another_run_is_found(run: Run, sound: Path) -> None:
 
 
 def test_a_wrong_count_of_trained_tokens_is_found(run: Run) -> None:
-    result = run.record["result"]
-    run.update(result=result | {"trained_tokens_seen": result["trained_tokens_seen"] - 1})
+    result = replace(run.result, trained_tokens_seen=run.result.trained_tokens_seen - 1)
+    run.write_record(replace(run.record, result=result))
     assert failing(run) == {"trained tokens"}
 
 

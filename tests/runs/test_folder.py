@@ -274,7 +274,7 @@ def test_a_model_name_that_is_neither_folder_nor_hub_id_is_one_line(config_tree:
 
 
 def test_a_run_says_what_the_machine_was(config_tree: Tree) -> None:
-    machine = train(config_tree()).record["machine"]
+    machine = train(config_tree()).record.machine
     assert machine["versions"]["torch"]
     assert machine["memory"]["total_bytes"] > 0
 
@@ -285,5 +285,5 @@ def test_the_log_of_a_run_holds_what_was_said_before_it_had_a_folder(config_tree
     lines = (run.path / "log.txt").read_text().splitlines()
     read = next(stage for stage in reporter.stages if stage.startswith("reading"))
     assert lines.index(f"… {read}") < lines.index("pre-flight")
-    warned = [f"warning: {text}" for text in run.record["machine"].get("warnings", ())]
+    warned = [f"warning: {text}" for text in run.record.machine.get("warnings", ())]
     assert [line for line in lines if line.startswith("warning: ")][: len(warned)] == warned

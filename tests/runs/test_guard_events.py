@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from inlay.runs.folder import FAILED, Run
+from inlay.runs.folder import Run
 from inlay.runs.guard_events import as_markdown, incidents
+from inlay.runs.record import FAILED, EscapeOutcome, OutOfMemoryEvent, Plateau
 from inlay.training import finish
+from parts import run_record, run_result
 
 FLAT: dict[str, Any] = {"diagnosis": "stalled", "reason": "held-out loss +0.0"}
 LINES: list[dict[str, Any]] = [
@@ -33,10 +35,14 @@ def run(tmp_path: Path) -> Run:
     made.path.mkdir()
     for line in LINES:
         made.log_metrics(line)
-    short = {"phase": "training", "step": 3, "batch_size": 4, "error": "CUDA out of memory"}
-    escape = {"tried": False, "reason": "the run stopped early"}
-    result = {"plateau": {"step": 5, "kind": "stalled"}, "escape": escape}
-    made.update(status=FAILED, error="after step 9: the disk went away", out_of_memory=[short], result=result)
+    result = run_result(
+        plateau=Plateau(step=5, back_to=4, kind="stalled", reason=""),
+        escape=EscapeOutcome(tried=False, reason="the run stopped early"),
+    )
+    made.write_record(run_record(
+        status=FAILED, error="the disk went away", result=result,
+        out_of_memory=(OutOfMemoryEvent("training", 3, 4, "CUDA out of memory"),),
+    ))  # fmt: skip
     return made
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_delete_refuses_what_the_run_needs(run: Run) -> None:
 def test_a_checkpoint_is_shown_compared_asked_and_trained_from(run: Run, config: Make, tmp_path: Path) -> None:
     shown = api.checkpoint(run, 3)
     assert shown["eval_loss"] is not None
-    assert shown["inputs"]["base_digest"] == run.record["base_digest"]
+    assert shown["inputs"]["base_digest"] == run.record.base_digest
     comparison = api.compare(f"{run.path}@3", reporter=Quiet())
     assert abs(comparison.metrics["loss"].other - shown["eval_loss"]) < 1e-5
     assert (run.reports / "report.md").exists()
@@ -159,7 +160,7 @@ def test_a_run_is_usable_from_another_folder_and_may_be_moved_with_its_data(
     train(here)
     monkeypatch.chdir(tmp_path)
     extended = api.resume("a/results/run", extend="3", reporter=Quiet())
-    assert extended.record["result"]["steps"] == 3
+    assert extended.result.steps == 3
 
 
 # Longer, and on a signal
@@ -194,7 +195,7 @@ def test_sigusr1_saves_now_and_training_goes_on(config: Make, tmp_path: Path) ->
     run = train(config(tmp_path, save_steps=100, eval_steps=100, max_steps=5), reporter=reporter)
     assert {2, 3} & set(steps(run))  # at the end of the step in which it came
     assert any("as asked" in note for note in reporter.notes)
-    assert run.record["result"]["steps"] == 5
+    assert run.result.steps == 5
 
 
 def test_going_on_says_step_epoch_learning_rate_and_rows(config: Make, tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_a_checkpoint_of_another_run_is_moved_aside_with_the_reason(run: Run, co
     resumed = api.resume(run, extend="7", reporter=reporter)
     assert any("is of another run (data_hash differ)" in note for note in reporter.notes)
     assert (run.checkpoints / "step-000007.damaged-1").exists()
-    assert resumed.record["result"]["steps"] == 7
+    assert resumed.result.steps == 7
 
 
 def test_a_checkpoint_says_with_which_versions_it_was_computed_and_going_on_with_others_is_noted(run: Run) -> None:
@@ -303,12 +304,12 @@ def test_training_and_resuming_never_touch_pickle(inlay: Callable[..., Inlay], c
 def test_a_damaged_best_checkpoint_ends_with_a_way_out_that_works(config: Make, tmp_path: Path) -> None:
     run = train(config(tmp_path, learning_rate=100.0, schedule="constant", warmup_ratio=0.0, eval_steps=1, max_steps=6))
     record = run.record
-    best = record["result"]["best_step"]
-    assert best < record["result"]["steps"]  # the rate is far too high
-    run.update(status="interrupted")
+    best = record.result.best_step
+    assert best < record.result.steps  # the rate is far too high
+    run.write_record(replace(record, status="interrupted"))
     (run.checkpoints / f"step-{best:06d}" / "adapter.safetensors").write_bytes(b"damaged")
     with pytest.raises(StorageError, match=r"It was the best step, now step-\d+.damaged-1.*set train.export to last"):
         api.resume(run)
     text = (run.path / "config.yaml").read_text()
     (run.path / "config.yaml").write_text(text.replace("export: best", "export: last"))
-    assert api.resume(run).record["result"]["adapter_step"] == record["result"]["steps"]
+    assert api.resume(run).result.adapter_step == record.result.steps

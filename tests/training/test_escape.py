@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from inlay import api
 from inlay.config import load
 from inlay.config.sections.train import TrainConfig
 from inlay.errors import ConfigError, Interrupted, RunError
-from inlay.runs.folder import FINISHED, Run
+from inlay.runs.folder import Run
+from inlay.runs.record import FINISHED, Plateau
 from inlay.training import checkpoint as checkpoints
 from inlay.training import escape
 from inlay.training.schedule import learning_rate
 from inlay.workflows import escape_plateau
+from parts import run_record, run_result
 from training_runs import Inlay, Quiet, outcome, stop_after, train, untimed
 
 Tree = Callable[..., dict[str, Any]]
@@ -69,7 +72,7 @@ def files(run: Run) -> dict[str, Any]:
     """The run and both branches, as they end."""
     found = {"run": outcome(run)} | {n: outcome(Run(run.path / "branches" / n)) for n in ("escape", "decay")}
     found["run"]["result"].pop("escape")
-    return found | {"judged": run.record["result"]["escape"]}
+    return found | {"judged": run.result.escape}
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,7 @@ def test_a_plateau_is_escaped_from_by_branches_that_are_runs_also_through_stops(
 
     reporter = Quiet()
     run = train(stalled("whole"), reporter=reporter)
-    result = run.record["result"]
+    result = run.result.to_json()
     plateau, judged = result["plateau"], result["escape"]
     assert plateau["kind"] == "stalled"
     assert plateau["back_to"] == escape.start(plateau["step"], 2)
@@ -99,7 +102,7 @@ def test_a_plateau_is_escaped_from_by_branches_that_are_runs_also_through_stops(
     assert len({line["learning_rate"] for line in run.metrics if "loss" in line}) == 1, "it goes on as planned"
     for name in ("escape", "decay"):
         branch = Run(run.path / "branches" / name)
-        assert branch.record["result"]["steps"] == 16
+        assert branch.result.steps == 16
         assert [untimed(x) for x in branch.metrics[: plateau["back_to"] + 1]] == [
             untimed(x) for x in run.metrics[: plateau["back_to"] + 1]
         ]
@@ -172,15 +175,15 @@ def test_what_cannot_be_branched_from_is_refused_before_anything_is_written(conf
 def test_a_run_that_stopped_early_has_nothing_to_escape_from_and_says_so(config_tree: Tree, tmp_path: Path) -> None:
     run, reporter = Run(tmp_path / "run"), Quiet()
     run.path.mkdir()
-    plateau = {"step": 8, "back_to": 4, "kind": "stalled", "reason": ""}
-    losses = dict.fromkeys(("base_eval_loss", "eval_loss", "difference", "low", "high"), 1.0)
-    result = losses | {"plateau": plateau, "steps": 12, "stopped_early": True, "verdict": "better", "adapter_step": 12}
-    run.update(status=FINISHED, result=result)
+    result = run_result(
+        plateau=Plateau(step=8, back_to=4, kind="stalled", reason=""), steps=12, adapter_step=12, stopped_early=True
+    )
+    run.write_record(run_record(status=FINISHED, result=result))
     escape_plateau.follow(run, reporter)
-    assert run.record["result"]["escape"] == {"tried": False, "reason": "the run stopped early"}
+    assert run.result.to_json()["escape"] == {"tried": False, "reason": "the run stopped early"}
     assert reporter.notes == ["the escape was not tried: the run stopped early"]
 
-    run.update(result=result | {"stopped_early": False})
+    run.write_record(run_record(status=FINISHED, result=replace(result, stopped_early=False)))
     escape_plateau.follow(run, reporter)
     assert "no checkpoint of step 4" in reporter.notes[-1], "somebody deleted it"
 
@@ -193,7 +196,7 @@ def test_a_run_and_its_branches_killed_at_random_moments_end_as_the_unbroken_one
     whole = train(load(Path(config_file("whole", **few))))
     source, draw, kills, tries = config_file("broken", **few), random.Random(0), 0, 0
     run = Run(tmp_path / "results" / "broken")
-    while "escape" not in (run.record.get("result") or {}):
+    while not (run.is_recorded and run.record.result and run.record.result.escape):
         process = inlay("train", source, "--resume")
         tries += 1
         time.sleep(draw.uniform(0.5, 1 + tries / 3))  # longer and longer: soon enough here, long enough anywhere

@@ -94,7 +94,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_naming_step_and_rows_and_keeps_
     assert f"rows {data_file}:" in text or "rows data.jsonl:" in text
     run = Run(tmp_path / "results" / "a")
     assert run.status == "failed"
-    assert run.record["error"] == text
+    assert run.record.error == text
     assert [p.name for p in run.checkpoints.iterdir()] == ["step-000001"]
     verified(run.checkpoints / "step-000001")
     assert all(np.isfinite(line["loss"]) for line in run.metrics if "loss" in line)
@@ -121,7 +121,7 @@ def overfitted(config_tree: Tree, tmp_path: Path) -> Callable[..., dict[str, Any
 def test_the_best_checkpoint_outlives_retention_and_is_exported(overfitted: Tree) -> None:
     run = train(overfitted())
     held = {line["step"]: line["eval_loss"] for line in run.metrics if line["step"] and "eval_loss" in line}
-    result = run.record["result"]
+    result = run.result.to_json()
     best = min(held, key=lambda step: held[step])
     assert best < 5, "this run must be worse at its end"
     assert (result["best_step"], result["adapter_step"]) == (best, best)
@@ -133,8 +133,8 @@ def test_the_best_checkpoint_outlives_retention_and_is_exported(overfitted: Tree
     assert api.evaluate(run, reporter=Quiet())["metrics"]["loss"] == pytest.approx(result["eval_loss"], rel=1e-5)
 
     last = train(overfitted(export="last"))
-    assert last.record["result"]["adapter_step"] == 10
-    assert last.record["result"]["eval_loss"] == pytest.approx(held[10], rel=1e-6)
+    assert last.result.adapter_step == 10
+    assert last.result.eval_loss == pytest.approx(held[10], rel=1e-6)
     assert not same_adapter(run, last)
 
     reporter = Quiet()
@@ -143,8 +143,8 @@ def test_the_best_checkpoint_outlives_retention_and_is_exported(overfitted: Tree
     assert next(note for note in reporter.notes if "early stop" in note).startswith(told)
     assert told in (stopped.path / "log.txt").read_text()
     assert f"of {best + 4}, stopped early, best step {best}" in view.after_training(stopped)
-    assert stopped.record["result"]["stopped_early"]
-    assert stopped.record["result"]["steps"] == best + 4
+    assert stopped.result.stopped_early
+    assert stopped.result.steps == best + 4
     assert same_adapter(stopped, run)
     assert train(stopped.config.model_copy(update={"output": named(stopped)}), resume=True).record == stopped.record
 
@@ -155,7 +155,7 @@ def test_overfitting_ends_the_run_early_with_its_best_adapter_and_also_after_a_s
     plan = {"max_steps": 30, "eval_steps": 2, "learning_rate": 0.004}
     reporter = Quiet()
     run = train(overfitted(**plan), reporter=reporter)
-    result, lines = run.record["result"], run.metrics
+    result, lines = run.result.to_json(), run.metrics
     assert result["diagnosis"]["kind"] == "overfitting"
     assert result["stopped_early"]
     assert result["best_step"] + 8 <= result["steps"] < 30
@@ -171,8 +171,8 @@ def test_overfitting_ends_the_run_early_with_its_best_adapter_and_also_after_a_s
     assert outcome(train(again, resume=True)) == outcome(run)
 
     noted = train(overfitted(**plan, on_overfitting="note"))
-    assert noted.record["result"]["steps"] == 30
-    assert not noted.record["result"]["stopped_early"]
+    assert noted.result.steps == 30
+    assert not noted.result.stopped_early
 
 
 def named(run: Run) -> Any:
@@ -198,11 +198,11 @@ def test_the_pre_flight_block_says_what_was_held_out_and_what_was_lost(config_tr
 
 def test_the_figures_of_a_run_count_what_they_say(config_tree: Tree, tmp_path: Path) -> None:
     run = train(config_tree(train={"batch_size": 10, "max_steps": 5, "eval_steps": 5}, eval={"max_rows": 3}))
-    result, lines = run.record["result"], [line for line in run.metrics if "loss" in line]
+    result, lines = run.result.to_json(), [line for line in run.metrics if "loss" in line]
     # 32 training rows, ten at a time: the fourth step holds two
     assert [line["epoch"] for line in lines] == [0.3125, 0.625, 0.9375, 1.0, 1.3125]
     assert 0 < result["trained_tokens_seen"] < result["tokens_seen"]
-    assert run.record["heldout_available"] == 8
+    assert run.record.heldout_available == 8
     assert len(run.heldout.read_text().splitlines()) == 3
     assert result["train_loss"] == lines[-1]["loss"]
     assert {"step", "epoch", "loss", "learning_rate", "grad_norm", "eval_loss", "best"} <= lines[-1].keys()

@@ -106,7 +106,7 @@ def test_what_a_method_has_trained_is_judged_asked_and_verified_like_a_lora(
     proofs = api.verify(run)
     assert all(proof["passed"] for proof in proofs["proofs"])
     values = api.evaluate(run, reporter=Quiet())["metrics"]
-    result = run.record["result"]
+    result = run.result.to_json()
     assert values["loss"] == pytest.approx(result["eval_loss"], rel=1e-5)
     assert abs(result["eval_loss"] - result["base_eval_loss"]) > 5e-3
     base = api.evaluate(run, adapter=False, reporter=Quiet())["metrics"]
@@ -164,7 +164,7 @@ def test_full_fine_tuning_leaves_the_bases_files_alone_and_writes_a_model_of_its
         assert torch.equal(put_on(input_ids=IDS).logits, own)
     assert torch.equal(detach(put_on)(input_ids=IDS).logits, own)
     values = api.evaluate(str(run.model), data=str(run.heldout), reporter=Quiet())["metrics"]
-    assert values["loss"] == pytest.approx(run.record["result"]["eval_loss"], rel=1e-5)
+    assert values["loss"] == pytest.approx(run.result.eval_loss, rel=1e-5)
 
 
 def test_full_fine_tuning_has_the_gradient_of_plain_transformers(method_tree: Tree, tiny_base: Path):

@@ -102,8 +102,8 @@ def test_skip_passes_over_the_batch_and_changes_nothing_by_it(config_tree: Tree,
     assert all(f"| {step} | skipped | step {step}: " in reported for step in (1, 5))
     assert all("rows data.jsonl:" in line["error"] or ".jsonl:" in line["error"] for line in events(run, "skipped"))
     assert [line["step"] for line in run.metrics] == [0, 1, 4, 5, 8]
-    assert run.record["result"]["skipped_steps"] == 2
-    assert run.record["result"]["steps"] == 8
+    assert run.result.skipped_steps == 2
+    assert run.result.steps == 8
     assert sum(note.startswith("skipped step") for note in reporter.notes) == 2
 
 
@@ -129,7 +129,7 @@ def test_rollback_goes_back_lowers_the_rate_and_passes_the_rows(config_tree: Tre
     assert [line["step"] for line in trained] == list(range(1, 9))
     planned = [learning_rate(run.config.train, 1e-2, step, 8) for step in range(1, 9)]
     assert [line["learning_rate"] for line in trained] == planned[:4] + [0.5 * rate for rate in planned[4:]]
-    assert run.record["result"]["rollbacks"] == 1
+    assert run.result.rollbacks == 1
     assert (
         "| back to step 4, past the batches 5 to 5, 0.5 of the learning rate |"
         in (run.reports / "report.md").read_text()
@@ -287,7 +287,7 @@ def test_a_value_that_is_not_finite_never_reaches_the_disk_and_is_answered_which
         else:
             assert answered, case
             assert lines, f"{case}: not recorded"
-            assert run.record["result"]["steps"] == PLAN["max_steps"]
+            assert run.result.steps == PLAN["max_steps"]
         shutil.rmtree(run.path)
 
 
@@ -372,7 +372,7 @@ def test_spikes_are_in_the_metrics_and_counted(config_tree: Tree, monkeypatch: p
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", loud)
     run = train(config_tree(train=PLAN))
     assert [line["step"] for line in run.metrics if "spike" in line] == [6]
-    assert run.record["result"]["gradient_spikes"] == 1
+    assert run.result.gradient_spikes == 1
 
 
 def test_a_limit_without_a_policy_is_refused(config_tree: Tree) -> None:

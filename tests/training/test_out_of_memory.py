@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from inlay.training.loop import TrainingLoop
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import Setup, set_up
 from inlay.training.signals import StopRequest
-from parts import qa_rows, write_rows
+from parts import qa_rows, run_record, write_rows
 from training_runs import Quiet, outcome, stop_after, train
 
 Tree = Callable[..., dict[str, Any]]
@@ -83,6 +84,7 @@ def trained(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         start.load_into(setup.model)
         setup.model.train()
         made = Run(tmp_path_factory.mktemp("run"))
+        made.write_record(run_record())
         job = setup.job(made)
         job.micro_batch_size = micro_batch_size
         TrainingLoop([job], StopRequest(), Quiet()).run()
@@ -143,7 +145,7 @@ def test_with_room_for_so_many_rows_a_batch_is_halved_until_it_fits_and_stays_so
     fits = {1: 1, 3: 2, 5: 4}[room]
     assert max(seen) == fits
     assert {line["micro_batch_size"] for line in run.metrics if "loss" in line} == {fits}
-    halvings = [(s["phase"], s["step"], s["batch_size"]) for s in run.record["out_of_memory"]]
+    halvings = [(met.phase, met.step, met.batch_size) for met in run.record.out_of_memory]
     training = [("training", 1, n) for n in (4, 2, 1) if n >= fits]
     assert halvings == training + [("evaluation", 1, n) for n in (2, 1) if n >= fits]
     for name, tensor in wanted.tensors.items():
@@ -184,9 +186,9 @@ def test_training_and_evaluation_beyond_a_planned_limit_are_computed_again_in_sm
     make = Setup.job
     monkeypatch.setattr(Setup, "job", modest)
     run = train(config_tree(train=plan, data=data, eval={"batch_size": 8}))
-    found = run.record["out_of_memory"]
-    assert {one["phase"] for one in found} == {"training", "evaluation"}
-    assert all("were held, train.max_memory allows" in one["error"] for one in found)
+    found = run.record.out_of_memory
+    assert {one.phase for one in found} == {"training", "evaluation"}
+    assert all("were held, train.max_memory allows" in one.error for one in found)
     assert all(line["memory_bytes"] < 1.1 * limits[0] for line in run.metrics if "loss" in line)
     same(run, calm)
 
@@ -224,9 +226,9 @@ def test_a_shortage_is_remembered_by_a_run_that_is_stopped_and_resumed(
     engine[:] = [once]
     whole = train(trees["whole"], reporter=Quiet(steps.append))
     assert [line["micro_batch_size"] for line in whole.metrics if "loss" in line] == [4, 4, 2, 2, 2, 2]
-    assert whole.record["result"]["out_of_memory"] == 1
+    assert whole.result.out_of_memory == 1
     (short,) = [line for line in whole.metrics if "out_of_memory" in line]
-    assert (short["step"], short["out_of_memory"]) == (3, whole.record["out_of_memory"])
+    assert (short["step"], short["out_of_memory"]) == (3, [asdict(one) for one in whole.record.out_of_memory])
     assert "| 3 | out of memory | in training: CUDA out of memory" in (whole.reports / "report.md").read_text()
     steps.clear()
 

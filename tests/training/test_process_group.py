@@ -86,13 +86,13 @@ def test_with_default_settings_every_process_has_half_of_the_work(
         outputs.append(output)
     together = runs[1]
     assert together.config.train.micro_batch_size == together.config.train.batch_size == 16
-    tokens = [one["tokens"] for one in together.record["processes"]]
-    assert sum(tokens) == together.record["result"]["tokens_seen"]
+    tokens = [one.tokens for one in together.record.processes]
+    assert sum(tokens) == together.result.tokens_seen
     assert abs(tokens[0] - tokens[1]) < 0.1 * sum(tokens)
-    assert "processes" not in alone.record
+    assert alone.record.processes == ()
     assert_same_within_rounding(together, alone)
     for key in ("eval_loss", "base_eval_loss", "difference", "low", "high"):
-        assert together.record["result"][key] == pytest.approx(alone.record["result"][key], rel=1e-6), key
+        assert getattr(together.result, key) == pytest.approx(getattr(alone.result, key), rel=1e-6), key
     assert "  processes       2, each with its share" in outputs[0]
     assert "  batch           16 = 2 processes × 8 × 1" in outputs[0]
     assert "tokens/s in one micro batch of each process)" in outputs[0]
@@ -116,7 +116,7 @@ def test_the_verdict_is_over_the_best_checkpoint_on_every_process(
         code, output = process.wait()
         assert code == 0, output
     run = Run(tmp_path / "results" / "together")
-    result, losses = run.record["result"], {line["step"]: line["eval_loss"] for line in run.metrics}
+    result, losses = run.result.to_json(), {line["step"]: line["eval_loss"] for line in run.metrics}
     assert result["best_step"] == result["adapter_step"] < result["steps"], "choose a rate that overshoots"
     assert result["eval_loss"] == pytest.approx(losses[result["best_step"]], rel=1e-5)
 
@@ -184,7 +184,7 @@ def test_what_one_process_meets_is_answered_by_all_as_one_process_alone_answers_
         assert [line["failed_step"] for line in run.metrics if line.get("event") == "rollback"] == [5] * (
             policy == "rollback"
         )
-        assert [(one["step"], one["batch_size"]) for one in run.record["out_of_memory"]] == [(met["memory"], 1)]
+        assert [(one.step, one.batch_size) for one in run.record.out_of_memory] == [(met["memory"], 1)]
     assert_same_within_rounding(together, alone)
 
 

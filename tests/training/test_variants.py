@@ -28,7 +28,7 @@ from inlay.training.optimizer import restore_state, state_tensors
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import Setup, set_up
 from inlay.training.signals import StopRequest
-from parts import NANO, make_base
+from parts import NANO, make_base, run_record
 
 # plain PEFT, as others will load our adapters, asks transformers 5 for a name it renamed
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -55,7 +55,7 @@ def ready(config_tree: Tree, tmp_path: Path, data_file: Path) -> Callable[..., t
         setup = set_up(configs.validate(tree, "test"), Quiet(), ProcessGroup())
         run = Run(tmp_path / name)
         run.path.mkdir()
-        run.update(status="running")
+        run.write_record(run_record())
         return setup, setup.job(run)
 
     return make

@@ -97,7 +97,7 @@ def test_cost_is_time_by_price_and_training_is_paid_once(outcome: Outcome) -> No
     assert base["cost_per_1000_requests"] == pytest.approx(1000 * base["request_s"] / 3600 * 2.0 / 0.5)
     assert base["energy_kwh_per_1000_requests"] == pytest.approx(1000 * base["request_s"] / 3600 * 0.1)
     assert base["cost_once"] == 0
-    assert adapter["cost_once"] == pytest.approx(outcome.run.record["result"]["train_time_s"] / 3600 * 2.0)
+    assert adapter["cost_once"] == pytest.approx(outcome.run.result.train_time_s / 3600 * 2.0)
 
 
 def test_with_documents_nothing_of_the_training_rows_is_retrieved(

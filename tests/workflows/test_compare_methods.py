@@ -16,7 +16,8 @@ import pytest
 from inlay import api
 from inlay.cli.view import methods_text
 from inlay.errors import ConfigError, Interrupted, RunError
-from inlay.runs.folder import FINISHED, Run
+from inlay.runs.folder import Run
+from inlay.runs.record import FINISHED
 from inlay.workflows.compare_methods import METHODS, REPORT, RESULT, _configs, _wait_for
 from program import environment
 from training_runs import Inlay, Quiet, lines_of, stop_after
@@ -40,7 +41,7 @@ def test_a_method_that_cannot_run_is_a_row_with_its_reason_and_what_is_finished_
     assert lora["reason"] == "adapter.bias all: this base has no such biases. Leave it at none."
     assert ia3["reason"] is None
     run = Run(Path(found["folder"]) / "ia3")
-    result = run.record["result"]
+    result = run.result.to_json()
     assert (ia3["eval_loss"], ia3["verdict"]) == (result["eval_loss"], result["verdict"])
     assert ia3["trainable"] == 2 * (16 + 16 + 48)
     assert ia3["learning_rate"] == 3e-3

@@ -59,7 +59,7 @@ def test_every_row_is_judged_once_and_a_validation_cut_off_goes_on(tree: dict[st
     assert sorted(asked) == sorted({*asked})
     assert found["rows"] == len(asked) == 24
     for run, fold in zip(runs, found["per_fold"], strict=True):
-        assert run.record["result"]["adapter_step"] == 2
+        assert run.result.adapter_step == 2
         assert fold["n"] == len(read_held_out(run.heldout))
     again = api.compare(runs[1], reporter=Quiet()).metrics["loss"]
     assert found["per_fold"][1]["metrics"]["loss"]["difference"] == again.difference

@@ -138,14 +138,19 @@ def open_base(run: Run) -> OpenedBase:
     """The base of a run, in the precision and with the tokenizer of its training. Raises: ModelError when the base changed."""
     config, record = run.config, run.record
     ref = find_base(config.model.base_model, run.base_revision)
-    if changed := ref.difference(record):
+    if changed := ref.difference(record.base):
         raise ModelError(
             f"{config.model.base_model}: is not the base that {run.name} was trained on: {changed}. "
             "The adapter would not do what was measured."
         )
-    dtype, quantization = getattr(torch, str(record["dtype"])), str(record.get("quantization", "none"))
     kept = run.trained if run.trained.is_dir() else None  # a run that has not ended has the tokenizer of its base
-    return OpenedBase(ref, config.model, config.data, Precision(device_for(config), dtype, quantization), kept)
+    return OpenedBase(
+        ref,
+        config.model,
+        config.data,
+        Precision(device_for(config), getattr(torch, record.dtype), record.quantization),
+        kept,
+    )
 
 
 def config_of(one: Reference) -> Config:

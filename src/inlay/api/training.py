@@ -26,7 +26,7 @@ def train(
     that name aside. When checkpoints exist and neither is given, `confirm` asks whether to resume. `extend` continues
     to a new total length, `600` (steps) or `5epochs`; the learning rate follows the schedule of that length from there
     on. Given again it changes nothing, so a supervisor may repeat the command. `profile` reports where the time of the
-    steps went, in seconds in `run.record["profile"]`.
+    steps went, in seconds in `run.record.profile`.
 
     Raises: UserError for input that cannot work, before anything is written; TrainingError, StorageError when the
     run fails; Interrupted when a signal stopped it after a checkpoint.

@@ -65,7 +65,7 @@ def resume(run: RunName = None, extend: Extend = None, output: Folder = "results
     from inlay.cli import progress, view
 
     finished = api.resume(run, extend=extend, reporter=progress.reporter(), folder=output)
-    return Output(finished.record.get("result"), view.after_training(finished))
+    return Output(finished.result.to_json(), view.after_training(finished))
 
 
 def pin(run: Run, step: Step, output: Folder = "results", as_json: Json = False) -> Output:

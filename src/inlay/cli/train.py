@@ -160,7 +160,7 @@ def train(
         reporter=progress.reporter(),
         confirm=progress.confirm(as_json),
     )
-    return Output(run.record.get("result"), view.after_training(run))
+    return Output(run.result.to_json(), view.after_training(run))
 
 
 def demo(output: Folder = "results", as_json: Json = False) -> Output:
@@ -169,5 +169,5 @@ def demo(output: Folder = "results", as_json: Json = False) -> Output:
     from inlay.cli import progress, view
 
     run, comparison = api.demo(folder=output, reporter=progress.reporter())
-    value = {"run": run.record.get("result"), "comparison": comparison.to_json()}
+    value = {"run": run.result.to_json(), "comparison": comparison.to_json()}
     return Output(value, view.comparisons_text(comparison, view.width()) + view.after_demo(run))

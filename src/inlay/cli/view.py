@@ -25,19 +25,19 @@ def width() -> int:
 
 def after_training(run: Run) -> str:
     """Where everything is, and the next command to type."""
-    result = run.record.get("result", {})
-    best = f", best step {result['best_step']}" if result.get("best_step") is not None else ""
-    stopped = ", stopped early" if result.get("stopped_early") else ""
+    result = run.result
+    best = f", best step {result.best_step}" if result.best_step is not None else ""
+    stopped = ", stopped early" if result.stopped_early else ""
     made = run.trained.name
     opens = "transformers" if made == "model" else "PEFT"
-    escape = result.get("escape") or {}
-    branches = "  branches/escape  branches/decay: runs of their own\n" if escape.get("tried") else ""
+    escaped = result.escape is not None and result.escape.tried
+    branches = "  branches/escape  branches/decay: runs of their own\n" if escaped else ""
     return (
         f"\n{run.path}\n"
-        f"  {made}/  from step {result.get('adapter_step')} of {result.get('steps')}{stopped}{best}; opens with {opens} as it is\n"
+        f"  {made}/  from step {result.adapter_step} of {result.steps}{stopped}{best}; opens with {opens} as it is\n"
         f"  reports/curves.png  config.yaml  run.json  metrics.jsonl  log.txt  checkpoints/\n"
         f"{branches}"
-        f"  took {duration_shown(result.get('time_s', 0.0))}\n"
+        f"  took {duration_shown(result.time_s)}\n"
         f"Next: inlay compare {_argument(run)}\n"
         f'      inlay generate "…" --run {_argument(run)}'
     )

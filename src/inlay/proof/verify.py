@@ -122,26 +122,26 @@ def prove_stored(run: Run, load: Callable[[], Loaded]) -> list[Proof]:
     """
     load = lru_cache(load)
     record, config = run.record, run.config
-    result = record.get("result") or {}
-    step = int(result.get("adapter_step", 0))
-    batches = result.get("trained_batches") or [[1, int(result.get("steps", 0))]]
+    result = record.result
+    step = result.adapter_step if result else 0
+    batches = (result and result.trained_batches) or [[1, result.steps if result else 0]]
     evidence = _evidence(run)
     training = _training_encoder(run)
-    data, why = _data(config, training, str(record.get("data_hash")))
+    data, why = _data(config, training, record.data_hash)
     heldout = held_out(read_held_out(run.heldout), training, int(config.data.max_length), config.data.overlong, ())
     rows, examples = (data.train, data.train_sample) if data else (heldout.tokens, heldout.examples[:_SAMPLE])
     sample = sample_of(rows, examples)
 
     @lru_cache
     def tensors() -> dict[str, Tensor]:
-        return AdapterState.read(run.trained, record["base_digest"]).tensors
+        return AdapterState.read(run.trained, record.base_digest).tensors
 
     @lru_cache
     def looks() -> tuple[Tensor, Tensor, list[float], list[float], float]:
         base, _, device, dtype = load()
         few = _few(heldout.tokens, training.pad_id)
         bare, base_losses = _logits(base, few, device, dtype)
-        model = AdapterState.read(run.trained, record["base_digest"]).attach_to(base)
+        model = AdapterState.read(run.trained, record.base_digest).attach_to(base)
         _, losses = _logits(model, few, device, dtype)
         with adapter_disabled(model):
             off, _ = _logits(model, few, device, dtype)
@@ -168,7 +168,7 @@ def prove_stored(run: Run, load: Callable[[], Loaded]) -> list[Proof]:
             config,
             lambda: _order(run, config, rows),
             batches,
-            int(result.get("trained_tokens_seen", 0)),
+            result.trained_tokens_seen if result else 0,
             why,
         ),
         proof("saved = in memory", saved),

@@ -17,10 +17,10 @@ from typing import Any
 from inlay.config import Config
 from inlay.config.load import read_tree, validate
 from inlay.errors import RunError, unknown_name
+from inlay.runs.record import Result, RunRecord
 from inlay.storage import append_line, explained, move_aside, path_exists, read_lines, write_file, write_json
 
 PROOFS = "proofs.json"
-RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +39,37 @@ class Run:
         return validate(read_tree(self.path / "config.yaml"), str(self.path / "config.yaml"))
 
     @property
-    def record(self) -> dict[str, Any]:
-        """run.json: status, seed, versions, device, data hash, base digest, results. Empty before the first write."""
+    def is_recorded(self) -> bool:
+        """Whether there is a run.json; a start that was killed at once leaves none."""
+        return (self.path / "run.json").exists()
+
+    @property
+    def record(self) -> RunRecord:
+        """The contents of run.json. Raises: RunError when there is none, or it cannot be read."""
         path = self.path / "run.json"
-        if not path.exists():
-            return {}
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            return RunRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error}).") from None
+
+    @property
+    def result(self) -> Result:
+        """Steps, losses and verdict. Raises: RunError when the run is not finished."""
+        found = self.record.result
+        if found is None:
+            raise RunError(f"{self.path}: has no result yet (status {self.status}).")
+        return found
 
     @property
     def base_revision(self) -> str | None:
         """The commit of a hub's base that the run was trained on, whatever its branch holds by now."""
-        return self.record.get("base_commit") or self.config.model.revision
+        recorded = self.record.base_commit if self.is_recorded else None
+        return recorded or self.config.model.revision
 
     @property
     def status(self) -> str:
-        return str(self.record.get("status", "empty"))
+        """`running`, `finished`, `interrupted` or `failed`; `empty` before the first record."""
+        return self.record.status if self.is_recorded else "empty"
 
     @property
     def caution(self) -> str:
@@ -103,9 +116,9 @@ class Run:
         """Every line of metrics.jsonl."""
         return read_lines(self.path / "metrics.jsonl")
 
-    def update(self, **values: Any) -> None:
-        """Sets keys of run.json."""
-        write_json(self.path / "run.json", self.record | values)
+    def write_record(self, record: RunRecord) -> None:
+        """Replaces run.json: `run.write_record(replace(run.record, status=FINISHED))`."""
+        write_json(self.path / "run.json", record.to_json())
 
     def log_metrics(self, values: dict[str, Any]) -> None:
         append_line(self.path / "metrics.jsonl", values)
@@ -206,7 +219,7 @@ _MOVED_ASIDE = re.compile(r"\.old-\d+$")
 
 def _started_at(path: Path) -> str:
     try:
-        return str(Run(path).record.get("started_at", ""))
+        return Run(path).record.started_at
     except RunError:  # one broken folder must not hide the others
         return ""
 

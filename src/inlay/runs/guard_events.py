@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inlay.runs.folder import FAILED, Run
+from inlay.runs.folder import Run
+from inlay.runs.record import FAILED, EscapeOutcome, RunRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +23,14 @@ class Incident:
 
 def incidents(run: Run) -> list[Incident]:
     """Everything that metrics.jsonl and run.json know of, by step."""
-    record = run.record
-    found = [*_of_lines(run), *_of_record(record)]
+    lines = run.metrics
+    found = [*_of_lines(lines), *_of_record(run.record, lines)]
     return sorted(found, key=lambda one: one.step)
 
 
-def _of_lines(run: Run) -> Iterator[Incident]:
-    said: tuple[Any, Any] | None = None
-    for line in run.metrics:
+def _of_lines(lines: Sequence[dict[str, Any]]) -> Iterator[Incident]:
+    before: tuple[Any, Any] | None = None
+    for line in lines:
         step = int(line["step"])
         if line.get("event") == "skipped":
             yield Incident(step, "skipped", line["error"], "the step changed nothing")
@@ -43,39 +43,39 @@ def _of_lines(run: Run) -> Iterator[Incident]:
             yield Incident(step, "spike", found, "clipped to train.max_grad_norm like any other")
         if "eval_loss" in line:
             now = (line.get("diagnosis"), line.get("done"))
-            if now[0] and now != said:
+            if now[0] and now != before:
                 kind = "overfitting" if now[0] == "overfitting" else "plateau"
                 yield Incident(step, kind, f"{now[0]}: {line.get('reason', '')}", line.get("done", "noted"))
-            said = now
+            before = now
 
 
-def _of_record(record: dict[str, Any]) -> Iterator[Incident]:
-    for one in record.get("out_of_memory", ()):
-        done = f"the same rows again, {one['batch_size']} at a time from there on"
-        yield Incident(one["step"], "out of memory", f"in {one['phase']}: {one['error']}", done)
-    result = record.get("result") or {}
-    if result.get("escape"):
-        outcome, plateau = result["escape"], result["plateau"]
-        yield Incident(plateau["step"], "escape", plateau["kind"], told(outcome))
-    if record.get("status") == FAILED and record.get("error"):
-        named = re.match(r"(?:\w+ )?step (\d+)", record["error"])
-        yield Incident(int(named[1]) if named else 0, "failed", record["error"], "the run was stopped")
+def _of_record(record: RunRecord, lines: Sequence[dict[str, Any]]) -> Iterator[Incident]:
+    for one in record.out_of_memory:
+        done = f"the same rows again, {one.batch_size} at a time from there on"
+        yield Incident(one.step, "out of memory", f"in {one.phase}: {one.error}", done)
+    result = record.result
+    if result and result.escape and result.plateau:
+        yield Incident(result.plateau.step, "escape", result.plateau.kind, escape_summary(result.escape))
+    if record.status == FAILED and record.error:
+        step = record.failed_step
+        if step is None:  # no step is at fault: the last one that was logged
+            step = max((int(line["step"]) for line in lines), default=0)
+        yield Incident(step, "failed", record.error, "the run was stopped")
 
 
-def told(outcome: dict[str, Any]) -> str:
+def escape_summary(outcome: EscapeOutcome) -> str:
     """The outcome of an escape in one line."""
-    if not outcome["tried"]:
-        return f"the escape was not tried: {outcome['reason']}"
-    first, last = outcome["steps"]
+    if outcome.against is None or outcome.eval_loss is None or outcome.best is None or outcome.steps is None:
+        return f"the escape was not tried: {outcome.reason}"
+    first, last = outcome.steps
     against = [
-        f"{name} {outcome['eval_loss'][name]:.4f} "
-        f"({d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}] {d['verdict']})"
-        for name, d in outcome["against"].items()
+        f"{name} {outcome.eval_loss[name]:.4f} ({d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}] {d.verdict})"
+        for name, d in outcome.against.items()
     ]
-    best = [f"{name} {one['eval_loss']:.4f} after step {one['step']}" for name, one in outcome["best"].items()]
+    best = [f"{name} {one.eval_loss:.4f} after step {one.step}" for name, one in outcome.best.items()]
     return (
         f"held-out loss after step {last} of three ways from step {first} on: "
-        f"escape {outcome['eval_loss']['escape']:.4f} against {', '.join(against)}; best on the way: {', '.join(best)}"
+        f"escape {outcome.eval_loss['escape']:.4f} against {', '.join(against)}; best on the way: {', '.join(best)}"
     )
 
 

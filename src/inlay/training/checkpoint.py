@@ -62,7 +62,7 @@ class Progress:
     """Of the steps since the last evaluation."""
     curve: list[list[Any]] = field(default_factory=list)
     """The points of `plateau.points_of`."""
-    diagnosis: dict[str, str] | None = None
+    diagnosis: dict[str, Any] | None = None
     """What the curve said at the last evaluation."""
     plateau: dict[str, Any] | None = None
     """{step, kind, reason, back_to} of the plateau that `train.on_plateau: escape` is to escape from."""

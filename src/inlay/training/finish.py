@@ -13,6 +13,7 @@ from inlay.methods.state import AdapterState
 from inlay.models.generation_settings import FILE, generation_settings
 from inlay.runs.folder import Run
 from inlay.runs.guard_events import as_markdown, incidents
+from inlay.runs.record import RunRecord
 from inlay.storage import replace_folder, write_file, write_json
 from inlay.training import checkpoint as checkpoints
 from inlay.training.job import AdapterJob
@@ -93,25 +94,24 @@ def _write_model(model: Any, base: Path, folder: Path) -> None:
         write_json(folder / FILE, found[0])
 
 
-def report(run: Run, record: dict[str, Any]) -> None:
+def report(run: Run, record: RunRecord) -> None:
     """The curves and the report of a run that ended; `record` is what run.json holds, or is about to hold."""
     draw_curves(run)
     write_report(run, record)
 
 
-def write_report(run: Run, record: dict[str, Any]) -> Path:
+def write_report(run: Run, record: RunRecord) -> Path:
     """`reports/report.md`: what came out, and what the guards met. `inlay compare` puts a longer one in its place.
 
     `record` is what run.json holds, or is about to hold.
     """
-    result, head = record.get("result") or {}, f"# {run.name}: {record.get('status')}"
-    lines = [head]
+    result, lines = record.result, [f"# {run.name}: {record.status}"]
     if result:
         lines = [
-            f"# {run.name}: {result['verdict']} by held-out loss",
+            f"# {run.name}: {result.verdict} by held-out loss",
             "",
-            f"{result['base_eval_loss']:.4f} → {result['eval_loss']:.4f}: {result['difference']:+.4f} "
-            f"[{result['low']:+.4f}, {result['high']:+.4f}]; adapter of step {result['adapter_step']} of {result['steps']}.",
+            f"{result.base_eval_loss:.4f} → {result.eval_loss:.4f}: {result.difference:+.4f} "
+            f"[{result.low:+.4f}, {result.high:+.4f}]; adapter of step {result.adapter_step} of {result.steps}.",
         ]
     lines += ["", "![training and held-out loss](curves.png)", "", "## What the guards met", ""]
     path = run.reports / "report.md"

@@ -26,9 +26,10 @@ _SPIKE_NEEDS, _SPIKE_DEVIATIONS = 20, 8.0
 class NonFinite(TrainingError):
     """A loss, gradient, weight or optimizer state that is not finite, on every rank alike."""
 
+    step: int
+
     def __init__(self, message: str, step: int, *, before_update: bool) -> None:
-        super().__init__(message)
-        self.step = step
+        super().__init__(message, step=step)
         self.before_update = before_update
         """The weights are still those of the step before."""
 
@@ -114,7 +115,7 @@ def require_finite_base(loss: float, model: torch.nn.Module) -> None:
         first = spoilt[0].removeprefix("base_model.model.").replace(".base_layer.", ".")
         why = f"{len(spoilt)} of its weights hold NaN or infinity, first {first}"
     way_out = "Try --set model.dtype=float32" if narrow else "Get the base again, or take another"
-    raise TrainingError(f"before step 1: the base's own held-out loss is {loss}. {why}. {way_out}.")
+    raise TrainingError(f"before step 1: the base's own held-out loss is {loss}. {why}. {way_out}.", step=1)
 
 
 _FIRST_TO_MOVE = (
@@ -149,5 +150,6 @@ class BeforeFirstStep:
         if still:
             raise TrainingError(
                 f"after step 1 {len(still)} of {len(self.parameters)} {self.what} have not moved, first {still[0]}: "
-                f"no gradient reaches them. {self.way_out}"
+                f"no gradient reaches them. {self.way_out}",
+                step=1,
             )

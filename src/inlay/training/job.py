@@ -16,6 +16,7 @@ from inlay.engine.autograd import Engine
 from inlay.engine.profile import timed
 from inlay.methods.state import AdapterState
 from inlay.runs.folder import Run
+from inlay.runs.record import OutOfMemoryEvent
 from inlay.training import checkpoint as checkpoints
 from inlay.training import escape
 from inlay.training.checkpoint import Checkpoint, Progress
@@ -27,16 +28,6 @@ from inlay.training.trackers import Tracker
 TRAINING, EVALUATION = "training", "evaluation"
 """Phases of a run that may run out of memory."""
 _LOSS_SCALE = 1024.0  # of float16, whose small gradients would vanish
-
-
-@dataclass(frozen=True, slots=True)
-class OutOfMemoryEvent:
-    """From `step` on a batch of this phase holds at most `batch_size` rows."""
-
-    phase: str
-    step: int
-    batch_size: int
-    error: str
 
 
 @dataclass

@@ -28,6 +28,7 @@ from inlay.engine.profile import timed
 from inlay.errors import Interrupted
 from inlay.methods.adapter import adapter_disabled
 from inlay.runs.folder import Run
+from inlay.runs.record import Diagnosis
 from inlay.runs.reporter import Reporter
 from inlay.training import escape, guards, plateau
 from inlay.training.gradient import accumulate
@@ -284,7 +285,7 @@ class TrainingLoop:
             self.note(job, f"step {step}: {done}")
         return values | {"diagnosis": found.kind, "reason": found.reason, "done": done}
 
-    def _diagnosed(self, job: AdapterJob, step: int, eval_loss: float) -> plateau.Diagnosis | None:
+    def _diagnosed(self, job: AdapterJob, step: int, eval_loss: float) -> Diagnosis | None:
         """The diagnosis of the curve up to this evaluation, noted where it is news."""
         config, progress = job.config.train, job.progress
         losses, progress.recent_losses = progress.recent_losses or [eval_loss], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 from safetensors import SafetensorError
@@ -18,7 +19,6 @@ from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop
 
 FILE = "order.safetensors"
-_RECORDED = "order_sha256"
 
 
 def by_loss(loop: TrainingLoop, job: AdapterJob) -> Curriculum:
@@ -44,7 +44,7 @@ def stored(run: Run) -> np.ndarray | None:
     """(N,) what the run keeps; None when it keeps nothing, or not what it wrote."""
     try:
         content = (run.path / FILE).read_bytes()
-        if hashlib.sha256(content).hexdigest() != run.record.get(_RECORDED):
+        if hashlib.sha256(content).hexdigest() != run.record.order_sha256:
             return None
         return np.asarray(load(content)["loss"])
     except (OSError, KeyError, SafetensorError):
@@ -54,10 +54,11 @@ def stored(run: Run) -> np.ndarray | None:
 def _keep(run: Run, losses: np.ndarray) -> None:
     content = save({"loss": losses})
     digest = hashlib.sha256(content).hexdigest()
-    if run.record.get(_RECORDED, digest) != digest:
+    record = run.record
+    if record.order_sha256 not in (None, digest):
         raise StorageError(
             f"{run.path / FILE}: is not what the run wrote, and the losses of the base come out otherwise now, so the "
             "order of rows cannot be had again. Put the file back, or start anew with --fresh."
         )
     write_file(run.path / FILE, content)
-    run.update(**{_RECORDED: digest})
+    run.write_record(replace(record, order_sha256=digest))

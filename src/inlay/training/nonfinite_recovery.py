@@ -27,7 +27,8 @@ def recover(job: AdapterJob, found: NonFinite, note: Callable[[str], None], save
     before = len(progress.skipped) + len(progress.rollbacks)
     if before >= train.max_nonfinite:
         raise TrainingError(
-            f"{found} It was passed over {before} times before, as often as train.max_nonfinite allows."
+            f"{found} It was passed over {before} times before, as often as train.max_nonfinite allows.",
+            step=found.step,
         )
     job.optimizer.zero_grad(set_to_none=True)
     if train.on_nonfinite == "rollback":
@@ -35,7 +36,9 @@ def recover(job: AdapterJob, found: NonFinite, note: Callable[[str], None], save
     elif found.before_update:
         _skip(job, found, note)
     else:
-        raise TrainingError(f"{found} Skipping a batch cannot heal it; train.on_nonfinite=rollback can.")
+        raise TrainingError(
+            f"{found} Skipping a batch cannot heal it; train.on_nonfinite=rollback can.", step=found.step
+        )
 
 
 def _skip(job: AdapterJob, found: NonFinite, note: Callable[[str], None]) -> None:

@@ -7,22 +7,16 @@ every step as the first time. The rows of a step, their order and their gradient
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from typing import TypeVar
 
 from inlay.engine.memory import first_line, is_out_of_memory, limited, release
 from inlay.errors import TrainingError
-from inlay.runs.folder import Run
-from inlay.training.job import TRAINING, AdapterJob, OutOfMemoryEvent
+from inlay.runs.record import OutOfMemoryEvent
+from inlay.training.job import TRAINING, AdapterJob
 from inlay.training.shares import share_size
 
 T = TypeVar("T")
-_RECORD = "out_of_memory"
-
-
-def recorded(run: Run) -> list[OutOfMemoryEvent]:
-    """The out-of-memory events of the run so far."""
-    return [OutOfMemoryEvent(**entry) for entry in run.record.get(_RECORD, [])]
 
 
 def run_with_oom_retry(
@@ -45,7 +39,9 @@ def run_with_oom_retry(
         if not group.any(bool(failed)):
             return result, size
         if size == 1:
-            raise TrainingError(f"step {step}: out of memory with a single row ({failed or 'on another process'}).")
+            raise TrainingError(
+                f"step {step}: out of memory with a single row ({failed or 'on another process'}).", step=step
+            )
         # outside of the except clause, whose traceback holds every tensor of the pass
         job.optimizer.zero_grad(set_to_none=True)
         release(job.device)
@@ -53,7 +49,7 @@ def run_with_oom_retry(
         smaller = (min(size, held) + 1) // 2
         job.out_of_memory_events.append(OutOfMemoryEvent(phase, step, smaller, failed or "on another process"))
         if group.is_first:
-            job.run.update(**{_RECORD: [asdict(event) for event in job.out_of_memory_events]})
+            job.run.write_record(replace(job.run.record, out_of_memory=tuple(job.out_of_memory_events)))
         note(
             f"step {step}: out of memory in {phase} ({job.out_of_memory_events[-1].error}); the same rows again, "
             f"{smaller} at a time from here on"

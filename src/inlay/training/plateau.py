@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Kind = Literal["overfitting", "converged", "noise-bound", "stalled"]
+from inlay.runs.record import Diagnosis, Kind
 
 WINDOW = 200
 """Step losses that one smoothed training loss is the median of, and points of the curve that are kept."""
@@ -36,14 +36,6 @@ class Point:
     eval_loss: float
     steady: bool
     """After warmup, with at least half of the peak learning rate: only then does a flat curve mean anything."""
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """A kind, and the figures it follows from."""
-
-    kind: Kind
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ def start_from(config: Config, model: Any, base: BaseRef) -> str:
     name, step = runs.split_step(reference)
     if step is not None:
         run = runs.find(name, config.output.folder)
-        if said := base.difference(run.record):
+        if said := base.difference(run.record.base):
             raise AdapterError(f"adapter.start_from {reference}: was trained on another base than this one: {said}.")
         state, caution = adapter_at(run, step), run.caution
     else:

@@ -51,6 +51,7 @@ from inlay.models.named_class import NamedClass, named_class
 from inlay.models.quantization import held
 from inlay.models.untrained_ends import told_untrained
 from inlay.runs.folder import caution_of
+from inlay.runs.record import RunRecord
 from inlay.runs.reporter import Reporter, bytes_shown
 from inlay.tasks.opened_base import OpenedBase, Precision
 from inlay.training.checkpoint import Progress
@@ -100,11 +101,11 @@ class Setup:
     save_every: int
     group: ProcessGroup
 
-    def recognise(self, record: Mapping[str, Any]) -> str:
+    def recognise(self, record: RunRecord) -> str:
         """What the base computes with otherwise than a run's record says; where nothing, it goes by the recorded digest."""
-        said = self.base.difference(record)
+        said = self.base.difference(record.base)
         if not said:
-            self.base_digest = str(record.get("base_digest", self.base_digest))
+            self.base_digest = record.base_digest
         return said
 
     @property

@@ -97,7 +97,7 @@ def _config_and_seed(one: Reference) -> tuple[str, int] | None:
         return None
     config, record = one.run.config, one.run.record
     unseeded = config.model_copy(update={"train": config.train.model_copy(update={"seed": 0})})
-    given = (settings_hash(unseeded), record.get("base_digest"), record.get("data_hash"))
+    given = (settings_hash(unseeded), record.base_digest, record.data_hash)
     return repr(given), config.train.seed
 
 
@@ -136,8 +136,9 @@ def _chosen_on_these_rows(model: Reference, found: EvaluationResult) -> tuple[st
     if model.kind != "run" or model.run is None or found.data != str(model.run.heldout):
         return ()
     evaluations = sum("eval_loss" in line for line in model.run.metrics)
-    result = model.run.record.get("result", {})
-    if evaluations < 2 or model.run.config.train.export != "best" or result.get("best_step") is None:
+    result = model.run.record.result
+    best = None if result is None else result.best_step
+    if evaluations < 2 or model.run.config.train.export != "best" or best is None:
         return ()
     return (
         f"{model.name} is the best of {evaluations} checkpoints by the loss on these rows, which flatters it a little. "
@@ -160,8 +161,8 @@ def bills(found: EvaluationResult, prices: Prices) -> list[Bill]:
 def _training_s(one: Reference) -> float | None:
     if one.run is None or one.kind not in ("run", "adapter"):
         return None
-    took = one.run.record.get("result", {}).get("train_time_s")
-    return None if took is None else float(took)
+    result = one.run.record.result
+    return None if result is None else result.train_time_s
 
 
 def _stored_bytes(one: Reference) -> int:

@@ -25,7 +25,8 @@ from inlay.config.render import as_yaml
 from inlay.errors import ConfigError, InlayError, Interrupted, RunError, unknown_name
 from inlay.reports import html
 from inlay.runs import folder as runs
-from inlay.runs.folder import FINISHED, Run
+from inlay.runs.folder import Run
+from inlay.runs.record import FINISHED
 from inlay.runs.reporter import Reporter, bytes_shown, duration_shown
 from inlay.storage import explained, owned, write_file, write_json
 from inlay.training.signals import STOP_WITH_STDIN
@@ -228,15 +229,15 @@ def _row(run: Run, name: str, reason: str | None) -> dict[str, Any]:
     if reason:
         return row
     record = run.record
-    result = record["result"]
+    result = run.result
     taken = ("steps", "train_time_s", "time_s", "base_eval_loss", "eval_loss", "difference", "low", "high", "verdict")
     return row | {
-        "trainable": record["trainable_parameters"],
-        "share": record["trainable_parameters"] / record["total_parameters"],
+        "trainable": record.trainable_parameters,
+        "share": record.trainable_parameters / record.total_parameters,
         "learning_rate": run.config.train.learning_rate,
         "memory_bytes": int(max(line.get("memory_bytes", 0) for line in run.metrics)),
         "saved_bytes": sum(path.stat().st_size for path in run.trained.glob("*.safetensors")),
-        **{key: result[key] for key in taken},
+        **{key: getattr(result, key) for key in taken},
     }
 
 

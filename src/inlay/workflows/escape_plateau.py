@@ -7,15 +7,17 @@ the run goes on with them.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 from inlay.config import Config
 from inlay.errors import RunError, StorageError
-from inlay.runs.folder import FINISHED, Run
-from inlay.runs.guard_events import told
+from inlay.runs.folder import Run
+from inlay.runs.guard_events import escape_summary
+from inlay.runs.record import FINISHED, BestEvaluation, DifferenceRecord, EscapeOutcome, Plateau
 from inlay.runs.reporter import LoggedReporter, Reporter
 from inlay.storage import owned
 from inlay.training.launcher import launched_rank
+from inlay.typed_json import decode
 from inlay.workflows import train
 
 _PLAIN = "continuation"
@@ -27,30 +29,30 @@ def follow(run: Run, reporter: Reporter) -> None:
     Raises: as `session.train`; the run itself stays finished.
     """
     record = run.record
-    result = record.get("result") or {}
-    plateau = result.get("plateau")
-    if record.get("status") != FINISHED or not plateau or "escape" in result:
+    result = record.result
+    if record.status != FINISHED or result is None or result.plateau is None or result.escape is not None:
         return
+    plateau = result.plateau
     first = launched_rank()[0] == 0
     if first:
         reporter = LoggedReporter(reporter, run)
-    reason = "the run stopped early" if result["stopped_early"] else _missing(run, plateau["back_to"])
+    reason = "the run stopped early" if result.stopped_early else _missing(run, plateau.back_to)
     if reason is None:
-        for name, config in _configs(run, plateau, result["steps"]).items():
+        for name, config in _configs(run, plateau, result.steps).items():
             if first:
-                reporter.note(f"{name}: from step {plateau['back_to']} to {result['steps']} once more")
+                reporter.note(f"{name}: from step {plateau.back_to} to {result.steps} once more")
             branch = Run(run.path / "branches" / name)
-            other = branch.path.exists() and branch.record and branch.config.train != config.train  # extended since
-            train.train(config, resume=not other, fresh=bool(other), reporter=reporter, confirm=None)
+            extended = branch.is_recorded and branch.config.train != config.train  # since it was begun
+            train.train(config, resume=not extended, fresh=extended, reporter=reporter, confirm=None)
     if not first:
         return
-    outcome = {"tried": False, "reason": reason} if reason else _judged(run, plateau, result["steps"], reporter)
+    outcome = EscapeOutcome(tried=False, reason=reason) if reason else _judged(run, plateau, result.steps, reporter)
     from inlay.training import finish
 
     with owned(run.path):
-        run.update(result=result | {"escape": outcome})
+        run.write_record(replace(run.record, result=replace(result, escape=outcome)))
         finish.report(run, run.record)
-    reporter.note(told(outcome))
+    reporter.note(escape_summary(outcome))
 
 
 def _missing(run: Run, step: int) -> str | None:
@@ -66,17 +68,17 @@ def _missing(run: Run, step: int) -> str | None:
     return None
 
 
-def _configs(run: Run, plateau: dict[str, Any], last: int) -> dict[str, Config]:
+def _configs(run: Run, plateau: Plateau, last: int) -> dict[str, Config]:
     """The config of each branch by its name: that of the run but for the learning rate and the guards that stop."""
     from inlay.training import escape
 
     config = run.config
     common = {
-        "branch_from": f"{run.path.absolute()}@{plateau['back_to']}", "max_steps": last, "on_plateau": "note",
+        "branch_from": f"{run.path.absolute()}@{plateau.back_to}", "max_steps": last, "on_plateau": "note",
         "on_overfitting": "note", "early_stopping_patience": None,
     }  # fmt: skip
     made = {}
-    for name, factors in escape.factors(plateau["back_to"], plateau["step"], last).items():
+    for name, factors in escape.factors(plateau.back_to, plateau.step, last).items():
         output = config.output.model_copy(update={"folder": str(run.path / "branches"), "name": name})
         train = config.train.model_copy(update={**common, "learning_rate_factors": factors})
         adapter = config.adapter.model_copy(update={"start_from": None})
@@ -84,7 +86,7 @@ def _configs(run: Run, plateau: dict[str, Any], last: int) -> dict[str, Config]:
     return made
 
 
-def _judged(run: Run, plateau: dict[str, Any], last: int, reporter: Reporter) -> dict[str, Any]:
+def _judged(run: Run, plateau: Plateau, last: int, reporter: Reporter) -> EscapeOutcome:
     """The three ways after the last step on the held-out rows; differences are escape minus the other."""
     from inlay.adapters import reference
     from inlay.evaluation.compare import difference_json, loss_difference
@@ -106,19 +108,19 @@ def _judged(run: Run, plateau: dict[str, Any], last: int, reporter: Reporter) ->
         name: loss_difference(scores[name], scores["escape"], config.eval.resamples, config.train.seed)
         for name in (_PLAIN, "decay")
     }
-    return {
-        "tried": True,
-        "plateau": plateau["kind"],
-        "steps": [plateau["back_to"] + 1, last],
-        "eval_loss": {name: float(nll.sum() / weight.sum()) for name, (nll, weight) in scores.items()},
-        "best": {name: _best(Run(path), plateau["back_to"]) for name, path in paths.items()},
-        "against": {name: difference_json(difference) for name, difference in against.items()},
-        "beat": [name for name, difference in against.items() if difference.verdict == "better"],
-    }
+    return EscapeOutcome(
+        tried=True,
+        plateau=plateau.kind,
+        steps=(plateau.back_to + 1, last),
+        eval_loss={name: float(nll.sum() / weight.sum()) for name, (nll, weight) in scores.items()},
+        best={name: _best(Run(path), plateau.back_to) for name, path in paths.items()},
+        against={name: decode(DifferenceRecord, difference_json(one)) for name, one in against.items()},
+        beat=[name for name, difference in against.items() if difference.verdict == "better"],
+    )
 
 
-def _best(run: Run, after: int) -> dict[str, Any]:
+def _best(run: Run, after: int) -> BestEvaluation:
     """The evaluation with the lowest held-out loss after a step: a pick among many, which flatters every way alike."""
     evaluated = [line for line in run.metrics if line["step"] > after and "eval_loss" in line]
     best = min(evaluated, key=lambda line: line["eval_loss"])
-    return {"step": best["step"], "eval_loss": best["eval_loss"]}
+    return BestEvaluation(step=best["step"], eval_loss=best["eval_loss"])

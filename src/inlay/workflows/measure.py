@@ -199,7 +199,7 @@ def _examples(
     if lead is None:
         raise ConfigError("no run is named, so there are no held-out rows. Give rows to measure on: --data FILE.")
     kept = read_held_out(lead.heldout)
-    available, most = int(lead.record.get("heldout_available", len(kept))), over.get("eval.max_rows")
+    available, most = lead.record.heldout_available, over.get("eval.max_rows")
     if most is None:
         return kept, available, str(lead.heldout)
     if most > len(kept) and available > len(kept):

@@ -19,7 +19,8 @@ from inlay.config.render import as_yaml, explicit_values
 from inlay.config.sections.data import TrainFile
 from inlay.errors import ConfigError, InlayError, Interrupted, RunError, TrainingError
 from inlay.runs import folder as runs
-from inlay.runs.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, Run
+from inlay.runs.folder import Run
+from inlay.runs.record import FAILED, FINISHED, INTERRUPTED, RUNNING, RunRecord, Status
 from inlay.runs.reporter import LoggedReporter, Reporter
 from inlay.storage import (
     LOCK,
@@ -126,7 +127,7 @@ def _prepared(
         raise RunError(f"{run.path}: nothing to extend: no checkpoint of an earlier start. Leave --extend out.")
     effective = _stored_config(run, config, longer) if goes_on else config
     if goes_on and run.status == FINISHED and effective.train == run.config.train:
-        reporter.note(f"{run.path}: already finished at step {run.record['result']['steps']}; nothing to do.")
+        reporter.note(f"{run.path}: already finished at step {run.result.steps}; nothing to do.")
         return run, None, None
     reporter = logged = LoggedReporter(reporter)
     machine = _machine(effective, group) if group.is_first else {}
@@ -145,7 +146,7 @@ def _prepared(
     if group.is_first:
         require_space(run.path, _space_needed_bytes(setup))
         run = _open_folder(claim, setup, reporter, held, named=config.output.name is not None or group.size > 1)
-        run.update(machine=machine)
+        run.write_record(replace(run.record, machine=machine))
         logged.opened(run)
         held.enter_context(_recorded(run))
     run = Run(Path(group.broadcast_text(str(run.path))))  # from here on the folder is there
@@ -211,7 +212,7 @@ def _claim(
     ):  # a start that was killed at once
         held.enter_context(owned(run.path))
         return RunSelection(run, moves_aside=True)
-    if not run.record and not (run.path / "config.yaml").exists():
+    if not run.is_recorded and not (run.path / "config.yaml").exists():
         raise RunError(f"{run.path}: a folder, but not one of a run. Give another --name.")
     held.enter_context(owned(run.path))
     finished, started = run.status == FINISHED, run.has_checkpoint()
@@ -308,14 +309,13 @@ def _refuse_other_inputs(run: Run, setup: Setup) -> None:
 
     record = run.record
     base = setup.recognise(record)
-    other = {key: digest for key, digest in setup.inputs.items() if record.get(key) != digest}
+    then, now = record.inputs, setup.inputs
+    other = [key for key in now if then[key] != now[key]]
     changed = [_INPUTS[key] + (f" ({base})" if key == "base_digest" else "") for key in other]
-    digests = "".join(
-        f"\n  {key}: {str(record.get(key))[:12]} then, {digest[:12]} now" for key, digest in other.items()
-    )
+    digests = "".join(f"\n  {key}: {then[key][:12]} then, {now[key][:12]} now" for key in other)
     if not changed:
-        then, now = _wherever_it_lies(read_held_out(run.heldout)), _wherever_it_lies(setup.data.heldout_examples)
-        changed = [] if then == now else ["the held-out rows"]
+        kept, drawn = _wherever_it_lies(read_held_out(run.heldout)), _wherever_it_lies(setup.data.heldout_examples)
+        changed = [] if kept == drawn else ["the held-out rows"]
     if changed:
         raise RunError(
             f"{run.path}: {' and '.join(changed)} changed since this run began; going on would mix two runs. "
@@ -338,7 +338,8 @@ def _open_folder(
 
     run = claim.run
     if claim.goes_on:
-        run.update(status=RUNNING, error=None, resumed_at=datetime.now(UTC).isoformat(timespec="seconds"))
+        resumed_at = datetime.now(UTC).isoformat(timespec="seconds")
+        run.write_record(replace(run.record, status=RUNNING, error=None, failed_step=None, resumed_at=resumed_at))
         if setup.config.train != run.config.train:  # extended
             write_file(run.path / "config.yaml", as_yaml(anchored(setup.config), setup.reasons))
         sweep_staging(run.path)
@@ -354,7 +355,7 @@ def _open_folder(
     held.enter_context(owned(run.path))
     write_file(run.path / "config.yaml", as_yaml(anchored(setup.config), setup.reasons))
     write_file(run.heldout, as_lines(setup.data.heldout_examples))
-    run.update(
+    begun = RunRecord(
         status=RUNNING,
         started_at=datetime.now(UTC).isoformat(timespec="microseconds"),
         seed=setup.config.train.seed,
@@ -367,8 +368,10 @@ def _open_folder(
         eval_batch_size=setup.eval_batch_size,
         trainable_parameters=setup.trainable,
         total_parameters=setup.total_parameters,
+        error=None,
         **(setup.inputs | setup.base_record),
     )
+    run.write_record(begun)
     return run
 
 
@@ -381,12 +384,14 @@ def _recorded(run: Run) -> Iterator[None]:
         from inlay.training.loop import resume_hint
 
         message = f"stopped at once. {resume_hint(run)}"
-        run.update(status=INTERRUPTED, error=message)
+        run.write_record(replace(run.record, status=INTERRUPTED, error=message))
         raise Interrupted(message, 2) from None
     except InlayError as error:
         with contextlib.suppress(InlayError):  # a full disk must not hide the first error
             sweep_staging(run.checkpoints)
-            run.update(status=INTERRUPTED if isinstance(error, Interrupted) else FAILED, error=str(error))
+            status: Status = INTERRUPTED if isinstance(error, Interrupted) else FAILED
+            step = error.step if isinstance(error, TrainingError) else None
+            run.write_record(replace(run.record, status=status, error=str(error), failed_step=step))
             run.log(f"ended: {error}")
             if isinstance(error, TrainingError):
                 from inlay.training import finish
@@ -395,7 +400,7 @@ def _recorded(run: Run) -> Iterator[None]:
         raise
     except BaseException as error:
         with contextlib.suppress(InlayError):
-            run.update(status=FAILED, error=f"{type(error).__name__}: {error}")
+            run.write_record(replace(run.record, status=FAILED, error=f"{type(error).__name__}: {error}"))
             run.log(traceback.format_exc())
             error.add_note(f"traceback in {run.path / 'log.txt'}")
         raise

@@ -7,9 +7,8 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from inlay.evaluation.compare import loss_difference
 from inlay.methods.adapter import adapter_disabled
 from inlay.methods.state import AdapterState
 from inlay.proof.verify import Start, prove_trained
-from inlay.runs.folder import FINISHED
+from inlay.runs.record import FINISHED, Diagnosis, Plateau, ProcessShare, Result
 from inlay.runs.reporter import LateBar, Reporter, bytes_shown, duration_shown
 from inlay.training import checkpoint as checkpoints
 from inlay.training import finish
@@ -29,12 +28,13 @@ from inlay.training.calibrate import seconds_per_token
 from inlay.training.job import TRAINING, AdapterJob
 from inlay.training.loop import TrainingLoop, resume_hint
 from inlay.training.loss_curriculum import by_loss
-from inlay.training.out_of_memory import recorded, run_with_oom_retry
+from inlay.training.out_of_memory import run_with_oom_retry
 from inlay.training.process_group import ProcessGroup
 from inlay.training.schedule import learning_rate
 from inlay.training.setup import Setup
 from inlay.training.shares import share_size
 from inlay.training.trackers import open_trackers
+from inlay.typed_json import decode, encode
 
 _SMALLER = "set train.gradient_checkpointing=true, or quantize the base."
 
@@ -95,8 +95,9 @@ class Attempt:
                 f"{newest.path.name} was computed with other versions ({other}): bits may differ from here on"
             )
         job.restore(newest)
-        job.out_of_memory_events, progress = recorded(job.run), job.progress
-        job.eval_batch_size = job.run.record.get("eval_batch_size", job.eval_batch_size)  # as it was planned then
+        record, progress = job.run.record, job.progress
+        job.out_of_memory_events = list(record.out_of_memory)
+        job.eval_batch_size = record.eval_batch_size  # as it was planned then
         if group.is_first:
             last_logged = progress.step - (progress.unfinished is not None)
             if progress.metrics_seal and (said := job.run.mend_metrics(progress.metrics_seal)):
@@ -163,7 +164,8 @@ class Attempt:
             return
         self.reporter.block("where the time went", seen.rows())
         if self.group.is_first:
-            run.update(profile={part: round(seconds, 6) for part, seconds in seen.seconds.items()})
+            spent = {part: round(seconds, 6) for part, seconds in seen.seconds.items()}
+            run.write_record(replace(run.record, profile=spent))
 
     def _exported(self, start: Start) -> int:
         """The step whose adapter now lies in `adapter/` and in the model of every rank: the first one writes and proves.
@@ -204,51 +206,51 @@ class Attempt:
         examples = self.setup.data.heldout.examples
         difference = loss_difference(base, adapter, settings.eval.resamples, settings.train.seed, examples=examples)
         progress = job.progress
-        result = {
-            "run": str(job.run.path),
-            "status": FINISHED,
-            "steps": progress.step,
-            "adapter_step": step,
-            "best_step": progress.best_step,
-            "train_loss": progress.train_loss,
-            "eval_loss": difference.other,
-            "base_eval_loss": difference.base,
-            "difference": difference.difference,
-            "low": difference.low,
-            "high": difference.high,
-            "verdict": difference.verdict,
-            "stopped_early": progress.stopped_early,
-            "diagnosis": progress.diagnosis,
-            "plateau": progress.plateau,
-            "skipped_steps": len(progress.skipped),
-            "trained_batches": progress.trained_batches(),
-            "rollbacks": len(progress.rollbacks),
-            "gradient_spikes": progress.spikes,
-            "out_of_memory": len(job.out_of_memory_events),
-            "tokens_seen": progress.tokens_seen,
-            "trained_tokens_seen": progress.trained_tokens_seen,
-            "train_time_s": round(progress.train_time_s, 3),
-            "time_s": round(time.perf_counter() - self.began, 3),
-            "adapter": str(job.run.trained),
-        }
-        ended = {"status": FINISHED, "error": None, "result": result, **processes}
-        finish.report(job.run, job.run.record | ended)
-        job.run.update(**ended)
+        result = Result(
+            run=str(job.run.path),
+            status=FINISHED,
+            steps=progress.step,
+            adapter_step=step,
+            best_step=progress.best_step,
+            train_loss=progress.train_loss,
+            eval_loss=difference.other,
+            base_eval_loss=difference.base,
+            difference=difference.difference,
+            low=difference.low,
+            high=difference.high,
+            verdict=difference.verdict,
+            stopped_early=progress.stopped_early,
+            diagnosis=Diagnosis(**progress.diagnosis) if progress.diagnosis else None,
+            plateau=Plateau(**progress.plateau) if progress.plateau else None,
+            skipped_steps=len(progress.skipped),
+            trained_batches=progress.trained_batches(),
+            rollbacks=len(progress.rollbacks),
+            gradient_spikes=progress.spikes,
+            out_of_memory=len(job.out_of_memory_events),
+            tokens_seen=progress.tokens_seen,
+            trained_tokens_seen=progress.trained_tokens_seen,
+            train_time_s=round(progress.train_time_s, 3),
+            time_s=round(time.perf_counter() - self.began, 3),
+            adapter=str(job.run.trained),
+        )
+        ended = replace(job.run.record, status=FINISHED, error=None, result=result, processes=processes)
+        finish.report(job.run, ended)
+        job.run.write_record(ended)
         self.reporter.note(
             f"held-out loss {difference.base:.4f} → {difference.other:.4f}: {difference.difference:+.4f} "
             f"[{difference.low:+.4f}, {difference.high:+.4f}] {difference.verdict}"
         )
 
-    def _processes(self) -> dict[str, Any]:
+    def _processes(self) -> tuple[ProcessShare, ...]:
         """Where each process ran and how many tokens it computed since it started; nothing where there is one."""
         if self.group.size == 1:
-            return {}
-        own = {"device": self.job.device, "host": platform.node(), "tokens": self.job.own_tokens}
-        every = [json.loads(text) for text in self.group.gather(json.dumps(own))]
-        total = max(1, sum(one["tokens"] for one in every))
-        shares = ", ".join(f"{one['tokens'] / total:.1%}" for one in every)
+            return ()
+        own = ProcessShare(device=self.job.device, host=platform.node(), tokens=self.job.own_tokens)
+        every = tuple(decode(ProcessShare, json.loads(text)) for text in self.group.gather(json.dumps(encode(own))))
+        total = max(1, sum(one.tokens for one in every))
+        shares = ", ".join(f"{one.tokens / total:.1%}" for one in every)
         self.reporter.note(f"processes: {len(every)} computed {shares} of the tokens")
-        return {"processes": every}
+        return every
 
     def _judged(self, view: contextlib.AbstractContextManager[None]) -> tuple[np.ndarray, np.ndarray]:
         """See `heldout_nll`."""

@@ -48,7 +48,7 @@ def test_train_goes_on_when_told_to_and_says_what_it_saw(
     run = api.train(config_tree(data={"train": str(with_nul(tmp_path)), "check": setting}, train={"max_steps": 1}))
     said = (run.path / "log.txt").read_text() + capsys.readouterr().err
     assert ("rows with the character NUL: 1" in said) == (setting == "warn")
-    assert run.record["status"] == "finished"
+    assert run.record.status == "finished"
 
 
 def test_held_out_rows_that_stand_in_training_refuse_the_run(tmp_path: Path, config_tree: Tree) -> None:

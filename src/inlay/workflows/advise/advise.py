@@ -171,7 +171,7 @@ def _require_same_data(config: Config | None, run: Run) -> None:
     from inlay.data.prepare import data_hash
 
     data = run.config.data if config is None else config.data
-    if data_hash(data) != run.record.get("data_hash"):
+    if data_hash(data) != run.record.data_hash:
         raise RunError(
             f"{data.train_name}: not the rows that {run.name} was trained on, so what retrieval would find and what the "
             "adapter has learnt are not the same. Give the file that it was trained on, or leave --run out."
@@ -219,7 +219,7 @@ def _outcome(
     differ = Differences(arms, config)
     metrics = _metrics(differ.comparison(arms[0].arm.name, arms[1].arm.name), config.eval.metric)
     bill = Bill(
-        terms.prices.on(ready.device), terms.requests, float(run.record.get("result", {}).get("train_time_s", 0.0))
+        terms.prices.on(ready.device), terms.requests, result.train_time_s if (result := run.record.result) else 0.0
     )  # fmt: skip
     about = (
         f"{len(examples)} held-out rows, greedy answers of at most {config.eval.max_new_tokens} tokens",
