@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from inlay.engine import gpu_ops
-from inlay.engine.direct.model import DirectModel, Packed
+from inlay.engine.direct.model import DirectModel, Packed, Part
 
 DEVICE = "meta"
 
@@ -38,7 +38,7 @@ COPIES = ("aten::copy_", "aten::_to_copy")
 def main() -> None:
     for family in sys.argv[1:]:
         model = adapted(decoder(family, torch.bfloat16))
-        packed = Packed.of([batch()], heads=4)
+        packed = Packed.of([Part(0, batch(), 0.1)], heads=4)
         with Apart(), mock.patch.object(gpu_ops, "attend", side_effect=gpu_ops.attend) as flash:
             for module in model.modules():
                 for name, value in module._parameters.items():

@@ -20,9 +20,9 @@ from inlay.engine import cpu_ops, lm_head
 from inlay.engine.autograd import PlainModel
 from inlay.engine.direct import attention
 from inlay.engine.direct.attention import Softmax, attend, attend_backward, groups, rotate_
-from inlay.engine.direct.lora import Projection
+from inlay.engine.direct.lora import Projection, Span
 from inlay.engine.direct.mlp import ACTIVATIONS, Mlp
-from inlay.engine.direct.model import DirectModel, Packed, rounded
+from inlay.engine.direct.model import DirectModel, Packed, Part, rounded
 from inlay.engine.direct.norm import RmsNorm
 from inlay.engine.lm_head import Head, HeadLoss, nll_and_gradient, nll_and_hits
 
@@ -71,16 +71,16 @@ def test_tokens_of_no_row_behind_the_others_change_nothing(
     family: str, recompute: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peft_model = adapted(decoder(family), adapters=2)
-    batches = [batch((17, 9)), batch((5, 12, 12), seed=1)]
+    parts = [Part(0, batch((17, 9)), 0.1), Part(1, batch((5, 12, 12), seed=1), 0.2)]
     engine = DirectModel(peft_model, ["default", "k1"], recompute=recompute)
 
     def found() -> tuple[Tensor, dict[str, Tensor]]:
-        nll_B = torch.cat(engine.add_gradients(batches, [0.1, 0.2]))
+        nll_B = torch.cat(engine.add_gradients(parts))
         return nll_B, gradients(peft_model) | gradients(peft_model, "k1")
 
     wanted = found()
     monkeypatch.setattr(DirectModel, "_makes_kernels", lambda _: True)
-    assert len(Packed.of(batches, 4, few_shapes=True).ids_T) == 64  # of 55 in rows
+    assert len(Packed.of(parts, 4, few_shapes=True).ids_T) == 64  # of 55 in rows
     assert_equal(found(), wanted, 1e-5)
 
 
@@ -152,12 +152,45 @@ def test_any_choice_of_layers_has_the_same_gradient(targets: list[str], layers: 
 def test_adapters_trained_together_get_the_gradients_that_each_gets_alone(family: str) -> None:
     peft_model = adapted(decoder(family), adapters=3)
     names = ["default", "k1", "k2"]
-    batches = [batch((17, 9)), batch((5, 12, 12), seed=1), batch((8,), seed=2)]
-    together = DirectModel(peft_model, names).add_gradients(batches, [0.1, 0.2, 0.3])
+    parts = [
+        Part(2, batch((17, 9)), 0.1), Part(0, batch((5, 12, 12), seed=1), 0.2), Part(1, batch((8,), seed=2), 0.3),
+    ]  # fmt: skip
+    together = DirectModel(peft_model, names).add_gradients(parts)
     found = {name: gradients(peft_model, name) for name in names}
-    for name, one, factor, nll_B in zip(names, batches, [0.1, 0.2, 0.3], together, strict=True):
-        (alone_B,) = DirectModel(peft_model, [name]).add_gradients([one], [factor])
+    for part, nll_B in zip(parts, together, strict=True):
+        name = names[part.adapter]
+        (alone_B,) = DirectModel(peft_model, [name]).add_gradients([part._replace(adapter=0)])
         assert_equal((nll_B, found[name]), (alone_B, gradients(peft_model, name)), 1e-5)
+
+
+def test_an_adapter_without_a_part_gets_no_gradient() -> None:
+    peft_model = adapted(decoder("llama"), adapters=3)
+    engine = DirectModel(peft_model, ["default", "k1", "k2"])
+    engine.add_gradients([Part(1, batch((9, 5)), 0.1), Part(1, batch((7,), seed=1), 0.2)])
+    assert [bool(gradients(peft_model, name)) for name in ("default", "k1", "k2")] == [False, True, False]
+
+
+@pytest.mark.usefixtures("loops")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_loss_of_one_adapter_that_is_not_finite_leaves_the_gradients_of_the_others_bit_for_bit(
+    family: str, recompute: bool
+) -> None:
+    peft_model = adapted(decoder(family), adapters=3)
+    parts = [Part(n, batch((17, 16, 9), seed=n), 0.1 * (n + 1)) for n in range(3)]
+    engine = DirectModel(peft_model, ["default", "k1", "k2"], recompute=recompute)
+    wanted_B = engine.add_gradients(parts)
+    wanted = {name: gradients(peft_model, name) for name in ("default", "k1", "k2")}
+    broken = next(p for name, p in peft_model.named_parameters() if "lora_A.k1" in name)
+    broken.data[0] = float("nan")
+    found_B = engine.add_gradients(parts)
+    found = {name: gradients(peft_model, name) for name in wanted}
+    assert not torch.isfinite(found_B[1]).any()
+    assert found["k1"] == {}
+    for n, name in ((0, "default"), (2, "k2")):
+        assert torch.equal(found_B[n], wanted_B[n])
+        assert found[name].keys() == wanted[name].keys()
+        assert all(torch.equal(found[name][key], gradient) for key, gradient in wanted[name].items())
 
 
 def test_adapters_trained_together_take_the_steps_that_each_takes_alone() -> None:
@@ -170,7 +203,7 @@ def test_adapters_trained_together_take_the_steps_that_each_takes_alone() -> Non
         for seed in range(4):
             batches = {n: batch((9, 5 + k), seed=3 * seed + k) for k, n in enumerate(names)}
             for group in groups:
-                DirectModel(peft_model, group).add_gradients([batches[n] for n in group], [0.1] * len(group))
+                DirectModel(peft_model, group).add_gradients([Part(k, batches[n], 0.1) for k, n in enumerate(group)])
             for n, norm in zip(names, norms, strict=True):
                 torch.nn.utils.clip_grad_norm_(own[n], norm)
                 optimizers[n].step()
@@ -315,7 +348,7 @@ def lora_stack(adapters: int) -> tuple[nn.ModuleDict, Projection]:
 def test_backward_of_a_projection_with_two_adapters() -> None:
     torch.manual_seed(0)
     holder, projection = lora_stack(2)
-    spans = [slice(0, 3), slice(3, 5)]
+    spans = [Span(0, slice(0, 3)), Span(1, slice(3, 5))]
     loras = [p for name, p in holder.named_parameters() if "lora_" in name]
 
     def forward(x: Tensor, *values: Tensor) -> Tensor:
@@ -346,7 +379,7 @@ def test_backward_of_the_feed_forward(name: str) -> None:
     mlp = Mlp(norm, layers[:2], layers[2], norm, name, ["default"], torch.float64)
     for projection in mlp.projections:
         projection.cast()
-    spans = [slice(0, 3)]
+    spans = [Span(0, slice(0, 3))]
 
     def backward(d: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():

@@ -27,7 +27,7 @@ from inlay.engine import cpu_ops, gpu_ops
 from inlay.engine.autograd import PlainModel
 from inlay.engine.direct import attention
 from inlay.engine.direct.mlp import gated, gated_backward
-from inlay.engine.direct.model import DirectModel, Packed
+from inlay.engine.direct.model import DirectModel, Packed, Part
 from inlay.engine.direct.norm import RmsNorm
 from inlay.engine.lm_head import Head
 
@@ -143,11 +143,11 @@ def test_a_norm_and_the_head_take_bfloat16_and_compute_in_fp32(on_gpu: list[str]
 
 def test_adapters_trained_together_get_the_gradients_that_each_gets_alone(on_gpu: list[str]) -> None:
     peft_model = adapted(decoder("qwen2"), adapters=2)
-    batches = [batch((7, 6)), batch((5, 2, 4), seed=1)]
-    together = DirectModel(peft_model, ["default", "k1"]).add_gradients(batches, [0.1, 0.2])
+    parts = [Part(0, batch((7, 6)), 0.1), Part(1, batch((5, 2, 4), seed=1), 0.2)]
+    together = DirectModel(peft_model, ["default", "k1"]).add_gradients(parts)
     found = {name: gradients(peft_model, name) for name in ("default", "k1")}
-    for name, one, factor, nll_B in zip(found, batches, [0.1, 0.2], together, strict=True):
-        (alone_B,) = DirectModel(peft_model, [name]).add_gradients([one], [factor])
+    for name, part, nll_B in zip(found, parts, together, strict=True):
+        (alone_B,) = DirectModel(peft_model, [name]).add_gradients([part._replace(adapter=0)])
         assert_equal((nll_B, found[name]), (alone_B, gradients(peft_model, name)), 1e-5)
 
 
@@ -242,7 +242,7 @@ def test_on_a_gpu_they_are_those_of_transformers_and_peft(
     family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peft_model, one = adapted(decoder(family, dtype)).to("cuda"), batch().to("cuda")
-    packed, flash = Packed.of([one], heads=4), mock.Mock(side_effect=gpu_ops.attend)
+    packed, flash = Packed.of([Part(0, one, 0.1)], heads=4), mock.Mock(side_effect=gpu_ops.attend)
     assert all(x.device.type == "cuda" for f in fields(packed) if isinstance(x := getattr(packed, f.name), Tensor))
     assert gpu_ops.takes(packed.bounds)
     monkeypatch.setattr(gpu_ops, "attend", flash)

@@ -7,7 +7,7 @@ stacked; P outputs and r rank of one layer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -15,6 +15,16 @@ from torch import Tensor
 
 from inlay.engine.direct.frozen import Frozen
 from inlay.engine.profile import timed
+
+
+class Span(NamedTuple):
+    """Tokens that belong to one adapter."""
+
+    adapter: int
+    """Its place among the adapters of the model."""
+    tokens: slice
+    wants_gradient: bool = True
+    """False where the adapter's loss is not finite: its parameters get no gradient then."""
 
 
 class _Lora:
@@ -57,21 +67,21 @@ class Projection:
             for loras in self.loras
         ]
 
-    def forward(self, x_TI: Tensor, spans: Sequence[slice]) -> tuple[Tensor, list[Tensor]]:
-        """y (T, O), and A x (span, R) of each adapter for the backward pass."""
+    def forward(self, x_TI: Tensor, spans: Sequence[Span]) -> tuple[Tensor, list[Tensor]]:
+        """y (T, O), and A x (span, R) of each span for the backward pass."""
         y_TO = F.linear(x_TI, self.frozen.weight(), self.frozen.bias_O)
         return y_TO, self._add_adapters(y_TO, x_TI, spans)
 
     @timed("adapter")
-    def _add_adapters(self, y_TO: Tensor, x_TI: Tensor, spans: Sequence[slice]) -> list[Tensor]:
-        lows = [x_TI[span] @ down_RI.T for span, down_RI in zip(spans, self.downs_RI, strict=True)]
-        for span, low_SR, loras in zip(spans, lows, self.loras, strict=True):
-            for lora in loras:
-                y_TO[span, lora.outputs].addmm_(low_SR[:, lora.ranks], lora.scaled_up_Pr.T)
+    def _add_adapters(self, y_TO: Tensor, x_TI: Tensor, spans: Sequence[Span]) -> list[Tensor]:
+        lows = [x_TI[span.tokens] @ self.downs_RI[span.adapter].T for span in spans]
+        for span, low_SR in zip(spans, lows, strict=True):
+            for lora in self.loras[span.adapter]:
+                y_TO[span.tokens, lora.outputs].addmm_(low_SR[:, lora.ranks], lora.scaled_up_Pr.T)
         return lows
 
     def backward(
-        self, dy_TO: Tensor, x_TI: Tensor, lows: Sequence[Tensor], spans: Sequence[slice], wants_dx: bool = True
+        self, dy_TO: Tensor, x_TI: Tensor, lows: Sequence[Tensor], spans: Sequence[Span], wants_dx: bool = True
     ) -> Tensor | None:
         """Adds dB = s·((A x)ᵀ dy)ᵀ and dA = (s·Bᵀ dyᵀ) x to the adapters' gradients; gives dx = dy W + (s·dy B) A."""
         dx_TI = dy_TO @ self.frozen.weight() if wants_dx else None
@@ -80,22 +90,23 @@ class Projection:
 
     @timed("adapter")
     def _adapters_backward(
-        self, dx_TI: Tensor | None, dy_TO: Tensor, x_TI: Tensor, lows: Sequence[Tensor], spans: Sequence[slice]
+        self, dx_TI: Tensor | None, dy_TO: Tensor, x_TI: Tensor, lows: Sequence[Tensor], spans: Sequence[Span]
     ) -> None:
-        for span, low_SR, down_RI, loras in zip(spans, lows, self.downs_RI, self.loras, strict=True):
-            if not loras:
+        for span, low_SR in zip(spans, lows, strict=True):
+            down_RI, loras = self.downs_RI[span.adapter], self.loras[span.adapter]
+            if not loras or not span.wants_gradient:
                 continue
             dlow_SR = torch.empty_like(low_SR)
             for lora in loras:
-                dy_SP = dy_TO[span, lora.outputs]
+                dy_SP = dy_TO[span.tokens, lora.outputs]
                 torch.mm(dy_SP, lora.scaled_up_Pr, out=dlow_SR[:, lora.ranks])
                 dup_rP = low_SR[:, lora.ranks].T @ dy_SP  # quicker than its transpose, with few rows in the result
                 _add(lora.up_Pr, dup_rP.mul_(lora.scale).T)
-            ddown_RI = dlow_SR.T @ x_TI[span]
+            ddown_RI = dlow_SR.T @ x_TI[span.tokens]
             for lora in loras:
                 _add(lora.down_rI, ddown_RI[lora.ranks])
             if dx_TI is not None:
-                dx_TI[span].addmm_(dlow_SR, down_RI)
+                dx_TI[span.tokens].addmm_(dlow_SR, down_RI)
 
 
 def _loras(layers: Sequence[Any], linears: Sequence[Any], adapter: str) -> list[_Lora]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from inlay.engine import cpu_ops, gpu_ops
-from inlay.engine.direct.lora import Projection
+from inlay.engine.direct.lora import Projection, Span
 from inlay.engine.direct.norm import RmsNorm
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
@@ -72,7 +72,7 @@ class Mlp:
     def projections(self) -> tuple[Projection, ...]:
         return self.gate_up, self.down
 
-    def forward(self, x_TH: Tensor, spans: Sequence[slice]) -> tuple[Tensor, _Saved]:
+    def forward(self, x_TH: Tensor, spans: Sequence[Span]) -> tuple[Tensor, _Saved]:
         n_TH, factor_T1 = self.norm.forward(x_TH)
         gate_up, lows = self.gate_up.forward(n_TH, spans)
         y_TH, down_lows = self.down.forward(gated(self.act, gate_up), spans)
@@ -84,7 +84,7 @@ class Mlp:
         saved = _Saved(x_TH, factor_T1, gate_up, lows, down_lows, post)
         return x_TH + y_TH, saved
 
-    def backward(self, dy_TH: Tensor, saved: _Saved, spans: Sequence[slice], wants_dx: bool) -> Tensor | None:
+    def backward(self, dy_TH: Tensor, saved: _Saved, spans: Sequence[Span], wants_dx: bool) -> Tensor | None:
         """Uses up what was saved: the gradient by `gate_up` is written over it."""
         x_TH, factor_T1, gate_up, lows, down_lows, post = saved
         draw_TH = dy_TH

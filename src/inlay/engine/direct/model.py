@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -17,7 +17,7 @@ from torch import Tensor
 from inlay.data.batches import Batch
 from inlay.engine import gpu_ops
 from inlay.engine.direct.attention import Attention, Rows, Softmax, groups
-from inlay.engine.direct.lora import Projection
+from inlay.engine.direct.lora import Projection, Span
 from inlay.engine.direct.mlp import Mlp
 from inlay.engine.direct.norm import RmsNorm
 from inlay.engine.lm_head import Head, nll_and_gradient
@@ -27,9 +27,18 @@ from inlay.methods.method import TRAINED
 _VECTOR = 32  # 16-bit numbers that a core works on at once: a row of scores that is no multiple of them takes longer
 
 
+class Part(NamedTuple):
+    """A batch for one of the adapters, and by what the gradient of its loss is multiplied."""
+
+    adapter: int
+    """Its place among the adapters of the engine."""
+    batch: Batch
+    factor: float
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """The tokens of K batches, one for each adapter, without padding between rows.
+    """The tokens of some batches, each for an adapter, without padding between rows.
 
     Where a library makes a kernel for each shape, some tokens of no row follow at the end, and some positions that
     weigh nothing: T and J are then ones of few numbers.
@@ -37,22 +46,23 @@ class Packed:
 
     ids_T: Tensor
     positions_T: Tensor
-    spans: list[slice]
-    """Tokens of each adapter."""
+    spans: list[Span]
+    """Tokens of each part."""
     rows: list[Rows]
     bounds: Tensor
     """First token of each row and the end of the last, int32."""
     longest: int
     kept_J: Tensor
-    kept_spans: list[slice]
-    """Those of the kept tokens that belong to each adapter."""
+    kept_spans: list[Span]
+    """Kept tokens of each part."""
     targets_J: Tensor
     weights_J: Tensor
     row_J: Tensor
 
     @staticmethod
-    def of(batches: Sequence[Batch], heads: int, few_shapes: bool = False) -> Packed:
-        """`row_J` counts rows through all the batches."""
+    def of(parts: Sequence[Part], heads: int, few_shapes: bool = False) -> Packed:
+        """`row_J` counts rows through all the parts."""
+        batches = [part.batch for part in parts]
         lengths = [length for batch in batches for length in batch.attention_mask.sum(1).tolist()]
         ids_T = torch.cat([batch.input_ids[batch.attention_mask.bool()] for batch in batches])
         weights_T = torch.cat([batch.weights[batch.attention_mask.bool()] for batch in batches])
@@ -63,7 +73,6 @@ class Packed:
         row_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(ids_T.device)
         positions_T = torch.cat([torch.arange(length) for length in lengths]).to(ids_T.device)
         row_J, row_ends = row_T[kept_J], torch.tensor([len(batch.rows) for batch in batches]).cumsum(0).tolist()
-        starts = [0, *row_ends[:-1]]
         token_ends = [0, *ends.tolist()]
         kept_ends = [0, *(int((row_J < b).sum()) for b in row_ends)]
         targets_J, weights_J = ids_T[kept_J + 1], weights_T[kept_J + 1]
@@ -73,17 +82,29 @@ class Packed:
             targets_J, weights_J, row_J = (_longer(x_J, kept) for x_J in (targets_J, weights_J, row_J))
             kept_J = _longer(kept_J, kept, tokens - 1)
             token_ends[-1], kept_ends[-1] = tokens, kept
-        spans = [slice(token_ends[a], token_ends[b]) for a, b in zip(starts, row_ends, strict=True)]
+        ends_of_parts = [token_ends[0], *(token_ends[b] for b in row_ends)]
         bounds = F.pad(ends, (1, 0)).to(ids_T.device, torch.int32)
-        kept_spans = [slice(a, b) for a, b in itertools.pairwise(kept_ends)]
         return Packed(
-            ids_T, positions_T, spans, groups(lengths, heads, _VECTOR if few_shapes else 1), bounds, max(lengths),
-            kept_J, kept_spans, targets_J, weights_J, row_J,
+            ids_T, positions_T, _spans(parts, ends_of_parts), groups(lengths, heads, _VECTOR if few_shapes else 1), bounds, max(lengths),
+            kept_J, _spans(parts, kept_ends), targets_J, weights_J, row_J,
         )  # fmt: skip
+
+    def for_gradients_of(self, wanted: Sequence[bool]) -> Packed:
+        """The same tokens; parameters get a gradient from the wanted parts only."""
+        both = (
+            [span._replace(wants_gradient=yes) for span, yes in zip(spans, wanted, strict=True)]
+            for spans in (self.spans, self.kept_spans)
+        )
+        spans, kept_spans = both
+        return replace(self, spans=spans, kept_spans=kept_spans)
 
     def spread(self, x_JH: Tensor) -> Tensor:
         """(T, H) with the kept tokens' values in their places and zero elsewhere."""
         return x_JH.new_zeros(len(self.ids_T), x_JH.shape[1]).index_copy_(0, self.kept_J, x_JH)
+
+
+def _spans(parts: Sequence[Part], ends: Sequence[int]) -> list[Span]:
+    return [Span(part.adapter, slice(a, b)) for part, (a, b) in zip(parts, itertools.pairwise(ends), strict=True)]
 
 
 def rounded(count: int) -> int:
@@ -185,13 +206,13 @@ class DirectModel:
     @timed("forward")
     def add_gradient(self, batch: Batch, factor: float) -> Tensor:
         """See `inlay.engine.autograd.PlainModel.add_gradient`."""
-        return self.add_gradients([batch], [factor])[0]
+        return self.add_gradients([Part(0, batch, factor)])[0]
 
     @torch.no_grad()
-    def add_gradients(self, batches: Sequence[Batch], factors: Sequence[float]) -> list[Tensor]:
-        """Summed weighted nll (B,) of each row of each adapter's batch. Adds `factor` times the gradient of an
-        adapter's sum to its parameters' gradients, unless a loss is not finite."""
-        tokens = Packed.of(batches, self.heads, self._makes_kernels())
+    def add_gradients(self, parts: Sequence[Part]) -> list[Tensor]:
+        """Summed weighted nll (B,) of each row of each part. Adds `factor` times the gradient of a part's sum to the
+        gradients of its adapter's parameters, unless a loss of the part is not finite: the others have theirs then."""
+        tokens = Packed.of(parts, self.heads, self._makes_kernels())
         for layer in self.layers:
             for projection in layer.projections:
                 projection.cast()
@@ -203,12 +224,13 @@ class DirectModel:
             x_TH, kept = layer.forward(x_TH, tokens, turns[layer.kind], last)
             saved.append(None if index < self.lowest else entering_TH if self.recompute else kept)
             del kept, entering_TH  # or one layer more is held until the end
-        nll_J, dx_JH = self._head(x_TH, tokens, factors)
-        rows = [len(batch.rows) for batch in batches]
-        nll_B = nll_J.new_zeros(sum(rows)).index_add_(0, tokens.row_J, nll_J)
-        if bool(torch.isfinite(nll_B).all()):
-            self._backward(dx_JH, saved, tokens, turns)
-        return list(nll_B.split(rows))
+        nll_J, dx_JH = self._head(x_TH, tokens, [part.factor for part in parts])
+        rows = [len(part.batch.rows) for part in parts]
+        losses = list(nll_J.new_zeros(sum(rows)).index_add_(0, tokens.row_J, nll_J).split(rows))
+        finite = [bool(torch.isfinite(nll_B).all()) for nll_B in losses]
+        if any(finite):
+            self._backward(dx_JH, saved, tokens.for_gradients_of(finite), turns)
+        return losses
 
     @timed("backward")
     def _backward(self, dx_TH: Tensor, saved: list[Any], tokens: Packed, turns: dict[Any, Any]) -> None:
@@ -231,7 +253,7 @@ class DirectModel:
         scale_J = tokens.weights_J.to(nll_J.dtype)
         nll_J = nll_J * scale_J
         for span, factor in zip(tokens.kept_spans, factors, strict=True):
-            dn_JH[span] *= (scale_J[span, None] * factor).to(dn_JH.dtype)
+            dn_JH[span.tokens] *= (scale_J[span.tokens, None] * factor).to(dn_JH.dtype)
         return nll_J, self.norm.backward(dn_JH, x_JH, factor_J1)
 
     def _makes_kernels(self) -> bool:
