@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from inlay.errors import StorageError
 from inlay.methods.adapter_files import CARD
 from inlay.methods.state import AdapterState
-from inlay.models.generation_settings import FILE, generation_settings
+from inlay.models.generation_settings import FILE, ends_of_base, generation_settings
 from inlay.runs.folder import Run
 from inlay.runs.guard_events import as_markdown, incidents
 from inlay.runs.record import RunRecord
@@ -73,18 +73,21 @@ def export(setup: Setup, job: AdapterJob) -> int:
         else:
             AdapterState.of(job.model).exported().under(setup.named).on(setup.base).write(folder)
         setup.encoder.tokenizer.save_pretrained(str(folder))
-        _write_ends(setup.encoder, folder)
+        _write_ends(setup.encoder, setup.base.folder, folder)
         write_json(folder / CARD, card)
 
     replace_folder(job.run.model if whole else job.run.adapter, fill, {"step": step})
     return step
 
 
-def _write_ends(encoder: Encoder, folder: Path) -> None:
-    """Names the ids that end an answer for other programs, which else know only the tokenizer's end-of-sequence."""
+def _write_ends(encoder: Encoder, base: Path, folder: Path) -> None:
+    """Names the ids that end an answer for other programs, which else know only the tokenizer's end-of-sequence. What
+    ended the base's answers still ends them."""
     path = folder / FILE
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, kept | {"eos_token_id": sorted(encoder.stop_ids), "pad_token_id": encoder.pad_id})
+    write_json(
+        path, kept | {"eos_token_id": sorted(encoder.stop_ids | ends_of_base(base)), "pad_token_id": encoder.pad_id}
+    )
 
 
 def _write_model(model: Any, base: Path, folder: Path) -> None:

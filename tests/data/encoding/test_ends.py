@@ -56,9 +56,32 @@ def test_the_adapter_folder_names_every_id_that_ends_an_answer(tmp_path: Path, c
     (base / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|endoftext|>"}))
     tree = config_tree(train={"max_steps": 1, "epochs": 1})
     run = inlay.train(tree | {"model": tree["model"] | {"base_model": str(base)}})
-    ends = json.loads((run.trained / "generation_config.json").read_text())["eos_token_id"]
+    ends = ends_told(run)
     tokenizer = inlay.load(run).encoder.tokenizer
     assert tokenizer.convert_ids_to_tokens(ends) == ["<|endoftext|>", "<|im_end|>"]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_what_ended_the_answers_of_the_base_still_ends_them(
+    tmp_path: Path, config_tree: Any, method: str, file: str
+) -> None:
+    base = make_base(tmp_path / "base")
+    (base / "generation_config.json").unlink()
+    settings = json.loads((base / file).read_text()) if (base / file).exists() else {}
+    (base / file).write_text(json.dumps(settings | {"eos_token_id": [9, 0]}))
+    tree = config_tree(model={"base_model": str(base)}, train={"max_steps": 1, "epochs": 1})
+    run = inlay.train(tree | {"adapter": {"method": method}})
+    assert ends_told(run) == [0, 2, 9]
+    if method == "full":
+        assert json.loads((run.trained / "config.json").read_text())["eos_token_id"] == (
+            [9, 0] if file == "config.json" else 2
+        )
+
+
+def ends_told(run: Any) -> list[int]:
+    ends: list[int] = json.loads((run.trained / "generation_config.json").read_text())["eos_token_id"]
+    return ends
 
 
 @pytest.fixture
