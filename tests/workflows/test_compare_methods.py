@@ -18,7 +18,7 @@ from inlay.cli.view import methods_text
 from inlay.errors import ConfigError, Interrupted, RunError
 from inlay.runs.folder import Run
 from inlay.runs.record import FINISHED
-from inlay.workflows.compare_methods import METHODS, REPORT, RESULT, _configs, _wait_for
+from inlay.workflows.compare_methods import REPORT, RESULT, VARIANTS, _configs, _wait_for
 from program import environment
 from training_runs import Inlay, Quiet, lines_of, stop_after
 
@@ -59,14 +59,14 @@ def test_a_method_that_cannot_run_is_a_row_with_its_reason_and_what_is_finished_
 
 def test_methods_differ_in_the_method_alone(tree: dict[str, Any]):
     tree["train"]["learning_rate"] = "auto"
-    configs = _configs(api.as_config(tree), list(METHODS))
-    assert len({config.model_dump_json() for config in configs.values()}) == len(METHODS)
+    configs = _configs(api.as_config(tree), list(VARIANTS))
+    assert len({config.model_dump_json() for config in configs.values()}) == len(VARIANTS)
     for part in ("data", "eval", "generation"):
         assert len({getattr(config, part).model_dump_json() for config in configs.values()}) == 1
     trained = [config.train.model_dump(exclude={"lora_plus_ratio"}) for config in configs.values()]
     assert all(one == trained[0] for one in trained)
     assert {name: config.adapter.rank for name, config in configs.items() if config.adapter.method == "lora"} == {
-        name: 4 for name in METHODS if name not in ("ia3", "prompt", "full")
+        name: 4 for name in VARIANTS if name not in ("ia3", "prompt", "full")
     }
 
 

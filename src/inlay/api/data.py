@@ -80,10 +80,11 @@ def show_data(
     """
     from inlay.data.show_row import show_row
     from inlay.engine.batch_invariance import groups_of_config
+    from inlay.methods.table import method_of
 
     config = config_of(str(source), settings, given={"model.base_model": model})
     base = _opened(config)
-    virtual = config.adapter.prompt_tokens if config.adapter.method == "prompt" else 0
+    virtual = method_of(config).virtual_tokens(config)
     return show_row(config, base.encoder, base.context_length, row, groups_of_config(base.architecture, virtual).apart)
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from inlay.config.sections.base import OneOf
+
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
 _BOUNDS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
 
@@ -21,7 +23,7 @@ def allowed(field: FieldInfo) -> str:
 def is_text(field: FieldInfo) -> bool:
     """Whether every value but null is free text, so that a text needs no quotes to be one."""
     kinds = set(_members(field.annotation)) - {NoneType}
-    return kinds == {str}
+    return kinds == {str} and not any(isinstance(m, OneOf) for m in field.metadata)
 
 
 def is_mapping(field: FieldInfo) -> bool:
@@ -42,6 +44,8 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 def _alternatives(annotation: Any, metadata: Sequence[Any] = ()) -> list[str]:
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if named := next((m.names for m in metadata if isinstance(m, OneOf)), None):
+        return [f"`{name}`" for name in named]
     if origin is Annotated:
         inner = [m for extra in arguments[1:] for m in (extra.metadata if isinstance(extra, FieldInfo) else [extra])]
         return _alternatives(arguments[0], inner)

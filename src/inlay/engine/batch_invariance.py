@@ -22,8 +22,8 @@ from torch import Tensor
 
 from inlay.errors import StorageError
 from inlay.hardware.facts import library_versions
-from inlay.methods.peft_layers import is_adapters
 from inlay.methods.prompt_tuning import virtual_tokens, without_virtual_tokens
+from inlay.methods.table import is_adapter_parameter
 from inlay.storage import cache_folder, write_file
 
 _ROUNDING = {False: (1e-3, 1e-4), True: (5e-2, 1e-2)}
@@ -126,7 +126,9 @@ def _is_seen(model: Any, how: str) -> bool:
 
 def _digest(base: Any, how: str) -> str:
     """Of what decides it: the base, by a few of each weight's values, and how it is computed here."""
-    weights = [p.detach().flatten()[:4].tolist() for name, p in base.named_parameters() if not is_adapters(name)]
+    weights = [
+        p.detach().flatten()[:4].tolist() for name, p in base.named_parameters() if not is_adapter_parameter(name)
+    ]
     config = {k: v for k, v in base.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     about = [
         config, base.config._attn_implementation, sorted({str(p.dtype) for p in base.parameters()}),

@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch import nn
 
 from inlay.engine.lm_head import WIDENED_AT_ONCE, rows_at_once
-from inlay.methods.peft_layers import is_adapters
+from inlay.methods.table import METHODS, is_adapter_parameter
 from inlay.models.dropout import own_dropout
 from inlay.models.quantization import constant_bytes
 
@@ -23,14 +23,6 @@ _HOLES: Final = 0.25
 """Of the plain path's activations on a CPU: holes that blocks freed amid kept ones leave in the heap. Seen were 0.15 to 0.6."""
 _KERNELS: Final = 180 << 20
 """What oneDNN keeps for 16-bit products in many shapes: docs/decisions/cpu-products-and-memory.md."""
-_KEPT: Final = {
-    ("lora", True): (4, 4, 4, 0), ("lora", False): (9.2, 4, 5.2, 0),
-    ("ia3", True): (2, 4, 4, 2), ("ia3", False): (4, 5, 4, 2),
-    ("prompt", True): (2, 3, 4, 0), ("prompt", False): (4, 3, 4, 0),
-    ("full", True): (6, 4, 4, 0),
-}  # fmt: skip
-"""Method and whether a value has 4 bytes -> values of hidden, inner, queries and keys that a layer of the plain path keeps
-for each token. A frozen layer does not keep what enters it; an adapter on it or its own training does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +100,7 @@ class Shape:
         heads = shape_of(config, "num_attention_heads", "n_head", default=1)
         width = shape_of(config, "head_dim", default=hidden // heads)
         names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-        frozen = {id(p): p for name, p in model.named_parameters() if not is_adapters(name)}.values()
+        frozen = {id(p): p for name, p in model.named_parameters() if not is_adapter_parameter(name)}.values()
         head = model.get_output_embeddings()
         linear = sum(_numbers(m) for m in model.modules() if _is_linear(m) and m is not head)
         return Shape(
@@ -219,8 +211,9 @@ def _kept(shape: Shape, work: Work, length: int, width: int) -> float:
         raw = 2 * hidden if shape.norms_after else 0
         normed = (queries + keys) * shape.norms_heads
         return 2 * hidden + raw + 2 * queries + 2 * keys + normed + 2 * inner + 7 * work.rank
-    wide, full = width == 4, work.method == "full"
-    of_hidden, of_inner, of_queries, of_keys = _KEPT[work.method, wide]
+    wide, method = width == 4, METHODS[work.method]
+    full = method.trains_base
+    of_hidden, of_inner, of_queries, of_keys = method.kept_wide if wide else method.kept_narrow
     kept = of_hidden * hidden + of_inner * inner + of_queries * queries + of_keys * keys
     kept += (7 if wide else 10.6) * work.rank
     kept += 0 if shape.is_gated else 4 * hidden

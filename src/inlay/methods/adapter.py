@@ -15,7 +15,7 @@ from inlay.config import Config
 from inlay.errors import AdapterError
 from inlay.methods.method import TRAINED, Batches, Beginning, Method
 from inlay.methods.peft_layers import tuned_layers
-from inlay.methods.table import METHODS, adapters_on
+from inlay.methods.table import METHODS, adapters_on, method_of
 
 _PREFIXES: Final = ("lora_", "ia3_")
 """Of PEFT's names for parameters; a name that is part of one would be cut out of them."""
@@ -37,7 +37,7 @@ def attach(
 
     Raises: AdapterError for what this base cannot have.
     """
-    method = METHODS[config.adapter.method]
+    method = method_of(config)
     require_beside(model, method, name)
     return method.attach(model, config, Beginning(targets, sample, reopen), name)
 

@@ -9,12 +9,12 @@ from torch import nn
 from inlay.config import Config
 from inlay.methods.adapter_files import COMMON_SETTINGS, LAYER_SETTINGS
 from inlay.methods.base_modules import base_modules
-from inlay.methods.method import Beginning
+from inlay.methods.method import Beginning, FirstToMove, Kept
 from inlay.methods.peft_layers import LayerMethod, all_conv1d, as_named
-from inlay.methods.target_modules import feed_forward_output, hit
+from inlay.methods.target_modules import feed_forward_output, hit, layers_for_roles, resolve_targets
 
-IA3_ROLES: Final = ("k_proj", "v_proj", "down_proj")
-"""Source: Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper", section 3.3."""
+_ROLES: Final = ("k_proj", "v_proj", "down_proj")
+"""Source: Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper", section 3.3 for the layers and the learning rate."""
 
 
 class Ia3(LayerMethod):
@@ -23,8 +23,23 @@ class Ia3(LayerMethod):
     name: ClassVar[str] = "ia3"
     title: ClassVar[str] = "IA3"
     peft_type: ClassVar[str] = "IA3"
+    first_to_move: ClassVar[FirstToMove] = FirstToMove(
+        "ia3_l", "scaling vectors", "Leave them out of adapter.target_modules."
+    )
+    kept_wide: ClassVar[Kept] = (2, 4, 4, 2)
+    kept_narrow: ClassVar[Kept] = (4, 5, 4, 2)
     prefix: ClassVar[str] = "ia3_l"
     applied: ClassVar[tuple[str, ...]] = (*COMMON_SETTINGS, *LAYER_SETTINGS, "feedforward_modules")
+
+    def summary(self, config: Config) -> str:
+        return "IA3 vectors"
+
+    def learning_rate(self, hidden_size: int, model_type: str) -> tuple[float, str]:
+        return 3e-3, "as IA3 was published, whatever the size"
+
+    def auto_targets(self, model: nn.Module) -> tuple[list[str], str]:
+        names, reason = layers_for_roles(model, _ROLES, "IA3's")
+        return resolve_targets(model, names), reason
 
     def attach(self, model: Any, config: Config, beginning: Beginning, name: str) -> Any:
         targets = list(beginning.targets)

@@ -24,7 +24,7 @@ from inlay.methods.adapter_files import (
 )
 from inlay.methods.base_modules import base_modules, base_of, base_parameters
 from inlay.methods.initialization import FROM_WEIGHTS, ShiftedDown, ShiftedUp, factors, principal_inputs
-from inlay.methods.method import TRAINED, Beginning, PeftSettings, require_places
+from inlay.methods.method import TRAINED, Beginning, FirstToMove, Kept, PeftSettings, require_places
 from inlay.methods.peft_layers import LayerMethod, all_conv1d, as_named, peft_tensors, without_copies
 from inlay.methods.peft_names import rewritten
 from inlay.methods.target_modules import expert_targets, hit
@@ -39,11 +39,34 @@ class Lora(LayerMethod):
     name: ClassVar[str] = "lora"
     title: ClassVar[str] = "LoRA"
     peft_type: ClassVar[str] = "LORA"
+    has_rank: ClassVar[bool] = True
+    first_to_move: ClassVar[FirstToMove] = FirstToMove(
+        "lora_B", "adapter matrices B", "Leave them out of adapter.target_modules."
+    )
+    kept_wide: ClassVar[Kept] = (4, 4, 4, 0)
+    kept_narrow: ClassVar[Kept] = (9.2, 4, 5.2, 0)
     prefix: ClassVar[str] = "lora_"
     applied: ClassVar[tuple[str, ...]] = (
         *COMMON_SETTINGS, *LAYER_SETTINGS, "r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "use_dora",
         "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "target_parameters",
     )  # fmt: skip
+
+    def summary(self, config: Config) -> str:
+        return f"rank {config.adapter.rank}, alpha {alpha_of(config):g}"
+
+    def learning_rate(self, hidden_size: int, model_type: str) -> tuple[float, str]:
+        return lora_learning_rate(hidden_size, model_type)
+
+    def differences(self, config: Config, settings: PeftSettings) -> list[tuple[str, object, object]]:
+        adapter = config.adapter
+        found: list[tuple[str, object, object]] = [
+            ("rank", adapter.rank, settings.get("r")),
+            ("alpha", alpha_of(config), float(settings.get("lora_alpha", 0))),
+            ("rslora", adapter.rslora, bool(settings.get("use_rslora"))),
+            ("dora", adapter.dora, bool(settings.get("use_dora"))),
+            ("bias", adapter.bias, settings.get("bias", "none")),
+        ]
+        return [each for each in found if each[1] != each[2]]
 
     def attach(self, model: Any, config: Config, beginning: Beginning, name: str) -> Any:
         adapter, targets = config.adapter, list(beginning.targets)
@@ -80,7 +103,7 @@ class Lora(LayerMethod):
         return tensors
 
     def load(self, model: Any, tensors: Mapping[str, Tensor], name: str) -> None:
-        parts = without_copies(tensors, model)
+        parts = without_copies(tensors, model, self)
         require_places(self.tensors(model, name), parts)
         for down, up in _shifted(model, name):
             rank = len(parts[_start_of(down)])
@@ -96,6 +119,15 @@ def alpha_of(config: Config) -> float:
     """The scale's numerator as a number; `2x` is twice the rank."""
     alpha = config.adapter.alpha
     return float(alpha.removesuffix("x")) * config.adapter.rank if isinstance(alpha, str) else float(alpha)
+
+
+def lora_learning_rate(hidden_size: int, model_type: str) -> tuple[float, str]:
+    """(peak rate by hidden size and family, reason)
+
+    Source: the power law of the "LoRA without regret" study, capped at 2e-3 for very small models.
+    """
+    exponent = 0.0775 if "qwen" in model_type else 0.78
+    return min(5e-4 * (2000 / hidden_size) ** exponent, 2e-3), f"5e-4·(2000/{hidden_size})^{exponent}, at most 2e-3"
 
 
 def lora_layers(peft_model: Any, name: str = TRAINED) -> Iterator[tuple[str, Any]]:

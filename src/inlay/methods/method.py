@@ -9,18 +9,33 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from inlay.config import Config
 from inlay.errors import AdapterError
+from inlay.methods.target_modules import all_linear, resolve_targets
 
 TRAINED: Final = "default"
 """Name of the adapter that a run trains; PEFT's own default."""
+Kept = tuple[float, float, float, float]
+"""Values of hidden, inner, queries and keys that a layer on the autograd engine keeps for each token. A frozen layer does
+not keep what enters it; an adapter on it or its own training does."""
 PeftSettings = dict[str, Any]
 """The content of PEFT's adapter_config.json."""
 Batches = Callable[[], Iterable[Mapping[str, Tensor]]]
+
+
+class FirstToMove(NamedTuple):
+    """What the first optimizer step must change."""
+
+    part: str
+    """In the names of these parameters; all have more than one dimension."""
+    what: str
+    """Their name in a message."""
+    remedy: str
+    """What to do when they have not moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +62,43 @@ class Method(Protocol):
     """Its name in a sentence."""
     peft_type: ClassVar[str]
     """`peft_type` in adapter_config.json; inlay's own word where PEFT has none."""
+    trains_base: ClassVar[bool] = False
+    """Whether the base's own weights are trained: in fp32, unquantized, and the result is a model of its own."""
     has_targets: ClassVar[bool] = False
     """Whether `adapter.target_modules` says where it goes."""
+    has_rank: ClassVar[bool] = False
+    """Whether it trains pairs A and B of `adapter.rank`; A gets no gradient while B is zero."""
     shares_base: ClassVar[bool] = False
     """Whether several adapters of this method may be on one base."""
+    first_to_move: ClassVar[FirstToMove]
+    kept_wide: ClassVar[Kept]
+    """Where a value has 4 bytes."""
+    kept_narrow: ClassVar[Kept]
+    """Where a value has 2 bytes."""
+
+    def summary(self, config: Config) -> str:
+        """What is trained, for the pre-flight, such as `rank 16, alpha 32`."""
+        raise NotImplementedError
+
+    def learning_rate(self, hidden_size: int, model_type: str) -> tuple[float, str]:
+        """(peak rate of `train.learning_rate=auto`, reason)"""
+        raise NotImplementedError
+
+    def virtual_tokens(self, config: Config) -> int:
+        """Positions that stand before every row, and take up context."""
+        return 0
+
+    def auto_targets(self, model: nn.Module) -> tuple[list[str], str]:
+        """(name endings of the layers that `adapter.target_modules=auto` takes, reason)"""
+        return resolve_targets(model, "auto"), all_linear(model)
+
+    def differences(self, config: Config, settings: PeftSettings) -> list[tuple[str, object, object]]:
+        """(setting, its value in the config, in the stored adapter) of each that changes what the adapter computes."""
+        return []
+
+    def owns(self, parameter: str) -> bool:
+        """Whether a parameter of that name in a model belongs to an adapter of this method and not to the base."""
+        raise NotImplementedError
 
     def attach(self, model: Any, config: Config, beginning: Beginning, name: str) -> Any:
         """The model with a fresh trainable adapter in fp32, drawn from torch's global generator.

@@ -51,18 +51,18 @@ class LayerMethod(Method):
         refuse_other_meaning(folder, settings, self.applied)
 
     def names_on(self, model: Any) -> Sequence[str]:
-        there = model.peft_config if hasattr(model, "base_biases") else {}
+        there = model.peft_config if hasattr(model, "get_base_model") else {}
         return [name for name, settings in there.items() if settings.peft_type == self.peft_type]
 
     @contextlib.contextmanager
     def disabled(self, model: Any) -> Iterator[None]:
-        trained = {name: parameter.detach().clone() for name, (parameter, _) in model.base_biases.items()}
+        trained = {name: parameter.detach().clone() for name, (parameter, _) in _biases(model).items()}
         with peft_disabled(model):
             try:
                 _restore_biases(model)
                 yield
             finally:
-                for name, (parameter, _) in model.base_biases.items():
+                for name, (parameter, _) in _biases(model).items():
                     parameter.data.copy_(trained[name])
 
     @contextlib.contextmanager
@@ -99,8 +99,11 @@ class LayerMethod(Method):
         return {
             parameter_name: parameter
             for parameter_name, parameter in model.named_parameters()
-            if self._is_in(parameter_name, name) or parameter_name in model.base_biases
+            if self._is_in(parameter_name, name) or parameter_name in _biases(model)
         }
+
+    def owns(self, parameter: str) -> bool:
+        return self.prefix in parameter
 
     def _is_in(self, parameter_name: str, name: str) -> bool:
         parts = parameter_name.split(".")
@@ -114,7 +117,7 @@ class LayerMethod(Method):
         return peft_tensors(model, name)
 
     def load(self, model: Any, tensors: Mapping[str, Tensor], name: str) -> None:
-        super().load(model, without_copies(tensors, model), name)
+        super().load(model, without_copies(tensors, model, self), name)
 
     def wrapped(self, model: Any, settings: Any, name: str) -> Any:
         """A PeftModel with a fresh adapter of these PEFT settings, which alone acts; others that are on it stay.
@@ -124,8 +127,8 @@ class LayerMethod(Method):
         path, settings.base_model_name_or_path = settings.base_model_name_or_path, None
         with warnings.catch_warnings(), taken_as_given():  # peft 0.21 asks transformers 5 for a name it renamed
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            if hasattr(model, "base_biases"):
-                if model.base_biases or getattr(settings, "bias", "none") != "none":
+            if hasattr(model, "get_base_model"):
+                if _biases(model) or getattr(settings, "bias", "none") != "none":
                     raise AdapterError(
                         f"adapter {name}: one that trains biases of the base (adapter.bias) needs it alone."
                     )
@@ -180,7 +183,7 @@ def peft_tensors(peft_model: Any, name: str) -> dict[str, Tensor]:
     return tensors
 
 
-def without_copies(tensors: Mapping[str, Tensor], peft_model: Any) -> dict[str, Tensor]:
+def without_copies(tensors: Mapping[str, Tensor], peft_model: Any, method: Method) -> dict[str, Tensor]:
     """The tensors without copies of the base's own weights: PEFT adds the embedding or the head that it adapts.
 
     Raises: AdapterError for a weight in place of the base's own.
@@ -188,7 +191,7 @@ def without_copies(tensors: Mapping[str, Tensor], peft_model: Any) -> dict[str, 
     own = {
         name: parameter
         for name, parameter in peft_model.named_parameters()
-        if not parameter.requires_grad and not is_adapters(name)
+        if not parameter.requires_grad and not method.owns(name)
     }
     kept = {}
     for name, tensor in tensors.items():
@@ -201,11 +204,6 @@ def without_copies(tensors: Mapping[str, Tensor], peft_model: Any) -> dict[str, 
                 "were added or the base is another. Merge it into its base with PEFT, and name the merged model."
             )
     return kept
-
-
-def is_adapters(name: str) -> bool:
-    """Whether a parameter of that name belongs to an adapter and not to the base under it."""
-    return any(part in name for part in ("lora_", "ia3_l", "prompt_embeddings"))
 
 
 def all_conv1d(model: nn.Module, targets: Iterable[str]) -> bool:
@@ -232,6 +230,11 @@ def _activate(model: Any, name: str) -> None:
         model.set_adapter(name)
 
 
+def _biases(peft_model: Any) -> dict[str, tuple[nn.Parameter, Tensor]]:
+    """Name -> (parameter, the base's own values) of each bias of the base that the adapter trains."""
+    return getattr(peft_model, "base_biases", {})
+
+
 def _restore_biases(peft_model: Any) -> None:
-    for parameter, original in peft_model.base_biases.values():
+    for parameter, original in _biases(peft_model).values():
         parameter.data.copy_(original)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from inlay.config import Config
 from inlay.errors import AdapterError
-from inlay.methods.method import Beginning, Method, PeftSettings, plain, require_places
+from inlay.methods.method import Beginning, FirstToMove, Kept, Method, PeftSettings, plain, require_places
 
 NAME: Final = "prompt_embeddings"
 """Of the trained parameter, and of its tensor in PEFT's files."""
@@ -39,6 +39,21 @@ class PromptTuning(Method):
     name: ClassVar[str] = "prompt"
     title: ClassVar[str] = "prompt tuning"
     peft_type: ClassVar[str] = "PROMPT_TUNING"
+    first_to_move: ClassVar[FirstToMove] = FirstToMove(NAME, "sets of virtual tokens", "Raise train.learning_rate.")
+    kept_wide: ClassVar[Kept] = (2, 3, 4, 0)
+    kept_narrow: ClassVar[Kept] = (4, 3, 4, 0)
+
+    def summary(self, config: Config) -> str:
+        return f"{config.adapter.prompt_tokens} virtual tokens before every sequence"
+
+    def learning_rate(self, hidden_size: int, model_type: str) -> tuple[float, str]:
+        return 3e-2, "as PEFT's examples of prompt tuning have it, whatever the size"
+
+    def virtual_tokens(self, config: Config) -> int:
+        return config.adapter.prompt_tokens
+
+    def owns(self, parameter: str) -> bool:
+        return NAME in parameter
 
     def attach(self, model: Any, config: Config, beginning: Beginning, name: str) -> Any:
         settings = _peft_settings(model, config.adapter.prompt_tokens, config.model.base_model)

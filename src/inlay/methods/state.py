@@ -18,7 +18,7 @@ from inlay.methods import full
 from inlay.methods.adapter import require_beside
 from inlay.methods.adapter_files import CARD, SETTINGS, WEIGHTS
 from inlay.methods.lora import START
-from inlay.methods.method import TRAINED, PeftSettings
+from inlay.methods.method import TRAINED, Method, PeftSettings
 from inlay.methods.peft_names import of_modules
 from inlay.methods.table import METHODS, adapters_on, method_of_type
 from inlay.models.base import BaseRef
@@ -36,6 +36,13 @@ class AdapterState:
     settings: PeftSettings
     tensors: dict[str, Tensor]
     """The A that training started from, where that was the base's weights, has START in its name; only checkpoints hold it."""
+
+    @property
+    def method(self) -> Method:
+        """The method that it was trained with."""
+        method = method_of_type(self.settings["peft_type"])
+        assert method is not None, "refused when it was read"
+        return method
 
     @staticmethod
     def of(model: Any, name: str = TRAINED) -> AdapterState:
@@ -111,10 +118,8 @@ class AdapterState:
 
     def attach_to(self, model: nn.Module, name: str = TRAINED) -> Any:
         """The model with this adapter, ready for inference. Raises: AdapterError if it does not fit."""
-        method = method_of_type(self.settings["peft_type"])
-        assert method is not None, "refused when it was read"
-        require_beside(model, method, name)
-        return method.attach_stored(model, self.settings, self.tensors, name)
+        require_beside(model, self.method, name)
+        return self.method.attach_stored(model, self.settings, self.tensors, name)
 
 
 def _require_usable(folder: Path, settings: Any, tensors: Mapping[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from inlay.config import Config
 from inlay.methods.full import FullFineTuning
 from inlay.methods.ia3 import Ia3
 from inlay.methods.lora import Lora
@@ -19,9 +20,19 @@ METHODS: Final[dict[str, Method]] = {
 """`adapter.method` -> what it does. A new method is one file and one line here."""
 
 
+def method_of(config: Config) -> Method:
+    """The method that a config trains."""
+    return METHODS[config.adapter.method]
+
+
 def method_of_type(peft_type: Any) -> Method | None:
     """The method whose files have this `peft_type`; None for one that inlay does not know."""
     return next((method for method in METHODS.values() if method.peft_type == peft_type), None)
+
+
+def is_adapter_parameter(name: str) -> bool:
+    """Whether a parameter of that name belongs to an adapter and not to the base under it."""
+    return any(method.owns(name) for method in METHODS.values())
 
 
 def adapters_on(model: Any) -> dict[str, Method]:

@@ -29,6 +29,7 @@ from inlay.evaluation.score import held_out, read_held_out
 from inlay.methods.adapter import adapter_disabled, detach
 from inlay.methods.initialization import FROM_WEIGHTS
 from inlay.methods.state import AdapterState
+from inlay.methods.table import method_of
 from inlay.models import base as bases
 from inlay.proof import proofs as p
 from inlay.proof.proofs import Proof, Refuted, Unknown, proof
@@ -88,7 +89,7 @@ def prove_trained(setup: Setup, job: AdapterJob, step: int, start: Start) -> lis
         return f"{same}; {p.same_logits(memory, back, _EXACT, 'read back')}"
 
     def untouched() -> str:
-        if config.adapter.method == "full":
+        if method_of(config).trains_base:
             if said := setup.base.difference(setup.base_record):
                 raise Refuted(f"{setup.base.folder}: the base has changed while it was trained: {said}.")
             return p.same_logits(base, start.base_logits, _EXACT, "base before training, and from its files after it")
@@ -154,7 +155,7 @@ def prove_stored(run: Run, load: Callable[[], Loaded]) -> list[Proof]:
 
     def untouched() -> str:
         bare, off, losses, _, rounding = looks()
-        if config.adapter.method == "full":
+        if method_of(config).trains_base:
             return f"its files have their digest; {p.same_losses(losses, _recorded(evidence, 'base_losses'), rounding, 'base')}"
         said = p.same_logits(off, bare, _EXACT, "adapter off and bare base")
         return f"{said}; {p.same_losses(losses, _recorded(evidence, 'base_losses'), rounding, 'base')}"
@@ -178,7 +179,7 @@ def prove_stored(run: Run, load: Callable[[], Loaded]) -> list[Proof]:
 
 
 def _names(config: Config) -> dict[str, str]:
-    whole = config.adapter.method == "full"
+    whole = method_of(config).trains_base
     what = "weights" if whole else "adapter"
     return {
         "finite": f"{what} finite",
@@ -203,7 +204,7 @@ def _of_folder(
 ) -> list[Proof]:  # fmt: skip
     def moved() -> str:
         start = _recorded(evidence, "start")
-        if config.adapter.method != "lora":
+        if not method_of(config).has_rank:
             return p.every_tensor_moved(start, tensors())
         return p.every_matrix_moved(start, tensors(), _moving_rank(config), step)
 

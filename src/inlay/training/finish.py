@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from inlay.errors import StorageError
 from inlay.methods.adapter_files import CARD
+from inlay.methods.full import write_model
 from inlay.methods.state import AdapterState
-from inlay.models.generation_settings import FILE, ends_of_base, generation_settings
+from inlay.methods.table import method_of
+from inlay.models.generation_settings import FILE, ends_of_base
 from inlay.runs.folder import Run
 from inlay.runs.guard_events import as_markdown, incidents
 from inlay.runs.record import RunRecord
@@ -48,7 +50,7 @@ def export(setup: Setup, job: AdapterJob) -> int:
                 f"{error} It was the best step{aside}. To take the last one instead, set train.export to last in "
                 f"{job.run.path / 'config.yaml'} and resume."
             ) from None
-    whole = setup.config.adapter.method == "full"
+    whole = method_of(setup.config).trains_base
     card: dict[str, Any] = {
         **setup.base.whereabouts(),
         **setup.base_record,
@@ -69,7 +71,7 @@ def export(setup: Setup, job: AdapterJob) -> int:
 
     def fill(folder: Path) -> None:
         if whole:
-            _write_model(job.model, setup.base.folder, folder)
+            write_model(job.model, setup.base.folder, folder)
         else:
             AdapterState.of(job.model).exported().under(setup.named).on(setup.base).write(folder)
         setup.encoder.tokenizer.save_pretrained(str(folder))
@@ -88,13 +90,6 @@ def _write_ends(encoder: Encoder, base: Path, folder: Path) -> None:
     write_json(
         path, kept | {"eos_token_id": sorted(encoder.stop_ids | ends_of_base(base)), "pad_token_id": encoder.pad_id}
     )
-
-
-def _write_model(model: Any, base: Path, folder: Path) -> None:
-    """As transformers writes it, in fp32 as it was trained; how it is asked stays as the base has it."""
-    model.save_pretrained(str(folder))
-    if found := generation_settings(base):
-        write_json(folder / FILE, found[0])
 
 
 def report(run: Run, record: RunRecord) -> None:

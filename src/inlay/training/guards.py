@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 from inlay.data.encoding.token_arrays import TokenSet
 from inlay.errors import TrainingError
 from inlay.methods.adapter import trained_parameters
+from inlay.methods.method import TRAINED
+from inlay.methods.table import adapters_on
 from inlay.training.process_group import ProcessGroup
 
 _NAMED_ROWS = 16
@@ -118,31 +120,21 @@ def require_finite_base(loss: float, model: torch.nn.Module) -> None:
     raise TrainingError(f"before step 1: the base's own held-out loss is {loss}. {why}. {way_out}.", step=1)
 
 
-_FIRST_TO_MOVE = (
-    ("lora_B", "adapter matrices B", "Leave them out of adapter.target_modules."),
-    ("ia3_l", "scaling vectors", "Leave them out of adapter.target_modules."),
-    ("prompt_embeddings", "sets of virtual tokens", "Raise train.learning_rate."),
-    ("", "weight matrices", "Train LoRA on the layers that the model uses instead."),
-)
-"""What the first step must change, by a part of its name: A has no gradient while B is zero."""
-
-
 @dataclass(frozen=True, slots=True)
 class BeforeFirstStep:
     """What must not be the same after it, with a copy of its values."""
 
     parameters: dict[str, tuple[torch.nn.Parameter, Tensor]]
     what: str
-    way_out: str
+    remedy: str
 
     @staticmethod
-    def of(model: Any) -> BeforeFirstStep:
-        trained = trained_parameters(model)
-        for part, what, way_out in _FIRST_TO_MOVE:
-            found = {n: (p, p.detach().clone()) for n, p in trained.items() if part in n and p.dim() > 1}
-            if found:
-                return BeforeFirstStep(found, what, way_out)
-        raise AssertionError("nothing is trained")
+    def of(model: Any, name: str = TRAINED) -> BeforeFirstStep:
+        part, what, remedy = adapters_on(model)[name].first_to_move
+        trained = trained_parameters(model, name).items()
+        found = {n: (p, p.detach().clone()) for n, p in trained if part in n and p.dim() > 1}
+        assert found, "nothing is trained"
+        return BeforeFirstStep(found, what, remedy)
 
     def require_moved(self) -> None:
         """Raises: TrainingError when the step has left one as it was."""
@@ -150,6 +142,6 @@ class BeforeFirstStep:
         if still:
             raise TrainingError(
                 f"after step 1 {len(still)} of {len(self.parameters)} {self.what} have not moved, first {still[0]}: "
-                f"no gradient reaches them. {self.way_out}",
+                f"no gradient reaches them. {self.remedy}",
                 step=1,
             )

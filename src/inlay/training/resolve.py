@@ -14,11 +14,9 @@ from inlay.data.batches import collate, step_rows
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.prepare import PreparedData
 from inlay.errors import AdapterError, ModelError
-from inlay.methods.ia3 import IA3_ROLES
-from inlay.methods.lora import alpha_of
 from inlay.methods.state import AdapterState
-from inlay.methods.table import METHODS, method_of_type
-from inlay.methods.target_modules import all_linear, layers_for_roles, resolve_targets
+from inlay.methods.table import method_of
+from inlay.methods.target_modules import layers_for_roles, resolve_targets
 from inlay.models.base import BaseRef
 from inlay.runs import folder as runs
 from inlay.training.checkpoint_commands import adapter_at
@@ -32,13 +30,11 @@ def targets_of(config: Config, model: Any) -> tuple[list[str], str]:
     A preset names layers as Llama does; they are found under this architecture's names. A user's list is taken as it is.
     """
     wanted = config.adapter.target_modules
-    if not METHODS[config.adapter.method].has_targets:
+    method = method_of(config)
+    if not method.has_targets:
         return [], ""
-    if wanted == "auto" and config.adapter.method == "ia3":
-        names, reason = layers_for_roles(model, IA3_ROLES, "IA3's")
-        return resolve_targets(model, names), reason
     if wanted == "auto":
-        return resolve_targets(model, "auto"), all_linear(model)
+        return method.auto_targets(model)
     if config.preset is not None and preset_tree(config.preset).get("adapter", {}).get("target_modules") == wanted:
         names, reason = layers_for_roles(model, wanted, "the preset's")
         return resolve_targets(model, names), reason
@@ -87,30 +83,17 @@ def start_from(config: Config, model: Any, base: BaseRef) -> str:
     else:
         folder = _adapter_folder(str(name), config.output.folder)
         state, caution = AdapterState.read(folder, base), runs.caution_of(folder)
-    adapter, there = config.adapter, state.settings
-    its_method = method_of_type(there["peft_type"])
-    assert its_method is not None, "refused when it was read"
-    if (method := its_method.name) != adapter.method:
+    method, its_method = method_of(config), state.method
+    if its_method is not method:
         raise AdapterError(
-            f"adapter.start_from {reference}: is of method {method}, this config {adapter.method}. "
-            f"Set adapter.method={method} to go on from it."
+            f"adapter.start_from {reference}: is of method {its_method.name}, this config {method.name}. "
+            f"Set adapter.method={its_method.name} to go on from it."
         )
-    for setting, wanted, found in (
-        (
-            ("rank", adapter.rank, there.get("r")),
-            ("alpha", alpha_of(config), float(there.get("lora_alpha", 0))),
-            ("rslora", adapter.rslora, bool(there.get("use_rslora"))),
-            ("dora", adapter.dora, bool(there.get("use_dora"))),
-            ("bias", adapter.bias, there.get("bias", "none")),
+    for setting, wanted, found in method.differences(config, state.settings):
+        raise AdapterError(
+            f"adapter.start_from {reference}: has {setting} {found}, this config {wanted}. "
+            f"Set adapter.{setting}={found} to go on from it."
         )
-        if method == "lora"
-        else ()
-    ):
-        if wanted != found:
-            raise AdapterError(
-                f"adapter.start_from {reference}: has {setting} {found}, this config {wanted}. "
-                f"Set adapter.{setting}={found} to go on from it."
-            )
     try:
         state.load_into(model)
     except AdapterError as error:

@@ -9,6 +9,7 @@ import numpy as np
 from inlay.config import Config
 from inlay.config.sections.train import TrainConfig
 from inlay.errors import ConfigError
+from inlay.methods.table import method_of
 
 _DECAY_SHARE = 0.2  # of the steps, for wsd
 
@@ -52,22 +53,8 @@ def _scheduled(train: TrainConfig, peak: float, step: int, total: int) -> float:
 
 
 def auto_learning_rate(config: Config, hidden_size: int, model_type: str) -> tuple[float, str]:
-    """Peak rate by hidden size and family, with its reason.
-
-    Source: for LoRA the power law of the "LoRA without regret" study, capped at 2e-3 for very small models, and a
-    tenth of it for full fine-tuning, as that study found; for IA3
-    Liu et al. 2022, section 3.3.
-    """
-    if config.adapter.method == "ia3":
-        return 3e-3, "as IA3 was published, whatever the size"
-    if config.adapter.method == "prompt":
-        return 3e-2, "as PEFT's examples of prompt tuning have it, whatever the size"
-    qwen_like = "qwen" in model_type
-    exponent = 0.0775 if qwen_like else 0.78
-    rate = min(5e-4 * (2000 / hidden_size) ** exponent, 2e-3)
-    reason = f"5e-4·(2000/{hidden_size})^{exponent}, at most 2e-3"
-    if config.adapter.method == "full":
-        rate, reason = rate / 10, f"a tenth of LoRA's: {reason}"
+    """(peak rate of the config's method for a base of this hidden size and family, reason)"""
+    rate, reason = method_of(config).learning_rate(hidden_size, model_type)
     ratio = config.train.lora_plus_ratio
     if ratio != 1:
         rate, reason = rate / math.sqrt(ratio), f"{reason}, over the root of lora_plus_ratio"

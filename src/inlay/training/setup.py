@@ -41,7 +41,8 @@ from inlay.errors import ConfigError
 from inlay.hardware.facts import library_versions, memory_facts
 from inlay.hardware.probe import DTYPES, pick_device, pick_dtype, pick_matmul_precision, product_dtype
 from inlay.methods.adapter import attach, layers_adapted, trained_parameters
-from inlay.methods.lora import alpha_of, expert_bytes
+from inlay.methods.lora import expert_bytes
+from inlay.methods.table import method_of
 from inlay.methods.target_modules import coverage, expert_targets, numel
 from inlay.models import base as bases
 from inlay.models.dropout import own_dropout, switch_off
@@ -173,14 +174,11 @@ class Setup:
         return f"{train.batch_size} = {over}{min(at_once, share) if over else at_once} × {-(-share // at_once)}"
 
     def _kind(self) -> str:
-        adapter, places = self.config.adapter, _short(self.targets)
-        if adapter.method == "full":
-            return "none: all weights are trained"
-        if adapter.method == "prompt":
-            return f"{adapter.prompt_tokens} virtual tokens before every sequence"
-        kind = f"rank {adapter.rank}, alpha {alpha_of(self.config):g}" if adapter.method == "lora" else "IA3 vectors"
-        places += " and all experts" if adapter.experts else ""
-        return f"{kind}, on {places}: {self.reasons['adapter.coverage']}"
+        method = method_of(self.config)
+        if not method.has_targets:
+            return method.summary(self.config)
+        places = _short(self.targets) + (" and all experts" if self.config.adapter.experts else "")
+        return f"{method.summary(self.config)}, on {places}: {self.reasons['adapter.coverage']}"
 
     def _variant(self) -> str:
         adapter = self.config.adapter
@@ -306,7 +304,7 @@ def _data(opened: OpenedBase, choices: _Choices, reporter: Reporter) -> Prepared
     config = choices.config
     opened.require_vocabulary()
     reporter.stage(f"reading {config.data.train_name}")
-    context = opened.context_length - virtual_tokens_of(config)
+    context = opened.context_length - method_of(config).virtual_tokens(config)
     data = prepare(config.data, opened.encoder, context, config.eval.max_rows, config.train.seed, reporter)
     opened.require_vocabulary([max(tokens.largest_id for tokens in (data.train, data.heldout))])
     choices.settle("data.max_length", data.max_length, data.max_length_reason)
@@ -328,7 +326,7 @@ def _placed(choices: _Choices, group: ProcessGroup) -> Precision:
         )
     if device.device.startswith("cuda"):
         torch.cuda.set_device(device.device)  # what torch measures and seeds without being told where
-    whole = config.adapter.method == "full"
+    whole = method_of(config).trains_base
     dtype = pick_dtype(device.device, "float32" if whole else config.model.dtype)
     require_precision(os.environ, dtype.dtype)
     choices.settle("model.device", device.device, device.reason)
@@ -348,10 +346,10 @@ def _model(
         reporter.note(said)
     model = opened.load(lambda text: reporter.note(f"warning: {text}"))
     total_parameters = sum(numel(p) for p in model.parameters())
-    whole = config.adapter.method == "full"
+    method = method_of(config)
     layers = shape_of(model.config.get_text_config(), *LAYER_NAMES)
     reporter.stage(
-        f"base: {type(model).__name__}, {layers} layers, {total_parameters:,} parameters, all {'trained' if whole else 'frozen'}"
+        f"base: {type(model).__name__}, {layers} layers, {total_parameters:,} parameters, all {'trained' if method.trains_base else 'frozen'}"
     )
     if rate := own_dropout(model):
         choices.reasons["train.base_dropout"] = f"the base's config has {rate:g}"
@@ -363,7 +361,7 @@ def _model(
         choices.reasons["model.quantization"] = (
             f"{held(model, place.quantization)}; {choices.reasons['model.quantization']}"
         )
-    if whole:
+    if method.trains_base:
         if left_out := (generation_settings(base.folder) or ({}, []))[1]:
             reporter.note(
                 f"warning: generation_config.json of {base.name} is one that transformers will not save: the model is "
@@ -371,7 +369,7 @@ def _model(
             )
         model = attach(model, config, [], reopen=opened.load)
         return ready_to_train(model, config), None, total_parameters, []
-    named = None if config.adapter.method == "prompt" else named_class(base, model)
+    named = named_class(base, model) if method.has_targets else None
     if named and named.unproven:
         reporter.note(f"warning: this trains {named.summary()}")
     base_model = model
@@ -406,7 +404,7 @@ def _adapted(
     """(the base with its adapter as training starts from it, the target modules)"""
     config = choices.config
     targets, why = targets_of(config, model)
-    if config.adapter.method != "prompt":
+    if method_of(config).has_targets:
         choices.settle("adapter.target_modules", targets, why)
         experts = expert_targets(model) if config.adapter.experts else []
         choices.reasons["adapter.coverage"] = coverage(model, targets, experts)
@@ -469,16 +467,17 @@ def token_cap(device: str, work: Work, shape: Shape) -> int:
 
 def work_of(config: Config, model: Any, device: str, dtype: torch.dtype, quantization: str) -> Work:
     """How this PeftModel's gradient will be computed, as far as it can be told without trying."""
+    method = method_of(config)
     engine = expected(config.train.engine, model, device, dtype, quantization)
     widens = engine == "direct" and (quantization != "none" or product_dtype(device, dtype) != dtype)
     return Work(
         engine=engine,
         recompute=config.train.gradient_checkpointing,
         offload=config.train.activation_offload,
-        adapter=0 if config.adapter.method == "full" else sum(p.numel() for p in trained_parameters(model).values()),
-        rank=config.adapter.rank if config.adapter.method == "lora" else 0,
+        adapter=0 if method.trains_base else sum(p.numel() for p in trained_parameters(model).values()),
+        rank=config.adapter.rank if method.has_rank else 0,
         method=config.adapter.method,
-        virtual_tokens=virtual_tokens_of(config),
+        virtual_tokens=method.virtual_tokens(config),
         unpacks=quantization == "nf4",
         optimizer=config.train.optimizer,
         head_in_chunks=head_of(model) is not None,
@@ -492,11 +491,6 @@ def work_of(config: Config, model: Any, device: str, dtype: torch.dtype, quantiz
 def _keeps_freed(config: Config) -> bool:
     """Whether a CPU's freed blocks stay for the next step: not where memory is what counts."""
     return config.train.max_memory is None and not config.train.gradient_checkpointing
-
-
-def virtual_tokens_of(config: Config) -> int:
-    """Positions that stand before every row, and take up context."""
-    return config.adapter.prompt_tokens if config.adapter.method == "prompt" else 0
 
 
 def _room_bytes(shape: Shape, config: Config, trainable: int, device: str) -> int:

@@ -151,7 +151,7 @@ def _stand_in(architecture: Any, config: Config, method: str, dtype: torch.dtype
     attention = None if config.model.attention == "auto" else config.model.attention
     adapter = config.adapter.model_copy(update={"init": "default", "method": method})
     config = config.model_copy(update={"adapter": adapter})
-    held = torch.float32 if method == "full" else dtype
+    held = torch.float32 if METHODS[method].trains_base else dtype
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(small, dtype=held, attn_implementation=attention)
         model.requires_grad_(False)
@@ -165,7 +165,7 @@ def _engines(
     """Those of the paths. The direct one makes the base's weights its own, and so comes last; where it is refused, the
     plain one stands for it."""
     plain = PlainModel(
-        model, device, None if adapters_on(model)[TRAINED] is METHODS["full"] or dtype == torch.float32 else dtype
+        model, device, None if adapters_on(model)[TRAINED].trains_base or dtype == torch.float32 else dtype
     )
     if "direct" not in paths:
         return [plain]

@@ -23,6 +23,7 @@ from inlay.config import Config
 from inlay.config.load import merge, nested, validate
 from inlay.config.render import as_yaml
 from inlay.errors import ConfigError, InlayError, Interrupted, RunError, unknown_name
+from inlay.methods.table import METHODS, method_of
 from inlay.reports import html
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run
@@ -35,17 +36,15 @@ from inlay.workflows.train import anchored
 
 RESULT: Final = "methods.json"
 REPORT: Final = "methods.html"
-METHODS: Final[dict[str, Mapping[str, Any]]] = {
+VARIANTS: Final[dict[str, Mapping[str, Any]]] = {
     "lora": {},
     "qlora": {"model.quantization": "nf4"},
     "rslora": {"adapter.rslora": True},
     "dora": {"adapter.dora": True},
     "lora+": {"train.lora_plus_ratio": 16.0},
-    "ia3": {"adapter.method": "ia3"},
-    "prompt": {"adapter.method": "prompt"},
-    "full": {"adapter.method": "full"},
+    **{name: {"adapter.method": name} for name in METHODS if name != "lora"},
 }
-"""What each sets over the config."""
+"""Name in --methods -> what it sets over the config."""
 _LEFT_OPEN: Final = (
     "adapter.method", "adapter.rslora", "adapter.dora", "adapter.init", "adapter.start_from", "model.quantization",
     "train.lora_plus_ratio", "train.branch_from",
@@ -85,16 +84,16 @@ def side_by_side(config: Config, names: Sequence[str], fresh: bool, reporter: Re
 def _configs(config: Config, names: Sequence[str]) -> dict[str, Config]:
     """The config of each method. Raises: ConfigError for a name that means none, or a setting that --methods makes."""
     if not names:
-        raise ConfigError(f"--methods: name some of {', '.join(METHODS)}.")
+        raise ConfigError(f"--methods: name some of {', '.join(VARIANTS)}.")
     for name in names:
-        if name not in METHODS:
-            raise ConfigError(f"--methods: {unknown_name('method', name, METHODS)}")
+        if name not in VARIANTS:
+            raise ConfigError(f"--methods: {unknown_name('method', name, VARIANTS)}")
     for path in _LEFT_OPEN:
         section, _, key = path.partition(".")
         here = getattr(config, section)
         if getattr(here, key) != type(here).model_fields[key].default:
             raise ConfigError(f"{path}: what differs between methods is set by --methods. Leave it out.")
-    return {name: _of_method(config, METHODS[name]) for name in dict.fromkeys(names)}
+    return {name: _of_method(config, VARIANTS[name]) for name in dict.fromkeys(names)}
 
 
 def _of_method(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -135,7 +134,7 @@ def _trained(folder: Path, name: str, config: Config, reporter: Reporter) -> str
     if run.status == FINISHED:
         reporter.note(f"{name}: finished before")
         return None
-    if config.adapter.method == "full":
+    if method_of(config).trains_base:
         try:
             forecast = plan.plan(config, None, False, reporter).forecast
         except InlayError as error:

@@ -22,6 +22,7 @@ from inlay.evaluation.costs import Bill, Prices, bills_json
 from inlay.hardware.facts import memory_facts
 from inlay.hardware.probe import dtype_name, pick_device, pick_dtype, product_dtype, synchronize
 from inlay.methods.adapter import attach
+from inlay.methods.table import METHODS, method_of
 from inlay.models.base import find_base
 from inlay.models.dropout import switch_off
 from inlay.runs.reporter import Reporter
@@ -29,7 +30,7 @@ from inlay.tasks.opened_base import OpenedBase
 from inlay.training.gradient import accumulate
 from inlay.training.process_group import ProcessGroup
 from inlay.training.resolve import targets_of
-from inlay.training.setup import length_of, parse_bytes, set_up, token_cap, virtual_tokens_of, work_of
+from inlay.training.setup import length_of, parse_bytes, set_up, token_cap, work_of
 from inlay.training.signals import StopRequest
 from inlay.workflows.benchmark_layers import Load, Speed
 
@@ -144,10 +145,10 @@ def plan(config: Config, memory: str | None, calibrate: bool, reporter: Reporter
     opened = OpenedBase.of(base, config)
     opened.require_vocabulary()
     reporter.stage(f"reading {config.data.train_name}")
-    context = opened.context_length - virtual_tokens_of(config)
+    context = opened.context_length - method_of(config).virtual_tokens(config)
     data = prepare(config.data, opened.encoder, context, config.eval.max_rows, config.train.seed, reporter)
     device = pick_device(config.model.device).device
-    dtype = pick_dtype(device, "float32" if config.adapter.method == "full" else config.model.dtype).dtype
+    dtype = pick_dtype(device, "float32" if method_of(config).trains_base else config.model.dtype).dtype
     reporter.stage("measuring this machine")
     situation = _Situation(config, data, device, getattr(torch, dtype), opened.architecture, context, memory)
     found = situation.plan(config.model.base_model)
@@ -169,7 +170,7 @@ class _Situation:
         memory: str | None,
     ) -> None:  # fmt: skip
         self.config, self.data, self.device, self.dtype, self.context = config, data, device, dtype, context
-        self.together = groups_of_config(architecture, virtual_tokens_of(config))
+        self.together = groups_of_config(architecture, method_of(config).virtual_tokens(config))
         self.bare = Shape.of(_without_weights(architecture, config, dtype))
         self.ways = self._ways(architecture, dtype)
         self.total, self.eval_every, _ = length_of(config.train, data.train.drawn)
@@ -318,9 +319,9 @@ class _Situation:
         if not work.recompute:
             work = replace(work, recompute=True)
             add("train.gradient_checkpointing=true", self.needed(shape, work, size))
-        if self.config.model.quantization == "none" and work.method != "full":
+        if self.config.model.quantization == "none" and not METHODS[work.method].trains_base:
             shape, lora = self.ways["qlora"]
-            work = replace(lora if work.method == "lora" else work, unpacks=True, recompute=True)
+            work = replace(lora if work.method == lora.method else work, unpacks=True, recompute=True)
             add("model.quantization=nf4", self.needed(shape, work, size))
         half = self.data.max_length // 2
         add(f"data.max_length={half}", estimate(shape, work, half, half))

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from inlay.config.sections.base import Auto, PositiveInt, Settings, is_changed
+from inlay.config.sections.base import Auto, OneOf, PositiveInt, Settings, is_changed
+
+_OF_LORA: Final = ("rank", "alpha", "dropout", "experts", "bias", "rslora", "dora", "init")
+METHOD_SETTINGS: Final[dict[str, Sequence[str]]] = {
+    "lora": (*_OF_LORA, "target_modules", "start_from"),
+    "ia3": ("target_modules", "start_from"),
+    "prompt": ("start_from", "prompt_tokens"),
+    "full": (),
+}
+"""Method -> settings of this section that have an effect with it; `inlay.methods.table` has what each method does."""
 
 
 class AdapterConfig(Settings):
     """How the base is changed."""
 
-    method: Literal["lora", "ia3", "prompt", "full"] = "lora"
+    method: Annotated[str, OneOf(METHOD_SETTINGS)] = "lora"
     """Fine-tuning method. `lora` adds a low-rank update B·A to each layer. `ia3` scales keys, values and the inner
     activations of the feed-forward layers. `prompt` trains virtual tokens before every sequence. `full` trains all weights
     of the base, in float32. See docs/methods.md."""
@@ -53,14 +63,8 @@ class AdapterConfig(Settings):
 
     @model_validator(mode="after")
     def _settings_belong_to_the_method(self) -> AdapterConfig:
-        idle: tuple[str, ...] = (
-            () if self.method == "lora" else ("rank", "alpha", "dropout", "experts", "bias", "rslora", "dora", "init")
-        )
-        idle += ("target_modules", "start_from") if self.method == "full" else ()
-        idle += ("target_modules",) if self.method == "prompt" else ()
-        idle += ("prompt_tokens",) if self.method != "prompt" else ()
-        for name in idle:
-            if is_changed(self, name):
+        for name in (*_OF_LORA, "target_modules", "start_from", "prompt_tokens"):
+            if name not in METHOD_SETTINGS[self.method] and is_changed(self, name):
                 raise ValueError(f"{name} has no effect with method {self.method}; leave one out")
         return self
 
