@@ -22,7 +22,7 @@ _SCORES: Final = 1 << 23
 _HOLES: Final = 0.25
 """Of the plain path's activations on a CPU: holes that blocks freed amid kept ones leave in the heap. Seen were 0.15 to 0.6."""
 _KERNELS: Final = 180 << 20
-"""What oneDNN keeps for 16-bit products in many shapes: docs/decisions/cpu-products-and-memory.md."""
+"""What oneDNN keeps for 16-bit products in many shapes: docs/decisions/cpu-matmuls-and-memory.md."""
 
 
 @dataclass(frozen=True, slots=True)
