@@ -1,4 +1,4 @@
-"""How the answers behave: empty, refusing, repeating themselves. No part of the verdict."""
+"""Failures of answers: empty, refusing, repeating themselves. They have no part in the verdict."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _trait(name: str, description: str, score: Callable[[str, str], float]) -> T
     )  # fmt: skip
 
 
-BEHAVIOUR: dict[str, TextMetric] = {
+ANSWER_FAILURES: dict[str, TextMetric] = {
     "empty": _trait("empty", "share of answers without a visible character; 0..1", lambda p, r: is_empty(p)),
     "refusal": _trait("refusal", "share of answers that decline where the reference does not; 0..1", is_refusal),
     "repetition": _trait(

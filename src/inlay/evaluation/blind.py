@@ -1,4 +1,4 @@
-"""Which of two answers a person prefers without knowing whose they are: what is asked, kept, and made of it."""
+"""Preferences of a person who does not know whose an answer is: trials, judgements on disk, and their difference."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from inlay.evaluation.compare import ComparedRow, Comparison
+from inlay.evaluation.bootstrap import paired_bootstrap
+from inlay.evaluation.comparison import ComparedRow, Comparison
 from inlay.evaluation.metrics import Metric, ratio
-from inlay.evaluation.statistics import Difference, paired_bootstrap
+from inlay.evaluation.verdict import Difference
 from inlay.storage import read_lines, write_file
 
 FILE = "preferences.jsonl"
@@ -28,7 +29,7 @@ _PREFERENCE = Metric(
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One row as the judge sees it."""
+    """One row with two answers, as the judge sees it."""
 
     key: str
     question: str
@@ -47,7 +48,7 @@ class Trial:
 def trials(comparison: Comparison, judged: Sequence[str], chance: random.Random) -> list[Trial]:
     """The rows that are not judged yet, in random order, each with its answers on random sides.
 
-    Rows that both answer alike say nothing and are left out.
+    Rows with two equal answers are left out.
     """
     found: dict[str, Trial] = {}
     for row in comparison.rows:
@@ -69,30 +70,30 @@ def _differs(row: ComparedRow) -> bool:
 
 
 def _key(row: ComparedRow) -> str:
-    said = json.dumps([row.question, row.reference, row.base_answer, row.adapter_answer])
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    texts = json.dumps([row.question, row.reference, row.base_answer, row.adapter_answer])
+    return hashlib.sha256(texts.encode()).hexdigest()[:16]
 
 
-def kept(folder: Path) -> dict[str, dict[str, Any]]:
-    """What was preferred so far, by the key of the row; the last word on a row counts."""
+def read_judgements(folder: Path) -> dict[str, dict[str, Any]]:
+    """The judgements so far, by the key of the row; the last one of a row counts."""
     return {line["key"]: line for line in read_lines(folder / FILE)}
 
 
-def keep(folder: Path, trial: Trial, choice: Choice) -> None:
-    """Adds one preference; it is on the disk when this returns."""
+def write_judgement(folder: Path, trial: Trial, choice: Choice) -> None:
+    """Adds one judgement; it is on the disk when this returns."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    lines = kept(folder) | {trial.key: {"key": trial.key, "preferred": trial.preferred(choice), "at": now}}
+    lines = read_judgements(folder) | {trial.key: {"key": trial.key, "preferred": trial.preferred(choice), "at": now}}
     write_file(folder / FILE, "".join(json.dumps(line) + "\n" for line in lines.values()))
 
 
 def preference(comparison: Comparison, folder: Path, *, resamples: int, seed: int) -> Difference | None:
-    """How much more often the adapter's answer was preferred than the base's, of all judged rows; None without any.
+    """Share of the judged rows with the adapter's answer preferred, minus that of the base's; None without judgements.
 
     Only judgements of these very answers count.
     """
-    lines = kept(folder)
+    lines = read_judgements(folder)
     here = [lines[key]["preferred"] for key in dict.fromkeys(map(_key, comparison.rows)) if key in lines]
     if not here:
         return None
-    base, adapter = (np.array([[float(said == side), 1.0] for said in here]) for side in ("base", "adapter"))
+    base, adapter = (np.array([[float(preferred == side), 1.0] for preferred in here]) for side in ("base", "adapter"))
     return paired_bootstrap(base, adapter, _PREFERENCE, resamples=resamples, seed=seed)

@@ -11,27 +11,28 @@ from threading import Lock, Thread
 from typing import get_args
 from urllib.parse import parse_qs, urlsplit
 
-from inlay.evaluation.blind import Choice, Trial, keep, kept, trials
-from inlay.evaluation.compare import Comparison
-from inlay.reports.html import Html, note, page, section, tag
+from inlay.evaluation.blind import Choice, Trial, read_judgements, trials, write_judgement
+from inlay.evaluation.comparison import Comparison
+from inlay.reports import html
+from inlay.reports.html import Html, page, section, tag
 
 _LONGEST_FORM = 1000
 
 
 class Session:
-    """The trials of one sitting and how far it has come. Safe for several threads."""
+    """The trials of one session and the number judged. Safe for several threads."""
 
     def __init__(self, comparison: Comparison, folder: Path, chance: random.Random) -> None:
         self._folder, self._lock = folder, Lock()
-        self.trials = trials(comparison, list(kept(folder)), chance)
+        self.trials = trials(comparison, list(read_judgements(folder)), chance)
         self._judged: dict[str, Choice] = {}
 
     def judge(self, key: str, choice: Choice) -> None:
-        """Keeps the choice; one for a row that is not of this sitting is ignored."""
+        """Writes the choice; one for a row that is not of this session is ignored."""
         with self._lock:
             for trial in self.trials:
                 if trial.key == key:
-                    keep(self._folder, trial, choice)
+                    write_judgement(self._folder, trial, choice)
                     self._judged[key] = choice
 
     def next(self) -> tuple[int, Trial | None]:
@@ -40,24 +41,24 @@ class Session:
             return len(self._judged), next((t for t in self.trials if t.key not in self._judged), None)
 
 
-def ask(comparison: Comparison, folder: Path, tell: Callable[[str], None]) -> None:
-    """Serves the page until everything is judged, the judge is done, or Ctrl+C. `tell` gets its address.
+def serve_trials(comparison: Comparison, folder: Path, note: Callable[[str], None]) -> None:
+    """Serves the page until everything is judged, the judge is done, or Ctrl+C. `note` gets its address.
 
     Only this machine reaches it, and only with the secret in its address.
     """
     session = Session(comparison, folder, random.SystemRandom())
     if not session.trials:
-        tell("nothing to judge: every row was judged before, or both answer alike.")
+        note("nothing to judge: every row was judged before, or both answers are equal.")
         return
     with ThreadingHTTPServer(("127.0.0.1", 0), _handler(session, secrets.token_urlsafe(12))) as server:
         server.daemon_threads = True
         secret = server.RequestHandlerClass.secret  # type: ignore[attr-defined]
-        tell(f"{len(session.trials)} pairs of answers to judge: open http://127.0.0.1:{server.server_port}/{secret}/")
-        tell("What you say is kept at once. Finish on the page or with Ctrl+C.")
+        note(f"{len(session.trials)} pairs of answers to judge: open http://127.0.0.1:{server.server_port}/{secret}/")
+        note("Each judgement is saved at once. Finish on the page or with Ctrl+C.")
         try:
             server.serve_forever(poll_interval=0.1)
         except KeyboardInterrupt:
-            tell(f"{session.next()[0]} judged.")
+            note(f"{session.next()[0]} judged.")
 
 
 def _handler(session: Session, its_secret: str) -> type[BaseHTTPRequestHandler]:
@@ -67,7 +68,7 @@ def _handler(session: Session, its_secret: str) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             if self._is_ours():
                 judged, trial = session.next()
-                self._answer(_asked(trial, judged, len(session.trials)) if trial else _ended(judged))
+                self._answer(_trial_page(trial, judged, len(session.trials)) if trial else _end_page(judged))
                 if trial is None:
                     self._stop()
 
@@ -75,14 +76,14 @@ def _handler(session: Session, its_secret: str) -> type[BaseHTTPRequestHandler]:
             if not self._is_ours():
                 return
             size = min(int(self.headers.get("Content-Length") or 0), _LONGEST_FORM)
-            said = {
+            form = {
                 name: values[0] for name, values in parse_qs(self.rfile.read(size).decode("utf-8", "replace")).items()
             }
-            if said.get("choice") == "finish":
-                self._answer(_ended(session.next()[0]))
+            if form.get("choice") == "finish":
+                self._answer(_end_page(session.next()[0]))
                 self._stop()
-            elif said.get("choice") in get_args(Choice):
-                session.judge(said.get("key", ""), said["choice"])  # type: ignore[arg-type]
+            elif form.get("choice") in get_args(Choice):
+                session.judge(form.get("key", ""), form["choice"])  # type: ignore[arg-type]
                 self.send_response(303)
                 self.send_header("Location", f"/{self.secret}/")
                 self.end_headers()
@@ -115,13 +116,13 @@ def _handler(session: Session, its_secret: str) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _asked(trial: Trial, judged: int, of: int) -> str:
+def _trial_page(trial: Trial, judged: int, of: int) -> str:
     def button(text: str, choice: str, key: str) -> Html:
         hint = tag("kbd", {"ArrowLeft": "←", "ArrowRight": "→", "ArrowDown": "↓"}[key])
         return tag("button", text, " ", hint, name="choice", value=choice, data_key=key)
 
-    def said(text: str) -> Html:
-        return tag("p", text if text.strip() else tag("span", "(empty)", class_="note"), class_="said")
+    def shown(text: str) -> Html:
+        return tag("p", text if text.strip() else tag("span", "(empty)", class_="note"), class_="text")
 
     buttons = [
         button("A is better", "left", "ArrowLeft"), button("alike", "alike", "ArrowDown"),
@@ -130,14 +131,14 @@ def _asked(trial: Trial, judged: int, of: int) -> str:
     hidden = tag("input", name="key", value=trial.key, type="hidden")
     return page(
         "Which answer is better?",
-        note(f"{judged} of {of} judged. A and B change sides at random."),
-        section("Asked", said(trial.question)),
-        tag("div", section("A", said(trial.left)), section("B", said(trial.right)), class_="columns"),
+        html.note(f"{judged} of {of} judged. A and B change sides at random."),
+        section("Prompt", shown(trial.question)),
+        tag("div", section("A", shown(trial.left)), section("B", shown(trial.right)), class_="columns"),
         tag("form", hidden, buttons, method="post", class_="bar"),
-        tag("details", tag("summary", "reference answer"), said(trial.reference)),
+        tag("details", tag("summary", "reference answer"), shown(trial.reference)),
         tag("form", tag("button", "finish for now", name="choice", value="finish"), method="post", class_="bar"),
     )
 
 
-def _ended(judged: int) -> str:
-    return page("Thank you", note(f"{judged} judged. The report holds them now; this page can be closed."))
+def _end_page(judged: int) -> str:
+    return page("Thank you", html.note(f"{judged} judged. The report holds them now; this page can be closed."))

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from inlay.errors import ConfigError
 from inlay.runs.reporter import bytes_shown
 
 WATTS: Final = {"cpu": 65.0, "mps": 40.0, "cuda": 400.0}
-"""What a machine is taken to draw while it computes, by device: round figures, to be replaced by one's own."""
+"""Watts that a computing machine is taken to draw, by device: round figures, to be replaced by one's own."""
 UTILISATION: Final = 0.5
 """Share of the paid time in which a serving machine is taken to have requests to answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What an hour of the machine costs and draws."""
+    """Price, power draw and utilisation of a machine."""
 
     price_per_hour: float
     """Of the whole machine, in any currency."""
     watts: float
     utilisation: float = UTILISATION
     assumed: tuple[str, ...] = ()
-    """Which of the three nobody gave."""
+    """Names of those that were not given."""
 
     @staticmethod
     def of(device: str, price: float | None, watts: float | None, utilisation: float | None) -> Costs:
@@ -60,25 +60,26 @@ class Costs:
     def stated(self) -> str:
         """The assumptions in a line."""
 
-        def said(name: str, text: str) -> str:
+        def marked(name: str, text: str) -> str:
             return f"{text} (assumed)" if name in self.assumed else text
 
         return ", ".join(
             [
-                said("price", f"{self.price_per_hour:g} per machine hour"),
-                said("watts", f"{self.watts:g} W"),
-                said("utilisation", f"serving {self.utilisation:.0%} of the paid time"),
+                marked("price", f"{self.price_per_hour:g} per machine hour"),
+                marked("watts", f"{self.watts:g} W"),
+                marked("utilisation", f"serving {self.utilisation:.0%} of the paid time"),
             ]
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
+        """The figures, and the names of those that are assumed."""
         values = {"price_per_hour": self.price_per_hour, "watts": self.watts, "utilisation": self.utilisation}
         return values | {"assumed": list(self.assumed)}
 
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What was given of the price of an hour, the watts and the utilisation; the rest is assumed."""
+    """Price of an hour, watts and utilisation as far as they were given; the rest is assumed."""
 
     cost: float | None = None
     watts: float | None = None
@@ -94,39 +95,45 @@ class Prices:
         return Prices(*given) if any(value is not None for value in given) else None
 
     def on(self, device: str) -> Costs:
+        """With round figures for a device in place of those that were not given."""
         return Costs.of(device, self.cost, self.watts, self.utilisation)
 
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What one model takes to train, keep and serve, and what that costs."""
+    """Time and bytes to train, keep and serve one model, and their cost."""
 
     name: str
     costs: Costs
     request_s: float | None
-    """Of a request where they are answered in batches; None where none was."""
+    """Seconds of a request where they are answered in batches; None without answers."""
     training_s: float | None
     """None where it was not trained here."""
     stored_bytes: int
-    """Of what must be kept beside a base that is there anyway; of all of it for a whole model."""
+    """Bytes to keep beside a base that is there anyway; all bytes of a complete model."""
 
     @property
     def per_1000(self) -> float | None:
+        """Cost of 1,000 requests."""
         return None if self.request_s is None else self.costs.per_1000_requests(self.request_s)
 
     @property
     def once(self) -> float | None:
+        """Cost of training."""
         return None if self.training_s is None else self.costs.of_work(self.training_s)
 
     @property
     def per_1000_kwh(self) -> float | None:
+        """Energy of 1,000 requests."""
         return None if self.request_s is None else self.costs.energy_kwh(1000 * self.request_s)
 
     @property
     def once_kwh(self) -> float | None:
+        """Energy of training."""
         return None if self.training_s is None else self.costs.energy_kwh(self.training_s)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
+        """Bytes, seconds, cost and energy; null where not known."""
         return {
             "name": self.name, "stored_bytes": self.stored_bytes,
             "training_s": self.training_s, "cost_once": self.once, "energy_kwh_once": self.once_kwh,
@@ -142,7 +149,7 @@ class Bill:
 
 
 HEAD: Final = ("", "training", "its energy", "stored", "1,000 requests", "their energy")
-"""Of a table of bills."""
+"""Head of a table of bills."""
 
 
 def money_shown(amount: float) -> str:
@@ -153,6 +160,6 @@ def money_shown(amount: float) -> str:
     return f"{amount:.{digits}f}"
 
 
-def bills_json(bills: Sequence[Bill]) -> dict[str, Any] | None:
-    """The prices and what each model costs by them; None without bills."""
+def bills_json(bills: Sequence[Bill]) -> dict[str, object] | None:
+    """The prices and the bill of each model; None without bills."""
     return bills[0].costs.to_json() | {"models": [one.to_json() for one in bills]} if bills else None

@@ -14,12 +14,12 @@ import numpy as np
 from inlay.errors import ConfigError, DataError, unknown_name
 from inlay.evaluation.metrics import Array, TextMetric, ratio
 
-Score = Callable[[str, str], float]
-MetricSpecs = Sequence[str | Score | TextMetric]
-"""Metrics by name, as functions, or in a file: `FILE.py` or `FILE.py:FUNCTION`. A whole TextMetric comes on top."""
+MetricFunction = Callable[[str, str], float]
+MetricSpecs = Sequence[str | MetricFunction | TextMetric]
+"""Metrics by name, as functions, or in a file: `FILE.py` or `FILE.py:FUNCTION`. A complete TextMetric comes on top."""
 
 
-def custom_metric(score: Score) -> TextMetric:
+def custom_metric(score: MetricFunction) -> TextMetric:
     """The mean of a function over the rows, under the function's name.
 
     It is taken as better when higher unless the function has an attribute `higher_is_better` that is False.
@@ -46,11 +46,11 @@ def custom_metric(score: Score) -> TextMetric:
 
 
 def is_file(name: str) -> bool:
-    """Whether a metric's name means a Python file."""
+    """True for a metric's name that means a Python file."""
     return name.partition(".py:")[1] != "" or name.endswith(".py")
 
 
-def from_file(named: str) -> Score:
+def from_file(named: str) -> MetricFunction:
     """The function of `FILE.py:FUNCTION`, or the only one that `FILE.py` defines. Runs the file.
 
     Raises: ConfigError for a file that cannot be run, or does not say which function is meant.

@@ -20,12 +20,12 @@ _DEPTHS = 5
 _MOST_TOKENS = 256
 
 
-def meanings(
+def text_embeddings(
     model: Any, encoder: Encoder, texts: Sequence[str], *, batch_size: int, device: str, dtype: torch.dtype | None
 ) -> Array:
     """(texts, depths, hidden) hidden states at a few depths, averaged over a text's first 256 tokens.
 
-    Of the base alone where `model` carries an adapter. An empty text is all zeros.
+    They are those of the base alone where `model` carries an adapter. An empty text is all zeros.
     """
     most = min(_MOST_TOKENS, context_length(model.config))
     cut = {"add_special_tokens": False, "truncation": True, "max_length": most}

@@ -1,4 +1,4 @@
-"""Where a model is better and where worse: the rows in groups of one length, source or label."""
+"""Differences by group: rows of one length, source or label, each group compared by itself."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from inlay.evaluation.bootstrap import paired_bootstrap
 from inlay.evaluation.metrics import Array, Metric, normalise
 from inlay.evaluation.score import EvalSet
-from inlay.evaluation.statistics import Difference, paired_bootstrap
 from inlay.evaluation.task_metrics import labels_of
+from inlay.evaluation.verdict import Difference
 
 _MOST_GROUPS = 20
 _RESAMPLES = 2000
@@ -23,7 +24,7 @@ class Group:
     """Some of the rows, compared by themselves."""
 
     by: str
-    """What they have in common: prompt length, answer length, source or label."""
+    """The common property: prompt length, answer length, source or label."""
     name: str
     n: int
     differences: dict[str, Difference]
@@ -60,22 +61,22 @@ def _compared(members: Sequence[int], pairs: Pairs, resamples: int, seed: int) -
 
 
 def _groupings(rows: EvalSet) -> Iterable[tuple[str, list[str | None]]]:
-    """(what, the group of each row)."""
+    """(property, group of each row)."""
     count = len(rows.examples)
-    asked = [len(rows.asked[n]) if n in rows.asked else None for n in range(count)]
+    lengths = [len(rows.prompt_ids[n]) if n in rows.prompt_ids else None for n in range(count)]
     trained = np.zeros(count, dtype=int)
     for i, n in enumerate(rows.tokens.examples):
         trained[n] += int((rows.tokens.row(i).weights > 0).sum())
-    yield "prompt length", _thirds(asked)
+    yield "prompt length", _thirds(lengths)
     yield "answer length", _thirds([int(size) or None for size in trained])
     yield "source", [Path(example.source.file).name for example in rows.examples]
-    labels = labels_of([rows.references[n] for n in rows.asked])
+    labels = labels_of([rows.references[n] for n in rows.prompt_ids])
     if labels:
-        yield "label", [normalise(rows.references[n]) if n in rows.asked else None for n in range(count)]
+        yield "label", [normalise(rows.references[n]) if n in rows.prompt_ids else None for n in range(count)]
 
 
 def _thirds(sizes: Sequence[int | None]) -> list[str | None]:
-    """The third that each size is in, named by the tokens it spans."""
+    """Third of the sizes that each is in, named by the tokens it spans."""
     known = sorted(size for size in sizes if size is not None)
     if not known:
         return [None] * len(sizes)

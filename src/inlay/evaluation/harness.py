@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from inlay.data.encoding.encoder import Encoder
 from inlay.engine.batch_invariance import BatchGroups, answer_groups, batch_groups
 from inlay.errors import ConfigError, nearest
+from inlay.evaluation.bootstrap import paired_bootstrap
 from inlay.evaluation.metrics import Metric
-from inlay.evaluation.statistics import MIN_ROWS, Difference, paired_bootstrap
+from inlay.evaluation.verdict import MIN_ROWS, Difference
 
 LOCAL = (".yaml", ".yml")
 
@@ -46,12 +49,12 @@ class TaskScore:
     difference: Difference | None
     """None where the metric is no mean over documents, or where they are too few."""
 
-    def to_json(self) -> dict[str, Any]:
-        from inlay.evaluation.compare import difference_json
-
-        found = None if self.difference is None else difference_json(self.difference)
-        values = {"task": self.task, "metric": self.metric, "documents": self.documents}
-        return values | {"base": self.base, "adapter": self.adapter, "difference": found}
+    def to_json(self) -> dict[str, object]:
+        """Scores of both models, and the difference with its interval or null."""
+        return {
+            "task": self.task, "metric": self.metric, "documents": self.documents, "base": self.base,
+            "adapter": self.adapter, "difference": None if self.difference is None else self.difference.to_json(),
+        }  # fmt: skip
 
 
 def find_tasks(wanted: Sequence[str]) -> Tasks:
@@ -80,8 +83,6 @@ def find_tasks(wanted: Sequence[str]) -> Tasks:
 
 
 def _name_in(file: Path) -> str:
-    import yaml
-
     class Lenient(yaml.SafeLoader):
         """Task files may name functions with tags of their own."""
 
@@ -99,7 +100,7 @@ def _name_in(file: Path) -> str:
 def run_tasks(
     tasks: Tasks, model: Any, encoder: Encoder, *, device: str, dtype: Any, batch_size: int, limit: int | None
 ) -> dict[str, Any]:
-    """What the harness found: its `results` and `samples`. Prompts go through the chat template where there is one."""
+    """`results` and `samples` of the harness. Prompts go through the chat template where there is one."""
     lm_eval = importlib.import_module("lm_eval")
     wrapper = importlib.import_module("lm_eval.models.huggingface").HFLM
     was_training = model.training
@@ -170,8 +171,6 @@ def _mean(name: str, higher_is_better: bool) -> Metric:
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Without the harness's own log lines and bars."""
-    import logging
-
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "evaluate")]
     levels = [logger.level for logger in loggers]
     bars = os.environ.get("TQDM_DISABLE")

@@ -1,4 +1,4 @@
-"""A comparison as one HTML file: what changed, how sure that is, and every row to look at."""
+"""A comparison as one HTML file: verdict, metrics with intervals, and every row to look at."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from inlay.evaluation.answer_failures import BEHAVIOUR, STOPPED
-from inlay.evaluation.compare import ComparedRow, Comparison
+from inlay.evaluation.comparison import ComparedRow, Comparison
 from inlay.evaluation.costs import HEAD
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
-from inlay.evaluation.statistics import Difference
-from inlay.evaluation.task_metrics import KINDS
-from inlay.evaluation.words import marked
+from inlay.evaluation.row_statistics import BEHAVIOUR
+from inlay.evaluation.summary import caveat_text, preference_text, style_relevance_text
+from inlay.evaluation.task_metrics import TASK_METRICS
+from inlay.evaluation.verdict import Difference
+from inlay.evaluation.word_diff import marked
 from inlay.reports.charts import Line, differences, interval, lines
 from inlay.reports.html import Html, Item, badge, facts, filtered, joined, note, page, section, table, tag
 from inlay.runs.guard_events import Incident
@@ -22,20 +23,24 @@ from inlay.runs.reporter import duration_shown, figure_shown
 
 _MOST_ROWS = 1000
 _LONGEST = 20_000
-_KINDS = {"better": "good", "worse": "error", "not distinguishable": "note"}
+_BADGES = {"better": "good", "worse": "error", "not distinguishable": "note"}
 
 History = Sequence[Mapping[str, Any]]
 """Lines of metrics.jsonl."""
-Met = Mapping[str, Sequence[Incident]]
-"""What the guards of each run met."""
+Histories = Mapping[str, History]
+"""Training curves to show, by the name of their run."""
+Incidents = Mapping[str, Sequence[Incident]]
+"""Incidents that the guards handled, by the name of their run."""
 
 
-def comparison_page(comparison: Comparison, histories: Mapping[str, History], met: Met = MappingProxyType({})) -> str:
-    """The whole file. `histories` are the training curves to show, by the name of their run; `met` goes with them."""
+def comparison_page(
+    comparison: Comparison, histories: Histories, incidents: Incidents = MappingProxyType({})
+) -> str:
+    """The complete file, with the further models of the comparison below each other."""
     every = [comparison, *comparison.also]
     if len(every) == 1:
         title = f"{comparison.adapter} against {comparison.base}"
-        return page(title, *_verdict(comparison), *_parts(comparison, histories, met), _reading(comparison))
+        return page(title, *_verdict(comparison), *_parts(comparison, histories, incidents), _reading(comparison))
     parts = [
         tag("details", tag("summary", f"{c.adapter} against {c.base}"), *_verdict(c), *_parts(c, {}, {}),
             class_="part", open=c is comparison)
@@ -47,7 +52,7 @@ def comparison_page(comparison: Comparison, histories: Mapping[str, History], me
         _overview(every),
         *_seeds(comparison),
         *_curves(histories),
-        *_incidents(met),
+        *_incidents(incidents),
         *parts,
         _reading(comparison),
     )
@@ -59,17 +64,17 @@ def comparison_page(comparison: Comparison, histories: Mapping[str, History], me
 def _verdict(c: Comparison) -> list[Html]:
     primary = c.metrics[c.primary]
     found = tag(
-        "p", badge(c.verdict, _KINDS[c.verdict]), f" {c.primary} {figure_shown(primary.base)} → ",
+        "p", badge(c.verdict, _BADGES[c.verdict]), f" {c.primary} {figure_shown(primary.base)} → ",
         tag("b", figure_shown(primary.other)), f" ({_change(primary)})", class_="lead",
     )  # fmt: skip
     drawn = ", drawn by seed from those within max_length" if c.n < c.available else ""
     about = facts(
         [
             ("in short", f"{c.headline}."),
-            *((("people", f"{c.preferred}."),) if c.preferred else ()),
-            ("because", primary.reason),
+            *((("people", f"{preference_text(c.preference, c.base, c.adapter)}."),) if c.preference else ()),
+            ("reason", primary.reason),
             ("rows", f"{c.n} of {c.available} held-out rows{drawn}"),
-            *(("but", said) for said in c.notes),
+            *(("note", caveat_text(one)) for one in c.caveats),
             ("took", duration_shown(c.time_s)),
         ]
     )
@@ -77,42 +82,41 @@ def _verdict(c: Comparison) -> list[Html]:
 
 
 def _overview(every: Sequence[Comparison]) -> Html:
-    loss = "loss" if "loss" in every[0].metrics else "bits_per_byte"
-    answers = every[0].answer_metric
-    names = [name for name in dict.fromkeys((every[0].primary, loss, answers)) if name is not None]
+    first = every[0]
+    wanted = dict.fromkeys((first.primary, first.loss_metric, first.answer_metric))
+    names = [name for name in wanted if name is not None]
     body = [
-        [c.adapter, badge(c.verdict, _KINDS[c.verdict]), *(_change(c.metrics[name]) for name in names)] for c in every
+        [c.adapter, badge(c.verdict, _BADGES[c.verdict]), *(_change(c.metrics[name]) for name in names)] for c in every
     ]
     head = ["model", "verdict", *names]
-    said = note(*(f"{text} " for text in every[0].notes))
-    return section(f"Against {every[0].base}", table(head, body), said)
+    caveats = note(*(f"{caveat_text(one)} " for one in first.caveats))
+    return section(f"Against {first.base}", table(head, body), caveats)
 
 
 def _seeds(c: Comparison) -> list[Html]:
-    said = (
-        "Rows and seeds both are luck here: the interval holds for another training of this config on rows like these."
-    )
-    return [section(level.title, *_metrics(level.metrics), note(said)) for level in c.seeds]
+    about = "The interval is over rows and seeds: it holds for another training of this config on rows like these."
+    return [section(level.title, *_metrics(level.metrics), note(about)) for level in c.seeds]
 
 
-def _parts(c: Comparison, histories: Mapping[str, History], met: Met) -> list[Html]:
+def _parts(c: Comparison, histories: Histories, incidents: Incidents) -> list[Html]:
     parts = [section("Metrics", *_metrics(c.metrics, c.adjusted_p, c.primary)), *_spreads(c)]
     if c.behaviour:
-        said = note("Shares of the answers. They have no say in the verdict.", *(f" {one.told}." for one in c.likeness))
-        parts.append(section("How the answers behave", *_metrics(c.behaviour), said))
+        scores = (f" {style_relevance_text(one)}." for one in c.style_relevance)
+        about = note("Shares of the answers. They have no part in the verdict.", *scores)
+        parts.append(section("Behaviour of the answers", *_metrics(c.behaviour), about))
     if any(c.speed):
-        said = note("On this machine, with whatever else ran on it.")
-        parts.append(section("Length and speed of the answers", _speed(c), said))
+        about = note("On this machine, with whatever else ran on it.")
+        parts.append(section("Length and speed of the answers", _speed(c), about))
     if c.bills:
         stated = note(f"Cost: {c.bills[0].costs.stated}. Requests answered in batches; no time of loading a model.")
         body = [one.cells() for one in c.bills]
-        parts.append(section("What it costs", table(HEAD, body, range(1, len(HEAD)), roomy=[2, 5]), stated))
+        parts.append(section("Costs", table(HEAD, body, range(1, len(HEAD)), roomy=[2, 5]), stated))
     if c.retention:
-        said = note("Loss on rows that none of these models was trained for: what a model forgot, or got for nothing.")
-        parts.append(section("What was not trained for", *_metrics(c.retention), said))
+        about = note("Loss on rows that none of these models was trained for.")
+        parts.append(section("Retention: what was not trained for", *_metrics(c.retention), about))
     if c.groups:
         parts.append(_groups(c))
-    parts += [*_curves(histories), *_incidents(met), _rows(c)]
+    parts += [*_curves(histories), *_incidents(incidents), _rows(c)]
     if c.prompts:
         parts.append(section("Extra prompts", (_prompt(c, *prompt) for prompt in c.prompts)))
     return parts
@@ -121,13 +125,13 @@ def _parts(c: Comparison, histories: Mapping[str, History], met: Met) -> list[Ht
 def _metrics(
     found: Mapping[str, Difference], adjusted: Mapping[str, float] | None = None, primary: str | None = None
 ) -> list[Html]:
-    """The table that fits a phone, and behind a click the one with every figure."""
+    """A table that fits a phone, and behind a click the one with every figure."""
     short = [
         [
             joined(name, " ", badge("decides", "note")) if name == primary else name,
             figure_shown(d.base), figure_shown(d.other), figure_shown(d.difference, "+"),
-            interval(*_good_is_right(d), _KINDS[d.verdict]),
-            tag("span", d.verdict.replace("distinguish", "distin\u00adguish\u00ad"), class_=_KINDS[d.verdict]),
+            interval(*_good_is_right(d), _BADGES[d.verdict]),
+            tag("span", d.verdict.replace("distinguish", "distin\u00adguish\u00ad"), class_=_BADGES[d.verdict]),
         ]
         for name, d in found.items()
     ]  # fmt: skip
@@ -162,7 +166,7 @@ def _speed(c: Comparison) -> Html:
 
 
 def _groups(c: Comparison) -> Html:
-    said = note("The same rows by length, source and label. Of many groups one may differ by luck.")
+    about = note("The same rows by length, source and label. Of many groups one may differ by chance.")
     shown: list[Html] = []
     for by in dict.fromkeys(group.by for group in c.groups):
         found = {
@@ -172,7 +176,7 @@ def _groups(c: Comparison) -> Html:
             for metric, d in group.differences.items()
         }
         shown += [tag("h3", f"By {by}"), *_metrics(found)]
-    return section("Where", said, shown)
+    return section("By group", about, shown)
 
 
 def _good_is_right(d: Difference) -> tuple[float, float, float]:
@@ -186,24 +190,24 @@ def _change(d: Difference) -> str:
 # --- drawings ------------------------------------------------------------------------------------------------
 
 
-def _curves(histories: Mapping[str, History]) -> list[Html]:
+def _curves(histories: Histories) -> list[Html]:
     found = [(name, *_lines(history)) for name, history in histories.items()]
     shown = [
-        tag("figure", tag("figcaption", name, class_="name"), lines(drawn, "step", "loss, nats per token"), note(said))
-        for name, drawn, said in found
+        tag("figure", tag("figcaption", name, class_="name"), lines(drawn, "step", "loss, nats per token"), note(legend))
+        for name, drawn, legend in found
         if drawn
     ]
     return [section("Loss during training", tag("div", shown, class_="columns"))] if shown else []
 
 
-def _incidents(met: Met) -> list[Html]:
+def _incidents(incidents: Incidents) -> list[Html]:
     rows = [
-        [*([name] if len(met) > 1 else []), str(one.step), one.kind, one.found, one.done]
-        for name, found in met.items()
+        [*([name] if len(incidents) > 1 else []), str(one.step), one.kind, one.found, one.done]
+        for name, found in incidents.items()
         for one in found
     ]
-    head = [*(["run"] if len(met) > 1 else []), "step", "guard", "found", "done"]
-    return [section("What the guards met", table(head, rows))] if rows else []
+    head = [*(["run"] if len(incidents) > 1 else []), "step", "guard", "found", "done"]
+    return [section("Incidents of the guards", table(head, rows))] if rows else []
 
 
 def _lines(history: History) -> tuple[list[Line], str]:
@@ -212,10 +216,10 @@ def _lines(history: History) -> tuple[list[Line], str]:
     drawn = [Line("training loss", trained, "quiet")] if trained else []
     drawn += [Line("held-out loss", held)] if held else []
     best = min(held, key=lambda point: point[1], default=None)
-    said = "Thin: training loss." + (
+    legend = "Thin: training loss." + (
         f" Dotted line: held-out loss, {best[1]:.3f} at step {best[0]:g} at its best." if best else ""
     )
-    return drawn, said
+    return drawn, legend
 
 
 def _points(history: History, key: str) -> list[tuple[float, float]]:
@@ -229,8 +233,8 @@ def _spreads(c: Comparison) -> list[Html]:
     if name is not None:
         changes = [r.scores[name][1] - r.scores[name][0] for r in c.rows if name in r.scores]
         shown.append(_spread(name, changes, higher_is_better=c.metrics[name].higher_is_better))
-    said = note(f"How much each row changed from {c.base} to {c.adapter}. Green is better, red is worse.")
-    return [section("Row by row", said, tag("div", shown, class_="columns"))]
+    about = note(f"Change of each row from {c.base} to {c.adapter}. Green is better, red is worse.")
+    return [section("Row by row", about, tag("div", shown, class_="columns"))]
 
 
 def _spread(name: str, changes: Sequence[float], *, higher_is_better: bool) -> Html:
@@ -249,9 +253,9 @@ def _rows(c: Comparison) -> Html:
         moved = sorted(ranked, key=lambda pair: -abs(_loss_change(pair[1])))[:_MOST_ROWS]
         kept = {n for n, _ in moved}
         ranked = [(n, row) for n, row in ranked if n in kept]
-    said = f"Better or worse by {name or 'loss'}" + (", where that is equal by loss. " if name else ". ")
+    about = f"Better or worse by {name or 'loss'}" + (", where that is equal by loss. " if name else ". ")
     if len(ranked) < len(c.rows):
-        said += f"Shown are the {_MOST_ROWS:,} of {len(c.rows):,} rows whose loss changed most; compare.csv has all. "
+        about += f"Shown are the {_MOST_ROWS:,} of {len(c.rows):,} rows whose loss changed most; compare.csv has all. "
     orders = [("worst first", "rank", 1), ("best first", "rank", -1)]
     orders += [("loss: worst first", "loss", -1), ("loss: best first", "loss", 1)] if name else []
     orders += [("as in the file", "at", 1)]
@@ -259,7 +263,7 @@ def _rows(c: Comparison) -> Html:
     items = [_item(c, row, {"rank": rank, "at": n}) for rank, (n, row) in enumerate(ranked)]
     kinds = [kind for kind in ("better", "worse", "same") if any(item.kind == kind for item in items)]
     answered = any(row.adapter_answer is not None for _, row in ranked)
-    return section("Rows", note(said), filtered(kinds, items, orders, coloured if answered else ()))
+    return section("Rows", note(about), filtered(kinds, items, orders, coloured if answered else ()))
 
 
 def _loss_change(row: ComparedRow) -> float:
@@ -283,15 +287,16 @@ def _shown(c: Comparison, row: ComparedRow, kind: str) -> Html:
     coloured = badge(kind, {"better": "good", "worse": "error"}.get(kind, "note"))
     head = tag("p", coloured, " ", tag("span", ", ".join(figures), class_="note"), " ", place)
     if row.adapter_answer is None:
-        return joined(head, _said("text", row.question))
-    return joined(head, _said("asked", row.question), _pair(c, row.base_answer, row.adapter_answer, row.reference),
-                  _said("reference", row.reference))  # fmt: skip
+        reference = [_text("reference", row.reference)] if row.reference else []
+        return joined(head, _text("prompt" if reference else "text", row.question), *reference)
+    return joined(head, _text("prompt", row.question), _pair(c, row.base_answer, row.adapter_answer, row.reference),
+                  _text("reference", row.reference))  # fmt: skip
 
 
 def _pair(c: Comparison, base: str | None, adapter: str | None, reference: str | None) -> Html:
     sides = [(c.base, base or "", adapter or ""), (c.adapter, adapter or "", base or "")]
     shown = (
-        _said(name, *_coloured(_cut(text), {"other": _cut(other), "reference": reference}))
+        _text(name, *_coloured(_cut(text), {"other": _cut(other), "reference": reference}))
         for name, text, other in sides
     )
     return tag("div", shown, class_="columns answers")
@@ -303,8 +308,8 @@ def _coloured(text: str, others: Mapping[str, str | None]) -> Iterable[str]:
     return [tag("mark", run, class_=" ".join(names)) if names else run for run, names in marked(text, others)]
 
 
-def _said(name: str, *content: str) -> Html:
-    return tag("div", tag("div", name, class_="name"), tag("p", map(_cut, content), class_="said"))
+def _text(name: str, *content: str) -> Html:
+    return tag("div", tag("div", name, class_="name"), tag("p", map(_cut, content), class_="text"))
 
 
 def _cut(text: str) -> str:
@@ -312,7 +317,7 @@ def _cut(text: str) -> str:
 
 
 def _prompt(c: Comparison, prompt: str, base: str, adapter: str) -> Html:
-    return tag("div", _said("asked", prompt), _pair(c, base, adapter, None), data_mark="other")
+    return tag("div", _text("prompt", prompt), _pair(c, base, adapter, None), data_mark="other")
 
 
 # --- how to read it ------------------------------------------------------------------------------------------
@@ -320,17 +325,17 @@ def _prompt(c: Comparison, prompt: str, base: str, adapter: str) -> Html:
 
 def _reading(c: Comparison) -> Html:
     texts = [name for name in c.metrics if name not in LOSS_METRICS]
-    said = [
-        ("interval", "where the true difference lies in 95 of 100 draws of rows like these; paired, by bootstrap. "
-         "It knows nothing of other seeds or other training data."),
-        ("not distinguishable", "these rows do not show a difference, which is not to say that there is none"),
+    described = [
+        ("interval", "holds the true difference in 95 of 100 draws of rows like these; paired, by bootstrap. "
+         "It does not cover other seeds or other training data."),
+        ("not distinguishable", "these rows show no difference; there may still be one"),
         ("detectable", "the smallest true difference that rows like these show in 95 of 100 comparisons"),
         ("p (Holm)", "corrected for the number of metrics; below 0.05 a difference holds among all of them"),
         ("wins", f"rows on which {c.adapter} is better"),
         ("answers", f"greedy; metrics of answers: {', '.join(texts) or 'none'}"),
     ]  # fmt: skip
-    described = [*LOSS_METRICS.values(), *BEHAVIOUR.values(), STOPPED]
-    said += [(metric.name, metric.description) for metric in described]
-    known = {**METRICS, **KINDS}
-    said += [(f"{name}, computed", known[name].signature()) for name in texts if name in known]
-    return tag("section", tag("details", tag("summary", "How to read this"), facts(said)))
+    always = [*LOSS_METRICS.values(), *BEHAVIOUR.values()]
+    described += [(metric.name, metric.description) for metric in always]
+    known = {**METRICS, **TASK_METRICS}
+    described += [(f"{name}, computed", known[name].signature()) for name in texts if name in known]
+    return tag("section", tag("details", tag("summary", "How to read this"), facts(described)))

@@ -1,4 +1,4 @@
-"""Whether the Python of an answer passes the tests that are given for its question. Runs what a model wrote.
+"""Tests of the Python in an answer. This runs code that a model wrote.
 
 Each answer runs in a process of its own: isolated from this one's packages and environment, in an empty folder, with
 limits on time, memory and file size (on Windows on time alone). That holds off accidents such as endless loops. It is no sandbox: the code has the
@@ -38,21 +38,21 @@ if os.name != "nt":
     for what, limit in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, size),
                         (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(what, (limit, limit))
-told = os.dup(1)
+output = os.dup(1)
 os.dup2(os.open(os.devnull, os.O_RDWR), 0)
 os.dup2(0, 1)
 os.dup2(0, 2)
 names = {"__name__": "answer"}
 exec(compile(given["code"], "answer.py", "exec"), names)
 exec(compile(given["tests"], "tests.py", "exec"), names)
-os.write(told, given["word"].encode())
+os.write(output, given["word"].encode())
 """
-"""Says the word when the tests have run to their end: an answer that exits early does not pass."""
+"""Prints the word when the tests have run to their end: an answer that exits early does not pass."""
 
 
 @cache
 def passes(code: str, tests: str) -> bool:
-    """Whether the tests run to their end after the code, without an exception and within the limits."""
+    """True where the tests run to their end after the code, without an exception and within the limits."""
     word = secrets.token_hex(8)
     given = json.dumps(
         {"code": code, "tests": tests, "word": word, "limits": [TIME_S, MEMORY_BYTES, FILE_BYTES]}
@@ -63,9 +63,9 @@ def passes(code: str, tests: str) -> bool:
             stderr=subprocess.DEVNULL, cwd=folder, env=_ENVIRONMENT, start_new_session=True,
         )  # fmt: skip
         try:
-            said, _ = process.communicate(given, timeout=TIME_S)
+            printed, _ = process.communicate(given, timeout=TIME_S)
         except subprocess.TimeoutExpired:
-            said = b""
+            printed = b""
         finally:
             with contextlib.suppress(ProcessLookupError):
                 if os.name == "nt":
@@ -76,7 +76,7 @@ def passes(code: str, tests: str) -> bool:
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
                     stream.close()
-    return said == word.encode()
+    return printed == word.encode()
 
 
 def read_tests(path: str | Path) -> dict[str, str]:

@@ -5,37 +5,36 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from inlay.evaluation.compare import ComparedRow, Comparison
+from inlay.evaluation.comparison import ComparedRow, Comparison
 from inlay.evaluation.costs import HEAD
-from inlay.evaluation.html import History, Met, comparison_page
-from inlay.evaluation.statistics import Difference
+from inlay.evaluation.html import Histories, Incidents, comparison_page
+from inlay.evaluation.summary import caveat_text, preference_text, style_relevance_text
+from inlay.evaluation.verdict import Difference
 from inlay.runs.guard_events import as_markdown as incidents_table
 from inlay.storage import write_file, write_json
 
 _SHOWN = 3
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
-"""What makes a spreadsheet compute a cell, full-width forms too."""
+"""First characters of a formula in a spreadsheet, full-width forms too."""
 _NUMBER = re.compile(r"[+-]?[0-9]+([.,][0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 def write_reports(
-    comparison: Comparison, folder: Path, histories: Mapping[str, History], met: Met = MappingProxyType({})
+    comparison: Comparison, folder: Path, histories: Histories, incidents: Incidents = MappingProxyType({})
 ) -> None:
-    """Writes the four files; each replaces an earlier one at once. `histories` and `met` as in `comparison_page`."""
+    """Writes the four files; each replaces an earlier one at once. The other arguments are those of `comparison_page`."""
     curves = (folder / "curves.png").exists()
-    write_file(folder / "report.html", comparison_page(comparison, histories, met))
+    write_file(folder / "report.html", comparison_page(comparison, histories, incidents))
     write_file(folder / "compare.csv", as_csv(comparison))
     write_json(folder / "compare.json", comparison.to_json())
-    write_file(folder / "report.md", as_markdown(comparison, curves, met))
+    write_file(folder / "report.md", as_markdown(comparison, curves, incidents))
 
 
 def as_csv(comparison: Comparison) -> str:
-    """One line a held-out row. A text that a spreadsheet would take for a formula has a ' before it; numbers are as they
-    are."""
+    """One line a held-out row. A text that a spreadsheet would take for a formula has a ' before it."""
     names = [m for m in comparison.metrics if any(m in row.scores for row in comparison.rows)]
     text = io.StringIO()
     writer = csv.writer(text)
@@ -57,7 +56,7 @@ def harmless(text: str) -> str:
     return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
-def as_markdown(comparison: Comparison, curves: bool, met: Met = MappingProxyType({})) -> str:
+def as_markdown(comparison: Comparison, curves: bool, incidents: Incidents = MappingProxyType({})) -> str:
     """The verdict, the table, the answers side by side and the worst regressions."""
     c, primary = comparison, comparison.metrics[comparison.primary]
     # a row may also be missing because it did not fit, which is decided before the draw
@@ -69,8 +68,8 @@ def as_markdown(comparison: Comparison, curves: bool, met: Met = MappingProxyTyp
         f"({100 * primary.level:g}% interval) on {c.n} of {c.available} held-out rows{drawn}; {primary.reason}.",
         "",
         f"{c.headline}.",
-        *([f"\n{c.preferred}."] if c.preferred else []),
-        *(f"\n{note}" for note in c.notes),
+        *([f"\n{preference_text(c.preference, c.base, c.adapter)}."] if c.preference else []),
+        *(f"\n{caveat_text(one)}" for one in c.caveats),
         "",
         *_table(c.metrics, c.adjusted_p),
         "",
@@ -78,21 +77,21 @@ def as_markdown(comparison: Comparison, curves: bool, met: Met = MappingProxyTyp
         "p: two-sided, by Holm over the metrics.",
     ]
     if c.behaviour:
-        lines += ["", "## How the answers behave", "", *_table(c.behaviour, None)]
-        lines += ["", *(f"- {one.told}." for one in c.likeness)] if c.likeness else []
+        lines += ["", "## Behaviour of the answers", "", *_table(c.behaviour, None)]
+        lines += ["", *(f"- {style_relevance_text(one)}." for one in c.style_relevance)] if c.style_relevance else []
     lines += ["", *_speed(c)] if any(c.speed) else []
     if c.bills:
-        lines += ["", "## What it costs", "", *_bills(c)]
+        lines += ["", "## Costs", "", *_bills(c)]
     if c.retention:
-        lines += ["", "## Loss on what was not trained for", "", *_table(c.retention, None)]
+        lines += ["", "## Retention: loss on what was not trained for", "", *_table(c.retention, None)]
     for level in c.seeds:
         lines += ["", f"## {_one_line(level.title)}", "", *_table(level.metrics, None)]
     if c.groups:
-        lines += ["", "## Where", "", *_groups(c)]
+        lines += ["", "## By group", "", *_groups(c)]
     if curves:
         lines += ["", "![training and held-out loss](curves.png)"]
-    for name, found in met.items():
-        lines += ["", f"## What the guards met in {name}", "", *incidents_table(found)]
+    for name, found in incidents.items():
+        lines += ["", f"## Incidents of the guards in {name}", "", *incidents_table(found)]
     shown = [r for r in c.rows if r.adapter_answer is not None][:_SHOWN]
     lines += ["", "## Side by side", *(line for r in shown for line in _side_by_side(r))]
     for prompt, base, adapter in c.prompts:
@@ -121,7 +120,7 @@ def _table(differences: dict[str, Difference], adjusted: dict[str, float] | None
 
 
 def _speed(c: Comparison) -> list[str]:
-    """What the answers cost, without a verdict: other programs may have been running."""
+    """Length and speed of the answers, without a verdict: other programs may have been running."""
     lines = ["| model | tokens an answer | tokens/s | seconds an answer | batch |", "|---|---|---|---|---|"]
     for name, speed in zip((c.base, c.adapter), c.speed, strict=True):
         if speed is not None:

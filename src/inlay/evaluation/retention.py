@@ -1,4 +1,4 @@
-"""What a model was not trained for and should not forget: general text, and the example tasks of others."""
+"""Retention: the loss on what a model was not trained for, general text and the other example tasks."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from inlay.data.example_tasks import example_tasks
 from inlay.data.reading.read import read_examples
 from inlay.data.splits import draw, prompt_key
 from inlay.data.types import Example
+from inlay.evaluation.bootstrap import paired_bootstrap
 from inlay.evaluation.metrics import LOSS_METRICS
 from inlay.evaluation.score import EvalSet, Score
-from inlay.evaluation.statistics import Difference, paired_bootstrap
+from inlay.evaluation.verdict import Difference
 
 GENERAL = "general text"
 
 Sets = Mapping[str, tuple[Example, ...]]
-"""Rows by the name of what they are."""
+"""Rows by the name of their set."""
 
 
 def retention_sets(trained_for: Iterable[Example], rows: int, seed: int) -> Sets:
-    """At most so many rows of general text and of each example task that none of `trained_for` asks about."""
-    asked = {prompt_key(example) for example in trained_for}
+    """At most `rows` rows of general text, and of each example task without a prompt of `trained_for`."""
+    prompts = {prompt_key(example) for example in trained_for}
     general = Path(str(resources.files("inlay") / "builtin" / "general.jsonl"))
     found = {GENERAL: read_examples(str(general)).examples}
     for name, task in example_tasks().items():
         train, heldout = task.read()
-        if asked.isdisjoint(map(prompt_key, (*train, *heldout))):
+        if prompts.isdisjoint(map(prompt_key, (*train, *heldout))):
             found[name] = heldout
     return {name: tuple(kept[n] for n in draw(len(kept), rows, seed)) for name, kept in found.items()}
 
@@ -45,7 +46,7 @@ def retention(
     seed: int,
     per_token: bool,
 ) -> dict[str, Difference]:
-    """By name of the set, its loss under both models, in bits per byte where they have different tokenizers.
+    """By set the difference of the loss, in bits per byte where the models have different tokenizers.
 
     `rows` and the scores are over the rows of all sets, one after the other.
     """

@@ -1,4 +1,4 @@
-"""One model reference on the held-out rows: its loss on the reference answers, and what it answers itself."""
+"""One model on the evaluation rows: its loss on the reference answers, and the answers that it generates."""
 
 from __future__ import annotations
 
@@ -31,91 +31,103 @@ class EvalSet:
 
     examples: tuple[Example, ...]
     tokens: TokenSet
-    """Their sequences; `tokens.examples` says which example each belongs to."""
-    asked: dict[int, list[int]]
-    """Prompt ids of each example that has a last answer to compare with, by its position. A plain document has none;
-    nor is a question asked that `max_length` cut off."""
+    """Their sequences; `tokens.examples` has the example of each."""
+    prompt_ids: dict[int, list[int]]
+    """Token ids of the prompt of each example with a reference answer, by its position. A plain document has none, nor
+    has a prompt that `max_length` cut off."""
     references: dict[int, str]
-    """That answer, by the same positions."""
-    prompts: tuple[str, ...]
-    """Extra prompts without a reference answer."""
+    """The reference answer, by the same positions."""
+    extra_prompts: tuple[str, ...]
+    """Prompts without a reference answer."""
     trained_bytes: np.ndarray
     """(N,) UTF-8 bytes of the text that the loss of each example is over."""
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
-    """How long the answers were and how long they took, in batches of `batch_size`."""
+class GenerationSpeed:
+    """Number, length and time of the answers, generated in batches of `batch_size`."""
 
     answers: int
     tokens: int
     time_s: float
     batch_size: int
 
+    @property
+    def request_s(self) -> float:
+        """Seconds of one answer."""
+        return self.time_s / self.answers
+
     def to_json(self) -> dict[str, float]:
+        """Counts, tokens and seconds per answer, as `--json` and the reports have them."""
         return {
             "answers": self.answers,
             "tokens_per_answer": self.tokens / self.answers,
             "tokens_per_s": self.tokens / self.time_s,
-            "time_per_answer_s": self.time_s / self.answers,
+            "time_per_answer_s": self.request_s,
             "batch_size": self.batch_size,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one model made of the held-out rows. N examples."""
+    """Losses and answers of one model on the rows of an `EvalSet`. N examples."""
 
-    name: str
     nll: np.ndarray
     """(N,) summed nll of the trained tokens, in nats."""
     weight: np.ndarray
     """(N,) their summed weight."""
     hits: np.ndarray
-    """(N,) the weight of those that the model would have chosen itself."""
+    """(N,) summed weight of the trained tokens that are the model's own first choice."""
     answers: tuple[str | None, ...]
-    """Greedy answer to each example's last question; None for a plain document."""
+    """Greedy answer to each example's prompt; None for a plain document, or where no answers were generated."""
     stopped: tuple[bool, ...]
     """(N,) whether the model ended that answer itself."""
-    prompt_answers: tuple[str, ...]
+    extra_answers: tuple[str, ...]
+    """Greedy answers to the extra prompts."""
     time_s: float
-    speed: Speed | None = None
-    """None where nothing was asked."""
+    speed: GenerationSpeed | None = None
+    """None where no answer was generated."""
 
 
-def question(example: Example) -> tuple[Message, ...]:
-    """The dialogue up to its last trained answer."""
+def prompt_messages(example: Example) -> tuple[Message, ...]:
+    """The messages before the last trained answer."""
     last = max(n for n, m in enumerate(example.messages) if m.role == "assistant" and m.weight > 0)
     return example.messages[:last]
 
 
-def question_and_answer(example: Example) -> tuple[str, str]:
-    """What the last trained answer answers, and that answer, as texts."""
-    before = question(example)
+def prompt_and_reference(example: Example) -> tuple[str, str]:
+    """Texts of the last trained answer and of the message before it, as (message, answer)."""
+    before = prompt_messages(example)
     return before[-1].content, example.messages[len(before)].content
+
+
+def prompt_text(example: Example) -> str:
+    """Text of the last message before the answer; of a plain document its own."""
+    before = example.messages if example.messages[0].role == "text" else prompt_messages(example)
+    return before[-1].content if before else ""
 
 
 def held_out(
     examples: Iterable[Example], encoder: Encoder, max_length: int, overlong: str, prompts: Sequence[str]
 ) -> EvalSet:
-    """The rows as training saw them: the same ids, the same cuts."""
+    """The evaluation rows with the ids and cuts that training on them would have; `prompts` are the extra ones."""
     kept = tuple(examples)
     whole = pack(encoder.examples(kept))
     last = {int(n): whole.row(i) for i, n in enumerate(whole.examples)}
-    asked, references = {}, {}
+    prompt_ids, references = {}, {}
     for n, example in enumerate(kept):
         if example.messages[0].role == "text":
             continue
-        before = question(example)
+        before = prompt_messages(example)
         prompt = encoder.prompt(before, example.tools)
         if len(prompt) < max_length:
-            asked[n] = prompt
+            prompt_ids[n] = prompt
             answer = example.messages[len(before)]
             # a tool call or a thought is compared as the template writes it
             rendered = encoder.text(last[n].input_ids[len(prompt) :].tolist())
             references[n] = rendered if answer.tool_calls or answer.thought else answer.content
     tokens, _ = apply_max_length(whole, max_length, overlong)
-    return EvalSet(kept, tokens, asked, references, tuple(prompts), _trained_bytes(tokens, len(kept), encoder))
+    return EvalSet(kept, tokens, prompt_ids, references, tuple(prompts), _trained_bytes(tokens, len(kept), encoder))
 
 
 def _trained_bytes(tokens: TokenSet, count: int, encoder: Encoder) -> np.ndarray:
@@ -139,49 +151,51 @@ def score(
     reporter: Reporter,
     generate: bool = True,
 ) -> Score:
-    """Loss of every example, then greedy answers. The adapter, if any, is the one active in `model`.
+    """Loss of every example, then greedy answers, with the adapter that is active in `model`, if any.
+
+    `name` stands in the progress messages; without `generate` there are no answers.
 
     Raises: DataError for an extra prompt that leaves no room for an answer, before anything is scored.
     """
     began = time.perf_counter()
-    prompts = _prompt_ids(rows.prompts, encoder, context_length(model.config)) if generate else []
+    prompts = _extra_prompt_ids(rows.extra_prompts, encoder, context_length(model.config)) if generate else []
     reporter.stage(f"{name}: loss on {len(rows.examples)} rows")
     shares = micro_batches(range(len(rows.tokens)), rows.tokens.lengths, batch_size)
     shares = batch_groups(model).apart(shares, rows.tokens.lengths)
     with LateBar(reporter, len(rows.tokens), "row") as bar:
-        told = counted(shares, bar.reached)
-        sequence_scores = score_rows(model, rows.tokens, told, encoder.pad_id, device, dtype, hits=True).numpy()
+        batches = counted(shares, bar.reached)
+        sequence_scores = score_rows(model, rows.tokens, batches, encoder.pad_id, device, dtype, hits=True).numpy()
     totals = np.zeros((3, len(rows.examples)))
     np.add.at(totals.T, rows.tokens.examples, sequence_scores.T)
     texts: list[str | None] = [None] * len(rows.examples)
     stopped = [False] * len(rows.examples)
-    prompt_answers: list[str] = []
+    extra_answers: list[str] = []
     speed = None
     if generate:
         sampling = Sampling(max_new_tokens=max_new_tokens)
-        asked = [*rows.asked.values(), *prompts]
-        reporter.stage(f"{name}: answering {len(asked)} prompts")
-        reporter.start(len(asked), 0, "answer")
+        all_prompts = [*rows.prompt_ids.values(), *prompts]
+        reporter.stage(f"{name}: answering {len(all_prompts)} prompts")
+        reporter.start(len(all_prompts), 0, "answer")
         start = time.perf_counter()
         try:
             with autocast(device, dtype):
                 got = full_answers(
-                    model, encoder, asked, sampling, batch_size, lambda done: reporter.progress(done, {})
+                    model, encoder, all_prompts, sampling, batch_size, lambda done: reporter.progress(done, {})
                 )
         finally:
             reporter.end()
         if got:
-            speed = Speed(len(got), sum(answer.tokens for answer in got), time.perf_counter() - start, batch_size)
-        for n, answer in zip(rows.asked, got, strict=False):
+            speed = GenerationSpeed(len(got), sum(answer.tokens for answer in got), time.perf_counter() - start, batch_size)
+        for n, answer in zip(rows.prompt_ids, got, strict=False):
             texts[n], stopped[n] = answer.text, answer.stopped
-        prompt_answers = [answer.text for answer in got[len(rows.asked) :]]
+        extra_answers = [answer.text for answer in got[len(rows.prompt_ids) :]]
     took = time.perf_counter() - began
     return Score(
-        name, totals[0], totals[1], totals[2], tuple(texts), tuple(stopped), tuple(prompt_answers), took, speed
+        totals[0], totals[1], totals[2], tuple(texts), tuple(stopped), tuple(extra_answers), took, speed
     )
 
 
-def _prompt_ids(prompts: Sequence[str], encoder: Encoder, limit: int) -> list[list[int]]:
+def _extra_prompt_ids(prompts: Sequence[str], encoder: Encoder, limit: int) -> list[list[int]]:
     found = [encoder.prompt([Message("user", prompt)]) for prompt in prompts]
     for prompt, ids in zip(prompts, found, strict=True):
         if len(ids) >= limit:

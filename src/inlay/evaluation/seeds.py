@@ -1,17 +1,22 @@
-"""One config trained with several seeds, as one thing: rows and seeds both are luck."""
+"""Several seeds of one config, judged as one: rows and seeds are two sources of chance."""
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 
-from inlay.evaluation.compare import clusters_of, covered, difference_json, measure, same_rows, text_metrics
-from inlay.evaluation.custom import MetricSpecs
-from inlay.evaluation.metrics import LOSS_METRICS, Metric
-from inlay.evaluation.score import EvalSet, Score
-from inlay.evaluation.statistics import Difference, over_seeds
+import numpy as np
+
+from inlay.errors import DataError
+from inlay.evaluation import summary
+from inlay.evaluation.bootstrap import compare_scores
+from inlay.evaluation.measured_model import MeasuredModel
+from inlay.evaluation.metrics import LOSS_METRICS, Array, Metric
+from inlay.evaluation.row_statistics import by_scored_rows, clusters_of
+from inlay.evaluation.student_t import t_cdf, t_quantile
+from inlay.evaluation.verdict import Difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,57 +31,129 @@ class SeedLevel:
 
     @property
     def title(self) -> str:
-        return f"{len(self.names)} seeds of one config: {', '.join(self.names)}"
+        """Heading: number and names of the trainings."""
+        return summary.seeds_title(self.names)
 
     def spread(self, metric: str) -> float:
         """Standard deviation over the seeds."""
         return statistics.stdev(self.each[metric])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
+        """Names, seeds, and by metric the difference with that of each training."""
         return {
             "models": list(self.names),
             "seeds": list(self.seeds),
             "metrics": {
-                name: difference_json(d) | {"each": self.each[name], "spread": self.spread(name)}
+                name: d.to_json() | {"each": self.each[name], "spread": self.spread(name)}
                 for name, d in self.metrics.items()
             },
         }
 
 
-def seed_level(
-    rows: EvalSet,
-    base: Score,
-    others: Mapping[int, Score],
-    *,
-    resamples: int,
-    seed: int,
-    wanted: MetricSpecs = (),
-    per_token: bool = True,
+def seed_levels(models: Sequence[MeasuredModel], *, resamples: int, seed: int, per_token: bool) -> tuple[SeedLevel, ...]:
+    """Those of `models[1:]` that are one config with several seeds, against the first model."""
+    base, further = models[0], models[1:]
+    return tuple(
+        _seed_level(base, [further[n] for n in places], resamples=resamples, seed=seed, per_token=per_token)
+        for places in by_seed([config_and_seed(one) for one in further])
+    )
+
+
+def _seed_level(
+    base: MeasuredModel, others: Sequence[MeasuredModel], *, resamples: int, seed: int, per_token: bool
 ) -> SeedLevel:
-    """Every metric of the trainings `others`, by seed, against `base` on the same rows."""
-    texts = text_metrics(rows, wanted)
-    losses = {name: metric for name, metric in LOSS_METRICS.items() if per_token or name == "bits_per_byte"}
-    metrics: dict[str, Metric] = {**losses, **texts}
-    sides = [measure(rows, one, texts).statistics for one in (base, *others.values())]
-    clusters = clusters_of(rows)
+    losses = [name for name in LOSS_METRICS if per_token or name == "bits_per_byte"]
+    metrics = [*losses, *base.text_metrics]
+    clusters = clusters_of(base.rows)
     found: dict[str, tuple[Difference, list[float]]] = {}
-    for names in same_rows(metrics, rows):
-        places = covered(metrics[names[0]], rows)
-        first, *rest = [[side[name] for name in names] for side in sides]
+    for names in by_scored_rows(base.statistics, metrics):
+        first, *rest = [[one.statistics[name].values_NS for name in names] for one in (base, *others)]
+        places = base.statistics[names[0]].rows
         drawn = None if clusters is None else [clusters[n] for n in places]
         found |= over_seeds(
-            first, rest, [metrics[name] for name in names], resamples=resamples, seed=seed, clusters=drawn
+            first, rest, [base.statistics[name].metric for name in names], resamples=resamples, seed=seed, clusters=drawn
         )
     return SeedLevel(
-        tuple(one.name for one in others.values()), tuple(others),
+        tuple(one.name for one in others), tuple(one.facts.seed for one in others),
         {name: found[name][0] for name in metrics}, {name: found[name][1] for name in metrics},
     )  # fmt: skip
 
 
+def config_and_seed(one: MeasuredModel) -> tuple[str, int] | None:
+    """Config and seed of a finished run; None for any other model."""
+    return None if one.facts.config_key is None else (one.facts.config_key, one.facts.seed)
+
+
 def by_seed(keys: Sequence[tuple[str, int] | None]) -> list[list[int]]:
-    """Places that are one config with two or more seeds; of one seed the first. `keys`: (config, seed) of each."""
+    """Positions that are one config with two or more seeds; of one seed the first. `keys`: (config, seed) of each."""
     found: dict[str, dict[int, int]] = {}
     for place, key in enumerate(keys):
         if key is not None:
             found.setdefault(key[0], {}).setdefault(key[1], place)
     return [list(places.values()) for places in found.values() if len(places) > 1]
+
+
+def over_seeds(
+    base: Sequence[Array],
+    others: Sequence[Sequence[Array]],
+    metrics: Sequence[Metric],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+    clusters: Sequence[Hashable] | None = None,
+) -> dict[str, tuple[Difference, list[float]]]:
+    """By metric the mean over trainings minus the base, with rows and seeds as two sources of chance, and each training's.
+
+    `base`: (N, S) statistics by metric; `others`: the same of each training. The interval over rows, of the mean, is
+    widened by that of the seeds: the two halves add as squares. It is at least as long as one that knew the rows and
+    the seeds to be independent, since what a seed changes row by row is counted in both.
+    Sources: G. Zou and A. Donner, "Construction of confidence limits about effect measures", 2008 (adding the halves);
+    F. Satterthwaite, "An approximate distribution of estimates of variance components", 1946 (degrees of freedom of p).
+    """
+    count = len(others)
+    if count < 2:
+        raise DataError(f"compare: {count} training has no spread over seeds. Give two or more.")
+    pairs = {}
+    for place, metric in enumerate(metrics):
+        sides = np.tile(base[place], count), np.concatenate([one[place] for one in others], axis=1)
+        pairs[metric.name] = (*sides, _mean_of(metric, count))
+    over_rows = compare_scores(pairs, resamples=resamples, seed=seed, level=level, clusters=clusters)
+    found = {}
+    for place, metric in enumerate(metrics):
+        d = over_rows[metric.name]
+        each = [float(metric.value(one[place].sum(axis=0))) - d.base for one in others]
+        found[metric.name] = (_with_spread(d, each), each)
+    return found
+
+
+def _mean_of(metric: Metric, count: int) -> Metric:
+    """The mean of a metric over several models whose statistics stand side by side."""
+
+    def mean(value: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        return lambda statistics: np.asarray(
+            np.mean([value(one) for one in np.split(statistics, count, axis=-1)], axis=0)
+        )
+
+    return Metric(
+        name=metric.name, higher_is_better=metric.higher_is_better, description=metric.description,
+        size=count * metric.size, value=mean(metric.value), row_value=mean(metric.row_value or metric.value),
+    )  # fmt: skip
+
+
+def _with_spread(over_rows: Difference, each: Sequence[float]) -> Difference:
+    """The same with the spread of the trainings in its interval and p."""
+    count, d = len(each), over_rows
+    error = float(np.std(each, ddof=1)) / math.sqrt(count)
+    reach = t_quantile((1 + d.level) / 2, count - 1) * error
+    whole = math.hypot(d.standard_error, error)
+    units = d.clusters or d.n
+    p = 1.0
+    if whole > 0:
+        parts = (d.standard_error / whole) ** 4 / max(units - 1, 1) + (error / whole) ** 4 / (count - 1)
+        p = 2 * t_cdf(-abs(d.difference) / whole, max(1, int(1 / parts)))
+    return replace(
+        d, low=d.difference - math.hypot(d.difference - d.low, reach),
+        high=d.difference + math.hypot(d.high - d.difference, reach),
+        standard_error=whole, p=p, test="t", seeds=count,
+    )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Whether answers are like the references: written as they are (style), and about what was asked (relevance).
+"""Answers that are like the references: in how they are written (style), and in belonging to their prompt (relevance).
 
-Neither is worth anything unless it tells the references from shuffled rows, so that is tried on the rows at hand each
-time. Suffixes: N rows, F features, L depths of the base, D its width.
+Neither measure is worth anything unless it separates the references from shuffled ones, so that is tried on the rows at
+hand each time. Suffixes: N rows, F features, L depths of the base, D its width.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +33,8 @@ RELEVANCE = Metric(
 
 
 @dataclass(frozen=True, slots=True)
-class Likeness:
-    """A measure, how well it tells the references from shuffled rows, and what it says of both models."""
+class StyleRelevance:
+    """Style or relevance of each model's answers, and how well the measure separates references from shuffled ones."""
 
     metric: Metric
     auc: float
@@ -46,22 +46,21 @@ class Likeness:
 
     @property
     def separates(self) -> bool:
+        """True where the AUC is clearly above chance; only then is the measure shown."""
         return self.low >= SEPARATES
 
     @property
-    def told(self) -> str:
-        """What the reader has to know of it, in a line."""
-        against = "the same words in another order" if self.metric is STYLE else "those of other questions"
-        if self.separates:
-            return f"{self.metric.name} tells references from {against} (AUC {self.auc:.2f}); they are at 0.5"
-        return f"{self.metric.name} is not shown: it does not tell references from {against} (AUC {self.auc:.2f})"
+    def means(self) -> tuple[float, ...]:
+        """Score of each model; that of the references is 0.5."""
+        return tuple(float(side[:, 0].mean()) for side in self.sides)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
+        """AUC, its lower end, and whether the measure is shown."""
         return {"auc": self.auc, "auc_low": self.low, "shown": self.separates}
 
 
-def style(references: Sequence[str], answers: Sequence[Sequence[str]], seed: int) -> Likeness:
-    """How near the surface of an answer is to that of the references; each row by the other half's references."""
+def style(references: Sequence[str], answers: Sequence[Sequence[str]], seed: int) -> StyleRelevance:
+    """Nearness of an answer's surface to that of the references; each row by the references of the other half."""
     draw = np.random.default_rng([seed, 0x57E])
     real = np.stack([_surface(text) for text in references])
     mixed = np.stack([_surface(" ".join(draw.permutation(text.split()))) for text in references])
@@ -72,21 +71,21 @@ def style(references: Sequence[str], answers: Sequence[Sequence[str]], seed: int
 
     own = scored(real)
     sides = tuple(_ranked(scored(np.stack([_surface(text) for text in one])), own, half) for one in answers)
-    return Likeness(STYLE, *_with_low(_area(own, scored(mixed)), len(own)), sides)
+    return StyleRelevance(STYLE, *_with_low(_area(own, scored(mixed)), len(own)), sides)
 
 
-def relevance(questions_NLD: Array, references_NLD: Array, answers: Sequence[Array], seed: int) -> Likeness:
-    """How near an answer is to its question, as the base's hidden states have it.
+def relevance(prompts_NLD: Array, references_NLD: Array, answers: Sequence[Array], seed: int) -> StyleRelevance:
+    """Nearness of an answer to its prompt, by the base's hidden states.
 
-    At the depth that separates best: each half of the rows is measured at the depth that the other half chose.
+    The depth is the one that separates best: each half of the rows takes the depth that is best for the other half.
     """
-    count = len(questions_NLD)
+    count = len(prompts_NLD)
     half = np.random.default_rng([seed, 0x3E1]).permutation(count) % 2 == 0
-    asked, real = _unit(questions_NLD - questions_NLD.mean(0)), _unit(references_NLD - references_NLD.mean(0))
+    prompts, real = _unit(prompts_NLD - prompts_NLD.mean(0)), _unit(references_NLD - references_NLD.mean(0))
 
     def separated(part: npt.NDArray[np.bool_], depth: int) -> float:
         rows = np.flatnonzero(part)[:_MOST_SHUFFLED]
-        near = asked[rows, depth] @ real[rows, depth].T
+        near = prompts[rows, depth] @ real[rows, depth].T
         return _area(np.diag(near), near[~np.eye(len(rows), dtype=bool)])
 
     depths, areas = np.empty(count, int), []
@@ -96,14 +95,14 @@ def relevance(questions_NLD: Array, references_NLD: Array, answers: Sequence[Arr
         areas.append(separated(part, depth))
     every = np.arange(count)
 
-    def near(said_NLD: Array) -> Array:
-        return np.asarray((asked * _unit(said_NLD - references_NLD.mean(0))).sum(2)[every, depths])
+    def near(answers_NLD: Array) -> Array:
+        return np.asarray((prompts * _unit(answers_NLD - references_NLD.mean(0))).sum(2)[every, depths])
 
     own = near(references_NLD)
     # an empty answer, all zeros, is near to nothing
-    said = [np.where(one.any(axis=(1, 2)), near(one), -np.inf) for one in answers]
-    sides = tuple(_ranked(one, own, half) for one in said)
-    return Likeness(RELEVANCE, *_with_low(float(np.mean(areas)), count), sides)
+    scores = [np.where(one.any(axis=(1, 2)), near(one), -np.inf) for one in answers]
+    sides = tuple(_ranked(one, own, half) for one in scores)
+    return StyleRelevance(RELEVANCE, *_with_low(float(np.mean(areas)), count), sides)
 
 
 def _ranked(scores_N: Array, own_N: Array, half: npt.NDArray[np.bool_]) -> Array:

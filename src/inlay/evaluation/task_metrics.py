@@ -196,7 +196,7 @@ def _number_match(prediction: str, reference: str) -> Array:
     return _one(found is not None and found == final_number(reference))
 
 
-KINDS: dict[str, TextMetric] = {
+TASK_METRICS: dict[str, TextMetric] = {
     "number_match": _share(
         "number_match", "share of rows whose final number is the reference's; 0..1",
         _number_match, "after:####|else:last|commas:dropped|exact-decimal", is_numeric,
@@ -223,22 +223,22 @@ KINDS: dict[str, TextMetric] = {
 
 _ANSWERS_BY = ("python_tests", "accuracy", "number_match", "json_match", "token_f1")
 LABEL_METRICS = ("accuracy", "macro_f1")
-_KNOWN = (*LOSS_METRICS, *METRICS, *LABEL_METRICS, *KINDS)
+_KNOWN = (*LOSS_METRICS, *METRICS, *LABEL_METRICS, *TASK_METRICS)
 
 
 def metrics_for(references: Sequence[str], wanted: MetricSpecs = ()) -> dict[str, TextMetric]:
     """The text metrics of these references: those for any text, and those for the kinds found among them.
 
-    `wanted` names them instead, or is functions; a whole TextMetric in it comes on top. Metrics of the loss, which are
+    `wanted` names them instead, or is functions; a complete TextMetric in it comes on top. Metrics of the loss, which are
     measured always, may stand among them. Raises: ConfigError for an unknown name, or one that no reference allows.
     """
     labels = labels_of(references)
     chosen = dict(METRICS) | (_label_metrics(labels) if labels else {})
     extra = {one.name: one for one in wanted if isinstance(one, TextMetric)}
     if len(extra) == len(wanted):
-        kinds = {k: m for k, m in KINDS.items() if sum(map(m.covers, references)) > _SHARE * len(references)}
+        kinds = {k: m for k, m in TASK_METRICS.items() if sum(map(m.covers, references)) > _SHARE * len(references)}
         return chosen | kinds | extra
-    possible = chosen | {k: m for k, m in KINDS.items() if any(map(m.covers, references))}
+    possible = chosen | {k: m for k, m in TASK_METRICS.items() if any(map(m.covers, references))}
     found: dict[str, TextMetric] = {}
     for one in resolved(wanted):
         if isinstance(one, TextMetric) or one in LOSS_METRICS:

@@ -179,7 +179,7 @@ section > :last-child { margin-bottom: 0; }
 figure { margin: 0; container-type: inline-size; } figcaption { margin-bottom: .35rem; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: .75rem 1rem; }
 .columns > section { margin: 0; } .columns + .bar { margin-top: 1rem; } details + .bar { margin-top: 1.5rem; }
-.said { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 24rem; overflow-y: auto; margin: .1rem 0 0; }
+.text { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 24rem; overflow-y: auto; margin: .1rem 0 0; }
 .name { color: var(--quiet); font-size: .8rem; overflow-wrap: anywhere; }
 li > p, li > div { margin: 0 0 .6rem; } li > :last-child { margin-bottom: 0; }
 kbd { color: var(--quiet); font: inherit; }
@@ -204,7 +204,7 @@ svg .mark { stroke-width: 1; } svg line.mark { stroke: var(--warning); stroke-da
 @container (max-width: 34rem) { .histogram text, .lines text { font-size: 15px; } }
 @container (max-width: 24rem) { .histogram text, .lines text { font-size: 20px; } }
 @media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } }
-@media print { .bar { display: none; } section { break-inside: avoid-page; } .said { max-height: none; } }
+@media print { .bar { display: none; } section { break-inside: avoid-page; } .text { max-height: none; } }
 """
 
 _SCRIPT: Final = """
@@ -218,9 +218,9 @@ for (const list of document.querySelectorAll(".filtered")) {
   const search = list.querySelector("input"), order = list.querySelector("select");
   const show = () => {
     const on = new Set(kinds.filter(b => b.ariaPressed === "true").map(b => b.dataset.filter));
-    const asked = search.value.toLowerCase();
+    const wanted = search.value.toLowerCase();
     for (const item of items)
-      item.hidden = kinds.length && !on.has(item.dataset.kind) || !item.textContent.toLowerCase().includes(asked);
+      item.hidden = kinds.length && !on.has(item.dataset.kind) || !item.textContent.toLowerCase().includes(wanted);
     count.value = `${items.filter(item => !item.hidden).length} of ${items.length}`;
   };
   for (const b of kinds) b.onclick = () => { b.ariaPressed = String(b.ariaPressed !== "true"); show(); };

@@ -1,4 +1,4 @@
-"""Which words of a text another text lacks, for showing two answers beside each other."""
+"""Words of a text that another text lacks, to colour two answers beside each other."""
 
 from __future__ import annotations
 

@@ -1,0 +1,77 @@
+"""What weakens a verdict, as values; `inlay.evaluation.summary` has their words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FailedProofs:
+    """A model's run failed its proofs."""
+
+    caution: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedSettings:
+    """Settings of the evaluation that differ from those of the run."""
+
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowsLeftOut:
+    """Rows that are too long to be scored."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class DifferentTokenizers:
+    """Loss per token cannot be compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoAnswers:
+    """No answers were generated, as nothing that was requested needs them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeveralModels:
+    """So many models are compared on the same rows."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeedsOfOneConfig:
+    """Models that differ in the seed alone and are compared one by one."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedCheckpoint:
+    """The model is the best of so many checkpoints by the loss on the evaluation rows."""
+
+    checkpoints: int
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Anything else, in words."""
+
+    text: str
+
+
+Caveat = (
+    FailedProofs
+    | ChangedSettings
+    | RowsLeftOut
+    | DifferentTokenizers
+    | NoAnswers
+    | SeveralModels
+    | SeedsOfOneConfig
+    | SelectedCheckpoint
+    | Remark
+)
