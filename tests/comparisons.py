@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from inlay.evaluation.compare import ComparedRow, Comparison
+from inlay.evaluation.bootstrap import compare_scores
+from inlay.evaluation.caveats import SelectedCheckpoint
+from inlay.evaluation.comparison import ComparedRow, Comparison
 from inlay.evaluation.groups import Group
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
-from inlay.evaluation.statistics import Difference, compare_scores
+from inlay.evaluation.verdict import Difference
 
 HOSTILE = "<script>alert(1)</script>\"'<img src=x onerror=alert(1)>"
 HISTORY = [
@@ -30,7 +32,7 @@ def made(rows: int = 40, adapter: str = "fine-tuned") -> Comparison:
     groups = (Group("answer length", "3 to 9 tokens", 20, found), Group("answer length", "10 tokens", 20, found))
     return Comparison(
         "base", adapter, "loss", found, compared, (("A further prompt?", "One answer.", "Another answer."),), 2 * rows,
-        12.0, behaviour={"empty": nothing}, retention={"general text": found["loss"]}, groups=groups, notes=("chosen as the best of 3",),
+        12.0, behaviour={"empty": nothing}, retention={"general text": found["loss"]}, groups=groups, caveats=(SelectedCheckpoint(3),),
     )  # fmt: skip
 
 

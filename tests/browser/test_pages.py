@@ -20,8 +20,8 @@ from PIL import Image
 
 from chromium import started
 from comparisons import HISTORY, made
-from inlay.evaluation.blind import kept
-from inlay.evaluation.blind_server import ask
+from inlay.evaluation.blind import read_judgements
+from inlay.evaluation.blind_server import serve_trials
 from inlay.evaluation.html import comparison_page
 
 pytestmark = pytest.mark.browser
@@ -165,7 +165,7 @@ def test_the_page_can_be_read_without_its_script(opened: Callable[..., Any], rep
 
 def test_two_answers_are_judged_from_the_keyboard_on_a_phone_or_a_desk(browser: Any, tmp_path: Path) -> None:
     told: queue.Queue[str] = queue.Queue()
-    serving = threading.Thread(target=ask, args=(made(), tmp_path, told.put))
+    serving = threading.Thread(target=serve_trials, args=(made(), tmp_path, told.put))
     serving.start()
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.goto(re.findall(r"http://\S+", told.get(timeout=20))[0])
@@ -179,4 +179,4 @@ def test_two_answers_are_judged_from_the_keyboard_on_a_phone_or_a_desk(browser: 
     page.get_by_text("3 judged").wait_for()
     page.close()
     serving.join(20)
-    assert sorted(line["preferred"] == "alike" for line in kept(tmp_path).values()) == [False, False, True]
+    assert sorted(line["preferred"] == "alike" for line in read_judgements(tmp_path).values()) == [False, False, True]

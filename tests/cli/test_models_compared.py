@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,14 @@ from inlay.adapters.reference import reference
 from inlay.cli.view import comparisons_text
 from inlay.data.example_tasks import find_example_task
 from inlay.errors import AdapterError, ConfigError, DataError, RunError
+from inlay.evaluation.caveats import NoAnswers, RowsLeftOut, SeveralModels
 from inlay.evaluation.metrics import LOSS_METRICS
+from inlay.evaluation.summary import style_relevance_text
 from inlay.evaluation.task_metrics import metrics_for
 from inlay.runs import folder as runs
 from inlay.runs.reporter import PlainReporter
 from parts import qa_rows, write_rows
+from program import Ended
 
 QUIET = PlainReporter()
 
@@ -42,7 +46,7 @@ def test_every_kind_of_name_is_measured_on_the_same_rows_and_every_number_can_be
     assert trained == adapter != whole  # a copy of the adapter folder computes the same
     assert whole == found.metrics["loss"].base  # the base by its folder is the base by its run
     assert checkpoint != whole
-    assert any("the best of them looks better" in note for note in found.notes)
+    assert SeveralModels(4) in found.caveats
 
     folder = Path(found.reports)
     document = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
@@ -71,13 +75,13 @@ def test_style_and_relevance_are_shown_only_where_they_separate_and_cost_where_a
     data = tmp_path / "support.jsonl"
     data.write_text("\n".join(sorted(there, key=len)[:26]))
     found = api.compare("first", data=str(data), metrics=["chrf"], cost=2.0, reporter=QUIET)
-    style, relevance = found.likeness
+    style, relevance = found.style_relevance
     assert style.separates
     assert 24 <= found.behaviour["style"].n == found.n
     for one in (style, relevance):
         assert one.separates == (one.metric.name in found.behaviour)
         for text in (comparisons_text(found, 200), (Path(found.reports) / "report.md").read_text(encoding="utf-8")):
-            assert one.told in text
+            assert style_relevance_text(one) in text
     assert found.to_json()["likeness"]["relevance"]["auc"] == relevance.auc
     assert not set(found.behaviour) & set(found.adjusted_p)  # no say in the verdict
 
@@ -88,9 +92,29 @@ def test_style_and_relevance_are_shown_only_where_they_separate_and_cost_where_a
     assert base.per_1000 == pytest.approx(found.speed[0].time_s / found.speed[0].answers * 1000 * 2 / 3600 / 0.5)
     assert base.stored_bytes > adapter.stored_bytes > 0
     for name in ("report.md", "report.html"):
-        assert "What it costs" in (Path(found.reports) / name).read_text(encoding="utf-8")
+        assert "Costs" in (Path(found.reports) / name).read_text(encoding="utf-8")
     with pytest.raises(ConfigError, match="price: must be 0 or more"):
         api.compare("first", cost=-1.0, reporter=QUIET)
+
+
+def test_by_the_loss_alone_no_answer_is_generated_and_the_loss_is_the_same(
+    with_run: Path, rows: str, monkeypatch: pytest.MonkeyPatch, inlay: Callable[..., Ended]
+) -> None:
+    usual = api.compare("first", data=rows, metrics=["loss", "chrf"], reporter=QUIET)
+    generated: list[int] = []
+    monkeypatch.setattr("inlay.evaluation.score.full_answers", lambda *given: generated.append(len(given[2])))
+    found = api.compare("first", data=rows, metrics=["loss"], reporter=QUIET)
+    scored = api.evaluate("first", data=rows, metrics=["loss"], reporter=QUIET)
+    ended = inlay("compare", "first", "--data", rows, "--metrics", "loss")
+    assert sum(generated) == 0
+    assert found.metrics == {name: usual.metrics[name] for name in LOSS_METRICS}
+    assert NoAnswers() in found.caveats
+    assert scored["metrics"]["loss"] == found.metrics["loss"].other
+    assert scored["speed"] is None
+    assert "note: No answers were generated: none of the metrics needs them." in ended.out
+    assert found.to_json()["speed"] == {"base": None, "adapter": None}
+    for name in ("report.html", "report.md", "evaluation.json"):
+        assert (Path(found.reports) / name).stat().st_size > 0
 
 
 def test_rows_of_a_file_that_are_too_long_are_left_out_and_counted(with_run: Path, tmp_path: Path) -> None:
@@ -101,7 +125,7 @@ def test_rows_of_a_file_that_are_too_long_are_left_out_and_counted(with_run: Pat
     found = api.compare("first", data=str(mixed), metrics=["chrf"], reporter=QUIET)
     assert (found.n, found.available) == (9, 11)
     assert found.rows[0].question == qa_rows(1)[0]["question"]
-    assert any(note.startswith("2 rows longer than data.max_length") for note in found.notes)
+    assert RowsLeftOut(2) in found.caveats
     with pytest.raises(DataError, match=r"none.jsonl: 2 rows are longer than \d+ tokens"):
         api.compare("first", data=str(none), reporter=QUIET)
 

@@ -14,6 +14,7 @@ from inlay.config import load
 from inlay.config.load import setting_paths
 from inlay.config.measuring import TAKEN, assigned, changed, said
 from inlay.errors import ConfigError, DataError
+from inlay.evaluation.caveats import ChangedSettings
 from inlay.runs.reporter import PlainReporter
 from inlay.storage import write_json
 from parts import qa_rows, write_rows
@@ -27,8 +28,8 @@ def test_settings_of_a_comparison_take_effect_and_are_recorded(with_run: Path) -
     found = api.compare("first", settings=[*given, "eval.prompts=[Where is it]"], reporter=QUIET)
     assert (found.n, found.primary) == (3, "chrf")
     assert [prompt for prompt, *_ in found.prompts] == ["Where is it"]
-    (note,) = [note for note in found.notes if note.startswith("set for this comparison: ")]
-    assert "eval.max_rows 3 (in its config 200), eval.max_new_tokens 2 (in its config 4)" in note
+    (changes,) = [one.changes for one in found.caveats if isinstance(one, ChangedSettings)]
+    assert changes[:2] == ("eval.max_rows 3 (in its config 200)", "eval.max_new_tokens 2 (in its config 4)")
     document = json.loads((Path(found.reports) / "evaluation.json").read_text(encoding="utf-8"))
     assert document["settings"] == {
         "max_rows": 3, "batch_size": 2, "max_new_tokens": 2, "metric": "chrf", "resamples": 150, "retention_rows": 0,

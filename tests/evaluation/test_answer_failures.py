@@ -17,7 +17,7 @@ from inlay.data.encoding.token_arrays import pack
 from inlay.data.example_tasks import example_tasks, find_example_task
 from inlay.data.reading.read import read_examples
 from inlay.data.types import Example, Message, Source
-from inlay.evaluation.compare import ComparedRow
+from inlay.evaluation.comparison import ComparedRow
 from inlay.evaluation.groups import groups
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
 from inlay.evaluation.report import as_markdown
@@ -50,7 +50,7 @@ def test_the_general_text_is_in_no_example_task() -> None:
 
 def scores(nll: Any, weight: Any) -> Score:
     texts, stopped = (None,) * len(nll), (False,) * len(nll)
-    return Score("m", np.array(nll, float), np.array(weight, float), np.zeros(len(nll)), texts, stopped, (), 0.0)
+    return Score(np.array(nll, float), np.array(weight, float), np.zeros(len(nll)), texts, stopped, (), 0.0)
 
 
 def held(rows: list[tuple[int, int, str]]) -> EvalSet:

@@ -15,17 +15,17 @@ from urllib.parse import urlencode
 import pytest
 
 from comparisons import made
-from inlay.evaluation.blind import FILE, Choice, keep, kept, preference, trials
-from inlay.evaluation.blind_server import ask
-from inlay.evaluation.compare import Comparison
+from inlay.evaluation.blind import FILE, Choice, preference, read_judgements, trials, write_judgement
+from inlay.evaluation.blind_server import serve_trials
+from inlay.evaluation.comparison import Comparison
 from inlay.evaluation.html import comparison_page
 from inlay.evaluation.report import as_markdown
 
 
 def judged(comparison: Comparison, folder: Path, count: int, wanted: str) -> None:
-    for trial in trials(comparison, list(kept(folder)), random.Random(1))[:count]:
+    for trial in trials(comparison, list(read_judgements(folder)), random.Random(1))[:count]:
         side: Choice = "left" if trial.left_is == wanted else "right"
-        keep(folder, trial, side)
+        write_judgement(folder, trial, side)
 
 
 def test_every_pair_that_differs_is_asked_once_on_sides_and_in_an_order_of_chance() -> None:
@@ -46,12 +46,12 @@ def test_every_pair_that_differs_is_asked_once_on_sides_and_in_an_order_of_chanc
 def test_what_was_judged_is_not_asked_again_and_the_last_word_counts(tmp_path: Path) -> None:
     found = made()
     judged(found, tmp_path, 3, "base")
-    left = trials(found, list(kept(tmp_path)), random.Random(1))
+    left = trials(found, list(read_judgements(tmp_path)), random.Random(1))
     assert len(left) == len(trials(found, [], random.Random(1))) - 3
-    keep(tmp_path, left[0], "alike")
-    keep(tmp_path, left[0], "left")
-    assert len(kept(tmp_path)) == 4
-    assert kept(tmp_path)[left[0].key]["preferred"] == left[0].left_is
+    write_judgement(tmp_path, left[0], "alike")
+    write_judgement(tmp_path, left[0], "left")
+    assert len(read_judgements(tmp_path)) == 4
+    assert read_judgements(tmp_path)[left[0].key]["preferred"] == left[0].left_is
 
 
 def test_preferences_get_an_interval_and_go_into_every_report(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ class Sitting:
             self.told.append(text)
             started.set()
 
-        self.thread = threading.Thread(target=ask, args=(comparison, folder, tell))
+        self.thread = threading.Thread(target=serve_trials, args=(comparison, folder, tell))
         self.thread.start()
         assert started.wait(20)
         found = re.search(r"http://\S+", self.told[0])
@@ -122,7 +122,7 @@ def test_the_page_asks_until_the_judge_is_done_and_never_says_whose_an_answer_is
         assert len((tmp_path / FILE).read_text().splitlines()) == n + 1  # it is kept before the next is shown
     assert "3 judged" in sitting.page(choice="finish")
     sitting.thread.join(20)
-    assert len(kept(tmp_path)) == 3
+    assert len(read_judgements(tmp_path)) == 3
 
 
 def test_the_page_is_for_who_knows_its_address_on_this_machine(sitting: Sitting, tmp_path: Path) -> None:
@@ -135,11 +135,11 @@ def test_the_page_is_for_who_knows_its_address_on_this_machine(sitting: Sitting,
     with pytest.raises(urllib.error.HTTPError, match="400"):
         sitting.page(choice="nonsense", key="x")
     sitting.page(choice="left", key="no such row")
-    assert kept(tmp_path) == {}
+    assert read_judgements(tmp_path) == {}
 
 
 def test_where_nothing_is_left_to_judge_nothing_is_served(tmp_path: Path) -> None:
     same = replace(made(), rows=tuple(replace(r, adapter_answer=r.base_answer) for r in made().rows))
     told: list[str] = []
-    ask(same, tmp_path, told.append)
-    assert told == ["nothing to judge: every row was judged before, or both answer alike."]
+    serve_trials(same, tmp_path, told.append)
+    assert told == ["nothing to judge: every row was judged before, or both answers are equal."]

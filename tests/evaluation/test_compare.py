@@ -24,9 +24,12 @@ from inlay.data.encoding.encoder import Encoder
 from inlay.data.reading.read import as_lines
 from inlay.data.types import Example, Message, Source
 from inlay.errors import ConfigError, DataError, RunError
-from inlay.evaluation.compare import Comparison, compare_pair, loss_difference, primary_metric, totals
+from inlay.evaluation.compare import compare_models, loss_difference, primary_metric
+from inlay.evaluation.comparison import Comparison
+from inlay.evaluation.measured_model import MeasuredModel, ModelFacts
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
 from inlay.evaluation.report import as_csv, as_markdown, harmless, write_reports
+from inlay.evaluation.row_statistics import text_metrics
 from inlay.evaluation.score import EvalSet, Score, held_out, read_held_out, score
 from inlay.methods.adapter import attach
 from inlay.runs.reporter import PlainReporter
@@ -89,8 +92,17 @@ def pair(tiny_base: Path, rows: EvalSet, encoder: Encoder) -> tuple[Score, Score
     return base, scored(adapted, "adapter", rows, encoder)
 
 
-def compared(rows: EvalSet, base: Score, adapter: Score, primary: str = "auto") -> Comparison:
-    return compare_pair(rows, base, adapter, primary=primary, resamples=200, seed=0, available=20)
+def measured(rows: EvalSet, result: Score, name: str = "a") -> MeasuredModel:
+    return MeasuredModel.of(ModelFacts(name, "run", "base"), rows, result, text_metrics(rows))
+
+
+def compared(rows: EvalSet, base: Score, adapter: Score, primary: str = "auto", available: int = 20) -> Comparison:
+    models = measured(rows, base, "base"), measured(rows, adapter, "adapter")
+    return compare_models(*models, primary=primary, resamples=200, seed=0, available=available)
+
+
+def totals(rows: EvalSet, result: Score) -> dict[str, float]:
+    return measured(rows, result).totals()
 
 
 def test_swapping_base_and_adapter_mirrors_every_metric_exactly(rows: EvalSet, pair: tuple[Score, Score]) -> None:
@@ -117,8 +129,8 @@ def test_the_primary_metric_decides_the_verdict(rows: EvalSet, pair: tuple[Score
     base, adapter = pair
     right = tuple(rows.references.get(n) for n in range(len(ROWS)))
     wrong = tuple(None if r is None else "no" for r in right)
-    worse = replace(base, name="a", nll=base.nll * 2, answers=right, prompt_answers=adapter.prompt_answers)
-    base = replace(base, name="b", answers=wrong)
+    worse = replace(base, nll=base.nll * 2, answers=right, extra_answers=adapter.extra_answers)
+    base = replace(base, answers=wrong)
     assert compared(rows, base, worse).verdict == "worse"
     assert compared(rows, base, worse, "perplexity").verdict == "worse"
     assert compared(rows, base, worse, "exact_match").verdict == "better"
@@ -129,7 +141,7 @@ def test_the_headline_says_both_whether_it_predicts_and_whether_it_answers_bette
     rows: EvalSet, pair: tuple[Score, Score]
 ) -> None:
     base = pair[0]
-    predicts = replace(base, name="a", nll=base.nll / 2)
+    predicts = replace(base, nll=base.nll / 2)
     found = compared(rows, base, predicts)
     assert found.verdict == "better"
     assert found.answer_metric == "token_f1"
@@ -138,7 +150,7 @@ def test_the_headline_says_both_whether_it_predicts_and_whether_it_answers_bette
     assert found.headline.endswith(
         "so it predicts the references better, and its answers are no better as far as these rows show"
     )
-    right = replace(predicts, name="b", answers=tuple(rows.references.get(n) for n in range(len(ROWS))))
+    right = replace(predicts, answers=tuple(rows.references.get(n) for n in range(len(ROWS))))
     assert compared(rows, base, right).headline.count("better (") == 2
     assert found.headline in as_markdown(found, False)
     assert found.to_json()["headline"] == found.headline
@@ -172,10 +184,10 @@ def test_length_speed_and_whether_answers_end_are_kept(rows: EvalSet, pair: tupl
     found = compared(rows, *pair)
     speed = found.to_json()["speed"]["adapter"]
     assert pair[1].speed is not None
-    assert speed["answers"] == len(rows.asked) + len(rows.prompts)
+    assert speed["answers"] == len(rows.prompt_ids) + len(rows.extra_prompts)
     assert speed["tokens_per_s"] * speed["time_per_answer_s"] == pytest.approx(speed["tokens_per_answer"])
     assert 0 < speed["tokens_per_answer"] <= 6
-    ended = [pair[1].stopped[n] for n in rows.asked]
+    ended = [pair[1].stopped[n] for n in rows.prompt_ids]
     assert found.behaviour["stopped"].other == pytest.approx(sum(ended) / len(ended))
     report = as_markdown(found, False)
     assert f"| adapter | {speed['tokens_per_answer']:.1f} |" in report
@@ -213,17 +225,17 @@ def test_the_report_says_when_the_rows_were_drawn(rows: EvalSet, pair: tuple[Sco
     assert "on 11 of 20 held-out rows (drawn by seed from those within max_length);" in as_markdown(
         compared(rows, *pair), False
     )
-    every = compare_pair(rows, *pair, primary="auto", resamples=200, seed=0, available=len(ROWS))
+    every = compared(rows, *pair, available=len(ROWS))
     assert "on 11 of 11 held-out rows;" in as_markdown(every, False)
 
 
 def test_plain_documents_have_a_loss_and_no_answer(encoder: Encoder, rows: EvalSet, pair: tuple[Score, Score]) -> None:
-    assert 9 not in rows.asked
+    assert 9 not in rows.prompt_ids
     assert pair[0].answers[9] is None
     assert compared(rows, *pair).rows[9].scores == {}
     documents = held_out([ROWS[9]], encoder, 256, "drop", [])
     nll, weight, hits = pair[0].nll[9:10], pair[0].weight[9:10], pair[0].hits[9:10]
-    one = Score("a", nll, weight, hits, (None,), (False,), (), 0.0)
+    one = Score(nll, weight, hits, (None,), (False,), (), 0.0)
     comparison = compared(documents, one, one)
     assert set(comparison.metrics) == set(LOSS_METRICS) == set(totals(documents, one))
     assert comparison.rows[0].question == "A plain document about lamps."
@@ -239,7 +251,7 @@ def test_a_tool_call_is_compared_as_the_template_writes_it(rows: EvalSet) -> Non
 def test_a_question_that_max_length_cut_off_is_not_asked(encoder: Encoder, tiny_base: Path) -> None:
     first, second = asked(0), (Message("user", "long " * 300), Message("assistant", "b", 1.0))
     cut = held_out([row(0, *first, *second), row(1, *asked(1))], encoder, 100, "cut", [])
-    assert list(cut.asked) == [1]
+    assert list(cut.prompt_ids) == [1]
     result = scored(base_model(tiny_base), "base", cut, encoder)
     assert result.answers[0] is None
     assert result.weight[0] > 0

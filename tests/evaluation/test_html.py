@@ -16,7 +16,7 @@ from inlay.evaluation import html
 from inlay.evaluation.html import comparison_page
 from inlay.evaluation.metrics import METRICS
 from inlay.evaluation.report import write_reports
-from inlay.evaluation.words import marked
+from inlay.evaluation.word_diff import marked
 from inlay.reports.charts import Line, differences, interval, lines
 from inlay.runs.guard_events import Incident
 
@@ -27,7 +27,7 @@ def test_the_page_holds_the_verdict_the_figures_and_every_row_and_runs_nothing_t
     page = Elements(text)
     said = " ".join(page.text)
     assert f"{found.headline}." in said
-    assert "chosen as the best of 3" in said
+    assert "selected on these rows (best of 3)" in said
     assert page.names.count("li") == 40
     assert page.names.count("script") == 1
     assert "img" not in page.names
@@ -78,10 +78,10 @@ def test_all_reports_are_written(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"report.html", "report.md", "compare.csv", "compare.json"}
 
 
-def test_what_the_guards_met_is_in_both_reports(tmp_path: Path) -> None:
+def test_the_incidents_of_the_guards_are_in_both_reports(tmp_path: Path) -> None:
     met = {"fine-tuned": [Incident(7, "skipped", "step 7: loss is nan", "the step changed nothing")], "other": []}
     write_reports(made(), tmp_path, {}, met)
-    assert "## What the guards met in fine-tuned" in (tmp_path / "report.md").read_text()
+    assert "## Incidents of the guards in fine-tuned" in (tmp_path / "report.md").read_text()
     assert "| 7 | skipped | step 7: loss is nan | the step changed nothing |" in (tmp_path / "report.md").read_text()
     assert "<td>fine-tuned</td>" in (tmp_path / "report.html").read_text().replace(' class="n"', "")
     assert "step 7: loss is nan" in (tmp_path / "report.html").read_text()

@@ -13,9 +13,11 @@ import pytest
 from inlay import api
 from inlay.cli.view import comparisons_text
 from inlay.errors import DataError
+from inlay.evaluation.bootstrap import compare_scores
+from inlay.evaluation.caveats import SeedsOfOneConfig
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS, Metric
-from inlay.evaluation.seeds import by_seed
-from inlay.evaluation.statistics import Difference, compare_scores, over_seeds
+from inlay.evaluation.seeds import by_seed, over_seeds
+from inlay.evaluation.verdict import Difference
 from training_runs import Quiet
 
 MEAN = METRICS["token_f1"]
@@ -108,7 +110,7 @@ def test_runs_of_one_config_are_found_and_judged_together(
     first, second, other = run(1), run(2), run(2, learning_rate=1e-3)
     found = api.compare(first, second, other, reporter=Quiet())
     assert found.seeds == ()
-    assert any("To judge them as one: inlay compare base s10 s20" in note for note in found.notes)
+    assert SeedsOfOneConfig(("s10", "s20")) in found.caveats
     found = api.compare("base", first, other, second, reporter=Quiet(), folder=str(tmp_path / "results"))
     (together,) = found.seeds
     assert (together.names, together.seeds) == (("s10", "s20"), (1, 2))

@@ -11,16 +11,17 @@ from transformers import AutoModelForCausalLM
 
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.example_tasks import find_example_task
-from inlay.evaluation.embeddings import meanings
-from inlay.evaluation.score import question
+from inlay.evaluation.embeddings import text_embeddings
+from inlay.evaluation.score import prompt_messages
 from inlay.evaluation.style_relevance import relevance, style
+from inlay.evaluation.summary import style_relevance_text
 from inlay.models.base import find_base, load_tokenizer
 
 
 def pairs(domain: str, count: int) -> tuple[list[str], list[str]]:
     """(questions, answers) of a built-in task."""
     rows = find_example_task(domain).read()[1][:count]
-    return [question(r)[-1].content for r in rows], [r.messages[len(question(r))].content for r in rows]
+    return [prompt_messages(r)[-1].content for r in rows], [r.messages[len(prompt_messages(r))].content for r in rows]
 
 
 def mean(statistics: np.ndarray) -> float:
@@ -37,13 +38,15 @@ def test_style_knows_how_the_references_are_written_whatever_they_say() -> None:
     assert other_content == pytest.approx(0.5, abs=0.1)
     assert other_voice < 0.05
     assert silent < 0.05
-    assert "they are at 0.5" in found.told
+    text = style_relevance_text(found)
+    assert text.startswith("style score (references = 0.5): base 0.50, adapter 0.5")
+    assert "it separates references from shuffled text (AUC 0." in text
 
 
 def test_style_is_not_shown_where_the_order_of_words_does_not_matter() -> None:
     found = style(pairs("ticket_labels", 60)[1], [], seed=0)
     assert not found.separates
-    assert "style is not shown" in found.told
+    assert "style is not shown" in style_relevance_text(found)
 
 
 def vectors(count: int, shared: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -77,11 +80,11 @@ def test_a_text_has_the_meaning_that_the_base_alone_gives_it_in_any_batch(tiny_b
     model = AutoModelForCausalLM.from_pretrained(str(tiny_base), dtype=torch.float32).eval()
     texts = ["Hello", "", "Where is my parcel? " * 90, "Thanks."]
     given = {"batch_size": 4, "device": "cpu", "dtype": None}
-    alone = meanings(model, encoder, texts, **given)
+    alone = text_embeddings(model, encoder, texts, **given)
     assert alone.shape == (4, 3, 32)
     assert not alone[1].any()
     for n in (0, 2, 3):
-        by_itself = torch.tensor(meanings(model, encoder, [texts[n]], **given)[0])
+        by_itself = torch.tensor(text_embeddings(model, encoder, [texts[n]], **given)[0])
         torch.testing.assert_close(by_itself, torch.tensor(alone[n]), rtol=1e-5, atol=1e-6)
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
-    assert np.array_equal(meanings(adapted, encoder, texts, **given), alone)
+    assert np.array_equal(text_embeddings(adapted, encoder, texts, **given), alone)

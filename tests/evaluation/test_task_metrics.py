@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from inlay.data.example_tasks import example_tasks
 from inlay.errors import ConfigError
-from inlay.evaluation.answer_failures import BEHAVIOUR
+from inlay.evaluation.answer_failures import ANSWER_FAILURES
 from inlay.evaluation.metrics import METRICS
-from inlay.evaluation.score import question
+from inlay.evaluation.score import prompt_messages
 from inlay.evaluation.task_metrics import (
-    KINDS,
+    TASK_METRICS,
     answer_metric,
     confusion,
     final_number,
@@ -55,7 +55,7 @@ def test_the_example_tasks_get_the_metrics_of_their_kind() -> None:
     found = {}
     for name, domain in example_tasks().items():
         rows = [e for e in domain.read()[1] if e.messages[0].role != "text"]
-        found[name] = metrics_for([e.messages[len(question(e))].content for e in rows])
+        found[name] = metrics_for([e.messages[len(prompt_messages(e))].content for e in rows])
     assert set(found["ticket_labels"]) - set(METRICS) == {"accuracy", "macro_f1"}
     assert set(found["python_code"]) - set(METRICS) == {"python_parses"}
     assert set(found["customer_support"]) == set(METRICS)
@@ -120,7 +120,7 @@ def test_macro_f1_and_the_confusion_count_every_label_alike() -> None:
 
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_no_answer_breaks_a_metric(prediction: str, reference: str) -> None:
-    for metric in (KINDS | BEHAVIOUR).values():
+    for metric in (TASK_METRICS | ANSWER_FAILURES).values():
         metric.covers(reference)
         assert 0 <= metric.scores(metric.statistics(prediction, reference)) <= 1
     assert final_number(prediction) is None or isinstance(final_number(prediction), Decimal)
@@ -136,10 +136,10 @@ def test_no_answer_breaks_a_metric(prediction: str, reference: str) -> None:
 def test_what_an_answer_should_not_become_is_counted(
     answer: str, empty: float, refusal: float, repetition: float
 ) -> None:
-    found = [float(m.scores(m.statistics(answer, "You can return it."))) for m in BEHAVIOUR.values()]
+    found = [float(m.scores(m.statistics(answer, "You can return it."))) for m in ANSWER_FAILURES.values()]
     assert found == pytest.approx([empty, refusal, repetition])
     if refusal:  # a reference that declines wants just that
-        metric = BEHAVIOUR["refusal"]
+        metric = ANSWER_FAILURES["refusal"]
         assert np.array_equal(metric.statistics(answer, answer), [0, 1])
 
 

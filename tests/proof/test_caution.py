@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from inlay import api
+from inlay.evaluation.summary import caveat_text
 from inlay.runs.folder import Run
 
 
@@ -46,7 +47,7 @@ def fail_a_proof(run: Run, failed: bool) -> None:
 
 
 USES: dict[str, Callable[[Run, dict[str, Any], Noted], Any]] = {
-    "compare": lambda run, _, told: told.notes.extend(api.compare(run, reporter=told).notes),
+    "compare": lambda run, _, told: told.notes.extend(map(caveat_text, api.compare(run, reporter=told).caveats)),
     "eval": lambda run, _, told: api.evaluate(run, reporter=told),
     "eval of its adapter folder": lambda run, _, told: api.evaluate(run.adapter, reporter=told),
     "eval of a checkpoint": lambda run, _, told: api.evaluate(f"{run.path}@1", reporter=told),

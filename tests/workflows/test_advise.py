@@ -63,9 +63,9 @@ def qa(question: str, answer: str) -> Example:
 def test_every_arm_answers_the_same_rows_within_the_same_budget(outcome: Outcome) -> None:
     first = outcome.arms[0]
     for one in outcome.arms:
-        assert one.rows.references == first.rows.references
-        assert np.array_equal(one.score.weight, first.score.weight)
-        assert max(map(len, one.rows.asked.values())) <= BUDGET
+        assert one.prompts.references == first.prompts.references
+        assert np.array_equal(one.model.score.weight, first.model.score.weight)
+        assert max(map(len, one.prompts.prompt_ids.values())) <= BUDGET
         assert (one.prompt_tokens > first.prompt_tokens) == (one.arm.context != "none")
 
 
@@ -111,9 +111,9 @@ def test_with_documents_nothing_of_the_training_rows_is_retrieved(
     assert again is not None
     assert again.run == outcome.run
     retrieved = next(one for one in again.arms if one.arm.name == "base + retrieval")
-    asked = [example.messages[0].content for example in retrieved.rows.examples]
+    asked = [example.messages[0].content for example in retrieved.prompts.examples]
     assert any("within three days" in text for text in asked)
-    assert all(len(example.messages) == 2 for example in retrieved.rows.examples)
+    assert all(len(example.messages) == 2 for example in retrieved.prompts.examples)
     assert any("1 files that are not text" in note for note in again.notes)
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from inlay.evaluation.bootstrap import compare_scores
 from inlay.evaluation.costs import Costs, money_shown
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
-from inlay.evaluation.statistics import Difference, compare_scores
+from inlay.evaluation.verdict import Difference
 from inlay.workflows.advise.arms import ARMS, Arm
-from inlay.workflows.advise.recommend import Bill, recommend
+from inlay.workflows.advise.recommend import ArmCosts, recommend
 
 ROWS = 80
 
@@ -38,7 +39,7 @@ def recommended(right: Mapping[str, float], seconds: Mapping[str, float] | None 
         return compare_scores(pairs, resamples=500)
 
     found: Any = [Made(arm, (seconds or {}).get(arm.name, 1.0)) for arm in ARMS]
-    return recommend(found, differ, ("token_f1", "loss"), Bill(Costs(1.0, 100.0), 1000, training_s))
+    return recommend(found, differ, ("token_f1", "loss"), ArmCosts(Costs(1.0, 100.0), 1000, training_s))
 
 
 def test_where_nothing_helps_the_base_is_recommended_with_what_these_rows_could_show() -> None:

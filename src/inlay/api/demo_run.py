@@ -12,7 +12,7 @@ from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter
 
 if TYPE_CHECKING:
-    from inlay.evaluation.compare import Comparison
+    from inlay.evaluation.comparison import Comparison
 
 
 def demo(*, folder: str = "results", reporter: Reporter | None = None) -> tuple[Run, Comparison]:

@@ -13,7 +13,7 @@ from inlay.runs.reporter import PlainReporter, Reporter
 
 if TYPE_CHECKING:
     from inlay.adapters.reference import ModelName, Reference
-    from inlay.evaluation.compare import Comparison
+    from inlay.evaluation.comparison import Comparison
     from inlay.evaluation.custom import MetricSpecs
 
 
@@ -44,11 +44,12 @@ def compare(
     which it serves) adds the cost of each model.
     Raises: RunError, AdapterError, ModelError, ConfigError for names that mean nothing or cannot be measured.
     """
-    from inlay.evaluation.blind_server import ask
+    from inlay.evaluation.blind_server import serve_trials
     from inlay.evaluation.costs import Prices
     from inlay.evaluation.python_tests import read_tests
     from inlay.evaluation.task_metrics import resolved
-    from inlay.workflows import compare, measure
+    from inlay.workflows import compare
+    from inlay.workflows.measure import EvaluationRequest, measure_models
 
     reporter, metrics = reporter or PlainReporter(), resolved(metrics)
     over = assigned(settings, "compare", data)
@@ -58,14 +59,14 @@ def compare(
     if blind and len(named) > 2:
         raise ConfigError(f"--blind: two models are judged against each other (got {len(named)}). Name two, or one.")
     both = named if len(named) > 1 else [named[0].without_adapter(), *named]
-    found = measure.measured(both, data, prompts, reporter, over)
-    metrics = [*metrics, compare.python_tests(found, tests)] if python_tests else metrics
+    request = EvaluationRequest(data, metrics, prompts, tests, over, show_answers=blind or prices is not None)
+    found = measure_models(both, request, reporter)
     where = compare.reports_folder(found, folder)
-    comparison = compare.reported(found, metrics, where, prices)
+    comparison = compare.compare_and_report(found, where, prices)
     if not blind:
         return comparison
-    ask(comparison, where, reporter.note)
-    return compare.reported(found, metrics, where, prices)
+    serve_trials(comparison, where, reporter.note)
+    return compare.add_judgements(found, comparison, where)
 
 
 def evaluate(
@@ -82,21 +83,20 @@ def evaluate(
 
     Models, rows and `settings` as in `compare`; those that only a comparison needs, such as eval.resamples, are refused.
     """
-    from inlay.evaluation.compare import totals
     from inlay.evaluation.task_metrics import resolved
-    from inlay.workflows import measure
+    from inlay.workflows.measure import EvaluationRequest, measure_models
 
     metrics, over = resolved(metrics), assigned(settings, "eval", data)
     (named,) = _references([model], folder)
     named = named if adapter else named.without_adapter()
-    found = measure.measured([named], data, (), reporter or PlainReporter(), over)
-    rows, scored = found.rows[0], found.scores[0]
-    values = totals(rows, scored, metrics)
-    speed = None if scored.speed is None else scored.speed.to_json()
-    took = round(scored.time_s, 3)
+    request = EvaluationRequest(data, metrics, settings=over)
+    found = measure_models([named], request, reporter or PlainReporter())
+    (one,) = found.models
+    speed = None if one.score.speed is None else one.score.speed.to_json()
     used = {path: getattr(found.config.eval, path.removeprefix("eval.")) for path in TAKEN["eval"]}
     return {
-        "name": named.name, "n": len(rows.examples), "settings": used, "metrics": values, "speed": speed, "time_s": took,
+        "name": one.name, "n": len(found.rows.examples), "settings": used, "metrics": one.totals(), "speed": speed,
+        "time_s": round(one.score.time_s, 3),
     }  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def harness(
     extra `harness` is not installed.
     """
     from inlay.adapters.reference import reference
-    from inlay.workflows.measure import on_tasks
+    from inlay.workflows.harness import on_tasks
 
     over = assigned(settings, "eval --harness")
     return on_tasks(reference(model, folder), tasks, limit, reporter or PlainReporter(), over)

@@ -42,13 +42,13 @@ def _table(outcome: Outcome) -> list[str]:
         values = "".join(f" {figure_shown(differences[m].other):>9}" for m in shown)
         lines.append(
             f"{name:<21}{values}  {change if one.arm.name != base else '':<26} {one.prompt_tokens:>7.0f} "
-            f"{one.answer_tokens:>7.0f} {one.latency_s * 1000:>6.0f} ms {money_shown(outcome.bill.per_1000(one)):>10}"
+            f"{one.answer_tokens:>7.0f} {one.latency_s * 1000:>6.0f} ms {money_shown(outcome.costs.per_1000(one)):>10}"
         )
     lines.append("* passages chosen with the answer in hand: a ceiling for retrieval, not a way to serve")
     return [
         *lines,
         f"prompt, answer: mean tokens of a request; {metric} decides",
-        *cost_lines(outcome.arms, outcome.bill),
+        *cost_lines(outcome.arms, outcome.costs),
     ]
 
 

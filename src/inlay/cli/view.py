@@ -12,7 +12,7 @@ from inlay.runs.reporter import bytes_shown, duration_shown, figure_shown
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from inlay.evaluation.compare import Comparison
+    from inlay.evaluation.comparison import Comparison
     from inlay.evaluation.costs import Bill
     from inlay.evaluation.seeds import SeedLevel
     from inlay.runs.folder import Run
@@ -84,6 +84,8 @@ def _seeds_text(level: SeedLevel, columns: int) -> str:
 
 def comparison_text(comparison: Comparison, columns: int) -> str:
     """The table, three rows side by side, the worst regressions, and the verdict last."""
+    from inlay.evaluation.summary import caveat_text, preference_text, style_relevance_text
+
     lines = [
         f"{comparison.adapter} against {comparison.base} on {comparison.n} of {comparison.available} held-out rows",
         "",
@@ -110,13 +112,17 @@ def comparison_text(comparison: Comparison, columns: int) -> str:
     )
     broke = [f"{name}: {d.base:.1%} → {d.other:.1%}" for name, d in comparison.behaviour.items() if d.base or d.other]
     lines += ["", *textwrap.wrap(f"answers: {', '.join(broke)}", columns)] if broke else []
-    lines += [line for one in comparison.likeness for line in textwrap.wrap(f"  {one.told}", columns)]
+    lines += [
+        line for one in comparison.style_relevance for line in textwrap.wrap(f"  {style_relevance_text(one)}", columns)
+    ]
     lines += bills_text(comparison.bills)
     elsewhere = [f"{name}: {figure_shown(d.difference, '+')} {d.verdict}" for name, d in comparison.retention.items()]
     lines += ["", *textwrap.wrap(f"loss elsewhere: {', '.join(elsewhere)}", columns)] if elsewhere else []
     lines += ["", *textwrap.wrap(verdict, columns), *textwrap.wrap(comparison.headline, columns)]
-    lines += textwrap.wrap(comparison.preferred, columns)
-    lines += [line for note in comparison.notes for line in textwrap.wrap(f"note: {note}", columns)]
+    if comparison.preference:
+        text = preference_text(comparison.preference, comparison.base, comparison.adapter)
+        lines += textwrap.wrap(text, columns)
+    lines += [line for one in comparison.caveats for line in textwrap.wrap(f"note: {caveat_text(one)}", columns)]
     lines.append(
         f"reports: {comparison.reports}/report.html report.md compare.csv evaluation.json "
         f"(took {duration_shown(comparison.time_s)})"

@@ -33,9 +33,7 @@ Incidents = Mapping[str, Sequence[Incident]]
 """Incidents that the guards handled, by the name of their run."""
 
 
-def comparison_page(
-    comparison: Comparison, histories: Histories, incidents: Incidents = MappingProxyType({})
-) -> str:
+def comparison_page(comparison: Comparison, histories: Histories, incidents: Incidents = MappingProxyType({})) -> str:
     """The complete file, with the further models of the comparison below each other."""
     every = [comparison, *comparison.also]
     if len(every) == 1:
@@ -193,7 +191,9 @@ def _change(d: Difference) -> str:
 def _curves(histories: Histories) -> list[Html]:
     found = [(name, *_lines(history)) for name, history in histories.items()]
     shown = [
-        tag("figure", tag("figcaption", name, class_="name"), lines(drawn, "step", "loss, nats per token"), note(legend))
+        tag(
+            "figure", tag("figcaption", name, class_="name"), lines(drawn, "step", "loss, nats per token"), note(legend)
+        )
         for name, drawn, legend in found
         if drawn
     ]

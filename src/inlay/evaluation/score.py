@@ -185,14 +185,14 @@ def score(
         finally:
             reporter.end()
         if got:
-            speed = GenerationSpeed(len(got), sum(answer.tokens for answer in got), time.perf_counter() - start, batch_size)
+            speed = GenerationSpeed(
+                len(got), sum(answer.tokens for answer in got), time.perf_counter() - start, batch_size
+            )
         for n, answer in zip(rows.prompt_ids, got, strict=False):
             texts[n], stopped[n] = answer.text, answer.stopped
         extra_answers = [answer.text for answer in got[len(rows.prompt_ids) :]]
     took = time.perf_counter() - began
-    return Score(
-        totals[0], totals[1], totals[2], tuple(texts), tuple(stopped), tuple(extra_answers), took, speed
-    )
+    return Score(totals[0], totals[1], totals[2], tuple(texts), tuple(stopped), tuple(extra_answers), took, speed)
 
 
 def _extra_prompt_ids(prompts: Sequence[str], encoder: Encoder, limit: int) -> list[list[int]]:

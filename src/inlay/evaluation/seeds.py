@@ -50,7 +50,9 @@ class SeedLevel:
         }
 
 
-def seed_levels(models: Sequence[MeasuredModel], *, resamples: int, seed: int, per_token: bool) -> tuple[SeedLevel, ...]:
+def seed_levels(
+    models: Sequence[MeasuredModel], *, resamples: int, seed: int, per_token: bool
+) -> tuple[SeedLevel, ...]:
     """Those of `models[1:]` that are one config with several seeds, against the first model."""
     base, further = models[0], models[1:]
     return tuple(
@@ -71,7 +73,12 @@ def _seed_level(
         places = base.statistics[names[0]].rows
         drawn = None if clusters is None else [clusters[n] for n in places]
         found |= over_seeds(
-            first, rest, [base.statistics[name].metric for name in names], resamples=resamples, seed=seed, clusters=drawn
+            first,
+            rest,
+            [base.statistics[name].metric for name in names],
+            resamples=resamples,
+            seed=seed,
+            clusters=drawn,
         )
     return SeedLevel(
         tuple(one.name for one in others), tuple(one.facts.seed for one in others),

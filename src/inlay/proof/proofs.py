@@ -22,7 +22,7 @@ from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.encoding.token_arrays import TokenSet
 from inlay.data.types import Example
 from inlay.errors import InlayError
-from inlay.evaluation.score import question
+from inlay.evaluation.score import prompt_messages
 from inlay.runs.folder import Run
 from inlay.runs.reporter import bytes_shown
 from inlay.storage import sha256_of, verified
@@ -250,7 +250,7 @@ def prompts_are_prefixes(
             raise Refuted(f"adapter/ has another {what.replace('_hash', '')} than training had.")
     asked = [(example, sequences) for example, sequences in sample if example.messages[0].role != "text"]
     for example, sequences in asked:
-        prompt = served.prompt(question(example), example.tools)
+        prompt = served.prompt(prompt_messages(example), example.tools)
         last = sequences[-1].input_ids.tolist()
         if last[: len(prompt)] != prompt[: len(last)]:
             raise Refuted(f"{example.source}: the prompt that would be served is not how its training row begins.")

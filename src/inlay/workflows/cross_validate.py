@@ -20,8 +20,8 @@ from inlay.storage import write_json
 from inlay.workflows import compare, measure, train
 
 if TYPE_CHECKING:
-    from inlay.evaluation.compare import Comparison
-    from inlay.evaluation.statistics import Difference
+    from inlay.evaluation.comparison import Comparison
+    from inlay.evaluation.verdict import Difference
     from inlay.workflows.measure import EvaluationResult
 
 RESULT = "folds.json"
@@ -41,14 +41,14 @@ def cross_validate(config: Config, count: int, metrics: Sequence[str], reporter:
         raise ConfigError("--folds: every row is held out once, so data.eval has no place here. Leave it out.")
     folder = Path(config.output.folder) / f"{config.output.name or runs.stem(config)}-folds-{count}"
     names = [f"fold-{part}" for part in range(1, count + 1)]
-    found = []
+    found, request = [], measure.EvaluationRequest(metrics=metrics)
     for part, name in enumerate(names, 1):
         reporter.note(f"{name} of {count}")
         run = train.train(_of_part(config, folder, name, f"{part}/{count}"), True, False, reporter, None)
         one = reference.reference(run, str(folder))
-        found.append(measure.measured([one.without_adapter(), one], None, (), reporter))
+        found.append(measure.measure_models([one.without_adapter(), one], request, reporter))
     compared = [
-        compare.reported(one, metrics, Run(folder / name).reports) for one, name in zip(found, names, strict=True)
+        compare.compare_and_report(one, Run(folder / name).reports) for one, name in zip(found, names, strict=True)
     ]
     result = _result(folder, names, compared, _pooled(found, metrics))
     write_json(folder / RESULT, result)
@@ -66,20 +66,21 @@ def _pooled(found: Sequence[EvaluationResult], wanted: Sequence[str]) -> dict[st
     """Adapter minus base of every metric over the held-out rows of all folds together."""
     import numpy as np
 
-    from inlay.evaluation.compare import covered, measure
-    from inlay.evaluation.metrics import LOSS_METRICS, Array, Metric
-    from inlay.evaluation.statistics import compare_scores
+    from inlay.evaluation.bootstrap import compare_scores
+    from inlay.evaluation.metrics import LOSS_METRICS
+    from inlay.evaluation.row_pairs import Pair
+    from inlay.evaluation.row_statistics import row_statistics
     from inlay.evaluation.task_metrics import metrics_for
 
-    references = [one.rows[0].references[n] for one in found for n in one.rows[0].asked]
+    references = [one.rows.references[n] for one in found for n in one.rows.prompt_ids]
     texts = metrics_for(references, wanted) if references else {}
-    sides = [[measure(one.rows[0], one.scores[side], texts).statistics for one in found] for side in (0, 1)]
+    sides = [[row_statistics(one.rows, one.models[side].score, texts) for one in found] for side in (0, 1)]
     settings = found[0].config
-    groups: dict[object, dict[str, tuple[Array, Array, Metric]]] = {}
+    groups: dict[tuple[tuple[int, ...], ...], dict[str, Pair]] = {}
     for name, metric in {**LOSS_METRICS, **texts}.items():
-        places = tuple(tuple(covered(texts[name], one.rows[0])) for one in found) if name in texts else None
-        pair = [np.concatenate([fold[name] for fold in side]) for side in sides]
-        groups.setdefault(places, {})[name] = (pair[0], pair[1], metric)
+        scored = tuple(fold[name].rows for fold in sides[0])
+        pair = [np.concatenate([fold[name].values_NS for fold in side]) for side in sides]
+        groups.setdefault(scored, {})[name] = (pair[0], pair[1], metric)
     result: dict[str, Difference] = {}
     for pairs in groups.values():
         result |= compare_scores(pairs, resamples=settings.eval.resamples, seed=settings.train.seed)
@@ -89,8 +90,6 @@ def _pooled(found: Sequence[EvaluationResult], wanted: Sequence[str]) -> dict[st
 def _result(
     folder: Path, names: Sequence[str], compared: Sequence[Comparison], pooled: dict[str, Difference]
 ) -> dict[str, Any]:
-    from inlay.evaluation.compare import difference_json
-
     shared = [name for name in pooled if all(name in one.metrics for one in compared)]
     primary = compared[0].primary
     return {
@@ -102,12 +101,12 @@ def _result(
         "verdict": pooled[primary].verdict,
         "reason": pooled[primary].reason,
         "metrics": {
-            name: {"pooled": difference_json(pooled[name])} | _over_folds([one.metrics[name] for one in compared])
+            name: {"pooled": pooled[name].to_json()} | _over_folds([one.metrics[name] for one in compared])
             for name in shared
         },
         "per_fold": [
             {"run": str(folder / name), "n": one.n, "verdict": one.verdict}
-            | {"metrics": {m: difference_json(one.metrics[m]) for m in shared}}
+            | {"metrics": {m: one.metrics[m].to_json() for m in shared}}
             for name, one in zip(names, compared, strict=True)
         ],
         "notes": list(_NOTES),

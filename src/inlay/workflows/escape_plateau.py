@@ -89,7 +89,7 @@ def _configs(run: Run, plateau: Plateau, last: int) -> dict[str, Config]:
 def _judged(run: Run, plateau: Plateau, last: int, reporter: Reporter) -> EscapeOutcome:
     """The three ways after the last step on the held-out rows; differences are escape minus the other."""
     from inlay.adapters import reference
-    from inlay.evaluation.compare import difference_json, loss_difference
+    from inlay.evaluation.compare import loss_difference
     from inlay.evaluation.score import held_out, read_held_out, score
 
     config, ready = run.config, reference.open_base(run)
@@ -114,7 +114,7 @@ def _judged(run: Run, plateau: Plateau, last: int, reporter: Reporter) -> Escape
         steps=(plateau.back_to + 1, last),
         eval_loss={name: float(nll.sum() / weight.sum()) for name, (nll, weight) in scores.items()},
         best={name: _best(Run(path), plateau.back_to) for name, path in paths.items()},
-        against={name: decode(DifferenceRecord, difference_json(one)) for name, one in against.items()},
+        against={name: decode(DifferenceRecord, one.to_json()) for name, one in against.items()},
         beat=[name for name, difference in against.items() if difference.verdict == "better"],
     )
 

@@ -1,196 +1,279 @@
-"""Every model on the same rows: which rows, the losses and answers of each, and tasks of lm-evaluation-harness."""
+"""Models measured on the same rows: the rows, then the losses and answers of each model."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from inlay.adapters.reference import Reference, config_of, opened
 from inlay.config import Config
 from inlay.config.measuring import changed, said
+from inlay.data.reading import sources
+from inlay.data.reading.read import read_examples
+from inlay.data.splits import draw
+from inlay.data.types import Example
 from inlay.errors import ConfigError, DataError
+from inlay.evaluation.compare import primary_metric
+from inlay.evaluation.custom import MetricSpecs
+from inlay.evaluation.embeddings import text_embeddings
+from inlay.evaluation.measured_model import MeasuredModel, ModelFacts, RowEmbeddings
+from inlay.evaluation.metrics import LOSS_METRICS, Array, TextMetric
+from inlay.evaluation.python_tests import python_tests_metric
+from inlay.evaluation.retention import Sets, retention_sets
+from inlay.evaluation.row_statistics import text_metrics
+from inlay.evaluation.score import EvalSet, Score, held_out, prompt_text, read_held_out, score
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter, duration_shown
 from inlay.storage import path_exists
 from inlay.tasks.opened_base import OpenedBase
+from inlay.workflows.model_facts import facts_of
 
-if TYPE_CHECKING:
-    from inlay.data.types import Example
-    from inlay.evaluation.compare import Meaning
-    from inlay.evaluation.metrics import Array
-    from inlay.evaluation.retention import Sets
-    from inlay.evaluation.score import EvalSet, Score
+_NOTED_FROM_S = 10.0
+"""Seconds of one model from which the time for the others is estimated."""
 
-_WORTH_SAYING_S = 10.0
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRequest:
+    """Rows, metrics and settings that models are measured with."""
+
+    data: str | None = None
+    """File of the rows; None for the held-out rows of the first run."""
+    metrics: MetricSpecs = ()
+    """Metrics in place of those that the references call for."""
+    prompts: Sequence[str] = ()
+    """Extra prompts without a reference answer."""
+    python_tests: Mapping[str, str] = field(default_factory=dict)
+    """Tests of the Python in an answer, by the text of the prompt."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that override those of the first run, by dotted name."""
+    show_answers: bool = False
+    """Answers are generated even where no metric needs them."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Every model on the same rows. The first is what the others are compared with."""
+    """Every model on the same rows. The first is the one that the others are compared with."""
 
-    models: tuple[Reference, ...]
-    rows: tuple[EvalSet, ...]
-    """The same examples as each model's tokenizer sees them."""
-    scores: tuple[Score, ...]
+    models: tuple[MeasuredModel, ...]
     config: Config
-    available: int
+    runs: Mapping[str, Run]
+    """The runs among the models, by name."""
     data: str
+    available: int
+    """Number of rows before drawing."""
     one_tokenizer: bool
-    other: Sets
-    """What none of them was trained for; empty where one model is measured alone."""
-    other_rows: tuple[EvalSet, ...]
-    other_scores: tuple[Score, ...]
-    meaning: tuple[Meaning | None, ...]
-    """Of the first model and each: None for one on another base, and where one model is measured alone."""
+    retention_sets: Sets
+    """Rows that none of the models was trained for; empty where one model is measured alone."""
+    retention_rows: EvalSet | None
     left_out: int
-    """Rows that `data.max_length` leaves nothing of."""
-    set_here: tuple[str, ...]
-    """Each setting that was given for this measurement and differs from the config's, in words."""
+    """Rows of which `data.max_length` leaves nothing."""
+    changed_settings: tuple[str, ...]
+    """Each setting that was set for this evaluation and differs from the run's, in words."""
+
+    @property
+    def rows(self) -> EvalSet:
+        """The rows, as the first model's tokenizer encodes them."""
+        return self.models[0].rows
+
+    @property
+    def answers_skipped(self) -> bool:
+        """True where rows have prompts, but no answers were generated."""
+        return bool(self.rows.prompt_ids) and not self.models[0].answered
 
 
-def measured(
-    models: Sequence[Reference],
-    data: str | None,
-    prompts: Sequence[str],
-    reporter: Reporter,
-    over: Mapping[str, Any] = MappingProxyType({}),
-) -> EvaluationResult:
-    """Loss and answers of every model; `over` are settings that stand over those of the first run.
+def measure_models(models: Sequence[Reference], request: EvaluationRequest, reporter: Reporter) -> EvaluationResult:
+    """Losses, answers and statistics of every model, each measured once.
 
     Raises: ConfigError where there are no rows to measure on, or a setting cannot take effect.
     """
-    from inlay.evaluation.compare import primary_metric
-    from inlay.evaluation.score import held_out, score
-
     for one in models:
         if one.kind == "adapter":
-            one.adapter(None)  # what is refused is refused before the models in front of it are measured
+            one.adapter(None)  # an unusable adapter is refused before the models in front of it are measured
     lead = next((one.run for one in models if one.run is not None), None)
     trained = lead.config if lead else config_of(models[0])
-    config = changed(trained, over)
-    examples, available, where = _examples(lead, data, config, over)
-    if "eval.metric" in over:
+    config = changed(trained, request.settings)
+    examples, available, data = _examples(lead, request.data, config, request.settings)
+    if "eval.metric" in request.settings:
         primary_metric(config.eval.metric, has_answers=any(e.messages[0].role != "text" for e in examples))
-    other = _other(models, examples, config)
-    elsewhere = [example for kept in other.values() for example in kept]
-    rows: list[EvalSet] = []
-    scores, other_rows, other_scores, encoders, left_out = [], [], [], set(), 0
-    meant: dict[str, list[dict[int, Array]]] = {}
-    meaning: list[Meaning | None] = []
+    unrelated = _retention_sets(models, examples, config)
+    generate = needs_answers(request, config, len(models) > 1)
+    if len(models) == 1:  # a comparison has both among its notes
+        if models[0].caution:
+            reporter.note(models[0].caution)
+        if not generate:
+            reporter.note("no answers are generated: none of the metrics needs them")
+    pass_ = _Pass(config, lead is not None, data, request.prompts, generate, unrelated, len(models) > 1, reporter)
+    taken: list[_Taken] = []
     ready = None
     for number, one in enumerate(models, 1):
         began = time.perf_counter()
-        if len(models) == 1 and one.caution:  # a comparison has it among its notes
-            reporter.note(one.caution)
         ready = opened(one, config, ready)
-        context = ready.context_length
-        limit = config.data.max_length if lead else context
-        asked = [*config.eval.prompts, *prompts]
-        encoded = partial(
-            held_out, encoder=ready.encoder, max_length=int(limit), overlong=config.data.overlong, prompts=asked
-        )
-        found = encoded(examples)
-        if fitting := _fitting(found, f"{where}: {{}} rows are longer than {limit} tokens for {one.name}", bool(rows)):
-            left_out, examples = len(examples) - len(fitting), fitting
-            found = encoded(examples)
-        rows.append(found)
-        model = ready.with_adapter(one.adapter(ready.ref))
-        scored = partial(
-            score, model, one.name,
-            encoder=ready.encoder, batch_size=config.eval.batch_size, max_new_tokens=config.eval.max_new_tokens,
-            device=ready.device, dtype=ready.autocast_dtype, reporter=reporter,
-        )  # fmt: skip
-        scores.append(scored(rows[-1]))
-        if elsewhere:
-            other_rows.append(held_out(elsewhere, ready.encoder, context, "drop", ()))
-            other_scores.append(scored(other_rows[-1], generate=False))
-        if len(models) > 1:
-            meaning.append(_meaning(model, ready, rows[-1], scores[-1], config.eval.batch_size, meant))
-        del model, scored  # or they stay in memory while another base is loaded
-        encoders.add((ready.encoder.tokenizer_hash, ready.encoder.template_hash))
-        took_s, left = time.perf_counter() - began, len(models) - number
-        if left and took_s >= _WORTH_SAYING_S:
-            expected = f"about {duration_shown(took_s * left)} for the {f'other {left}' if left > 1 else 'other one'}"
-            reporter.note(f"{one.name} took {duration_shown(took_s)}; {expected}")
-    # a question that is too long for one of the tokenizers is asked by none
-    common = [n for n in rows[0].asked if all(n in one.asked for one in rows)]
-    rows = [replace(one, asked={n: one.asked[n] for n in common}) for one in rows]
+        taken.append(pass_.take(one, ready, taken[0].rows.examples if taken else examples, taken[:1]))
+        _note_time(one.name, time.perf_counter() - began, len(models) - number, reporter)
+    # a prompt that is too long for one of the tokenizers is given to no model
+    first = taken[0].rows
+    common = [n for n in first.prompt_ids if all(n in one.rows.prompt_ids for one in taken)]
+    rows = replace(first, prompt_ids={n: first.prompt_ids[n] for n in common})
+    texts = _text_metrics(rows, request, config.eval.metric if len(models) > 1 else "auto")
     return EvaluationResult(
-        tuple(models), tuple(rows), tuple(scores), config, available, where, len(encoders) == 1,
-        other, tuple(other_rows), tuple(other_scores), tuple(meaning), left_out, tuple(said(trained, over)),
+        tuple(MeasuredModel.of(one.facts, rows, one.score, texts, one.embeddings, one.retention) for one in taken),
+        config, {one.run.name: one.run for one in models if one.run is not None}, data, available,
+        len({one.encoding for one in taken}) == 1, unrelated, taken[0].retention_rows,
+        len(examples) - len(rows.examples), tuple(said(trained, request.settings)),
     )  # fmt: skip
 
 
-def _fitting(found: EvalSet, says: str, later: bool) -> tuple[Example, ...]:
-    """The examples of which something is left to score, where that is not so of all; empty where it is.
-
-    Raises: DataError, beginning with `says`, where it is so of none, or of fewer than a model before had.
-    """
-    kept = set(found.tokens.examples.tolist())
-    if len(kept) == len(found.examples):
-        return ()
-    if later or not kept:
-        raise DataError(f"{says.format(len(found.examples) - len(kept))}, so nothing of them can be measured.")
-    return tuple(example for n, example in enumerate(found.examples) if n in kept)
+def needs_answers(request: EvaluationRequest, config: Config, compared: bool) -> bool:
+    """True where a metric, an extra prompt or the caller needs answers; named metrics of the loss alone need none."""
+    only_losses = bool(request.metrics) and all(isinstance(m, str) and m in LOSS_METRICS for m in request.metrics)
+    if not only_losses or request.python_tests or request.show_answers:
+        return True
+    shown = bool(request.prompts or config.eval.prompts) or config.eval.metric not in ("auto", *LOSS_METRICS)
+    return compared and shown
 
 
-def _meaning(
-    model: Any,
-    ready: OpenedBase,
-    rows: EvalSet,
-    scored: Score,
-    batch_size: int,
-    first: dict[str, list[dict[int, Array]]],
-) -> Meaning | None:
-    """What the base under `model` makes of questions, references and answers; `first` keeps those of the first model."""
-    from inlay.evaluation.compare import Meaning, shown_question
-    from inlay.evaluation.embeddings import meanings
+def _text_metrics(rows: EvalSet, request: EvaluationRequest, primary: str) -> dict[str, TextMetric]:
+    wanted = list(request.metrics)
+    if request.python_tests:
+        wanted.append(_python_tests(rows, request.python_tests))
+    chosen = primary_metric(primary, has_answers=bool(rows.prompt_ids))
+    return text_metrics(rows, [*wanted, *([chosen] if wanted and chosen not in LOSS_METRICS else [])])
 
-    places = list(rows.asked)
-    texts = {
-        "questions": [shown_question(rows.examples[n]) for n in places],
-        "references": [rows.references[n] for n in places],
-        "answers": [scored.answers[n] or "" for n in places],
-    }
 
-    def embedded(part: str) -> dict[int, Array]:
-        found = meanings(
-            model, ready.encoder, texts[part], batch_size=batch_size, device=ready.device, dtype=ready.autocast_dtype
+def _python_tests(rows: EvalSet, tests: Mapping[str, str]) -> TextMetric:
+    """The metric of Python that passes the tests of its prompt. Raises: DataError where no prompt has any."""
+    here: dict[str, str] = {}
+    for n in rows.prompt_ids:
+        test = tests.get(prompt_text(rows.examples[n]))
+        if test is not None and here.setdefault(rows.references[n], test) != test:
+            raise DataError(
+                f"--python-tests: {rows.examples[n].source}: its answer is also that of a row of other tests."
+            )
+    if not here:
+        raise DataError(
+            "--python-tests: no question of the file is among the rows. It must be the row's last question."
         )
-        return dict(zip(places, found, strict=True))
-
-    digest = ready.ref.digest()
-    if not first:
-        first[digest] = [embedded("questions"), embedded("references"), embedded("answers")]
-    if digest not in first:
-        return None
-    questions, references, answers = first[digest]
-    return Meaning(questions, references, (answers, embedded("answers")))
+    return python_tests_metric(here)
 
 
-def _other(models: Sequence[Reference], examples: Sequence[Example], config: Config) -> Sets:
-    from inlay.evaluation.retention import retention_sets
-    from inlay.evaluation.score import read_held_out
+def _note_time(name: str, took_s: float, left: int, reporter: Reporter) -> None:
+    if left and took_s >= _NOTED_FROM_S:
+        expected = f"about {duration_shown(took_s * left)} for the {f'other {left}' if left > 1 else 'other one'}"
+        reporter.note(f"{name} took {duration_shown(took_s)}; {expected}")
 
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """The measurement of one model, before the prompts that all models have are known."""
+
+    facts: ModelFacts
+    rows: EvalSet
+    """As its own tokenizer encodes them."""
+    score: Score
+    encoding: tuple[str, str]
+    """Digests of tokenizer and template."""
+    base_digest: str
+    embeddings: RowEmbeddings | None
+    retention_rows: EvalSet | None
+    retention: Score | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """The same measurement for one model after the other."""
+
+    config: Config
+    of_run: bool
+    data: str
+    prompts: Sequence[str]
+    generate: bool
+    unrelated: Sets
+    compared: bool
+    reporter: Reporter
+
+    def take(
+        self, one: Reference, ready: OpenedBase, examples: Sequence[Example], first: Sequence[_Taken]
+    ) -> _Taken:
+        """Measures a model over its opened base; `first` holds the first model's measurement, once there is one."""
+        context = ready.context_length
+        rows = self._rows(one, ready, examples, context, later=bool(first))
+        model = ready.with_adapter(one.adapter(ready.ref))
+        scored = partial(
+            score, model, one.name,
+            encoder=ready.encoder, batch_size=self.config.eval.batch_size,
+            max_new_tokens=self.config.eval.max_new_tokens, device=ready.device, dtype=ready.autocast_dtype,
+            reporter=self.reporter,
+        )  # fmt: skip
+        result = scored(rows, generate=self.generate)
+        other_rows = other = None
+        if elsewhere := [example for kept in self.unrelated.values() for example in kept]:
+            other_rows = held_out(elsewhere, ready.encoder, context, "drop", ())
+            other = scored(other_rows, generate=False)
+        digest = ready.ref.digest()
+        embeddings = None
+        if self.compared and self.generate and (not first or digest == first[0].base_digest):
+            embeddings = self._embeddings(model, ready, rows, result, first[0].embeddings if first else None)
+        return _Taken(
+            facts_of(one, ready.ref, self.data), rows, result,
+            (ready.encoder.tokenizer_hash, ready.encoder.template_hash), digest, embeddings, other_rows, other,
+        )  # fmt: skip
+
+    def _rows(
+        self, one: Reference, ready: OpenedBase, examples: Sequence[Example], context: int, later: bool
+    ) -> EvalSet:
+        """The rows for a model. Those of which nothing is left to score are left out for the first model.
+
+        Raises: DataError where that is so of all of them, or for a later model.
+        """
+        data = self.config.data
+        limit = int(data.max_length) if self.of_run else context
+        prompts = [*self.config.eval.prompts, *self.prompts]
+        encoded = partial(held_out, encoder=ready.encoder, max_length=limit, overlong=data.overlong, prompts=prompts)
+        found = encoded(examples)
+        kept = set(found.tokens.examples.tolist())
+        if len(kept) == len(found.examples):
+            return found
+        if later or not kept:
+            raise DataError(
+                f"{self.data}: {len(found.examples) - len(kept)} rows are longer than {limit} tokens for {one.name}, so "
+                "nothing of them can be measured."
+            )
+        return encoded(tuple(example for n, example in enumerate(found.examples) if n in kept))
+
+    def _embeddings(
+        self, model: Any, ready: OpenedBase, rows: EvalSet, result: Score, first: RowEmbeddings | None
+    ) -> RowEmbeddings:
+        """Embeddings by the base under `model`; those of prompts and references are the first model's."""
+        places = list(rows.prompt_ids)
+
+        def embedded(texts: Sequence[str]) -> dict[int, Array]:
+            found = text_embeddings(
+                model, ready.encoder, texts, batch_size=self.config.eval.batch_size, device=ready.device,
+                dtype=ready.autocast_dtype,
+            )  # fmt: skip
+            return dict(zip(places, found, strict=True))
+
+        if first is None:
+            prompts = embedded([prompt_text(rows.examples[n]) for n in places])
+            first = RowEmbeddings(prompts, embedded([rows.references[n] for n in places]), {})
+        return replace(first, answers=embedded([result.answers[n] or "" for n in places]))
+
+
+def _retention_sets(models: Sequence[Reference], examples: Sequence[Example], config: Config) -> Sets:
     if len(models) == 1 or not config.eval.retention_rows:
         return {}
     trained = {one.run.path: one.run for one in models if one.run is not None}.values()
-    asked = [example for run in trained if path_exists(run.heldout) for example in read_held_out(run.heldout)]
-    return retention_sets([*examples, *asked], config.eval.retention_rows, config.train.seed)
+    known = [example for run in trained if path_exists(run.heldout) for example in read_held_out(run.heldout)]
+    return retention_sets([*examples, *known], config.eval.retention_rows, config.train.seed)
 
 
 def _examples(
     lead: Run | None, data: str | None, config: Config, over: Mapping[str, Any]
 ) -> tuple[tuple[Example, ...], int, str]:
-    """(examples, how many there were before drawing, where they are from)."""
-    from inlay.data.reading.read import read_examples
-    from inlay.data.splits import draw
-    from inlay.evaluation.score import read_held_out
-
+    """(examples, number before drawing, the file they are from)."""
     if data is not None:
         read = _how_read(data, config, over)
         found = read_examples(data, *read, role_weights=config.data.weights_of_roles).examples
@@ -211,45 +294,10 @@ def _examples(
 
 
 def _how_read(data: str, config: Config, over: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-    """(format, columns) of a file: what is set for it, else the columns of the run where the file has them."""
-    from inlay.data.reading.sources import rows
-
+    """(format, columns) of a file: those that are set for it, else the columns of the run where the file has them."""
     name = config.data.format if "data.format" in over else "auto"
     columns = config.data.columns
     if columns and not any(path.startswith("data.columns") for path in over):
-        first = next(iter(rows(data)), None)
+        first = next(iter(sources.rows(data)), None)
         columns = columns if first is not None and set(columns.values()) <= set(first.value) else {}
     return name, columns
-
-
-def on_tasks(
-    one: Reference,
-    wanted: Sequence[str],
-    limit: int | None,
-    reporter: Reporter,
-    over: Mapping[str, Any] = MappingProxyType({}),
-) -> dict[str, Any]:
-    """Tasks of lm-evaluation-harness on the base of a reference and on its adapter; see `inlay.api.harness`."""
-    from inlay.evaluation import harness
-
-    with harness.quietly():
-        tasks = harness.find_tasks(wanted)
-        if one.caution:
-            reporter.note(one.caution)
-        config = changed(config_of(one), over)
-        ready = opened(one, config)
-        sides: list[dict[str, Any]] = []
-        for name, state in ((one.base, None), (one.name, one.adapter(ready.ref))):
-            if sides and state is None:
-                sides.append(sides[0])
-                break
-            reporter.stage(f"{name}: {', '.join(tasks.names)}")
-            model = ready.with_adapter(state)
-            sides.append(
-                harness.run_tasks(
-                    tasks, model, ready.encoder, device=ready.device, dtype=ready.autocast_dtype,
-                    batch_size=config.eval.batch_size, limit=limit,
-                )
-            )  # fmt: skip
-    scores = harness.paired(sides[0], sides[1], config.eval.resamples, config.train.seed)
-    return {"base": one.base, "adapter": one.name, "limit": limit, "scores": [score.to_json() for score in scores]}

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from inlay.config.measuring import changed
 from inlay.data.types import Example
 from inlay.errors import ConfigError, DataError, Interrupted, RunError
-from inlay.evaluation.compare import Comparison
+from inlay.evaluation.caveats import Remark
+from inlay.evaluation.comparison import Comparison
 from inlay.evaluation.costs import Prices
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter
@@ -20,8 +21,8 @@ from inlay.workflows.advise.passages import Index, of_documents, of_rows
 if TYPE_CHECKING:
     from inlay.adapters.reference import Reference
     from inlay.config import Config
-    from inlay.workflows.advise.arms import Differences, Measured
-    from inlay.workflows.advise.recommend import Bill, Recommendation
+    from inlay.workflows.advise.arms import Differences, MeasuredArm
+    from inlay.workflows.advise.recommend import ArmCosts, Recommendation
     from inlay.workflows.advise.rule_of_thumb import Thumb
 
 
@@ -47,12 +48,12 @@ class Outcome:
 
     run: Run
     """Whose adapter was measured."""
-    arms: tuple[Measured, ...]
+    arms: tuple[MeasuredArm, ...]
     metrics: tuple[str, ...]
     """The one that decides, and the loss."""
     differences: Differences
     recommendation: Recommendation
-    bill: Bill
+    costs: ArmCosts
     about: tuple[str, ...]
     """Rows, budget, index: what was the same for all."""
     notes: tuple[str, ...]
@@ -63,25 +64,23 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "run": str(self.run.path), "rows": len(self.arms[0].rows.examples), "decides": self.metrics[0],
+            "run": str(self.run.path), "rows": len(self.arms[0].model.rows.examples), "decides": self.metrics[0],
             "about": list(self.about), "arms": [self._arm(one) for one in self.arms],
-            "costs": self.bill.costs.to_json() | {"requests": self.bill.requests, "training_s": self.bill.training_s},
+            "costs": self.costs.machine.to_json() | {"requests": self.costs.requests, "training_s": self.costs.training_s},
             "recommendation": self.recommendation.to_json(), "notes": list(self.notes), "reports": str(self.reports),
         }  # fmt: skip
 
-    def _arm(self, one: Measured) -> dict[str, Any]:
-        from inlay.evaluation.compare import difference_json
-
+    def _arm(self, one: MeasuredArm) -> dict[str, Any]:
         # the base against itself: its values, and differences of 0
         against = self.differences(self.arms[0].arm.name, one.arm.name)
         return {
             "name": one.arm.name, "ceiling": one.arm.is_ceiling,
             "metrics": {name: d.other for name, d in against.items()},
-            "against_base": {name: difference_json(d) for name, d in against.items()},
+            "against_base": {name: d.to_json() for name, d in against.items()},
             "prompt_tokens": one.prompt_tokens, "answer_tokens": one.answer_tokens, "latency_s": one.latency_s,
-            "request_s": one.request_s, "cost_per_1000_requests": self.bill.per_1000(one),
-            "cost_once": self.bill.once(one),
-            "energy_kwh_per_1000_requests": self.bill.costs.energy_kwh(1000 * one.request_s),
+            "request_s": one.request_s, "cost_per_1000_requests": self.costs.per_1000(one),
+            "cost_once": self.costs.once(one),
+            "energy_kwh_per_1000_requests": self.costs.machine.energy_kwh(1000 * one.request_s),
         }  # fmt: skip
 
 
@@ -180,9 +179,9 @@ def _require_same_data(config: Config | None, run: Run) -> None:
 
 def _indexes(trained: Sequence[Example], held: Sequence[Example], documents: Path | None) -> tuple[Index, Index, int]:
     """(the training rows, what is retrieved from, files passed over); neither finds what repeats a held-out row."""
-    from inlay.evaluation.score import question_and_answer
+    from inlay.evaluation.score import prompt_and_reference
 
-    pairs = [question_and_answer(e) for e in held]
+    pairs = [prompt_and_reference(e) for e in held]
     rows, passed_over = Index(of_rows(trained)), 0
     rows.leave_out_repeated(pairs)
     index = rows
@@ -198,9 +197,9 @@ def _outcome(
     reporter: Reporter,
 ) -> Outcome:  # fmt: skip
     from inlay.adapters import reference
-    from inlay.workflows.advise.arms import Bench, Differences, measure
+    from inlay.workflows.advise.arms import Bench, Differences, measure_arms
     from inlay.workflows.advise.contexts import answerable, shots
-    from inlay.workflows.advise.recommend import Bill, recommend
+    from inlay.workflows.advise.recommend import ArmCosts, recommend
 
     run = named.run
     assert run is not None, "only runs are measured"
@@ -214,11 +213,11 @@ def _outcome(
         terms.passages,
     )  # fmt: skip
     fixed = shots(rows.passages, rows.left_out, terms.passages, config.train.seed)
-    arms = measure(Bench(examples, fixed, index, budget, config), ready, adapter, reporter)
+    arms = measure_arms(Bench(examples, fixed, index, budget, config), ready, adapter, reporter)
     reporter.stage("comparing the arms")
     differ = Differences(arms, config)
     metrics = _metrics(differ.comparison(arms[0].arm.name, arms[1].arm.name), config.eval.metric)
-    bill = Bill(
+    costs = ArmCosts(
         terms.prices.on(ready.device), terms.requests, result.train_time_s if (result := run.record.result) else 0.0
     )  # fmt: skip
     about = (
@@ -227,8 +226,8 @@ def _outcome(
         f"{len(index.passages):,} {'training rows' if index is rows else 'passages of documents'} to retrieve from (BM25)",
     )
     notes = (*_notes(held, examples, rows, index), *extra)
-    recommended = recommend(arms, differ, metrics, bill)
-    outcome = Outcome(run, tuple(arms), metrics, differ, recommended, bill, about, notes)
+    recommended = recommend(arms, differ, metrics, costs)
+    outcome = Outcome(run, tuple(arms), metrics, differ, recommended, costs, about, notes)
     _write(outcome)
     return outcome
 
@@ -266,7 +265,10 @@ def _write(outcome: Outcome) -> None:
     where.mkdir(parents=True, exist_ok=True)
     base, *others = (one.arm.name for one in outcome.arms)
     first, *more = (
-        replace(outcome.differences.comparison(base, name), notes=outcome.notes, reports=str(where)) for name in others
+        replace(
+            outcome.differences.comparison(base, name), caveats=tuple(map(Remark, outcome.notes)), reports=str(where)
+        )
+        for name in others
     )
     write_reports(replace(first, also=tuple(more)), where, {run.name: run.metrics})
     write_json(where / "advice.json", outcome.to_json())

@@ -11,9 +11,12 @@ import numpy as np
 
 from inlay.data.types import Example
 from inlay.engine.loss import autocast
-from inlay.evaluation.compare import compare_pair
-from inlay.evaluation.score import EvalSet, Score, held_out, score
-from inlay.evaluation.statistics import Difference
+from inlay.evaluation.compare import compare_models
+from inlay.evaluation.comparison import Comparison
+from inlay.evaluation.measured_model import MeasuredModel, ModelFacts
+from inlay.evaluation.row_statistics import text_metrics
+from inlay.evaluation.score import EvalSet, held_out, score
+from inlay.evaluation.verdict import Difference
 from inlay.generation.generate import Sampling, answers
 from inlay.runs.reporter import Reporter
 from inlay.tasks.opened_base import OpenedBase
@@ -55,25 +58,27 @@ ARMS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What one arm made of the rows."""
+class MeasuredArm:
+    """One arm on the rows, with the time and the tokens that it takes."""
 
     arm: Arm
-    rows: EvalSet
-    score: Score
+    prompts: EvalSet
+    """The rows with the prompts of this arm."""
+    model: MeasuredModel
+    """Its losses and answers, on the rows of the first arm."""
     prompt_tokens: float
-    """Mean of a request."""
+    """Mean tokens of a prompt."""
     answer_tokens: float
-    """Mean of an answer."""
+    """Mean tokens of an answer."""
     latency_s: float
-    """Median of requests answered one by one."""
+    """Median seconds of requests answered one by one."""
     request_s: float
     """Machine time of a request where they are answered in batches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """The rows and what may stand before them: what all arms share."""
+    """The rows and the passages that may stand before them, the same for all arms."""
 
     examples: Sequence[Example]
     fixed: Sequence[Passage]
@@ -82,14 +87,18 @@ class Bench:
     config: Config
 
 
-def measure(bench: Bench, ready: OpenedBase, adapter: AdapterState, reporter: Reporter) -> list[Measured]:
+def measure_arms(bench: Bench, ready: OpenedBase, adapter: AdapterState, reporter: Reporter) -> list[MeasuredArm]:
     """Every arm, in the order of ARMS."""
-    return [
-        _measured(arm, ready.with_adapter(adapter if arm.adapted else None), bench, ready, reporter) for arm in ARMS
-    ]
+    found: list[MeasuredArm] = []
+    for arm in ARMS:
+        model = ready.with_adapter(adapter if arm.adapted else None)
+        found.append(_measure(arm, model, bench, ready, found[0].prompts if found else None, reporter))
+    return found
 
 
-def _measured(arm: Arm, model: Any, bench: Bench, ready: OpenedBase, reporter: Reporter) -> Measured:
+def _measure(
+    arm: Arm, model: Any, bench: Bench, ready: OpenedBase, first: EvalSet | None, reporter: Reporter
+) -> MeasuredArm:
     encoder, settings = ready.encoder, bench.config.eval
     shown = contexts(arm.context, bench.examples, bench.fixed, bench.index, bench.budget, encoder)
     rows = held_out(shown, encoder, ready.context_length, "error", ())
@@ -97,10 +106,12 @@ def _measured(arm: Arm, model: Any, bench: Bench, ready: OpenedBase, reporter: R
         model, arm.name, rows, encoder, batch_size=settings.batch_size, max_new_tokens=settings.max_new_tokens,
         device=ready.device, dtype=ready.autocast_dtype, reporter=reporter,
     )  # fmt: skip
-    prompts = list(rows.asked.values())
-    assert scored.speed is not None, "every row is asked"
-    return Measured(
-        arm, rows, scored, float(np.mean([len(p) for p in prompts])), scored.speed.tokens / len(prompts),
+    prompts = list(rows.prompt_ids.values())
+    assert scored.speed is not None, "every row has a prompt"
+    shared = first or rows
+    facts = ModelFacts(arm.name, "adapter" if arm.adapted else "base", bench.config.model.base_model)
+    return MeasuredArm(
+        arm, rows, MeasuredModel.of(facts, shared, scored, text_metrics(shared)), float(np.mean([len(p) for p in prompts])), scored.speed.tokens / len(prompts),
         _latency_s(model, prompts, settings.max_new_tokens, ready), scored.speed.time_s / len(prompts),
     )  # fmt: skip
 
@@ -119,23 +130,21 @@ def _latency_s(model: Any, prompts: Sequence[list[int]], max_new_tokens: int, re
 class Differences:
     """Every arm against every other, all by the same metrics; each pair is computed once."""
 
-    def __init__(self, found: Sequence[Measured], config: Config) -> None:
-        self._found = {one.arm.name: one for one in found}
+    def __init__(self, found: Sequence[MeasuredArm], config: Config) -> None:
+        self._models = {one.arm.name: one.model for one in found}
         self._config = config
-        self._rows = found[0].rows
-        self._pairs: dict[tuple[str, str], Any] = {}
+        self._pairs: dict[tuple[str, str], Comparison] = {}
 
-    def comparison(self, before: str, after: str) -> Any:
-        """The `Comparison` of two arms."""
+    def comparison(self, before: str, after: str) -> Comparison:
+        """The comparison of two arms."""
         if (before, after) not in self._pairs:
-            sides = (self._found[name].score for name in (before, after))
-            self._pairs[before, after] = compare_pair(
-                self._rows, *sides, primary=self._config.eval.metric, resamples=self._config.eval.resamples,
-                seed=self._config.train.seed, available=len(self._rows.examples),
+            base, other = (self._models[name] for name in (before, after))
+            self._pairs[before, after] = compare_models(
+                base, other, primary=self._config.eval.metric, resamples=self._config.eval.resamples,
+                seed=self._config.train.seed, available=len(base.rows.examples),
             )  # fmt: skip
         return self._pairs[before, after]
 
     def __call__(self, before: str, after: str) -> Mapping[str, Difference]:
         """`after` minus `before`, by metric."""
-        metrics: Mapping[str, Difference] = self.comparison(before, after).metrics
-        return metrics
+        return self.comparison(before, after).metrics

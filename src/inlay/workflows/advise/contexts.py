@@ -13,7 +13,7 @@ from inlay.data.encoding.token_arrays import pack
 from inlay.data.types import Example
 from inlay.errors import DataError
 from inlay.evaluation.metrics import normalise
-from inlay.evaluation.score import question, question_and_answer
+from inlay.evaluation.score import prompt_and_reference, prompt_messages
 from inlay.workflows.advise.passages import Index, Passage
 
 NONE, SHOTS, RETRIEVED, ORACLE = "none", "few-shot", "retrieval", "oracle"
@@ -35,12 +35,12 @@ class Budget:
 
 def asks(example: Example) -> bool:
     """Whether something stands before the last trained answer; a plain document has none."""
-    return example.messages[0].role != "text" and bool(question(example))
+    return example.messages[0].role != "text" and bool(prompt_messages(example))
 
 
 def last_answer_only(example: Example) -> Example:
     """The row up to its last trained answer, with no other turn trained."""
-    before = question(example)
+    before = prompt_messages(example)
     answer = example.messages[len(before)]
     return replace(example, messages=(*(replace(m, weight=0.0) for m in before), answer))
 
@@ -71,7 +71,7 @@ def answerable(
 
 def prompt_length(example: Example, encoder: Encoder) -> int:
     """Tokens that a model is given for the last question."""
-    return len(encoder.prompt(question(example), example.tools))
+    return len(encoder.prompt(prompt_messages(example), example.tools))
 
 
 def shots(passages: Sequence[Passage], left_out: Iterable[int], count: int, seed: int) -> list[Passage]:
@@ -90,7 +90,7 @@ def shots(passages: Sequence[Passage], left_out: Iterable[int], count: int, seed
 
 def found_for(example: Example, index: Index, count: int, by_answer: bool) -> list[Passage]:
     """The passages nearest to the last question, or with `by_answer` to the reference answer."""
-    asked, answer = question_and_answer(example)
+    asked, answer = prompt_and_reference(example)
     text = answer if by_answer else asked
     return [index.passages[n] for n in index.nearest(text, count)]
 
@@ -119,7 +119,7 @@ def _placed(example: Example, shown: Sequence[Passage]) -> Example:
     head = next(n for n, m in enumerate(messages) if m.role != "system")
     turns = [turn for passage in reversed(shown) for turn in passage.turns]
     texts = [passage.text for passage in reversed(shown) if not passage.turns]
-    asked = len(question(example)) - 1
+    asked = len(prompt_messages(example)) - 1
     last = messages[asked]
     if texts:
         last = replace(last, content="\n\n".join([*texts, last.content]))

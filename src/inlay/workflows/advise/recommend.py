@@ -4,33 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from inlay.evaluation.costs import Costs, money_shown
-from inlay.evaluation.statistics import Difference, holm
+from inlay.evaluation.p_values import holm
+from inlay.evaluation.verdict import Difference
 from inlay.runs.reporter import figure_shown
-from inlay.workflows.advise.arms import Measured
+from inlay.workflows.advise.arms import MeasuredArm
 
 Differ = Callable[[str, str], Mapping[str, Difference]]
 """(before, after) to `after` minus `before` by metric."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bill:
-    """What the arms cost over a number of requests."""
+class ArmCosts:
+    """Cost of an arm: once, of 1,000 requests, and of all requests."""
 
-    costs: Costs
+    machine: Costs
     requests: int
     training_s: float
-    """Of the adapter."""
+    """Seconds of training the adapter."""
 
-    def once(self, one: Measured) -> float:
-        return self.costs.of_work(self.training_s) if one.arm.adapted else 0.0
+    def once(self, one: MeasuredArm) -> float:
+        """Cost of training; 0 for an arm without the adapter."""
+        return self.machine.of_work(self.training_s) if one.arm.adapted else 0.0
 
-    def per_1000(self, one: Measured) -> float:
-        return self.costs.per_1000_requests(one.request_s)
+    def per_1000(self, one: MeasuredArm) -> float:
+        """Cost of 1,000 requests."""
+        return self.machine.per_1000_requests(one.request_s)
 
-    def whole(self, one: Measured) -> float:
+    def total(self, one: MeasuredArm) -> float:
+        """Cost of training and of all requests."""
         return self.once(one) + self.per_1000(one) * self.requests / 1000
 
 
@@ -41,11 +44,12 @@ class Recommendation:
     arm: str
     reasons: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
+        """Arm and reasons."""
         return {"arm": self.arm, "reasons": list(self.reasons)}
 
 
-def recommend(found: Sequence[Measured], differ: Differ, metrics: Sequence[str], bill: Bill) -> Recommendation:
+def recommend(found: Sequence[MeasuredArm], differ: Differ, metrics: Sequence[str], costs: ArmCosts) -> Recommendation:
     """`metrics` are the one that decides and, behind it, the loss; two arms are alike where neither tells them apart."""
     metric = metrics[0]
     arms = {one.arm.name: one for one in found if not one.arm.is_ceiling}
@@ -59,12 +63,12 @@ def recommend(found: Sequence[Measured], differ: Differ, metrics: Sequence[str],
     sign = 1 if first.higher_is_better else -1
     best = max(shown, key=lambda name: sign * against_base[name][metric].other)
     alike = [n for n in shown if all(differ(best, n)[m].verdict != "worse" for m in metrics)]
-    chosen = min(alike, key=lambda name: bill.whole(arms[name]))
+    chosen = min(alike, key=lambda name: costs.total(arms[name]))
     d = against_base[chosen][metric]
     reasons = [f"{chosen}: {_said(metric, d)} against {base}"]
     if chosen != best:
         reasons.append(f"{best} is not distinguishable from it and costs more")
-    reasons += [_against(name, chosen, differ, metrics, bill, arms) for name in others if name != chosen]
+    reasons += [_against(name, chosen, differ, metrics, costs, arms) for name in others if name != chosen]
     reasons += _room_above(found, arms, differ, metric)
     return Recommendation(chosen, tuple(reasons))
 
@@ -87,18 +91,21 @@ def _nothing_helps(against_base: Mapping[str, Mapping[str, Difference]], metric:
 
 
 def _against(
-    name: str, chosen: str, differ: Differ, metrics: Sequence[str], bill: Bill, arms: Mapping[str, Measured]
+    name: str, chosen: str, differ: Differ, metrics: Sequence[str], costs: ArmCosts, arms: Mapping[str, MeasuredArm]
 ) -> str:
     """How another arm stands to the chosen one: by the first metric that tells them apart, and by cost."""
     by_metric = differ(chosen, name)
     telling = next((m for m in metrics if by_metric[m].verdict != "not distinguishable"), metrics[0])
     d = by_metric[telling]
-    costs = bill.per_1000(arms[name]) / bill.per_1000(arms[chosen]) if bill.per_1000(arms[chosen]) else 1.0
+    own = costs.per_1000(arms[chosen])
+    times = costs.per_1000(arms[name]) / own if own else 1.0
     return f"{name}: {telling} {figure_shown(d.difference, '+')} [{figure_shown(d.low, '+')}, {figure_shown(d.high, '+')}] " \
-           f"against {chosen}: {d.verdict}, at {costs:.2g} times its cost a request"  # fmt: skip
+           f"against {chosen}: {d.verdict}, at {times:.2g} times its cost a request"  # fmt: skip
 
 
-def _room_above(found: Sequence[Measured], arms: Mapping[str, Measured], differ: Differ, metric: str) -> list[str]:
+def _room_above(
+    found: Sequence[MeasuredArm], arms: Mapping[str, MeasuredArm], differ: Differ, metric: str
+) -> list[str]:
     """What better retrieval could still win."""
     reasons = []
     for one in found:
@@ -116,14 +123,14 @@ def _room_above(found: Sequence[Measured], arms: Mapping[str, Measured], differ:
     return reasons
 
 
-def cost_lines(found: Sequence[Measured], bill: Bill) -> list[str]:
+def cost_lines(found: Sequence[MeasuredArm], costs: ArmCosts) -> list[str]:
     """What was assumed, and what training costs once."""
-    lines = [f"cost: {bill.costs.stated}; time of a request where they are answered in batches"]
+    lines = [f"cost: {costs.machine.stated}; time of a request where they are answered in batches"]
     adapted = next((one for one in found if one.arm.adapted), None)
     if adapted is not None:
-        once = bill.once(adapted)
+        once = costs.once(adapted)
         lines.append(
-            f"training the adapter: {bill.training_s:,.0f} s, {money_shown(once)} once, "
-            f"{bill.costs.energy_kwh(bill.training_s):.2g} kWh; chosen for {bill.requests:,} requests in all"
+            f"training the adapter: {costs.training_s:,.0f} s, {money_shown(once)} once, "
+            f"{costs.machine.energy_kwh(costs.training_s):.2g} kWh; chosen for {costs.requests:,} requests in all"
         )
     return lines

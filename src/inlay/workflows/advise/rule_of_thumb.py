@@ -10,7 +10,7 @@ import numpy as np
 
 from inlay.data.types import Example
 from inlay.evaluation.metrics import token_f1_statistics, word_tokens
-from inlay.evaluation.score import question_and_answer
+from inlay.evaluation.score import prompt_and_reference
 from inlay.evaluation.task_metrics import labels_of
 from inlay.workflows.advise.passages import Index
 
@@ -38,7 +38,7 @@ class Thumb:
 
 def rule_of_thumb(train: int, heldout: Sequence[Example], index: Index, passages: int, *, documents: bool) -> Thumb:
     """What `train` training rows, the held-out questions and the index suggest."""
-    pairs = [question_and_answer(e) for e in heldout]
+    pairs = [prompt_and_reference(e) for e in heldout]
     facts = _facts(train, pairs, index, passages)
     said: list[str] = []
     labels = labels_of([answer for _, answer in pairs])

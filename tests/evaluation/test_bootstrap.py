@@ -12,16 +12,11 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from inlay.errors import ConfigError, DataError
+from inlay.evaluation.bootstrap import compare_scores, paired_bootstrap
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS, Metric
-from inlay.evaluation.statistics import (
-    MIN_ROWS,
-    Difference,
-    _t_quantile,
-    compare_scores,
-    holm,
-    mcnemar,
-    paired_bootstrap,
-)
+from inlay.evaluation.p_values import holm, mcnemar
+from inlay.evaluation.student_t import t_quantile
+from inlay.evaluation.verdict import MIN_ROWS, Difference
 
 MEAN = METRICS["token_f1"]
 LOSS = LOSS_METRICS["loss"]
@@ -125,7 +120,7 @@ def test_the_seed_decides_the_interval_and_nothing_else():
 def test_resamples_are_drawn_in_blocks_without_a_seam(monkeypatch):
     a, b, metric = all_metrics(50, seed=0)["chrf"]
     whole = paired_bootstrap(a, b, metric, resamples=999, seed=0)
-    monkeypatch.setattr("inlay.evaluation.statistics._CELLS", 50 * 7)
+    monkeypatch.setattr("inlay.evaluation.bootstrap._CELLS", 50 * 7)
     assert paired_bootstrap(a, b, metric, resamples=999, seed=0) == whole
 
 
@@ -223,10 +218,10 @@ def test_an_interval_that_the_resamples_cannot_give_is_refused(resamples, level)
 
 
 @pytest.mark.parametrize("level", [0.8, 0.9, 0.95, 0.99])
-def test_the_t_quantile_equals_that_of_scipy(level):
+def test_thet_quantile_equals_that_of_scipy(level):
     for freedom in (*range(1, 60), 1000):
         expected = scipy_stats.t.ppf((1 + level) / 2, freedom)
-        assert _t_quantile((1 + level) / 2, freedom) == pytest.approx(expected, abs=6e-4)
+        assert t_quantile((1 + level) / 2, freedom) == pytest.approx(expected, abs=6e-4)
 
 
 @pytest.mark.parametrize(
