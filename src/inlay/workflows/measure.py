@@ -194,9 +194,7 @@ class _Pass:
     compared: bool
     reporter: Reporter
 
-    def take(
-        self, one: Reference, ready: OpenedBase, examples: Sequence[Example], first: Sequence[_Taken]
-    ) -> _Taken:
+    def take(self, one: Reference, ready: OpenedBase, examples: Sequence[Example], first: Sequence[_Taken]) -> _Taken:
         """Measures a model over its opened base; `first` holds the first model's measurement, once there is one."""
         context = ready.context_length
         rows = self._rows(one, ready, examples, context, later=bool(first))
