@@ -104,14 +104,15 @@ def test_a_new_method_in_the_tables_is_trained_saved_proved_compared_asked_and_t
     tree = config_tree(train={"learning_rate": "auto"}, output={"folder": str(tmp_path / "results"), "name": "shifted"})
     tree["adapter"] = {"method": "shift"}
     run = api.train(tree, reporter=PlainReporter())
-    result = run.record["result"]
-    assert result["eval_loss"] < result["base_eval_loss"] - 1e-3
+    result = run.record.result
+    assert result is not None
+    assert result.eval_loss < result.base_eval_loss - 1e-3
     assert json.loads((run.adapter / "adapter_config.json").read_text())["peft_type"] == "EMBEDDING_SHIFT"
     assert run.config.train.learning_rate == 0.03
     assert all(proof["passed"] for proof in api.verify(run)["proofs"])
     compared = api.compare(run, reporter=PlainReporter()).metrics["loss"]
-    assert compared.other == pytest.approx(result["eval_loss"], rel=1e-5)
-    assert compared.base == pytest.approx(result["base_eval_loss"], rel=1e-5)
+    assert compared.other == pytest.approx(result.eval_loss, rel=1e-5)
+    assert compared.base == pytest.approx(result.base_eval_loss, rel=1e-5)
     loaded = api.load(run)
     assert isinstance(loaded.generate("What about parcels?", temperature=0.0, max_new_tokens=4), str)
     further = api.train(
@@ -119,7 +120,7 @@ def test_a_new_method_in_the_tables_is_trained_saved_proved_compared_asked_and_t
         | {"adapter": {"method": "shift", "start_from": str(run.path)}, "output": tree["output"] | {"name": "further"}},
         reporter=PlainReporter(),
     )
-    assert further.record["result"]["eval_loss"] < result["eval_loss"]
+    assert further.record.result.eval_loss < result.eval_loss
 
 
 def test_every_method_has_its_settings_and_its_name_among_those_that_are_compared() -> None:
