@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+from inlay.config.renamed import with_first_names
 from inlay.config.settings import Config
 
 PLACES = (
@@ -33,4 +34,4 @@ def settings_hash(config: Config) -> str:
                 for file in config.data.train_files
             ]
             tree[section][name] = parts
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(with_first_names(tree), sort_keys=True).encode()).hexdigest()

@@ -16,6 +16,7 @@ from typing import Any
 
 from inlay.config import Config
 from inlay.config.load import read_tree, validate
+from inlay.config.renamed import with_current_names
 from inlay.errors import RunError, unknown_name
 from inlay.runs.record import Result, RunRecord
 from inlay.storage import append_line, explained, move_aside, path_exists, read_lines, write_file, write_json
@@ -36,7 +37,8 @@ class Run:
     @property
     def config(self) -> Config:
         """The resolved config that the run was started with."""
-        return validate(read_tree(self.path / "config.yaml"), str(self.path / "config.yaml"))
+        path = self.path / "config.yaml"
+        return validate(with_current_names(read_tree(path)), str(path))
 
     @property
     def is_recorded(self) -> bool:

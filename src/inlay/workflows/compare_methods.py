@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from inlay.config import Config
 from inlay.config.load import merge, nested, validate
+from inlay.config.renamed import with_first_names
 from inlay.config.render import as_yaml
 from inlay.errors import ConfigError, InlayError, Interrupted, RunError, unknown_name
 from inlay.methods.table import METHODS, method_of
@@ -106,7 +107,7 @@ def _of_method(config: Config, changes: Mapping[str, Any]) -> Config:
 def _settings(config: Config) -> str:
     """A digest of all that the rows of the table have in common."""
     tree = anchored(config).model_dump(mode="json", exclude={"output", "track"})
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(with_first_names(tree), sort_keys=True).encode()).hexdigest()
 
 
 def _require_same(folder: Path, config: Config) -> None:
