@@ -120,14 +120,14 @@ def steps_of(model: Any, count: int) -> list[tuple[Any, list[Any]]]:
     from inlay.data.batches import collate, micro_batches, step_rows
     from inlay.data.encoding.encoder import Encoder
     from inlay.data.prepare import prepare
-    from inlay.engine.autograd import PlainModel
+    from inlay.engine.autograd import AutogradEngine
     from inlay.models import base as bases
 
     folder = Path(inlay.__file__).parent / "builtin" / "domains" / "customer_support"
     config = validate({"model": {"base_model": "builtin:nano"}, "data": {"train": str(folder / "train.jsonl")}})
     encoder = Encoder.of(bases.load_tokenizer(bases.find_base("builtin:nano")), config.data)
     train = prepare(config.data, encoder, 2048, 0, 0).train
-    engine = PlainModel(model, "cpu")
+    engine = AutogradEngine(model, "cpu")
     return [
         (engine, [collate(train, share, encoder.pad_id) for share in micro_batches(rows, train.lengths, 8)])
         for rows in (step_rows(step, 0, train.shares, 16) for step in range(1, count + 1))

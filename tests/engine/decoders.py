@@ -89,6 +89,7 @@ def adapted(
             peft_model.add_adapter(
                 f"k{index}", LoraConfig(**lora.to_dict() | {"r": 3 + index}), autocast_adapter_dtype=False
             )
+    peft_model.base_biases = {}  # as `attach` leaves it
     torch.manual_seed(1)
     for name, parameter in peft_model.named_parameters():
         if "lora_" in name:

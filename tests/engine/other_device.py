@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from inlay.engine import gpu_ops
-from inlay.engine.direct.model import DirectModel, Packed, Part
+from inlay.engine.handwritten.model import HandwrittenEngine, Packed, Part
 
 DEVICE = "meta"
 
@@ -53,7 +53,7 @@ def main() -> None:
                 mock.patch.object(gpu_ops, "reason", return_value="Triton's kernels are for numbers"),
                 mock.patch.object(torch, "isfinite"),  # of numbers nothing is known
             ):
-                DirectModel(model).add_gradient(batch(), 0.1)
+                HandwrittenEngine(model).add_gradient(batch(), 0.1)
         devices = {str(p.grad.device) for p in model.parameters() if p.grad is not None}
         sys.stdout.write(f"{family}: {sorted(devices)}: {flash.call_count}\n")
 

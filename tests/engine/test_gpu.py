@@ -24,11 +24,11 @@ from test_direct import assert_equal, relative, step
 from torch import Tensor
 
 from inlay.engine import cpu_ops, gpu_ops
-from inlay.engine.autograd import PlainModel
-from inlay.engine.direct import attention
-from inlay.engine.direct.mlp import gated, gated_backward
-from inlay.engine.direct.model import DirectModel, Packed, Part
-from inlay.engine.direct.norm import RmsNorm
+from inlay.engine.autograd import AutogradEngine
+from inlay.engine.handwritten import attention
+from inlay.engine.handwritten.mlp import gated, gated_backward
+from inlay.engine.handwritten.model import HandwrittenEngine, Packed, Part
+from inlay.engine.handwritten.norm import RmsNorm
 from inlay.engine.lm_head import Head
 
 pytest.importorskip("triton", reason="Triton is made for Linux")
@@ -65,7 +65,7 @@ def on_gpu(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     called: list[str] = []
     monkeypatch.setattr(gpu_ops, "is_on_gpu", lambda x: x.dtype in (torch.float32, torch.bfloat16))
     monkeypatch.setattr(cpu_ops, "takes", lambda *_: False)
-    monkeypatch.setattr(DirectModel, "_makes_kernels", lambda _: False)
+    monkeypatch.setattr(HandwrittenEngine, "_makes_kernels", lambda _: False)
     monkeypatch.setattr(gpu_ops, "_FLASH", (torch.float32, torch.bfloat16))
     monkeypatch.setattr(gpu_ops, "_varlen", lambda: row_by_row)
     for name in ("rms_norm", "rms_norm_backward", "gated_silu", "gated_silu_backward", "nll_and_gradient", "attend"):
@@ -107,8 +107,8 @@ def test_loss_and_every_gradient_are_those_of_transformers_and_peft(
     peft_model = adapted(decoder(family))
     with monkeypatch.context() as patch:
         patch.setattr(gpu_ops, "is_on_gpu", lambda _: False)
-        wanted = step(PlainModel(peft_model, "cpu"), peft_model, batch((9, 8, 4)))
-    assert_equal(step(DirectModel(peft_model, recompute=recompute), peft_model, batch((9, 8, 4))), wanted, 1e-5)
+        wanted = step(AutogradEngine(peft_model, "cpu"), peft_model, batch((9, 8, 4)))
+    assert_equal(step(HandwrittenEngine(peft_model, recompute=recompute), peft_model, batch((9, 8, 4))), wanted, 1e-5)
     kernels = {"rms_norm", "rms_norm_backward", "nll_and_gradient"}
     kernels |= set() if "gemma2" in family else {"attend"}  # which caps its scores
     assert set(on_gpu) == kernels | (set() if "gemma" in family else {"gated_silu", "gated_silu_backward"})
@@ -144,10 +144,10 @@ def test_a_norm_and_the_head_take_bfloat16_and_compute_in_fp32(on_gpu: list[str]
 def test_adapters_trained_together_get_the_gradients_that_each_gets_alone(on_gpu: list[str]) -> None:
     peft_model = adapted(decoder("qwen2"), adapters=2)
     parts = [Part(0, batch((7, 6)), 0.1), Part(1, batch((5, 2, 4), seed=1), 0.2)]
-    together = DirectModel(peft_model, ["default", "k1"]).add_gradients(parts)
+    together = HandwrittenEngine(peft_model, ["default", "k1"]).add_gradients(parts)
     found = {name: gradients(peft_model, name) for name in ("default", "k1")}
     for name, part, nll_B in zip(found, parts, together, strict=True):
-        (alone_B,) = DirectModel(peft_model, [name]).add_gradients([part._replace(adapter=0)])
+        (alone_B,) = HandwrittenEngine(peft_model, [name]).add_gradients([part._replace(adapter=0)])
         assert_equal((nll_B, found[name]), (alone_B, gradients(peft_model, name)), 1e-5)
 
 
@@ -247,8 +247,8 @@ def test_on_a_gpu_they_are_those_of_transformers_and_peft(
     assert gpu_ops.takes(packed.bounds)
     monkeypatch.setattr(gpu_ops, "attend", flash)
     narrow = dtype == torch.bfloat16
-    wanted = step(PlainModel(peft_model, "cuda", dtype if narrow else None), peft_model, one)
-    found = step(DirectModel(peft_model), peft_model, one)
+    wanted = step(AutogradEngine(peft_model, "cuda", dtype if narrow else None), peft_model, one)
+    found = step(HandwrittenEngine(peft_model), peft_model, one)
     assert flash.called == (narrow and gpu_ops.has_flash() and "gemma2" not in family)
     if not narrow:
         assert_equal(found, wanted, 1e-4)

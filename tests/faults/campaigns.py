@@ -21,7 +21,7 @@ from lab import INTERNAL, Lab, Tally, at_event, differing, kill, lose_power
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from inlay.engine.direct.model import DirectModel
+from inlay.engine.handwritten.model import HandwrittenEngine
 from inlay.engine.lm_head import Head
 from inlay.errors import InlayError
 from inlay.methods.state import AdapterState
@@ -434,7 +434,7 @@ def _inject(lab: Lab, kind: str, value: float, at: int) -> None:
     elif kind == "proof":
         model.get_base_model().register_forward_hook(in_proof)
     elif kind == "gradient":
-        add_gradient, DirectModel.add_gradient = DirectModel.add_gradient, in_gradient  # type: ignore[method-assign]
+        add_gradient, HandwrittenEngine.add_gradient = HandwrittenEngine.add_gradient, in_gradient  # type: ignore[method-assign]
     else:
         register_optimizer_step_post_hook(in_state)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from inlay.config import load
 from inlay.engine import loss as engine_loss
-from inlay.engine.direct.model import DirectModel
+from inlay.engine.handwritten.model import HandwrittenEngine
 from inlay.engine.memory import held_bytes, release
 from inlay.errors import ConfigError, Interrupted, TrainingError
 from inlay.methods.state import AdapterState
@@ -51,7 +51,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[Any], None]]:
 
     # evaluation, and the plain path
     monkeypatch.setattr(engine_loss, "_trained_tokens", guarded(engine_loss._trained_tokens, 1))
-    monkeypatch.setattr(DirectModel, "add_gradient", guarded(DirectModel.add_gradient, 1))
+    monkeypatch.setattr(HandwrittenEngine, "add_gradient", guarded(HandwrittenEngine.add_gradient, 1))
     return asked
 
 

@@ -196,7 +196,7 @@ def test_where_another_rank_takes_the_plain_path_all_take_it(
     monkeypatch.setattr(ProcessGroup, "gather", lambda _, text: [text, "plain"] if text == "direct" else [text])
     setup = set_up(load(tree=config_tree()), Quiet(), ProcessGroup())
     assert setup.engine.name == setup.config.train.engine == "plain"
-    assert setup.reasons["train.engine"] == "another rank takes the plain one"
+    assert setup.reasons["train.engine"] == "not the hand-written engine: another rank takes the autograd engine"
 
 
 def test_the_order_of_rows_does_not_depend_on_the_number_of_ranks() -> None:

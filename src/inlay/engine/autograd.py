@@ -24,7 +24,7 @@ class Engine(Protocol):
         ...
 
 
-class PlainModel:
+class AutogradEngine:
     name = "plain"
 
     def __init__(

@@ -182,7 +182,7 @@ def _count(x: Tensor) -> tuple[int, int, int]:
 
 
 def rms_norm(x: Tensor, weight_H: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """See `inlay.engine.direct.norm.RmsNorm.forward`."""
+    """See `inlay.engine.handwritten.norm.RmsNorm.forward`."""
     rows, heads, width = _count(x)
     y, factor = torch.empty(x.shape, dtype=x.dtype), torch.empty(*x.shape[:-1], 1, dtype=torch.float32)
     _run(

@@ -61,7 +61,7 @@ def is_on_gpu(x: Tensor) -> bool:
 
 
 def rms_norm(x: Tensor, weight_H: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """See `inlay.engine.direct.norm.RmsNorm.forward`."""
+    """See `inlay.engine.handwritten.norm.RmsNorm.forward`."""
     from liger_kernel.ops.rms_norm import rms_norm_forward
 
     y: Tensor

@@ -1,4 +1,4 @@
-"""Which path computes a run's gradients: the direct one where it is known, proven equal and no slower, else the plain one."""
+"""The engine of a run: the hand-written one where it is known, proven equal and no slower, else autograd."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -16,15 +17,17 @@ from torch import Tensor, nn
 
 from inlay.data.batches import Batch
 from inlay.engine import cpu_ops, gpu_ops
-from inlay.engine.autograd import Engine, PlainModel
+from inlay.engine.autograd import AutogradEngine, Engine
+from inlay.engine.handwritten.mlp import ACTIVATIONS
+from inlay.engine.handwritten.model import HandwrittenEngine, activation
 from inlay.engine.memory import first_line, is_out_of_memory, release
 from inlay.errors import ConfigError, StorageError
 from inlay.hardware.facts import cpu_facts, library_versions
 from inlay.hardware.probe import dtype_name, product_dtype, synchronize
-from inlay.methods.adapter import trained_parameters
+from inlay.methods.adapter import only, trained_parameters
 from inlay.methods.lora import lora_layers, starts_from_weights
 from inlay.methods.method import TRAINED
-from inlay.methods.table import adapters_on
+from inlay.methods.table import adapters_on, is_adapter_parameter
 from inlay.models.dropout import own_dropout
 from inlay.storage import cache_folder, write_file
 
@@ -32,92 +35,129 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj")
 _QUANTIZATIONS = ("none", "nf4")  # int8 rounds what enters a layer too
 _LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 1e-1}
-"""Relative difference of loss and of the whole gradient. The bf16 one is what rounding alone makes of the plain path."""
+"""Largest relative difference of loss and whole gradient. That in bf16 is what rounding alone makes of autograd's."""
 _KNOWN_FASTER = ("cpu",)
-"""Devices on which benchmarks have shown the direct path to be the faster one. On others a run times both."""
+"""Devices on which benchmarks have shown the hand-written engine to be the faster one. On others a run times both."""
 
 
-def choose(
-    wanted: str,
-    peft_model: Any,
-    batch: Batch,
-    device: str,
-    dtype: torch.dtype,
-    quantization: str,
-    recompute: bool,
-    offload: bool = False,
-    heavy: Batch | None = None,
-) -> tuple[Engine, str]:
-    """(the path, why) for `train.engine`; `batch` is a micro batch to try the direct path on, `heavy` one to time both
-    on where it is not known to be the faster one.
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """The engine of a run, and what was found of the hand-written one."""
 
-    Leaves weights, gradients and torch's random state as they were. Raises: ConfigError when `direct` was asked for
-    and cannot be had.
+    engine: Engine
+    refused: str | None = None
+    """Why the hand-written engine is not taken; None where it is, or where the autograd engine was set."""
+    error: float | None = None
+    """Relative difference of loss and gradient from autograd's; None where they were not compared."""
+    is_remembered: bool = False
+    """Whether they were compared by an earlier run of the same shape."""
+    speedup: float | None = None
+    """Time of the autograd engine over that of the hand-written one; infinite where only the latter has room for a micro
+    batch, None where they were not timed."""
+    matmul_dtype: torch.dtype | None = None
+    """Dtype of matmuls, where it is not that of the base's weights."""
+    kernels: tuple[str, ...] = ()
+    """What computes all but matmuls, in words."""
+
+    @property
+    def is_handwritten(self) -> bool:
+        return self.engine.name == "direct"
+
+    def summary(self) -> str:
+        """The reason behind the choice, in one line."""
+        if not self.is_handwritten:
+            return "as set" if self.refused is None else f"not the hand-written engine: {self.refused}"
+        when = "checked before" if self.is_remembered else "checked on one micro batch"
+        found = [f"{when}: its gradient is autograd's to {self.error:.0e}"]
+        if self.speedup == float("inf"):
+            found.append("and autograd has no room for a micro batch")
+        elif self.speedup is not None:
+            found.append(f"{self.speedup:.2f} times as fast")
+        if self.matmul_dtype is not None:
+            found.append(f"matmuls in {dtype_name(self.matmul_dtype)}, which is faster here")
+        return ", ".join([*found, *self.kernels])
+
+
+def select_engine(
+    wanted: str, peft_model: Any, batch: Batch, device: str, dtype: torch.dtype, quantization: str, recompute: bool,
+    offload: bool = False, heavy: Batch | None = None, adapter: str = TRAINED,
+) -> EngineChoice:  # fmt: skip
+    """The engine for `train.engine` and an adapter. On `batch` the hand-written engine is compared with autograd, on `heavy`
+    both are timed where it is not known to be the faster one.
+
+    Weights, gradients and torch's random state stay as they were. Raises: ConfigError when `direct` was set and cannot
+    be had.
     """
-    plain = PlainModel(peft_model, device, None if dtype == torch.float32 else dtype, offload)
+    autograd = AutogradEngine(peft_model, device, None if dtype == torch.float32 else dtype, offload)
     if wanted == "plain":
-        return plain, "as set"
-    reason = "it offloads no activations" if offload else refusal(peft_model, dtype, quantization)
+        return EngineChoice(autograd)
+    reason = "it offloads no activations" if offload else refusal(peft_model, dtype, quantization, adapter)
+    choice = EngineChoice(autograd, reason)
     if reason is None:
-        from inlay.engine.direct.model import DirectModel
-
-        compute = product_dtype(device, dtype)
+        may_fail = wanted != "direct" and not _is_known_faster(device)
         try:
-            direct = DirectModel(peft_model, recompute=recompute, compute=compute)
-            error, when = _difference(peft_model, plain, direct, batch, dtype, device)
-            is_timed = wanted == "auto" and not _is_known_faster(device) and error <= _LARGEST_ERROR[dtype]
-            speed = _speed(peft_model, (plain, direct), heavy or batch, device) if is_timed else None
-        except Exception as failed:  # the kernels are others' and compiled here: the plain path needs none
-            if is_out_of_memory(failed):
-                reason = f"no memory to check it ({first_line(failed)})"
-            elif wanted == "direct" or _is_known_faster(device):
+            choice = _tried(autograd, batch, heavy or batch, dtype, recompute, wanted == "auto", adapter)
+        except Exception as failed:  # the kernels are others' and compiled here: autograd needs none
+            if not is_out_of_memory(failed) and not may_fail:
                 raise
-            else:
-                reason = f"the check fails here ({type(failed).__name__}: {first_line(failed)})"
-        else:
-            if error > _LARGEST_ERROR[dtype]:
-                reason = (
-                    f"its gradient differs from the plain one's by {error:.1e}, more than {_LARGEST_ERROR[dtype]:.0e}"
-                )
-            elif speed is not None and speed < 1:
-                reason = f"it is {speed:.2f} times as fast on one micro batch here"
-            else:
-                products = f", products in {dtype_name(compute)}, which is faster here" if compute != dtype else ""
-                faster = "" if speed is None else f", {speed:.2f} times as fast"
-                if speed == float("inf"):
-                    faster = ", and the plain one has no room for a micro batch"
-                kernels = _kernels(device, compute)
-                return direct, f"{when}: its gradient is the plain one's to {error:.0e}{faster}{products}{kernels}"
+            choice = EngineChoice(autograd, _failure(failed))
         finally:
-            if device != "cpu" or reason is not None:
+            if device != "cpu" or not choice.is_handwritten:
                 release(device)
-    if wanted == "direct":
-        raise ConfigError(f"train.engine direct: {reason}. Leave train.engine at auto.")
-    return plain, f"not the direct one: {reason}"
+    if wanted == "direct" and not choice.is_handwritten:
+        raise ConfigError(f"train.engine direct: {choice.refused}. Leave train.engine at auto.")
+    return choice
 
 
-def _kernels(device: str, compute: torch.dtype) -> str:
-    """In words, what computes that which is no product."""
+def _tried(
+    autograd: AutogradEngine, batch: Batch, heavy: Batch, dtype: torch.dtype, recompute: bool, may_be_timed: bool, adapter: str
+) -> EngineChoice:  # fmt: skip
+    """The hand-written engine where its gradient is autograd's and it is no slower, else the autograd engine."""
+    device, peft_model = autograd.device, autograd.model
+    compute = product_dtype(device, dtype)
+    handwritten = HandwrittenEngine(peft_model, (adapter,), recompute=recompute, compute=compute)
+    error, is_remembered = _difference(autograd, handwritten, batch, dtype, adapter)
+    if error > _LARGEST_ERROR[dtype]:
+        reason = f"its gradient differs from autograd's by {error:.1e}, more than {_LARGEST_ERROR[dtype]:.0e}"
+        return EngineChoice(autograd, reason, error, is_remembered)
+    speedup = None
+    if may_be_timed and not _is_known_faster(device):
+        speedup = _speedup(peft_model, (autograd, handwritten), heavy, device, adapter)
+        if speedup < 1:
+            reason = f"it is {speedup:.2f} times as fast on one micro batch here"
+            return EngineChoice(autograd, reason, error, is_remembered, speedup)
+    narrow = compute if compute != dtype else None
+    return EngineChoice(handwritten, None, error, is_remembered, speedup, narrow, _kernels(device, compute))
+
+
+def _failure(failed: Exception) -> str:
+    if is_out_of_memory(failed):
+        return f"no memory to check it ({first_line(failed)})"
+    return f"the check fails here ({type(failed).__name__}: {first_line(failed)})"
+
+
+def _kernels(device: str, compute: torch.dtype) -> tuple[str, ...]:
+    """What computes all but matmuls, in words."""
     if device.startswith("cuda"):
-        kernels = ", Liger's kernels" if (against := gpu_ops.reason()) is None else f", no fused kernels ({against})"
-        return kernels + ("" if gpu_ops.has_flash() else ", no flash attention (torch 2.12 has it)")
+        kernels = "Liger's kernels" if (against := gpu_ops.reason()) is None else f"no fused kernels ({against})"
+        return (kernels,) if gpu_ops.has_flash() else (kernels, "no flash attention (torch 2.12 has it)")
     if device != "cpu":
-        return ""
-    if (against := cpu_ops.reason(compute)) is None:
-        return ", fused loops"
-    return f", no fused loops ({against})"
+        return ()
+    return ("fused loops",) if (against := cpu_ops.reason(compute)) is None else (f"no fused loops ({against})",)
 
 
-def expected(wanted: str, peft_model: Any, device: str, dtype: torch.dtype, quantization: str) -> str:
-    """The name of the path that `choose` will take, told without computing anything; where that is timed, of the one that
-    holds more."""
-    takes_direct = wanted == "direct" or (wanted == "auto" and device == "cpu")
-    return "direct" if takes_direct and refusal(peft_model, dtype, quantization) is None else "plain"
+def expected_engine(
+    wanted: str, peft_model: Any, device: str, dtype: torch.dtype, quantization: str, adapter: str = TRAINED
+) -> str:
+    """Name of the engine that `select_engine` will take, found without computing anything; where both are timed, of the one
+    that holds more."""
+    takes_it = wanted == "direct" or (wanted == "auto" and device == "cpu")
+    return "direct" if takes_it and refusal(peft_model, dtype, quantization, adapter) is None else "plain"
 
 
-def refusal(peft_model: Any, dtype: torch.dtype, quantization: str) -> str | None:
-    """Why the direct path does not know how to compute this model, None where it does."""
-    method = adapters_on(peft_model)[TRAINED]
+def refusal(peft_model: Any, dtype: torch.dtype, quantization: str, adapter: str = TRAINED) -> str | None:
+    """Why the hand-written engine cannot compute this model, None where it can."""
+    method = adapters_on(peft_model)[adapter]
     if method.name != "lora":
         return f"it knows LoRA only, not {method.title}"
     model = peft_model.get_base_model()
@@ -128,9 +168,6 @@ def refusal(peft_model: Any, dtype: torch.dtype, quantization: str) -> str | Non
         return f"it does not know a base in {quantization}"
     if dtype not in _LARGEST_ERROR:
         return f"it does not compute in {dtype_name(dtype)}"
-    from inlay.engine.direct.mlp import ACTIVATIONS
-    from inlay.engine.direct.model import activation
-
     if activation(config) not in ACTIVATIONS:
         return f"it does not know the activation {activation(config)}"
     if own_dropout(model):
@@ -139,22 +176,21 @@ def refusal(peft_model: Any, dtype: torch.dtype, quantization: str) -> str | Non
         return "the base looks ahead"
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"it does not know the attention {config._attn_implementation}"
-    return _adapter_refusal(peft_model)
+    return _adapter_refusal(peft_model, adapter)
 
 
-def _adapter_refusal(peft_model: Any) -> str | None:
-    settings = peft_model.peft_config[TRAINED]
-    if starts_from_weights(peft_model):
+def _adapter_refusal(peft_model: Any, adapter: str) -> str | None:
+    settings = peft_model.peft_config[adapter]
+    if starts_from_weights(peft_model, adapter):
         return "it does not know an adapter that starts from the base's weights"
     if settings.use_dora:
         return "it does not know DoRA"
     if settings.lora_dropout:
         return "it does not know adapter dropout"
-    known = {id(layer) for name, layer in lora_layers(peft_model) if _is_known(name, layer)}
-    for name, layer in lora_layers(peft_model):
-        if id(layer) not in known:
+    for name, layer in lora_layers(peft_model, adapter):
+        if not _is_known(name, layer):
             return f"it does not know an adapter on {name}"
-    if any(p.requires_grad and "lora_" not in name for name, p in peft_model.named_parameters()):
+    if any("lora_" not in name for name in trained_parameters(peft_model, adapter)):
         return "more than the adapter's matrices is trained"
     return None
 
@@ -166,38 +202,39 @@ def _is_known(name: str, layer: Any) -> bool:
 
 
 def _difference(
-    peft_model: Any, plain: Engine, direct: Engine, batch: Batch, dtype: torch.dtype, device: str
-) -> tuple[float, str]:
-    """(the larger relative difference of loss and gradient, whether it was seen now or before).
+    autograd: AutogradEngine, handwritten: Engine, batch: Batch, dtype: torch.dtype, adapter: str
+) -> tuple[float, bool]:
+    """(the larger relative difference of loss and gradient, whether an earlier run has seen it).
 
     Remembered, where it is small enough, for the model's shape, adapter, dtype, libraries and machine.
     """
-    note = cache_folder("direct") / _key(peft_model, dtype, device)
+    peft_model = autograd.model
+    note = cache_folder("direct") / _key(peft_model, dtype, autograd.device, adapter)
     with contextlib.suppress(OSError, ValueError):
         kept = json.loads(note.read_text(encoding="ascii"))
-        return float(kept["error"]), "checked before"
-    with _nothing_at_zero(peft_model) as parameters:
+        return float(kept["error"]), True
+    with _nothing_at_zero(peft_model, adapter) as parameters:
         factor = 1.0 / float(batch.weights.sum())
         losses, gradients = [], []
-        for engine in (plain, direct):
+        for engine in (autograd, handwritten):
             losses.append(engine.add_gradient(batch, factor).cpu().double())
             gradients.append(_taken(parameters))
     error = max(_relative(losses[1], losses[0]), _relative(gradients[1], gradients[0]))
     if error <= _LARGEST_ERROR[dtype]:
         with contextlib.suppress(StorageError):  # a cache that cannot be written costs time, nothing else
             write_file(note, json.dumps({"error": error}))
-    return error, "checked on one micro batch"
+    return error, False
 
 
 def _is_known_faster(device: str) -> bool:
     return device.partition(":")[0] in _KNOWN_FASTER
 
 
-def _speed(peft_model: Any, engines: Sequence[Engine], batch: Batch, device: str) -> float:
+def _speedup(peft_model: Any, engines: Sequence[Engine], batch: Batch, device: str, adapter: str) -> float:
     """Time of the first over that of the second: medians of three passes in turns behind one of each. Infinite where only
     the second has room for the batch, 0 where it has none."""
     seconds: list[list[float]] = [[] for _ in engines]
-    with _nothing_at_zero(peft_model):
+    with _nothing_at_zero(peft_model, adapter):
         for _ in range(4):
             for engine, taken in zip(engines, seconds, strict=True):
                 taken.append(_seconds(engine, batch, device))
@@ -221,16 +258,17 @@ def _seconds(engine: Engine, batch: Batch, device: str) -> float:
 
 
 @contextlib.contextmanager
-def _nothing_at_zero(peft_model: Any) -> Iterator[list[nn.Parameter]]:
-    """Inside, no B is zero, where A would have no gradient; afterwards all is as it was."""
-    trained = trained_parameters(peft_model)
+def _nothing_at_zero(peft_model: Any, adapter: str) -> Iterator[list[nn.Parameter]]:
+    """Inside, no B is zero, where A would have no gradient, and the adapter alone acts; afterwards all is as it was."""
+    trained = trained_parameters(peft_model, adapter)
     kept = [p.detach().clone() for p in trained.values()]
     random = torch.Generator().manual_seed(0)
     try:
         for name, parameter in trained.items():
             if "lora_B" in name:
                 parameter.data.add_(torch.randn(parameter.shape, generator=random).to(parameter) * 0.02)
-        yield list(trained.values())
+        with only(peft_model, adapter):
+            yield list(trained.values())
     finally:
         for parameter, before in zip(trained.values(), kept, strict=True):
             parameter.data.copy_(before)
@@ -252,15 +290,21 @@ def _relative(got: Tensor, expected: Tensor) -> float:
     return error if error == error else float("inf")  # not a number is no equality
 
 
-def _key(peft_model: Any, dtype: torch.dtype, device: str) -> str:
+def _key(peft_model: Any, dtype: torch.dtype, device: str, adapter: str) -> str:
     config = peft_model.get_base_model().config.to_dict()
     about = {
         "config": {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version")},
         "attention": peft_model.get_base_model().config._attn_implementation,
-        "adapter": [(name, layer.r[TRAINED], layer.scaling[TRAINED]) for name, layer in lora_layers(peft_model)],
+        "adapter": [
+            (name, layer.r[adapter], layer.scaling[adapter]) for name, layer in lora_layers(peft_model, adapter)
+        ],
         "dtype": str(dtype),
         "products": str(product_dtype(device, dtype)),
-        "weights": [str(getattr(p, "quant_type", p.dtype)) for p in peft_model.parameters() if not p.requires_grad],
+        "weights": [
+            str(getattr(p, "quant_type", p.dtype))
+            for name, p in peft_model.named_parameters()
+            if not is_adapter_parameter(name)
+        ],
         "device": [device, *_card(device)],
         "precision": torch.get_float32_matmul_precision(),
         "versions": library_versions(),
@@ -283,7 +327,7 @@ def _code_digest() -> str:
         engine / "cpu_ops.py",
         engine / "cpu_loops.py",
         engine / "gpu_ops.py",
-        *(file for file in (engine / "direct").iterdir() if file.name.endswith(".py")),
+        *(file for file in (engine / "handwritten").iterdir() if file.name.endswith(".py")),
     ]
     ordered = sorted(files, key=lambda file: file.name)
     return hashlib.sha256(b"".join(file.read_bytes() for file in ordered)).hexdigest()

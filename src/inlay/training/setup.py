@@ -36,7 +36,7 @@ from inlay.engine.estimate import (
 )
 from inlay.engine.lm_head import head_of
 from inlay.engine.memory import held_bytes, tune_allocator
-from inlay.engine.select_engine import choose, expected
+from inlay.engine.select_engine import EngineChoice, expected_engine, select_engine
 from inlay.errors import ConfigError
 from inlay.hardware.facts import library_versions, memory_facts
 from inlay.hardware.probe import DTYPES, pick_device, pick_dtype, pick_matmul_precision, product_dtype
@@ -263,7 +263,7 @@ def set_up(config: Config, reporter: Reporter, group: ProcessGroup, revision: st
     architecture = bases.architecture(base)
     place = _placed(choices, group)
     if place.device == "cpu":
-        cpu_ops.prepare(place.dtype)  # of the plain path, which the direct one is compared with
+        cpu_ops.prepare(place.dtype)  # of autograd, which the hand-written engine is compared with
         if config.train.engine != "plain":
             cpu_ops.prepare(product_dtype(place.device, place.dtype))
     opened = OpenedBase(base, choices.config_settled().model, config.data, place)
@@ -283,10 +283,12 @@ def set_up(config: Config, reporter: Reporter, group: ProcessGroup, revision: st
     reporter.stage("checking the engine on one micro batch")
     light, heavy = _tried(data.train, choices.config_settled().train, encoder.pad_id, place.device, group.size)
     modes = config.train.gradient_checkpointing, config.train.activation_offload
-    engine, why = choose(config.train.engine, model, light, *place, *modes, heavy=heavy)
-    if "plain" in group.gather(engine.name) and engine.name != "plain":
-        engine, why = choose("plain", model, light, *place, *modes)[0], "another rank takes the plain one"
-    choices.settle("train.engine", engine.name, why)
+    chosen_engine = select_engine(config.train.engine, model, light, *place, *modes, heavy=heavy)
+    if "plain" in group.gather(chosen_engine.engine.name) and chosen_engine.is_handwritten:
+        autograd = select_engine("plain", model, light, *place, *modes).engine
+        chosen_engine = EngineChoice(autograd, refused="another rank takes the autograd engine")
+    engine = chosen_engine.engine
+    choices.settle("train.engine", engine.name, chosen_engine.summary())
     choices.settle("train.eval_steps", eval_every, "ten times a run")
     choices.settle("train.save_steps", save_every, "with each evaluation")
     make_optimizer(config.train, trained_parameters(model))  # refuses what is not here
@@ -468,7 +470,7 @@ def token_cap(device: str, work: Work, shape: Shape) -> int:
 def work_of(config: Config, model: Any, device: str, dtype: torch.dtype, quantization: str) -> Work:
     """How this PeftModel's gradient will be computed, as far as it can be told without trying."""
     method = method_of(config)
-    engine = expected(config.train.engine, model, device, dtype, quantization)
+    engine = expected_engine(config.train.engine, model, device, dtype, quantization)
     widens = engine == "direct" and (quantization != "none" or product_dtype(device, dtype) != dtype)
     return Work(
         engine=engine,

@@ -23,11 +23,11 @@ from inlay.data.batches import Batch, collate
 from inlay.data.encoding.encoder import TokenizedSequence
 from inlay.data.encoding.token_arrays import pack
 from inlay.data.types import Source
-from inlay.engine.autograd import Engine, PlainModel
+from inlay.engine.autograd import AutogradEngine, Engine
 from inlay.engine.estimate import LAYER_NAMES, Shape, Work
 from inlay.engine.lm_head import Head, nll_and_gradient, rows_at_once
 from inlay.engine.memory import release
-from inlay.engine.select_engine import choose
+from inlay.engine.select_engine import select_engine
 from inlay.hardware.probe import synchronize
 from inlay.methods.adapter import attach, trained_parameters
 from inlay.methods.method import TRAINED
@@ -160,18 +160,18 @@ def _stand_in(architecture: Any, config: Config, method: str, dtype: torch.dtype
 
 
 def _engines(
-    model: Any, config: Config, batch: Batch, dtype: torch.dtype, device: str, paths: Collection[str]
+    model: Any, config: Config, batch: Batch, dtype: torch.dtype, device: str, names: Collection[str]
 ) -> list[Engine]:
-    """Those of the paths. The direct one makes the base's weights its own, and so comes last; where it is refused, the
-    plain one stands for it."""
-    plain = PlainModel(
+    """The engines of these names. The hand-written one makes the base's weights its own, and so comes last; where it is
+    refused, autograd stands for it."""
+    autograd = AutogradEngine(
         model, device, None if adapters_on(model)[TRAINED].trains_base or dtype == torch.float32 else dtype
     )
-    if "direct" not in paths:
-        return [plain]
+    if "direct" not in names:
+        return [autograd]
     recompute = config.train.gradient_checkpointing
-    chosen, _ = choose("auto", model, batch, device, dtype, "none", recompute)
-    return [plain, chosen] if "plain" in paths and chosen.name != plain.name else [chosen]
+    chosen = select_engine("auto", model, batch, device, dtype, "none", recompute).engine
+    return [autograd, chosen] if "plain" in names and chosen.name != autograd.name else [chosen]
 
 
 def _batches(lengths: Sequence[int], shape: Shape, device: str) -> list[Batch]:

@@ -13,8 +13,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from inlay.engine import cpu_ops, gpu_ops
-from inlay.engine.direct.lora import Projection, Span
-from inlay.engine.direct.norm import RmsNorm
+from inlay.engine.handwritten.lora import Projection, Span
+from inlay.engine.handwritten.norm import RmsNorm
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 

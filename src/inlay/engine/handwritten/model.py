@@ -16,10 +16,10 @@ from torch import Tensor
 
 from inlay.data.batches import Batch
 from inlay.engine import gpu_ops
-from inlay.engine.direct.attention import Attention, Rows, Softmax, groups
-from inlay.engine.direct.lora import Projection, Span
-from inlay.engine.direct.mlp import Mlp
-from inlay.engine.direct.norm import RmsNorm
+from inlay.engine.handwritten.attention import Attention, Rows, Softmax, groups
+from inlay.engine.handwritten.lora import Projection, Span
+from inlay.engine.handwritten.mlp import Mlp
+from inlay.engine.handwritten.norm import RmsNorm
 from inlay.engine.lm_head import Head, nll_and_gradient
 from inlay.engine.profile import timed
 from inlay.methods.method import TRAINED
@@ -177,7 +177,7 @@ class _Layer:
         return None if d_TH is None else self.attention.backward(d_TH, attention, tokens, turn, last, wants_dx)
 
 
-class DirectModel:
+class HandwrittenEngine:
     """K adapters over one base. The adapters' weights stay PEFT's parameters, and gradients are left in them."""
 
     name = "direct"
@@ -189,7 +189,7 @@ class DirectModel:
         """`recompute` keeps only each layer's input, and computes the layer again in the backward pass. `compute` is
         the format of products and hidden values; by default the base's own.
 
-        Asks nothing of the model: see `inlay.engine.direct.refusal`.
+        Asks nothing of the model: see `inlay.engine.handwritten.refusal`.
         """
         model = peft_model.get_base_model()
         config, inner = model.config, model.model
@@ -205,7 +205,7 @@ class DirectModel:
 
     @timed("forward")
     def add_gradient(self, batch: Batch, factor: float) -> Tensor:
-        """See `inlay.engine.autograd.PlainModel.add_gradient`."""
+        """See `inlay.engine.autograd.AutogradEngine.add_gradient`."""
         return self.add_gradients([Part(0, batch, factor)])[0]
 
     @torch.no_grad()

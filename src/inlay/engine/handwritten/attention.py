@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from inlay.engine import cpu_ops, gpu_ops
-from inlay.engine.direct.lora import Projection
-from inlay.engine.direct.norm import RmsNorm
+from inlay.engine.handwritten.lora import Projection
+from inlay.engine.handwritten.norm import RmsNorm
 from inlay.engine.profile import timed
 
 _BLOCK = 256  # queries at once: bounds memory, and keys after a block are never multiplied

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from inlay.engine.direct.frozen import Frozen
+from inlay.engine.handwritten.frozen import Frozen
 from inlay.engine.profile import timed
 
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from inlay.data.batches import Batch, collate
 from inlay.engine import cpu_ops, lm_head
-from inlay.engine.autograd import PlainModel
-from inlay.engine.direct import attention
-from inlay.engine.direct.attention import Softmax, attend, attend_backward, groups, rotate_
-from inlay.engine.direct.lora import Projection, Span
-from inlay.engine.direct.mlp import ACTIVATIONS, Mlp
-from inlay.engine.direct.model import DirectModel, Packed, Part, rounded
-from inlay.engine.direct.norm import RmsNorm
+from inlay.engine.autograd import AutogradEngine
+from inlay.engine.handwritten import attention
+from inlay.engine.handwritten.attention import Softmax, attend, attend_backward, groups, rotate_
+from inlay.engine.handwritten.lora import Projection, Span
+from inlay.engine.handwritten.mlp import ACTIVATIONS, Mlp
+from inlay.engine.handwritten.model import HandwrittenEngine, Packed, Part, rounded
+from inlay.engine.handwritten.norm import RmsNorm
 from inlay.engine.lm_head import Head, HeadLoss, nll_and_gradient, nll_and_hits
 
 FEW = ["llama", "gemma2, caps"]
@@ -61,8 +61,8 @@ def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("recompute", [False, True])
 def test_loss_and_every_gradient_are_those_of_transformers_and_peft(family: str, recompute: bool) -> None:
     peft_model = adapted(decoder(family))
-    wanted = step(PlainModel(peft_model, "cpu"), peft_model, batch())
-    assert_equal(step(DirectModel(peft_model, recompute=recompute), peft_model, batch()), wanted, 1e-5)
+    wanted = step(AutogradEngine(peft_model, "cpu"), peft_model, batch())
+    assert_equal(step(HandwrittenEngine(peft_model, recompute=recompute), peft_model, batch()), wanted, 1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -72,14 +72,14 @@ def test_tokens_of_no_row_behind_the_others_change_nothing(
 ) -> None:
     peft_model = adapted(decoder(family), adapters=2)
     parts = [Part(0, batch((17, 9)), 0.1), Part(1, batch((5, 12, 12), seed=1), 0.2)]
-    engine = DirectModel(peft_model, ["default", "k1"], recompute=recompute)
+    engine = HandwrittenEngine(peft_model, ["default", "k1"], recompute=recompute)
 
     def found() -> tuple[Tensor, dict[str, Tensor]]:
         nll_B = torch.cat(engine.add_gradients(parts))
         return nll_B, gradients(peft_model) | gradients(peft_model, "k1")
 
     wanted = found()
-    monkeypatch.setattr(DirectModel, "_makes_kernels", lambda _: True)
+    monkeypatch.setattr(HandwrittenEngine, "_makes_kernels", lambda _: True)
     assert len(Packed.of(parts, 4, few_shapes=True).ids_T) == 64  # of 55 in rows
     assert_equal(found(), wanted, 1e-5)
 
@@ -102,8 +102,8 @@ def test_over_a_bfloat16_base_it_can_compute_in_fp32(family: str, monkeypatch: p
     exact.load_state_dict(peft_model.state_dict())
     embed = peft_model.get_input_embeddings()  # Gemma scales it, rounded to the format of the base
     exact.get_input_embeddings().register_forward_hook(lambda _, ids, __: embed(*ids).float())
-    wanted = step(PlainModel(exact, "cpu"), exact, batch())
-    got = step(DirectModel(peft_model, compute=torch.float32), peft_model, batch())
+    wanted = step(AutogradEngine(exact, "cpu"), exact, batch())
+    got = step(HandwrittenEngine(peft_model, compute=torch.float32), peft_model, batch())
     assert all(p.dtype == torch.bfloat16 for name, p in peft_model.named_parameters() if "lora_" not in name)
     assert_equal(got, wanted, 1e-5)
 
@@ -112,8 +112,8 @@ def test_over_a_bfloat16_base_it_can_compute_in_fp32(family: str, monkeypatch: p
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_base_in_nf4_is_that_of_its_dequantized_weights(family: str, dtype: torch.dtype) -> None:
     small, exact = map(adapted, in_nf4(decoder(family, dtype)))
-    wanted = step(PlainModel(exact, "cpu"), exact, batch())
-    assert_equal(step(DirectModel(small, compute=torch.float32), small, batch()), wanted, 1e-5)
+    wanted = step(AutogradEngine(exact, "cpu"), exact, batch())
+    assert_equal(step(HandwrittenEngine(small, compute=torch.float32), small, batch()), wanted, 1e-5)
 
 
 @pytest.mark.usefixtures("loops")
@@ -124,10 +124,10 @@ def test_in_bfloat16_its_rounding_error_is_at_most_one_and_a_half_times_that_of_
     exact.load_state_dict(peft_model.state_dict())
     losses: list[list[Tensor]] = [[], [], []]
     slopes: list[list[Tensor]] = [[], [], []]
-    plain, direct = PlainModel(peft_model, "cpu", torch.bfloat16), DirectModel(peft_model)
+    plain, direct = AutogradEngine(peft_model, "cpu", torch.bfloat16), HandwrittenEngine(peft_model)
     for seed in range(8):  # of one batch the error is luck
         for which, (engine, model) in enumerate(
-            ((PlainModel(exact, "cpu"), exact), (plain, peft_model), (direct, peft_model))
+            ((AutogradEngine(exact, "cpu"), exact), (plain, peft_model), (direct, peft_model))
         ):
             nll_B, found = step(engine, model, batch(seed=seed))
             losses[which].append(nll_B)
@@ -144,8 +144,8 @@ def test_in_bfloat16_its_rounding_error_is_at_most_one_and_a_half_times_that_of_
 )  # fmt: skip
 def test_any_choice_of_layers_has_the_same_gradient(targets: list[str], layers: list[int] | None) -> None:
     peft_model = adapted(decoder("llama with biases, tied"), targets, layers=layers)
-    wanted = step(PlainModel(peft_model, "cpu"), peft_model, batch())
-    assert_equal(step(DirectModel(peft_model), peft_model, batch()), wanted, 1e-5)
+    wanted = step(AutogradEngine(peft_model, "cpu"), peft_model, batch())
+    assert_equal(step(HandwrittenEngine(peft_model), peft_model, batch()), wanted, 1e-5)
 
 
 @pytest.mark.parametrize("family", FEW)
@@ -155,17 +155,17 @@ def test_adapters_trained_together_get_the_gradients_that_each_gets_alone(family
     parts = [
         Part(2, batch((17, 9)), 0.1), Part(0, batch((5, 12, 12), seed=1), 0.2), Part(1, batch((8,), seed=2), 0.3),
     ]  # fmt: skip
-    together = DirectModel(peft_model, names).add_gradients(parts)
+    together = HandwrittenEngine(peft_model, names).add_gradients(parts)
     found = {name: gradients(peft_model, name) for name in names}
     for part, nll_B in zip(parts, together, strict=True):
         name = names[part.adapter]
-        (alone_B,) = DirectModel(peft_model, [name]).add_gradients([part._replace(adapter=0)])
+        (alone_B,) = HandwrittenEngine(peft_model, [name]).add_gradients([part._replace(adapter=0)])
         assert_equal((nll_B, found[name]), (alone_B, gradients(peft_model, name)), 1e-5)
 
 
 def test_an_adapter_without_a_part_gets_no_gradient() -> None:
     peft_model = adapted(decoder("llama"), adapters=3)
-    engine = DirectModel(peft_model, ["default", "k1", "k2"])
+    engine = HandwrittenEngine(peft_model, ["default", "k1", "k2"])
     engine.add_gradients([Part(1, batch((9, 5)), 0.1), Part(1, batch((7,), seed=1), 0.2)])
     assert [bool(gradients(peft_model, name)) for name in ("default", "k1", "k2")] == [False, True, False]
 
@@ -178,7 +178,7 @@ def test_a_loss_of_one_adapter_that_is_not_finite_leaves_the_gradients_of_the_ot
 ) -> None:
     peft_model = adapted(decoder(family), adapters=3)
     parts = [Part(n, batch((17, 16, 9), seed=n), 0.1 * (n + 1)) for n in range(3)]
-    engine = DirectModel(peft_model, ["default", "k1", "k2"], recompute=recompute)
+    engine = HandwrittenEngine(peft_model, ["default", "k1", "k2"], recompute=recompute)
     wanted_B = engine.add_gradients(parts)
     wanted = {name: gradients(peft_model, name) for name in ("default", "k1", "k2")}
     broken = next(p for name, p in peft_model.named_parameters() if "lora_A.k1" in name)
@@ -203,7 +203,9 @@ def test_adapters_trained_together_take_the_steps_that_each_takes_alone() -> Non
         for seed in range(4):
             batches = {n: batch((9, 5 + k), seed=3 * seed + k) for k, n in enumerate(names)}
             for group in groups:
-                DirectModel(peft_model, group).add_gradients([Part(k, batches[n], 0.1) for k, n in enumerate(group)])
+                HandwrittenEngine(peft_model, group).add_gradients(
+                    [Part(k, batches[n], 0.1) for k, n in enumerate(group)]
+                )
             for n, norm in zip(names, norms, strict=True):
                 torch.nn.utils.clip_grad_norm_(own[n], norm)
                 optimizers[n].step()
@@ -222,7 +224,7 @@ def test_adapters_trained_together_take_the_steps_that_each_takes_alone() -> Non
 def test_sixteen_rows_have_the_same_gradient_in_micro_batches_of_any_size(family: str, recompute: bool) -> None:
     peft_model = adapted(decoder(family))
     lengths = tuple(range(18, 2, -1))  # as training has them: neighbours share a group in attention
-    engine, tokens = DirectModel(peft_model, recompute=recompute), rows(lengths)
+    engine, tokens = HandwrittenEngine(peft_model, recompute=recompute), rows(lengths)
 
     def in_micro_batches(size: int) -> tuple[Tensor, dict[str, Tensor]]:
         losses = [engine.add_gradient(collate(tokens, range(k, k + size), 0), 0.1) for k in range(0, 16, size)]
@@ -236,9 +238,9 @@ def test_sixteen_rows_have_the_same_gradient_in_micro_batches_of_any_size(family
 def test_long_rows_are_computed_in_blocks_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     for family in FEW:
         peft_model = adapted(decoder(family))
-        wanted = step(PlainModel(peft_model, "cpu"), peft_model, batch((40, 33)))
+        wanted = step(AutogradEngine(peft_model, "cpu"), peft_model, batch((40, 33)))
         monkeypatch.setattr(attention, "_BLOCK", 7)
-        assert_equal(step(DirectModel(peft_model), peft_model, batch((40, 33))), wanted, 1e-5)
+        assert_equal(step(HandwrittenEngine(peft_model), peft_model, batch((40, 33))), wanted, 1e-5)
 
 
 def test_groups_hold_every_row_once_and_in_order() -> None:
@@ -251,7 +253,7 @@ def test_groups_hold_every_row_once_and_in_order() -> None:
 def test_the_base_keeps_its_values_and_its_weights_are_not_held_twice() -> None:
     peft_model = adapted(decoder("qwen2"))
     before = copy.deepcopy(peft_model.state_dict())
-    engine = DirectModel(peft_model)
+    engine = HandwrittenEngine(peft_model)
     engine.add_gradient(batch(), 0.1)
     gradients(peft_model)
     assert all(torch.equal(before[name], value) for name, value in peft_model.state_dict().items())
@@ -263,7 +265,7 @@ def test_the_base_keeps_its_values_and_its_weights_are_not_held_twice() -> None:
 def test_a_loss_that_is_not_finite_leaves_no_gradient() -> None:
     peft_model = adapted(decoder("llama"))
     peft_model.get_base_model().model.norm.weight.data[0] = float("nan")
-    nll_B, found = step(DirectModel(peft_model), peft_model, batch())
+    nll_B, found = step(HandwrittenEngine(peft_model), peft_model, batch())
     assert not torch.isfinite(nll_B).any()
     assert not found
 
@@ -442,9 +444,9 @@ def test_two_hundred_steps_take_the_same_way(family: str) -> None:
     assert sum(wanted[-10:]) < sum(wanted[:10])
     assert all(a != b for a, b in pairwise(wanted[:10]))
     paths = {
-        "plain": lambda peft_model: PlainModel(peft_model, "cpu"),
-        "direct": DirectModel,
-        "direct, recomputed": lambda peft_model: DirectModel(peft_model, recompute=True),
+        "plain": lambda peft_model: AutogradEngine(peft_model, "cpu"),
+        "direct": HandwrittenEngine,
+        "direct, recomputed": lambda peft_model: HandwrittenEngine(peft_model, recompute=True),
     }
     for name, make in paths.items():
         apart = max(abs(a - b) / abs(b) for a, b in zip(losses(make), wanted, strict=True))
@@ -458,7 +460,7 @@ def test_offloaded_activations_come_back_and_weights_never_leave(
     from inlay.engine import autograd
 
     peft_model = adapted(decoder("qwen3")).train()
-    wanted = step(PlainModel(peft_model, "cpu"), peft_model, batch())
+    wanted = step(AutogradEngine(peft_model, "cpu"), peft_model, batch())
     if recompute:
         peft_model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     moved: list[int] = []
@@ -479,5 +481,5 @@ def test_offloaded_activations_come_back_and_weights_never_leave(
 
     monkeypatch.setattr(autograd, "_WORTH_MOVING", 0)
     monkeypatch.setattr(autograd, "offloaded", counted)
-    assert_equal(step(PlainModel(peft_model, "cpu", offload=True), peft_model, batch()), wanted, 1e-6)
+    assert_equal(step(AutogradEngine(peft_model, "cpu", offload=True), peft_model, batch()), wanted, 1e-6)
     assert (len(moved) < 20) == recompute  # one value of each of three layers, and what is outside of them
