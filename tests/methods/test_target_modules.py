@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,20 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from families import family
+from families import family, make_family
+from inlay import api
 from inlay import config as configs
 from inlay.config import Config
 from inlay.errors import AdapterError, ConfigError
-from inlay.methods import peft_names
+from inlay.methods import called_layers, peft_names
 from inlay.methods.adapter import adapter_disabled, attach, detach
+from inlay.methods.called_layers import told_unseen
 from inlay.methods.lora import expert_bytes
 from inlay.methods.state import AdapterState
 from inlay.methods.target_modules import coverage, expert_targets, linear_layers, resolve_targets, unfit_layers
 from inlay.models.named_class import NamedClass
 from inlay.training.resolve import targets_of
+from training_runs import Quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT alone asks for it
 IDS = torch.arange(4, 28)[None]
@@ -183,6 +187,21 @@ def test_a_layer_that_is_not_called_as_a_linear_layer_gets_no_adapter_and_is_ref
 @pytest.mark.parametrize("name", ["llama", "falcon, new", "gpt2", "gpt_bigcode", "qwen3_5"])
 def test_no_layer_is_left_out_where_all_are_called(name: str) -> None:
     assert unfit_layers(family(name)) == {}
+
+
+def test_a_base_whose_layers_cannot_be_seen_in_a_forward_pass_is_told_with_the_reason(
+    tmp_path: Path, config_tree: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = family("gpt2")
+    assert unfit_layers(seen) == {}
+    assert told_unseen(seen) == ""
+    base, reporter = make_family(tmp_path / "base", "gpt2"), Quiet()
+    monkeypatch.setattr(called_layers, "_TOKENS", 257)  # GPT-2 has a position for one less
+    api.train(config_tree(model={"base_model": str(base)}, train={"max_steps": 1}), reporter=reporter)
+    (told,) = [text for text in reporter.notes if "which shows the linear layers that act" in text]
+    assert told.startswith("warning: a forward pass over 257 tokens")
+    assert "failed (index out of range" in told
+    assert told.endswith("name the layers in adapter.target_modules.")
 
 
 def test_seeing_which_layers_are_called_changes_nothing_of_the_model_and_draws_nothing() -> None:

@@ -16,23 +16,37 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from inlay.hardware.probe import first_line
 from inlay.methods.base_modules import base_of, peft_disabled
 
 _TOKENS = 8
 _LARGEST_ERROR = 2e-2
 """Relative, of a subclass's output against the product; what 16 bits round is less."""
 _seen: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
+_failed: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""Why a model's pass ended before its end."""
 
 
 def unfit(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, str]:
     """Why an adapter on it would not be what is meant, for each of the linear layers where that is so.
 
-    Empty where the base cannot be run alone, as one that needs more than token ids. Seen once for each model.
+    Empty where the base cannot be run alone, as one that needs more than token ids (`told_unseen`). Seen once for each
+    model.
     """
     base = base_of(model)
     if base not in _seen:
         _seen[base] = _look(model, layers)
     return {name: why for name, why in _seen[base].items() if name in layers}
+
+
+def told_unseen(model: nn.Module) -> str:
+    """A warning where the layers of this base could not be seen in a forward pass; empty where they were."""
+    if (why := _failed.get(base_of(model))) is None:
+        return ""
+    return (
+        f"warning: a forward pass over {_TOKENS} tokens, which shows the linear layers that act, failed ({why}). An adapter on a "
+        "layer that is never called, or is used past its forward, would do nothing: name the layers in adapter.target_modules."
+    )
 
 
 def _look(model: Any, layers: Mapping[str, Any]) -> dict[str, str]:
@@ -43,7 +57,8 @@ def _look(model: Any, layers: Mapping[str, Any]) -> dict[str, str]:
         with peft_disabled(model), torch.no_grad(), torch.random.fork_rng(), watch:
             for training in (False, True):  # either can do what the other does not: Gemma 3n clamps weights in training
                 model.train(training)(input_ids=ids, use_cache=False)
-    except Exception:  # noqa: BLE001 -- another kind of model, or one without weights: nothing is seen
+    except Exception as error:  # noqa: BLE001 -- another kind of model, or one without weights: nothing is seen
+        _failed[base_of(model)] = first_line(error)
         return {}
     finally:
         watch.close()

@@ -41,6 +41,7 @@ from inlay.errors import ConfigError
 from inlay.hardware.facts import library_versions, memory_facts
 from inlay.hardware.probe import DTYPES, pick_device, pick_dtype, pick_matmul_precision, product_dtype
 from inlay.methods.adapter import attach, layers_adapted, trained_parameters
+from inlay.methods.called_layers import told_unseen
 from inlay.methods.lora import expert_bytes
 from inlay.methods.table import method_of
 from inlay.methods.target_modules import coverage, expert_targets, numel
@@ -408,6 +409,8 @@ def _adapted(
     targets, why = targets_of(config, model)
     if method_of(config).has_targets:
         choices.settle("adapter.target_modules", targets, why)
+        if told := told_unseen(model):
+            reporter.note(told)
         experts = expert_targets(model) if config.adapter.experts else []
         choices.reasons["adapter.coverage"] = coverage(model, targets, experts)
     if why:  # a preset's words stay in the config, their meaning here goes beside them
