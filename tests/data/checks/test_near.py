@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from inlay.config.sections.data import DataConfig, TrainFile
 from inlay.data.checks.minhash import SHINGLE, SIZE, near_pairs, signatures
+from inlay.data.checks.near import numbers_in
 from inlay.data.checks.report import DataReport, check_files
 from parts import write_rows
 
@@ -123,3 +124,8 @@ def test_without_held_out_rows_those_that_train_would_hold_out_are_compared(tmp_
 def test_rows_with_other_numbers_are_not_near_duplicates(tmp_path: Path) -> None:
     text = sentence(40)
     assert report(tmp_path, [f"{text} on day {n}" for n in range(30)]).findings == ()
+
+
+@given(st.text(st.sampled_from("a1 2.-\n0９x"), max_size=20))
+def test_the_numbers_of_a_plain_text_are_those_that_any_other_text_has(text: str) -> None:
+    assert numbers_in(text) == numbers_in(f"é{text}")

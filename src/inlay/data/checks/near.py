@@ -36,6 +36,7 @@ TOO_MANY: Final = Kind(
 )  # fmt: skip
 
 _NUMBER: Final = re.compile(r"\d+")
+_DIGITS_ALONE: Final = bytes(b if chr(b).isdigit() and b < 128 else ord(" ") for b in range(256))
 _BUFFER: Final = 1 << 22  # characters
 
 
@@ -70,7 +71,7 @@ class NearDuplicates:
         text = "\n".join(text for _, text in row.normal)
         self._sources.append(row.source)
         self._shown.append(row.question[:100])
-        self._numbers.append(hash(tuple(_NUMBER.findall(text))))
+        self._numbers.append(hash(tuple(numbers_in(text))))
         self._held_out.append(row.held_out)
         self._prompts += prompt_key(row.example)
         self._waiting.append(text)
@@ -115,3 +116,10 @@ class NearDuplicates:
                 told = f"{s:.0%} alike: {self._shown[j]}"
                 self._tally.add(kind, self._sources[j], told, other=self._sources[i], other_text=self._shown[i])
         return self._tally.findings()
+
+
+def numbers_in(text: str) -> list[bytes]:
+    """The numbers in the text, in order."""
+    if text.isascii():
+        return text.encode().translate(_DIGITS_ALONE).split()  # ten times as fast as the pattern
+    return [number.encode() for number in _NUMBER.findall(text)]
