@@ -56,11 +56,11 @@ class Habit:
     says: Callable[[str], str] = same
     eos: str = "<|im_end|>"
     refuses: tuple[str, ...] = ("tools",)
-    """Features of dialogues that it has no place for."""
+    """Features of conversations that it has no place for."""
     one_row: bool = True
-    """Turns of a dialogue without thoughts stand in one row."""
+    """Turns of a conversation without thoughts stand in one row."""
     moves_system: bool = False
-    """Those of a dialogue with a system turn do not."""
+    """Those of a conversation with a system turn do not."""
 
     def tokenizer(self) -> Any:
         made = toys.nano(self.template)

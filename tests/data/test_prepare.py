@@ -72,7 +72,7 @@ def test_rows_go_to_training_or_are_held_out_and_all_are_counted(data_file: Path
     assert 0 < data.trained_share < 1
 
 
-def test_held_out_rows_are_drawn_by_seed_as_whole_dialogues(tmp_path: Path) -> None:
+def test_held_out_rows_are_drawn_by_seed_as_whole_conversations(tmp_path: Path) -> None:
     turns = [("user", "ask {n}"), ("assistant", "because</think>one"), ("user", "on"), ("assistant", "so</think>two")]
     rows = [{"messages": [{"role": r, "content": c.format(n=n)} for r, c in turns]} for n in range(50)]
     path = write_rows(tmp_path / "a.jsonl", rows)

@@ -26,7 +26,7 @@ SYSTEM_ELSEWHERE = {
     "chatml, over several lines", "llama 2", "mistral, system in the first question",
     "mistral, system in the last turn", "gemma, system in the first question",
 }  # fmt: skip
-"""Habits that write the system turn where it does not stand in the dialogue."""
+"""Habits that write the system turn where it does not stand in the conversation."""
 TURNS = (
     Message("user", "Hi there", 0.5), Message("assistant", "Hello.", 2.0),
     Message("user", "And\nthen?", 0.75), Message("assistant", "So long.", 3.0),
@@ -81,7 +81,9 @@ def test_a_turn_is_trained_by_its_role_once_and_the_served_prompt_is_still_the_s
 def test_a_system_turn_is_trained_where_the_template_leaves_it_in_its_place_and_else_refused(name: str) -> None:
     messages = (Message("system", "Now be brief.", 0.25), *TURNS)
     if name in SYSTEM_ELSEWHERE:
-        with pytest.raises(DataError, match=r"a:1: where turn 1 \(system\) begins and ends .* data\.role_weights"):
+        with pytest.raises(
+            DataError, match=r"a:1: the chat template moves or merges turn 1 \(system\).* data\.role_weights"
+        ):
             encoded(encoder(name), messages)
         return
     (text,) = [text for weight, text in spans(encoder(name), encoded(encoder(name), messages)) if weight == 0.25]

@@ -50,7 +50,7 @@ def test_a_thought_with_its_opening_or_its_end_alone(before: str, said: str, mar
         for opens, closes in THOUGHTS
         if (thought := (_leading if content.lstrip().startswith(opens) else _unopened)(content, opens, closes))
     ]
-    assert parted(content) == ((found[0].said.strip(), found[0].rest) if found else ("", content))
+    assert parted(content) == ((found[0].thought.strip(), found[0].rest) if found else ("", content))
 
 
 VALUES = st.dictionaries(st.text(), st.recursive(st.integers() | st.text() | st.none(), st.lists, max_leaves=4))

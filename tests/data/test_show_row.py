@@ -138,21 +138,21 @@ def test_a_row_of_a_file_that_cannot_be_trained_on_is_shown_with_the_reason(tiny
 
 
 def test_a_line_without_a_row_is_wrong_input(tiny_base: Path, data_file: Path) -> None:
-    with pytest.raises(DataError, match="no row stands at line 41"):
+    with pytest.raises(DataError, match="there is no row at line 41"):
         shown(data_file, tiny_base, 41)
 
 
-def test_a_dialogue_that_the_template_rewrites_is_shown_as_one_sequence_for_each_turn(
+def test_a_conversation_that_the_template_rewrites_is_shown_as_one_sequence_for_each_turn(
     tiny_base: Path, tmp_path: Path
 ) -> None:
     template = tmp_path / "forgets.jinja"
     template.write_text(toys.FORGETS)
     turns = [("user", "a"), ("assistant", "x</think>b"), ("user", "c"), ("assistant", "y</think>d")]
-    dialogue = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    conversation = {"messages": [{"role": role, "content": text} for role, text in turns]}
     others = [
         {"messages": [{"role": "user", "content": f"{n}"}, {"role": "assistant", "content": "e"}]} for n in range(9)
     ]
-    path = write_rows(tmp_path / "a.jsonl", [dialogue, *others])
+    path = write_rows(tmp_path / "a.jsonl", [conversation, *others])
     row = shown(path, tiny_base, 1, f"model.chat_template={template}", "data.check=warn")
     trained = ["".join(text for weight, text in s.spans if weight) for s in row.sequences]
     assert trained == ["x</think>b<|im_end|>", "y</think>d<|im_end|>"]

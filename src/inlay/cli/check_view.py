@@ -47,7 +47,7 @@ def lengths_lines(report: DataReport, columns: int, *, whole: bool = False) -> l
             ]
             lines.append(f"  {limit.max_length:>10,}  {cells[0]:>18}  {cells[1]:>28}  {cells[2]:>16}")
     for advice in report.advice:
-        told = f"{advice.about}: {advice.says} (a heuristic)"
+        told = f"{advice.about}: {advice.text} (a heuristic)"
         lines += textwrap.wrap(told, columns, subsequent_indent="  ")
     return lines
 

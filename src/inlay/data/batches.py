@@ -1,4 +1,4 @@
-"""Order of rows and what goes through the model at once.
+"""The order of rows, and the batches that go through the model at once.
 
 The order is a pure function of seed and epoch, a step is a slice of it, and a step's rows are shared out among
 micro batches and ranks only afterwards: the data cursor is the step number, whatever the number of ranks.
@@ -28,12 +28,13 @@ class Batch:
     rows: tuple[int, ...]  # positions in the TokenSet
 
     def to(self, device: torch.device | str) -> Batch:
+        """The batch on that device."""
         return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.weights.to(device), self.rows)
 
 
 @lru_cache(maxsize=2)
 def order(seed: int, epoch: int, shares: Shares | int, curriculum: Curriculum | None = None) -> np.ndarray:
-    """(D,) the rows of an epoch, a function of what is given alone. Read only: the steps of an epoch share it.
+    """(D,) the rows of an epoch, a function of these arguments alone. Read only: the steps of an epoch share it.
 
     A part of weight 2.5 gives each of its rows twice and half of them once more; the halves take turns. A number of
     rows stands for one part of weight 1.
@@ -58,6 +59,7 @@ def _shares(shares: Shares | int) -> Shares:
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Optimizer steps in an epoch of `count` sequences."""
     return -(-count // batch_size)
 
 
@@ -112,7 +114,7 @@ def shared_out(
 
 
 def _stretches(rows: Sequence[int], lengths: np.ndarray, at_once: int, size: int) -> list[list[list[int]]]:
-    """From the longest row to the shortest, cut where each rank has as many tokens as the next: few long, many short."""
+    """Rows from the longest to the shortest, cut so that each rank has as many tokens: few long rows or many short ones."""
     longest_first = _longest_first(rows, lengths)
     sizes = [int(lengths[row]) for row in longest_first]
     low, high = max(sizes, default=0), -(-len(rows) // size) * max(sizes, default=0)
@@ -128,7 +130,7 @@ def _stretches(rows: Sequence[int], lengths: np.ndarray, at_once: int, size: int
 
 
 def _ends(sizes: list[int], at_once: int, size: int, most: int) -> list[int]:
-    """Where the stretch of each rank ends when it takes rows as long as they are no more than `most` tokens."""
+    """The end of each rank's stretch, when it takes rows up to `most` tokens."""
     ends, i = [], 0
     for rank in range(size):
         cost, first = 0, i

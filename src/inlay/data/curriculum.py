@@ -1,4 +1,4 @@
-"""The order of rows by how hard they are: a pool of rows that grows linearly while an epoch goes on."""
+"""The order of rows by difficulty: rows are drawn from a pool that grows linearly during an epoch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from inlay.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Curriculum:
-    """In the first epochs a row is drawn from those with the least numbers; later ones are in random order."""
+    """An order of rows: in the first epochs easy rows come first, in later ones the order is random."""
 
-    numbers: np.ndarray  # (N,) of each row, the least to come first
+    numbers: np.ndarray  # (N,) difficulty of each row, the lowest first
     pool: float
     """Share of the rows that the first one is drawn from."""
     pacing: float
@@ -54,7 +54,7 @@ def curriculum(config: TrainConfig, difficulty: np.ndarray) -> Curriculum:
 
 
 def difficulty(config: Config, train: TokenSet) -> np.ndarray | None:
-    """(N,) float64, by what the rows are ordered; None where there is no such order, or only the base can tell.
+    """(N,) float64 difficulty of each row; None where rows have no such order, or it needs losses of the base.
 
     Raises: DataError for a row whose column holds no number.
     """
@@ -85,8 +85,8 @@ def _number(row: Row, name: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        told = "is missing" if value is None else f"is {value!r}, not a finite number"
+        fault = "is missing" if value is None else f"is {value!r}, not a finite number"
         raise DataError(
-            f"{row.source}: field {name!r} {told}, and train.order_column orders the rows by it. Give every row a number."
+            f"{row.source}: field {name!r} {fault}, and train.order_column orders the rows by it. Give every row a number."
         )
     return number

@@ -1,4 +1,4 @@
-"""One row exactly as training sees it: its ids and weights, and the steps and micro batches that it lands in."""
+"""A row exactly as training sees it: its ids and weights, and its steps and micro batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """Where a sequence lies in one epoch."""
+    """The step and micro batch of a sequence in one epoch."""
 
     epoch: int  # from 1
     step: int  # from 1, through all epochs
@@ -41,7 +41,7 @@ class Landing:
 
 @dataclass(frozen=True, slots=True)
 class ShownSequence:
-    """One sequence of a row."""
+    """A sequence of a row, with the text of its tokens."""
 
     tokens: TokenizedSequence
     pieces: tuple[str, ...]
@@ -70,6 +70,7 @@ class ShownSequence:
         return list(zip(weights, self.texts, strict=True))
 
     def to_json(self) -> JsonObject:
+        """As an object of JSON."""
         t = self.tokens
         columns = zip(self.pieces, t.input_ids.tolist(), self.labels.tolist(), t.weights.tolist(), strict=True)
         return {
@@ -85,16 +86,17 @@ class ShownSequence:
 
 @dataclass(frozen=True, slots=True)
 class ShownRow:
-    """A row of a data file and what becomes of it."""
+    """A row of a data file, and its part in training."""
 
     source: Source
     format: str
     side: str
-    """What becomes of it, in words: trained, held out, or why neither."""
+    """The part of the row, in words: trained, held out, or the reason for neither."""
     sequences: tuple[ShownSequence, ...]
     micro_batch_note: str
 
     def to_json(self) -> JsonObject:
+        """As an object of JSON."""
         return {
             "file": self.source.file,
             "line": self.source.line,
@@ -114,7 +116,7 @@ def show_row(
     """A row of the training file through the functions that `train` calls: the first, that at a line, or of a mixture
     that at `FILE:LINE`. `apart` divides micro batches of rows of these lengths where the base needs it.
 
-    Raises: DataError when no row stands there, or for one that cannot be used.
+    Raises: DataError when there is no such row, or for one that cannot be used.
     """
     file, key = _place(training_files(config.data), row)
     example = _row(file, key)
@@ -165,14 +167,14 @@ def _row(file: DataFile, key: int | None) -> Example:
         place = file.source_of(key)
         if str(place) in str(error):
             raise
-        told = f"{place.file}: no row stands at line {place.line}. Name a line (of a table: a record), from 1."
-        raise DataError(told) from None
+        fault = f"{place.file}: there is no row at line {place.line}. Name a line (of a table: a record), from 1."
+        raise DataError(fault) from None
 
 
 def _found(
     config: Config, data: PreparedData, source: Source, apart: Apart
 ) -> tuple[str, TokenSet, list[tuple[Landing, ...]]]:
-    """(what becomes of the row, its sequences as they are kept, where each one lands)."""
+    """(the part of the row in words, its sequences as they are kept, the landings of each)."""
     if rows := data.train.rows_of(source):
         by_loss = ", in an order that the base's losses decide" if config.train.order == "loss" else ""
         return f"trained on{by_loss}", data.train.take(rows), [_landings(config, data.train, i, apart) for i in rows]
@@ -183,7 +185,7 @@ def _found(
 
 
 def _landings(config: Config, train: TokenSet, i: int, apart: Apart) -> tuple[Landing, ...]:
-    """One landing an epoch: of all epochs that the run has, the first three. None where only the base's losses tell."""
+    """The landings in the first three epochs, one each; none where the order needs losses of the base."""
     if config.train.order == "loss":
         return ()
     size = config.train.batch_size
@@ -208,8 +210,8 @@ def _micro_batch_size(config: Config) -> tuple[int, str]:
     """(rows in a micro batch, a word on it)."""
     micro = config.train.micro_batch_size
     if micro == "auto":
-        told = "train.micro_batch_size is auto and settled at the start of a run; here a step is one micro batch"
-        return config.train.batch_size, told
+        note = "train.micro_batch_size is auto and settled at the start of a run; here a step is one micro batch"
+        return config.train.batch_size, note
     return micro, f"train.micro_batch_size is {micro}"
 
 

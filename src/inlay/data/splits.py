@@ -1,4 +1,4 @@
-"""Which rows are held out: decided by what they say, not by where they stand."""
+"""The split into training and held-out rows: by the content of the prompts, not by the order of rows."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from inlay.data.types import Example, Message, normalised
 
 
 def prompt_key(example: Example) -> bytes:
-    """Digest of what is asked, 16 bytes: the turns before the first answer, or the whole document."""
-    asked = [(m.role, normalised(m.content)) for m in example.messages[: prompt_turns(example.messages)]]
-    return hashlib.sha256(repr(asked).encode()).digest()[:16]
+    """Digest of the prompt, 16 bytes: the turns before the first answer, or the whole document."""
+    turns = [(m.role, normalised(m.content)) for m in example.messages[: prompt_turns(example.messages)]]
+    return hashlib.sha256(repr(turns).encode()).digest()[:16]
 
 
 def prompt_turns(messages: Sequence[Message]) -> int:
-    """How many turns there are before the first answer to somebody; a greeting before the first question is none."""
+    """Number of turns before the first answer; a greeting before the first question is no answer."""
     begun = next((n for n, m in enumerate(messages) if m.role in ("user", "tool")), 0)
     return next((n for n, m in enumerate(messages) if n >= begun and m.role == "assistant"), len(messages))
 
@@ -28,8 +28,7 @@ def as_keys(digests: Iterable[bytes]) -> np.ndarray:
 
 
 def least(keys: np.ndarray, most: int | None) -> np.ndarray:
-    """At most so many of these (N, 2) keys, the least as they are read from behind, where no split looks; their
-    positions, ascending."""
+    """Positions of at most `most` of these (N, 2) keys, ascending: the lowest, read from behind, where no split looks."""
     few = most is not None and most < len(keys)
     return np.sort(np.lexsort((keys[:, 0], keys[:, 1]))[:most]) if few else np.arange(len(keys))
 
@@ -39,7 +38,7 @@ def by_content(examples: Iterable[Example], eval_fraction: float) -> tuple[list[
 
     Groups of rows with the same prompt are ordered by digest; the first ones are held out until the share is
     reached, at least one where there are two. The same rows in another order give the same two sets, and no prompt
-    stands in both.
+    is in both.
     """
     train, heldout = by_key(as_keys(prompt_key(example) for example in examples), eval_fraction)
     return train.tolist(), heldout.tolist()
@@ -67,7 +66,7 @@ def by_fold(keys: np.ndarray, part: int, parts: int) -> tuple[np.ndarray, np.nda
     """(training positions, held-out positions) of part `part` (from 1) of so many, by these (N, 2) keys of prompts.
 
     Groups of rows with the same prompt, in the order of their keys, are cut into parts of about equal size. The
-    held-out rows of all parts are all rows, each once, and no prompt stands in two.
+    held-out rows of all parts are all rows, each once, and no prompt is in two.
     """
     order, sizes = _groups(keys)
     middles = np.cumsum(sizes) - sizes / 2
@@ -86,10 +85,10 @@ def _groups(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def leaked(train: np.ndarray, heldout: np.ndarray) -> int:
-    """How many held-out prompts are asked in training too; both (N, 2) keys."""
+    """Number of held-out prompts that are also training prompts; both (N, 2) keys."""
     seen = train[np.isin(train[:, 0], heldout[:, 0])]
-    asked = set(map(tuple, seen.tolist()))
-    return sum(tuple(key) in asked for key in heldout.tolist())
+    known = set(map(tuple, seen.tolist()))
+    return sum(tuple(key) in known for key in heldout.tolist())
 
 
 def draw(count: int, at_most: int, seed: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""A file written as two: the rows that would be trained on and those that would be held out."""
+"""Writes a file as two: the rows that `train` would train on and hold out."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from inlay.storage import path_exists, write_file
 
 
 def write_split(path: str, folder: Path, config: DataConfig) -> JsonObject:
-    """Writes NAME_train.jsonl and NAME_heldout.jsonl with the fields of the file; gives paths and row counts.
+    """Writes NAME_train.jsonl and NAME_heldout.jsonl with the fields of the file; returns paths and row counts.
 
-    They are the two parts that training on the file would make, row for row, in its order.
+    They are the same split as in training, row for row, in the order of the file.
 
     Raises: DataError for a row that cannot be used, a file that is already there, or rows that cannot be split.
     """

@@ -150,7 +150,7 @@ class Setup:
                          + (" (drawn by seed)" if len(data.heldout_examples) < data.heldout_fitting else "")
                          + (f"; {data.heldout_lengths.dropped} dropped, {data.heldout_lengths.cut} cut"
                             if data.heldout_lengths.dropped + data.heldout_lengths.cut else "")
-                         + (f"; {data.leaked} ask what a training row asks" if data.leaked else "")),
+                         + (f"; {data.leaked} with the prompt of a training row" if data.leaked else "")),
             ("trained tokens", f"{data.train.trained_tokens:,} of {data.train.token_count:,} ({data.trained_share:.0%})"),
             ("adapter", f"{self._kind()}{self._variant()}"),
             *([("base's dropout", f"{'on' if config.train.base_dropout else 'off'} ({why})")]

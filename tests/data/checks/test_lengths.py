@@ -134,9 +134,9 @@ def facts_of(rows: int, trained: int) -> LengthFacts:
 def test_the_rule_of_thumb_compares_trained_tokens_with_parameters(trained: int, says: str) -> None:
     base = Model("toy", Encoder(nano()), 4096, 1_000_000_000)
     first, second = rules_of_thumb(Task(), facts_of(200, trained), base)
-    assert says in first.says
-    assert "1e-6 to 1e-5 (1,000 to 10,000 tokens)" in first.says
-    assert ("more data" in second.says) == (trained < 1000)
+    assert says in first.text
+    assert "1e-6 to 1e-5 (1,000 to 10,000 tokens)" in first.text
+    assert ("more data" in second.text) == (trained < 1000)
 
 
 def task_of(path: Path, rows: list[dict[str, str]]) -> Task:
@@ -154,7 +154,7 @@ def test_what_looks_right_follows_from_what_the_answers_are_made_of(tmp_path: Pa
     copied = task_of(
         tmp_path, [{"question": f"Repeat thing{n}", "answer": f"Here comes: thing{n}"} for n in range(200)]
     )
-    told = [rules_of_thumb(task, facts_of(200, 4000), None)[-1].says for task in (labels, facts, copied)]
+    told = [rules_of_thumb(task, facts_of(200, 4000), None)[-1].text for task in (labels, facts, copied)]
     assert told[0] == "LoRA: the answers are a few labels"
     assert "retrieval for the facts" in told[1]
     assert told[2].startswith("LoRA: 33% of the answers' terms come from the question")

@@ -54,7 +54,7 @@ def test_train_goes_on_when_told_to_and_says_what_it_saw(
 def test_held_out_rows_that_stand_in_training_refuse_the_run(tmp_path: Path, config_tree: Tree) -> None:
     rows = qa_rows(40)
     train, held_out = write_rows(tmp_path / "t.jsonl", rows), write_rows(tmp_path / "h.jsonl", rows[:10])
-    with pytest.raises(DataCheckError, match="held-out rows that stand in the training rows too: 10"):
+    with pytest.raises(DataCheckError, match="held-out rows that are also training rows: 10"):
         api.train(config_tree(data={"train": str(train), "eval": str(held_out)}))
 
 

@@ -1,4 +1,4 @@
-"""What is trained is what is served: the encoder over templates, tokenizers and dialogues of every kind."""
+"""What is trained is what is served: the encoder over templates, tokenizers and conversations of every kind."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ spaced = st.builds(
 
 
 @st.composite
-def dialogues(draw: st.DrawFn) -> list[Message]:
+def conversations(draw: st.DrawFn) -> list[Message]:
     messages = [Message("system", draw(text))] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 3))):
         thinks = draw(st.sampled_from(["", "thought</think>"]))
@@ -96,7 +96,7 @@ def dialogues(draw: st.DrawFn) -> list[Message]:
 @pytest.mark.parametrize("template", toys.TEMPLATES)
 @pytest.mark.parametrize("tokenizer", ["nano", "always", "first"])
 @QUICK
-@given(messages=dialogues())
+@given(messages=conversations())
 def test_a_served_prompt_is_the_start_of_the_row_that_trains_its_answer(
     tokenizer: str, template: str, messages: list[Message]
 ) -> None:
@@ -182,7 +182,7 @@ def test_a_template_without_an_end_of_turn_gets_the_end_of_sequence_after_each_t
 
 
 @pytest.mark.parametrize("prefix", ["always", "first"])
-def test_pieces_of_a_sentencepiece_dialogue_have_the_ids_of_the_whole(prefix: str) -> None:
+def test_pieces_of_a_sentencepiece_conversation_have_the_ids_of_the_whole(prefix: str) -> None:
     enc = encoder(prefix, "llama2")
     turns = [user("hello the"), said("hell"), user("b"), said("a")]
     (row,) = encoded(enc, *turns)
@@ -191,7 +191,7 @@ def test_pieces_of_a_sentencepiece_dialogue_have_the_ids_of_the_whole(prefix: st
 
 
 @pytest.mark.parametrize("template", ["none", "llama2"])
-def test_a_dialogue_has_exactly_one_bos_where_the_tokenizer_adds_one(template: str) -> None:
+def test_a_conversation_has_exactly_one_bos_where_the_tokenizer_adds_one(template: str) -> None:
     enc = encoder("always", template)
     ids = encoded(enc, user("the"), said("a"))[0].input_ids.tolist()
     assert ids[0] == 1
@@ -266,14 +266,14 @@ def test_a_special_token_that_is_matched_after_normalization_is_refused_in_any_s
         encoded(enc, user("a <END>"), said("b"))
 
 
-def test_a_template_that_leaves_out_a_part_of_the_dialogue_is_refused() -> None:
+def test_a_template_that_leaves_out_a_part_of_the_conversation_is_refused() -> None:
     chatml = encoder("nano", "chatml")
     with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template leaves out the tool 'weather'"):
         encoded(chatml, user("a"), said("b"), tools=[TOOL])
     with pytest.raises(DataError, match="leaves out the tool calls of turn 2"):
         encoded(chatml, user("a"), Message("assistant", "", 1.0, (CALL,)), Message("tool", "4"), said("b"))
     deaf = Encoder(toys.nano("{% for m in messages if m.role != 'system' %}" + toys.CHATML.split("%}", 1)[1]))
-    with pytest.raises(DataError, match=r"leaves out what turn 1 \(system\) says"):
+    with pytest.raises(DataError, match=r"leaves out the text of turn 1 \(system\)"):
         encoded(deaf, Message("system", "Speak Latin."), user("a"), said("b"))
 
 
@@ -281,7 +281,7 @@ def test_a_template_that_asks_otherwise_than_it_answers_is_refused() -> None:
     other = toys.CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>helper\n{% endif %}")
     with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template renders turn 2 differently .*helper"):
         encoded(Encoder(toys.nano(other)), user("a"), said("b"))
-    with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template refuses this dialogue: no, thanks"):
+    with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template refuses this conversation: no, thanks"):
         encoded(Encoder(toys.nano("{{ raise_exception('no, thanks') }}")), user("a"), said("b"))
 
 
@@ -333,9 +333,9 @@ def test_a_thought_that_a_template_writes_anew_is_told_and_one_that_it_drops_is_
     [
         (
             "<|im_start|>user\nCode?<|im_end|>\n<|im_start|>assistant\n7<|im_end|>\n",
-            "written it already: give what each turn",
+            "written it already: give the text of each turn",
         ),
-        ("<|im_start|>user\nCode?", "written it already: give what each turn"),
+        ("<|im_start|>user\nCode?", "written it already: give the text of each turn"),
         ("It is 7.<|im_end|>", "Take it off the end of the text"),
         ("What is <|im_end|> for?", r"Remove or rewrite it, or have it encoded as ordinary text \(data.special_tokens"),
     ],

@@ -1,5 +1,5 @@
 """What is trained is what each template makes of the answers, after the very prompt that is served: 48 templates with
-the habits of those that models ship with, and 26 dialogues."""
+the habits of those that models ship with, and 26 conversations."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def said(text: str, weight: float = 1.0) -> Message:
     return Message("assistant", text, weight)
 
 
-Dialogue = tuple[tuple[Message, ...], str]
+Conversation = tuple[tuple[Message, ...], str]
 """(turns, a feature that not every template has a place for)."""
 
-DIALOGUES: dict[str, Dialogue] = {
+CONVERSATIONS: dict[str, Conversation] = {
     "one turn": ((user("Hi"), said("Hello.")), ""),
     "two turns": ((user("Hi"), said("Hello."), user("Bye"), said("So long.")), ""),
     "five turns": (tuple(m for n in range(5) for m in (user(f"Ask {n}"), said(f"Answer {n}"))), ""),
@@ -79,7 +79,7 @@ def tokenizer(name: str) -> Any:
 
 
 def rendered(enc: Encoder, messages: tuple[Message, ...], tools: list[Any]) -> str:
-    """What transformers makes of the dialogue with an answer opened: what any server would send."""
+    """What transformers makes of the conversation with an answer opened: what any server would send."""
     turns = [
         {"role": m.role, "content": m.content} | ({"tool_calls": list(m.tool_calls)} if m.tool_calls else {})
         for m in messages
@@ -127,7 +127,7 @@ def check(enc: Encoder, habit: Habit, messages: tuple[Message, ...], tools: list
 @pytest.mark.parametrize("name", HABITS)
 def test_what_is_trained_is_the_answer_as_the_template_writes_it_and_its_end(name: str) -> None:
     habit, enc = HABITS[name], encoder(name)
-    for dialogue, (messages, feature) in DIALOGUES.items():
+    for conversation, (messages, feature) in CONVERSATIONS.items():
         tools = [TOOL] if feature == "tools" else []
         if feature in habit.refuses:
             with pytest.raises(
@@ -139,7 +139,7 @@ def test_what_is_trained_is_the_answer_as_the_template_writes_it_and_its_end(nam
         turns = sum(m.weight > 0 for m in messages)
         if feature != "thought":
             in_one = habit.one_row and not (habit.moves_system and feature == "system" and messages[0].content.strip())
-            assert len(rows) == (1 if in_one else turns), dialogue
+            assert len(rows) == (1 if in_one else turns), conversation
 
 
 @pytest.mark.parametrize("name", HABITS)

@@ -1,4 +1,4 @@
-"""A template is rendered once for many dialogues only where nothing but its output depends on what they say."""
+"""A template is rendered once for many conversations only where nothing but its output depends on what they say."""
 
 from __future__ import annotations
 

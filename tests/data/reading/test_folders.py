@@ -76,7 +76,7 @@ def test_a_row_of_a_folder_is_shown_by_its_file_and_line(tmp_path: Path) -> None
     name = "train-00001-of-00003.jsonl"
     shown = api.show_data(folder, model=str(NANO), row=f"{name}:2")
     assert (shown.source.file, shown.source.line) == (f"{folder}/{name}", 2)
-    with pytest.raises(DataError, match=rf"{name}: no row stands at line 99"):
+    with pytest.raises(DataError, match=rf"{name}: there is no row at line 99"):
         api.show_data(folder, model=str(NANO), row=f"{name}:99")
 
 

@@ -159,7 +159,7 @@ class TestInstructions:
         assert parsed(value, "instruction_output") == expected
 
 
-class TestDialogues:
+class TestConversations:
     def test_weights_are_kept_and_0_masks(self) -> None:
         value = {
             "messages": [
@@ -345,7 +345,7 @@ class TestPreferences:
         assert "the chosen answer is trained, the rejected one is not" in read.why
         assert turns(read.examples[0]) == CHOSEN
 
-    def test_of_whole_dialogues_only_what_parts_them_is_trained(self) -> None:
+    def test_of_whole_conversations_only_what_parts_them_is_trained(self) -> None:
         before = [ASK, {"role": "assistant", "content": "both"}, {"role": "user", "content": "more"}]
         value = {"chosen": [*before, SAY], "rejected": [*before, WORSE]}
         assert [weight for _, _, weight in parsed(value, "preference")] == [0, 0, 0, 1]

@@ -191,7 +191,7 @@ def test_a_system_prompt_beside_the_turns_is_the_system_turn(form: str, name: st
 def test_the_choices_of_a_question_are_not_left_out() -> None:
     for names in ("ABCD", ("option_a", "option_b"), ("choice1", "choice2"), ("opa", "opb")):
         value = {"question": "Which?", "answer": "A", **dict.fromkeys(names, "x")}
-        with pytest.raises(DataError, match=f"without the choices {names[0]}, {names[1]}"):
+        with pytest.raises(DataError, match=f"the model would not see the choices {names[0]}, {names[1]}"):
             read(value)
 
 
@@ -270,6 +270,6 @@ def test_the_page_on_data_has_the_tables_of_the_code() -> None:
 
 
 def test_a_pair_is_not_asked_without_its_context() -> None:
-    with pytest.raises(DataError, match="'context' is string 'c': the question would be asked without it"):
+    with pytest.raises(DataError, match="'context' is string 'c': the model would not see it beside the question"):
         read({"prompt": "a", "context": "c", "chosen": "b", "rejected": "d"})
     assert read(SHAPES["OpenAI"] | {"context": "c"}).unread == ("context",)

@@ -1,4 +1,4 @@
-"""Answers that teach nothing: blank, echoing, repeating, placeholders, all the same."""
+"""Answers that teach nothing: blank, echoes, loops, placeholders, all the same."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ OPEN_FENCE: Final = Kind(
     "Look whether the answer was cut off; close the block (```) or remove the row.",
 )  # fmt: skip
 ASSISTANT: Final = Kind(
-    "assistant-boilerplate", "note", "answers that speak as an AI language model",
-    "Keep them if that is part of the task; otherwise they teach to say so.",
+    "assistant-boilerplate", "note", "answers that say “as an AI language model”",
+    "Keep them if that is part of the task; otherwise the model learns to say so.",
 )  # fmt: skip
 ALL_SAME: Final = Kind(
     "all-answers-equal", "warning", "all answers are the same", "Check the column that the answer is read from."
@@ -54,7 +54,7 @@ _TAIL, _TIMES, _COMPRESSED = 24, 8, 0.12
 
 
 class Answers:
-    """Looks at the trained turns of dialogues."""
+    """Finds faults in the trained turns of conversations."""
 
     def __init__(self) -> None:
         self._tally = Tally()
@@ -63,6 +63,7 @@ class Answers:
         self._differ = False
 
     def see(self, row: CheckedRow) -> None:
+        """Looks at one row."""
         if row.is_document:
             return
         self._seen += 1
@@ -81,6 +82,7 @@ class Answers:
             self._tally.add(kind, row.source, text, at)
 
     def findings(self) -> list[Finding]:
+        """The findings in all rows seen."""
         found = self._tally.findings()
         if self._first and not self._differ and self._seen >= _ENOUGH:
             tally = Tally()
@@ -90,7 +92,7 @@ class Answers:
 
 
 def faults(answer: str, normal: str, question: str) -> list[tuple[Kind, int]]:
-    """What is wrong with an answer, with the position; `normal` and `question` are normalised."""
+    """(fault, position) of an answer's faults; `normal` and `question` are normalised."""
     if normal in _NOTHING:
         return [(NOTHING, 0)]
     found = []
@@ -108,7 +110,7 @@ def faults(answer: str, normal: str, question: str) -> list[tuple[Kind, int]]:
 
 
 def open_fence(text: str) -> int:
-    """Where a fence opens a code block that is not closed; -1 where none does."""
+    """Position of a code fence that is not closed; -1 for none."""
     if "```" not in text and "~~~" not in text:
         return -1
     opened, at = "", -1

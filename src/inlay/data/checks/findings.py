@@ -1,4 +1,4 @@
-"""What a check says: findings with severity, places and a way out."""
+"""Findings of the checks: severity, places and a way out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AROUND: Final = 4000  # looked at on both sides, so that a secret at the rim of
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A row that a finding speaks of, and what stands there (nothing secret)."""
+    """A row of a finding, with an excerpt (secrets masked)."""
 
     source: Source
     shown: str = ""
@@ -28,6 +28,7 @@ class Place:
     other_shown: str = ""
 
     def to_json(self) -> JsonObject:
+        """As an object of JSON."""
         value: JsonObject = {"file": self.source.file, "line": self.source.line}
         if self.shown:
             value["shown"] = self.shown
@@ -39,7 +40,7 @@ class Place:
 
     @classmethod
     def from_json(cls, value: JsonObject) -> Place:
-        """What `to_json` gave, again."""
+        """The value that `to_json` gave an object of."""
         other = value.get("other")
         there = Source(other["file"], other["line"]) if other else None
         shown = value.get("shown", ""), value.get("other_shown", "")
@@ -56,18 +57,18 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One thing that a check can find."""
+    """A fault that a check can find."""
 
     name: str
     severity: Severity
     title: str
-    """What was found, in words that go before a number."""
+    """The fault, as words before a number."""
     fix: str
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was found, at all of its places."""
+    """A fault that was found, with its places."""
 
     kind: str
     severity: Severity
@@ -79,12 +80,13 @@ class Finding:
     """The first `KEPT` of them; at least one."""
 
     def to_json(self) -> JsonObject:
+        """As an object of JSON."""
         value = {name: getattr(self, name) for name in ("kind", "severity", "title", "fix", "count")}
         return value | {"places": [place.to_json() for place in self.places]}
 
     @classmethod
     def from_json(cls, value: JsonObject) -> Finding:
-        """What `to_json` gave, again."""
+        """The value that `to_json` gave an object of."""
         return cls(**value | {"places": tuple(Place.from_json(place) for place in value["places"])})
 
 
@@ -106,21 +108,23 @@ class Tally:
         other_text: str = "",
         width: int = 80,
     ) -> None:
-        """Counts the place, and keeps what stands in `text` around character `at` for the first ones."""
+        """Counts the place, and keeps an excerpt of `text` around character `at` for the first ones."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
         kept = self.places.setdefault(kind, [])
         if len(kept) < KEPT:
             kept.append(Place(source, excerpt(text, at, width), other, excerpt(other_text, 0, width)))
 
     def count(self, kind: Kind) -> int:
+        """Places of one kind so far."""
         return self.counts.get(kind, 0)
 
     def finding(self, kind: Kind, severity: Severity | None = None) -> Finding:
-        """What was gathered of one kind."""
+        """The finding of one kind."""
         places = tuple(self.places[kind])
         return Finding(kind.name, severity or kind.severity, kind.title, kind.fix, self.counts[kind], places)
 
     def findings(self) -> list[Finding]:
+        """A finding for each kind with places."""
         return [self.finding(kind) for kind in self.counts]
 
 

@@ -39,8 +39,8 @@ def _finding(finding: Finding) -> Html:
     more = finding.count - len(finding.places)
     shown = [_place(place) for place in first]
     if rest:
-        told = f"{len(rest)} more" + (f" of {finding.count - len(first):,}" if more else "")
-        shown.append(tag("details", tag("summary", told), (_place(place) for place in rest)))
+        more_places = f"{len(rest)} more" + (f" of {finding.count - len(first):,}" if more else "")
+        shown.append(tag("details", tag("summary", more_places), (_place(place) for place in rest)))
     return joined(head, shown, note("Fix: ", finding.fix))
 
 
@@ -65,7 +65,7 @@ def _lengths(report: DataReport) -> list[Html]:
     parts = [section("Lengths", shown)]
     if found.max_lengths:
         parts.append(section("What a max_length would cost", _limits(found)))
-    advice = facts((advice.about, advice.says) for advice in report.advice)
+    advice = facts((advice.about, advice.text) for advice in report.advice)
     return [*parts, section("Rules of thumb", note("Heuristics: use them to decide what to try first."), advice)]
 
 

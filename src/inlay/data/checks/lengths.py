@@ -1,6 +1,6 @@
-"""How long the rows are, in the model's tokens where one is given: percentiles, and what a max_length would cost.
+"""Lengths of the rows, in the model's tokens where one is given: percentiles, and the cost of each max_length.
 
-With a model each row goes through the encoder, so a row that it refuses is found here.
+With a model each row goes through the encoder, which finds the rows that it refuses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from inlay.errors import DataError
 
 REFUSED: Final = Kind(
     "row-refused-by-the-encoder", "error", "rows that this model's tokenizer or chat template cannot take as they are",
-    "Each place says why. Change the row, or name another template (model.chat_template).",
+    "Each place names the reason. Change the row, or name another template (model.chat_template).",
 )  # fmt: skip
 END_NOT_TRAINED: Final = Kind(
     "end-of-turn-not-trained", "warning", "rows with an answer whose end of turn is not trained",
@@ -34,12 +34,12 @@ OVER_CONTEXT: Final = Kind(
     "They are dropped or cut (data.overlong). Shorten or divide them, or take a model with a longer context.",
 )  # fmt: skip
 ALTERED: Final = Kind(
-    "altered-by-the-template", "note", "rows with an answer that the chat template writes otherwise",
+    "altered-by-the-template", "note", "rows with an answer that the chat template alters",
     "The model learns it as the template writes it, which is also how it is served. `inlay data show` shows the tokens.",
 )  # fmt: skip
 LITTLE_TRAINED: Final = Kind(
     "little-is-trained", "note", "rows of which under 1% of the tokens are trained",
-    "They cost a whole forward pass for a few tokens. Shorten what is asked where you can.",
+    "They cost a whole forward pass for a few tokens. Shorten the prompts where you can.",
 )  # fmt: skip
 
 PERCENTILES: Final = (0, 5, 25, 50, 75, 90, 95, 99, 100)
@@ -61,7 +61,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class MaxLength:
-    """What a `data.max_length` would cost."""
+    """The cost of a `data.max_length`."""
 
     max_length: int
     longer: int
@@ -83,14 +83,17 @@ class LengthFacts:
 
     @property
     def total(self) -> int:
+        """Tokens (or characters) of all sequences."""
         return int(self.lengths.sum())
 
     @property
     def total_trained(self) -> int:
+        """Trained tokens (or characters) of all sequences."""
         return int(self.trained.sum())
 
     @property
     def trained_share(self) -> float:
+        """Share of the tokens that is trained."""
         return self.total_trained / max(1, self.total)
 
     def percentiles(self) -> dict[int, int]:
@@ -108,6 +111,7 @@ class LengthFacts:
         return [int(n) for n in counts], [round(float(e), 1) for e in edges]
 
     def to_json(self) -> JsonObject:
+        """As an object of JSON."""
         counts, edges = self.histogram()
         return {
             "unit": self.unit,
@@ -126,7 +130,7 @@ class LengthFacts:
 
 @dataclass(frozen=True, slots=True)
 class _Sequence:
-    """What a row became, or one of several; or why it can become none."""
+    """A sequence of a row, measured; or the reason why the row has none."""
 
     row: int
     """Position among those that were encoded with it."""
@@ -151,7 +155,7 @@ class LengthCheck:
         self._begun: deque[tuple[list[CheckedRow], Callable[[], list[_Sequence]]]] = deque()
         self._helpers = Helpers(partial(_sequences, model.encoder, self._limits), processes) if model else None
         self._tally = Tally()
-        self._told: tuple[CheckedRow | None, set[Kind]] = None, set()
+        self._counted: tuple[CheckedRow | None, set[Kind]] = None, set()
 
     def close(self) -> None:
         """Ends the processes."""
@@ -159,6 +163,7 @@ class LengthCheck:
             self._helpers.close()
 
     def see(self, row: CheckedRow) -> None:
+        """Looks at one row."""
         if self._model is None:
             if not row.held_out:
                 self._lengths.append(sum(map(len, row.texts)))
@@ -184,34 +189,35 @@ class LengthCheck:
             self._tally.add(REFUSED, row.source, found.refused.removeprefix(f"{row.source}: "), width=400)
             return
         if not found.end_is_trained:
-            self._tell(END_NOT_TRAINED, row, row.answer, max(0, len(row.answer) - 40))
+            self._count(END_NOT_TRAINED, row, row.answer, max(0, len(row.answer) - 40))
         if found.altered:
-            self._tell(ALTERED, row, f"{'; '.join(found.altered)}: {row.answer[:60]!r}")
+            self._count(ALTERED, row, f"{'; '.join(found.altered)}: {row.answer[:60]!r}")
         if found.length > context_length:
-            self._tell(OVER_CONTEXT, row, f"{found.length:,} tokens: {row.question[:60]}")
+            self._count(OVER_CONTEXT, row, f"{found.length:,} tokens: {row.question[:60]}")
         if found.trained < 0.01 * found.length:
-            self._tell(LITTLE_TRAINED, row, f"{found.trained:,} of {found.length:,} tokens: {row.question[:60]}")
+            self._count(LITTLE_TRAINED, row, f"{found.trained:,} of {found.length:,} tokens: {row.question[:60]}")
         if not row.held_out:
             self._lengths.append(found.length)
             self._trained.append(found.trained)
             if found.cut is not None:
                 self._cut += found.cut
 
-    def _tell(self, kind: Kind, row: CheckedRow, text: str, at: int = 0) -> None:
+    def _count(self, kind: Kind, row: CheckedRow, text: str, at: int = 0) -> None:
         """Counts a row once, however many sequences it makes."""
-        if self._told[0] is not row:
-            self._told = row, set()
-        if kind not in self._told[1]:
-            self._told[1].add(kind)
+        if self._counted[0] is not row:
+            self._counted = row, set()
+        if kind not in self._counted[1]:
+            self._counted[1].add(kind)
             self._tally.add(kind, row.source, text, at)
 
     def findings(self) -> list[Finding]:
+        """The findings in all rows seen."""
         if self._model:
             self._encode(to_the_end=True)
         return self._tally.findings()
 
     def facts(self) -> LengthFacts:
-        """What was measured, once all findings are made."""
+        """The lengths, once all findings are made."""
         lengths, trained = np.asarray(self._lengths, np.int64), np.asarray(self._trained, np.int64)
         if self._model is None:
             return LengthFacts("characters", lengths, trained)
@@ -226,7 +232,7 @@ class LengthCheck:
 
 
 def _sequences(encoder: Encoder, limits: np.ndarray, examples: list[Example]) -> list[_Sequence]:
-    """What the rows become, in order."""
+    """The sequences of the rows, measured, in order."""
     try:
         made = [(n, tokens) for n, tokens in encoder.examples(examples, beside=False)]
     except DataError as error:

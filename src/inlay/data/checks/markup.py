@@ -50,7 +50,7 @@ class Markup:
             self._tally.add(TURNS, row.source, text, mark.start())
 
     def findings(self) -> list[Finding]:
-        """What was found; marks in nearly every row are an error."""
+        """The findings in all rows seen; marks in nearly every row are an error."""
         count = self._tally.count(MEDIA)
         is_most = self._seen >= _ENOUGH and count >= NEARLY_ALL * self._seen
         return [

@@ -81,7 +81,7 @@ def near_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """((P, 2) pairs of rows i < j, (P,) estimated similarity) of rows at least so similar, in their order.
 
-    In a large group of like rows each is compared with the first and with its neighbour, not with all. `reached` is told
+    In a large group of like rows each is compared with the first and with its neighbour, not with all. `reached` gets
     the share of the bands that are done.
     """
     near = np.zeros(0, np.int64)  # i * N + j

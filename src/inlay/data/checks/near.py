@@ -1,4 +1,4 @@
-"""Rows that are nearly the same as another: among themselves, and across training and held-out rows.
+"""Near duplicates: among the rows of a file, and across training and held-out rows.
 
 Rows with other numbers in them are other rows, however alike: sums, dates, and forms that were filled in.
 """
@@ -24,7 +24,7 @@ MOST_ROWS: Final = 500_000
 
 NEAR: Final = Kind(
     "near-duplicate", "warning", "rows nearly the same as an earlier one",
-    "Look at the pairs. Keep one of each where the difference means nothing.",
+    "Look at the pairs. Keep one of each where the difference does not matter.",
 )  # fmt: skip
 NEAR_LEAKED: Final = Kind(
     "near-leaked-row", "warning", "held-out rows nearly the same as a training row",
@@ -62,6 +62,7 @@ class NearDuplicates:
         self._tally = Tally()
 
     def see(self, row: CheckedRow) -> None:
+        """Looks at one row."""
         if row.whole_key in self._seen:
             return
         if len(self._sources) >= MOST_ROWS:
@@ -88,7 +89,7 @@ class NearDuplicates:
     def search(
         self, reached: Callable[[float, int], None] = lambda _share, _rows: None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of the rows seen and their similarities, searched once; `reached` is told the share done and the rows."""
+        """Pairs of the rows seen and their similarities, searched once; `reached` gets the share done and the rows."""
         if self._pairs is None:
             self._sign()
             made = self._signatures[: self._signed]
@@ -96,6 +97,7 @@ class NearDuplicates:
         return self._pairs
 
     def findings(self) -> list[Finding]:
+        """The findings in all rows seen."""
         pairs, similar = self.search()
         held_out = self._held_out
         if not any(held_out) and len(self._sources) > 1:
@@ -113,8 +115,8 @@ class NearDuplicates:
             best[kind][j] = max(best[kind].get(j, (0.0, i)), (s, i))
         for kind, found in best.items():
             for j, (s, i) in sorted(found.items(), key=lambda item: (-item[1][0], item[0])):
-                told = f"{s:.0%} alike: {self._shown[j]}"
-                self._tally.add(kind, self._sources[j], told, other=self._sources[i], other_text=self._shown[i])
+                shown = f"{s:.0%} alike: {self._shown[j]}"
+                self._tally.add(kind, self._sources[j], shown, other=self._sources[i], other_text=self._shown[i])
         return self._tally.findings()
 
 

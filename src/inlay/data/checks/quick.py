@@ -21,22 +21,23 @@ MOST_CHARACTERS: Final = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class QuickCheck:
-    """What was found before training."""
+    """The findings of the check before training."""
 
     findings: tuple[Finding, ...]
     seen: int
     rows: int
 
     def to_json(self) -> JsonObject:
+        """As an object of JSON."""
         return {"findings": [f.to_json() for f in self.findings], "seen": self.seen, "rows": self.rows}
 
     @classmethod
     def from_json(cls, value: JsonObject) -> QuickCheck:
-        """What `to_json` gave, again."""
+        """The value that `to_json` gave an object of."""
         return cls(tuple(Finding.from_json(f) for f in value["findings"]), value["seen"], value["rows"])
 
     def summary(self) -> str:
-        """How many rows were checked and what was found, in a line."""
+        """The number of rows checked and the findings, in a line."""
         looked = (
             f"{self.seen:,} rows" if self.seen == self.rows else f"{self.seen:,} of {self.rows:,} rows, evenly drawn"
         )
@@ -57,7 +58,7 @@ class QuickCheck:
 
 
 class EvenSample:
-    """Of rows that come one by one, as many as may be looked at: all, or every second, every fourth, …"""
+    """An even sample of rows that come one by one: all, or every second, every fourth, …, within a size."""
 
     def __init__(self) -> None:
         self.stride = 1
@@ -66,6 +67,7 @@ class EvenSample:
         self._characters = 0
 
     def add(self, example: Example) -> None:
+        """Takes the next row into the sample, or only counts it."""
         if self.seen % self.stride == 0:
             self.examples.append(example)
             self._characters += _size(example)
@@ -97,18 +99,19 @@ class RunningCheck:
         self._seen = 0
 
     def see(self, example: Example, held_out: bool) -> None:
+        """Checks one row."""
         row = CheckedRow(example, self._seen, held_out)
         for check in self._checks:
             check.see(row)
         self._seen += 1
 
     def found(self, rows: int) -> QuickCheck:
-        """What was found in those that were seen of all `rows`."""
+        """The findings in the rows seen, out of `rows` in all."""
         findings = by_gravity([finding for check in self._checks for finding in check.findings()])
         return QuickCheck(tuple(findings), self._seen, rows)
 
 
 def code_digest() -> str:
-    """Hex digest of the code of all checks: what they found once, they would find again."""
+    """Hex digest of the code of all checks: with the same code they have the same findings."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -1,4 +1,4 @@
-"""Rows that stand there twice, questions with several answers, held-out rows that training has seen.
+"""Duplicates, questions with several answers, held-out rows that are also training rows.
 
 Rows are compared up to case and white space.
 """
@@ -13,23 +13,23 @@ from inlay.data.checks.row import CheckedRow
 from inlay.data.types import Source
 
 DUPLICATE: Final = Kind(
-    "duplicate", "warning", "rows that say the same as an earlier one",
-    "Remove the copies: a row that stands there k times counts k times.",
+    "duplicate", "warning", "duplicates of earlier rows",
+    "Remove the copies: a row that is there k times counts k times.",
 )  # fmt: skip
 LABEL_CONFLICT: Final = Kind(
-    "label-conflict", "warning", "rows that answer a question otherwise than an earlier row",
-    "Decide which is right; until then the two pull against each other and no model can get both.",
+    "label-conflict", "warning", "rows with another answer to the question of an earlier row",
+    "Decide which one is right: no model can learn both.",
 )  # fmt: skip
 SEVERAL_ANSWERS: Final = Kind(
-    "several-answers", "note", "rows that answer a question otherwise than an earlier row",
+    "several-answers", "note", "rows with another answer to the question of an earlier row",
     "Good where several answers are right; otherwise keep the best.",
 )  # fmt: skip
 LEAKED_ROW: Final = Kind(
-    "leaked-row", "error", "held-out rows that stand in the training rows too",
-    "Remove them from one side; what is measured on them says nothing about new rows.",
+    "leaked-row", "error", "held-out rows that are also training rows",
+    "Remove them from one side: scores on them tell nothing about new rows.",
 )  # fmt: skip
 LEAKED_QUESTION: Final = Kind(
-    "leaked-question", "warning", "held-out rows that ask what a training row asks",
+    "leaked-question", "warning", "held-out rows with the prompt of a training row",
     "Put rows with the same question on one side, as inlay data split does.",
 )  # fmt: skip
 
@@ -59,6 +59,7 @@ class Repeats:
         self._answer_characters = 0
 
     def see(self, row: CheckedRow) -> None:
+        """Looks at one row."""
         if row.held_out:
             self._held_out += 1
             if first := self._rows[0].get(row.whole_key):
@@ -81,8 +82,8 @@ class Repeats:
         shown = row.answer if len(row.answer) <= _SHORT else ""
         first = self._asked[row.held_out].setdefault(row.prompt_key, _First(row.source, answer, shown))
         if first.answer != answer:
-            told = f"{first.shown!r} there, {shown!r} here: {row.question}" if first.shown and shown else row.question
-            self._tally.add(LABEL_CONFLICT, row.source, told, other=first.source)
+            differ = f"{first.shown!r} there, {shown!r} here: {row.question}" if first.shown and shown else row.question
+            self._tally.add(LABEL_CONFLICT, row.source, differ, other=first.source)
 
     @property
     def _are_labels(self) -> bool:
@@ -91,6 +92,7 @@ class Repeats:
         return few and self._answer_characters <= 40 * self._answered
 
     def findings(self) -> list[Finding]:
+        """The findings in all rows seen."""
         found = []
         for kind in self._tally.counts:
             severity: Severity | None = None

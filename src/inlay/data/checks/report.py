@@ -1,4 +1,4 @@
-"""All checks over some files, and what came of it."""
+"""All checks over some files, and the report of them."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ UNREADABLE: Final = Kind(
     "unreadable-row",
     "error",
     "rows that cannot be used as they are",
-    "Each place says what is wrong and how it is right.",
+    "Each place names the fault and the way out.",
 )
 UNREADABLE_FILE: Final = Kind(
     "unreadable-file",
     "error",
     "files that cannot be read to the end",
-    "The place says what is wrong; what stands after it was not looked at.",
+    "The place names the fault; the rows after it were not checked.",
 )
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What is in the files and what is wrong with it."""
+    """The contents of the files, and the findings in them."""
 
     files: tuple[FileFacts, ...]
     findings: tuple[Finding, ...]
@@ -48,21 +48,24 @@ class DataReport:
     advice: tuple[RuleOfThumb, ...]
     model: str | None = None
     parameters: int | None = None
-    """Of the model."""
+    """Number of parameters of the model."""
 
     @property
     def rows(self) -> int:
+        """Rows that could be read, in all files."""
         return sum(facts.rows for facts in self.files)
 
     def count(self, severity: Severity) -> int:
-        """Findings of a severity."""
+        """Number of findings of a severity."""
         return sum(finding.severity == severity for finding in self.findings)
 
     @property
     def has_errors(self) -> bool:
+        """Whether a finding is an error."""
         return self.count("error") > 0
 
     def to_json(self) -> JsonObject:
+        """As an object of JSON."""
         return {
             "files": [facts.to_json() for facts in self.files],
             "rows": self.rows,
@@ -170,5 +173,5 @@ def _place(error: DataError, files: Sequence[str]) -> Source | None:
 
 def _add(faults: Tally, kind: Kind, error: DataError, files: Sequence[str]) -> None:
     place = _place(error, files)
-    told = str(error).removeprefix(f"{place}: ")
-    faults.add(kind, place or Source(files[0], 1), told, width=700)
+    message = str(error).removeprefix(f"{place}: ")
+    faults.add(kind, place or Source(files[0], 1), message, width=700)

@@ -1,4 +1,4 @@
-"""A row as the checks see it: the example, and its text once normalised for all of them."""
+"""A row as the checks see it: the example, and its texts, normalised once for all of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from inlay.data.splits import prompt_turns
 from inlay.data.types import Example, Message, normalised
 
 
-def said(message: Message) -> str:
-    """All that a turn says: its text, and its tool calls as JSON."""
+def text_of(message: Message) -> str:
+    """The text of a turn, and its tool calls as JSON."""
     if not message.tool_calls:
         return message.content
     calls = json.dumps(message.tool_calls, ensure_ascii=False, sort_keys=True)
@@ -18,7 +18,7 @@ def said(message: Message) -> str:
 
 
 class CheckedRow:
-    """One example on its way through the checks."""
+    """An example, with its texts prepared for all checks."""
 
     __slots__ = ("example", "held_out", "is_document", "normal", "number", "source", "text", "texts")
 
@@ -28,8 +28,8 @@ class CheckedRow:
         self.number = number
         """Position among the rows of all files, from 0."""
         self.is_document = messages[0].role == "text"
-        self.texts = tuple([said(message) for message in messages])
-        """What each turn says."""
+        self.texts = tuple([text_of(message) for message in messages])
+        """The text of each turn, calls included."""
         self.text = "\n".join(self.texts)
         """All turns, a line break between them."""
         self.normal = tuple([(m.role, normalised(text)) for m, text in zip(messages, self.texts, strict=True)])
@@ -37,12 +37,12 @@ class CheckedRow:
 
     @property
     def whole_key(self) -> int:
-        """Equal for rows that say the same in every turn."""
+        """Equal for rows with the same text in every turn."""
         return hash(self.normal)
 
     @property
     def prompt_key(self) -> int:
-        """Equal for rows that ask the same: all turns before the last answer. 0 for a document."""
+        """Equal for rows with the same prompt: all turns before the last answer. 0 for a document."""
         return hash(self.normal[:-1]) if len(self.normal) > 1 else 0
 
     @property
@@ -57,10 +57,10 @@ class CheckedRow:
 
     @property
     def question(self) -> str:
-        """What stands before the last answer; the document itself where there is none."""
+        """The turn before the last answer; the document itself where there is none."""
         return self.texts[-2] if len(self.texts) > 1 else self.texts[0]
 
     def trained(self) -> Iterator[tuple[int, str]]:
         """(number from 0, text) of each answer that is trained, or of the document."""
-        said = enumerate(self.example.messages)
-        return ((n, self.texts[n]) for n, m in said if m.weight > 0 and m.role in ("assistant", "text"))
+        turns = enumerate(self.example.messages)
+        return ((n, self.texts[n]) for n, m in turns if m.weight > 0 and m.role in ("assistant", "text"))

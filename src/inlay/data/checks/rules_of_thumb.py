@@ -1,4 +1,4 @@
-"""Rules of thumb: whether the rows are enough for the model, and what they look made for. Heuristics, and said so."""
+"""Rules of thumb, as heuristics: whether the rows are enough for the model, and the way that suits them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ _ONCE: Final = 0.35  # share of answer terms from which single facts outweigh a 
 
 @dataclass(frozen=True, slots=True)
 class RuleOfThumb:
-    """A rule of thumb, applied."""
+    """A rule of thumb, applied to the rows."""
 
     about: str
-    says: str
+    text: str
 
     def to_json(self) -> JsonObject:
-        return {"about": self.about, "says": self.says}
+        """As an object of JSON."""
+        return {"about": self.about, "says": self.text}
 
 
 class Task:
-    """What the answers are made of, from the first rows: labels, the question's own words, or facts of their own."""
+    """The content of the answers in the first rows: labels, the question's own words, or facts of their own."""
 
     def __init__(self) -> None:
         self._rows = 0
@@ -44,23 +45,26 @@ class Task:
         self._characters = 0
 
     def see(self, row: CheckedRow) -> None:
+        """Looks at one row."""
         if row.held_out or row.is_document or self._rows >= _ROWS:
             return
         self._rows += 1
         answer = row.normal[-1][1]
         self._answers[hash(answer)] += 1
         self._characters += len(answer)
-        asked = set(_TERM.findall(" ".join(text for _, text in row.normal[:-1])))
+        prompt = set(_TERM.findall(" ".join(text for _, text in row.normal[:-1])))
         terms = set(_TERM.findall(answer))
-        self._from_question += len(terms & asked)
-        self._terms.update(terms - asked)
+        self._from_question += len(terms & prompt)
+        self._terms.update(terms - prompt)
 
     @property
     def has_answers(self) -> bool:
+        """Whether there are rows that are no documents."""
         return self._rows > 0
 
     @property
     def are_labels(self) -> bool:
+        """Whether the answers are a few short ones, as in classification."""
         few = len(self._answers) <= max(2, self._rows // 4)
         return self.has_answers and few and self._characters <= 40 * self._rows
 
@@ -77,13 +81,13 @@ class Task:
 
 
 def rules_of_thumb(task: Task, lengths: LengthFacts, model: Model | None) -> list[RuleOfThumb]:
-    """What the rules of thumb say of these rows."""
-    said = [_enough(lengths, model)] if model else []
-    return [*said, _fitting(task, lengths, model)]
+    """The rules of thumb, applied to these rows."""
+    enough = [_enough(lengths, model)] if model else []
+    return [*enough, _fitting(task, lengths, model)]
 
 
 def cost(lengths: LengthFacts, parameters: int | None, price: float | None) -> JsonObject:
-    """Of one epoch: {"tokens", "operations", "price"}; None where it cannot be told without a model or a price.
+    """{"tokens", "operations", "price"} of one epoch; None where that needs a model or a price.
 
     A multiplication and an addition for each parameter and token forward, the same again for the way back to the
     adapters: 4 operations. Gradients of the frozen weights are never made.
@@ -114,21 +118,21 @@ def _enough(lengths: LengthFacts, model: Model) -> RuleOfThumb:
 def _fitting(task: Task, lengths: LengthFacts, model: Model | None) -> RuleOfThumb:
     rows = len(lengths.lengths)
     if model and lengths.total_trained < LEAST[0] * model.parameters:
-        says = "more data: there is less to learn from than the smallest rule of thumb asks for"
+        text = "more data: there is less to learn from than the smallest rule of thumb asks for"
     elif rows < _ENOUGH_ROWS:
-        says = f"more data: {rows} rows can set a tone, and a held-out fifth of them can hardly measure it"
+        text = f"more data: {rows} rows can set a tone, and a held-out fifth of them can hardly measure it"
     elif not task.has_answers:
-        says = "LoRA for the style of plain documents; to learn what they say takes far more text, or retrieval"
+        text = "LoRA for the style of plain documents; to learn what they say takes far more text, or retrieval"
     elif task.are_labels:
-        says = "LoRA: the answers are a few labels"
+        text = "LoRA: the answers are a few labels"
     elif task.once > _ONCE:
-        says = (
+        text = (
             f"LoRA for the form and retrieval for the facts: {task.once:.0%} of the answers' terms stand in no question "
             f"and no other row, and what is seen once is not learnt reliably"
         )
     else:
-        says = (
+        text = (
             f"LoRA: {task.from_question:.0%} of the answers' terms come from the question and {task.once:.0%} stand in one "
             "row only, so there is a common form to learn"
         )
-    return RuleOfThumb("what looks right", says)
+    return RuleOfThumb("what looks right", text)

@@ -1,4 +1,4 @@
-"""Keys, tokens and personal data in the rows. What is shown of them is masked."""
+"""Keys, tokens and personal data in the rows. Excerpts mask them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _PERSONAL: Final = "If it is a real person's, replace it (name@example.com); if 
 
 
 def kind_of(pattern: Pattern) -> Kind:
+    """The kind of finding for a pattern."""
     name = pattern.name.replace(" ", "-").replace("(", "").replace(")", "").lower()
     is_key = pattern.kind == "key"
     title = f"rows with what looks like {'an' if pattern.name[0] in 'AEe' else 'a'} {pattern.name}"
@@ -32,6 +33,7 @@ class Secrets:
         self._tally = Tally()
 
     def see(self, row: CheckedRow) -> None:
+        """Looks at one row."""
         found: dict[Pattern, int] = {}
         for pattern, at, _ in matches(row.text):
             found.setdefault(pattern, at)
@@ -39,4 +41,5 @@ class Secrets:
             self._tally.add(KINDS[pattern], row.source, row.text, at)
 
     def findings(self) -> list[Finding]:
+        """The findings in all rows seen."""
         return self._tally.findings()

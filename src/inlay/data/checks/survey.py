@@ -1,4 +1,4 @@
-"""What is in a file: rows, roles, turns, scripts, lengths in characters."""
+"""The contents of a file, counted: rows, roles, turns, scripts, characters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OTHER_NAMES: Final = {"CJK": "Han", "IDEOGRAPHIC": "Han", "HALFWIDTH": "Katakan
 
 @dataclass(slots=True)
 class FileFacts:
-    """One file, counted."""
+    """Counts of one file."""
 
     file: str
     held_out: bool
@@ -44,6 +44,7 @@ class FileFacts:
     with_system: int = 0
 
     def see(self, row: CheckedRow) -> None:
+        """Counts one row."""
         messages = row.example.messages
         self.rows += 1
         self.turns[len(messages)] += 1
@@ -56,6 +57,7 @@ class FileFacts:
         self.scripts[script_of(row.texts)] += 1
 
     def to_json(self) -> JsonObject:
+        """As an object of JSON."""
         counted = {name: dict(getattr(self, name).most_common()) for name in ("roles", "scripts", "characters")}
         plain = ("file", "held_out", "format", "why", "rows", "faulty", "trained_turns", "with_tools", "with_system")
         turns = {str(n): count for n, count in sorted(self.turns.items())}

@@ -70,10 +70,12 @@ class TextDamage:
         self._tally = Tally()
 
     def see(self, row: CheckedRow) -> None:
+        """Looks at one row."""
         for kind, at in damage(row.text):
             self._tally.add(kind, row.source, row.text, at)
 
     def findings(self) -> list[Finding]:
+        """The findings in all rows seen."""
         return self._tally.findings()
 
 
@@ -98,7 +100,7 @@ def damage(text: str) -> list[tuple[Kind, int]]:
 
 
 def _unseen(text: str) -> list[tuple[Kind, int]]:
-    """What a reader does not see, or sees in another order."""
+    """(kind, position) of text that a reader does not see, or sees in another order."""
     found = []
     if (match := _BIDI_LATIN.search(text)) and _HAS_RIGHT_TO_LEFT.search(text):
         match = _BIDI.search(text)
@@ -112,7 +114,7 @@ def _unseen(text: str) -> list[tuple[Kind, int]]:
 
 
 def mojibake(text: str) -> int:
-    """Where UTF-8 bytes stand that were read as cp1252 or latin-1; -1 where none do."""
+    """Position of UTF-8 bytes that were read as cp1252 or latin-1; -1 for none."""
     return next((m.start() for m in _MOJIBAKE.finditer(text) if _decodes(m.group())), -1)
 
 

@@ -1,4 +1,4 @@
-"""What stands in rows and has no effect."""
+"""Fields of rows that have no effect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from inlay.data.checks.row import CheckedRow
 from inlay.data.reading.row_fields import NOTES, cost
 
 UNREAD: Final = Kind(
-    "unread", "note", "rows with something that is read by nothing or not trained",
+    "unread", "note", "rows with fields that have no effect, or turns that are not trained",
     "Leave it if the answers do not depend on it; otherwise write it into a turn.",
 )  # fmt: skip
 
@@ -21,8 +21,10 @@ class Unread:
         self._tally = Tally()
 
     def see(self, row: CheckedRow) -> None:
+        """Looks at one row."""
         if names := [name for name in row.example.unread if name not in NOTES]:
             self._tally.add(UNREAD, row.source, "; ".join(f"{name}: {cost(name)}" for name in names))
 
     def findings(self) -> list[Finding]:
+        """The findings in all rows seen."""
         return self._tally.findings()

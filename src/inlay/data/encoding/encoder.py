@@ -1,6 +1,6 @@
 """The one encoder: training, evaluation and generation get their ids here.
 
-A dialogue is rendered by its chat template and cut at the starts and ends of the assistant turns; each piece is
+A conversation is rendered by its chat template and cut at the starts and ends of the assistant turns; each piece is
 tokenized by itself. Trained spans are whole pieces, so no text is ever searched, no token straddles a boundary,
 and the ids of a served prompt are the first ids of the training row by construction.
 """
@@ -49,20 +49,20 @@ _PROMPT, _TEMPLATE = Source("prompt", 1), Source("chat template", 1)
 
 @dataclass(frozen=True, slots=True)
 class TokenizedSequence:
-    """One training sequence. `weights[t]` is how much predicting `input_ids[t]` counts; 0 is not trained."""
+    """One training sequence: token ids, and the loss weight of predicting each; 0 is not trained."""
 
     input_ids: np.ndarray  # (L,) int32
     weights: np.ndarray  # (L,) float32
     source: Source
     altered: tuple[str, ...] = ()
-    """What the template makes otherwise of the trained turns than they are written; not kept in a TokenSet."""
+    """Alterations of the trained turns by the template, in words; not kept in a TokenSet."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sequence:
     pieces: tuple[str, ...]
     weights: tuple[float, ...]
-    """Of each piece's tokens up to the end of turn."""
+    """The weight of each piece's tokens, up to the end of turn."""
     lacks_end: bool
     """The last piece needs the end-of-sequence token after it."""
     lacks_bos: bool
@@ -74,7 +74,7 @@ _Numbered = tuple[int, Source, _Sequence]
 
 
 class Encoder:
-    """Dialogues to ids for one tokenizer and its chat template."""
+    """Conversations to ids for one tokenizer and its chat template."""
 
     def __init__(
         self,
@@ -85,9 +85,9 @@ class Encoder:
         template_kwargs: Mapping[str, Switch] | None = None,
         rows: int | None = None,
     ) -> None:
-        """`template_file` is where the tokenizer's template came from, if not with the tokenizer; `special_tokens` and
-        `template_kwargs` are the settings of that name; `roles` are those whose turns may be trained; `rows` is how
-        many ids the base knows, where that is known.
+        """`template_file` is the file of the chat template, if it did not come with the tokenizer. `special_tokens` and
+        `template_kwargs` are the settings of that name. Turns of `roles` may be trained. `rows` is the number of ids that
+        the base knows, where that is known.
 
         Raises: ModelError for a tokenizer without an end, ConfigError for a switch that the template does not read.
         """
@@ -102,7 +102,7 @@ class Encoder:
         self.eos_id = int(tokenizer.eos_token_id)
         has_beyond = rows is not None and max(tokenizer.get_vocab().values()) >= rows
         self.rows_known = rows if has_beyond else None
-        """How many ids the base knows, where the tokenizer has more."""
+        """Number of ids that the base knows, where the tokenizer has more; else None."""
         padding = tokenizer.pad_token_id
         # padding is masked and may be any id that has a row
         self.pad_id = int(self.eos_id if padding is None or self._has_no_row(padding) else padding)
@@ -125,11 +125,13 @@ class Encoder:
 
     @property
     def own_template(self) -> bool:
+        """Whether the chat template is inlay's own, as the base has none."""
         template = self.tokenizer.chat_template
         return isinstance(template, str) and template.endswith(QUESTION_ANSWER)
 
     @property
     def template_name(self) -> str:
+        """The origin of the chat template, for people."""
         if self._template_file:
             return self._template_file
         return "question-answer (inlay's own; the base has none)" if self.own_template else "the tokenizer's own"
@@ -141,7 +143,7 @@ class Encoder:
 
     @property
     def tokenizer_hash(self) -> str:
-        """Hex digest of everything besides the template that decides the ids."""
+        """Hex digest of everything besides the chat template that decides the ids."""
         named: list[Any] = [self.eos_id, self._bos, sorted(self._special.ids), self.tokenizer.special_tokens_map]
         named += ["escape"] if self._special.escapes else []
         named += [sorted(self._roles)] if len(self._roles) > 1 else []
@@ -149,10 +151,10 @@ class Encoder:
         return hashlib.sha256(whole.encode()).hexdigest()
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
-        """The ids that generation starts from: the dialogue and the opening of an assistant turn.
+        """The ids that generation starts from: the conversation and the opening of an assistant turn.
 
-        Raises: DataError for text that the tokenizer would read as a special token (unless it is escaped), and for a
-        dialogue that the template refuses or does not show whole, or with a token that the base does not know.
+        Raises: DataError for text that the tokenizer would read as a special token (unless it is escaped), for a
+        conversation that the template refuses or shortens, and for a token that the base does not know.
         """
         ids = self._prompt(messages, tools)
         self._require_rows(ids, _PROMPT)
@@ -162,25 +164,25 @@ class Encoder:
         messages, tools = self._special.without(messages, tools, _PROMPT)
         if _is_document(messages):
             return [*self._bos, *self._tokenize([messages[0].content], [True])[0].tolist()]
-        dialogue = RenderedConversation(self._template, messages, tools, _PROMPT)
-        text = dialogue.prompt(len(messages))
+        conversation = RenderedConversation(self._template, messages, tools, _PROMPT)
+        text = conversation.prompt(len(messages))
         refuse_lost_prompt(text, messages, tools, _PROMPT)
-        pieces = _cut(text, dialogue.boundaries(text, len(messages), self._roles))
+        pieces = _cut(text, conversation.boundaries(text, len(messages), self._roles))
         ids = self._tokenize(pieces, [k == 0 for k in range(len(pieces))])
         return [i for piece in ids for i in piece.tolist()]
 
     def text(self, ids: Sequence[int]) -> str:
-        """What an answer says: its ids without special tokens, and without an end that the template writes as text."""
-        said = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-        return said.removesuffix(self._written_end).strip() if self._written_end else said
+        """The text of an answer, without special tokens and without an end that the template writes as text."""
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return text.removesuffix(self._written_end).strip() if self._written_end else text
 
     def piece(self, id: int) -> str:  # noqa: A002
-        """The text of one token; where it is a part of a character or leads with a space, as the vocabulary has it."""
+        """The text of one token. A part of a character, or a leading space, is as the vocabulary has it."""
         text, raw = str(self.tokenizer.decode([id])), str(self.tokenizer.convert_ids_to_tokens(id))
         return raw.replace("\u2581", " ") if raw.startswith("\u2581") else raw if "\ufffd" in text else text
 
     def stretch(self, ids: Sequence[int], start: int, end: int) -> str:
-        """The text of the ids from `start` to `end`, as it reads behind the ones before."""
+        """The text of the ids from `start` to `end`, as it follows the ids before."""
 
         def decoded(some: Sequence[int]) -> str:
             return str(self.tokenizer.decode(some, clean_up_tokenization_spaces=False))
@@ -191,8 +193,8 @@ class Encoder:
         return whole[len(before) :] if whole.startswith(before) else decoded(ids[start:end])
 
     def examples(self, examples: Iterable[Example], *, beside: bool = True) -> Iterator[tuple[int, TokenizedSequence]]:
-        """Each training sequence with the position of its example: usually one a row, one per trained turn where
-        the template rewrites earlier turns. `beside` as in `batches`."""
+        """(position of the example, training sequence), usually one a row; one a trained turn where the template rewrites
+        earlier turns. `beside` as in `batches`."""
         first = 0
         for rows, sequences in self.batches(examples, beside=beside):
             yield from ((first + n, tokens) for n, tokens in sequences)
@@ -201,9 +203,10 @@ class Encoder:
     def batches(
         self, examples: Iterable[Example], *, beside: bool = True
     ) -> Iterator[tuple[int, list[tuple[int, TokenizedSequence]]]]:
-        """How many rows were taken at once, and their sequences with the position of each one's row among them.
+        """(number of rows, their sequences), batch by batch; each sequence with the position of its row in the batch.
 
-        With `beside`, new words are tokenized while the next rows are read; without, when they are met."""
+        With `beside`, new words are tokenized while the next rows are read; without, at once.
+        """
         rows = iter(examples)
         waiting: deque[tuple[int, list[_Numbered], Tokenized]] = deque()
         # tokenizing happens outside of Python: of two threads one hands over texts and ids while the other works
@@ -229,50 +232,54 @@ class Encoder:
         messages, tools = self._special.without(example.messages, example.tools, source)
         if _is_document(messages):
             return [_Sequence((messages[0].content,), (messages[0].weight,), True, True)]
-        dialogue = RenderedConversation(self._template, messages, tools, source)
+        conversation = RenderedConversation(self._template, messages, tools, source)
         remaining = [n for n, m in enumerate(messages) if m.weight > 0]
         found = []
         while answers := [n for n in remaining if messages[n].role == "assistant"]:
-            sequence, done = self._sequence_ending_at(answers[-1], remaining, dialogue)
+            sequence, done = self._sequence_ending_at(answers[-1], remaining, conversation)
             found.append(sequence)
             remaining = [n for n in remaining if n not in done]
         if remaining:
             n, role = remaining[0], messages[remaining[0]].role
             raise DataError(
-                f"{source}: where turn {n + 1} ({role}) begins and ends in what the chat template writes cannot be told, "
-                f"so it cannot be trained. Leave {role} out of data.role_weights, or use another template."
+                f"{source}: the chat template moves or merges turn {n + 1} ({role}), so its beginning and end are unknown "
+                f"and it cannot be trained. Leave {role} out of data.role_weights, or use another template."
             )
         return found[::-1]
 
     def _sequence_ending_at(
-        self, last: int, wanted: Sequence[int], dialogue: RenderedConversation
+        self, last: int, wanted: Sequence[int], conversation: RenderedConversation
     ) -> tuple[_Sequence, set[int]]:
-        """The sequence that ends with the answer at `last`, and those of the wanted turns that it trains."""
-        prompt, whole = dialogue.prompt(last), dialogue.rendered(last + 1)
+        """(the sequence that ends with the answer at `last`, the wanted turns that it trains)."""
+        prompt, whole = conversation.prompt(last), conversation.rendered(last + 1)
         answer = whole[len(prompt) :]
         opens = self._template.opens_thought
-        if not whole.startswith(prompt) or (opens and dialogue.lacks_thought(last, answer)):
-            answer = dialogue.continuation(last)
-        refuse_lost_prompt(prompt, dialogue.messages[:last], dialogue.tools, dialogue.source)
-        boundaries = dialogue.boundaries(prompt, last, self._roles)
+        if not whole.startswith(prompt) or (opens and conversation.lacks_thought(last, answer)):
+            answer = conversation.continuation(last)
+        refuse_lost_prompt(prompt, conversation.messages[:last], conversation.tools, conversation.source)
+        boundaries = conversation.boundaries(prompt, last, self._roles)
         cuts = [*_cut(prompt, boundaries), answer]
         weights = [0.0] * len(cuts)
-        weights[-1] = dialogue.messages[last].weight
+        weights[-1] = conversation.messages[last].weight
         done = {last}
         for k, (turn, _, _) in enumerate(boundaries):
-            # without an end an answer is its own sequence, for eos to follow; without its thought, for it to be written
-            answers, said = dialogue.messages[turn].role == "assistant", cuts[2 * k + 1]
+            # an answer without an end is a sequence of its own, so that eos follows; one without its thought, too
+            answers, text = conversation.messages[turn].role == "assistant", cuts[2 * k + 1]
             if turn not in wanted:
                 continue
-            if not answers or (self._special.closing(said) and not (opens and dialogue.lacks_thought(turn, said))):
-                weights[2 * k + 1] = dialogue.messages[turn].weight
+            if not answers or (self._special.closing(text) and not (opens and conversation.lacks_thought(turn, text))):
+                weights[2 * k + 1] = conversation.messages[turn].weight
                 done.add(turn)
         trained = [(turn, cuts[2 * k + 1]) for k, (turn, _, _) in enumerate(boundaries) if turn in done]
         trained.append((last, answer))
         for turn, text in trained:
-            refuse_lost_answer(text, turn, dialogue.messages[turn], dialogue.source, self._template.way_to_think)
+            refuse_lost_answer(
+                text, turn, conversation.messages[turn], conversation.source, self._template.way_to_think
+            )
         lacks_end = self._special.closing(answer) is None
-        altered = tuple([told for turn, text in trained if (told := _altered(text, turn, dialogue.messages[turn]))])
+        altered = tuple(
+            [words for turn, text in trained if (words := _altered(text, turn, conversation.messages[turn]))]
+        )
         return _Sequence(tuple(cuts), tuple(weights), lacks_end, False, altered), done
 
     def _assemble(self, sequence: _Sequence, ids: list[np.ndarray], source: Source) -> TokenizedSequence:
@@ -311,7 +318,7 @@ class Encoder:
         )
 
     def _find_stop_ids(self) -> frozenset[int]:
-        """Ids that end an answer: the end-of-sequence token and the template's own ends of turn."""
+        """The ids that end an answer: the end-of-sequence token and the template's own ends of turn."""
         call: ToolCall = {"type": "function", "id": "abcdefghi", "function": {"name": "f", "arguments": {}}}
         tool: Tool = {
             "type": "function",
@@ -319,17 +326,17 @@ class Encoder:
         }
         found = {self.eos_id}
         for answer, tools in ((Message("assistant", "b"), []), (Message("assistant", "", 0.0, (call,)), [tool])):
-            dialogue = RenderedConversation(self._template, [Message("user", "a"), answer], tools, _TEMPLATE)
-            if (text := dialogue.try_rendered(2)) and (closing := self._special.closing(text)):
+            conversation = RenderedConversation(self._template, [Message("user", "a"), answer], tools, _TEMPLATE)
+            if (text := conversation.try_rendered(2)) and (closing := self._special.closing(text)):
                 found.add(int(self.tokenizer.convert_tokens_to_ids(closing)))
         return frozenset(found)
 
     def _find_written_end(self) -> str:
-        """What the template writes behind an answer as its end, where that is text and no token; often nothing."""
-        said = RenderedConversation(
+        """The end that the template writes behind an answer, where that is text and no token; usually empty."""
+        text = RenderedConversation(
             self._template, [Message("user", "a"), Message("assistant", MARK)], [], _TEMPLATE
         ).try_rendered(2)
-        end = said.partition(MARK)[2].strip() if said else ""
+        end = text.partition(MARK)[2].strip() if text else ""
         return "" if self._special.closing(end) else end
 
 
@@ -344,14 +351,14 @@ def _added_bos(tokenizer: Any) -> list[int]:
 
 
 def _altered(text: str, n: int, message: Message) -> str:
-    """How a template's rendering of turn `n` (from 0) departs from what the turn says; empty where it does not."""
-    said = message.content
-    if said in text or continues(said, text):
+    """The difference between a template's rendering of turn `n` (from 0) and its text, in words; empty for none."""
+    content = message.content
+    if content in text or continues(content, text):
         return ""
-    if said.strip() in text:
-        ends = [where for where, part in (("before", said[:1]), ("after", said[-1:])) if part.isspace()]
+    if content.strip() in text:
+        ends = [where for where, part in (("before", content[:1]), ("after", content[-1:])) if part.isspace()]
         return f"white space {' and '.join(ends)} turn {n + 1} is not trained as written"
-    thought, rest = parted(said)
+    thought, rest = parted(content)
     if thought and rest.strip() in text:
         return f"the thought of turn {n + 1} is written otherwise"
     return f"turn {n + 1} is written otherwise"

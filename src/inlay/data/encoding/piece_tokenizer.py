@@ -23,7 +23,7 @@ class PieceTokenizer:
         self.mark, self._mark_ids = self._find_mark()
 
     def __call__(self, texts: Sequence[str], starts: Sequence[bool]) -> list[list[int]]:
-        """The ids of each text; `starts` says which ones begin a text of their own."""
+        """The ids of each text; `starts` is true for those that begin a text of their own."""
         if not self.mark:
             return self._encode(texts)
         skip = len(self._mark_ids)

@@ -1,4 +1,4 @@
-"""What follows a served prompt, where a template opens an answer otherwise than it shows an answer that was given.
+"""The continuation of a served prompt, where a template opens an answer otherwise than it shows a given one.
 
 Templates of reasoning models do: the prompt ends in `<think>`, and the answered turn shows no thought, or an empty one.
 What is trained is the continuation of the prompt as it is served: the thought that the row has, else an empty one.
@@ -22,7 +22,7 @@ THOUGHTS: Final = (
     ("<|channel>thought", "<channel|>"),
     ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
 )
-"""What stands before and after a thought."""
+"""(mark before, mark after) a thought."""
 
 
 _OPENS: Final = tuple(opens for opens, _ in THOUGHTS)
@@ -35,12 +35,12 @@ class LostThoughtError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Thought:
-    said: str
+    thought: str
     rest: str
 
 
 def parted(content: str) -> tuple[str, str]:
-    """(thought, what is said after it) of what a turn says; the thought is empty where there is none."""
+    """(thought, text after it) of a turn's text; the thought is empty where there is none."""
     if ">" not in content and "]" not in content:  # one of them stands in every mark of an end
         return "", content
     if not content.lstrip().startswith(_OPENS) and not _ENDS.search(content):
@@ -48,7 +48,7 @@ def parted(content: str) -> tuple[str, str]:
     for opens, closes in THOUGHTS:
         is_opened = content.lstrip().startswith(opens)
         if found := _leading(content, opens, closes) if is_opened else _unopened(content, opens, closes):
-            return found.said.strip(), found.rest
+            return found.thought.strip(), found.rest
     return "", content
 
 
@@ -66,7 +66,7 @@ def opened_by(prompt: str) -> tuple[str, str] | None:
 
 
 def with_opening(content: str, opening: tuple[str, str]) -> str:
-    """What a turn says, behind the opening of the thought that it only ends; as it is where it ends none."""
+    """The text of a turn behind the opening of the thought that it only ends; unchanged where it ends none."""
     for opens, closes in THOUGHTS:
         if opens == opening[0] and _unopened(content, opens, closes):
             return f"{opens}{opening[1]}{_unspaced(content, opening[1])}"
@@ -74,18 +74,19 @@ def with_opening(content: str, opening: tuple[str, str]) -> str:
 
 
 def continues(content: str, text: str) -> bool:
-    """Whether the text holds all that the turn says but the opening of its thought, which the prompt has written."""
+    """Whether the text has all of a turn's text but the opening of its thought, which the prompt has written."""
     stripped = content.lstrip()
     mark = next((opens for opens in _OPENS if stripped.startswith(opens)), None)
     return mark is not None and stripped[len(mark) :].lstrip() in text
 
 
 def continuation(opening: str, shown: str, content: str) -> str | None:
-    """What is to come after a prompt that ends in `opening`, where the answered turn is `shown`; None where they do
-    not belong together.
+    """The text after a prompt that ends in `opening`, where the answered turn is `shown`; None where they do not belong
+    together.
 
-    `opening` and `shown` are what the template writes after the last turn before the answer, `content` is what the
-    answer says. Raises: LostThoughtError when the prompt leaves no place for the thought in it.
+    `opening` and `shown` are the template's text after the last turn before the answer. `content` is the answer's text.
+
+    Raises: LostThoughtError when the prompt leaves no place for the thought in it.
     """
     for opens, closes in THOUGHTS:
         head, at, tail = opening.rpartition(opens)
@@ -100,16 +101,16 @@ def _after_thought(rest: str, content: str, marks: tuple[str, str], inside: str,
     opens, closes = marks
     shown = _leading(rest, opens, closes)
     own = _leading(content, opens, closes) or _unopened(content, opens, closes)
-    said = shown.said if shown and shown.said.strip() else own.said if own else ""
+    thought = shown.thought if shown and shown.thought.strip() else own.thought if own else ""
     if closed:
-        if said.strip():
+        if thought.strip():
             raise LostThoughtError
         return _unspaced(shown.rest, after) if shown else rest
     if shown is None:  # the template leaves every thought out
         line = "\n" if inside.endswith("\n") else ""
         gap = "" if rest[:1].isspace() else own.rest[: _space(own.rest)] if own else line * 2
-        return f"{_unspaced(said, inside) or line}{closes}{gap}{rest}"
-    return f"{_unspaced(said, inside)}{closes}{shown.rest}"
+        return f"{_unspaced(thought, inside) or line}{closes}{gap}{rest}"
+    return f"{_unspaced(thought, inside)}{closes}{shown.rest}"
 
 
 def _leading(text: str, opens: str, closes: str) -> _Thought | None:
@@ -117,14 +118,14 @@ def _leading(text: str, opens: str, closes: str) -> _Thought | None:
     stripped = text.lstrip()
     if stripped.startswith(closes):
         return _Thought("", stripped[len(closes) :])
-    said, end, rest = stripped.removeprefix(opens).partition(closes) if stripped.startswith(opens) else ("", "", "")
-    return _Thought(said, rest) if end else None
+    thought, end, rest = stripped.removeprefix(opens).partition(closes) if stripped.startswith(opens) else ("", "", "")
+    return _Thought(thought, rest) if end else None
 
 
 def _unopened(text: str, opens: str, closes: str) -> _Thought | None:
     """The thought up to the only mark in the text, which ends it."""
-    said, end, rest = text.partition(closes)
-    return _Thought(said, rest) if end and said.strip() and opens not in text and closes not in rest else None
+    thought, end, rest = text.partition(closes)
+    return _Thought(thought, rest) if end and thought.strip() and opens not in text and closes not in rest else None
 
 
 def _without(head: str, text: str) -> str | None:
@@ -148,7 +149,7 @@ def _unspaced(text: str, space: str) -> str:
 
 
 def shared(a: str, b: str) -> int:
-    """How many characters both begin with."""
+    """The number of characters that both begin with."""
     return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 

@@ -1,4 +1,4 @@
-"""A dialogue as its chat template writes it: beginnings, each rendered once, and where the answers stand in them."""
+"""A conversation rendered by its chat template: each prefix of its turns once, and the places of the answers in it."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from inlay.data.types import JsonObject, Message, Source, Tool
 from inlay.errors import DataError
 
 TODAY = datetime(2024, 7, 26)
-"""What `strftime_now` tells a chat template, on every day. Some templates write the date into the system turn: with the
-real one, the same prompt would be other ids tomorrow than those that were trained. This is the date that Llama 3's
-template writes where it is told none."""
+"""The date that `strftime_now` gives to a chat template, on every day. Some templates write the date into the system turn:
+with the real one, the same prompt would have other ids tomorrow than in training. Llama 3's template writes this date by
+default."""
 
 MARK = "\ue0f4"
-"""Stands for the end of what a turn says, to find the place in what the template writes."""
+"""Marks the end of a turn's text, to find the place in a rendering."""
 
-_ASKED = "\ue0f5"
-"""Stands for what a user asks, likewise."""
+_QUESTION = "\ue0f5"
+"""Stands for the text of a user turn, likewise."""
 
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
@@ -55,12 +55,13 @@ class Template:
 
     @property
     def way_to_think(self) -> str:
-        """What helps a row whose thought has no place in this template."""
+        """The way out for a row whose thought has no place in this template, as a sentence."""
         switch = thinking_switch(self._tokenizer.chat_template)
         turn_on = f"Turn thoughts on (data.template_kwargs: {{{switch}: true}}), take the thought" if switch else ""
         return f"{turn_on or 'Take the thought'} out of the row, or use a template that opens it (model.chat_template)."
 
     def render(self, turns: list[JsonObject], opens_turn: bool, tools: list[Tool] | None = None) -> str:
+        """The text that the template makes of these turns. Raises: what the template or jinja raises."""
         template = _dated(self._tokenizer.get_chat_template(tools=tools)) if tools else self._plain
         text = str(
             self._tokenizer.apply_chat_template(
@@ -70,38 +71,40 @@ class Template:
         return text if opens_turn else text.removesuffix(self._epilogue)
 
     def placed(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """The messages with each thought under a name that the template shows: that of its field, or another; or in
-        what the answer says, where the template knows thoughts there only; out of what it says, where the template
-        would write an empty one before it."""
+        """The messages, with each thought where the template shows it.
+
+        That is the field of the row or another field; the content, where the template shows thoughts only there; or a
+        field in place of the content, where the template would write an empty thought before it.
+        """
         has_more = self._takes_thoughts_apart or any(m.thought for m in messages)
         return [self._placed(m) for m in messages] if has_more else messages
 
     def _placed(self, message: Message) -> Message:
         shown = self._thoughts_shown
         if self._takes_thoughts_apart and message.role == "assistant" and not message.thought:
-            thought, said = parted(message.content)
+            thought, rest = parted(message.content)
             return (
-                replace(message, content=said.lstrip(), thought=thought, thought_field=shown[0]) if thought else message
+                replace(message, content=rest.lstrip(), thought=thought, thought_field=shown[0]) if thought else message
             )
         if not message.thought or message.thought_field in shown:
             return message
         if shown:
             return replace(message, thought_field=shown[0])
-        if "</think>" not in self._plain:  # it is left out, and said to be
+        if "</think>" not in self._plain:  # it is left out, and refused later
             return message
-        said = f"<think>\n{message.thought.strip()}\n</think>\n\n{message.content}"
-        return replace(message, content=said, thought="", thought_field="")
+        content = f"<think>\n{message.thought.strip()}\n</think>\n\n{message.content}"
+        return replace(message, content=content, thought="", thought_field="")
 
     @cached_property
     def _takes_thoughts_apart(self) -> bool:
-        """Whether the template shows thoughts of a field, and ends an empty one before a thought in what is said."""
+        """Whether the template shows thoughts of a field, and ends an empty one before a thought in the content."""
         turns = [
-            {"role": "user", "content": _ASKED},
+            {"role": "user", "content": _QUESTION},
             {"role": "assistant", "content": f"<think>\n{MARK}\n</think>\n\nb"},
         ]
         try:
-            shown = self.render(turns, False).partition(_ASKED)[2]
-        except _TEMPLATE_ERRORS:  # a dialogue that meets it is told
+            shown = self.render(turns, False).partition(_QUESTION)[2]
+        except _TEMPLATE_ERRORS:  # reported for the first conversation that meets it
             return False
         return ends_before(shown, MARK) and bool(self._thoughts_shown)
 
@@ -117,22 +120,22 @@ class Template:
         return tuple(shown)
 
     def opened(self, answer: str) -> str:
-        """What an answer says, behind the opening of the thought that it only ends, where every prompt opens one."""
+        """The text of an answer, with the opening of a thought that it only ends, where every prompt opens one."""
         return with_opening(answer, self._opening) if self._opening else answer
 
     def _find_opening(self) -> tuple[str, str] | None:
         try:
             return opened_by(self.render([{"role": "user", "content": "a"}], True))
-        except _TEMPLATE_ERRORS:  # a dialogue that meets it is told
+        except _TEMPLATE_ERRORS:  # reported for the first conversation that meets it
             return None
 
     def _find_epilogue(self, tokenizer: Any, special: SpecialTokens) -> str:
-        """What the template writes after the end of an answer only because nothing follows it: one more special token,
-        or the opening of the next answer although none is asked for."""
+        """The text after the end of an answer that the template writes only because nothing follows: one more special token,
+        or the opening of the next answer although none is wanted."""
         turns = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", MARK), ("user", "b"))]
         try:
             last, between = (self.render(turns[:n], False).partition(MARK)[2] for n in (2, 3))
-        except _TEMPLATE_ERRORS:  # a dialogue that meets it is told
+        except _TEMPLATE_ERRORS:  # reported for the first conversation that meets it
             return ""
         common, eos = last[: shared(last, between)], tokenizer.eos_token
         end = common.index(eos) + len(eos) if eos in common else special.last_end(common)
@@ -140,7 +143,7 @@ class Template:
 
 
 class RenderedConversation:
-    """The renderings of a dialogue's beginnings, each made once."""
+    """The renderings of all prefixes of a conversation, each made once."""
 
     def __init__(self, template: Template, messages: Sequence[Message], tools: Sequence[Tool], source: Source) -> None:
         messages = template.placed(messages)
@@ -159,22 +162,21 @@ class RenderedConversation:
         return self._render(count, opens_turn=False)
 
     def try_rendered(self, count: int) -> str | None:
-        """`said`, or None where the template refuses."""
+        """`rendered`, or None where the template refuses."""
         try:
             return self.rendered(count)
         except DataError:
             return None
 
     def boundaries(self, text: str, count: int, roles: Collection[str]) -> list[tuple[int, int, int]]:
-        """(turn, start, end) of each of the first `count` turns that has one of the roles and stands unchanged in the
-        text."""
+        """(turn, start, end) of each of the first `count` turns that has one of the roles and is unchanged in the text."""
         found: list[tuple[int, int, int]] = []
         for n in range(count):
             if self.messages[n].role not in roles or (n == 0 and self.messages[n].role == "assistant"):
                 continue
             try:
                 opening, closing = self._opening(n), self.rendered(n + 1)
-            except DataError:  # a dialogue that cannot end here: no cut, and its own sequence would be refused
+            except DataError:  # a conversation that cannot end here: no cut, and its own sequence would be refused
                 continue
             if opening is None or (found and len(opening) < found[-1][2]):
                 continue
@@ -183,9 +185,9 @@ class RenderedConversation:
         return found
 
     def _opening(self, turn: int) -> str | None:
-        """All that stands before what a turn says; None where that cannot be told.
+        """The rendering before a turn's text; None where its place is unknown.
 
-        Raises: DataError when the template refuses the dialogue up to there.
+        Raises: DataError when the template refuses the conversation up to there.
         """
         if self.messages[turn].role == "assistant":
             return self.prompt(turn)
@@ -198,9 +200,9 @@ class RenderedConversation:
         return self._template.opens_thought and parted(self._texts[turn])[0] not in answer
 
     def continuation(self, turn: int) -> str:
-        """What is to come after the prompt of an answer that the template shows otherwise than it opens it.
+        """The continuation of the prompt of an answer that the template shows otherwise than it opens it.
 
-        Raises: DataError where that cannot be told.
+        Raises: DataError where there is no such continuation.
         """
         marked = [*self.messages[: turn - 1], replace(self.messages[turn - 1], content=self._texts[turn - 1] + MARK)]
         beside = RenderedConversation(self._template, [*marked, self.messages[turn]], self.tools, self.source)
@@ -215,7 +217,7 @@ class RenderedConversation:
         if not found:
             raise DataError(
                 f"{self.source}: the chat template renders turn {turn + 1} differently when it is answered "
-                f"({shown[:40]!r}) than when it is asked ({opening[-40:]!r}), so what is trained could not be served. "
+                f"({shown[:40]!r}) than when it is opened ({opening[-40:]!r}), so the trained ids could not be served. "
                 "Use another template (model.chat_template)."
             )
         return found
@@ -244,21 +246,21 @@ class RenderedConversation:
             return self._template.render([_turn(m) for m in messages], opens_turn, list(self.tools) or None)
         except _TEMPLATE_ERRORS as error:
             reason = str(error) or type(error).__name__
-            raise DataError(f"{self.source}: the chat template refuses this dialogue: {reason}") from None
+            raise DataError(f"{self.source}: the chat template refuses this conversation: {reason}") from None
 
 
 def _dated(template: str) -> str:
-    """The template, with `strftime_now` telling the time of `TODAY`."""
+    """The template, with `strftime_now` giving the date of `TODAY`."""
     # a function cannot be handed over: transformers shows templates plain values only
     return _STRFTIME_TODAY + template if "strftime_now" in template else template
 
 
 def _strftime_today() -> str:
     """A Jinja macro that formats `TODAY` as strftime does, and leaves no white space before what follows it."""
-    told = {f"%{code}": TODAY.strftime(f"%{code}") for code in "aAbBcdDeFGHIjmMpRSTuUVwWxXyYzZ"}
-    told["%f"] = f"{TODAY.microsecond:06}"
-    told |= {f"%-{code}": told[f"%{code}"].lstrip("0") or "0" for code in "dHIjmMSUWy"}
-    steps = [("%%", "\0"), *told.items(), ("\0", "%")]
+    texts = {f"%{code}": TODAY.strftime(f"%{code}") for code in "aAbBcdDeFGHIjmMpRSTuUVwWxXyYzZ"}
+    texts["%f"] = f"{TODAY.microsecond:06}"
+    texts |= {f"%-{code}": texts[f"%{code}"].lstrip("0") or "0" for code in "dHIjmMSUWy"}
+    steps = [("%%", "\0"), *texts.items(), ("\0", "%")]
     replaced = "".join(f"|replace({code!r}, {text!r})" for code, text in steps)
     return "{% macro strftime_now(format) %}{{ format" + replaced + " }}{% endmacro %}\n"
 

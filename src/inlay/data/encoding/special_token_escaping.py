@@ -1,4 +1,4 @@
-"""Texts to ids where a row quotes a special token: what is marked as quoted becomes ids of ordinary text."""
+"""Texts to ids where a row quotes a special token: quoted ones become ids of ordinary text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from inlay.data.encoding.word_cache import AtOnce, Tokenized, WordTokenizer
 
 
 class EscapingTokenizer:
-    """A WordTokenizer that knows quoted special tokens."""
+    """A WordTokenizer that encodes quoted special tokens as ordinary text."""
 
     def __init__(self, backend: Tokenizer, strings: Sequence[str]) -> None:
         """`strings` are the special tokens, the longest first."""
@@ -23,7 +23,7 @@ class EscapingTokenizer:
         self._quoted = re.compile(f"({'|'.join(re.escape(quoted(s)) for s in strings) or '(?!)'})")
 
     def __call__(self, texts: Sequence[str], starts: Sequence[bool]) -> list[np.ndarray]:
-        """As `WordTokenizer`: the ids of each text, those of what is quoted in it being ids of ordinary text."""
+        """The ids (L,) int32 of each text; quoted special tokens have ids of ordinary text."""
         return self.begin(texts, starts, AtOnce())()
 
     def begin(self, texts: Sequence[str], starts: Sequence[bool], beside: Executor) -> Tokenized:
@@ -38,10 +38,10 @@ class EscapingTokenizer:
         ids: list[list[np.ndarray]] = [[] for _ in texts]
         by_kind = [[(n, part) for n, k, part in parts if k % 2 == kind] for kind in (0, 1)]
         begin = [starts[n] and k == 0 for n, k, _ in parts if k % 2 == 0]
-        said = iter(self._tokenize([part for _, part in by_kind[0]], begin))
+        others = iter(self._tokenize([part for _, part in by_kind[0]], begin))
         quoted = iter(self._ordinary([part.replace(MARK, "") for _, part in by_kind[1]]))
         for n, k, _ in parts:
-            ids[n].append(next(quoted if k % 2 else said))
+            ids[n].append(next(quoted if k % 2 else others))
         return [np.concatenate(found) for found in ids]
 
     def _ordinary(self, texts: Sequence[str]) -> list[np.ndarray]:

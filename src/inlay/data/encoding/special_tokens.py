@@ -1,4 +1,4 @@
-"""Special tokens: where they close a turn, and where a row must not write them; and what a template must show."""
+"""Special tokens: they close turns, rows must not write them; and refusals of text that a template leaves out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from inlay.data.types import Message, Source, Tool
 from inlay.errors import DataError
 
 MARK = "\ue0f3"
-"""Stands behind the first character of a special token that a row quotes."""
+"""Inserted after the first character of a special token that a row quotes."""
 
 
 class _UnquotableError(Exception):
@@ -26,10 +26,10 @@ class _UnquotableError(Exception):
 
 
 class SpecialTokens:
-    """The tokens of a tokenizer that structure a dialogue rather than say something."""
+    """The tokens of a tokenizer that structure a conversation."""
 
     def __init__(self, tokenizer: Any, *, escapes: bool = False) -> None:
-        """`escapes`: what a row quotes becomes ordinary text; otherwise such a row is refused."""
+        """`escapes`: a quoted special token becomes ordinary text; otherwise its row is refused."""
         self.escapes = escapes
         added = {int(i): t for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self.ids = frozenset(added) | {int(i) for i in tokenizer.all_special_ids}
@@ -49,12 +49,12 @@ class SpecialTokens:
         return next(s for s in self.strings if stripped.endswith(s))
 
     def last_end(self, text: str) -> int:
-        """Where the last special token in the text ends; 0 where there is none."""
+        """The end of the last special token in the text; 0 where there is none."""
         found = list(self._pattern.finditer(text)) if self._pattern else []
         return found[-1].end() if found else 0
 
     def end_of_turn(self, piece_ids: np.ndarray) -> int:
-        """How many ids of an assistant piece are trained: through its closing special token, without what follows."""
+        """The number of ids of an assistant piece that are trained: through its closing special token."""
         ids = piece_ids.tolist()
         for position in range(len(ids) - 1, -1, -1):
             if ids[position] in self.ids:
@@ -65,7 +65,7 @@ class SpecialTokens:
     def without(
         self, messages: Sequence[Message], tools: Sequence[Tool], source: Source
     ) -> tuple[Sequence[Message], Sequence[Tool]]:
-        """The dialogue with no text that would be read as a special token: as it is, or with quoted ones marked.
+        """The conversation with no text that would be read as a special token: as it is, or with quoted ones marked.
 
         Raises: DataError where there is one and `data.special_tokens` is `refuse`, or where it cannot be marked.
         """
@@ -77,17 +77,17 @@ class SpecialTokens:
         if escapes:
             with contextlib.suppress(_UnquotableError):
                 return [self._without(m) for m in messages], _mapped(tools, self._quote)
-        told = "which inlay keeps for itself" if token == MARK else "which this tokenizer reads as a special token"
-        raise DataError(f"{source}: {where} {token!r}, {told}. {self._advice(text, token)}")
+        kind = "which inlay keeps for itself" if token == MARK else "which this tokenizer reads as a special token"
+        raise DataError(f"{source}: {where} {token!r}, {kind}. {self._advice(text, token)}")
 
     def _advice(self, text: str, token: str) -> str:
-        """What to do about a text with a special token: it may be quoted, or written by a template before."""
+        """The way out for a text with a special token: it may be quoted, or written by a template before."""
         stripped, count = text.strip(), len(self._pattern.findall(text)) if self._pattern else 0
         escape = "" if self.escapes else "data.special_tokens: escape"
         if count > 1 or (stripped.startswith(token) and stripped != token):
             quoted_only = f" Where it only quotes them, encode them as ordinary text ({escape})." if escape else ""
             return (
-                "The text looks as if a chat template had written it already: give what each turn says, without such "
+                "The text looks as if a chat template had written it already: give the text of each turn, without such "
                 f"tokens, as messages with role and content; the template of this base writes them.{quoted_only}"
             )
         if stripped.endswith(token):
@@ -137,15 +137,14 @@ class SpecialTokens:
 
 
 def make_end_special(tokenizer: Any) -> None:
-    """Has the token with which the chat template ends an answer be a special one of the tokenizer.
+    """Makes the token that ends an answer in the chat template a special token of the tokenizer.
 
-    Tokenizers that were saved carelessly hold it as an ordinary added token: nothing then ends at it, and decoding
-    shows it.
+    Some tokenizers were saved with it as an ordinary added token: nothing then ends at it, and decoding shows it.
     """
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception:  # noqa: BLE001  a dialogue that meets it is told
+    except Exception:  # noqa: BLE001  reported for the first conversation that meets it
         return
     end = text.rpartition(MARK)[2].lstrip()
     added = [t.content for t in tokenizer.added_tokens_decoder.values() if not t.special and t.content.strip()]
@@ -194,21 +193,21 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def refuse_lost_prompt(prompt: str, messages: Sequence[Message], tools: Sequence[Tool], source: Source) -> None:
-    """Raises: DataError when the template does not show a part of what is asked.
+    """Raises: DataError when the template leaves out a part of the prompt.
 
     Assistant turns may be shortened: templates leave out old reasoning.
     """
     for n, message in enumerate(messages, 1):
         if message.role != "assistant" and not _shows(prompt, message.content):
-            raise _lost(source, f"what turn {n} ({message.role}) says")
+            raise _lost(source, f"the text of turn {n} ({message.role})")
     for tool in tools:
         if not _shows(prompt, tool["function"]["name"]):
             raise _lost(source, f"the tool {tool['function']['name']!r}")
 
 
 def refuse_lost_answer(answer: str, n: int, message: Message, source: Source, way_to_think: str) -> None:
-    """Raises: DataError when the template does not show a part of trained turn `n` (from 0)."""
-    thought, said = parted(message.content)
+    """Raises: DataError when the template leaves out a part of trained turn `n` (from 0)."""
+    thought, text = parted(message.content)
     if not _shows(answer, thought):
         raise _lost(source, f"the thought of turn {n + 1} ({message.role})", way_to_think)
     if message.thought and not _shows(answer, message.thought):
@@ -223,11 +222,11 @@ def refuse_lost_answer(answer: str, n: int, message: Message, source: Source, wa
             f"{source}: the chat template ends an empty thought before that of turn {n + 1} ({message.role}), so the answer "
             f"would begin with the empty one. {way_to_think}"
         )
-    if not _shows(answer, said):
-        raise _lost(source, f"what turn {n + 1} ({message.role}) says")
+    if not _shows(answer, text):
+        raise _lost(source, f"the text of turn {n + 1} ({message.role})")
     for call in message.tool_calls:
         function = call["function"]
-        if not all(_shows(answer, text) for text in (function["name"], *_strings(function["arguments"]))):
+        if not all(_shows(answer, part) for part in (function["name"], *_strings(function["arguments"]))):
             raise _lost(source, f"the tool calls of turn {n + 1}")
 
 
@@ -239,7 +238,7 @@ def _lost(source: Source, what: str, way: str = _WAY) -> DataError:
 
 
 def _shows(text: str, content: str) -> bool:
-    """Whether the content stands in the text: as it is, as JSON, or at least its longest word."""
+    """Whether the text shows the content: as it is, as JSON, or at least its longest word."""
     stripped = content.strip()
     if stripped in text:
         return True

@@ -1,7 +1,7 @@
-"""Chat templates that place what turns say without looking at it: rendered once for each order of roles.
+"""Renderings of chat templates that only place the texts of turns, made once for each order of roles.
 
-A template is a program. Its syntax tree shows whether what a turn says can reach anything but the output: a comparison,
-a filter, a function. Where it cannot, all dialogues of the same roles differ only in the text at known places, and one
+A template is a program. Its syntax tree shows whether the text of a turn can reach anything but the output: a comparison,
+a filter, a function. Where it cannot, all conversations of the same roles differ only in the text at known places, and one
 rendering with marks at these places stands for all of them. Where it could, nothing is assumed.
 """
 
@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 Render = Callable[[list[dict[str, str]], bool], str]
 """(turns, whether an answer is opened) to text."""
 
-# white space around a mark, which no template writes, shows at each place whether the template strips what is said
+# white space around a mark, which no template writes, shows at each place whether the template strips the text
 _BEFORE, _AFTER, _OPEN, _CLOSE = "\u2003", "\u2002", "\ue0f1", "\ue0f2"
 _MARK = re.compile(f"({_BEFORE}?){_OPEN}(\\d+){_CLOSE}({_AFTER}?)")
 
@@ -29,7 +29,7 @@ Parts = tuple[list[str], list[tuple[int, bool, bool]]]
 
 
 class TemplateCache:
-    """What a template writes around the texts of dialogues without tools, names and empty turns."""
+    """The text that a template writes around the texts of turns, by their roles; without tools, names and empty turns."""
 
     def __init__(self, template: str, render: Render) -> None:
         self.provable = not any(c in template for c in (_BEFORE, _AFTER, _OPEN, _CLOSE)) and places_text_unseen(
@@ -39,7 +39,7 @@ class TemplateCache:
         self._parts = lru_cache(1024)(self._find_parts)
 
     def fill(self, roles: tuple[str, ...], texts: Sequence[str], opens_turn: bool) -> str | None:
-        """The rendering of turns that all say something; None where only the template itself can tell."""
+        """The rendering of turns that all have text; None where only the template itself can tell."""
         parts = self._parts(roles, opens_turn) if self.provable else None
         if parts is None:
             return None
@@ -52,7 +52,7 @@ class TemplateCache:
         turns = [{"role": r, "content": f"{_BEFORE}{_OPEN}{n}{_CLOSE}{_AFTER}"} for n, r in enumerate(roles)]
         try:
             text = self._render(turns, opens_turn)
-        except Exception:  # noqa: BLE001  the caller renders the dialogue itself then, and reports what is wrong
+        except Exception:  # noqa: BLE001  the caller renders the conversation itself then, and reports what is wrong
             return None
         written, places, at = [], [], 0
         for found in _MARK.finditer(text):
@@ -70,15 +70,15 @@ def _stripped(text: str, left: bool, right: bool) -> str:
 class _Kind(Enum):
     CLEAN = auto()
     """Depends on roles and on the number of turns alone."""
-    SAID = auto()
-    """What one turn says, stripped or not; or clean."""
+    CONTENT = auto()
+    """The text of one turn, stripped or not; or clean."""
     TEXT = auto()
-    """Text with what is said somewhere in it."""
+    """Text with the text of a turn somewhere in it."""
     TURN = auto()
     TURNS = auto()
 
 
-_CLEAN, _SAID, _TEXT, _TURN, _TURNS = _Kind
+_CLEAN, _CONTENT, _TEXT, _TURN, _TURNS = _Kind
 _OF_TYPE: Final = frozenset({
     "defined", "undefined", "none", "string", "iterable", "mapping", "sequence", "number", "boolean",
 })  # fmt: skip
@@ -86,12 +86,12 @@ _OF_TYPE: Final = frozenset({
 
 
 class _SeenError(Exception):
-    """The template may look at what a turn says."""
+    """The template may look at the text of a turn."""
 
 
 @lru_cache(64)
 def places_text_unseen(template: str) -> bool:
-    """Whether nothing that the template does depends on what non-empty turns say, other than where it is written."""
+    """Whether the template only places the texts of non-empty turns, and does nothing that depends on them."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     try:
         _Walk(environment.parse(template))
@@ -109,7 +109,7 @@ class _Walk:
         self._written: dict[str, _Kind] = {}
         self._spaces = {node.name for node in tree.find_all(nodes.NSRef)}
         self._mixed: set[str] = set()
-        """Names that may hold something else than what a turn says, or nothing."""
+        """Names that may hold something else than the text of a turn, or nothing."""
         if len(self._macros) < len(list(tree.find_all(nodes.Macro))):
             raise _SeenError  # two of one name
         before: object = None
@@ -160,7 +160,7 @@ class _Walk:
         return _either(written, self._all(node.else_))
 
     def _truth(self, node: nodes.Node) -> bool | None:
-        """What a test of the type of what is said gives, where it is certain."""
+        """The result of a type test of a turn's text, where it is certain."""
         match node:
             case nodes.Not():
                 inner = self._truth(node.node)
@@ -169,15 +169,15 @@ class _Walk:
                 decisive = isinstance(node, nodes.Or)
                 both = self._truth(node.left), self._truth(node.right)
                 return decisive if decisive in both else None if None in both else not decisive
-            case nodes.Test() if node.name in _OF_TYPE and self._is_said(node.node):
+            case nodes.Test() if node.name in _OF_TYPE and self._is_content(node.node):
                 return node.name in ("defined", "string", "iterable", "sequence")
         return None
 
-    def _is_said(self, node: nodes.Node) -> bool:
-        """Whether the value is what a turn says, and never anything else."""
+    def _is_content(self, node: nodes.Node) -> bool:
+        """Whether the value is the text of a turn, and never anything else."""
         match node:
             case nodes.Name():
-                return node.name not in self._mixed and self._kind(node) is _SAID
+                return node.name not in self._mixed and self._kind(node) is _CONTENT
             case nodes.Getattr() | nodes.Getitem():
                 name = node.attr if isinstance(node, nodes.Getattr) else getattr(node.arg, "value", None)
                 return name == "content" and self._kind(node.node) is _TURN
@@ -192,11 +192,11 @@ class _Walk:
             self._kind(node.test)
         return self._all([*node.body, *node.else_])
 
-    def _assign(self, target: nodes.Node, kind: _Kind, *, said: bool = False) -> None:
+    def _assign(self, target: nodes.Node, kind: _Kind, *, is_content: bool = False) -> None:
         match target:
             case nodes.Name():
                 name = target.name
-                if not said:
+                if not is_content:
                     self._mixed.add(name)
             case nodes.NSRef():
                 name = f"{target.name}.{target.attr}"
@@ -262,7 +262,7 @@ class _Walk:
                 return _TURN if name in ("previtem", "nextitem") else _CLEAN
         match self._kind(node):
             case _Kind.TURN if isinstance(name, str) and not hasattr(dict, name):
-                return _SAID if name == "content" else _CLEAN
+                return _CONTENT if name == "content" else _CLEAN
             case _Kind.CLEAN:
                 return _CLEAN
         raise _SeenError
@@ -285,8 +285,8 @@ class _Walk:
         match node.name, kind:
             case _, _Kind.CLEAN:
                 return _CLEAN
-            case "trim" | "string", _Kind.SAID if not given:
-                return _SAID
+            case "trim" | "string", _Kind.CONTENT if not given:
+                return _CONTENT
             case "length" | "count", _Kind.TURNS:
                 return _CLEAN
             case "first" | "last", _Kind.TURNS:
@@ -305,7 +305,7 @@ class _Walk:
                 return _CLEAN
             case nodes.Getattr(attr="strip" | "lstrip" | "rstrip") if not given:
                 kind = self._kind(node.node.node)
-                if kind in (_SAID, _CLEAN):
+                if kind in (_CONTENT, _CLEAN):
                     return kind
             case nodes.Getattr(attr="get") if given and isinstance(given[0], nodes.Const):
                 return self._member(node.node.node, given[0].value)
@@ -323,7 +323,7 @@ class _Walk:
             raise _SeenError  # the macro could read it from its kwargs
         for target in macro.args:
             value = given.get(target.name, nodes.Const(None))
-            self._assign(target, self._kind(value), said=self._is_said(value))
+            self._assign(target, self._kind(value), is_content=self._is_content(value))
         return self._written.get(macro.name, _CLEAN)
 
 
@@ -332,6 +332,6 @@ def _either(a: _Kind, b: _Kind) -> _Kind:
     if a is b:
         return a
     kinds = {a, b}
-    if kinds <= {_CLEAN, _SAID, _TEXT}:
-        return _TEXT if _TEXT in kinds else _SAID
+    if kinds <= {_CLEAN, _CONTENT, _TEXT}:
+        return _TEXT if _TEXT in kinds else _CONTENT
     raise _SeenError

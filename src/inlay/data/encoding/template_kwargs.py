@@ -28,7 +28,7 @@ Switch = bool | int | float | str
 
 
 class _Generation(loopcontrols):
-    """Knows the tag around what a turn says, which some templates have for masks, as transformers does."""
+    """Parses the tag around trained text, which some templates have for masks, as transformers does."""
 
     tags = {*loopcontrols.tags, "generation"}  # noqa: RUF012
 
@@ -56,7 +56,7 @@ def switches_of(template: str) -> tuple[str, ...]:
 
 
 class _FirstUses:
-    """How each name is first used, in the order in which a template runs: macros come last."""
+    """The first use of each name, in the order in which a template runs: macros come last."""
 
     def __init__(self, tree: nodes.Template) -> None:
         self.read: set[str] = set()
@@ -104,10 +104,10 @@ def with_switches(template: Any, switches: Mapping[str, Switch]) -> Any:
         if name not in read:
             guess = nearest(name, read)
             hint = f" Did you mean {guess!r}?" if guess else ""
-            told = f"It reads {', '.join(read)}." if read else "It reads none: leave it out."
+            reads = f"It reads {', '.join(read)}." if read else "It reads none: leave it out."
             raise ConfigError(
                 f"data.template_kwargs.{name}: the chat template reads no switch of that name, so it would have no "
-                f"effect.{hint} {told}"
+                f"effect.{hint} {reads}"
             )
     head = "".join(
         f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}"

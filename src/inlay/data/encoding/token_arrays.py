@@ -60,6 +60,7 @@ class TokenArrays:
         return TokenizedSequence(ids, weights, self.source(i))
 
     def source(self, i: int) -> Source:
+        """The row that sequence i was made from."""
         return Source(self.files[int(self.file_of[i])], int(self.lines[i]))
 
     def summed(self, limit: int | None, *, weighed: bool) -> np.ndarray:
@@ -89,14 +90,14 @@ class TokenSet:
     chosen: np.ndarray  # (N,) int64, numbered through all parts
     limit: int | None = None
     weights: tuple[float, ...] = ()
-    """How often an epoch draws each sequence of a part; once where nothing is said."""
+    """Draws of each sequence of a part in an epoch; 1 where empty."""
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     @cached_property
     def shares(self) -> Shares:
-        """Of each part, how many sequences are here and how often an epoch draws them. `chosen` is ascending then."""
+        """(number of sequences, draws of each in an epoch) of each part. `chosen` is ascending then."""
         if len(self.weights) < 2:
             return ((len(self), self.weights[0] if self.weights else 1.0),)
         ends = np.searchsorted(self.chosen, [*self._firsts[1:], sum(map(len, self.parts))])
@@ -127,10 +128,12 @@ class TokenSet:
         return np.asarray((found[0] if len(found) == 1 else np.concatenate(found))[self.chosen])
 
     def row(self, i: int) -> TokenizedSequence:
+        """Sequence i."""
         part, n = self._at(i)
         return part.sequence(n, self.limit)
 
     def source(self, i: int) -> Source:
+        """The row that sequence i was made from."""
         part, n = self._at(i)
         return part.source(n)
 
@@ -156,7 +159,7 @@ class TokenSet:
 
     @cached_property
     def examples(self) -> np.ndarray:
-        """(N,) int64 position of the example that each sequence was made from, numbered through all parts."""
+        """(N,) int64 position of each sequence's example, numbered through all parts."""
         firsts = np.concatenate([[0], np.cumsum([part.example_count for part in self.parts])])
         return self._gathered(lambda part: part.examples + firsts[self.parts.index(part)])
 
@@ -172,15 +175,17 @@ class TokenSet:
 
     @property
     def token_count(self) -> int:
+        """Tokens of all sequences."""
         return int(self.lengths.sum())
 
     @property
     def trained_tokens(self) -> int:
+        """Trained tokens of all sequences."""
         return int(self.trained_counts.sum())
 
     @property
     def largest_id(self) -> int:
-        """No id is larger; -1 where there are none."""
+        """The largest id of all parts; -1 where there are none."""
         return max((part.largest_id for part in self.parts), default=-1)
 
     def last_trained_ids(self) -> np.ndarray:
@@ -216,7 +221,7 @@ class Joined:
 
     ids: np.ndarray  # (T,) int32, or a smaller kind
     arrays: dict[str, np.ndarray]
-    """Those of a `TokenArrays`, with the lengths and counts that its offsets and runs are the sums of."""
+    """The arrays of a `TokenArrays`, with lengths and counts in place of their running sums (offsets, runs)."""
     files: tuple[str, ...]
 
 
@@ -246,6 +251,7 @@ class Packing:
 
     @property
     def files(self) -> tuple[str, ...]:
+        """The files that the rows are from."""
         return tuple(self._files)
 
     def add(self, some: Joined, first: int = 0) -> None:

@@ -22,7 +22,7 @@ from inlay.data.encoding.piece_tokenizer import PieceTokenizer
 from inlay.data.types import JsonObject
 
 _MARK: Final = "\u2581"
-"""What a SentencePiece tokenizer makes of a space; in a text of its own it is as good as one."""
+"""A SentencePiece tokenizer's mark for a space; in a text it counts as one."""
 _BREAK: Final = re.compile(rf" (?<=[^\s{_MARK}] )")
 _NO_BREAK: Final = re.compile(rf" (?<=[\s{_MARK}] )")
 """A space behind white space. Both begin with a space, which is searched for fast."""
@@ -30,7 +30,7 @@ _NO_BREAK: Final = re.compile(rf" (?<=[\s{_MARK}] )")
 _LINE_BREAK: Final = re.compile(r"(?<=\S\n)(?=[^\s/])")
 """Behind a line break that stands between two other things, of which the second is no slash."""
 _SPACES: Final = ("\u0120", _MARK)
-"""What tokens have in place of a space, as bytes and as text."""
+"""The marks for a space in tokens of byte-level and SentencePiece vocabularies."""
 _JOINED: Final = 32  # words handed over in one text
 
 _MOST_BYTES: Final = 64 << 20  # of what is remembered; then it is forgotten, as another text has other words
@@ -44,9 +44,10 @@ Tokenized = Callable[[], list[np.ndarray]]
 
 
 class AtOnce(Executor):
-    """Does what it is given while it is given it."""
+    """An executor without threads: work is done when it is submitted."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+        """The finished future of the call."""
         done: Future[Any] = Future()
         done.set_result(fn(*args, **named))
         return done
@@ -58,17 +59,17 @@ class WordTokenizer:
     def __init__(self, backend: Tokenizer) -> None:
         self._backend, self._pieces = backend, PieceTokenizer(backend)
         self._known: dict[_Word, bytes] = {}
-        self._asked: Set[_Word] = set()
+        self._being_learned: Set[_Word] = set()
         self.held_bytes = 0
         self.is_by_word = breaks_at_spaces(backend) and not self._pieces.mark.isspace()
         self.is_by_word = self.is_by_word and self._agrees()
 
     def __call__(self, texts: Sequence[str], starts: Sequence[bool]) -> list[np.ndarray]:
-        """The ids (L,) int32 of each text; `starts` says which ones begin a text of their own."""
+        """The ids (L,) int32 of each text; `starts` is true for those that begin a text of their own."""
         return self.begin(texts, starts, AtOnce())()
 
     def begin(self, texts: Sequence[str], starts: Sequence[bool], beside: Executor) -> Tokenized:
-        """What the call would return, to be asked for when `beside` has had time for the new words: looking up holds the
+        """A function that returns the ids, to be called when `beside` has had time for the new words: looking up holds the
         interpreter, tokenizing does not."""
         if not self.is_by_word:
             whole = beside.submit(self._pieces, texts, starts)
@@ -83,13 +84,13 @@ class WordTokenizer:
                 late.append((n, words))
                 unknown.update(words)
         unknown = _absent(unknown, known)
-        asked = unknown - self._asked
-        self._asked |= asked
-        learning = beside.submit(self._learn, asked, known)
+        new = unknown - self._being_learned
+        self._being_learned |= new
+        learning = beside.submit(self._learn, new, known)
 
         def finish() -> list[np.ndarray]:
             learning.result()
-            if behind := _absent(unknown, known):  # another caller has asked for them, and still waits
+            if behind := _absent(unknown, known):  # another caller is still waiting for them
                 self._learn(behind, known)
             for n, words in late:
                 ids[n] = b"".join(map(known.__getitem__, words))
@@ -103,9 +104,9 @@ class WordTokenizer:
         found = self._tokenized(wanted)
         self._remember(found, known)
         self._remember({word: b"".join([known[part] for part in parts]) for word, parts in parted.items()}, known)
-        self._asked = self._asked - words
+        self._being_learned = self._being_learned - words
         if self.held_bytes > _MOST_BYTES:
-            self._known, self._asked, self.held_bytes = {}, set(), 0
+            self._known, self._being_learned, self.held_bytes = {}, set(), 0
 
     def _remember(self, found: Mapping[_Word, bytes], known: dict[_Word, bytes]) -> None:
         known.update(found)
@@ -129,8 +130,8 @@ class WordTokenizer:
         texts = [" " + " ".join(plain[k : k + _JOINED]) for k in range(0, len(plain), _JOINED)]
         found = self._parted(self._pieces(texts, [False] * len(texts)), plain) if len(plain) >= _JOINED else {}
         others = list(words - found.keys())
-        asked = [(f" {word}", False) if isinstance(word, str) else word for word in others]
-        each = self._pieces([text for text, _ in asked], [start for _, start in asked])
+        spaced = [(f" {word}", False) if isinstance(word, str) else word for word in others]
+        each = self._pieces([text for text, _ in spaced], [start for _, start in spaced])
         return found | {word: array("i", ids).tobytes() for word, ids in zip(others, each, strict=True)}
 
     def _parted(self, texts: list[list[int]], words: Sequence[str]) -> dict[_Word, bytes]:
@@ -233,7 +234,7 @@ _SPLIT_NOTHING: Final = (
 
 
 def _state(part: Any) -> JsonObject | None:
-    """What the file of the tokenizer says of one of its parts."""
+    """One part of the tokenizer, as its file describes it."""
     return None if part is None else json.loads(part.__getstate__())
 
 
@@ -247,7 +248,7 @@ def _no_token_goes_on_over_a_mark(backend: Tokenizer) -> bool:
 
 
 def _splits_at_spaces(splits: JsonObject | None) -> bool:
-    """Of stages one after another: one has a break before each such space, those before it look at no text beyond."""
+    """Whether one of the stages breaks before each such space, and those before it look at no text beyond."""
     if splits is None:
         return False
     for stage in splits["pretokenizers"] if splits["type"] == "Sequence" else [splits]:
@@ -282,7 +283,7 @@ something else than white space, and what one finds before such a space does not
 
 
 def _alternatives(pattern: str) -> Iterator[str]:
-    """Those of a regular expression, outside of its brackets."""
+    """The alternatives of a regular expression, outside of its brackets."""
     depth, begin, k = 0, 0, 0
     while k < len(pattern):
         if pattern[k] == "\\":

@@ -1,4 +1,4 @@
-"""Rows to arrays of ids and other work on rows, shared out to processes where a file is worth them.
+"""Work on rows, such as encoding them, shared among several processes for large files.
 
 Python reads, renders and looks up one row at a time, whatever number of cores there is. The processes are forked, so
 that they have the tokenizer and the template without loading them; where that is not safe, one process does it all.
@@ -42,7 +42,7 @@ _Plain = list[tuple[Any, ...]]
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What some rows became."""
+    """The sequences of some rows."""
 
     rows: int
     prompt_keys: bytes
@@ -52,7 +52,7 @@ class Part:
 
 
 def process_count(workers: int, size_bytes: int) -> int:
-    """How many processes a file of this size is shared out to; 1 is this one. `workers` is `data.workers`."""
+    """Number of processes for a file of this size; 1 is this one. `workers` is `data.workers`."""
     if not hasattr(os, "fork") or not hasattr(os, "sched_getaffinity"):
         return 1
     may_fork = sys.platform.startswith("linux") and not current_process().daemon  # elsewhere system libraries break
@@ -62,8 +62,8 @@ def process_count(workers: int, size_bytes: int) -> int:
 
 
 class Helpers(Generic[_T]):
-    """Processes that do one kind of work on rows. A killed one costs its rows a second time; with one process the work is
-    done here, when it is asked for.
+    """Processes that do one kind of work on rows. The rows of a killed one are done again here; with one process all work is
+    done here, when its result is taken.
 
     Each has a pipe and a thread of its own here: of the executors of Python 3.11, those before 3.11.7 wait for ever when a
     process is killed while work is written to it.
@@ -81,7 +81,7 @@ class Helpers(Generic[_T]):
         return 2 * self.processes if self.processes > 1 else 0
 
     def begin(self, rows: list[Example]) -> Callable[[], _T]:
-        """Asks for the work on these rows: call what is returned for what came of it."""
+        """Begins the work on these rows; the returned function gives its result."""
         if self.processes == 1:
             return partial(self._work, rows)
         if self._threads is None:
@@ -106,7 +106,7 @@ class Helpers(Generic[_T]):
         try:
             if helper is None:
                 raise EOFError
-            return helper.asked(plain)
+            return helper.work_on(plain)
         except (OSError, EOFError):
             helper = None  # gone
             raise
@@ -123,7 +123,7 @@ class Helpers(Generic[_T]):
         raise made
 
     def close(self) -> None:
-        """Ends the processes, whatever they are at."""
+        """Ends the processes at once."""
         for helper in self._started:
             helper.end()
         if self._threads:
@@ -140,17 +140,19 @@ class _Helper:
         self._process.start()
         its_end.close()  # so that a write fails when the process is gone
 
-    def asked(self, plain: _Plain) -> Any:
+    def work_on(self, plain: _Plain) -> Any:
+        """(whether it went well, the result or the error)."""
         self._pipe.send(plain)
         return self._pipe.recv()
 
     def end(self) -> None:
+        """Ends the process at once."""
         self._process.kill()  # what else it would do with a signal is this process's own, for a moment
         self._process.join()
 
 
 def _help(pipe: Connection, work: Callable[[list[Example]], Any]) -> None:
-    """What a new process does until it is ended."""
+    """The loop of a helper process, until it is ended."""
     os.environ[_PARALLEL] = "false"  # the threads for it are not in a fork
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the whole group; the parent ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -185,7 +187,7 @@ def _here(encoder: Encoder, examples: Iterable[Example]) -> Generator[Part]:
 
     def seen() -> Iterator[Example]:
         for example in examples:
-            keys.append(prompt_key(example))  # now: the check has just asked for the same
+            keys.append(prompt_key(example))  # now: the check has just normalised the same text
             yield example
 
     for rows, sequences in encoder.batches(seen()):
@@ -237,8 +239,8 @@ def _plain(examples: Iterable[Example]) -> _Plain:
 
 
 def _turn(m: Message) -> tuple[Any, ...]:
-    said = m.role, m.content, m.weight, m.tool_calls, m.name
-    return (*said, m.thought, m.thought_field, m.tool_call_id) if m.thought or m.tool_call_id else said
+    usual = m.role, m.content, m.weight, m.tool_calls, m.name
+    return (*usual, m.thought, m.thought_field, m.tool_call_id) if m.thought or m.tool_call_id else usual
 
 
 def _examples(plain: _Plain) -> list[Example]:

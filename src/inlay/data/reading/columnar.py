@@ -13,7 +13,7 @@ from inlay.data.types import JsonObject, Row, Source
 from inlay.errors import DataError
 
 _Reader = Callable[[Any], Any]
-"""What a value of the table stands for."""
+"""Decodes a value of the table."""
 
 _FILE_MAGIC: Final = b"ARROW1"
 _STREAM_END: Final = b"\xff\xff\xff\xff\0\0\0\0"
@@ -95,7 +95,7 @@ def _rows(schema: Any, batches: Iterator[Any], path: str) -> Iterator[Row]:
 
 
 def as_written(features: Any) -> Callable[[JsonObject, str, int], JsonObject]:
-    """What undoes, in (row, file, line), the encoding of rows of such features, as datasets' `to_dict()` gives them."""
+    """A function of (row, file, line) that decodes rows with these features, as datasets' `to_dict()` gives them."""
     known = _mapping(features)
     readers = {name: reader for name, feature in known.items() if (reader := _reader(None, feature))}
 
@@ -139,8 +139,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _reader(arrow_type: Any, feature: Any) -> _Reader | None:
-    """What undoes the encoding of a column of this Arrow type (None where it is not known) and feature; None where a
-    value stands for itself."""
+    """The decoder of a column of this Arrow type (None where it is unknown) and feature; None where values need none."""
     kind = _mapping(feature).get("_type")
     if kind == "ClassLabel" and (names := _mapping(feature).get("names")):
         return _label(list(names))
@@ -187,7 +186,7 @@ def _struct_features(feature: Any) -> Mapping[str, Any]:
 
 def _label(names: list[str]) -> _Reader:
     def name(value: Any) -> Any:
-        if isinstance(value, str) or value == -1:  # -1 says that there is no label
+        if isinstance(value, str) or value == -1:  # -1 is no label
             return value if isinstance(value, str) else None
         if not 0 <= value < len(names):
             raise _ValueError(f"label {value} has no name (the file names {len(names)}). Write the file again.")

@@ -16,7 +16,7 @@ from inlay.errors import DataError
 
 NAMES: Final = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstandard", ".zip": "zip"}
 COMPRESSIONS: Final = tuple(NAMES)
-"""What may stand behind the extension of a data file."""
+"""Endings of compressed files, after the extension of a data file."""
 
 _CHUNK_BYTES = 1 << 16
 
@@ -26,7 +26,7 @@ class DamagedError(OSError):
 
 
 ERRORS: Final = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, DamagedError)
-"""What reading a damaged file raises."""
+"""The errors that reading a damaged file raises."""
 
 
 def unpacked(stream: BinaryIO, compression: str, path: str) -> BinaryIO:

@@ -1,4 +1,4 @@
-"""Turns as data sets write them, to Messages. Used by the formats."""
+"""Messages from turns, as datasets write them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _OTHER_NAMES: Final = {
 
 
 def turn(row: Row, role: str, content: str) -> Message:
-    """A turn with the weight of its role."""
+    """A message with the weight of its role."""
     return Message(role, content, row.role_weights.get(role, 0.0))
 
 
@@ -65,7 +65,7 @@ def last_trained(row: Row, turns: Sequence[tuple[str, str]]) -> list[Message]:
 
 
 def example(row: Row, messages: list[Message], tools: tuple[Tool, ...] = ()) -> Example:
-    """The dialogue up to its last trained answer.
+    """The conversation up to its last trained answer.
 
     Raises:
         DataError: no turn is trained, or none comes before the assistant's.
@@ -89,7 +89,7 @@ def example(row: Row, messages: list[Message], tools: tuple[Tool, ...] = ()) -> 
             "Put the user turn that it answers first."
         )
     greeting = kept[0].weight > 0
-    kept[0] = replace(kept[0], weight=0.0)  # a model is never asked to say something after nothing
+    kept[0] = replace(kept[0], weight=0.0)  # no model is ever prompted with nothing
     return Example(tuple(kept), row.source, tools, (GREETING,) if greeting else ())
 
 
@@ -102,11 +102,11 @@ def with_system(row: Row, example: Example, masked: bool) -> Example:
     given = {name: row.value[name] for name in SYSTEMS if not is_empty(row.value.get(name))}
     if not given:
         return example
-    said = {name: _content(row, name, value, "system", may_be_null=False) for name, value in given.items()}
-    (name, system), first = next(iter(said.items())), example.messages[0]
-    if len(set(said.values())) > 1:
+    texts = {name: _content(row, name, value, "system", may_be_null=False) for name, value in given.items()}
+    (name, system), first = next(iter(texts.items())), example.messages[0]
+    if len(set(texts.values())) > 1:
         raise DataError(
-            f"{row.source}: fields {' and '.join(map(repr, said))} are two system prompts. Keep one of them."
+            f"{row.source}: fields {' and '.join(map(repr, texts))} are two system prompts. Keep one of them."
         )
     if first.role == "system":
         if first.content.strip() != system.strip():
@@ -171,10 +171,10 @@ def _turns(row: Row, field: str, value: object) -> list[JsonObject]:
 def _plain_turn(row: Row, turn: JsonObject, trained: bool) -> Message | None:
     """The message of a turn with a role and some text and nothing beside them; else None."""
     if len(turn) == 2:
-        said, role = turn.get("content"), turn.get("role")
-        if isinstance(said, str) and isinstance(role, str) and role in _PLAIN_ROLES and not said.isspace() and said:
+        text, role = turn.get("content"), turn.get("role")
+        if isinstance(text, str) and isinstance(role, str) and role in _PLAIN_ROLES and not text.isspace() and text:
             role = _PLAIN_ROLES[role]
-            return Message(role, said, row.role_weights.get(role, 0.0) if trained else 0.0)
+            return Message(role, text, row.role_weights.get(role, 0.0) if trained else 0.0)
     return None
 
 
@@ -219,10 +219,10 @@ def _call_turn(row: Row, where: str, key: str, turn: JsonObject, trained: bool) 
     return _message(row, where, key, turn, message, trained)
 
 
-def _message(row: Row, where: str, key: str, turn: JsonObject, said: Message, trained: bool) -> Message:
-    """What is `said` (under `key`), with all that the other fields of the turn say. Raises: DataError."""
+def _message(row: Row, where: str, key: str, turn: JsonObject, bare: Message, trained: bool) -> Message:
+    """The `bare` message (its text in field `key`), with the other fields of the turn. Raises: DataError."""
     turn_fields.refuse_unknown(row, where, turn, key)
-    role, calls = said.role, said.tool_calls
+    role, calls = bare.role, bare.tool_calls
     if calls and role != "assistant":
         field = next(name for name in CALLS if turn.get(name))
         fail(row, f"{where}.{field}", turn[field], f"Only an assistant turn calls tools, not {role!r}.")
@@ -230,9 +230,9 @@ def _message(row: Row, where: str, key: str, turn: JsonObject, said: Message, tr
     name = None if is_empty(name) else text(row, f"{where}.name", name)
     weight = turn_fields.weight(row, where, turn, role, trained=trained)
     thought, thought_field = turn_fields.thought(row, where, turn, role)
-    _refuse_empty(row, f"{where}.{key}", said.content, role, weight, calls)
+    _refuse_empty(row, f"{where}.{key}", bare.content, role, weight, calls)
     call_id = turn_fields.tool_call_id(row, where, turn, role)
-    return Message(role, said.content, weight, calls, name, thought, thought_field, call_id)
+    return Message(role, bare.content, weight, calls, name, thought, thought_field, call_id)
 
 
 def _other_format(row: Row, where: str, keys: str, name: str, field: str) -> NoReturn:
@@ -256,7 +256,7 @@ def _role(row: Row, field: str, value: object, roles: Mapping[str, str]) -> str:
 
 
 def _content(row: Row, field: str, value: object, role: str, *, may_be_null: bool) -> str:
-    """What a turn says, as text: a string, parts of text, or what a tool gives back."""
+    """The text of a turn: a string, parts of text, or the result of a tool as JSON."""
     if isinstance(value, str):
         return value
     if value is None and (may_be_null or role == "tool"):
@@ -291,7 +291,7 @@ def _part(row: Row, place: str, part: object) -> str:
 
 
 def _refuse_empty(row: Row, field: str, content: str, role: str, weight: float, calls: Calls) -> None:
-    """Only what is asked and what is trained must hold text; a tool may answer nothing."""
+    """Raises: DataError for a user turn or a trained answer without text; a tool may answer nothing."""
     if not content.strip() and (role == "user" or (role == "assistant" and weight > 0 and not calls)):
         article = "An" if role == "assistant" else "A"
         fail(row, field, content, f"{article} {role} turn must hold some text. Fill it or remove the row.")

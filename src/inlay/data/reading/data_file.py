@@ -40,17 +40,17 @@ class DataFile:
         self._held = tuple(examples) if hub else None
         first = self._held[0] if self._held else next(examples)
         self.files = (first.source.file,) if hub else files
-        """What the rows call the files that they are from."""
+        """The names of the files, as the sources of their rows have them."""
         self._part_of = {name: part for part, name in enumerate(self.files)}
         self.read_bytes = self.read_rows = 0
-        """How far the newest reading has come."""
+        """Bytes and rows of the newest reading so far."""
         self._versions = () if hub else tuple(_version(name) for name in files)
         if hub:
             self.digest = sha.hexdigest()
 
     @property
     def name(self) -> str:
-        """What a message calls it."""
+        """The name for messages."""
         return self.files[0] if len(self.files) == 1 else self.path
 
     @cached_property
@@ -65,6 +65,7 @@ class DataFile:
 
     @property
     def size_bytes(self) -> int:
+        """Size of all files."""
         return sum(version[2] for version in self._versions)
 
     @property
@@ -74,11 +75,11 @@ class DataFile:
         return [self.digest, self.format, sorted(self.columns.items()), *weights]
 
     def row_key(self, source: Source) -> int:
-        """What `only` and `at` call a row."""
+        """The key of a row, as `only` and `at` take it."""
         return row_key(self._part_of[source.file], source.line)
 
     def source_of(self, key: int) -> Source:
-        """The place of the row that `row_key` calls so."""
+        """The place of the row with this key."""
         part, line = part_and_line(key)
         return Source(self.files[part], line)
 
@@ -108,7 +109,7 @@ class DataFile:
             raise DataError(f"{name}: changed while it was read. Start again when it is written whole.")
 
     def at(self, keys: Set[int]) -> dict[int, Example]:
-        """The examples of these rows, by what `row_key` calls them."""
+        """The examples of these rows, by their keys."""
         if self._held is not None:
             return {key: e for e in self._held if (key := self.row_key(e.source)) in keys}
         found: dict[int, Example] = {}

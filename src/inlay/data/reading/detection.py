@@ -1,4 +1,4 @@
-"""Which format a file is in, from the fields of its first rows."""
+"""The format of a file, found from the fields of its first rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from inlay.data.types import Row
 from inlay.errors import DataError, nearest
 
 PREVIEW: Final = 100
-"""How many rows are looked at."""
+"""Number of rows that decide the format."""
 
 
 _QUESTIONS: Final = (
@@ -32,7 +32,7 @@ _QUESTIONS: Final = (
     "task",
 )
 _ANSWERS: Final = ("answer", "response", "completion", "output", "solution", "reply", "target", "assistant", "chosen")
-"""What columns of questions and answers are often called."""
+"""Usual names of columns with questions and with answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class DetectedFormat:
 
 
 def detect(rows: Sequence[Row]) -> DetectedFormat:
-    """The one format that the first rows are written in.
+    """The format of the first rows.
 
     Raises:
         DataError: no format fits, several do, rows are in different formats, or they judge their answers.
@@ -78,7 +78,7 @@ def detect(rows: Sequence[Row]) -> DetectedFormat:
 
 
 def named(format_name: str, rows: Sequence[Row]) -> DetectedFormat:
-    """The format that the caller named, and what it leaves out of these rows."""
+    """The format that the caller named, with the fields of these rows that it ignores."""
     fields = list(dict.fromkeys(name for row in rows for name in row.value))
     return _detected(FORMATS[format_name], "named by the caller", fields, rows[0] if rows else None)
 
@@ -88,7 +88,7 @@ def _detected(chosen: Format, why: str, fields: list[str], first: Row | None) ->
     why += f"; {chosen.trains}" if chosen.trains else ""
     if first and _is_one_text(chosen.name, first):
         why += "; texts that are nothing but turns are read as their turns, and only answers are trained"
-    return DetectedFormat(chosen.name, why + (f"; ignored: {row_fields.told(ignored)}" if ignored else ""), ignored)
+    return DetectedFormat(chosen.name, why + (f"; ignored: {row_fields.summary(ignored)}" if ignored else ""), ignored)
 
 
 def _is_one_text(format_name: str, row: Row) -> bool:
@@ -118,11 +118,11 @@ def _unknown(row: Row, fields: list[str]) -> NoReturn:
     has = listed(fields)
     if shape := known_shapes.described(row):
         raise DataError(f"{row.source}: no format fits the fields {has}. This is {shape}.")
-    for role, said, field in (("role", "content", "messages"), ("from", "value", "conversations")):
-        if role in fields and said in fields:
+    for role, text, field in (("role", "content", "messages"), ("from", "value", "conversations")):
+        if role in fields and text in fields:
             raise DataError(
                 f"{row.source}: the fields {has} are those of one turn, and turns are no rows. Write each conversation as "
-                f'a row: {{"{field}": [{{"{role}": "…", "{said}": "…"}}, …]}}.'
+                f'a row: {{"{field}": [{{"{role}": "…", "{text}": "…"}}, …]}}.'
             )
     for name, value in row.value.items():
         if of := turns_field(value):

@@ -1,4 +1,4 @@
-"""Which files a path stands for: a file, a pattern, or a folder of one data set's parts."""
+"""The files of a path: a file, a pattern, or a folder with the parts of one dataset."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def is_several(path: str) -> bool:
 def files_of(path: str, is_data: Callable[[str], bool]) -> tuple[str, ...]:
     """The files of a folder or a pattern, in the order in which they are read.
 
-    Raises: DataError where there are none, or they are not the parts of one data set.
+    Raises: DataError where there are none, or they are not the parts of one dataset.
     """
     found = _of_folder(Path(path), is_data) if Path(path).is_dir() else _of_pattern(path, is_data)
     if len(found) > _MOST:
@@ -95,7 +95,7 @@ def _refuse_saved_splits(folder: Path) -> NoReturn:
 
 
 def _split_of(name: str, under: Path) -> str:
-    """The split that a file's name says, or else the nearest of the folders below `under`."""
+    """The split in a file's name, or else in the nearest of the folders below `under`."""
     path = Path(name)
     above = [one.name for one in path.parents if under in one.parents]
     for part in (path.name, *above):
@@ -139,7 +139,7 @@ def _quoted(name: str) -> str:
 
 
 def _pattern(files: Sequence[str]) -> str:
-    """What matches these files and none beside them."""
+    """A pattern that matches these files and no others."""
     folders = {str(Path(name).parent) for name in files}
     if len(files) == 1 or len(folders) > 1:
         return files[0] if len(files) == 1 else os.path.commonpath(files)

@@ -1,4 +1,4 @@
-"""Row formats: the table of them, which one a file is in, and a row to an Example.
+"""Row formats: the table of them, and the reader of each, which makes an Example of a row.
 
 To add one: a function from Row to Example and a line in FORMATS; the contract test then runs on its row.
 """
@@ -40,7 +40,7 @@ class Format:
     masks_prompt: bool = False
     """Whether nothing before the answer is trained, whatever the roles."""
     trains: str = ""
-    """What of a row is trained, where a reader of the file might think otherwise; part of the reason."""
+    """The trained part of a row, where a reader of the file might think otherwise; shown with the reason."""
 
     def matches(self, keys: Set[str]) -> bool:
         """Whether a row with these fields is written in this format."""
@@ -84,7 +84,7 @@ class Format:
         """The fields that `read` takes itself."""
         return frozenset(self.fields) - frozenset(row_fields.SYSTEMS)
 
-    def asked(self, row: Row) -> tuple[str, str]:
+    def question_and_answer(self, row: Row) -> tuple[str, str]:
         """The row's fields of question and answer."""
         first, last = (choice.split("|") for choice in (self.required[0], self.required[-1]))
         return first[0], next((name for name in last if name in row.value), last[0])
@@ -98,7 +98,7 @@ class Format:
         """The example with the system turn beside the others, and the names of what is not read."""
         if self.name != "text":
             example = conversation.with_system(row, example, self.masks_prompt)
-        unread = row_fields.unread(row, self.name, self.known, self.asked(row), strict=strict)
+        unread = row_fields.unread(row, self.name, self.known, self.question_and_answer(row), strict=strict)
         return replace(example, unread=(*example.unread, *unread)) if unread else example
 
 
@@ -121,7 +121,7 @@ def _decoded(row: Row) -> Row:
     return replace(row, value=row.value | found) if found else row
 
 
-def _ask(row: Row, question: str, answer: str) -> Example:
+def _two_turns(row: Row, question: str, answer: str) -> Example:
     return conversation.example(
         row, [conversation.turn(row, "user", question), conversation.turn(row, "assistant", answer)]
     )
@@ -173,9 +173,9 @@ def _messages(row: Row) -> Example:
 def _prompt_completion(row: Row) -> Example:
     prompt, completion = row.value["prompt"], row.value["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        asked = conversation.openai_turns(row, "prompt", prompt, trained=False)
+        before = conversation.openai_turns(row, "prompt", prompt, trained=False)
         answered = conversation.openai_turns(row, "completion", completion)
-        return conversation.example(row, asked + answered, tools_of(row))
+        return conversation.example(row, before + answered, tools_of(row))
     if isinstance(prompt, list) != isinstance(completion, list):
         field = "completion" if isinstance(prompt, list) else "prompt"
         values.fail(row, field, row.value[field], "prompt and completion are both strings or both lists of turns.")
@@ -199,7 +199,7 @@ def _source_target(row: Row) -> Example:
 
 
 def _pair(row: Row, question: str, answer: str) -> Example:
-    return _ask(row, values.text(row, question, row.value[question]), values.text(row, answer, row.value[answer]))
+    return _two_turns(row, values.text(row, question, row.value[question]), values.text(row, answer, row.value[answer]))
 
 
 def _classification(row: Row) -> Example:
@@ -208,7 +208,7 @@ def _classification(row: Row) -> Example:
         label = json.dumps(label)
     if not isinstance(label, str):
         values.fail(row, "label", label, "A label is a string or a number.")
-    return _ask(row, values.text(row, "text", row.value["text"]), values.text(row, "label", label))
+    return _two_turns(row, values.text(row, "text", row.value["text"]), values.text(row, "label", label))
 
 
 def _text(row: Row) -> Example:
@@ -368,7 +368,7 @@ LISTS: Final = frozenset({"messages", "conversations", "tools", "functions", "hi
 def rename(row: Row, columns: Mapping[str, str]) -> Row:
     """The row with columns under the names a format knows.
 
-    A mapped number, object or list becomes its JSON text, as the user asked for that column as the text.
+    A mapped number, object or list becomes its JSON text, as the user chose that column as the text.
 
     Raises:
         DataError: the row lacks a column.

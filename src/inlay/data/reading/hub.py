@@ -87,11 +87,11 @@ def _opened(datasets: Any, wanted: HubName) -> tuple[str, Any]:
 
 def _refuse(wanted: HubName, configs: list[str]) -> NoReturn:
     *named, split = wanted.parts or ("train",)
-    told = f"has no configuration {named[0]!r}" if named else "has several configurations, and none is named"
+    fault = f"has no configuration {named[0]!r}" if named else "has several configurations, and none is named"
     close = nearest(named[0] if named else split, configs)
     tail = f":{split}" if named or (wanted.parts and not close) else ""
     raise DataError(
-        f"{wanted}: the dataset {told}. Write hub:{wanted.name}:{close or configs[0]}{tail}, or another of its "
+        f"{wanted}: the dataset {fault}. Write hub:{wanted.name}:{close or configs[0]}{tail}, or another of its "
         f"configurations: {', '.join(configs)}."
     )
 
@@ -99,7 +99,7 @@ def _refuse(wanted: HubName, configs: list[str]) -> NoReturn:
 def _configurations(datasets: Any, name: str) -> list[str]:
     try:
         return [str(one) for one in datasets.get_dataset_config_names(name)]
-    except Exception:  # noqa: BLE001  what went wrong before is what is told
+    except Exception:  # noqa: BLE001  the first error is reported
         return []
 
 

@@ -65,5 +65,5 @@ ANSWERS: Final = (
 
 
 def described(row: Row) -> str | None:
-    """What the row is and how to rewrite it, where it is of a known shape."""
+    """A description of the row and how to rewrite it, where it is of a known shape; else None."""
     return next((words for fits, words in SHAPES if fits(row.value)), None)

@@ -1,4 +1,4 @@
-"""Preference rows to Examples: what was preferred is trained, what was not is only looked at to find the question."""
+"""Preference rows to Examples: the preferred answer is trained; the other one only helps to find the question."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _INPUT: Final = ("messages", "tools", "functions", "parallel_tool_calls")
 
 
 def preference(row: Row) -> Example:
-    """prompt, chosen and rejected; or chosen and rejected as whole dialogues, asked in the turns they share."""
-    asked = _asked(row)
+    """The Example of a prompt, chosen and rejected; or of two whole conversations, whose shared turns are the prompt."""
+    prompt = _prompt(row)
     tools = tools_of(row)
     if not isinstance(row.value["rejected"], str | list | dict):
         values.fail(row, "rejected", row.value["rejected"], "It must be a string, or turns. Fill it or remove the row.")
@@ -29,21 +29,23 @@ def preference(row: Row) -> Example:
             return conversation.example(row, conversation.last_trained(row, cut), tools)
         if written := turns_of(chosen):
             whole = _written_turns(row, written)
-            return conversation.example(row, _answered(whole, _rejected(row), _check_asked(row, asked, whole)), tools)
-        if not asked:
+            return conversation.example(
+                row, _answered(whole, _rejected(row), _prompt_length(row, prompt, whole)), tools
+            )
+        if not prompt:
             raise DataError(
-                f"{row.source}: field 'chosen' is {shown(chosen)} and nothing says what it answers. "
+                f"{row.source}: field 'chosen' is {shown(chosen)} and there is no prompt that it answers. "
                 "Map the question (columns: {prompt: COLUMN}), or write chosen and rejected as lists of turns."
             )
-        return conversation.example(row, [*asked, _answer(row, "chosen", chosen)], tools)
+        return conversation.example(row, [*prompt, _answer(row, "chosen", chosen)], tools)
     turns = _turns(row, "chosen", chosen)
     if turns[0].role == "assistant":
-        return conversation.example(row, [*asked, *turns], tools)
-    return conversation.example(row, _answered(turns, _rejected(row), _check_asked(row, asked, turns)), tools)
+        return conversation.example(row, [*prompt, *turns], tools)
+    return conversation.example(row, _answered(turns, _rejected(row), _prompt_length(row, prompt, turns)), tools)
 
 
 def openai_preference(row: Row) -> Example:
-    """OpenAI's preference files: input.messages, preferred_output and non_preferred_output."""
+    """The Example of a row of OpenAI's preference files: input.messages, preferred_output, non_preferred_output."""
     value = row.value["input"]
     if not isinstance(value, dict):
         values.fail(row, "input", value, 'It must be an object: {"messages": [...]}.')
@@ -54,17 +56,17 @@ def openai_preference(row: Row) -> Example:
             values.fail(
                 row, f"input.{name}", value[name], f"Of the input only {', '.join(_INPUT)} are read. Take it out."
             )
-    asked = conversation.openai_turns(row, "input.messages", value["messages"], trained=False)
+    prompt = conversation.openai_turns(row, "input.messages", value["messages"], trained=False)
     answer = conversation.openai_turns(row, "preferred_output", row.value["preferred_output"])
     conversation.openai_turns(row, "non_preferred_output", row.value["non_preferred_output"], trained=False)
-    return conversation.example(row, asked + answer, tools_of(Row(value, row.source)))
+    return conversation.example(row, prompt + answer, tools_of(Row(value, row.source)))
 
 
-def _asked(row: Row) -> list[Message]:
+def _prompt(row: Row) -> list[Message]:
     """The turns of the question, as far as they have fields of their own. None of them is trained."""
     named = [name for name in ("prompt", "question", "instruction", "conversations") if row.value.get(name) is not None]
     if len(named) > 1:
-        raise DataError(f"{row.source}: {' and '.join(map(repr, named))} both ask the question. Keep one of them.")
+        raise DataError(f"{row.source}: {' and '.join(map(repr, named))} are both the question. Keep one of them.")
     if named != ["instruction"] and not is_empty(context := row.value.get("input")):
         values.fail(
             row, "input", context, "It is a part of an 'instruction', and there is none. Write it into the question."
@@ -105,25 +107,27 @@ def _answer(row: Row, field: str, value: str) -> Message:
     return conversation.turn(row, "assistant", values.text(row, field, value))
 
 
-def _check_asked(row: Row, asked: list[Message], turns: list[Message]) -> int:
-    """How many turns of the whole dialogue are the question that has a field of its own. Raises: DataError."""
-    wanted = [(turn.role, turn.content.strip()) for turn in asked if turn.role != "system"]
+def _prompt_length(row: Row, prompt: list[Message], turns: list[Message]) -> int:
+    """Number of turns of the whole conversation that are the prompt of a field of its own. Raises: DataError."""
+    wanted = [(turn.role, turn.content.strip()) for turn in prompt if turn.role != "system"]
     has = [(turn.role, turn.content.strip()) for turn in turns]
     places = [n for n in range(len(has)) if has[n : n + len(wanted)] == wanted]
     if wanted and not places:
         raise DataError(
-            f"{row.source}: 'chosen' is a whole dialogue, and what is asked in front of it does not stand in it. "
+            f"{row.source}: 'chosen' is a whole conversation, and the prompt beside it is not a part of it. "
             "Leave the question out of one of the two."
         )
     return places[0] + len(wanted) if wanted else 0
 
 
-def _answered(chosen: list[Message], rejected: list[Message], asked: int) -> list[Message]:
-    """The chosen dialogue, trained from where it parts from the rejected one; where it never does, its last turn."""
-    same = sum(1 for _ in takewhile(lambda pair: _says(pair[0]) == _says(pair[1]), zip(chosen, rejected, strict=False)))
-    first = max(asked, min(same, len(chosen) - 1))
+def _answered(chosen: list[Message], rejected: list[Message], prompt_length: int) -> list[Message]:
+    """The chosen conversation, trained from where it departs from the rejected one, or else its last turn alone."""
+    same = sum(
+        1 for _ in takewhile(lambda pair: _compared(pair[0]) == _compared(pair[1]), zip(chosen, rejected, strict=False))
+    )
+    first = max(prompt_length, min(same, len(chosen) - 1))
     return [replace(turn, weight=0.0) if n < first else turn for n, turn in enumerate(chosen)]
 
 
-def _says(turn: Message) -> tuple[Any, ...]:
+def _compared(turn: Message) -> tuple[Any, ...]:
     return turn.role, turn.content, turn.tool_calls

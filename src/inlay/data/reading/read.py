@@ -1,4 +1,4 @@
-"""A data file to examples, in one call."""
+"""Examples of a data file, in one call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from inlay.errors import DataError
 Changed = TypeVar("Changed")
 _SPLITS = frozenset(SPLITS)
 _MORE = {"name": None, "thought": "", "thought_field": "", "tool_call_id": None}
-"""What few messages have, and what it is in the others."""
+"""Fields of few messages, with their value in the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class ReadResult:
     examples: tuple[Example, ...]
     format: str
     why: str
-    """How the format was found, in one line."""
+    """The reason for the format, in one line."""
     hash: str
     """Hex sha256 of the file's bytes."""
 
@@ -59,7 +59,7 @@ def stream_examples(
 ) -> tuple[DetectedFormat, Iterator[Example]]:
     """The format and the examples one by one; only the rows that decide the format are held at once.
 
-    With `on_fault`, a row that cannot be used is told to it and left out.
+    With `on_fault`, a row that cannot be used is passed to it and left out.
 
     Raises:
         DataError: as `read_examples`, for a row when the iterator reaches it.
@@ -164,7 +164,7 @@ def as_lines(examples: Iterable[Example]) -> str:
 
 
 def from_lines(text: str) -> tuple[Example, ...]:
-    """What `as_lines` wrote. Raises: ValueError, LookupError or TypeError for anything else."""
+    """The examples that `as_lines` wrote. Raises: ValueError, LookupError or TypeError for any other text."""
     return tuple(_example(json.loads(line)) for line in text.split("\n") if line)
 
 

@@ -1,4 +1,4 @@
-"""Fields of a row that its format does not read: a note, or something that must not be lost in silence.
+"""Fields of a row that its format does not read: a note, or something that must not be lost silently.
 
 A format that is named leaves such a field out knowingly; one that was found from the fields does not. `KINDS` is the
 table, and the page on data is written from it.
@@ -25,20 +25,20 @@ TEXT_NOTES: Final = frozenset({
     "metadata", "split", "subset", "section", "chapter", "page", "domain", "dataset",
 })
 # fmt: on
-"""What may stand beside `text` in a file of plain documents; another field could be a label or an answer."""
+"""Fields allowed beside `text` in a file of plain documents; any other could be a label or an answer."""
 NOTES: Final = TEXT_NOTES | {
     "prompt_id", "question_id", "example_id", "custom_id", "task_id", "conversation_id", "session_id", "user_id",
     "version", "hash", "created_at", "updated_at", "model", "schemaVersion", "parallel_tool_calls",
 }  # fmt: skip
-"""Fields that say nothing a model could learn from."""
+"""Fields without anything to learn from."""
 GREETING: Final = "the greeting in the first turn"
-"""How an assistant turn before all others is named among what is unread."""
+"""The name of an assistant turn before all others, among the parts of a row that have no effect."""
 COSTS: Final = {
     **dict.fromkeys(("rejected", "rejected_response", "rejected_messages", "rejected_output"), "not learned from"),
     **dict.fromkeys(("score", "reward", "rating", "score_chosen", "score_rejected"), "rows of every score count the same"),
     GREETING: "read and not trained, as it answers nothing",
 }  # fmt: skip
-"""What leaving a field out costs, where that is more than that the model never sees it."""
+"""The cost of leaving a field out, where the model loses more than its text."""
 TURNS: Final = frozenset({"messages", "conversations", "chosen", "preferred_output"})
 _NO: Final[tuple[Any, ...]] = (None, "", [], {})
 _BAD: Final = (
@@ -51,7 +51,7 @@ _FALSE, _TRUE = ("false", "0", "-1", "no", "bad", "undesirable"), ("true", "1", 
 
 
 def is_empty(value: object) -> bool:
-    """Whether there is nothing in a field that could be lost."""
+    """Whether a field has no value that could be lost."""
     return value in _NO or (isinstance(value, str) and not value.strip())
 
 
@@ -66,17 +66,17 @@ def _is_not_one(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Fields of one meaning, and what becomes of a row that has one with that value."""
+    """Fields of one meaning, and the refusal of rows that have one."""
 
     names: tuple[str, ...]
     harms: Callable[[Any], bool]
-    """Whether leaving out this value would train something else than the row says."""
+    """Whether leaving out this value would train something else than intended."""
     why: str
-    """What would be wrong."""
+    """The harm, as a clause."""
     way: str
-    """What to do."""
+    """The way out, as a sentence."""
     when: str = "anything in it"
-    """Which values harm, for the page on data."""
+    """The values that harm, for the page on data."""
     always: bool = False
     """Also where the format was named."""
     beside_turns: bool = True
@@ -129,9 +129,9 @@ KINDS: Final = (
     Kind(
         ("context", "contexts", "passage", "passages", "document", "article", "paragraph", "background", "evidence",
          "knowledge", "support", "options", "choices", "input", "instruction"), _ANYTHING,
-        "the question would be asked without it", _INTO, beside_turns=False,
+        "the model would not see it beside the question", _INTO, beside_turns=False,
     ),
-    Kind(("history",), _ANYTHING, "the question would be asked without what was said before it",
+    Kind(("history",), _ANYTHING, "the model would not see the turns before the question",
          "Write the turns as messages"),
     Kind(("tools", "functions"), _ANYTHING, "the model would not be shown the tools", "Write the row as messages"),
     Kind(
@@ -148,12 +148,12 @@ _BY_NAME: Final = {name: kind for kind in KINDS for name in kind.names}
 
 
 def unread(
-    row: Row, format_name: str, known: Collection[str], asked: tuple[str, str], *, strict: bool
+    row: Row, format_name: str, known: Collection[str], pair: tuple[str, str], *, strict: bool
 ) -> tuple[str, ...]:
     """The fields of the row that are not `known`, where something stands in them.
 
-    `asked` are the fields of question and answer. With `strict` what must not be lost is refused; without, the format
-    was named and only what no text model can read is.
+    `pair`: the fields of question and answer. With `strict` a field that must not be lost is refused. Without, the format
+    was named, and only fields that no text model can read are refused.
 
     Raises:
         DataError: one of them carries meaning.
@@ -163,10 +163,10 @@ def unread(
     for name in extra:
         kind, value = _BY_NAME.get(name), row.value[name]
         if kind and (strict or kind.always) and (kind.beside_turns or not turns) and kind.harms(value):
-            way = kind.way.format(question=asked[0], name=name, answer=asked[1])
+            way = kind.way.format(question=pair[0], name=name, answer=pair[1])
             _refuse(row, name, kind.why, way, None if kind.always else format_name)
     if strict and len(extra) > 1 and not turns and (letters := _lettered(extra)):
-        _refuse(row, letters[0], f"the question would be asked without the choices {', '.join(letters)}",
+        _refuse(row, letters[0], f"the model would not see the choices {', '.join(letters)}",
                 "Write them into the question", format_name)  # fmt: skip
     return tuple(extra)
 
@@ -177,7 +177,7 @@ def _refuse(row: Row, name: str, why: str, way: str, format_name: str | None) ->
 
 
 def _lettered(names: Iterable[str]) -> list[str]:
-    """Of the fields, those that are two or more choices of one question: A, B, C, or option_1, option_2."""
+    """The fields that are two or more choices of one question: A, B, C, or option_1, option_2."""
     groups: dict[str, list[str]] = {}
     for name in names:
         if found := _LETTERS.fullmatch(name):
@@ -186,7 +186,7 @@ def _lettered(names: Iterable[str]) -> list[str]:
 
 
 class OneSplit:
-    """Refuses rows of the splits for training and for testing in one file."""
+    """Refuses rows for training and rows for testing in one file."""
 
     _TRAIN, _TEST = (
         ("train", "training"),
@@ -214,12 +214,12 @@ class OneSplit:
 
 
 def cost(name: str) -> str:
-    """What it costs that a field has no effect."""
+    """The cost of a field having no effect, as a clause."""
     return COSTS.get(name, "the model never sees it")
 
 
-def told(names: Collection[str]) -> str:
-    """Fields that are not read, with what that costs, in a few words."""
+def summary(names: Collection[str]) -> str:
+    """Fields that are not read, and the cost of that, in a few words."""
     costs = {cost(name) for name in names if name not in NOTES}
     return listed(names) + (f" ({'; '.join(sorted(costs))})" if costs else "")
 
@@ -234,16 +234,16 @@ def table() -> list[tuple[tuple[str, ...], str]]:
         rows.append(
             (kind.names, f"{kind.when}{where}: {'always refused' if kind.always else 'refused'}, as {kind.why}")
         )
-    costs = {why: tuple([name for name, told in COSTS.items() if told == why]) for why in COSTS.values()}
+    costs = {why: tuple([name for name, cost in COSTS.items() if cost == why]) for why in COSTS.values()}
     return [
         *rows,
         (
             ("A", "B", "option_1", "option_2"),
-            "two or more choices like these: refused, as the question would be asked without them",
+            "two or more choices like these: refused, as the model would not see them",
         ),
         (SPLITS, "rows for training and for testing in one file: refused, as both would be trained on"),
         *((names, f"named as ignored: {why}") for why, names in costs.items() if GREETING not in names),
-        (tuple(sorted(NOTES)), "named as ignored: there is nothing in them to learn from"),
+        (tuple(sorted(NOTES)), "named as ignored: nothing to learn from"),
         ((), "named as ignored: the model never sees it"),
     ]
 

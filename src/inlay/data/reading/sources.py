@@ -19,10 +19,10 @@ from inlay.errors import DataError, nearest
 EXTENSIONS: Final = (
     ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".xlsx", ".txt",
 )  # fmt: skip
-"""What can be read; each also compressed."""
+"""Extensions of the files that can be read; each also compressed."""
 
 _SEEKING: Final = (".parquet", ".arrow", ".xlsx", ".zip")
-"""What is not read from front to back."""
+"""Extensions of the files that are not read from front to back."""
 _SMALL_BYTES: Final = 4_000_000
 _CHUNK_BYTES = 1 << 20
 
@@ -42,13 +42,13 @@ def is_data_name(path: str) -> bool:
 
 
 def seeks(path: str) -> bool:
-    """Whether the reader of the file goes back and forth in it, so that its progress is not that of the bytes."""
+    """Whether the reader of the file seeks in it, so that its progress is not that of the bytes."""
     kind, packed = kind_of(path)
     return packed == ".zip" or kind in _SEEKING
 
 
 def files_of(path: str) -> tuple[str, ...]:
-    """The files that a path stands for: itself, or those of a folder or pattern. Raises: DataError."""
+    """The files of a path: itself, or those of a folder or pattern. Raises: DataError."""
     if hub_name(path) or not is_several(path):
         return (path,)
     return folders.files_of(path, is_data_name)
@@ -63,7 +63,7 @@ def rows(
     (`hub:owner/name[:configuration][:split]`), in order.
 
     JSON lines, CSV, TSV, plain text, parquet and Arrow are streamed. `sha` has seen every byte of the files when all
-    rows are read. With `on_fault`, a damaged line or record is told to it and left out, where the ones after it can
+    rows are read. With `on_fault`, a damaged line or record is passed to it and left out, where the ones after it can
     still be read.
 
     Raises:
@@ -71,14 +71,14 @@ def rows(
     """
     empty = True
 
-    def told(error: DataError) -> None:
+    def pass_on(error: DataError) -> None:
         nonlocal empty
         empty = False
         assert on_fault
         on_fault(error)
 
     for name in files_of(path):
-        for row in rows_of_file(name, sha, told if on_fault else None):
+        for row in rows_of_file(name, sha, pass_on if on_fault else None):
             empty = False
             yield row
     if empty:
@@ -283,7 +283,7 @@ def _refuse_other_kinds(first: bytes, path: str) -> None:
         (b"\xfe\xff", "UTF-16 text", "Save it as UTF-8."),
     ):
         if first.startswith(magic):
-            raise DataError(f"{path}:1: the content is {what}, not what the name says. {fix}")
+            raise DataError(f"{path}:1: the content is {what}, unlike its name. {fix}")
 
 
 def hub_name(path: str) -> hub.HubName | None:

@@ -81,7 +81,7 @@ def value_at(text: str, at: int, where: Where) -> tuple[Any, int]:
 
 
 def _explain(text: str, error: json.JSONDecodeError) -> str:
-    """What is wrong at the place where the decoder stopped, and what would be right."""
+    """The fault where the decoder stopped, and the way out."""
     at = skip_space(text, error.pos)
     before = text[max(0, error.pos - 200) : error.pos].rstrip()
     found = text[at : at + 20].split("\n")[0]
@@ -114,7 +114,7 @@ def _explain(text: str, error: json.JSONDecodeError) -> str:
 
 
 def lines_to_rows(lines: Iterable[tuple[int, str]], file: str, on_fault: OnFault | None = None) -> Iterator[Row]:
-    """One row for each line that is not blank. A damaged line goes to `on_fault` where that is given.
+    """A row for each line that is not blank. A damaged line goes to `on_fault` where that is given.
 
     Raises:
         DataError: a line is not exactly one object.
@@ -154,7 +154,7 @@ def _plain_object(line: str) -> JsonObject | None:
         return None
     try:
         value, end = _DECODER.raw_decode(line)
-    except (ValueError, RecursionError):  # the careful reading says what is wrong
+    except (ValueError, RecursionError):  # the careful reading reports what is wrong
         return None
     return value if line[end:] in ("\n", "\r\n", "") else None
 

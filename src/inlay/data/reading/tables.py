@@ -109,12 +109,12 @@ def _tsv_records(lines: _Ahead, names: list[str], path: str, on_fault: OnFault |
 
 
 def _opens(cell: str) -> bool:
-    """Whether a cell that is quoted would go on in the next line."""
+    """Whether a quoted cell would continue in the next line."""
     return cell.startswith('"') and cell.count('"') % 2 == 1
 
 
 def _is_torn(lines: _Ahead, count: int) -> bool:
-    """Whether the next line is no row of its own."""
+    """Whether the next line continues this row."""
     following = lines.look(0)
     return following is not None and len(following.split("\t")) != count
 

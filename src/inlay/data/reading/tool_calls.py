@@ -1,4 +1,4 @@
-"""Tool calls and tools as data sets write them, in the one shape that chat templates take."""
+"""Tool calls and tools of rows, in the one shape that chat templates take."""
 
 from __future__ import annotations
 

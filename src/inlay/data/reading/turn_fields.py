@@ -1,4 +1,4 @@
-"""What stands beside role and content in a turn, and how it is read: weights, thoughts, ids, and notes.
+"""Fields of a turn beside role and content: weights, thoughts, ids, and notes.
 
 A field of a turn is read, or is a note that nothing needs, or is refused by name.
 """
@@ -13,11 +13,11 @@ from inlay.data.types import JsonObject, Row
 from inlay.errors import DataError, nearest
 
 WEIGHTS: Final = ("weight", "loss_weight", "loss_scale")
-"""How much each token of a turn counts."""
+"""Fields with the weight of each token of a turn."""
 SWITCHES: Final = ("loss", "train", "training", "loss_mask")
-"""Whether a turn is trained: true or 1, false or 0."""
+"""Fields that train a turn (true or 1) or mask it (false or 0)."""
 THOUGHTS: Final = ("reasoning_content", "reasoning", "thinking", "thought")
-"""The reasoning before an answer."""
+"""Fields with the reasoning before an answer."""
 # fmt: off
 NOTES: Final = frozenset({
     "id", "uid", "uuid", "index", "idx", "turn", "turn_id", "turn_index", "message_id", "msg_id", "parent_id",
@@ -38,12 +38,12 @@ _NO: Final[tuple[Any, ...]] = (None, "", [], {})
 _OTHER_STYLE: Final = {"content": ("from", "value"), "value": ("role", "content")}
 
 
-def refuse_unknown(row: Row, where: str, turn: JsonObject, said: str) -> None:
+def refuse_unknown(row: Row, where: str, turn: JsonObject, text_field: str) -> None:
     """Raises: DataError for a field with something in it that is neither read nor a note.
 
-    `said` is the field of what the turn says."""
+    `text_field`: the field of the turn's text."""
     for key, value in turn.items():
-        if (key in KNOWN and key not in _OTHER_STYLE[said]) or value in _NO:
+        if (key in KNOWN and key not in _OTHER_STYLE[text_field]) or value in _NO:
             continue
         guess = nearest(key, READ)
         hint = f" Did you mean {guess!r}?" if guess else ""
@@ -70,8 +70,8 @@ def weight(row: Row, where: str, turn: JsonObject, role: str, *, trained: bool) 
     masks = [name for name, value in own.items() if not value]
     counted = [value for name, value in own.items() if name in WEIGHTS]
     if (masks and len(masks) < len(own)) or len(set(counted)) > 1:
-        told = ", ".join(f"{name} {value:g}" for name, value in own.items())
-        raise DataError(f"{row.source}: field {where!r} has weights that contradict each other ({told}). Keep one.")
+        weights = ", ".join(f"{name} {value:g}" for name, value in own.items())
+        raise DataError(f"{row.source}: field {where!r} has weights that contradict each other ({weights}). Keep one.")
     value = 0.0 if masks else counted[0] if counted else 1.0
     if value and not of_role:
         trained_on = " and ".join(name for name, weight in row.role_weights.items() if weight)
@@ -99,15 +99,15 @@ def _number(row: Row, field: str, value: object, name: str) -> float:
 def thought(row: Row, where: str, turn: JsonObject, role: str) -> tuple[str, str]:
     """(the reasoning before an answer, the name of its field); empty where there is none."""
     given = {name: turn[name] for name in THOUGHTS if turn.get(name) is not None}
-    said = {name: text(row, f"{where}.{name}", value, may_be_empty=True) for name, value in given.items()}
-    said = {name: value for name, value in said.items() if value.strip()}
-    if not said:
+    given_texts = {name: text(row, f"{where}.{name}", value, may_be_empty=True) for name, value in given.items()}
+    texts = {name: value for name, value in given_texts.items() if value.strip()}
+    if not texts:
         return "", ""
-    name, value = next(iter(said.items()))
+    name, value = next(iter(texts.items()))
     if role != "assistant":
         fail(row, f"{where}.{name}", value, f"Only an assistant turn has a thought, not {role!r}.")
-    if len(set(said.values())) > 1:
-        raise DataError(f"{row.source}: field {where!r} has thoughts that differ ({', '.join(said)}). Keep one.")
+    if len(set(texts.values())) > 1:
+        raise DataError(f"{row.source}: field {where!r} has thoughts that differ ({', '.join(texts)}). Keep one.")
     return value, name
 
 
@@ -124,13 +124,13 @@ def tool_call_id(row: Row, where: str, turn: JsonObject, role: str) -> str | Non
 def table() -> list[tuple[tuple[str, ...], str]]:
     """(fields of a turn, what inlay does with them), for the page on data."""
     return [
-        (("role", "content", "from", "value"), "who speaks and what is said"),
+        (("role", "content", "from", "value"), "the speaker and the text"),
         (WEIGHTS, "each token of the turn counts so much; 0 masks it"),
         (SWITCHES, "false or 0 masks the turn, true or 1 trains it; refused where two of these contradict each other"),
         (THOUGHTS, "given to the chat template under the name that it shows, and trained; refused where it shows none"),
         (("tool_calls", "function_call"), "the calls of an answer, which the template writes"),
         (("tool_call_id",), "given to the template, of a tool's turn"),
         (("name",), "given to the template"),
-        (tuple(sorted(NOTES)), "nothing: there is nothing in them to learn from"),
+        (tuple(sorted(NOTES)), "ignored: nothing to learn from"),
         ((), "refused by name, if there is something in it"),
     ]

@@ -1,4 +1,4 @@
-"""Values of a row as they must be, and the one way to refuse those that are not. Used by the formats."""
+"""Values of a row as the formats need them, and the one way to refuse others."""
 
 from __future__ import annotations
 

@@ -70,8 +70,8 @@ def _fault(record: list[Any], columns: list[str], place: str) -> DataError | Non
         return DataError(f"{place}: {len(record)} cells where the header has {len(columns)}. Give the column a name.")
     bad = next((n for n, cell in enumerate(record) if cell.data_type == "e"), None)
     if bad is not None:
-        told = f"column {columns[bad]!r} holds the error {record[bad].value}"
-        return DataError(f"{place}: {told}. Mend the formula or write the text.")
+        fault = f"column {columns[bad]!r} holds the error {record[bad].value}"
+        return DataError(f"{place}: {fault}. Mend the formula or write the text.")
     return None
 
 
