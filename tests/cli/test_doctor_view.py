@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
 from inlay.cli.doctor_view import lines
-from inlay.hardware.facts import GIB, gpu_tier
-from inlay.workflows.doctor import machine_record
+from inlay.hardware.facts import GIB, BrokenGpu, DiskFacts, GpuFacts, gpu_tier
+from inlay.hardware.probe import Probe
+from inlay.workflows.doctor import Machine, TrainingSpeed, machine_record
 
 
 @pytest.fixture(scope="module")
-def record() -> dict[str, Any]:
+def machine() -> Machine:
     return machine_record(quick=True)
 
 
-def test_the_recommendation_comes_first_and_every_number_format_is_answered(record):
-    text = lines(record)
+def test_the_recommendation_comes_first_and_every_number_format_is_answered(machine):
+    text = lines(machine)
     assert text[0] == "recommended here"
-    for name in record["dtypes"]:
+    for name in machine.dtypes:
         assert any(line.strip().startswith(name) for line in text)
-    assert "torch " + record["versions"]["torch"] in "\n".join(text)
+    assert "torch " + machine.versions["torch"] in "\n".join(text)
 
 
-def test_gpus_quantised_layers_and_warnings_are_shown(record):
-    gpu = {"index": 0, "name": "A100", "compute_capability": "8.0", "fits": gpu_tier(40 * GIB)}
-    gpu |= {"total_bytes": 40 * GIB, "free_bytes": 30 * GIB}
-    probes = {"nf4": {"works": False, "reason": "no kernel", "speed_gflops": None}}
-    full = {
-        **record,
-        "gpus": [gpu, {"index": 1, "error": "driver too old"}],
-        "quantization": probes,
-        "training": {"tokens_per_s": 1234.5, "model": "random Llama"},
-        "warnings": ["disk: little"],
-    }
+def test_gpus_quantised_layers_and_warnings_are_shown(machine):
+    gpu = GpuFacts(0, "A100", "8.0", 40 * GIB, 30 * GIB, gpu_tier(40 * GIB))
+    full = replace(
+        machine,
+        gpus=[gpu, BrokenGpu(1, "driver too old")],
+        quantization={"nf4": Probe(False, "no kernel")},
+        training=TrainingSpeed(1234.5, "random Llama", [4, 128], "float32", "cpu"),
+        disk=DiskFacts("results", GIB),
+    )
     text = "\n".join(lines(full))
     for part in ("A100, 30.0 GiB free of 40.0 GiB", "cannot be used: driver too old", "no: no kernel"):
         assert part in text
     assert "1,234 tokens/s" in text
-    assert text.endswith("! disk: little")
+    assert "! disk: 1.0 GiB free at results is little" in text
+    assert text.endswith("! quantization: nf4 cannot be used (no kernel). Train without it.")

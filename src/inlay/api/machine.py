@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from inlay.api.types import ConfigLike, as_config
 from inlay.runs.reporter import PlainReporter, Reporter
 
 if TYPE_CHECKING:
+    from inlay.workflows.doctor import Machine
     from inlay.workflows.plan import Plan
 
 
-def doctor(*, quick: bool = False, folder: str = "results") -> dict[str, Any]:
-    """The machine record: versions, memory, devices, what really works, and recommended settings."""
+def doctor(*, quick: bool = False, folder: str = "results") -> Machine:
+    """Versions, memory, devices, what really works here, and recommended settings; `to_json` gives them as one object."""
     from inlay.workflows.doctor import machine_record
 
     return machine_record(quick, Path(folder))

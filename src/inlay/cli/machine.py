@@ -34,8 +34,8 @@ def doctor(
     from inlay import api
     from inlay.cli.doctor_view import lines
 
-    record = api.doctor(quick=quick, folder=output)
-    return Output(record, "\n".join(lines(record)))
+    machine = api.doctor(quick=quick, folder=output)
+    return Output(machine.to_json(), "\n".join(lines(machine)))
 
 
 def plan(

@@ -8,7 +8,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
 
@@ -308,7 +308,7 @@ def _key(peft_model: Any, dtype: torch.dtype, device: str, adapter: str) -> str:
         "device": [device, *_card(device)],
         "precision": torch.get_float32_matmul_precision(),
         "versions": library_versions(),
-        "cpu": cpu_facts(),
+        "cpu": asdict(cpu_facts()),
         "code": _code_digest(),
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]

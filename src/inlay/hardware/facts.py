@@ -10,9 +10,11 @@ import importlib
 import os
 import platform
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Literal
 
 import torch
 
@@ -48,12 +50,73 @@ WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.2, "n
 """Bytes that one parameter of the frozen base takes; see `largest_billions`."""
 
 
+@dataclass(frozen=True, slots=True)
+class CpuFacts:
+    """The CPU as this process may use it."""
+
+    model: str
+    cores: int
+    """By affinity and container quota."""
+    threads: int
+    """That torch computes with."""
+    torch_capability: str
+    features: Mapping[str, bool | None]
+    """What matters to torch; None where the system does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFacts:
+    """Host memory (RAM) that this process can count on."""
+
+    total_bytes: int
+    available_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFacts:
+    """Free space where runs are written."""
+
+    folder: str
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GpuTier:
+    """Billions of parameters of a base that a GPU of this size trains."""
+
+    memory_gib: float
+    lora_bfloat16_billions: float
+    qlora_nf4_billions: float
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFacts:
+    """A CUDA device, its memory, and what fits into it."""
+
+    works: ClassVar[Literal[True]] = True
+    index: int
+    name: str
+    compute_capability: str
+    total_bytes: int
+    free_bytes: int
+    fits: GpuTier
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenGpu:
+    """A CUDA device that is listed and gives no answer."""
+
+    works: ClassVar[Literal[False]] = False
+    index: int
+    error: str
+
+
 def library_versions() -> dict[str, str | None]:
     """Installed version of each library that decides what a run does, None when it is not installed."""
     return dict(_library_versions())
 
 
-@functools.cache  # reading their metadata takes a while, and a run says them at four places
+@functools.cache  # reading their metadata takes a while, and a run needs them at four places
 def _library_versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {}
     for name in LIBRARIES:
@@ -66,8 +129,8 @@ def _library_versions() -> dict[str, str | None]:
     return versions
 
 
-def cpu_facts() -> dict[str, Any]:
-    """Model, the cores this process may use (affinity and container quota), features that matter to torch."""
+def cpu_facts() -> CpuFacts:
+    """Model of the CPU, the cores this process may use, and the features that matter to torch."""
     fields: dict[str, str] = {}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -77,13 +140,13 @@ def cpu_facts() -> dict[str, Any]:
     flags = set(fields["flags"].split()) if "flags" in fields else None
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_cpus()
-    return {
-        "model": fields.get("model name") or platform.processor() or platform.machine(),
-        "cores": affinity if quota is None else min(affinity, max(1, round(quota))),
-        "threads": torch.get_num_threads(),
-        "torch_capability": torch.backends.cpu.get_cpu_capability(),
-        "features": {name: None if flags is None else flag in flags for name, flag in CPU_FEATURES.items()},
-    }
+    return CpuFacts(
+        model=fields.get("model name") or platform.processor() or platform.machine(),
+        cores=affinity if quota is None else min(affinity, max(1, round(quota))),
+        threads=torch.get_num_threads(),
+        torch_capability=torch.backends.cpu.get_cpu_capability(),
+        features={name: None if flags is None else flag in flags for name, flag in CPU_FEATURES.items()},
+    )
 
 
 def _cgroup_cpus() -> float | None:
@@ -92,14 +155,14 @@ def _cgroup_cpus() -> float | None:
     return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
 
 
-def memory_facts() -> dict[str, int]:
-    """RAM that this process can count on: the machine's, or less where a container sets a limit."""
+def memory_facts() -> MemoryFacts:
+    """Host memory (RAM) of the machine, or less where a container sets a limit."""
     memory = importlib.import_module("psutil").virtual_memory()  # accelerate requires psutil
     total, available = int(memory.total), int(memory.available)
     limit, used = _read(Path("/sys/fs/cgroup/memory.max")), _read(Path("/sys/fs/cgroup/memory.current"))
     if limit.isdecimal() and used.isdecimal():
         total, available = min(total, int(limit)), min(available, max(0, int(limit) - int(used)))
-    return {"total_bytes": total, "available_bytes": available}
+    return MemoryFacts(total, available)
 
 
 def _read(path: Path) -> str:
@@ -109,27 +172,26 @@ def _read(path: Path) -> str:
         return ""
 
 
-def disk_facts(output: Path) -> dict[str, Any]:
+def disk_facts(output: Path) -> DiskFacts:
     """Free space where runs will be written, at the nearest folder that exists."""
     folder = output.absolute()
     while not folder.exists():
         folder = folder.parent
-    return {"folder": str(output), "free_bytes": shutil.disk_usage(folder).free}
+    return DiskFacts(str(output), shutil.disk_usage(folder).free)
 
 
-def gpu_facts() -> list[dict[str, Any]]:
-    """Each CUDA device with its memory and what fits into it; `error` instead where it cannot be asked."""
-    found: list[dict[str, Any]] = []
+def gpu_facts() -> list[GpuFacts | BrokenGpu]:
+    """Every CUDA device, in the order of their index."""
+    found: list[GpuFacts | BrokenGpu] = []
     for index in range(torch.cuda.device_count()):
         try:
             properties = torch.cuda.get_device_properties(index)
             free, total = torch.cuda.mem_get_info(index)
         except FAILURES as error:
-            found.append({"index": index, "error": first_line(error)})
+            found.append(BrokenGpu(index, first_line(error)))
             continue
         capability = f"{properties.major}.{properties.minor}"
-        facts = {"index": index, "name": properties.name, "compute_capability": capability}
-        found.append(facts | {"total_bytes": total, "free_bytes": free, "fits": gpu_tier(total)})
+        found.append(GpuFacts(index, properties.name, capability, total, free, gpu_tier(total)))
     return found
 
 
@@ -152,10 +214,10 @@ def largest_billions(memory_bytes: float, weights: str) -> float:
     return round(usable / (WEIGHT_BYTES[weights] + 0.1 + activations) / 1e9, 1)
 
 
-def gpu_tier(memory_bytes: int) -> dict[str, float]:
-    """What a GPU of this size trains, in billions of parameters of the base."""
-    return {
-        "memory_gib": round(memory_bytes / GIB, 1),
-        "lora_bfloat16_billions": largest_billions(memory_bytes, "bfloat16"),
-        "qlora_nf4_billions": largest_billions(memory_bytes, "nf4"),
-    }
+def gpu_tier(memory_bytes: int) -> GpuTier:
+    """The sizes of a base that a GPU with this memory trains."""
+    return GpuTier(
+        memory_gib=round(memory_bytes / GIB, 1),
+        lora_bfloat16_billions=largest_billions(memory_bytes, "bfloat16"),
+        qlora_nf4_billions=largest_billions(memory_bytes, "nf4"),
+    )

@@ -506,7 +506,7 @@ def _room_bytes(shape: Shape, config: Config, trainable: int, device: str) -> in
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * 0.9)
-    return int(memory_facts()["available_bytes"] * 0.7) // launch().local_size
+    return int(memory_facts().available_bytes * 0.7) // launch().local_size
 
 
 def length_of(train: TrainConfig, drawn: int) -> tuple[int, int, int]:

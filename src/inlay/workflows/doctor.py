@@ -1,4 +1,4 @@
-"""A record of this machine for people and bug reports: what is here, what works, how fast, what to choose.
+"""What this machine is, what works on it, how fast, and what to choose: for people and bug reports.
 
 All sizes are bytes, all speeds are measured; null means that this system does not say.
 """
@@ -8,15 +8,22 @@ from __future__ import annotations
 import platform
 import shutil
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from inlay.hardware.facts import (
     GIB,
     GPU_TIERS_GIB,
+    BrokenGpu,
+    CpuFacts,
+    DiskFacts,
+    GpuFacts,
+    GpuTier,
+    MemoryFacts,
     cpu_facts,
     disk_facts,
     gpu_facts,
@@ -30,6 +37,7 @@ from inlay.hardware.probe import (
     FAILURES,
     DeviceChoice,
     DtypeChoice,
+    Probe,
     devices_here,
     first_line,
     pick_device,
@@ -48,52 +56,193 @@ MICRO_BATCH_SIZES = ((12, 1), (20, 2), (40, 4), (10**6, 8))
 """(GPU memory below this many GiB, rows of about 1024 tokens to start with)."""
 
 ROOMY_BILLIONS = 8.0
-"""A GPU that holds this much in its dtype is not asked to quantise."""
+"""On a GPU that holds this much in its dtype, quantization is not recommended."""
 
 COMFORTABLE_TOKENS_PER_S = 50.0
 """A million trained tokens in under six hours."""
 
 
-def machine_record(quick: bool, output: Path = Path("results"), wanted: str = "auto") -> dict[str, Any]:
-    """All of it as JSON-able values; `quick` leaves quantised layers and the training benchmark None.
+@dataclass(frozen=True, slots=True)
+class MpsFacts:
+    """Whether torch has an Apple GPU here."""
+
+    available: bool
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class MatmulPrecision:
+    """The fastest precision of float32 matmuls on this CPU, and why."""
+
+    precision: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSpeed:
+    """Speed of LoRA steps on a small random model."""
+
+    works: ClassVar[Literal[True]] = True
+    tokens_per_s: float
+    model: str
+    batch: list[int]
+    """[rows, tokens of each]."""
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailedBenchmark:
+    """A benchmark of training that could not run."""
+
+    works: ClassVar[Literal[False]] = False
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """Billions of parameters of a base that this machine trains."""
+
+    comfortable: float
+    """At `COMFORTABLE_TOKENS_PER_S`."""
+    largest: float
+    """That fits into memory."""
+    largest_nf4: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recommended:
+    """Settings to start from; the profile of a real model refines them."""
+
+    device: str
+    dtype: str
+    quantization: str
+    quantization_reason: str
+    micro_batch_size: int
+    gradient_checkpointing: bool
+    model_billions: ModelSizes
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Facts and probes of this machine; what to choose and what to look out for follow from them."""
+
+    python: str
+    platform: str
+    versions: Mapping[str, str | None]
+    cpu: CpuFacts
+    memory: MemoryFacts
+    disk: DiskFacts
+    gpus: list[GpuFacts | BrokenGpu]
+    mps: MpsFacts
+    device: DeviceChoice
+    missing_devices: Mapping[str, str]
+    """Why each other device cannot be used."""
+    dtype: DtypeChoice
+    fp32_products: MatmulPrecision | None
+    """None on a GPU."""
+    dtypes: Mapping[str, Probe]
+    quantization: Mapping[str, Probe] | None
+    """None where it was not tried."""
+    training: TrainingSpeed | FailedBenchmark | None
+
+    @property
+    def gpu_tiers(self) -> list[GpuTier]:
+        """What GPUs of the usual sizes train."""
+        return [gpu_tier(gib * GIB) for gib in GPU_TIERS_GIB]
+
+    @property
+    def recommended(self) -> Recommended:
+        """Settings to start from on this machine."""
+        on_cpu, dtype = self.device.device == "cpu", self.dtype.dtype
+        gpus = [gpu for gpu in self.gpus if isinstance(gpu, GpuFacts)]
+        gpu = next((gpu for gpu in gpus if f"cuda:{gpu.index}" == self.device.device), None)
+        memory = gpu.free_bytes if gpu else self.memory.available_bytes
+        gib, largest = memory / GIB, largest_billions(memory, dtype)
+        speed = self.dtypes[dtype].speed_gflops or 0.0
+        reach = comfortable_billions(speed * (self.cpu.threads if on_cpu else 1))
+        nf4_works = None if self.quantization is None else self.quantization["nf4"].works
+        quantization, why = "none", f"models up to {largest:g}B fit without it"
+        if not on_cpu and largest < ROOMY_BILLIONS and nf4_works:
+            quantization, why = "nf4", f"only models up to {largest:g}B fit without it"
+        elif nf4_works is None:
+            why += "; not tried in the quick form"
+        return Recommended(
+            device=self.device.device,
+            dtype=dtype,
+            quantization=quantization,
+            quantization_reason=why,
+            micro_batch_size=4 if on_cpu else next(rows for below, rows in MICRO_BATCH_SIZES if gib < below),
+            gradient_checkpointing=gib < 8 if on_cpu else gib < 40,
+            model_billions=ModelSizes(min(reach, largest), largest, largest_billions(memory, "nf4")),
+        )
+
+    @property
+    def warnings(self) -> list[str]:
+        """What will get in the way here, each with what to do."""
+        return [*_little_room(self.memory, self.disk), *self._broken_gpus(), *self._failed_probes()]
+
+    def _broken_gpus(self) -> list[str]:
+        found = []
+        if shutil.which("nvidia-smi") and not any(isinstance(gpu, GpuFacts) for gpu in self.gpus):
+            why = self.missing_devices.get("cuda", "it cannot be asked")
+            found.append(f"gpu: nvidia-smi is here but torch has no GPU ({why}). Install a CUDA build of torch.")
+        return found + [
+            f"gpu: {name} is listed but does not work ({why}). Update its driver or torch."
+            for name, why in self.missing_devices.items()
+            if ":" in name
+        ]
+
+    def _failed_probes(self) -> list[str]:
+        found = [
+            f"quantization: {kind} cannot be used ({probe.reason}). Train without it."
+            for kind, probe in (self.quantization or {}).items()
+            if not probe.works
+        ]
+        if isinstance(self.training, FailedBenchmark):
+            found.append(f"training: the benchmark failed ({self.training.error}). Run inlay demo to see more.")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of `inlay doctor --json` and of run.json's `machine`."""
+        return asdict(self) | {
+            "gpu_tiers": [asdict(tier) for tier in self.gpu_tiers],
+            "recommended": asdict(self.recommended),
+            "warnings": self.warnings,
+        }
+
+
+def machine_record(quick: bool, output: Path = Path("results"), wanted: str = "auto") -> Machine:
+    """The facts and probes; `quick` leaves quantized layers and the training benchmark None.
 
     A `wanted` device that is named keeps the others untouched.
     """
     device = pick_device(wanted)
     dtype = pick_dtype(device.device, "auto")
     names = [name for name in ("float32", "bfloat16", "float16") if device.device != "cpu" or name != "float16"]
-    record: dict[str, Any] = {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": library_versions(),
-        "cpu": cpu_facts(),
-        "memory": memory_facts(),
-        "disk": disk_facts(output),
-        "gpus": gpu_facts() if device.device != "cpu" or wanted == "auto" else [],
-        "mps": {"available": torch.backends.mps.is_available(), "note": "by source, untested by us"},
-        "device": asdict(device),
-        "missing_devices": devices_here()[1] if wanted == "auto" else {},
-        "dtype": asdict(dtype),
-        "fp32_products": dict(zip(("precision", "reason"), quickest_fp32(), strict=True))
-        if device.device == "cpu"
-        else None,
-        "dtypes": {name: asdict(probe_dtype(device.device, name)) for name in names},
-        "quantization": None,
-        "training": None,
-    }
-    if not quick:
-        record["quantization"] = {
-            kind: asdict(probe_quantization(kind, device.device, dtype.dtype)) for kind in QUANTIZATIONS
-        }
-        record["training"] = training_benchmark(device.device, dtype.dtype)
-    record["gpu_tiers"] = [gpu_tier(gib * GIB) for gib in GPU_TIERS_GIB]
-    record["recommended"] = recommended(record, device, dtype)
-    record["warnings"] = warnings_of(record)
-    return record
+    return Machine(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        versions=library_versions(),
+        cpu=cpu_facts(),
+        memory=memory_facts(),
+        disk=disk_facts(output),
+        gpus=gpu_facts() if device.device != "cpu" or wanted == "auto" else [],
+        mps=MpsFacts(torch.backends.mps.is_available(), "by source, untested by us"),
+        device=device,
+        missing_devices=devices_here()[1] if wanted == "auto" else {},
+        dtype=dtype,
+        fp32_products=MatmulPrecision(*quickest_fp32()) if device.device == "cpu" else None,
+        dtypes={name: probe_dtype(device.device, name) for name in names},
+        quantization=None
+        if quick
+        else {kind: probe_quantization(kind, device.device, dtype.dtype) for kind in QUANTIZATIONS},
+        training=None if quick else training_benchmark(device.device, dtype.dtype),
+    )
 
 
-def training_benchmark(device: str, dtype: str, budget_s: float = 2.0) -> dict[str, Any]:
-    """Tokens per second of LoRA steps (rank 16, all linear) on a small random Llama; `error` if it failed."""
+def training_benchmark(device: str, dtype: str, budget_s: float = 2.0) -> TrainingSpeed | FailedBenchmark:
+    """Speed of LoRA steps (rank 16, all linear) on a small random Llama, or why it could not be measured."""
     rows, length = 4, 128
     try:
         model, parameters = _small_lora_model(device, dtype)
@@ -111,14 +260,14 @@ def training_benchmark(device: str, dtype: str, budget_s: float = 2.0) -> dict[s
             start = start if steps else time.perf_counter()
         elapsed_s = time.perf_counter() - start
     except FAILURES as error:
-        return {"error": first_line(error)}
-    return {
-        "tokens_per_s": round(steps * rows * length / elapsed_s, 1),
-        "model": f"random Llama, {parameters / 1e6:.1f}M parameters",
-        "batch": [rows, length],
-        "dtype": dtype,
-        "device": device,
-    }
+        return FailedBenchmark(first_line(error))
+    return TrainingSpeed(
+        tokens_per_s=round(steps * rows * length / elapsed_s, 1),
+        model=f"random Llama, {parameters / 1e6:.1f}M parameters",
+        batch=[rows, length],
+        dtype=dtype,
+        device=device,
+    )
 
 
 def _small_lora_model(device: str, dtype: str) -> tuple[Any, int]:
@@ -152,60 +301,16 @@ def comfortable_billions(gflops: float) -> float:
     return round(0.4 * gflops / (4 * COMFORTABLE_TOKENS_PER_S), 2)
 
 
-def recommended(record: dict[str, Any], device: DeviceChoice, dtype: DtypeChoice) -> dict[str, Any]:
-    """Settings to start from on this machine; the profile of a real model refines them."""
-    on_cpu = device.device == "cpu"
-    gpu = next((g for g in record["gpus"] if f"cuda:{g['index']}" == device.device and "error" not in g), None)
-    memory = gpu["free_bytes"] if gpu else record["memory"]["available_bytes"]
-    gib = memory / GIB
-    largest = largest_billions(memory, dtype.dtype)
-    speed = record["dtypes"][dtype.dtype]["speed_gflops"] or 0.0
-    reach = comfortable_billions(speed * (record["cpu"]["threads"] if on_cpu else 1))
-    probes = record["quantization"]
-    nf4_works = None if probes is None else probes["nf4"]["works"]
-    quantization, why = "none", f"models up to {largest:g}B fit without it"
-    if not on_cpu and largest < ROOMY_BILLIONS and nf4_works:
-        quantization, why = "nf4", f"only models up to {largest:g}B fit without it"
-    elif nf4_works is None:
-        why += "; not tried in the quick form"
-    return {
-        "device": device.device,
-        "dtype": dtype.dtype,
-        "quantization": quantization,
-        "quantization_reason": why,
-        "micro_batch_size": 4 if on_cpu else next(rows for below, rows in MICRO_BATCH_SIZES if gib < below),
-        "gradient_checkpointing": gib < 8 if on_cpu else gib < 40,
-        "model_billions": {
-            "comfortable": min(reach, largest),
-            "largest": largest,
-            "largest_nf4": largest_billions(memory, "nf4"),
-        },
-    }
-
-
-def warnings_of(record: dict[str, Any]) -> list[str]:
-    """What will get in the way here, each with what to do."""
-    found: list[str] = []
-    total, free = record["memory"]["total_bytes"], record["disk"]["free_bytes"]
-    if total < LOW_RAM_BYTES:
+def _little_room(memory: MemoryFacts, disk: DiskFacts) -> list[str]:
+    found = []
+    if memory.total_bytes < LOW_RAM_BYTES:
         found.append(
-            f"memory: {total / GIB:.1f} GiB is little (under {LOW_RAM_BYTES // GIB}). "
+            f"memory: {memory.total_bytes / GIB:.1f} GiB is little (under {LOW_RAM_BYTES // GIB}). "
             "Choose a model under 1B, micro_batch_size 1, gradient_checkpointing."
         )
-    if free < LOW_DISK_BYTES:
+    if disk.free_bytes < LOW_DISK_BYTES:
         found.append(
-            f"disk: {free / GIB:.1f} GiB free at {record['disk']['folder']} is little (under "
+            f"disk: {disk.free_bytes / GIB:.1f} GiB free at {disk.folder} is little (under "
             f"{LOW_DISK_BYTES // GIB}). Free some, point the output elsewhere, or keep fewer checkpoints."
         )
-    if shutil.which("nvidia-smi") and not any("name" in gpu for gpu in record["gpus"]):
-        why = record["missing_devices"].get("cuda", "it cannot be asked")
-        found.append(f"gpu: nvidia-smi is here but torch has no GPU ({why}). Install a CUDA build of torch.")
-    for name, why in record["missing_devices"].items():
-        if ":" in name:
-            found.append(f"gpu: {name} is listed but does not work ({why}). Update its driver or torch.")
-    for kind, probe in (record["quantization"] or {}).items():
-        if not probe["works"]:
-            found.append(f"quantization: {kind} cannot be used ({probe['reason']}). Train without it.")
-    if "error" in (record["training"] or {}):
-        found.append(f"training: the benchmark failed ({record['training']['error']}). Run inlay demo to see more.")
     return found

@@ -353,7 +353,7 @@ def _room(memory: str | None, config: Config, device: str, other: int) -> int:
         return parse_bytes(limit, "--memory" if memory else "train.max_memory")
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(memory_facts()["available_bytes"]) + other
+    return memory_facts().available_bytes + other
 
 
 def _load(rows: Sequence[int], lengths: np.ndarray, trained: np.ndarray, engine: str) -> Load:

@@ -175,11 +175,11 @@ def _refuse_early(config: Config) -> None:
 
 
 def _machine(config: Config, group: ProcessGroup) -> dict[str, Any]:
-    """The doctor's quick look. What cannot be looked at is no reason to stop."""
+    """A quick `inlay doctor` for run.json. A machine that cannot be examined is no reason to stop."""
     from inlay.workflows.doctor import machine_record
 
     try:
-        return machine_record(True, Path(config.output.folder), group.device(config.model.device))
+        return machine_record(True, Path(config.output.folder), group.device(config.model.device)).to_json()
     except OSError as error:
         return {"warnings": [f"this machine cannot be looked at: {error}"]}
 
