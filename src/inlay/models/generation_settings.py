@@ -37,14 +37,11 @@ def generation_settings(folder: Path) -> tuple[dict[str, Any], list[str]] | None
     raise AssertionError("no settings at all can be saved")
 
 
-def ends_of_base(folder: Path) -> set[int]:
-    """Ids that end an answer by the base's own files: its generation settings, else its config."""
-    for name in (FILE, "config.json"):
-        values = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
-        ends = values.get("eos_token_id", (values.get("text_config") or {}).get("eos_token_id"))
-        if ends is not None:
-            return {int(one) for one in (ends if isinstance(ends, list) else [ends])}
-    return set()
+def ends_of_base(model: Any) -> set[int]:
+    """Ids that end an answer by the base's own generation settings, which transformers makes of its config where there
+    are none."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return set() if ends is None else {int(one) for one in (ends if isinstance(ends, list) else [ends])}
 
 
 def ids_alone(settings: Any) -> Any:

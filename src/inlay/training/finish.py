@@ -75,20 +75,20 @@ def export(setup: Setup, job: AdapterJob) -> int:
         else:
             AdapterState.of(job.model).exported().under(setup.named).on(setup.base).write(folder)
         setup.encoder.tokenizer.save_pretrained(str(folder))
-        _write_ends(setup.encoder, setup.base.folder, folder)
+        _write_ends(setup.encoder, job.model, folder)
         write_json(folder / CARD, card)
 
     replace_folder(job.run.model if whole else job.run.adapter, fill, {"step": step})
     return step
 
 
-def _write_ends(encoder: Encoder, base: Path, folder: Path) -> None:
+def _write_ends(encoder: Encoder, model: Any, folder: Path) -> None:
     """Names the ids that end an answer for other programs, which else know only the tokenizer's end-of-sequence. What
     ended the base's answers still ends them."""
     path = folder / FILE
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_json(
-        path, kept | {"eos_token_id": sorted(encoder.stop_ids | ends_of_base(base)), "pad_token_id": encoder.pad_id}
+        path, kept | {"eos_token_id": sorted(encoder.stop_ids | ends_of_base(model)), "pad_token_id": encoder.pad_id}
     )
 
 
