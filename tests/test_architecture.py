@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -55,3 +56,18 @@ def test_the_tests_that_the_page_names_exist() -> None:
     named = set(re.findall(r"`(tests/[\w/]+\.py)`", page))
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def test_no_two_modules_import_each_other_not_even_for_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    figures = importlib.import_module("figures")
+    assert figures.cycles(figures.modules()) == []
+
+
+def test_the_search_for_cycles_finds_one_that_only_types_make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    figures = importlib.import_module("figures")
+    (tmp_path / "a.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import b\n")
+    (tmp_path / "b.py").write_text("def late():\n    import a\n")
+    monkeypatch.setattr(figures, "SOURCE", tmp_path)
+    assert figures.cycles(figures.modules()) == [["a", "b"]]
