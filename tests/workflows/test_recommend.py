@@ -45,7 +45,7 @@ def recommended(right: Mapping[str, float], seconds: Mapping[str, float] | None 
 def test_where_nothing_helps_the_base_is_recommended_with_what_these_rows_could_show() -> None:
     found = recommended({"base + few-shot": 0.22})
     assert found.arm == "base"
-    assert "no way is shown" in found.reasons[0]
+    assert "no arm answers better" in found.reasons[0]
 
 
 def test_a_ceiling_is_never_recommended() -> None:

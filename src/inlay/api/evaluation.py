@@ -133,13 +133,8 @@ def verify(run: RunLike = None, *, folder: str = "results") -> dict[str, Any]:
     from inlay.proof.verify import prove_stored
 
     found = as_run(run, folder)
-
-    def loaded() -> tuple[Any, Any, str, Any]:
-        ready = open_base(found)
-        return ready.model, ready.encoder, ready.device, ready.autocast_dtype
-
     require_adapter(found)
-    proofs = prove_stored(found, loaded)
+    proofs = prove_stored(found, lambda: open_base(found))
     passed = all(proof.passed is not False for proof in proofs)
     return {"run": str(found.path), "passed": passed, "proofs": [proof.to_json() for proof in proofs]}
 

@@ -16,7 +16,7 @@ def advice_text(advice: Advice, columns: int) -> str:
     """The rule of thumb; after a measurement also the table, the recommendation and what weakens it."""
     thumb = advice.thumb
     lines = [f"rule of thumb: {thumb.suggestion}", *_listed(thumb.reasons, columns)]
-    lines += _listed(["a guess from the rows alone; no model was asked"], columns)
+    lines += _listed(["a guess from the rows alone; no model was measured"], columns)
     if (outcome := advice.outcome) is None:
         return "\n".join([*lines, "Measure it: the same command without --quick."])
     lines += ["", "the same for all:", *_listed(outcome.about, columns), "", *_table(outcome), ""]

@@ -1,1 +1,1 @@
-"""What can be shown of a finished run."""
+"""Proofs of a finished run."""

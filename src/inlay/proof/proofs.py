@@ -1,4 +1,4 @@
-"""What must be true of a finished run: each function says what it found, or raises.
+"""Statements that must be true of a finished run: each function gives its finding, or raises.
 
 Shapes: B rows, K positions, V vocabulary.
 """
@@ -33,24 +33,25 @@ _SHOWN_CHARACTERS = 160
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """One statement about a run and how it came out."""
+    """One statement about a run, and its outcome."""
 
     name: str
     passed: bool | None
-    """None: it cannot be looked at here; `found` says why."""
+    """None where it cannot be checked here; `found` has the reason."""
     found: str
     samples: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
+        """Name, outcome, finding and samples."""
         return asdict(self)
 
 
 class Refuted(InlayError):
-    """The run is not what it claims to be."""
+    """A statement about the run is false."""
 
 
 class Unknown(InlayError):
-    """What the proof needs is not here."""
+    """A file that the proof needs is missing here."""
 
 
 def proof(name: str, statement: Callable[[], str | tuple[str, Sequence[str]]]) -> Proof:
@@ -105,7 +106,7 @@ def tokens_were_counted(
 def answers_are_trained(
     sample: Sequence[tuple[Example, Sequence[TokenizedSequence]]], encoder: Encoder
 ) -> tuple[str, list[str]]:
-    """In rows drawn for it, what has weight is trained and nothing else is. Gives the trained text too."""
+    """In sampled rows exactly the parts with weight are trained. Gives the trained text too."""
     if not sample:
         raise Unknown("every row was cut by data.max_length.")
     shown = []
@@ -205,6 +206,7 @@ def every_tensor_moved(start: Mapping[str, str], tensors: Mapping[str, Tensor]) 
 
 
 def every_value_is_finite(tensors: Mapping[str, Tensor]) -> str:
+    """No tensor holds NaN or infinity."""
     bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise Refuted(f"{len(bad)} of {len(tensors)} tensors hold NaN or infinity, first {bad[0]}.")
@@ -244,16 +246,16 @@ def same_losses(now: Sequence[float], recorded: Sequence[float | None], toleranc
 def prompts_are_prefixes(
     sample: Sequence[tuple[Example, Sequence[TokenizedSequence]]], served: Encoder, training: Encoder
 ) -> str:
-    """With the tokenizer of `adapter/`, what would be served are the first ids of what was trained."""
+    """With the tokenizer of `adapter/`, the ids of a served prompt are the first ids of its training row."""
     for what in ("tokenizer_hash", "template_hash"):
         if getattr(served, what) != getattr(training, what):
             raise Refuted(f"adapter/ has another {what.replace('_hash', '')} than training had.")
-    asked = [(example, sequences) for example, sequences in sample if example.messages[0].role != "text"]
-    for example, sequences in asked:
+    prompted = [(example, sequences) for example, sequences in sample if example.messages[0].role != "text"]
+    for example, sequences in prompted:
         prompt = served.prompt(prompt_messages(example), example.tools)
         last = sequences[-1].input_ids.tolist()
         if last[: len(prompt)] != prompt[: len(last)]:
             raise Refuted(f"{example.source}: the prompt that would be served is not how its training row begins.")
-    if not asked:
+    if not prompted:
         return "plain documents: same tokenizer as in training"
-    return f"{len(asked)} rows, with the tokenizer in adapter/"
+    return f"{len(prompted)} rows, with the tokenizer in adapter/"

@@ -1,6 +1,6 @@
-"""The proofs of a run: at the end of train from what is in memory, later from its folder alone.
+"""The proofs of a run: at the end of training from memory, later from its folder alone.
 
-`proofs.json` in the run folder keeps the outcome, and what a later look needs: digests of the adapter before step 1
+`proofs.json` in the run folder keeps the outcome and the evidence for later proofs: digests of the adapter before step 1
 and at the end, losses on a few held-out rows, digests of the run's files.
 """
 
@@ -35,23 +35,38 @@ from inlay.proof import proofs as p
 from inlay.proof.proofs import Proof, Refuted, Unknown, proof
 from inlay.runs.folder import PROOFS, Run
 from inlay.storage import sha256_of, write_json
+from inlay.tasks.opened_base import OpenedBase
 from inlay.training import loss_curriculum
 from inlay.training.job import AdapterJob
 from inlay.training.setup import Setup
+from inlay.typed_json import decode, encode
 
 _FILES = ("config.yaml", "heldout.jsonl", "metrics.jsonl", loss_curriculum.FILE)
 _ROWS, _POSITIONS, _SAMPLE = 2, 16, 4
 _EXACT, _ROUNDING, _COARSE = 0.0, 1e-4, 3e-2
-Loaded = tuple[Any, Encoder, str, torch.dtype | None]
-"""(base, encoder of the adapter folder, device, autocast dtype)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Records of the end of training that later proofs compare with; None where a file lacks one."""
+
+    start: dict[str, str] | None = None
+    """Digest of each of the adapter's tensors before step 1."""
+    adapter: dict[str, str] | None = None
+    """Digest of each of its exported tensors."""
+    losses: list[float | None] | None = None
+    """Loss of the adapter on a few held-out rows; None for one that was not finite."""
+    base_losses: list[float | None] | None = None
+    files: dict[str, str] | None = None
+    """Digest of each of the run's files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What was there before step 1."""
+    """Adapter and base before step 1."""
 
     digests: dict[str, str]
-    """Of the adapter's tensors."""
+    """Digest of each of the adapter's tensors."""
     base_logits: Tensor
     """(B, K, V), of a few held-out rows."""
 
@@ -65,9 +80,9 @@ class Start:
 
 
 def prove_trained(setup: Setup, job: AdapterJob, step: int, start: Start) -> list[Proof]:
-    """The proofs of the run that has just exported its adapter from `step`; writes proofs.json.
+    """The proofs of a run that has just exported its adapter from `step`; writes proofs.json.
 
-    Reads the adapter back: the model then holds what the folder holds.
+    The adapter is read back: the model then holds the one of the folder.
     """
     run, data, config = job.run, setup.data, setup.config
     few = _few(job.heldout, job.pad_id)
@@ -85,24 +100,20 @@ def prove_trained(setup: Setup, job: AdapterJob, step: int, start: Start) -> lis
         off, _ = look()
 
     def saved() -> str:
-        same = p.same_tensors(_tensors(stored), evidence["adapter"])
+        same = p.same_tensors(_tensors(stored), digests)
         return f"{same}; {p.same_logits(memory, back, _EXACT, 'read back')}"
 
     def untouched() -> str:
         if method_of(config).trains_base:
-            if said := setup.base.difference(setup.base_record):
-                raise Refuted(f"{setup.base.folder}: the base has changed while it was trained: {said}.")
+            if changed := setup.base.difference(setup.base_record):
+                raise Refuted(f"{setup.base.folder}: the base has changed while it was trained: {changed}.")
             return p.same_logits(base, start.base_logits, _EXACT, "base before training, and from its files after it")
         before = p.same_logits(base, start.base_logits, _EXACT, "base before and after training")
         return f"{before}; {p.same_logits(off, base, _EXACT, 'adapter off and bare base')}"
 
-    evidence: dict[str, Any] = {
-        "start": start.digests,
-        "adapter": p.digests_of(exported.tensors),
-        "losses": _finite(losses),
-        "base_losses": _finite(base_losses),
-        "files": {name: sha256_of(run.path / name) for name in _FILES if (run.path / name).is_file()},
-    }
+    digests = p.digests_of(exported.tensors)
+    files = {name: sha256_of(run.path / name) for name in _FILES if (run.path / name).is_file()}
+    evidence = Evidence(start.digests, digests, _finite(losses), _finite(base_losses), files)
     found = [
         *_of_folder(run, step, evidence, lambda: _tensors(stored), config),
         *_of_data(data.train, sample_of(data.train, data.train_sample), setup.encoder, config, lambda: job.curriculum, job.progress.trained_batches(),
@@ -115,13 +126,13 @@ def prove_trained(setup: Setup, job: AdapterJob, step: int, start: Start) -> lis
     return found
 
 
-def prove_stored(run: Run, load: Callable[[], Loaded]) -> list[Proof]:
+def prove_stored(run: Run, open_base: Callable[[], OpenedBase]) -> list[Proof]:
     """The proofs of a finished run from its folder, its base and, where it is still there, its data.
 
-    `load` gives the run's base and the encoder of its adapter folder, or raises an InlayError: then the proofs that
-    need them fail with its words.
+    `open_base` gives the run's base with the tokenizer of its adapter folder. The proofs that need it fail with the
+    message of an InlayError that it raises.
     """
-    load = lru_cache(load)
+    opened = lru_cache(open_base)
     record, config = run.record, run.config
     result = record.result
     step = result.adapter_step if result else 0
@@ -139,26 +150,27 @@ def prove_stored(run: Run, load: Callable[[], Loaded]) -> list[Proof]:
 
     @lru_cache
     def looks() -> tuple[Tensor, Tensor, list[float], list[float], float]:
-        base, _, device, dtype = load()
+        ready = opened()
+        device, dtype = ready.device, ready.autocast_dtype
         few = _few(heldout.tokens, training.pad_id)
-        bare, base_losses = _logits(base, few, device, dtype)
-        model = AdapterState.read(run.trained, record.base_digest).attach_to(base)
+        bare, base_losses = _logits(ready.model, few, device, dtype)
+        model = ready.with_adapter(AdapterState.read(run.trained, record.base_digest))
         _, losses = _logits(model, few, device, dtype)
         with adapter_disabled(model):
             off, _ = _logits(model, few, device, dtype)
         return bare, off, base_losses, losses, _ROUNDING if dtype is None else _COARSE
 
     def saved() -> str:
-        said = p.same_tensors(tensors(), _recorded(evidence, "adapter"))
+        same = p.same_tensors(tensors(), _recorded(evidence, "adapter"))
         _, _, _, losses, rounding = looks()
-        return f"{said}; {p.same_losses(losses, _recorded(evidence, 'losses'), rounding, 'adapter')}"
+        return f"{same}; {p.same_losses(losses, _recorded(evidence, 'losses'), rounding, 'adapter')}"
 
     def untouched() -> str:
         bare, off, losses, _, rounding = looks()
-        if method_of(config).trains_base:
-            return f"its files have their digest; {p.same_losses(losses, _recorded(evidence, 'base_losses'), rounding, 'base')}"
-        said = p.same_logits(off, bare, _EXACT, "adapter off and bare base")
-        return f"{said}; {p.same_losses(losses, _recorded(evidence, 'base_losses'), rounding, 'base')}"
+        trains_base = method_of(config).trains_base
+        same = p.same_logits(off, bare, _EXACT, "adapter off and bare base") if not trains_base else ""
+        known = p.same_losses(losses, _recorded(evidence, "base_losses"), rounding, "base")
+        return f"{same or 'its files have their digest'}; {known}"
 
     return [
         *_of_folder(run, step, evidence, tensors, config),
@@ -174,7 +186,7 @@ def prove_stored(run: Run, load: Callable[[], Loaded]) -> list[Proof]:
         ),
         proof("saved = in memory", saved),
         proof(_names(config)["base"], untouched),
-        _served(sample, lambda: load()[1], training),
+        _served(sample, lambda: opened().encoder, training),
     ]
 
 
@@ -189,7 +201,7 @@ def _names(config: Config) -> dict[str, str]:
 
 
 def _read_onto(job: AdapterJob, run: Run) -> AdapterState | InlayError:
-    """The adapter in the folder, now on the job's bare base; or why it cannot be."""
+    """The adapter of the folder, now on the job's bare base; or the error that prevents it."""
     try:
         stored = AdapterState.read(run.trained)
         job.model = stored.attach_to(job.model)
@@ -199,7 +211,7 @@ def _read_onto(job: AdapterJob, run: Run) -> AdapterState | InlayError:
 
 
 def _of_folder(
-    run: Run, step: int, evidence: dict[str, Any] | InlayError,
+    run: Run, step: int, evidence: Evidence | InlayError,
     tensors: Callable[[], dict[str, Tensor]], config: Config,
 ) -> list[Proof]:  # fmt: skip
     def moved() -> str:
@@ -224,7 +236,7 @@ def _of_data(
     rows: TokenSet, sample: list[tuple[Example, list[TokenizedSequence]]], encoder: Encoder, config: Config,
     order: Callable[[], Curriculum | None], batches: list[list[int]], seen: int, missing: str,
 ) -> list[Proof]:  # fmt: skip
-    """`missing` says why `rows` are the held-out ones instead of those that were trained; empty when they are not."""
+    """`missing` is the reason that `rows` are the held-out ones and not those that were trained; empty when they are not."""
 
     def counted() -> str:
         if missing:
@@ -276,7 +288,7 @@ def _tensors(stored: AdapterState | InlayError) -> dict[str, Tensor]:
 
 
 def _encoder_of(run: Run) -> Encoder:
-    """That of the adapter folder, as serving makes it."""
+    """The encoder of the adapter folder, as serving makes it."""
     tokenizer = bases.load_tokenizer(bases.BaseRef(f"{run.name}'s tokenizer", run.trained))
     return Encoder.of(tokenizer, run.config.data)
 
@@ -289,7 +301,7 @@ def _training_encoder(run: Run) -> Encoder:
 
 
 def _data(config: Config, encoder: Encoder, data_hash: str) -> tuple[PreparedData | None, str]:
-    """The data as it was trained, or why it cannot be had any more."""
+    """The data as it was trained, or the reason that it is gone."""
     try:
         data = prepare(config.data, encoder, int(config.data.max_length), config.eval.max_rows, config.train.seed)
     except InlayError as error:
@@ -300,7 +312,7 @@ def _data(config: Config, encoder: Encoder, data_hash: str) -> tuple[PreparedDat
 
 
 def _order(run: Run, config: Config, train: TokenSet) -> Curriculum | None:
-    """How the run ordered its training rows. Raises: Unknown when it kept no losses to order by."""
+    """The run's order of its training rows. Raises: Unknown when it kept no losses to order by."""
     if config.train.order == "random":
         return None
     known = loss_curriculum.stored(run) if config.train.order == "loss" else difficulty(config, train)
@@ -309,24 +321,24 @@ def _order(run: Run, config: Config, train: TokenSet) -> Curriculum | None:
     return curriculum(config.train, known)
 
 
-def _evidence(run: Run) -> dict[str, Any] | InlayError:
+def _evidence(run: Run) -> Evidence | InlayError:
     try:
-        return dict(json.loads((run.path / PROOFS).read_text(encoding="utf-8"))["evidence"])
+        return decode(Evidence, json.loads((run.path / PROOFS).read_text(encoding="utf-8"))["evidence"], "evidence")
     except (OSError, ValueError, LookupError, TypeError) as error:
-        return StorageError(f"{run.path / PROOFS}: what the end of training recorded cannot be read ({error}).")
+        return StorageError(f"{run.path / PROOFS}: the records of the end of training cannot be read ({error}).")
 
 
-def _recorded(evidence: dict[str, Any] | InlayError, key: str) -> Any:
+def _recorded(evidence: Evidence | InlayError, key: str) -> Any:
     if isinstance(evidence, InlayError):
         raise evidence
-    if key not in evidence:
+    if getattr(evidence, key) is None:
         raise Refuted(f"{PROOFS}: holds no {key}.")
-    return evidence[key]
+    return getattr(evidence, key)
 
 
-def _write(run: Run, found: list[Proof], evidence: dict[str, Any]) -> None:
+def _write(run: Run, found: list[Proof], evidence: Evidence) -> None:
     passed = all(one.passed is not False for one in found)
     write_json(
         run.path / PROOFS,
-        {"passed": passed, "proofs": [one.to_json() for one in found], "evidence": evidence},
+        {"passed": passed, "proofs": [one.to_json() for one in found], "evidence": encode(evidence)},
     )

@@ -6,34 +6,38 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from inlay.adapters.reference import Reference, open_base, reference
+from inlay.config import Config
 from inlay.config.measuring import changed
+from inlay.data.prepare import data_hash, sides
+from inlay.data.splits import draw
 from inlay.data.types import Example
 from inlay.errors import ConfigError, DataError, Interrupted, RunError
 from inlay.evaluation.caveats import Remark
 from inlay.evaluation.comparison import Comparison
 from inlay.evaluation.costs import Prices
+from inlay.evaluation.report import write_reports
+from inlay.evaluation.score import prompt_and_reference, read_held_out
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter
+from inlay.storage import write_json
+from inlay.workflows.advise.arms import Bench, Differences, MeasuredArm, measure_arms
+from inlay.workflows.advise.contexts import answerable, has_prompt, shots
 from inlay.workflows.advise.passages import Index, of_documents, of_rows
-
-if TYPE_CHECKING:
-    from inlay.adapters.reference import Reference
-    from inlay.config import Config
-    from inlay.workflows.advise.arms import Differences, MeasuredArm
-    from inlay.workflows.advise.recommend import ArmCosts, Recommendation
-    from inlay.workflows.advise.rule_of_thumb import Thumb
+from inlay.workflows.advise.recommend import ArmCosts, Recommendation, recommend
+from inlay.workflows.advise.rule_of_thumb import RuleOfThumb, rule_of_thumb
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What every arm gets, and what is paid for it."""
+    """Budget of every arm, and prices."""
 
     prompt_tokens: int = 1024
     passages: int = 4
     requests: int = 100_000
-    """Over which training is paid off."""
+    """Number of requests over which training is paid off."""
     prices: Prices = field(default_factory=Prices)
 
     def __post_init__(self) -> None:
@@ -44,25 +48,27 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Every arm on the same rows, and what follows."""
+    """Every arm on the same rows, and the recommendation."""
 
     run: Run
-    """Whose adapter was measured."""
+    """The run of the adapter."""
     arms: tuple[MeasuredArm, ...]
     metrics: tuple[str, ...]
-    """The one that decides, and the loss."""
+    """The metric that decides, and the loss."""
     differences: Differences
     recommendation: Recommendation
     costs: ArmCosts
     about: tuple[str, ...]
-    """Rows, budget, index: what was the same for all."""
+    """Rows, budget and index, the same for all arms."""
     notes: tuple[str, ...]
 
     @property
     def reports(self) -> Path:
+        """Folder of the reports."""
         return self.run.reports / "advice"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
+        """The value of `advice.json`."""
         return {
             "run": str(self.run.path), "rows": len(self.arms[0].model.rows.examples), "decides": self.metrics[0],
             "about": list(self.about), "arms": [self._arm(one) for one in self.arms],
@@ -70,7 +76,7 @@ class Outcome:
             "recommendation": self.recommendation.to_json(), "notes": list(self.notes), "reports": str(self.reports),
         }  # fmt: skip
 
-    def _arm(self, one: MeasuredArm) -> dict[str, Any]:
+    def _arm(self, one: MeasuredArm) -> dict[str, object]:
         # the base against itself: its values, and differences of 0
         against = self.differences(self.arms[0].arm.name, one.arm.name)
         return {
@@ -86,12 +92,13 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What the rows suggest, and what was measured; nothing was where it was to be quick."""
+    """The rule of thumb and, unless only that was wanted, the measured outcome."""
 
-    thumb: Thumb
+    thumb: RuleOfThumb
     outcome: Outcome | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """The value that `advise --json` prints."""
         measured = None if self.outcome is None else self.outcome.to_json()
         return {"rule_of_thumb": self.thumb.to_json(), "measured": measured}
 
@@ -108,13 +115,8 @@ def advise(
     max_rows: int | None = None,
     over: Mapping[str, Any] = MappingProxyType({}),
 ) -> Advice:
-    """See `inlay.api.advise`; `train` makes the run where none is named, `over` stands over the config of one that is."""
-    from inlay.adapters import reference
-    from inlay.data.splits import draw
-    from inlay.evaluation.score import read_held_out
-    from inlay.workflows.advise.rule_of_thumb import rule_of_thumb
-
-    named = None if run is None else reference.reference(run, folder)
+    """See `inlay.api.advise`; `train` makes the run where none is named, `over` overrides the config of one that is."""
+    named = None if run is None else reference(run, folder)
     if named is not None:
         if named.run is None:
             raise RunError(f"--run {run}: not a run. Name a run or a checkpoint of one, as RUN@120.")
@@ -122,7 +124,7 @@ def advise(
         config = changed(named.run.config, over)
     if config is None:
         raise ConfigError(
-            "advise: no data and no run. Say: inlay advise DATA --model MODEL, or inlay advise --run RUN."
+            "advise: no data and no run. Give one: inlay advise DATA --model MODEL, or inlay advise --run RUN."
         )
     most = max_rows or config.eval.max_rows
     reporter.stage(f"reading {config.data.train_name}")
@@ -139,7 +141,7 @@ def advise(
     reporter.block("rule of thumb, from the rows alone", [("try", thumb.suggestion), *(("", r) for r in thumb.reasons)])
     if named is None:
         try:
-            named = reference.reference(train(config), folder)
+            named = reference(train(config), folder)
         except Interrupted as error:
             error.add_note("When it is finished: inlay advise --run RUN.")
             raise
@@ -153,34 +155,27 @@ def advise(
 
 
 def _sides(config: Config) -> tuple[list[Example], list[Example]]:
-    """(training rows, held-out rows) that ask something, as `train` divides them. Raises: DataError."""
-    from inlay.data.prepare import sides
-    from inlay.workflows.advise.contexts import asks
-
-    trained, held_out = ([e for e in side if asks(e)] for side in sides(config.data))
+    """(training rows, held-out rows) with a prompt, as `train` divides them. Raises: DataError."""
+    trained, held_out = ([e for e in side if has_prompt(e)] for side in sides(config.data))
     if not trained or not held_out:
         raise DataError(
-            f"{config.data.train_name}: no questions with answers on both sides of the split, so there is nothing to "
-            "put before a question or to ask. Documents without turns are compared by loss: inlay train, then inlay compare."
+            f"{config.data.train_name}: no prompts with answers on both sides of the split, so no answers can be "
+            "compared. Documents without turns are compared by loss: inlay train, then inlay compare."
         )
     return trained, held_out
 
 
 def _require_same_data(config: Config | None, run: Run) -> None:
-    from inlay.data.prepare import data_hash
-
     data = run.config.data if config is None else config.data
     if data_hash(data) != run.record.data_hash:
         raise RunError(
-            f"{data.train_name}: not the rows that {run.name} was trained on, so what retrieval would find and what the "
-            "adapter has learnt are not the same. Give the file that it was trained on, or leave --run out."
+            f"{data.train_name}: not the rows that {run.name} was trained on, so retrieval and adapter "
+            "would not have the same rows. Give the file that it was trained on, or leave --run out."
         )
 
 
 def _indexes(trained: Sequence[Example], held: Sequence[Example], documents: Path | None) -> tuple[Index, Index, int]:
-    """(the training rows, what is retrieved from, files passed over); neither finds what repeats a held-out row."""
-    from inlay.evaluation.score import prompt_and_reference
-
+    """(index of the training rows, index to retrieve from, files passed over); none finds a repeated held-out row."""
     pairs = [prompt_and_reference(e) for e in held]
     rows, passed_over = Index(of_rows(trained)), 0
     rows.leave_out_repeated(pairs)
@@ -196,16 +191,11 @@ def _outcome(
     named: Reference, config: Config, held: Sequence[Example], rows: Index, index: Index, terms: Terms, extra: Sequence[str],
     reporter: Reporter,
 ) -> Outcome:  # fmt: skip
-    from inlay.adapters import reference
-    from inlay.workflows.advise.arms import Bench, Differences, measure_arms
-    from inlay.workflows.advise.contexts import answerable, shots
-    from inlay.workflows.advise.recommend import ArmCosts, recommend
-
     run = named.run
     assert run is not None, "only runs are measured"
     if named.caution:
         reporter.note(named.caution)
-    ready = reference.open_base(run)
+    ready = open_base(run)
     adapter = named.adapter(ready.ref)
     assert adapter is not None, f"{named.name} has no adapter"
     examples, budget = answerable(
@@ -238,16 +228,16 @@ def _metrics(comparison: Comparison, wanted: str) -> tuple[str, ...]:
 
 
 def _notes(held: Sequence[Example], examples: Sequence[Example], rows: Index, index: Index) -> list[str]:
-    notes = ["five ways were compared on the same rows: the best looks a little better here than it is"]
-    notes.append(
-        "the adapter was trained without passages before its questions; trained with them it might use them better"
-    )
+    notes = ["the arms were compared on the same rows, so the score of the best one is slightly optimistic"]
+    notes.append("the adapter was trained without passages in its prompts; one trained with them might use them better")
     if len(examples) < len(held):
-        notes.append(f"{len(held) - len(examples)} held-out rows fit no prompt of this budget and are asked by no arm")
+        notes.append(
+            f"{len(held) - len(examples)} held-out rows fit no prompt of this budget and are left out of all arms"
+        )
     if rows.left_out:
         notes.append(
-            f"{len(rows.left_out)} training rows repeat a held-out row nearly word for word: no arm is shown them, "
-            "but the adapter was trained on them, which flatters it. Look at them: inlay data check"
+            f"{len(rows.left_out)} training rows repeat a held-out row nearly word for word: they are not retrieved, "
+            "but the adapter was trained on them, so its score is optimistic. Look at them: inlay data check"
         )
     if index is not rows and index.left_out:
         notes.append(
@@ -257,10 +247,7 @@ def _notes(held: Sequence[Example], examples: Sequence[Example], rows: Index, in
 
 
 def _write(outcome: Outcome) -> None:
-    """The comparison of every arm with the base, and the figures of the advice beside it."""
-    from inlay.evaluation.report import write_reports
-    from inlay.storage import write_json
-
+    """Writes the comparison of every arm with the base, and `advice.json`."""
     where, run = outcome.reports, outcome.run
     where.mkdir(parents=True, exist_ok=True)
     base, *others = (one.arm.name for one in outcome.arms)

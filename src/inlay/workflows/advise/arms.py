@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
+from inlay.config import Config
 from inlay.data.types import Example
 from inlay.engine.loss import autocast
 from inlay.evaluation.compare import compare_models
@@ -18,14 +19,11 @@ from inlay.evaluation.row_statistics import text_metrics
 from inlay.evaluation.score import EvalSet, held_out, score
 from inlay.evaluation.verdict import Difference
 from inlay.generation.generate import Sampling, answers
+from inlay.methods.state import AdapterState
 from inlay.runs.reporter import Reporter
 from inlay.tasks.opened_base import OpenedBase
 from inlay.workflows.advise.contexts import NONE, ORACLE, RETRIEVED, SHOTS, Budget, contexts
 from inlay.workflows.advise.passages import Index, Passage
-
-if TYPE_CHECKING:
-    from inlay.config import Config
-    from inlay.methods.state import AdapterState
 
 _TIMED: Final = 5
 """Requests that are answered one by one for the latency."""
@@ -41,7 +39,7 @@ class Arm:
 
     @property
     def is_ceiling(self) -> bool:
-        """Chosen with the reference answer in hand: no way that could be served."""
+        """True where the passages are chosen with the reference answer in hand, so that it could not be served."""
         return self.context == ORACLE
 
 

@@ -1,4 +1,4 @@
-"""The same question with something before it, within one budget of prompt tokens."""
+"""Prompts with passages before the question, within one budget of prompt tokens."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from inlay.evaluation.score import prompt_and_reference, prompt_messages
 from inlay.workflows.advise.passages import Index, Passage
 
 NONE, SHOTS, RETRIEVED, ORACLE = "none", "few-shot", "retrieval", "oracle"
-"""What stands before the question: nothing; the same training rows for every question; what the question finds; what
-the reference answer finds."""
+"""Passages before the question: none; the same training rows for every question; those that the question finds; those
+that the reference answer finds."""
 _RANKS: Final = 4
 """So many times the wanted passages are tried: one that does not fit gives way to the next."""
 _LONG_ANSWERS: Final = 0.99
@@ -26,15 +26,15 @@ _LONG_ANSWERS: Final = 0.99
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What every arm may use."""
+    """Limits of every arm."""
 
     prompt_tokens: int
     passages: int
     """Most training rows or passages before one question."""
 
 
-def asks(example: Example) -> bool:
-    """Whether something stands before the last trained answer; a plain document has none."""
+def has_prompt(example: Example) -> bool:
+    """True where messages stand before the last trained answer; a plain document has none."""
     return example.messages[0].role != "text" and bool(prompt_messages(example))
 
 
@@ -51,16 +51,16 @@ def answerable(
 ) -> tuple[list[Example], Budget]:  # fmt: skip
     """(the rows that fit every arm, the budget): room is kept for an answer of `max_new_tokens`, and for all references
     but the longest hundredth, and up to half of the context. Raises: DataError where none fits."""
-    kept = [last_answer_only(e) for e in examples if asks(e)]
+    kept = [last_answer_only(e) for e in examples if has_prompt(e)]
     if not kept:
-        raise DataError("advise: no held-out row asks a question, so no answers can be compared. See inlay eval.")
-    asked = np.array([prompt_length(e, encoder) for e in kept])
+        raise DataError("advise: no held-out row has a prompt, so no answers can be compared. See inlay eval.")
+    prompts = np.array([prompt_length(e, encoder) for e in kept])
     whole = pack(encoder.examples(kept)).lengths
-    answers = whole - asked
+    answers = whole - prompts
     longest = min(int(np.quantile(answers, _LONG_ANSWERS, method="higher")), context_length // 2)
     room = context_length - max(longest, max_new_tokens)
     budget = Budget(min(prompt_tokens, room), passages)
-    fitting = (asked <= budget.prompt_tokens) & (answers <= context_length - budget.prompt_tokens)
+    fitting = (prompts <= budget.prompt_tokens) & (answers <= context_length - budget.prompt_tokens)
     if not fitting.any():
         raise DataError(
             f"advise: no held-out row fits a prompt of {budget.prompt_tokens} tokens with an answer after it in a "
@@ -70,7 +70,7 @@ def answerable(
 
 
 def prompt_length(example: Example, encoder: Encoder) -> int:
-    """Tokens that a model is given for the last question."""
+    """Tokens of the prompt."""
     return len(encoder.prompt(prompt_messages(example), example.tools))
 
 
@@ -90,8 +90,8 @@ def shots(passages: Sequence[Passage], left_out: Iterable[int], count: int, seed
 
 def found_for(example: Example, index: Index, count: int, by_answer: bool) -> list[Passage]:
     """The passages nearest to the last question, or with `by_answer` to the reference answer."""
-    asked, answer = prompt_and_reference(example)
-    text = answer if by_answer else asked
+    prompt, answer = prompt_and_reference(example)
+    text = answer if by_answer else prompt
     return [index.passages[n] for n in index.nearest(text, count)]
 
 
@@ -119,17 +119,17 @@ def _placed(example: Example, shown: Sequence[Passage]) -> Example:
     head = next(n for n, m in enumerate(messages) if m.role != "system")
     turns = [turn for passage in reversed(shown) for turn in passage.turns]
     texts = [passage.text for passage in reversed(shown) if not passage.turns]
-    asked = len(prompt_messages(example)) - 1
-    last = messages[asked]
+    place = len(prompt_messages(example)) - 1
+    last = messages[place]
     if texts:
         last = replace(last, content="\n\n".join([*texts, last.content]))
-    return replace(example, messages=(*messages[:head], *turns, *messages[head:asked], last, *messages[asked + 1 :]))
+    return replace(example, messages=(*messages[:head], *turns, *messages[head:place], last, *messages[place + 1 :]))
 
 
 def contexts(
     kind: str, examples: Sequence[Example], fixed: Sequence[Passage], index: Index, budget: Budget, encoder: Encoder
 ) -> list[Example]:
-    """Every row with what this kind puts before its question; `fixed` are the rows of `SHOTS`."""
+    """Every row with the passages of this kind before its question; `fixed` are the rows of `SHOTS`."""
     if kind == NONE:
         return list(examples)
     count = budget.passages * _RANKS

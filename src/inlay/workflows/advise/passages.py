@@ -1,4 +1,4 @@
-"""What can be put before a question: training rows shown as turns, or passages of documents."""
+"""Passages for retrieval: training rows shown as turns, or parts of documents."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Passage:
     """One entry of an index."""
 
     text: str
-    """What is searched, and of a document what is shown."""
+    """The text that is searched; a document's passage is also shown so."""
     source: str
     turns: tuple[Message, ...] = ()
-    """A training row as it is shown, question and answer; empty for a document."""
+    """Question and answer of a training row, as they are shown; empty for a document."""
 
 
 def of_rows(examples: Iterable[Example]) -> list[Passage]:
-    """Each training row up to its last answer, found by what it asks and says; the system turn is left out."""
+    """Each training row up to its last answer, found by its question and answer; the system turn is left out."""
     found = []
     for example in examples:
         before = prompt_messages(example)
@@ -112,20 +112,20 @@ class Index:
     def leave_out_repeated(self, rows: Iterable[tuple[str, str]]) -> None:
         """Takes out the passages in which a (question, answer) of these rows stands, word for word or nearly so.
 
-        A passage that says the answer without asking the question is what retrieval is for and stays.
+        A passage with the answer but without the question stays: to find it is the purpose of retrieval.
         """
         repeated = set()
-        for asked, answer in rows:
-            for n in self.nearest(f"{asked} {answer}", 10):
-                if min(self._holds(n, asked), self._holds(n, answer)) >= _SAME:
+        for prompt, answer in rows:
+            for n in self.nearest(f"{prompt} {answer}", 10):
+                if min(self._holds(n, prompt), self._holds(n, answer)) >= _SAME:
                     repeated.add(n)
         self.left_out = frozenset(repeated)
 
-    def says(self, passages: Iterable[int], answer: str, asked: str) -> float | None:
-        """Share of the answer's words that these passages say and the question does not; None where it has none."""
-        wanted = set(word_tokens(answer)) - set(word_tokens(asked))
-        said = {word for n in passages for word in self._words[n]}
-        return len(wanted & said) / len(wanted) if wanted else None
+    def coverage(self, passages: Iterable[int], answer: str, prompt: str) -> float | None:
+        """Share of the answer's words that stand in these passages, of those that the prompt lacks; None without any."""
+        wanted = set(word_tokens(answer)) - set(word_tokens(prompt))
+        present = {word for n in passages for word in self._words[n]}
+        return len(wanted & present) / len(wanted) if wanted else None
 
     def _holds(self, passage: int, text: str) -> float:
         words = word_tokens(text)

@@ -1,4 +1,4 @@
-"""Which arm to take, and why: the cheapest of those that nothing was shown to beat."""
+"""The recommended arm: the cheapest of those that no other was shown to beat."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class Recommendation:
 
 
 def recommend(found: Sequence[MeasuredArm], differ: Differ, metrics: Sequence[str], costs: ArmCosts) -> Recommendation:
-    """`metrics` are the one that decides and, behind it, the loss; two arms are alike where neither tells them apart."""
+    """The cheapest of the best arms. `metrics` are the one that decides and the loss; two arms are alike where neither
+    distinguishes them."""
     metric = metrics[0]
     arms = {one.arm.name: one for one in found if not one.arm.is_ceiling}
     base, *others = arms
@@ -65,7 +66,7 @@ def recommend(found: Sequence[MeasuredArm], differ: Differ, metrics: Sequence[st
     alike = [n for n in shown if all(differ(best, n)[m].verdict != "worse" for m in metrics)]
     chosen = min(alike, key=lambda name: costs.total(arms[name]))
     d = against_base[chosen][metric]
-    reasons = [f"{chosen}: {_said(metric, d)} against {base}"]
+    reasons = [f"{chosen}: {_change(metric, d)} against {base}"]
     if chosen != best:
         reasons.append(f"{best} is not distinguishable from it and costs more")
     reasons += [_against(name, chosen, differ, metrics, costs, arms) for name in others if name != chosen]
@@ -73,7 +74,7 @@ def recommend(found: Sequence[MeasuredArm], differ: Differ, metrics: Sequence[st
     return Recommendation(chosen, tuple(reasons))
 
 
-def _said(metric: str, d: Difference) -> str:
+def _change(metric: str, d: Difference) -> str:
     return (
         f"{metric} {figure_shown(d.base)} → {figure_shown(d.other)} "
         f"({figure_shown(d.difference, '+')} [{figure_shown(d.low, '+')}, {figure_shown(d.high, '+')}])"
@@ -81,9 +82,9 @@ def _said(metric: str, d: Difference) -> str:
 
 
 def _nothing_helps(against_base: Mapping[str, Mapping[str, Difference]], metric: str) -> list[str]:
-    reasons = [f"no way is shown to answer better than the base by {metric}, all of them considered (Holm)"]
+    reasons = [f"no arm answers better than the base by {metric} (Holm-corrected over all arms)"]
     for name, by_metric in against_base.items():
-        reasons.append(f"{name}: {_said(metric, by_metric[metric])}, {by_metric[metric].verdict}")
+        reasons.append(f"{name}: {_change(metric, by_metric[metric])}, {by_metric[metric].verdict}")
     detectable = [d.mde for by_metric in against_base.values() if (d := by_metric[metric]).mde is not None]
     if detectable:
         reasons.append(f"these rows show a difference from about {max(detectable):.2g} on; more rows show smaller ones")
@@ -93,38 +94,38 @@ def _nothing_helps(against_base: Mapping[str, Mapping[str, Difference]], metric:
 def _against(
     name: str, chosen: str, differ: Differ, metrics: Sequence[str], costs: ArmCosts, arms: Mapping[str, MeasuredArm]
 ) -> str:
-    """How another arm stands to the chosen one: by the first metric that tells them apart, and by cost."""
+    """Another arm against the chosen one: by the first metric that distinguishes them, and by cost."""
     by_metric = differ(chosen, name)
-    telling = next((m for m in metrics if by_metric[m].verdict != "not distinguishable"), metrics[0])
-    d = by_metric[telling]
+    deciding = next((m for m in metrics if by_metric[m].verdict != "not distinguishable"), metrics[0])
+    d = by_metric[deciding]
     own = costs.per_1000(arms[chosen])
     times = costs.per_1000(arms[name]) / own if own else 1.0
-    return f"{name}: {telling} {figure_shown(d.difference, '+')} [{figure_shown(d.low, '+')}, {figure_shown(d.high, '+')}] " \
+    return f"{name}: {deciding} {figure_shown(d.difference, '+')} [{figure_shown(d.low, '+')}, {figure_shown(d.high, '+')}] " \
            f"against {chosen}: {d.verdict}, at {times:.2g} times its cost a request"  # fmt: skip
 
 
 def _room_above(
     found: Sequence[MeasuredArm], arms: Mapping[str, MeasuredArm], differ: Differ, metric: str
 ) -> list[str]:
-    """What better retrieval could still win."""
+    """Improvement that better retrieval could still bring."""
     reasons = []
     for one in found:
         served = f"{one.arm.name.rpartition(' + ')[0]} + retrieval"
         if one.arm.is_ceiling and served in arms:
             d = differ(served, one.arm.name)[metric]
-            said = (
+            outlook = (
                 f"at most about {figure_shown(abs(d.difference))} is left for better retrieval"
                 if d.verdict == "better"
-                else "better retrieval would not be seen to help"
+                else "better retrieval would show no improvement on these rows"
             )
             reasons.append(
-                f"{one.arm.name} (passages chosen by the answer): {_said(metric, d)} against {served}: {said}"
+                f"{one.arm.name} (passages chosen by the answer): {_change(metric, d)} against {served}: {outlook}"
             )
     return reasons
 
 
 def cost_lines(found: Sequence[MeasuredArm], costs: ArmCosts) -> list[str]:
-    """What was assumed, and what training costs once."""
+    """Assumptions, and the cost of training."""
     lines = [f"cost: {costs.machine.stated}; time of a request where they are answered in batches"]
     adapted = next((one for one in found if one.arm.adapted), None)
     if adapted is not None:

@@ -1,10 +1,10 @@
-"""What the rows alone suggest, before any model has seen them. A rule of thumb: nothing here is measured on a model."""
+"""The rule of thumb: an arm suggested by the rows alone, before any model is measured."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -15,45 +15,48 @@ from inlay.evaluation.task_metrics import labels_of
 from inlay.workflows.advise.passages import Index
 
 FEW: Final = 50
-"""Below so many training rows examples in the prompt are tried first."""
+"""With fewer training rows, examples in the prompt are tried first."""
 MANY: Final = 200
-"""From so many on a fine-tuned model usually takes up both form and content."""
+"""From this number on, a fine-tuned model usually learns both form and content."""
 FOUND: Final = 0.6
-"""From which share of the answers' own words in what retrieval finds it is taken to hold them."""
+"""Share of the answers' own words in the retrieved passages from which these are taken to hold the answers."""
 
 
 @dataclass(frozen=True, slots=True)
-class Thumb:
-    """A guess with its reasons."""
+class RuleOfThumb:
+    """A suggestion with its reasons, from the rows alone."""
 
     suggestion: str
     reasons: tuple[str, ...]
     facts: dict[str, float | int]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
+        """Suggestion, reasons and facts."""
         return {
             "kind": "rule of thumb", "suggestion": self.suggestion, "reasons": list(self.reasons), "facts": self.facts,
         }  # fmt: skip
 
 
-def rule_of_thumb(train: int, heldout: Sequence[Example], index: Index, passages: int, *, documents: bool) -> Thumb:
-    """What `train` training rows, the held-out questions and the index suggest."""
+def rule_of_thumb(
+    train: int, heldout: Sequence[Example], index: Index, passages: int, *, documents: bool
+) -> RuleOfThumb:
+    """The suggestion from `train` training rows, the held-out rows and the index."""
     pairs = [prompt_and_reference(e) for e in heldout]
     facts = _facts(train, pairs, index, passages)
-    said: list[str] = []
+    reasons: list[str] = []
     labels = labels_of([answer for _, answer in pairs])
     found, own = facts["answer_words_retrieved"], facts["answer_words_not_in_question"]
     if labels:
         per_label = train / len(labels)
-        said.append(f"the answers are {len(labels)} labels with {per_label:.0f} training rows each")
+        reasons.append(f"the answers are {len(labels)} labels with {per_label:.0f} training rows each")
         holds = False
     else:
         holds = found >= FOUND and own >= 0.3
-        said.append(
+        reasons.append(
             f"{own:.0%} of an answer's words are not in its question, and {found:.0%} of those stand in the {passages} "
             f"nearest {'passages of the documents' if documents else 'training rows'}"
         )
-    said.append(
+    reasons.append(
         f"{train:,} training rows ({'few' if train < FEW else 'enough to start' if train < MANY else 'plenty'})"
     )
     if train < FEW:
@@ -65,19 +68,19 @@ def rule_of_thumb(train: int, heldout: Sequence[Example], index: Index, passages
     else:
         suggestion = "adapter"
         if holds:
-            said.append("the training rows themselves hold what is asked, which an adapter takes up")
+            reasons.append("the training rows themselves hold the answers, and an adapter learns them")
     if documents and not holds:
-        said.append("the documents do not say what the answers say, so retrieving from them can help little")
-    return Thumb(suggestion, tuple(said), facts)
+        reasons.append("the documents do not hold the answers, so retrieving from them can help little")
+    return RuleOfThumb(suggestion, tuple(reasons), facts)
 
 
 def _facts(train: int, pairs: Sequence[tuple[str, str]], index: Index, passages: int) -> dict[str, float | int]:
     found, own, copied = [], [], []
-    for asked, answer in pairs:
-        nearest = index.nearest(asked, passages)
+    for prompt, answer in pairs:
+        nearest = index.nearest(prompt, passages)
         words = set(word_tokens(answer))
-        own.append(len(words - set(word_tokens(asked))) / len(words) if words else 0.0)
-        if (share := index.says(nearest, answer, asked)) is not None:
+        own.append(len(words - set(word_tokens(prompt))) / len(words) if words else 0.0)
+        if (share := index.coverage(nearest, answer, prompt)) is not None:
             found.append(share)
         if nearest and (turns := index.passages[nearest[0]].turns):
             copied.append(float(token_f1_statistics(turns[-1].content, answer)[0]))
