@@ -179,4 +179,4 @@ def test_two_answers_are_judged_from_the_keyboard_on_a_phone_or_a_desk(browser: 
     page.get_by_text("3 judged").wait_for()
     page.close()
     serving.join(20)
-    assert sorted(line["preferred"] == "alike" for line in read_judgements(tmp_path).values()) == [False, False, True]
+    assert sorted(one.preferred == "alike" for one in read_judgements(tmp_path).values()) == [False, False, True]

@@ -51,7 +51,7 @@ def test_what_was_judged_is_not_asked_again_and_the_last_word_counts(tmp_path: P
     write_judgement(tmp_path, left[0], "alike")
     write_judgement(tmp_path, left[0], "left")
     assert len(read_judgements(tmp_path)) == 4
-    assert read_judgements(tmp_path)[left[0].key]["preferred"] == left[0].left_is
+    assert read_judgements(tmp_path)[left[0].key].preferred == left[0].left_is
 
 
 def test_preferences_get_an_interval_and_go_into_every_report(tmp_path: Path) -> None:

@@ -139,9 +139,9 @@ def test_ctrl_c_while_it_trains_leaves_a_run_to_go_on_with(tree: dict[str, Any],
     assert list((tmp_path / "results").glob("*/checkpoints/step-*"))
 
 
-def test_rows_without_questions_are_refused(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_rows_without_prompts_are_refused(tree: dict[str, Any], tmp_path: Path) -> None:
     documents = write_rows(tmp_path / "texts.jsonl", [{"text": f"A text about number {n}."} for n in range(20)])
-    with pytest.raises(DataError, match="no questions with answers"):
+    with pytest.raises(DataError, match="no prompts with answers"):
         api.advise(tree | {"data": {"train": str(documents)}}, quick=True, reporter=Quiet())
 
 

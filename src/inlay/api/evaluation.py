@@ -118,10 +118,11 @@ def harness(
     extra `harness` is not installed.
     """
     from inlay.adapters.reference import reference
-    from inlay.workflows.harness import on_tasks
+    from inlay.workflows.harness import measure_on_tasks
 
     over = assigned(settings, "eval --harness")
-    return on_tasks(reference(model, folder), tasks, limit, reporter or PlainReporter(), over)
+    found = measure_on_tasks(reference(model, folder), tasks, limit, reporter or PlainReporter(), over)
+    return found.to_json()
 
 
 def verify(run: RunLike = None, *, folder: str = "results") -> dict[str, Any]:

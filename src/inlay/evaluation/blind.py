@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from inlay.evaluation.comparison import ComparedRow, Comparison
 from inlay.evaluation.metrics import Metric, ratio
 from inlay.evaluation.verdict import Difference
 from inlay.storage import read_lines, write_file
+from inlay.typed_json import decode, encode
 
 FILE = "preferences.jsonl"
 Choice = Literal["left", "right", "alike"]
@@ -25,6 +26,18 @@ _PREFERENCE = Metric(
     name="preference", higher_is_better=True, description="share of the judged rows whose answer was preferred",
     size=2, value=ratio,
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The preference for one row, as a line of `preferences.jsonl`."""
+
+    key: str
+    """Digest of the row's texts."""
+    preferred: str
+    """base, adapter or alike."""
+    at: str
+    """Time in UTC, ISO 8601."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +87,16 @@ def _key(row: ComparedRow) -> str:
     return hashlib.sha256(texts.encode()).hexdigest()[:16]
 
 
-def read_judgements(folder: Path) -> dict[str, dict[str, Any]]:
+def read_judgements(folder: Path) -> dict[str, Judgement]:
     """The judgements so far, by the key of the row; the last one of a row counts."""
-    return {line["key"]: line for line in read_lines(folder / FILE)}
+    return {one.key: one for one in (decode(Judgement, line, FILE) for line in read_lines(folder / FILE))}
 
 
 def write_judgement(folder: Path, trial: Trial, choice: Choice) -> None:
     """Adds one judgement; it is on the disk when this returns."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    lines = read_judgements(folder) | {trial.key: {"key": trial.key, "preferred": trial.preferred(choice), "at": now}}
-    write_file(folder / FILE, "".join(json.dumps(line) + "\n" for line in lines.values()))
+    every = read_judgements(folder) | {trial.key: Judgement(trial.key, trial.preferred(choice), now)}
+    write_file(folder / FILE, "".join(json.dumps(encode(one)) + "\n" for one in every.values()))
 
 
 def preference(comparison: Comparison, folder: Path, *, resamples: int, seed: int) -> Difference | None:
@@ -91,8 +104,8 @@ def preference(comparison: Comparison, folder: Path, *, resamples: int, seed: in
 
     Only judgements of these very answers count.
     """
-    lines = read_judgements(folder)
-    here = [lines[key]["preferred"] for key in dict.fromkeys(map(_key, comparison.rows)) if key in lines]
+    judged = read_judgements(folder)
+    here = [judged[key].preferred for key in dict.fromkeys(map(_key, comparison.rows)) if key in judged]
     if not here:
         return None
     base, adapter = (np.array([[float(preferred == side), 1.0] for preferred in here]) for side in ("base", "adapter"))

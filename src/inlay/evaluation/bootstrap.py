@@ -112,7 +112,7 @@ class _Columns:
         self._columns: list[Array] = []
 
     def add(self, stats_NS: Array) -> list[int]:
-        """Where each column of `stats_NS` is found in `matrix()`."""
+        """Position in `matrix()` of each column of `stats_NS`."""
         places = []
         for column in np.ascontiguousarray(stats_NS.T, dtype=np.float64):
             key = column.tobytes()
@@ -198,7 +198,7 @@ def _difference(
 
 
 def _is_binary(stats_NS: Array) -> bool:
-    """Whether each row counts once and is right or wrong."""
+    """True where each row counts once and is right or wrong."""
     return bool(stats_NS.shape[1] == 2 and (stats_NS[:, 1] == 1).all() and np.isin(stats_NS[:, 0], (0, 1)).all())
 
 

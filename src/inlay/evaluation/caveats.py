@@ -1,4 +1,4 @@
-"""What weakens a verdict, as values; `inlay.evaluation.summary` has their words."""
+"""Facts that weaken a verdict, as values; `inlay.evaluation.summary` has their words."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class Comparison:
 
     @property
     def answer_metric(self) -> str | None:
-        """The metric that says whether the answers are right; None without answers."""
+        """The metric that measures whether the answers are right; None without answers."""
         texts = [name for name in self.metrics if name not in LOSS_METRICS]
         return self.primary if self.primary in texts else answer_metric(texts)
 

@@ -20,7 +20,7 @@ class Costs:
     """Price, power draw and utilisation of a machine."""
 
     price_per_hour: float
-    """Of the whole machine, in any currency."""
+    """Price of the complete machine, in any currency."""
     watts: float
     utilisation: float = UTILISATION
     assumed: tuple[str, ...] = ()

@@ -53,7 +53,7 @@ def is_file(name: str) -> bool:
 def from_file(named: str) -> MetricFunction:
     """The function of `FILE.py:FUNCTION`, or the only one that `FILE.py` defines. Runs the file.
 
-    Raises: ConfigError for a file that cannot be run, or does not say which function is meant.
+    Raises: ConfigError for a file that cannot be run, or does not name one of several functions.
     """
     path, _, function = named.partition(".py:")
     file = Path(path.removesuffix(".py") + ".py")

@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,13 @@ from inlay.evaluation.verdict import MIN_ROWS, Difference
 LOCAL = (".yaml", ".yml")
 
 
+RawScores = Mapping[str, Any]
+"""Results of the harness as it gives them: `results`, `samples` and more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """Tasks as the harness knows them."""
+    """Tasks of the harness."""
 
     names: tuple[str, ...]
     manager: Any
@@ -55,6 +59,22 @@ class TaskScore:
             "task": self.task, "metric": self.metric, "documents": self.documents, "base": self.base,
             "adapter": self.adapter, "difference": None if self.difference is None else self.difference.to_json(),
         }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class HarnessResult:
+    """Scores of a base and of the adapter over it, by task and metric."""
+
+    base: str
+    adapter: str
+    limit: int | None
+    """Most documents of each task; None for all."""
+    scores: tuple[TaskScore, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The value that `--json` prints."""
+        scores = [one.to_json() for one in self.scores]
+        return {"base": self.base, "adapter": self.adapter, "limit": self.limit, "scores": scores}
 
 
 def find_tasks(wanted: Sequence[str]) -> Tasks:
@@ -99,7 +119,7 @@ def _name_in(file: Path) -> str:
 
 def run_tasks(
     tasks: Tasks, model: Any, encoder: Encoder, *, device: str, dtype: Any, batch_size: int, limit: int | None
-) -> dict[str, Any]:
+) -> RawScores:
     """`results` and `samples` of the harness. Prompts go through the chat template where there is one."""
     lm_eval = importlib.import_module("lm_eval")
     wrapper = importlib.import_module("lm_eval.models.huggingface").HFLM
@@ -110,7 +130,7 @@ def run_tasks(
             pretrained=model, tokenizer=encoder.tokenizer, batch_size=_at_once(model, batch_size), device=device,
             mixed_precision_dtype=dtype,
         )  # fmt: skip
-        found: dict[str, Any] = lm_eval.simple_evaluate(
+        found: RawScores = lm_eval.simple_evaluate(
             model=wrapped, tasks=list(tasks.names), task_manager=tasks.manager, limit=limit, bootstrap_iters=0,
             apply_chat_template=bool(encoder.tokenizer.chat_template),
         )  # fmt: skip
@@ -127,7 +147,7 @@ def _at_once(model: Any, batch_size: int) -> int:
     return batch_size if batch_groups(model) == answer_groups(model) == BatchGroups() else 1
 
 
-def paired(base: dict[str, Any], adapter: dict[str, Any], resamples: int, seed: int) -> list[TaskScore]:
+def paired(base: RawScores, adapter: RawScores, resamples: int, seed: int) -> list[TaskScore]:
     """Every metric of every task, base beside adapter."""
     scores = []
     for task, before in base["results"].items():
@@ -147,7 +167,7 @@ def paired(base: dict[str, Any], adapter: dict[str, Any], resamples: int, seed: 
     return scores
 
 
-def _per_document(found: dict[str, Any], task: str, key: str) -> np.ndarray:
+def _per_document(found: RawScores, task: str, key: str) -> np.ndarray:
     """(N, 2) score of each document and 1, in the order of the documents; empty where a score is no number."""
     metric, _, chosen = key.partition(",")
     rows = [row for row in found["samples"].get(task, []) if row.get("filter", "none") == chosen]

@@ -39,7 +39,7 @@ class RowEmbeddings:
     prompts: Mapping[int, Array]
     references: Mapping[int, Array]
     answers: Mapping[int, Array]
-    """Of the answers of the model that these are kept with; prompts and references are shared by all models."""
+    """Those of the model itself; prompts and references are shared by all models."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a prediction is worth, as sums: each metric turns a row into statistics that add up over rows.
+"""Metrics as sums: each turns a row into statistics that add up over rows.
 
 A corpus score is ``value`` of the summed statistics, so any reweighting of the rows (a bootstrap resample,
 a leave-one-out, a subset) costs one weighted sum and no second look at the text.
@@ -36,7 +36,7 @@ class Metric:
     value: Callable[[Array], Array]
     """(..., S) summed statistics to (...) scores. NaN where nothing was weighed."""
     of_answers: bool = False
-    """Of what the model said; otherwise of how likely it finds the reference."""
+    """True for a metric of generated answers, False for one of the likelihood of the references."""
     row_value: Callable[[Array], Array] | None = None
     """Replaces `value` for a single row, where the corpus formula is not defined for short rows (bleu)."""
 
@@ -53,9 +53,9 @@ class TextMetric(Metric):
     statistics: Callable[[str, str], Array]
     """(prediction, reference) to the (S,) statistics of the row."""
     signature: Callable[[], str]
-    """What one must know to compute the same number elsewhere; sacrebleu's own line for bleu and chrf."""
+    """Settings needed to compute the same number elsewhere; sacrebleu's own line for bleu and chrf."""
     covers: Callable[[str], bool] = lambda reference: True
-    """Whether a row with this reference is scored."""
+    """True for the reference of a row that is scored."""
 
 
 def normalise(text: str) -> str:

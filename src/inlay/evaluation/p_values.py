@@ -19,7 +19,7 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 
 def mcnemar(wins: int, losses: int) -> float:
-    """Exact two-sided p-value that `wins` and `losses` are as likely; ties say nothing. 1 where nothing changed."""
+    """Exact two-sided p-value that `wins` and `losses` are as likely; ties do not count. 1 where nothing changed."""
     changed, fewer = wins + losses, min(wins, losses)
     below, term = 0, 1
     for k in range(fewer + 1):

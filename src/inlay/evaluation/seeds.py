@@ -53,7 +53,7 @@ class SeedLevel:
 def seed_levels(
     models: Sequence[MeasuredModel], *, resamples: int, seed: int, per_token: bool
 ) -> tuple[SeedLevel, ...]:
-    """Those of `models[1:]` that are one config with several seeds, against the first model."""
+    """Every config with several seeds among `models[1:]`, against the first model."""
     base, further = models[0], models[1:]
     return tuple(
         _seed_level(base, [further[n] for n in places], resamples=resamples, seed=seed, per_token=per_token)
@@ -153,14 +153,14 @@ def _with_spread(over_rows: Difference, each: Sequence[float]) -> Difference:
     count, d = len(each), over_rows
     error = float(np.std(each, ddof=1)) / math.sqrt(count)
     reach = t_quantile((1 + d.level) / 2, count - 1) * error
-    whole = math.hypot(d.standard_error, error)
+    total_error = math.hypot(d.standard_error, error)
     units = d.clusters or d.n
     p = 1.0
-    if whole > 0:
-        parts = (d.standard_error / whole) ** 4 / max(units - 1, 1) + (error / whole) ** 4 / (count - 1)
-        p = 2 * t_cdf(-abs(d.difference) / whole, max(1, int(1 / parts)))
+    if total_error > 0:
+        parts = (d.standard_error / total_error) ** 4 / max(units - 1, 1) + (error / total_error) ** 4 / (count - 1)
+        p = 2 * t_cdf(-abs(d.difference) / total_error, max(1, int(1 / parts)))
     return replace(
         d, low=d.difference - math.hypot(d.difference - d.low, reach),
         high=d.difference + math.hypot(d.high - d.difference, reach),
-        standard_error=whole, p=p, test="t", seeds=count,
+        standard_error=total_error, p=p, test="t", seeds=count,
     )  # fmt: skip

@@ -38,7 +38,7 @@ class StyleRelevance:
 
     metric: Metric
     auc: float
-    """How often a reference scores above a shuffled one; 0.5 is chance."""
+    """Probability that a reference scores above a shuffled one; 0.5 is chance."""
     low: float
     """Lower end of its 95% interval."""
     sides: tuple[Array, ...]
@@ -116,7 +116,7 @@ def _ranked(scores_N: Array, own_N: Array, half: npt.NDArray[np.bool_]) -> Array
 
 
 def _area(real: Array, shuffled: Array) -> float:
-    """How often one of `real` is above one of `shuffled`; equal ones count half."""
+    """Share of pairs with the value of `real` above that of `shuffled`; equal ones count half."""
     ordered = np.sort(shuffled)
     below = np.searchsorted(ordered, real, "left") + np.searchsorted(ordered, real, "right")
     return float(below.mean() / 2 / len(shuffled))
@@ -140,7 +140,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 def _surface(text: str) -> Array:
-    """(F,) how a text is written, whatever it says: lengths, marks, capitals, digits, lines, repeated words."""
+    """(F,) features of how a text is written, not of its content: lengths, marks, capitals, digits, lines, repeated words."""
     words, letters = text.split(), max(len(text), 1)
     sentences = [part for part in _SENTENCE.split(text.strip()) if part] or [""]
     lengths = [len(part.split()) for part in sentences]
@@ -161,6 +161,6 @@ def _surface(text: str) -> Array:
 def _nearness(features_NF: Array, profile_MF: Array) -> Array:
     """(N,) minus the mean distance from the profile, in its standard deviations, each feature's at most 3."""
     mean, spread = profile_MF.mean(0), profile_MF.std(0)
-    # a feature that hardly varies says much by any change; the floor keeps that from being all
+    # without this floor a feature that hardly varies would outweigh all others
     scale = spread + 0.05 * np.abs(mean) + 1e-3
     return np.asarray(-np.minimum(np.abs(features_NF - mean) / scale, 3).mean(1))

@@ -30,7 +30,7 @@ def _change(d: Difference) -> str:
 
 
 def preference_text(d: Difference, base: str, adapter: str) -> str:
-    """How many rows each model's answer was preferred on in a blind comparison."""
+    """Number of rows on which each model's answer was preferred in a blind comparison."""
     return (
         f"judged blindly: {adapter} preferred on {d.wins} of {d.n} rows, {base} on {d.losses}, "
         f"{d.ties} alike: {d.verdict} ({_change(d)})"

@@ -111,7 +111,7 @@ def final_number(text: str) -> Decimal | None:
 
 
 def is_numeric(reference: str) -> bool:
-    """Whether the reference is a number, or ends in `#### number`."""
+    """True for a reference that is a number, or ends in `#### number`."""
     if "####" in reference:
         return final_number(reference) is not None
     return _NUMBER.fullmatch(reference.strip().lstrip("$€£").rstrip("%.")) is not None
@@ -154,7 +154,7 @@ def _same_json(left: Any, right: Any) -> bool:
 
 
 def python_code(text: str) -> str | None:
-    """The Python in a text: its ```python blocks, or the whole text where it reads as a program of its own."""
+    """The Python in a text: its ```python blocks, or all of the text where it reads as a program."""
     block = fenced(text, "python", "py", "python3")
     if block is None and "```" not in text and re.search(r"^\s*(def|class|import|from|return|print)\b", text, re.M):
         return text
@@ -162,7 +162,7 @@ def python_code(text: str) -> str | None:
 
 
 def parses(code: str | None) -> bool:
-    """Whether the code is Python with at least one statement."""
+    """True for Python with at least one statement."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "invalid escape sequence" is the answer's matter
@@ -266,5 +266,5 @@ def _named(name: str, possible: Mapping[str, TextMetric]) -> TextMetric:
 
 
 def answer_metric(metrics: Sequence[str]) -> str | None:
-    """The one of the metrics that says whether the answers are right; None without any."""
+    """The one of the metrics that measures whether the answers are right; None without any."""
     return next((name for name in (*_ANSWERS_BY, *metrics) if name in metrics), None)

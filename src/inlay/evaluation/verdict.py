@@ -14,7 +14,7 @@ from inlay.evaluation.student_t import t_quantile
 Verdict = Literal["better", "worse", "not distinguishable"]
 
 MIN_ROWS = 8
-"""Fewer rows give no verdict: their interval says more about the method than about the models."""
+"""Fewer rows give no verdict: their interval depends on the method more than on the models."""
 
 _POWER = 0.965
 """Aimed at, so that the minimum detectable effect is found in 95 of 100 comparisons: the spread of the rows is an

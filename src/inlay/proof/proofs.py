@@ -86,7 +86,7 @@ def _files_of(about: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
 def tokens_were_counted(
     train: TokenSet, seed: int, batch_size: int, curriculum: Curriculum | None, batches: list[list[int]], seen: int
 ) -> str:
-    """The trained tokens that the run says it saw are those of its batches, given as stretches [first, last]."""
+    """The recorded number of trained tokens is that of the run's batches, given as stretches [first, last]."""
     counts = train.trained_counts
 
     def up_to(batch: int) -> int:
@@ -99,7 +99,7 @@ def tokens_were_counted(
     steps = sum(last - first + 1 for first, last in batches)
     expected = sum(up_to(last) - up_to(first - 1) for first, last in batches)
     if expected != seen or seen <= 0:
-        raise Refuted(f"the rows of {steps} steps hold {expected:,} trained tokens, the run says {seen:,}.")
+        raise Refuted(f"the rows of {steps} steps hold {expected:,} trained tokens, the run recorded {seen:,}.")
     return f"{seen:,} in {steps} steps over {len(train)} rows, counted anew from the data"
 
 

@@ -174,29 +174,21 @@ def prove_stored(run: Run, open_base: Callable[[], OpenedBase]) -> list[Proof]:
 
     return [
         *_of_folder(run, step, evidence, tensors, config),
-        *_of_data(
-            rows,
-            sample,
-            training,
-            config,
-            lambda: _order(run, config, rows),
-            batches,
-            result.trained_tokens_seen if result else 0,
-            why,
-        ),
+        *_of_data(rows, sample, training, config, lambda: _order(run, config, rows), batches,
+                  result.trained_tokens_seen if result else 0, why),
         proof("saved = in memory", saved),
         proof(_names(config)["base"], untouched),
         _served(sample, lambda: opened().encoder, training),
-    ]
+    ]  # fmt: skip
 
 
 def _names(config: Config) -> dict[str, str]:
-    whole = method_of(config).trains_base
-    what = "weights" if whole else "adapter"
+    trains_base = method_of(config).trains_base
+    what = "weights" if trains_base else "adapter"
     return {
         "finite": f"{what} finite",
         "moved": f"{what} moved",
-        "base": "base untouched" if whole else "adapter off = base",
+        "base": "base untouched" if trains_base else "adapter off = base",
     }
 
 
@@ -257,7 +249,7 @@ def _served(
 
 
 def sample_of(rows: TokenSet, examples: tuple[Example, ...]) -> list[tuple[Example, list[TokenizedSequence]]]:
-    """Each example that `max_length` left whole, with its sequences."""
+    """Each example that `max_length` did not cut, with its sequences."""
     found = {example.source: [rows.row(i) for i in rows.rows_of(example.source)] for example in examples}
     return [(example, found[example.source]) for example in examples if found[example.source]]
 

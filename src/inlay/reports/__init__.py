@@ -1,1 +1,1 @@
-"""What a report is made of: HTML and charts."""
+"""Building blocks of a report: HTML and charts."""

@@ -34,9 +34,9 @@ def histogram(
     bars = []
     for n, (count, left, right) in enumerate(zip(counts, edges, edges[1:], strict=False)):
         tall = round(count / tallest * (height - top), 1)
-        told = tag("title", f"{left:g} to {right:g}{' ' + unit if unit else ''}: {count:,}")
+        hint = tag("title", f"{left:g} to {right:g}{' ' + unit if unit else ''}: {count:,}")
         box = {"x": x(left), "y": height - tall, "width": max(0.5, round(x(right) - x(left) - 1, 1)), "height": tall}
-        bars.append(tag("rect", told, class_=kinds[n] if kinds else None, **box))
+        bars.append(tag("rect", hint, class_=kinds[n] if kinds else None, **box))
     lines = []
     for n, (name, value) in enumerate(m for m in marks if low <= m[1] <= high):
         at, side = x(value), "end" if x(value) > width * 0.8 else "start"
@@ -52,7 +52,7 @@ def histogram(
 
 
 def differences(values: Sequence[float], *, higher_is_better: bool, show: Callable[[float], str]) -> Html:
-    """How many values lie how far from 0: bars coloured by whether that is better, the middle one around 0 by neither.
+    """Histogram of values around 0: bars are coloured better or worse, the middle one neither.
 
     The outermost bars hold all that lies beyond them, a hundredth of the values at most.
     """
@@ -80,9 +80,9 @@ def interval(low: float, value: float, high: float, kind: str) -> Html:
 
     zero = tag("line", x1=88, x2=88, y1=2, y2=20, class_="axis")
     bar = tag("line", x1=x(low), x2=x(high), y1=11, y2=11)
-    told = tag("title", f"{value:+.4g} [{low:+.4g}, {high:+.4g}]")
+    hint = tag("title", f"{value:+.4g} [{low:+.4g}, {high:+.4g}]")
     dot = tag("circle", cx=x(value), cy=11, r=4.5)
-    return tag("svg", told, zero, bar, dot, viewBox="0 0 176 22", role="img", class_=f"interval {kind}")
+    return tag("svg", hint, zero, bar, dot, viewBox="0 0 176 22", role="img", class_=f"interval {kind}")
 
 
 class Line(NamedTuple):

@@ -82,7 +82,7 @@ class Item(NamedTuple):
     kind: str
     content: Content
     keys: Mapping[str, float] = {}
-    """What it can be sorted by."""
+    """Values that it can be sorted by."""
 
 
 def filtered(
@@ -119,7 +119,7 @@ def filtered(
 
 
 def page(title: str, *content: Content) -> str:
-    """The whole file."""
+    """The complete file."""
     script = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'; img-src data:"
     head = joined(

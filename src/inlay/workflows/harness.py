@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 from inlay.adapters.reference import Reference, config_of, opened
 from inlay.config.measuring import changed
@@ -12,13 +11,13 @@ from inlay.evaluation import harness
 from inlay.runs.reporter import Reporter
 
 
-def on_tasks(
+def measure_on_tasks(
     one: Reference,
     wanted: Sequence[str],
     limit: int | None,
     reporter: Reporter,
-    over: Mapping[str, Any] = MappingProxyType({}),
-) -> dict[str, Any]:
+    over: Mapping[str, object] = MappingProxyType({}),
+) -> harness.HarnessResult:
     """Scores of the base of a reference and of its adapter; see `inlay.api.harness`."""
     with harness.quietly():
         tasks = harness.find_tasks(wanted)
@@ -26,7 +25,7 @@ def on_tasks(
             reporter.note(one.caution)
         config = changed(config_of(one), over)
         ready = opened(one, config)
-        sides: list[dict[str, Any]] = []
+        sides: list[harness.RawScores] = []
         for name, state in ((one.base, None), (one.name, one.adapter(ready.ref))):
             if sides and state is None:
                 sides.append(sides[0])
@@ -40,4 +39,4 @@ def on_tasks(
                 )
             )  # fmt: skip
     scores = harness.paired(sides[0], sides[1], config.eval.resamples, config.train.seed)
-    return {"base": one.base, "adapter": one.name, "limit": limit, "scores": [score.to_json() for score in scores]}
+    return harness.HarnessResult(one.base, one.name, limit, tuple(scores))

@@ -47,7 +47,7 @@ class EvaluationRequest:
     """Extra prompts without a reference answer."""
     python_tests: Mapping[str, str] = field(default_factory=dict)
     """Tests of the Python in an answer, by the text of the prompt."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     """Settings that override those of the first run, by dotted name."""
     show_answers: bool = False
     """Answers are generated even where no metric needs them."""
@@ -97,21 +97,23 @@ def measure_models(models: Sequence[Reference], request: EvaluationRequest, repo
     config = changed(trained, request.settings)
     examples, available, data = _examples(lead, request.data, config, request.settings)
     if "eval.metric" in request.settings:
-        primary_metric(config.eval.metric, has_answers=any(e.messages[0].role != "text" for e in examples))
+        primary_metric(config.eval.metric, has_answers=_have_prompts(examples))
     unrelated = _retention_sets(models, examples, config)
     generate = needs_answers(request, config, len(models) > 1)
     if len(models) == 1:  # a comparison has both among its notes
         if models[0].caution:
             reporter.note(models[0].caution)
-        if not generate:
+        if not generate and _have_prompts(examples):
             reporter.note("no answers are generated: none of the metrics needs them")
-    pass_ = _Pass(config, lead is not None, data, request.prompts, generate, unrelated, len(models) > 1, reporter)
-    taken: list[_Taken] = []
+    measurement = _Measurement(
+        config, lead is not None, data, request.prompts, generate, unrelated, len(models) > 1, reporter
+    )
+    taken: list[_OneModel] = []
     ready = None
     for number, one in enumerate(models, 1):
         began = time.perf_counter()
         ready = opened(one, config, ready)
-        taken.append(pass_.take(one, ready, taken[0].rows.examples if taken else examples, taken[:1]))
+        taken.append(measurement.measure(one, ready, taken[0].rows.examples if taken else examples, taken[:1]))
         _note_time(one.name, time.perf_counter() - began, len(models) - number, reporter)
     # a prompt that is too long for one of the tokenizers is given to no model
     first = taken[0].rows
@@ -133,6 +135,10 @@ def needs_answers(request: EvaluationRequest, config: Config, compared: bool) ->
         return True
     shown = bool(request.prompts or config.eval.prompts) or config.eval.metric not in ("auto", *LOSS_METRICS)
     return compared and shown
+
+
+def _have_prompts(examples: Sequence[Example]) -> bool:
+    return any(e.messages[0].role != "text" for e in examples)
 
 
 def _text_metrics(rows: EvalSet, request: EvaluationRequest, primary: str) -> dict[str, TextMetric]:
@@ -166,8 +172,8 @@ def _note_time(name: str, took_s: float, left: int, reporter: Reporter) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Taken:
-    """The measurement of one model, before the prompts that all models have are known."""
+class _OneModel:
+    """Losses and answers of one model, before the prompts that all models share are known."""
 
     facts: ModelFacts
     rows: EvalSet
@@ -182,8 +188,8 @@ class _Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pass:
-    """The same measurement for one model after the other."""
+class _Measurement:
+    """Rows and settings that each model in turn is measured with."""
 
     config: Config
     of_run: bool
@@ -194,7 +200,9 @@ class _Pass:
     compared: bool
     reporter: Reporter
 
-    def take(self, one: Reference, ready: OpenedBase, examples: Sequence[Example], first: Sequence[_Taken]) -> _Taken:
+    def measure(
+        self, one: Reference, ready: OpenedBase, examples: Sequence[Example], first: Sequence[_OneModel]
+    ) -> _OneModel:
         """Measures a model over its opened base; `first` holds the first model's measurement, once there is one."""
         context = ready.context_length
         rows = self._rows(one, ready, examples, context, later=bool(first))
@@ -214,7 +222,7 @@ class _Pass:
         embeddings = None
         if self.compared and self.generate and (not first or digest == first[0].base_digest):
             embeddings = self._embeddings(model, ready, rows, result, first[0].embeddings if first else None)
-        return _Taken(
+        return _OneModel(
             facts_of(one, ready.ref, self.data), rows, result,
             (ready.encoder.tokenizer_hash, ready.encoder.template_hash), digest, embeddings, other_rows, other,
         )  # fmt: skip
@@ -269,7 +277,7 @@ def _retention_sets(models: Sequence[Reference], examples: Sequence[Example], co
 
 
 def _examples(
-    lead: Run | None, data: str | None, config: Config, over: Mapping[str, Any]
+    lead: Run | None, data: str | None, config: Config, over: Mapping[str, object]
 ) -> tuple[tuple[Example, ...], int, str]:
     """(examples, number before drawing, the file they are from)."""
     if data is not None:
@@ -280,8 +288,8 @@ def _examples(
     if lead is None:
         raise ConfigError("no run is named, so there are no held-out rows. Give rows to measure on: --data FILE.")
     kept = read_held_out(lead.heldout)
-    available, most = lead.record.heldout_available, over.get("eval.max_rows")
-    if most is None:
+    available, most = lead.record.heldout_available, config.eval.max_rows
+    if "eval.max_rows" not in over:
         return kept, available, str(lead.heldout)
     if most > len(kept) and available > len(kept):
         raise ConfigError(
@@ -291,7 +299,7 @@ def _examples(
     return tuple(kept[n] for n in draw(len(kept), most, config.train.seed)), available, str(lead.heldout)
 
 
-def _how_read(data: str, config: Config, over: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+def _how_read(data: str, config: Config, over: Mapping[str, object]) -> tuple[str, dict[str, str]]:
     """(format, columns) of a file: those that are set for it, else the columns of the run where the file has them."""
     name = config.data.format if "data.format" in over else "auto"
     columns = config.data.columns

@@ -113,7 +113,7 @@ def advise(
     reporter: Reporter,
     folder: str,
     max_rows: int | None = None,
-    over: Mapping[str, Any] = MappingProxyType({}),
+    over: Mapping[str, object] = MappingProxyType({}),
 ) -> Advice:
     """See `inlay.api.advise`; `train` makes the run where none is named, `over` overrides the config of one that is."""
     named = None if run is None else reference(run, folder)

@@ -52,7 +52,7 @@ ARMS: Final = (
     Arm("adapter + retrieval", True, RETRIEVED),
     Arm("adapter + oracle", True, ORACLE),
 )
-"""Those of the base first: the adapter is attached once."""
+"""The arms of the base come first, so that the adapter is attached once."""
 
 
 @dataclass(frozen=True, slots=True)
