@@ -18,9 +18,8 @@ import typer
 import yaml
 
 import inlay
-from inlay import config as configs
 from inlay.cli import app
-from inlay.config.load import load, parse_yaml, presets, setting_paths
+from inlay.config.load import load, parse_yaml, presets, section_names, setting_paths
 from inlay.data import read_examples
 from inlay.data.reading.formats import FORMATS
 from inlay.errors import DataError
@@ -53,7 +52,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 def settings_in(text: str) -> set[str]:
     """Every `section.key` in backticks, alone or with a value behind it; files and modules are none."""
-    sections = "|".join(name for name in configs.Config.model_fields if name != "preset")
+    sections = "|".join(name for name in section_names() if name != "preset")
     found = re.findall(rf"`(?:--set )?(({sections})\.(\w+))[`:= ]", text)
     modules = {p.stem for p in Path(inlay.__file__).parent.glob("*/*.py")}
     return {whole for whole, _, key in found if key not in NOT_SETTINGS and (key not in modules or whole in KNOWN)}

@@ -123,8 +123,8 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(  # by name: the fork server does not know the folder of the tests
     [
         "torch", "transformers.models.llama.modeling_llama", "peft", "bitsandbytes", "matplotlib.figure",
-        "matplotlib.backends.backend_agg", "inlay.cli", "inlay.api", "inlay.training.setup", "inlay.training.finish",
-        "inlay.evaluation.compare", "inlay.cli.view",
+        "matplotlib.backends.backend_agg", "inlay.cli", "inlay.api.training", "inlay.api.evaluation", "inlay.training.setup", "inlay.training.finish",
+        "inlay.evaluation.compare", "inlay.cli.render.comparison",
     ]
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ from program import Ended
 def test_the_adapter_of_a_run_is_measured_and_one_json_value_printed(
     with_run: Path, inlay: Callable[..., Ended]
 ) -> None:
-    ended = inlay("advise", "--run", "first", "--max-rows", "8", "--passages", "1", "--cost", "1.5",
+    ended = inlay("advise", "--run", "first", "--set", "eval.max_rows=8", "--set", "advise.passages=1", "--cost", "1.5",
                   "--set", "eval.max_new_tokens=3", "--json")  # fmt: skip
     assert ended.code == 0, ended.err
     measured = json.loads(ended.out)["measured"]
@@ -35,7 +35,13 @@ def test_the_adapter_of_a_run_is_measured_and_one_json_value_printed(
         (["advise", "--run", "first", "--utilisation", "1.5"], "at most 1 (got 1.5)"),
         (["advise", "rows.jsonl"], "base_model"),
         (["advise", "rows.jsonl", "--quick", "--documents", "nowhere"], "no such folder"),
-        (["advise", "rows.jsonl", "--quick", "--passages", "0"], "passages"),
+        (
+            ["advise", "rows.jsonl", "--quick", "--set", "advise.passages=0"],
+            "advise.passages: must be a whole number of at l",
+        ),
+        (["advise", "rows.jsonl", "--passages", "2"], "Settings are given as --set advise.passages=VALUE"),
+        (["advise", "rows.jsonl", "--max-rows", "2"], "Settings are given as --set eval.max_rows=VALUE"),
+        (["train", "rows.jsonl", "--set", "advise.passages=2"], "advise: settings of inlay advise, not of a run"),
     ],
 )
 def test_what_cannot_work_is_said_in_a_line(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from inlay.cli.doctor_view import lines
+from inlay.cli.render.doctor import doctor_lines
 from inlay.hardware.facts import GIB, BrokenGpu, DiskFacts, GpuFacts, gpu_tier
 from inlay.hardware.probe import Probe
 from inlay.workflows.doctor import Machine, TrainingSpeed, machine_record
@@ -18,7 +18,7 @@ def machine() -> Machine:
 
 
 def test_the_recommendation_comes_first_and_every_number_format_is_answered(machine):
-    text = lines(machine)
+    text = doctor_lines(machine)
     assert text[0] == "recommended here"
     for name in machine.dtypes:
         assert any(line.strip().startswith(name) for line in text)
@@ -34,7 +34,7 @@ def test_gpus_quantised_layers_and_warnings_are_shown(machine):
         training=TrainingSpeed(1234.5, "random Llama", [4, 128], "float32", "cpu"),
         disk=DiskFacts("results", GIB),
     )
-    text = "\n".join(lines(full))
+    text = "\n".join(doctor_lines(full))
     for part in ("A100, 30.0 GiB free of 40.0 GiB", "cannot be used: driver too old", "no: no kernel"):
         assert part in text
     assert "1,234 tokens/s" in text

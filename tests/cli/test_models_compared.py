@@ -12,7 +12,7 @@ import pytest
 
 from inlay import api
 from inlay.adapters.reference import reference
-from inlay.cli.view import comparisons_text
+from inlay.cli.render.comparison import comparisons_text
 from inlay.data.example_tasks import find_example_task
 from inlay.errors import AdapterError, ConfigError, DataError, RunError
 from inlay.evaluation.caveats import NoAnswers, RowsLeftOut, SeveralModels

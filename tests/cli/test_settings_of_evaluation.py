@@ -88,10 +88,11 @@ def test_more_rows_than_a_run_kept_are_refused(with_run: Path, tmp_path: Path) -
         (["compare", "first", "--set", "eval.metric=chfr"], "Did you mean 'chrf'?"),
         (["eval", "first", "--set", "eval.metric=chrf"], "cannot take effect in eval: no second model is compared"),
         (["eval", "first", "--data", "a", "--set", "eval.prompts=[a]"], "eval.max_new_tokens, data.format, data.columns."),
-        (["eval", "first", "--harness", "a", "--set", "eval.max_rows=3"], "Settings that can: eval.batch_size, eval.resam"),
-        (["eval", "first", "--limit", "3"], "--limit belongs to --harness. For fewer held-out rows: --set eval.max_rows=N"),
+        (["harness", "first", "--tasks", "a", "--set", "eval.max_rows=3"], "Settings that can: eval.batch_size, eval.resam"),
+        (["eval", "first", "--limit", "3"], "No such option: --limit. Write: inlay harness RUN --tasks A,B --limit N."),
+        (["advise", "--run", "first", "--set", "preset=code"], "cannot take effect in advise --run"),
         (["advise", "--run", "first", "--set", "eval.retention_rows=3"], "cannot take effect in advise --run"),
-        (["advise", "--run", "first", "--model", "builtin:nano"], "leave --model and --preset out"),
+        (["advise", "--run", "first", "--model", "builtin:nano"], "leave --model out"),
     ],
 )  # fmt: skip
 def test_a_setting_that_cannot_take_effect_is_refused_with_those_that_can(

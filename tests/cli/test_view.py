@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from inlay import api
-from inlay.cli import progress, view
+from inlay.cli.render import progress
+from inlay.cli.render.comparison import comparisons_text
 from inlay.config import load
 from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter, figure_shown
@@ -19,7 +20,7 @@ from parts import run_record
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_a_comparison_fits_the_terminal(with_run: Path, columns: int) -> None:
-    text = view.comparisons_text(api.compare("first", reporter=PlainReporter()), columns)
+    text = comparisons_text(api.compare("first", reporter=PlainReporter()), columns)
     table, _, _ = text.partition("* decides")
     lines = text.splitlines()[1:]  # the first and the reports name paths
     assert [line for line in lines if len(line) > columns and not line.startswith("reports: ")] == []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from inlay.cli.view import explanation_text
+from inlay.cli.render.settings import explanation_text
 from inlay.config import load, parse_assignment
 from inlay.config.counterparts import COUNTERPARTS, Counterpart, counterpart, in_words
 from inlay.config.foreign.import_config import import_config

@@ -11,7 +11,7 @@ import pytest
 
 import toys
 from inlay import api
-from inlay.cli.row_view import row_text
+from inlay.cli.render.data_row import row_text
 from inlay.data.batches import Batch, collate
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.show_row import IGNORED, ShownRow, _sequence

@@ -94,7 +94,7 @@ def test_a_local_task_file_is_run_on_base_and_adapter(tiny_base: Path, tmp_path:
     with pytest.raises(UserError, match="no such task file"):
         api.harness(run, ["nowhere.yaml"], reporter=Quiet())
     done = program(
-        "eval", "shop", "--harness", str(tmp_path / "shop.yaml"), "--output", str(tmp_path / "results"), "--json",
+        "harness", "shop", "--tasks", str(tmp_path / "shop.yaml"), "--output", str(tmp_path / "results"), "--json",
         cwd=tmp_path,
     )  # fmt: skip
     assert json.loads(done.stdout)["scores"][0] == score

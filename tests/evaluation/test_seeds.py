@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from inlay import api
-from inlay.cli.view import comparisons_text
+from inlay.cli.render.comparison import comparisons_text
 from inlay.errors import DataError
 from inlay.evaluation.bootstrap import compare_scores
 from inlay.evaluation.caveats import SeedsOfOneConfig

@@ -105,7 +105,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing weight": (drop_a_weight, "1 weights are missing or of another shape, first model.layers.1.mlp.up_proj"),
     "other shape": (lambda f: edit_config(f, intermediate_size=32), "missing or of another shape"),
     "an adapter": (an_adapter, "It holds an adapter: give its base with --model"),
-    "a run": (a_run, "It is a run: give its base with --model, and the run with --from"),
+    "a run": (a_run, "It is a run: give its base with --model, and the run as adapter.start_from"),
     "unknown architecture": (lambda f: edit_config(f, model_type="nonesuch"), "nonesuch"),
     "no tokenizer": (lambda f: only(f, "config.json", "model.safetensors"), "tokenizer"),
     "t5": (other_kind("T5"), "a t5 is an encoder-decoder (seq2seq)"),

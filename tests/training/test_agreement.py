@@ -221,8 +221,8 @@ def test_a_launch_that_cannot_be_meant_is_refused(
 @pytest.mark.parametrize(
     ("what", "start"),
     [
-        ("train --methods", lambda tree: api.compare_methods(tree, ["lora", "ia3"])),
-        ("eval --folds", lambda tree: api.cross_validate(tree, 2)),
+        ("compare-methods", lambda tree: api.compare_methods(tree, ["lora", "ia3"])),
+        ("cross-validate", lambda tree: api.cross_validate(tree, 2)),
         ("advise", api.advise),
         ("demo", lambda tree: api.demo(folder=tree["output"]["folder"])),
     ],

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from inlay import api
-from inlay.cli import view
+from inlay.cli.render.run import after_training
 from inlay.config import load
 from inlay.errors import Interrupted, TrainingError
 from inlay.methods.state import AdapterState
@@ -142,7 +142,7 @@ def test_the_best_checkpoint_outlives_retention_and_is_exported(overfitted: Tree
     told = f"step {best + 4}: early stop: the held-out loss did not fall below the {held[best]:.4f} of step {best}"
     assert next(note for note in reporter.notes if "early stop" in note).startswith(told)
     assert told in (stopped.path / "log.txt").read_text()
-    assert f"of {best + 4}, stopped early, best step {best}" in view.after_training(stopped)
+    assert f"of {best + 4}, stopped early, best step {best}" in after_training(stopped)
     assert stopped.result.stopped_early
     assert stopped.result.steps == best + 4
     assert same_adapter(stopped, run)

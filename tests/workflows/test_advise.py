@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from inlay import api
-from inlay.cli.advice_view import advice_text
+from inlay.cli.render.advice import advice_text
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.reading.read import read_examples
 from inlay.data.types import Example, Message, Source

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from inlay import api
-from inlay.cli.view import methods_text
+from inlay.cli.render.scores import methods_text
 from inlay.errors import ConfigError, Interrupted, RunError
 from inlay.runs.folder import Run
 from inlay.runs.record import FINISHED
@@ -92,7 +92,7 @@ def test_a_comparison_that_is_killed_takes_its_method_along_and_leaves_a_run_to_
     tree["train"] |= {"max_steps": 300, "eval_steps": 300, "save_steps": 300}
     config, run = tmp_path / "config.yaml", Run(tmp_path / "results" / "all" / "ia3")
     config.write_text(json.dumps(tree))
-    comparing = inlay("train", str(config), "--methods", "ia3", PYTHONPATH=environment()["PYTHONPATH"])
+    comparing = inlay("compare-methods", str(config), "--methods", "ia3", PYTHONPATH=environment()["PYTHONPATH"])
     comparing.wait_until(lambda: lines_of(run) >= 3)
     comparing.send(signal.SIGKILL)
     assert comparing.wait()[0] == -signal.SIGKILL
@@ -113,7 +113,7 @@ def test_a_comparison_that_was_interrupted_goes_on_where_it_was(tree: dict[str, 
     tree["train"] |= {"max_steps": 60, "save_steps": 2}
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps(tree))
-    command = [sys.executable, "-m", "inlay", "train", str(config), "--methods", "ia3,full", "--json"]
+    command = [sys.executable, "-m", "inlay", "compare-methods", str(config), "--methods", "ia3,full", "--json"]
     options: dict[str, Any] = {
         "env": environment(),
         "cwd": tmp_path,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from inlay import api
-from inlay.cli.plan_view import plan_text
+from inlay.cli.render.plan import plan_text
 from inlay.config import load
 from inlay.engine.estimate import Shape, Work, estimate
 from inlay.errors import ConfigError

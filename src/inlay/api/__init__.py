@@ -1,26 +1,93 @@
 """The verbs as functions, for notebooks and scripts; the command line calls the same.
 
-One file a family, none of them named like a verb: `api.train` is the function. A verb imports torch when it is called,
-so that `import inlay.api` is quick.
+One file a family, none of them named like a verb: `api.train` is the function. A family is imported when one of its names
+is first used, and torch when a verb that computes is called.
 """
 
-from inlay.api.advice import advise
-from inlay.api.chat import Loaded, load, sampling_of
-from inlay.api.configs import config_of, explain_config, import_config, init, show_config
-from inlay.api.data import check_data, data_stats, make_data, show_data, split_data, write_data_page
-from inlay.api.demo_run import demo
-from inlay.api.evaluation import compare, evaluate, harness, verify
-from inlay.api.machine import doctor, plan
-from inlay.api.run_checkpoints import checkpoint, checkpoints, clean_checkpoints, delete_checkpoint, pin
-from inlay.api.training import compare_methods, cross_validate, resume, train
-from inlay.api.types import ConfigLike, Confirm, RunLike, as_config
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from inlay.api.advice import advise
+    from inlay.api.chat import Loaded, load
+    from inlay.api.configs import (
+        advise_settings,
+        config_of,
+        explain_config,
+        import_config,
+        init,
+        sampling_of,
+        show_config,
+    )
+    from inlay.api.data import check_data, data_stats, make_data, show_data, split_data, write_data_page
+    from inlay.api.demo_run import demo
+    from inlay.api.evaluation import compare, evaluate, harness, verify
+    from inlay.api.machine import doctor, plan
+    from inlay.api.run_checkpoints import checkpoint, checkpoints, clean_checkpoints, delete_checkpoint, pin
+    from inlay.api.training import compare_methods, cross_validate, resume, train
+    from inlay.api.types import ConfigLike, Confirm, RunLike, as_config
+
+_FAMILIES = {
+    "advice": ("advise",),
+    "chat": (
+        "Loaded",
+        "load",
+    ),
+    "configs": (
+        "advise_settings",
+        "config_of",
+        "explain_config",
+        "import_config",
+        "init",
+        "sampling_of",
+        "show_config",
+    ),
+    "data": (
+        "check_data",
+        "data_stats",
+        "make_data",
+        "show_data",
+        "split_data",
+        "write_data_page",
+    ),
+    "demo_run": ("demo",),
+    "evaluation": (
+        "compare",
+        "evaluate",
+        "harness",
+        "verify",
+    ),
+    "machine": (
+        "doctor",
+        "plan",
+    ),
+    "run_checkpoints": (
+        "checkpoint",
+        "checkpoints",
+        "clean_checkpoints",
+        "delete_checkpoint",
+        "pin",
+    ),
+    "training": (
+        "compare_methods",
+        "cross_validate",
+        "resume",
+        "train",
+    ),
+    "types": (
+        "ConfigLike",
+        "Confirm",
+        "RunLike",
+        "as_config",
+    ),
+}
 __all__ = [
     "ConfigLike",
     "Confirm",
     "Loaded",
     "RunLike",
     "advise",
+    "advise_settings",
     "as_config",
     "check_data",
     "checkpoint",
@@ -52,3 +119,15 @@ __all__ = [
     "verify",
     "write_data_page",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for family, names in _FAMILIES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"inlay.api.{family}"), name)
+            return value
+    raise AttributeError(f"module 'inlay.api' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

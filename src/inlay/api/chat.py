@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from inlay.api.types import RunLike
-from inlay.config import parse_assignment, validate_section
+from inlay.config import validate_section
 from inlay.config.sections.generation import GenerationConfig
 from inlay.errors import RunError
 from inlay.runs.folder import Run
@@ -77,14 +77,6 @@ def load(
     ready = reference.open_base(named.run)
     model = ready.with_adapter(named.adapter(ready.ref) if adapter else None)
     return Loaded(named.run, model, ready.encoder, ready.device, ready.autocast_dtype)
-
-
-def sampling_of(settings: Sequence[str]) -> dict[str, Any]:
-    """Setting to value of `key=value` texts of the section generation, its name left out or not. Raises: ConfigError."""
-    full = [text if text.startswith(("generation.", "=")) else f"generation.{text}" for text in settings]
-    values = {path.removeprefix("generation."): value for path, value in map(parse_assignment, full)}
-    validate_section(GenerationConfig, values)
-    return values
 
 
 def _conversation(prompt: Prompt) -> list[Message]:

@@ -8,6 +8,11 @@ from typing import Any
 
 from inlay import config as configs
 from inlay.config import Config
+from inlay.config.foreign.import_config import import_config as read_foreign
+from inlay.config.load import preset_tree, read_tree
+from inlay.config.render import as_yaml, explain, starter
+from inlay.config.sections.advise import AdviseConfig
+from inlay.config.sections.generation import GenerationConfig
 from inlay.errors import ConfigError, RunError, nearest
 from inlay.runs import folder as runs
 from inlay.storage import write_file
@@ -36,8 +41,6 @@ def config_of(
 
 def init(path: str | Path = "inlay.yaml", *, preset: str | None = None, force: bool = False) -> Path:
     """The path of a commented config to start from, now written. Raises: ConfigError when the file is already there."""
-    from inlay.config.render import starter
-
     target = Path(path)
     if target.exists() and not force:
         raise ConfigError(f"{target}: is already there. Give another path, or --force to replace it.")
@@ -45,11 +48,24 @@ def init(path: str | Path = "inlay.yaml", *, preset: str | None = None, force: b
     return target
 
 
+def sampling_of(settings: Sequence[str]) -> dict[str, Any]:
+    """Setting to value of `key=value` texts of the section generation, its name left out or not. Raises: ConfigError."""
+    full = [text if text.startswith(("generation.", "=")) else f"generation.{text}" for text in settings]
+    values = {path.removeprefix("generation."): value for path, value in map(configs.parse_assignment, full)}
+    configs.validate_section(GenerationConfig, values)
+    return values
+
+
+def advise_settings(settings: Sequence[str]) -> tuple[AdviseConfig, list[str]]:
+    """(the section advise of `key=value` texts, the other texts). Raises: ConfigError."""
+    own = [text for text in settings if text.startswith("advise.")]
+    values = {path.removeprefix("advise."): value for path, value in map(configs.parse_assignment, own)}
+    others = [text for text in settings if text not in own]
+    return configs.validate_section(AdviseConfig, values, given=[f"advise.{key}" for key in values]), others
+
+
 def show_config(what: str | None, *, folder: str = "results") -> tuple[Any, str]:
     """(value, text) of a config file, a run's config or a preset; of the list of presets when `what` is None."""
-    from inlay.config.load import preset_tree, read_tree
-    from inlay.config.render import as_yaml
-
     found = configs.presets()
     if what is None:
         about = {name: read_tree(path).get("description", "") for name, path in found.items()}
@@ -71,8 +87,6 @@ def show_config(what: str | None, *, folder: str = "results") -> tuple[Any, str]
 
 def explain_config(setting: str | None = None) -> list[dict[str, Any]]:
     """Documentation of a setting, of a section, or of all."""
-    from inlay.config.render import explain
-
     return explain(setting)
 
 
@@ -81,8 +95,6 @@ def import_config(path: str | Path, *, dataset: str | None = None, to: str | Pat
 
     Written to `to` if given. Raises: ConfigError when the file is neither, or `to` is there already.
     """
-    from inlay.config.foreign.import_config import import_config as read_foreign
-
     found = read_foreign(Path(path), dataset)
     text = found.as_yaml(str(path))
     if to is not None:

@@ -120,7 +120,7 @@ def harness(
     from inlay.adapters.reference import reference
     from inlay.workflows.harness import measure_on_tasks
 
-    over = assigned(settings, "eval --harness")
+    over = assigned(settings, "harness")
     found = measure_on_tasks(reference(model, folder), tasks, limit, reporter or PlainReporter(), over)
     return found.to_json()
 

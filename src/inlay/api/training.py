@@ -66,7 +66,7 @@ def compare_methods(
     from inlay.training.launcher import require_alone
     from inlay.workflows.compare_methods import side_by_side
 
-    require_alone("train --methods")
+    require_alone("compare-methods")
     return side_by_side(as_config(config), methods, fresh, reporter or PlainReporter())
 
 
@@ -82,5 +82,5 @@ def cross_validate(
     from inlay.training.launcher import require_alone
     from inlay.workflows.cross_validate import cross_validate as validated
 
-    require_alone("eval --folds")
+    require_alone("cross-validate")
     return validated(as_config(config), folds, metrics, reporter or PlainReporter())

@@ -1,4 +1,4 @@
-"""The command line. Verbs are thin: each reads its options, calls one function of `inlay.api`, returns an Output."""
+"""The command line: one file per verb or group of verbs. A verb reads its options, calls `inlay.api`, returns an Output."""
 
 from __future__ import annotations
 
@@ -11,10 +11,28 @@ from typing import Annotated, Any
 import typer
 
 from inlay._version import __version__
-from inlay.cli import advice, ask, data, machine, stored, train
+from inlay.cli import (
+    advise,
+    chat,
+    checkpoints,
+    compare,
+    compare_methods,
+    config,
+    cross_validate,
+    data,
+    demo,
+    doctor,
+    generate,
+    harness,
+    init,
+    plan,
+    train,
+    verify,
+)
+from inlay.cli import eval as evaluate
 from inlay.cli.help import WIDTH, Verbs
-from inlay.cli.outcome import Output, finish
 from inlay.cli.quiet import quiet_libraries
+from inlay.cli.render.outcome import Output, finish
 from inlay.errors import UserError
 
 _EPILOG = """\b
@@ -35,7 +53,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
 )
-for module in (train, ask, data, machine, advice, stored):
+for module in (
+    train, compare_methods, cross_validate, demo, checkpoints,
+    compare, evaluate, harness, generate, chat, verify,
+    doctor, plan, init, advise, data, config,
+):  # fmt: skip
     module.add_to(app)
 
 
@@ -72,9 +94,9 @@ def _run(words: list[str]) -> Any:
     broken = [word for word in words if not word.isprintable() and any("\udc80" <= c <= "\udcff" for c in word)]
     if broken:
         with contextlib.suppress(UnicodeDecodeError):
-            said = os.fsencode(broken[0]).decode("utf-8")
+            shown = os.fsencode(broken[0]).decode("utf-8")
             raise UserError(
-                f"{said}: this environment lets Python read only ASCII. Set LC_ALL=C.UTF-8, unset PYTHONUTF8."
+                f"{shown}: this environment lets Python read only ASCII. Set LC_ALL=C.UTF-8, unset PYTHONUTF8."
             )
         raise UserError(f"{broken[0]!a}: not UTF-8 text. Write it as UTF-8; rename a file with such a name.")
     result = app(args=words, prog_name="inlay", standalone_mode=False)

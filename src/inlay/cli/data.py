@@ -1,4 +1,4 @@
-"""data: look at files, split them, and the example tasks."""
+"""inlay data: check, show, stats, split, make."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from inlay import api
+from inlay.cli import render
 from inlay.cli.help import group, verb
-from inlay.cli.options import Json
-from inlay.cli.outcome import Output
+from inlay.cli.options import PREPARE, Json
+from inlay.cli.render.outcome import Output
 from inlay.errors import UserError
 
 Files = Annotated[
@@ -20,26 +22,28 @@ Files = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
-EvalSet = Annotated[str | None, typer.Option("--eval", metavar="FILE", help="Held-out rows, checked for leakage.")]
+EvalSet = Annotated[str | None, typer.Option("--eval", metavar="FILE", help="Held-out file, checked for leakage.")]
 Model = Annotated[
     str | None,
-    typer.Option(metavar="MODEL", help="Base whose tokens, chat template and context count, e.g. builtin:nano."),
+    typer.Option(metavar="MODEL", help="Count tokens and apply the chat template of this base, e.g. builtin:nano."),
 ]
 Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Also write the report as one HTML file.")]
 Sets = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. data.columns.question=ask. May be repeated."),
 ]
-Price = Annotated[
-    float | None, typer.Option(metavar="AMOUNT", min=0, help="Price of a million training tokens, to reckon with.")
-]
+Price = Annotated[float | None, typer.Option(metavar="AMOUNT", min=0, help="Price of a million training tokens.")]
 
 
 def add_to(app: typer.Typer) -> None:
-    data = group("Look at data and make some.")
-    for function in (check, show, stats, split, make):
-        verb(data)(function)
-    app.add_typer(data, name="data", rich_help_panel="Prepare")
+    """Adds the group."""
+    data = group("Data files: check, show, count and split them; write the rows of an example task.")
+    verb(data, ["inlay data check train.jsonl --eval heldout.jsonl --html report.html"])(check)
+    verb(data, ["inlay data show data.jsonl --model builtin:nano --row 7"])(show)
+    verb(data, ["inlay data stats data.jsonl --model builtin:nano --price 3"])(stats)
+    verb(data, ["inlay data split data.jsonl --to parts --set data.eval_fraction=0.1"])(split)
+    verb(data, ["inlay data make customer_support --to rows"])(make)
+    app.add_typer(data, name="data", rich_help_panel=PREPARE)
 
 
 def check(
@@ -50,19 +54,18 @@ def check(
     settings: Sets = [],  # noqa: B006
     as_json: Json = False,
 ) -> Output:
-    """Look for everything in the rows that would spoil training: damage, duplicates, leakage, secrets.
+    """Check the rows for anything that would spoil training: damage, duplicates, leakage, secrets.
 
-    Every finding has a severity, its places, and a fix. The exit code is 3 when there is an error among them.
+    Every finding has a severity, its places, and a fix. The exit code is 3 when one of them is an error.
     """
-    from inlay import api
-    from inlay.cli import check_view, progress, view
-
     if html is not None and (not Path(html).name or Path(html).is_dir()):
         raise UserError(f"--html {html!r}: names no file. Give the name of one, such as report.html.")
-    report = api.check_data(*files, eval=held_out, model=model, settings=settings, reporter=progress.reporter())
+    report = api.check_data(*files, eval=held_out, model=model, settings=settings, reporter=render.progress.reporter())
     if html is not None:
         api.write_data_page(report, html)
-    return Output(report.to_json(), check_view.report_text(report, view.width()), 3 if report.has_errors else 0)
+    return Output(
+        report.to_json(), render.data_check.report_text(report, render.terminal.width()), 3 if report.has_errors else 0
+    )
 
 
 def show(
@@ -81,15 +84,14 @@ def show(
 ) -> Output:
     """Show a row exactly as training sees it: tokens, ids, labels, weights, and the step and micro batch it lands in.
 
-    What is trained is coloured; without a terminal it stands between ⟦ and ⟧.
+    Trained tokens are coloured; without a terminal they stand between ⟦ and ⟧.
     """
-    from inlay import api
-    from inlay.cli import row_view
-
     shown = api.show_data(file, model=model, row=row, settings=settings)
     if as_json:
         return Output(shown.to_json())
-    return Output(None, row_view.row_text(shown, row_view.is_coloured()))  # a long row is millions of values
+    return Output(
+        None, render.data_row.row_text(shown, render.terminal.is_coloured())
+    )  # a long row is millions of values
 
 
 def stats(
@@ -99,13 +101,14 @@ def stats(
     settings: Sets = [],  # noqa: B006
     as_json: Json = False,
 ) -> Output:
-    """Rows, roles, lengths, tokens and what training on them costs; looks for nothing that is wrong."""
-    from inlay import api
-    from inlay.cli import check_view, progress, view
-
-    report, cost = api.data_stats(*files, model=model, price=price, settings=settings, reporter=progress.reporter())
+    """Count rows, roles, lengths and tokens, and the compute of an epoch; runs no checks."""
+    report, cost = api.data_stats(
+        *files, model=model, price=price, settings=settings, reporter=render.progress.reporter()
+    )
     value = report.to_json() | {"cost": cost}
-    return Output(value, check_view.stats_text(report, cost, view.width()), 3 if report.has_errors else 0)
+    return Output(
+        value, render.data_check.stats_text(report, cost, render.terminal.width()), 3 if report.has_errors else 0
+    )
 
 
 def split(
@@ -114,12 +117,10 @@ def split(
     settings: Sets = [],  # noqa: B006
     as_json: Json = False,
 ) -> Output:
-    """Write the two parts that train would make of a file: rows to train on, and rows to hold out.
+    """Write the split that train would make of a file: training rows and held-out rows.
 
-    Rows with the same question stay on one side. data.eval_fraction is the share that is held out.
+    Rows with the same prompt stay on one side. data.eval_fraction sets the fraction that is held out.
     """
-    from inlay import api
-
     made = api.split_data(file, to=to, settings=settings)
     train, held_out = made["train"], made["heldout"]
     text = f"wrote {train['path']} ({train['rows']:,} rows) and {held_out['path']} ({held_out['rows']:,} rows)\n"
@@ -132,8 +133,6 @@ def make(
     as_json: Json = False,
 ) -> Output:
     """Write the training and held-out rows of an example task as files."""
-    from inlay import api
-
     made = api.make_data(task, to=to)
     train, heldout = made["train"], made["heldout"]
     text = f"wrote {train['path']} ({train['rows']} rows) and {heldout['path']} ({heldout['rows']} rows)\n"

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from inlay.config.counterparts import COUNTERPARTS, counterpart, in_words, nearest_name
 from inlay.config.describe import allowed, is_mapping, is_text, is_text_mapping
+from inlay.config.sections.advise import AdviseConfig
 from inlay.config.sections.base import Settings
 from inlay.config.settings import Config
 from inlay.errors import ConfigError, nearest, unknown_name
@@ -21,6 +22,8 @@ from inlay.errors import ConfigError, nearest, unknown_name
 Section = TypeVar("Section", bound=Settings)
 UNSET: Final = "-"
 """Stands for a required setting that a partial config leaves out."""
+VERB_SECTIONS: Final[Mapping[str, type[Settings]]] = {"advise": AdviseConfig}
+"""Settings of one verb, which are no part of a run."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -79,20 +82,27 @@ def in_yaml(value: Any) -> str:
 
 def section_of(path: str) -> type[Settings] | None:
     """The settings class of a section name, None for a plain top-level setting."""
+    if path in VERB_SECTIONS:
+        return VERB_SECTIONS[path]
     annotation = Config.model_fields[path].annotation
     return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
 
 
 def setting_paths() -> dict[str, Any]:
-    """Every dotted setting name with its pydantic field."""
+    """Every dotted setting name with its pydantic field; those of single verbs come last."""
     paths: dict[str, Any] = {}
-    for name, field in Config.model_fields.items():
+    for name in section_names():
         section = section_of(name)
         if section is None:
-            paths[name] = field
+            paths[name] = Config.model_fields[name]
         else:
             paths |= {f"{name}.{key}": sub for key, sub in section.model_fields.items()}
     return paths
+
+
+def section_names() -> list[str]:
+    """The top-level names of a config, then the sections of single verbs."""
+    return [*Config.model_fields, *VERB_SECTIONS]
 
 
 def presets() -> dict[str, Path]:
@@ -164,7 +174,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 def unknown_setting(key: str, known: Mapping[str, Any]) -> str:
     """What is wrong with a name that is no setting, and which one was meant."""
     head, _, tail = key.rpartition(".")
-    if key in Config.model_fields:
+    if key in section_names():
         first = next(path for path in known if path.startswith(key + "."))
         return f"{key!r} is a section. Name one of its settings, for example {first}."
     if head in known:
@@ -177,7 +187,7 @@ def unknown_setting(key: str, known: Mapping[str, Any]) -> str:
         return f"unknown setting {key!r}. Did you mean {' or '.join(map(repr, meant))}?"
     if name := nearest_name(key):
         return f"unknown setting {key!r}. Did you mean {name!r}? {in_words(name, COUNTERPARTS[name])}."
-    inside = key.partition(".")[0] if key.partition(".")[0] in Config.model_fields else ""
+    inside = key.partition(".")[0] if key.partition(".")[0] in section_names() else ""
     return f"unknown setting {key!r}. Look them up with: inlay config explain {inside}".rstrip()
 
 
@@ -275,12 +285,12 @@ def validate_section(
     section: type[Section], values: Mapping[str, Any], where: str = "", given: Collection[str] = ()
 ) -> Section:
     """One section alone, such as `GenerationConfig`, with the messages that `validate` has for it. Raises: ConfigError."""
-    name = next(name for name in Config.model_fields if section_of(name) is section)
-    known_part, faults = _sift({name: values})
+    name = next(name for name in section_names() if section_of(name) is section)
+    known_part, faults = _sift_section(name, values)
     try:
-        found = section.model_validate(known_part[name])
+        found = section.model_validate(known_part)
     except ValidationError as error:
-        faults |= _faults(error, known_part, name, ignore_missing=bool(faults))
+        faults |= _faults(error, {name: known_part}, name, ignore_missing=bool(faults))
     if not faults:
         return found
     raise _refusal(faults, where, given)
@@ -292,23 +302,32 @@ def _refusal(faults: Mapping[str, str], where: str, given: Collection[str]) -> C
 
 
 def _sift(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """(the settings there are, a fault for each of the others). An empty section is as if it were not there."""
+    """(the part of the tree whose names exist, a fault for each of the others). An empty section is left out."""
     known = setting_paths()
     kept: dict[str, Any] = {}
     faults: dict[str, str] = {}
     for name, value in tree.items():
-        if name not in Config.model_fields:
+        if name in VERB_SECTIONS:
+            faults[name] = f"{name}: settings of inlay {name}, not of a run; leave them out."
+        elif name not in Config.model_fields:
             text = unknown_setting(str(name), known) if "." in str(name) else _unknown_section(str(name), known)
             faults[str(name)] = text
         elif section_of(name) is None:
             kept[name] = _plain_value(value)
         elif isinstance(value, Mapping):
-            unknown = [key for key in value if f"{name}.{key}" not in known]
-            faults |= {f"{name}.{key}": unknown_setting(f"{name}.{key}", known) for key in unknown}
-            kept[name] = {key: _plain_value(inner) for key, inner in value.items() if key not in unknown}
+            kept[name], unknown = _sift_section(name, value)
+            faults |= unknown
         elif value is not None:
             faults[name] = f"{name}: a section holds settings (got {value!r})."
     return kept, faults
+
+
+def _sift_section(name: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """(the settings of a section that exist, a fault for each of the others)."""
+    known = setting_paths()
+    unknown = [key for key in values if f"{name}.{key}" not in known]
+    faults = {f"{name}.{key}": unknown_setting(f"{name}.{key}", known) for key in unknown}
+    return {key: _plain_value(value) for key, value in values.items() if key not in unknown}, faults
 
 
 def _unknown_section(name: str, known: Mapping[str, Any]) -> str:

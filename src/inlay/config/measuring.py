@@ -1,4 +1,4 @@
-"""Settings that may be given anew when something trained is measured: `--set` of compare, eval and advise --run."""
+"""Settings that a measurement of something trained may override: `--set` of compare, eval, harness and advise --run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EVERY: Final = tuple(path for path in setting_paths() if path.startswith("eval.
 TAKEN: Final[Mapping[str, tuple[str, ...]]] = {
     "compare": _EVERY,
     "eval": ("eval.max_rows", "eval.batch_size", "eval.max_new_tokens"),
-    "eval --harness": ("eval.batch_size", "eval.resamples"),
+    "harness": ("eval.batch_size", "eval.resamples"),
     "advise --run": tuple(path for path in _EVERY if path not in ("eval.prompts", "eval.retention_rows")),
 }
 """By verb, the settings that take effect there."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from inlay.config.counterparts import counterpart, in_words
 from inlay.config.describe import allowed
-from inlay.config.load import in_yaml, preset_tree, section_of, setting_paths, unknown_setting
+from inlay.config.load import VERB_SECTIONS, in_yaml, preset_tree, section_of, setting_paths, unknown_setting
 from inlay.config.settings import Config
 from inlay.errors import ConfigError, nearest
 
@@ -115,15 +115,18 @@ def markdown() -> str:
         "# Settings",
         "",
         "Generated from the settings themselves (`make docs`). In YAML each section is a mapping; on the command line",
-        "use `--set section.key=value`. `inlay config explain KEY` prints one of these; a name of another trainer, such as",
-        "`lora_r` or `num_train_epochs`, is answered with the setting that it is here.",
+        "use `--set section.key=value`. `inlay config explain KEY` prints one of these. It also understands names of other",
+        "trainers, such as `lora_r` or `num_train_epochs`.",
     ]
     section = None
     for row in explain():
         head = row["setting"].partition(".")[0]
         if head != section:
             section = head
-            lines += ["", f"## {section}", "", "| setting | values | default | meaning |", "|---|---|---|---|"]
+            lines += ["", f"## {section}", ""]
+            if section in VERB_SECTIONS:
+                lines += [f"For `inlay {section}` only, with `--set`; the config of a run has none of these.", ""]
+            lines += ["| setting | values | default | meaning |", "|---|---|---|---|"]
         default = "required" if row["required"] else f"`{in_yaml(row['default'])}`"
         kind = row["type"].replace("|", "\\|")
         lines.append(f"| `{row['setting']}` | {kind} | {default} | {row['doc'].replace('|', chr(92) + '|')} |")

@@ -82,7 +82,7 @@ def find_tasks(wanted: Sequence[str]) -> Tasks:
     try:
         tasks = importlib.import_module("lm_eval.tasks")
     except ImportError:
-        raise ConfigError('--harness: lm-evaluation-harness is not installed: pip install "inlay[harness]".') from None
+        raise ConfigError('harness: lm-evaluation-harness is not installed: pip install "inlay[harness]".') from None
     files = [Path(name) for name in wanted if name.endswith(LOCAL)]
     for file in files:
         if not file.is_file():
@@ -95,10 +95,10 @@ def find_tasks(wanted: Sequence[str]) -> Tasks:
         if not found:
             guess = nearest(name, manager.all_tasks)
             hint = f" Did you mean {guess}?" if guess else " A task file ends in .yaml."
-            raise ConfigError(f"--harness: unknown task {name!r}.{hint}")
+            raise ConfigError(f"harness: unknown task {name!r}.{hint}")
         names += found
     if not names:
-        raise ConfigError("--harness: name a task of lm-evaluation-harness, or a task file (.yaml).")
+        raise ConfigError("harness: name a task of lm-evaluation-harness, or a task file (.yaml).")
     return Tasks(tuple(dict.fromkeys(names)), manager)
 
 
@@ -136,7 +136,7 @@ def run_tasks(
         )  # fmt: skip
     except (OSError, ValueError, KeyError, AssertionError) as error:
         what = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ConfigError(f"--harness {', '.join(tasks.names)}: the harness stopped: {what}.") from error
+        raise ConfigError(f"harness {', '.join(tasks.names)}: the harness stopped: {what}.") from error
     finally:
         model.train(was_training)
     return found

@@ -190,9 +190,9 @@ def _checked(ref: BaseRef, weights: bool) -> BaseRef:
     if not (folder / "config.json").is_file():
         hint = f" It holds {gguf.name}: GGUF is for inference; get the model's safetensors form." if gguf else ""
         if (folder / "adapter_config.json").is_file():
-            hint = " It holds an adapter: give its base with --model, and the adapter with --from."
+            hint = " It holds an adapter: give its base with --model, and the adapter as adapter.start_from."
         elif (folder / "run.json").is_file():
-            hint = " It is a run: give its base with --model, and the run with --from."
+            hint = " It is a run: give its base with --model, and the run as adapter.start_from."
         raise ModelError(f"{where}: no config.json in {folder}, so this is not a model folder.{hint}")
     if not weights:
         return ref

@@ -48,8 +48,8 @@ class AdapterConfig(Settings):
     """Initialization of A and B. `pissa` and `olora` use the base weights (the saved adapter then has twice the rank),
     `eva` the activations of the base on the data."""
     start_from: str | None = None
-    """Start from the trained weights of a run, of a checkpoint (`RUN@STEP`) or of an adapter folder, as with `--from`.
-    Rank and target modules must agree with it."""
+    """Start from the trained weights of a run, of a checkpoint (`RUN@STEP`) or of an adapter folder. Rank and target
+    modules must agree with it."""
 
     prompt_tokens: PositiveInt = 20
     """With method `prompt`: number of virtual tokens. They take positions of the context."""

@@ -64,7 +64,7 @@ def answerable(
     if not fitting.any():
         raise DataError(
             f"advise: no held-out row fits a prompt of {budget.prompt_tokens} tokens with an answer after it in a "
-            f"context of {context_length}. Lower eval.max_new_tokens (now {max_new_tokens}), or raise --prompt-tokens."
+            f"context of {context_length}. Lower eval.max_new_tokens (now {max_new_tokens}), or raise advise.prompt_tokens."
         )
     return [example for example, fits in zip(kept, fitting, strict=True) if fits], budget
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 GIB = 1024**3
 
 
-def lines(machine: Machine) -> list[str]:
+def doctor_lines(machine: Machine) -> list[str]:
     """The answer to "what should I train here" first, then one fact a line."""
     out = _choice(machine)
     out += ["", "machine"]

@@ -14,6 +14,7 @@ from typing import Any
 
 from typer import Abort, TyperException
 
+from inlay.cli.render.usage_error import usage_text
 from inlay.errors import InlayError, Interrupted
 
 SIGINT_CODE, SIGPIPE_CODE = 130, 141
@@ -46,7 +47,7 @@ def finish(call: Callable[[], Any], as_json: bool) -> int:
     except (Abort, EOFError, KeyboardInterrupt):
         return _fail("interrupted; nothing was being trained.", SIGINT_CODE, as_json)
     except TyperException as error:
-        return _fail(f"error: {_usage_text(error)}", 2, as_json)
+        return _fail(f"error: {usage_text(error)}", 2, as_json)
     except InlayError as error:
         if debugging:
             traceback.print_exc()
@@ -104,40 +105,6 @@ def _fail(message: str, code: int, as_json: bool) -> int:
             sys.stdout.write(json_text({"error": message.removeprefix("error: "), "exit_code": code}) + "\n")
             sys.stdout.flush()
     return code
-
-
-def _usage_text(error: TyperException) -> str:
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "inlay"
-    message = getattr(error, "format_message", lambda: str(error))()
-    if setting := _as_setting(getattr(error, "option_name", None), context):
-        message = f"{message.partition(' (')[0]}. {setting}"
-    elif near := getattr(error, "possibilities", None):
-        message = f"{message.partition(' (')[0]}. Did you mean {' or '.join(near)}?"
-    return f"{command}: {' '.join(message.split())} See: {command} --help"
-
-
-def _as_setting(option: str | None, context: Any) -> str | None:
-    """How a verb that takes settings is given the one that was written as an option; None where it is no setting."""
-    verb = getattr(context, "command", None)
-    if option is None or verb is None or not any("--set" in parameter.opts for parameter in verb.params):
-        return None
-    from inlay.config.counterparts import counterpart, in_words
-    from inlay.config.load import setting_paths
-
-    name = option.lstrip("-").replace("-", "_")
-    found = counterpart(name)
-    meant = [path for path in setting_paths() if path.rpartition(".")[2] == name]
-    meant = sorted(
-        meant or (found.settings if found else ()), key=lambda path: not path.startswith(_USED_BY.get(verb.name, ""))
-    )
-    if meant:
-        return f"Settings are given as --set {meant[0]}=VALUE; what it means: inlay config explain {name}."
-    return f"{in_words(name, found)}." if found else None
-
-
-_USED_BY = {"generate": "generation.", "chat": "generation.", "compare": "eval.", "eval": "eval."}
-"""The section of a name that several have."""
 
 
 def _kind(error: Exception) -> str:

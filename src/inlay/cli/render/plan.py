@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from inlay.cli.view import bills_text
+from inlay.cli.render.costs import bills_text
 from inlay.runs.reporter import bytes_shown, duration_shown
 
 if TYPE_CHECKING:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 
 from inlay.data.show_row import Landing, ShownRow, ShownSequence
@@ -15,11 +13,6 @@ _LONG_TEXT, _ENDS_TEXT = 100_000, 2_000
 _LONG_STRETCH, _ENDS = 4_000, 200
 """Tokens above which of a stretch only the ends are listed, and how many of each."""
 _TRAINED, _READ, _OFF = "\033[1;32m", "\033[2m", "\033[0m"
-
-
-def is_coloured() -> bool:
-    """Whether stdout is a terminal that takes colours."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def row_text(row: ShownRow, coloured: bool) -> str:

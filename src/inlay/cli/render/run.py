@@ -1,0 +1,53 @@
+"""A run after training, and its proofs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from inlay.runs.reporter import duration_shown
+
+if TYPE_CHECKING:
+    from inlay.runs.folder import Run
+
+
+def after_training(run: Run) -> str:
+    """Where everything is, and the next command to type."""
+    result = run.result
+    best = f", best step {result.best_step}" if result.best_step is not None else ""
+    stopped = ", stopped early" if result.stopped_early else ""
+    made = run.trained.name
+    opens = "transformers" if made == "model" else "PEFT"
+    escaped = result.escape is not None and result.escape.tried
+    branches = "  branches/escape  branches/decay: runs of their own\n" if escaped else ""
+    return (
+        f"\n{run.path}\n"
+        f"  {made}/  from step {result.adapter_step} of {result.steps}{stopped}{best}; opens with {opens} as it is\n"
+        f"  reports/curves.png  config.yaml  run.json  metrics.jsonl  log.txt  checkpoints/\n"
+        f"{branches}"
+        f"  took {duration_shown(result.time_s)}\n"
+        f"Next: inlay compare {_argument(run)}\n"
+        f'      inlay generate "…" --run {_argument(run)}'
+    )
+
+
+def after_demo(run: Run) -> str:
+    return (
+        f"\n\nNext: inlay chat {_argument(run)}\n"
+        f'      inlay generate "My parcel is late." --run {_argument(run)}\n'
+        "      inlay train YOUR_DATA.jsonl --model Qwen/Qwen2.5-0.5B-Instruct"
+    )
+
+
+def _argument(run: Run) -> str:
+    return run.name if str(run.path.parent) == "results" else str(run.path)
+
+
+def proofs_text(proved: dict[str, Any]) -> str:
+    """A line for each proof, then how many of them hold."""
+    words = {True: "pass", False: "FAIL", None: "?   "}
+    lines = []
+    for proof in proved["proofs"]:
+        lines.append(f"{words[proof['passed']]}  {proof['name']:<18}  {proof['found']}")
+        lines += [f"{'':26}{sample}" for sample in proof["samples"]]
+    held = sum(proof["passed"] is True for proof in proved["proofs"])
+    return "\n".join([*lines, "", f"{held} of {len(proved['proofs'])} proofs hold for {proved['run']}"])

@@ -1,0 +1,76 @@
+"""Tables of scores: eval, harness, compare-methods, cross-validate."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from inlay.runs.reporter import figure_shown
+
+
+def evaluation_text(result: dict[str, Any]) -> str:
+    lines = [f"{result['name']} on {result['n']} held-out rows"]
+    lines += [f"  {name:<14} {value:.4g}" for name, value in result["metrics"].items()]
+    if speed := result["speed"]:
+        lines.append(
+            f"  answers: {speed['tokens_per_answer']:.1f} tokens each, {speed['tokens_per_s']:.0f} tokens/s "
+            f"in batches of {speed['batch_size']}"
+        )
+    return "\n".join(lines)
+
+
+def harness_text(found: dict[str, Any]) -> str:
+    """One line a task and metric: base, adapter, and the change with its interval."""
+    lines = [f"{found['adapter']} against {found['base']}, by lm-evaluation-harness", ""]
+    lines.append(f"{'task':<24} {'metric':<16} {'n':>6} {'base':>8} {'adapter':>8} {'change':>8} 95% interval")
+    for score in found["scores"]:
+        d = score["difference"]
+        told = f"[{figure_shown(d['low'], '+')}, {figure_shown(d['high'], '+')}] {d['verdict']}" if d else "not known"
+        lines.append(
+            f"{score['task']:<24} {score['metric']:<16} {score['documents']:>6,} {figure_shown(score['base']):>8} "
+            f"{figure_shown(score['adapter']):>8} {figure_shown(score['adapter'] - score['base'], '+'):>8} {told}"
+        )
+    return "\n".join(lines)
+
+
+def methods_text(found: dict[str, Any], columns: int) -> str:
+    """The methods in a table, those that could not run with the reason, and what the table shows."""
+    from inlay.workflows.compare_methods import HEAD, REPORT, RESULT, cells
+
+    rows = [list(HEAD), *(cells(row) for row in found["methods"] if not row["reason"])]
+    widths = [max(len(row[n]) for row in rows) for n in range(len(HEAD))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for row in found["methods"]:
+        if row["reason"]:
+            lines += textwrap.wrap(f"{row['method']}: {row['reason']}", columns)
+    lines += ["", *(line for note in found["notes"] for line in textwrap.wrap(f"note: {note}", columns))]
+    return "\n".join([*lines, f"a run for each, {RESULT} and {REPORT}: {found['folder']}"])
+
+
+def folds_text(found: dict[str, Any], columns: int) -> str:
+    """The folds by the metric that decides, every metric over all rows, and the verdict."""
+    primary, head = found["primary"], f"{'base':>8} {'adapter':>8} {'change':>8} {'95% interval':^18}"
+    lines = [f"{found['folds']} folds, {found['rows']:,} of {found['available']:,} rows held out once each", ""]
+    lines.append(f"{primary:<14} {head} verdict")
+    for n, fold in enumerate(found["per_fold"], 1):
+        lines.append(_fold_line(f"fold {n} ({fold['n']})", fold["metrics"][primary]) + f" {fold['verdict']}")
+    lines += ["", f"{'all rows':<14} {head} mean ± spread of the folds"]
+    for name, metric in found["metrics"].items():
+        spread = f"{figure_shown(metric['mean'])} ± {figure_shown(metric['spread'])}"
+        lines.append(_fold_line(name + "*" * (name == primary), metric["pooled"]) + f" {spread}")
+    pooled = found["metrics"][primary]["pooled"]
+    verdict = (
+        f"verdict: {found['verdict']} by {primary}: {pooled['difference']:+.4f} "
+        f"[{pooled['low']:+.4f}, {pooled['high']:+.4f}] over all rows; {found['reason']}"
+    )
+    lines += ["* decides the verdict", "", *textwrap.wrap(verdict, columns)]
+    lines += [line for note in found["notes"] for line in textwrap.wrap(f"note: {note}", columns)]
+    return "\n".join([*lines, f"runs and folds.json: {found['folder']}"])
+
+
+def _fold_line(head: str, d: dict[str, Any]) -> str:
+    interval = f"[{figure_shown(d['low'], '+')}, {figure_shown(d['high'], '+')}]"
+    return (
+        f"{head:<14} {figure_shown(d['base']):>8} {figure_shown(d['adapter']):>8} "
+        f"{figure_shown(d['difference'], '+'):>8} {interval:^18}"
+    )

@@ -1,0 +1,21 @@
+"""Explained settings."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from inlay.config.render import default_text
+
+
+def explanation_text(rows: list[dict[str, Any]], columns: int) -> str:
+    lines = []
+    for row in rows:
+        lines += textwrap.wrap(row.get("elsewhere", ""), columns, subsequent_indent="  ")
+        if row["setting"] is None:
+            continue
+        lines += textwrap.wrap(
+            f"{row['setting']}  ({row['type']}; {default_text(row)})", columns, subsequent_indent="  "
+        )
+        lines += textwrap.wrap(row["doc"], columns - 4, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
