@@ -22,8 +22,8 @@ from inlay.data import example_tasks
 from inlay.methods.state import AdapterState
 from inlay.runs.reporter import Reporter
 from inlay.training import checkpoint as checkpoints
-from inlay.training import loop
 from inlay.training.checkpoint import Progress, snapshot
+from inlay.training.job import AdapterJob
 
 WIDTH, RANK, LAYERS = 1024, 16, 80  # 80 pairs of 16 × 1024 float32 are 10.5 MB
 
@@ -67,7 +67,7 @@ def share_of_a_run(folder: Path) -> dict[str, float]:
     """
     held: list[float] = []
     written: list[float] = []
-    save, write = loop.save_checkpoint, checkpoints.write
+    save, write = AdapterJob.save_checkpoint, checkpoints.write
 
     def timed(kept: list[float], call: Any) -> Any:
         def inner(*arguments: Any) -> Any:
@@ -79,7 +79,8 @@ def share_of_a_run(folder: Path) -> dict[str, float]:
 
         return inner
 
-    loop.save_checkpoint, checkpoints.write = timed(held, save), timed(written, write)
+    AdapterJob.save_checkpoint = timed(held, save)
+    checkpoints.write = timed(written, write)
     try:
         tree = {
             "model": {"base_model": "builtin:nano"},
@@ -90,7 +91,7 @@ def share_of_a_run(folder: Path) -> dict[str, float]:
         run = api.train(tree, reporter=Quiet())
         whole = time.perf_counter() - began
     finally:
-        loop.save_checkpoint, checkpoints.write = save, write
+        AdapterJob.save_checkpoint, checkpoints.write = save, write
     steps = sum("loss" in line for line in run.metrics)
     return {"run_s": whole, "steps": steps, "saves": len(written), "held_s": sum(held), "written_s": sum(written)}
 

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from typing import Any
 from inlay import api
 from inlay.config import Config
 from inlay.runs.folder import Run
+from inlay.training.checkpoint import Progress
+from inlay.training.job import AdapterJob
+from inlay.training.optimizer import make_optimizer
+from inlay.training.saver import Saver
 
 TIMED = {"time_s", "train_time_s", "tokens_per_s", "memory_bytes", "run", "adapter", "metrics_seal"}
 """Figures that depend on the clock or on the folder."""
@@ -147,6 +152,16 @@ def _inlay(arguments: list[str], before: Callable[[], None] | None) -> None:
     if before:
         before()
     main()
+
+
+def at_start(job: AdapterJob, run: Run) -> AdapterJob:
+    """The job at step 0 in a run folder; its adapter is the one on the model."""
+    made = replace(
+        job, optimizer=make_optimizer(job.config.train, job.parameters), progress=Progress(), saver=Saver(),
+        out_of_memory_events=[],
+    )  # fmt: skip
+    made.run = run
+    return made
 
 
 def lines_of(run: Run) -> int:

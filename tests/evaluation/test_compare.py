@@ -360,9 +360,7 @@ def test_the_loss_of_a_score_is_the_held_out_loss_of_training(tmp_path: Path, en
         heldout=rows.tokens,
         pad_id=encoder.pad_id,
         device="cpu",
-        autocast_dtype=None,
-        group=ProcessGroup(),
-        max_memory_bytes=None,
+        base=SimpleNamespace(group=ProcessGroup(), autocast_dtype=None, max_memory_bytes=None),
         progress=SimpleNamespace(step=0),
         batch_size_at=lambda phase, step: 4,
     )

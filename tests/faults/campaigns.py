@@ -402,7 +402,7 @@ def not_finite(lab: Lab, count: int, kinds: Sequence[str]) -> Tally:
 
 def _inject(lab: Lab, kind: str, value: float, at: int) -> None:
     """In the child: the value appears in the forward pass, the look of a proof or the optimizer step of that number."""
-    model, calls = lab.setup.model, [0]
+    model, calls = lab.job.model, [0]
     parameter = next(p for n, p in model.named_parameters() if p.requires_grad and "lora_A" in n)
 
     def due() -> bool:

@@ -16,8 +16,10 @@ from inlay.engine.select_engine import refusal
 from inlay.errors import ConfigError, ModelError
 from inlay.methods.adapter import attach
 from inlay.models.dropout import own_dropout, switch_off
+from inlay.training.job import AdapterJob
+from inlay.training.pre_flight import pre_flight
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import Setup, set_up
+from inlay.training.setup import set_up
 from parts import save_base
 from training_runs import Quiet
 
@@ -78,16 +80,16 @@ def test_a_run_says_what_it_does_with_it_and_takes_the_direct_path_without_it(
 ) -> None:
     base = save_base(tmp_path / "base", model_of("llama"))
 
-    def made(wanted: bool) -> Setup:
+    def made(wanted: bool) -> AdapterJob:
         tree = config_tree(model={"base_model": str(base)}, train={"base_dropout": wanted})
         return set_up(load(tree=tree), Quiet(), ProcessGroup())
 
     off = made(False)
-    assert dict(off.facts())["base's dropout"] == "off (the base's config has 0.2)"
+    assert dict(pre_flight(off).block())["base's dropout"] == "off (the base's config has 0.2)"
     assert off.engine.name == "direct"
     on = made(True)
-    assert dict(on.facts())["base's dropout"] == "on (the base's config has 0.2)"
-    assert refusal(on.model, on.dtype, "none") == "the base's own dropout is on (train.base_dropout)"
+    assert dict(pre_flight(on).block())["base's dropout"] == "on (the base's config has 0.2)"
+    assert refusal(on.model, on.base.dtype, "none") == "the base's own dropout is on (train.base_dropout)"
 
 
 def test_asking_for_the_dropout_of_a_base_that_has_none_is_an_error(

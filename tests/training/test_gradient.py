@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,20 @@ from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.engine.autograd import AutogradEngine
 from inlay.runs.folder import Run
 from inlay.training import loop
-from inlay.training.gradient import accumulate
+from inlay.training.gradient import accumulate, share_of
 from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import Setup, set_up
-from inlay.training.shares import share_of
+from inlay.training.setup import set_up
 from inlay.training.signals import StopRequest
 from parts import qa_rows, write_rows
-from training_runs import Quiet
+from training_runs import Quiet, at_start
 
 Tree = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def setup(tiny_base: Any, tmp_path_factory: pytest.TempPathFactory) -> Setup:
+def setup(tiny_base: Any, tmp_path_factory: pytest.TempPathFactory) -> AdapterJob:
     """32 training rows whose answers are 1 to 4 sentences long, every token with a weight of its own."""
     data = write_rows(tmp_path_factory.mktemp("gradient") / "data.jsonl", qa_rows(40))
     tree = {
@@ -46,8 +46,7 @@ def setup(tiny_base: Any, tmp_path_factory: pytest.TempPathFactory) -> Setup:
     for name, parameter in made.model.named_parameters():
         if "lora_B" in name:  # at zero, A has no gradient
             parameter.data.normal_(0, 0.05)
-    made.data = replace(made.data, train=weighted(made.data.train))
-    return made
+    return replace(made, data=replace(made.data, train=weighted(made.train)))
 
 
 def weighted(tokens: TokenSet) -> TokenSet:
@@ -56,8 +55,8 @@ def weighted(tokens: TokenSet) -> TokenSet:
     return pack(enumerate(replace(row, weights=row.weights * f) for row, f in zip(rows, factors, strict=True)))
 
 
-def job_of(setup: Setup, tmp_path: Any, micro_batch_size: int) -> AdapterJob:
-    job = setup.job(Run(tmp_path))
+def job_of(setup: AdapterJob, tmp_path: Any, micro_batch_size: int) -> AdapterJob:
+    job = at_start(setup, Run(tmp_path))
     job.micro_batch_size = micro_batch_size
     return job
 
@@ -70,7 +69,7 @@ def gradient(job: AdapterJob, rows: list[int], size: int = 1) -> tuple[torch.Ten
         part, bad = accumulate(job, 1, shares, weight, StopRequest())
         assert not bad
         loss += float(part)
-    found = torch.cat([p.grad.reshape(-1).clone() for p in job.parameters if p.grad is not None])
+    found = torch.cat([p.grad.reshape(-1).clone() for p in job.parameters.values() if p.grad is not None])
     job.optimizer.zero_grad(set_to_none=True)
     return found, loss
 
@@ -86,13 +85,20 @@ def full_batch(job: AdapterJob, rows: list[int]) -> tuple[torch.Tensor, float]:
         total = total + (nll * torch.tensor(tokens.weights[1:])).sum()
     loss = total / sum(float(job.train.row(r).weights.sum()) for r in rows)
     loss.backward()
-    found = torch.cat([p.grad.reshape(-1).clone() for p in job.parameters])
+    found = torch.cat([p.grad.reshape(-1).clone() for p in job.parameters.values()])
     job.optimizer.zero_grad(set_to_none=True)
     return found, float(loss.detach())
 
 
 def heldout_nll(job: AdapterJob) -> tuple[np.ndarray, np.ndarray]:
     return TrainingLoop([job], StopRequest(), Quiet()).heldout_nll(job)
+
+
+def shared(job: AdapterJob, rank: int, size: int) -> AdapterJob:
+    """The job as that rank has it."""
+    base = copy(job.base)
+    base.group = Share(rank, size)
+    return replace(job, base=base)
 
 
 class Share(ProcessGroup):
@@ -110,9 +116,9 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     ("micro_batch_size", "ranks"), [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (2, 3), (3, 2), (8, 4)]
 )
 def test_the_gradient_and_the_loss_do_not_depend_on_how_the_rows_are_shared_out(
-    setup: Setup, tmp_path: Any, micro_batch_size: int, ranks: int
+    setup: AdapterJob, tmp_path: Any, micro_batch_size: int, ranks: int
 ) -> None:
-    rows = step_rows(1, 0, len(setup.data.train), 8)
+    rows = step_rows(1, 0, len(setup.train), 8)
     job = job_of(setup, tmp_path, micro_batch_size)
     wanted, wanted_loss = full_batch(job, rows)
     found, loss = gradient(job, rows, ranks)
@@ -177,46 +183,46 @@ def test_the_loss_under_weights_of_turns_roles_and_files_is_that_computed_by_han
     assert gradient(job, drawn)[1] == pytest.approx(total / weight, rel=1e-6)
 
 
-def test_a_mean_of_means_would_have_been_seen(setup: Setup, tmp_path: Any) -> None:
-    rows = step_rows(1, 0, len(setup.data.train), 8)
+def test_a_mean_of_means_would_have_been_seen(setup: AdapterJob, tmp_path: Any) -> None:
+    rows = step_rows(1, 0, len(setup.train), 8)
     job = job_of(setup, tmp_path, 1)
     wanted, _ = full_batch(job, rows)
     for row in rows:
         accumulate(job, 1, [[row]], float(job.row_weights[row]) * len(rows), StopRequest())
-    found = torch.cat([p.grad.reshape(-1).clone() for p in job.parameters if p.grad is not None])
+    found = torch.cat([p.grad.reshape(-1).clone() for p in job.parameters.values() if p.grad is not None])
     job.optimizer.zero_grad(set_to_none=True)
     assert difference(found, wanted) > 0.05
 
 
-def test_padding_may_be_any_token(setup: Setup, tmp_path: Any) -> None:
-    rows = step_rows(1, 0, len(setup.data.train), 8)
+def test_padding_may_be_any_token(setup: AdapterJob, tmp_path: Any) -> None:
+    rows = step_rows(1, 0, len(setup.train), 8)
     job = job_of(setup, tmp_path, 8)
     wanted, _ = gradient(job, rows)
-    job.pad_id = 17
+    job.encoder.pad_id = 17
     assert difference(gradient(job, rows)[0], wanted) < 1e-6
 
 
 def test_held_out_loss_is_the_same_for_any_number_of_ranks_and_leaves_training_untouched(
-    setup: Setup, tmp_path: Any
+    setup: AdapterJob, tmp_path: Any
 ) -> None:
     job = job_of(setup, tmp_path, 8)
     job.eval_batch_size = 2  # four micro batches
-    rows = step_rows(1, 0, len(setup.data.train), 8)
+    rows = step_rows(1, 0, len(setup.train), 8)
     before, _ = gradient(job, rows)
     alone = np.stack(heldout_nll(job))
     assert torch.equal(gradient(job, rows)[0], before)
     assert (alone[1] > 0).all()
     for size in (2, 3, 5):
-        shares = [np.stack(heldout_nll(replace(job, group=Share(rank, size)))) for rank in range(size)]
+        shares = [np.stack(heldout_nll(shared(job, rank, size))) for rank in range(size)]
         assert sum((share[1] > 0).any() for share in shares) == min(size, 4)
         np.testing.assert_allclose(sum(shares), alone, rtol=1e-12)
 
 
-def test_dropout_depends_on_the_micro_batch_and_not_on_who_computes_it(setup: Setup, tmp_path: Any) -> None:
+def test_dropout_depends_on_the_micro_batch_and_not_on_who_computes_it(setup: AdapterJob, tmp_path: Any) -> None:
     job = job_of(setup, tmp_path, 2)
     job.engine = AutogradEngine(job.model, job.device)  # the direct path is never taken with dropout
     job.has_dropout = True
-    rows = step_rows(1, 0, len(setup.data.train), 8)
+    rows = step_rows(1, 0, len(setup.train), 8)
     dropouts = [m for name, m in job.model.named_modules() if name.endswith("lora_dropout")]
     before = [dict(d) for d in dropouts]
     for each in dropouts:
@@ -226,7 +232,7 @@ def test_dropout_depends_on_the_micro_batch_and_not_on_who_computes_it(setup: Se
         two, _ = gradient(job, rows, 2)
         shares = micro_batches(rows, job.lengths, 2)
         accumulate(job, 2, shares, float(job.row_weights[rows].sum()), StopRequest())
-        other_step = torch.cat([p.grad.reshape(-1).clone() for p in job.parameters if p.grad is not None])
+        other_step = torch.cat([p.grad.reshape(-1).clone() for p in job.parameters.values() if p.grad is not None])
     finally:
         job.optimizer.zero_grad(set_to_none=True)
         for each, old in zip(dropouts, before, strict=True):
@@ -235,7 +241,7 @@ def test_dropout_depends_on_the_micro_batch_and_not_on_who_computes_it(setup: Se
     assert difference(other_step, one) > 1e-2
 
 
-def test_the_first_token_of_a_plain_document_counts_in_no_loss(setup: Setup) -> None:
+def test_the_first_token_of_a_plain_document_counts_in_no_loss(setup: AdapterJob) -> None:
     from inlay.data.types import Example, Message, Source
 
     document = Example((Message("text", "Tea is served at four.", 1.0),), Source("a", 1))
@@ -245,7 +251,7 @@ def test_the_first_token_of_a_plain_document_counts_in_no_loss(setup: Setup) -> 
 
 
 def test_memory_is_handed_back_before_a_micro_batch_that_is_larger_than_any_before(
-    setup: Setup, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    setup: AdapterJob, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, at = job_of(setup, tmp_path, 1), []
     monkeypatch.setattr("inlay.training.gradient.trim_allocator", lambda device: at.append((device, job.most_tokens)))
@@ -256,7 +262,7 @@ def test_memory_is_handed_back_before_a_micro_batch_that_is_larger_than_any_befo
 
 
 def test_memory_is_handed_back_between_training_and_an_evaluation_and_behind_it(
-    setup: Setup, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    setup: AdapterJob, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, told = job_of(setup, tmp_path, 1), []
     score = loop.score_rows

@@ -38,12 +38,12 @@ def gradients_of(model: Any) -> None:
 
 def test_lora_plus_steps_as_pefts_own_optimizer_does(config_tree: Tree):
     tree = config_tree(train={"lora_plus_ratio": 16.0, "weight_decay": 0.1})
-    setup = set_up(configs.validate(tree, "test"), Quiet(), ProcessGroup())
-    named = trained_parameters(setup.model)
+    job = set_up(configs.validate(tree, "test"), Quiet(), ProcessGroup())
+    named = trained_parameters(job.model)
     start = {name: parameter.detach().clone() for name, parameter in named.items()}
-    ours = make_optimizer(setup.config.train, named)
+    ours = make_optimizer(job.config.train, named)
     theirs = create_loraplus_optimizer(
-        setup.model, torch.optim.AdamW, lr=1e-2, loraplus_lr_ratio=16.0, loraplus_weight_decay=0.1
+        job.model, torch.optim.AdamW, lr=1e-2, loraplus_lr_ratio=16.0, loraplus_weight_decay=0.1
     )
     ends = []
     for optimizer in (ours, theirs):
@@ -52,7 +52,7 @@ def test_lora_plus_steps_as_pefts_own_optimizer_does(config_tree: Tree):
                 parameter.copy_(start[name])
         for _ in range(2):
             optimizer.zero_grad()
-            gradients_of(setup.model)
+            gradients_of(job.model)
             if optimizer is ours:
                 set_learning_rate(optimizer, 1e-2)
             optimizer.step()
@@ -168,16 +168,16 @@ def test_full_fine_tuning_leaves_the_bases_files_alone_and_writes_a_model_of_its
 
 
 def test_full_fine_tuning_has_the_gradient_of_plain_transformers(method_tree: Tree, tiny_base: Path):
-    setup = set_up(configs.validate(method_tree({"method": "full"})), Quiet(), ProcessGroup())
-    assert setup.dtype == torch.float32
-    batch = collate(setup.data.train, [0, 3, 5], setup.encoder.pad_id)
-    setup.engine.add_gradient(batch, 1.0)
+    job = set_up(configs.validate(method_tree({"method": "full"})), Quiet(), ProcessGroup())
+    assert job.base.dtype == torch.float32
+    batch = collate(job.train, [0, 3, 5], job.encoder.pad_id)
+    job.engine.add_gradient(batch, 1.0)
     plain = AutoModelForCausalLM.from_pretrained(str(tiny_base), dtype=torch.float32)
     logits = plain(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
     labels = batch.input_ids[:, 1:].masked_fill(batch.weights[:, 1:] == 0, -100)
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
     expected = {name: parameter.grad for name, parameter in plain.named_parameters()}
-    got = {name: parameter.grad for name, parameter in setup.model.named_parameters()}
+    got = {name: parameter.grad for name, parameter in job.model.named_parameters()}
     assert set(got) == set(expected)
     for name, gradient in expected.items():
         assert torch.allclose(got[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max())), name
@@ -185,13 +185,13 @@ def test_full_fine_tuning_has_the_gradient_of_plain_transformers(method_tree: Tr
 
 def test_prompt_tuning_has_the_loss_gradient_and_answers_of_peft(method_tree: Tree, tiny_base: Path, tmp_path: Path):
     adapter = {"method": "prompt", "prompt_tokens": 5}
-    setup = set_up(configs.validate(method_tree(adapter)), Quiet(), ProcessGroup())
-    ours = setup.model
+    job = set_up(configs.validate(method_tree(adapter)), Quiet(), ProcessGroup())
+    ours = job.model
     AdapterState.of(ours).write(tmp_path)
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(str(tiny_base)), str(tmp_path))
     theirs.prompt_encoder["default"].embedding.weight.requires_grad_(True)
-    batch = collate(setup.data.train, [0, 3, 5], setup.encoder.pad_id)
-    nll_B = setup.engine.add_gradient(batch, 1.0)
+    batch = collate(job.train, [0, 3, 5], job.encoder.pad_id)
+    nll_B = job.engine.add_gradient(batch, 1.0)
     labels = batch.input_ids.masked_fill(batch.weights == 0, -100)
     loss = theirs(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss
     (loss * (labels[:, 1:] != -100).sum()).backward()
@@ -222,10 +222,8 @@ def test_prompt_tuning_has_the_loss_gradient_and_answers_of_peft(method_tree: Tr
 def test_over_a_quantized_base_a_method_has_the_loss_and_gradient_of_peft_also_after_an_evaluation(
     method: str, kind: str, method_tree: Tree, tiny_base: Path, tmp_path: Path
 ):
-    setup = set_up(
-        configs.validate(method_tree(METHODS[method], model={"quantization": kind})), Quiet(), ProcessGroup()
-    )
-    ours = setup.model
+    job = set_up(configs.validate(method_tree(METHODS[method], model={"quantization": kind})), Quiet(), ProcessGroup())
+    ours = job.model
     with torch.no_grad():
         for parameter in trained_parameters(ours).values():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) / 10)
@@ -236,7 +234,7 @@ def test_over_a_quantized_base_a_method_has_the_loss_and_gradient_of_peft_also_a
     theirs = PeftModel.from_pretrained(base, str(tmp_path))
     for name, parameter in theirs.named_parameters():
         parameter.requires_grad_("ia3_l" in name or "prompt_encoder" in name)
-    batch = collate(setup.data.train, [0, 3, 5], setup.encoder.pad_id)
+    batch = collate(job.train, [0, 3, 5], job.encoder.pad_id)
     labels = batch.input_ids.masked_fill(batch.weights == 0, -100)
     count = int((labels[:, 1:] != -100).sum())
     theirs.train()
@@ -244,7 +242,7 @@ def test_over_a_quantized_base_a_method_has_the_loss_and_gradient_of_peft_also_a
     loss.backward()
     expected = torch.cat([p.grad.flatten() for p in theirs.parameters() if p.grad is not None])
     for _ in range(2):
-        assert setup.engine.add_gradient(batch, 1.0).sum().item() == pytest.approx(loss.item(), rel=1e-5)
+        assert job.engine.add_gradient(batch, 1.0).sum().item() == pytest.approx(loss.item(), rel=1e-5)
         got = torch.cat([p.grad.flatten() for p in trained_parameters(ours).values()])
         assert float((got - expected).norm()) <= 1e-5 * float(expected.norm())
         ours.zero_grad()
@@ -256,11 +254,10 @@ def test_over_a_quantized_base_a_method_has_the_loss_and_gradient_of_peft_also_a
 
 def test_lora_plus_over_nf4_is_on_the_direct_path_and_raises_the_rate_of_b_alone(config_tree: Tree):
     tree = config_tree(model={"quantization": "nf4"}, train={"lora_plus_ratio": 4.0, "engine": "direct"})
-    setup = set_up(configs.validate(tree), Quiet(), ProcessGroup())
-    job = setup.job(None)
+    job = set_up(configs.validate(tree), Quiet(), ProcessGroup())
     set_learning_rate(job.optimizer, 1e-2)
-    batch = collate(setup.data.train, [0, 3, 5], setup.encoder.pad_id)
-    named = trained_parameters(setup.model)
+    batch = collate(job.train, [0, 3, 5], job.encoder.pad_id)
+    named = trained_parameters(job.model)
     start = {name: parameter.detach().clone() for name, parameter in named.items()}
     for _ in range(2):
         job.optimizer.zero_grad()

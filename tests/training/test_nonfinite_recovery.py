@@ -20,11 +20,11 @@ from inlay.errors import AdapterError, ConfigError, Interrupted, TrainingError
 from inlay.methods.state import AdapterState
 from inlay.runs.folder import Run
 from inlay.training import checkpoint as checkpoints
-from inlay.training import guards, loop
+from inlay.training import guards, loop, setup
 from inlay.training.checkpoint import Progress
+from inlay.training.job import AdapterJob
 from inlay.training.process_group import ProcessGroup
 from inlay.training.schedule import learning_rate
-from inlay.training.setup import Setup
 from training_runs import Quiet, outcome, stop_after, train
 
 Tree = Callable[..., dict[str, Any]]
@@ -56,8 +56,9 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[Poison]:
         now = chosen.positions[-1] if chosen.positions else 0
         if now in chosen.loss:
             loss = loss * chosen.value
-        if now in chosen.gradient and job.parameters[-1].grad is not None:  # none after a stop
-            job.parameters[-1].grad.view(-1)[0] = chosen.value
+        gradient = list(job.parameters.values())[-1].grad
+        if now in chosen.gradient and gradient is not None:  # none after a stop
+            gradient.view(-1)[0] = chosen.value
         return loss, bad
 
     def checked(group: ProcessGroup, parameters: list[Any], optimizer: Any, step: int) -> None:
@@ -293,12 +294,12 @@ def test_a_value_that_is_not_finite_never_reaches_the_disk_and_is_answered_which
 
 def _spoilt_run(tree: dict[str, Any], patch: pytest.MonkeyPatch, stage: str, value: float, at: int) -> bool:
     """Whether it came to its end."""
-    make, calls = Setup.job, itertools.count(1)
+    join, calls = setup.join, itertools.count(1)
 
-    def job(setup: Setup, run: Run) -> Any:
-        made = make(setup, run)
+    def joined(*given: Any) -> AdapterJob:
+        made = join(*given)
         if stage in ("forward", "gradient"):
-            made.engine = Spoilt(made.engine, made.parameters, stage, value)
+            made.engine = Spoilt(made.engine, list(made.parameters.values()), stage, value)
         return made
 
     def after_update(optimizer: Any, *_: Any) -> None:
@@ -306,7 +307,7 @@ def _spoilt_run(tree: dict[str, Any], patch: pytest.MonkeyPatch, stage: str, val
             parameter = optimizer.param_groups[0]["params"][0]
             (parameter.data if stage == "weight" else optimizer.state[parameter][stage]).view(-1)[0] = value
 
-    patch.setattr(Setup, "job", job)
+    patch.setattr(setup, "join", joined)
     hook = register_optimizer_step_post_hook(after_update)
     try:
         train(tree)

@@ -20,12 +20,14 @@ from inlay.engine.memory import held_bytes, release
 from inlay.errors import ConfigError, Interrupted, TrainingError
 from inlay.methods.state import AdapterState
 from inlay.runs.folder import Run
+from inlay.training import setup as setups
+from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import Setup, set_up
+from inlay.training.setup import set_up
 from inlay.training.signals import StopRequest
 from parts import qa_rows, run_record, write_rows
-from training_runs import Quiet, outcome, stop_after, train
+from training_runs import Quiet, at_start, outcome, stop_after, train
 
 Tree = Callable[..., dict[str, Any]]
 ERRORS = [
@@ -56,7 +58,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[Any], None]]:
 
 
 @pytest.fixture(scope="module", params=["plain", "direct"])
-def setup(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Setup:
+def setup(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> AdapterJob:
     data = write_rows(tmp_path_factory.mktemp("shortage") / "data.jsonl", qa_rows(24))
     tree = {
         "model": {"base_model": str(tiny_base), "device": "cpu", "dtype": "float32"},
@@ -76,7 +78,7 @@ def setup(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory, request: py
 
 
 @pytest.fixture(scope="module")
-def trained(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Run, AdapterState]]:
+def trained(setup: AdapterJob, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Run, AdapterState]]:
     """The run and final adapter from the same start, with that micro batch size."""
     start = AdapterState.of(setup.model)
 
@@ -85,7 +87,7 @@ def trained(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         setup.model.train()
         made = Run(tmp_path_factory.mktemp("run"))
         made.write_record(run_record())
-        job = setup.job(made)
+        job = at_start(setup, made)
         job.micro_batch_size = micro_batch_size
         TrainingLoop([job], StopRequest(), Quiet()).run()
         return made, AdapterState.of(setup.model)
@@ -176,15 +178,15 @@ def test_training_and_evaluation_beyond_a_planned_limit_are_computed_again_in_sm
     calm = train(config_tree(train=plan | {"micro_batch_size": 1}, data=data, eval={"batch_size": 1}))
     limits: list[int] = []
 
-    def modest(setup: Setup, run: Run) -> Any:  # the estimate would have cut the batches before
-        job = make(setup, run)
+    def modest(*given: Any) -> AdapterJob:  # the estimate would have cut the batches before
+        job = make(*given)
         release("cpu")
-        job.max_memory_bytes = held_bytes("cpu") + 20_000_000
-        limits.append(job.max_memory_bytes)
+        job.base.max_memory_bytes = held_bytes("cpu") + 20_000_000
+        limits.append(job.base.max_memory_bytes)
         return job
 
-    make = Setup.job
-    monkeypatch.setattr(Setup, "job", modest)
+    make = setups.join
+    monkeypatch.setattr(setups, "join", modest)
     run = train(config_tree(train=plan, data=data, eval={"batch_size": 8}))
     found = run.record.out_of_memory
     assert {one.phase for one in found} == {"training", "evaluation"}
@@ -198,7 +200,7 @@ def test_a_limit_is_planned_with_before_anything_is_trained(
 ) -> None:
     data = {"train": long_rows(tmp_path_factory), "check": "off"}
 
-    def planned(room: int | str) -> Setup:
+    def planned(room: int | str) -> AdapterJob:
         release("cpu")
         limit = room if isinstance(room, str) else f"{held_bytes('cpu') + room}"
         tree = config_tree(data=data, train={"batch_size": 8, "micro_batch_size": "auto", "max_memory": limit})

@@ -191,12 +191,12 @@ def test_what_one_process_meets_is_answered_by_all_as_one_process_alone_answers_
 def test_where_another_rank_takes_the_plain_path_all_take_it(
     config_tree: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setup = set_up(load(tree=config_tree()), Quiet(), ProcessGroup())
-    assert setup.engine.name == setup.config.train.engine == "direct"
+    job = set_up(load(tree=config_tree()), Quiet(), ProcessGroup())
+    assert job.engine.name == job.config.train.engine == "direct"
     monkeypatch.setattr(ProcessGroup, "gather", lambda _, text: [text, "plain"] if text == "direct" else [text])
-    setup = set_up(load(tree=config_tree()), Quiet(), ProcessGroup())
-    assert setup.engine.name == setup.config.train.engine == "plain"
-    assert setup.reasons["train.engine"] == "not the hand-written engine: another rank takes the autograd engine"
+    job = set_up(load(tree=config_tree()), Quiet(), ProcessGroup())
+    assert job.engine.name == job.config.train.engine == "plain"
+    assert job.reasons["train.engine"] == "not the hand-written engine: another rank takes the autograd engine"
 
 
 def test_the_order_of_rows_does_not_depend_on_the_number_of_ranks() -> None:

@@ -17,7 +17,6 @@ from inlay.engine.loss import autocast
 from inlay.errors import AdapterError, ConfigError
 from inlay.methods.adapter import adapter_disabled, detach
 from inlay.methods.state import AdapterState
-from inlay.models.base import load_model
 from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter
 from inlay.training import checkpoint as checkpoints
@@ -26,7 +25,7 @@ from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop
 from inlay.training.optimizer import restore_state, state_tensors
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import Setup, set_up
+from inlay.training.setup import set_up
 from inlay.training.signals import StopRequest
 from parts import NANO, make_base, run_record
 
@@ -42,21 +41,21 @@ class Quiet(PlainReporter):
 
 
 @pytest.fixture
-def ready(config_tree: Tree, tmp_path: Path, data_file: Path) -> Callable[..., tuple[Setup, AdapterJob]]:
+def ready(config_tree: Tree, tmp_path: Path, data_file: Path) -> Callable[..., AdapterJob]:
     """A run at step 0 of a config with the given sections."""
 
-    def make(name: str = "run", **sections: dict[str, Any]) -> tuple[Setup, AdapterJob]:
+    def make(name: str = "run", **sections: dict[str, Any]) -> AdapterJob:
         data = {"max_length": 64, "max_lost_share": 1.0}
         tree = config_tree(**({"data": data, "eval": {"max_rows": 4}} | sections))
         if "method" in tree["adapter"]:
             tree["adapter"].pop("rank")
         tree["data"]["train"] = str(data_file)
         tree["train"] |= {"max_steps": 3, "export": "last"}
-        setup = set_up(configs.validate(tree, "test"), Quiet(), ProcessGroup())
-        run = Run(tmp_path / name)
-        run.path.mkdir()
-        run.write_record(run_record())
-        return setup, setup.job(run)
+        job = set_up(configs.validate(tree, "test"), Quiet(), ProcessGroup())
+        job.run = Run(tmp_path / name)
+        job.run.path.mkdir()
+        job.run.write_record(run_record())
+        return job
 
     return make
 
@@ -75,8 +74,8 @@ def logits(model: Any, dtype: torch.dtype | None = None) -> Tensor:
         return model(input_ids=IDS).logits.float().clone()
 
 
-def bare(setup: Setup) -> Any:
-    return load_model(setup.base, setup.config.model, setup.dtype, setup.device, setup.quantization)
+def bare(job: AdapterJob) -> Any:
+    return job.base.opened.load()
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +113,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_trained_adapter_on_the_original_base_gives_the_logits_of_memory(variant: str, ready: Any):
-    check_variant(*ready(adapter=of_rank_4(VARIANTS[variant])))
+    check_variant(ready(adapter=of_rank_4(VARIANTS[variant])))
 
 
 def of_rank_4(adapter: dict[str, Any]) -> dict[str, Any]:
@@ -125,8 +124,8 @@ def of_rank_4(adapter: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("adapter", [{"bias": "all"}, {"bias": "lora_only"}, {"bias": "all", "init": "pissa"}], ids=str)
 def test_trained_biases_are_part_of_the_adapter_and_not_of_the_base(adapter: Any, ready: Any, gpt2_base: Path):
     model = {"base_model": str(gpt2_base), "device": "cpu", "dtype": "float32"}
-    setup, job = ready(model=model, adapter={"rank": 4} | adapter)
-    check_variant(setup, job)
+    job = ready(model=model, adapter={"rank": 4} | adapter)
+    check_variant(job)
     biases = [name for name in AdapterState.read(job.run.adapter).tensors if name.endswith("bias")]
     assert any("ln_1" in name for name in biases) == (adapter["bias"] == "all")
     assert biases
@@ -137,16 +136,16 @@ def test_trained_biases_are_part_of_the_adapter_and_not_of_the_base(adapter: Any
 
 def test_ia3_finds_its_layers_in_a_gpt2_and_scales_its_transposed_weights(ready: Any, gpt2_base: Path):
     model = {"base_model": str(gpt2_base), "device": "cpu", "dtype": "float32"}
-    setup, job = ready(model=model, adapter={"method": "ia3"})
-    check_variant(setup, job)
+    job = ready(model=model, adapter={"method": "ia3"})
+    check_variant(job)
     vectors = {
         name.rpartition(".ia3_l")[0][-8:]: p.numel() for name, p in job.model.named_parameters() if p.requires_grad
     }
     assert vectors == {"n.c_attn": 96, "p.c_proj": 128}  # the outputs of one, the inputs of the other
 
 
-def check_variant(setup: Setup, job: AdapterJob) -> None:
-    original = logits(bare(setup))
+def check_variant(job: AdapterJob) -> None:
+    original = logits(bare(job))
     start = logits(job.model)
     assert torch.equal(start, original)
     train(job)
@@ -155,9 +154,9 @@ def check_variant(setup: Setup, job: AdapterJob) -> None:
     assert sum(p.requires_grad for p in job.model.parameters()) == len(job.parameters)
     memory = logits(job.model)
     assert not torch.allclose(memory, original, atol=1e-3)
-    finish.export(setup, job)
-    here = AdapterState.read(job.run.adapter, setup.base_digest).attach_to(bare(setup))
-    elsewhere = PeftModel.from_pretrained(bare(setup), str(job.run.adapter)).eval()
+    finish.export(job)
+    here = AdapterState.read(job.run.adapter, job.base_digest).attach_to(bare(job))
+    elsewhere = PeftModel.from_pretrained(bare(job), str(job.run.adapter)).eval()
     for loaded in (job.model, here, elsewhere):
         assert torch.equal(logits(loaded), memory)
     assert torch.equal(logits(detach(here)), original)
@@ -167,9 +166,9 @@ def check_variant(setup: Setup, job: AdapterJob) -> None:
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_a_start_from_the_weights_trains_as_in_peft(init: str, ready: Any):
-    setup, job = ready(adapter={"rank": 4, "init": init})
+    job = ready(adapter={"rank": 4, "init": init})
     theirs = get_peft_model(
-        bare(setup), LoraConfig(r=4, lora_alpha=8, target_modules=setup.targets, init_lora_weights=init)
+        bare(job), LoraConfig(r=4, lora_alpha=8, target_modules=job.targets, init_lora_weights=init)
     )
     got, expected = gradients(job.model), gradients(theirs)
     got = {name.replace(".change", ".weight"): gradient for name, gradient in got.items()}
@@ -188,11 +187,11 @@ def gradients(model: Any) -> dict[str, Tensor]:
 
 
 def test_eva_starts_along_the_inputs_of_the_data(ready: Any):
-    _, job = ready(adapter={"rank": 4, "init": "eva"})
+    job = ready(adapter={"rank": 4, "init": "eva"})
     weights = {n: p.detach() for n, p in job.model.named_parameters() if "lora_A" in n}
     for weight in weights.values():
         assert torch.allclose(weight @ weight.T, torch.eye(4), atol=1e-4)
-    _, other = ready("other", adapter={"rank": 4, "init": "eva"}, train={"seed": 5})
+    other = ready("other", adapter={"rank": 4, "init": "eva"}, train={"seed": 5})
     name, weight = next(iter(weights.items()))
     same_span = torch.linalg.svdvals(weight @ dict(other.model.named_parameters())[name].detach().T)
     assert float(same_span.min()) > 0.8  # rows in another order lie along the same directions
@@ -219,9 +218,9 @@ def test_going_on_from_a_checkpoint_equals_never_having_stopped(sections: Any, r
     if "model" in sections:
         pytest.importorskip("bitsandbytes")
         sections["model"] |= {"base_model": str(tiny_base), "device": "cpu", "dtype": "float32"}
-    _, unbroken = ready("unbroken", **sections)
+    unbroken = ready("unbroken", **sections)
     train(unbroken)
-    _, again = ready("again", **sections)
+    again = ready("again", **sections)
     adapter, tensors, values, progress = checkpoints.load(
         checkpoints.Checkpoint(unbroken.run.checkpoints / "step-000002")
     )
@@ -245,7 +244,7 @@ def test_activations_stay_where_they_are_on_a_cpu(ready: Any):
 
 def test_8_bit_adamw_really_keeps_8_bits(ready: Any):
     pytest.importorskip("bitsandbytes")
-    _, job = ready(train={"optimizer": "adamw_8bit"}, adapter={"rank": 128})
+    job = ready(train={"optimizer": "adamw_8bit"}, adapter={"rank": 128})
     train(job)
     kinds = {t.dtype for t in state_tensors(job.optimizer)[0].values()}
     assert torch.uint8 in kinds
@@ -270,15 +269,15 @@ def test_from_refuses_another_shape_in_one_line(over: dict[str, Any], said: str,
 @pytest.fixture
 def saved(ready: Any) -> Path:
     """The run folder of a trained adapter of rank 4."""
-    setup, job = ready("saved", adapter={"rank": 4})
-    finish.export(setup, train(job))
+    job = ready("saved", adapter={"rank": 4})
+    finish.export(train(job))
     return job.run.path
 
 
 def test_from_starts_where_the_other_run_ended(saved: Path, ready: Any, tmp_path: Path):
-    setup, job = ready("next", adapter={"rank": 4, "start_from": str(saved)})
+    job = ready("next", adapter={"rank": 4, "start_from": str(saved)})
     before = AdapterState.read(saved / "adapter")
-    assert torch.equal(logits(job.model), logits(before.attach_to(bare(setup))))
+    assert torch.equal(logits(job.model), logits(before.attach_to(bare(job))))
     train(job)
     moved = AdapterState.of(job.model).tensors
     assert not any(torch.equal(moved[name], tensor) for name, tensor in before.tensors.items() if "lora_B" in name)
@@ -294,8 +293,8 @@ def test_from_refuses_an_adapter_of_another_base(saved: Path, ready: Any, tmp_pa
 
 
 def test_gradient_checkpointing_changes_no_gradient(ready: Any):
-    _, plain = ready("plain", train={"batch_size": 8})
-    _, saving = ready("saving", train={"batch_size": 8, "gradient_checkpointing": True})
+    plain = ready("plain", train={"batch_size": 8})
+    saving = ready("saving", train={"batch_size": 8, "gradient_checkpointing": True})
     assert any(getattr(m, "gradient_checkpointing", False) for m in saving.model.modules())
     for job in (plain, saving):  # B is zero at first and would hide the gradient of A
         for name, parameter in job.model.named_parameters():
@@ -311,7 +310,7 @@ def test_eager_attention_computes_what_sdpa_computes(ready: Any, tiny_base: Path
     models = []
     for attention in ("eager", "sdpa"):
         model = {"base_model": str(tiny_base), "device": "cpu", "dtype": "float32", "attention": attention}
-        models.append(ready(attention, model=model)[1].model)
+        models.append(ready(attention, model=model).model)
     assert models[0].config._attn_implementation == "eager"
     assert torch.allclose(logits(models[0]), logits(models[1]), atol=1e-5)
     expected, got = (gradients(model) for model in models)
@@ -325,12 +324,12 @@ def test_a_bfloat16_base_trains_and_its_adapter_comes_back(init: str, quantizati
     if quantization != "none":
         pytest.importorskip("bitsandbytes")
     model = {"base_model": str(tiny_base), "device": "cpu", "dtype": "bfloat16", "quantization": quantization}
-    setup, job = ready(model=model, adapter={"rank": 4, "init": init})
-    assert torch.equal(logits(job.model, torch.bfloat16), logits(bare(setup), torch.bfloat16))
-    assert {p.dtype for p in job.parameters} == {torch.float32}
+    job = ready(model=model, adapter={"rank": 4, "init": init})
+    assert torch.equal(logits(job.model, torch.bfloat16), logits(bare(job), torch.bfloat16))
+    assert {p.dtype for p in job.parameters.values()} == {torch.float32}
     train(job)
     assert job.progress.eval_loss < job.progress.base_eval_loss
     memory = logits(job.model, torch.bfloat16)
-    finish.export(setup, job)
-    loaded = AdapterState.read(job.run.adapter).attach_to(bare(setup))
+    finish.export(job)
+    loaded = AdapterState.read(job.run.adapter).attach_to(bare(job))
     assert torch.equal(logits(loaded, torch.bfloat16), memory)

@@ -15,8 +15,9 @@ from inlay.cli.render.plan import plan_text
 from inlay.config import load
 from inlay.engine.estimate import Shape, Work, estimate
 from inlay.errors import ConfigError
+from inlay.training.memory_budget import token_cap
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import set_up, token_cap
+from inlay.training.setup import set_up
 from inlay.workflows.plan import Plan, _largest
 from training_runs import Quiet
 
@@ -28,17 +29,17 @@ def planned(tree: dict[str, Any], **options: Any) -> Plan:
 
 
 def test_sizes_are_those_of_the_loaded_model_and_no_weights_are_needed(config_tree: Tree, tiny_base: Path) -> None:
-    setup = set_up(load(tree=config_tree()), Quiet(), ProcessGroup())
+    job = set_up(load(tree=config_tree()), Quiet(), ProcessGroup())
     bare = tiny_base.parent / "without weights"
     bare.mkdir(exist_ok=True)
     for path in tiny_base.iterdir():
         if path.suffix != ".safetensors":
             (bare / path.name).write_bytes(path.read_bytes())
     found = planned(config_tree(model={"base_model": str(bare)}))
-    assert found.parameters == setup.total_parameters
-    assert (found.forecast.trainable, found.steps) == (setup.trainable, setup.total_steps)
-    assert found.forecast.memory.weights == setup.memory.weights
-    assert found.forecast.engine == setup.engine.name == "direct"
+    assert found.parameters == job.base.total_parameters
+    assert (found.forecast.trainable, found.steps) == (job.trainable, job.total_steps)
+    assert found.forecast.memory.weights == job.memory.weights
+    assert found.forecast.engine == job.engine.name == "direct"
     assert [one.method for one in found.forecasts] == ["lora", "qlora", "full"]
     lora, qlora, full = found.forecasts
     assert qlora.memory.weights < lora.memory.weights

@@ -38,7 +38,6 @@ from inlay.storage import sha256_of, write_json
 from inlay.tasks.opened_base import OpenedBase
 from inlay.training import loss_curriculum
 from inlay.training.job import AdapterJob
-from inlay.training.setup import Setup
 from inlay.typed_json import decode, encode
 
 _FILES = ("config.yaml", "heldout.jsonl", "metrics.jsonl", loss_curriculum.FILE)
@@ -74,25 +73,25 @@ class Start:
     def of(job: AdapterJob) -> Start:
         """Take it before a checkpoint is loaded: a resumed run starts from the same adapter."""
         with adapter_disabled(job.model):
-            logits = _logits(job.model, _few(job.heldout, job.pad_id), job.device, job.autocast_dtype)[0]
-        started = AdapterState.of(job.model).exported().tensors
+            logits = _logits(job.model, _few(job.heldout, job.pad_id), job.device, job.base.autocast_dtype)[0]
+        started = AdapterState.of(job.model, job.name).exported().tensors
         return Start(p.digests_of(p.trained_part(started, _moving_rank(job.config))), logits)
 
 
-def prove_trained(setup: Setup, job: AdapterJob, step: int, start: Start) -> list[Proof]:
+def prove_trained(job: AdapterJob, step: int, start: Start) -> list[Proof]:
     """The proofs of a run that has just exported its adapter from `step`; writes proofs.json.
 
     The adapter is read back: the model then holds the one of the folder.
     """
-    run, data, config = job.run, setup.data, setup.config
+    run, data, config = job.run, job.data, job.config
     few = _few(job.heldout, job.pad_id)
 
     def look() -> tuple[Tensor, list[float]]:
-        return _logits(job.model, few, job.device, job.autocast_dtype)
+        return _logits(job.model, few, job.device, job.base.autocast_dtype)
 
-    exported = AdapterState.of(job.model).exported()
+    exported = AdapterState.of(job.model, job.name).exported()
     memory, _ = look()
-    job.model = detach(job.model)
+    job.base.model = detach(job.model, job.name)
     base, base_losses = look()
     stored = _read_onto(job, run)
     back, losses = look()
@@ -105,8 +104,8 @@ def prove_trained(setup: Setup, job: AdapterJob, step: int, start: Start) -> lis
 
     def untouched() -> str:
         if method_of(config).trains_base:
-            if changed := setup.base.difference(setup.base_record):
-                raise Refuted(f"{setup.base.folder}: the base has changed while it was trained: {changed}.")
+            if changed := job.base.ref.difference(job.base_record):
+                raise Refuted(f"{job.base.ref.folder}: the base has changed while it was trained: {changed}.")
             return p.same_logits(base, start.base_logits, _EXACT, "base before training, and from its files after it")
         before = p.same_logits(base, start.base_logits, _EXACT, "base before and after training")
         return f"{before}; {p.same_logits(off, base, _EXACT, 'adapter off and bare base')}"
@@ -116,11 +115,11 @@ def prove_trained(setup: Setup, job: AdapterJob, step: int, start: Start) -> lis
     evidence = Evidence(start.digests, digests, _finite(losses), _finite(base_losses), files)
     found = [
         *_of_folder(run, step, evidence, lambda: _tensors(stored), config),
-        *_of_data(data.train, sample_of(data.train, data.train_sample), setup.encoder, config, lambda: job.curriculum, job.progress.trained_batches(),
+        *_of_data(data.train, sample_of(data.train, data.train_sample), job.encoder, config, lambda: job.curriculum, job.progress.trained_batches(),
                   job.progress.trained_tokens_seen, ""),
         proof("saved = in memory", saved),
         proof(_names(config)["base"], untouched),
-        _served(sample_of(data.train, data.train_sample), lambda: _encoder_of(run), setup.encoder),
+        _served(sample_of(data.train, data.train_sample), lambda: _encoder_of(run), job.encoder),
     ]  # fmt: skip
     _write(run, found, evidence)
     return found
@@ -196,7 +195,7 @@ def _read_onto(job: AdapterJob, run: Run) -> AdapterState | InlayError:
     """The adapter of the folder, now on the job's bare base; or the error that prevents it."""
     try:
         stored = AdapterState.read(run.trained)
-        job.model = stored.attach_to(job.model)
+        job.base.model = stored.attach_to(job.model, job.name)
     except InlayError as error:
         return error
     return stored

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from inlay.config import Config
 from inlay.config.identity import PLACES
 from inlay.config.render import explicit_values
 from inlay.errors import RunError
 from inlay.hardware.facts import library_versions
 from inlay.hardware.probe import dtype_name
-from inlay.training.process_group import ProcessGroup
-
-if TYPE_CHECKING:
-    from inlay.training.setup import Setup
+from inlay.training.job import AdapterJob
 
 _NAMED = 3
 _OWN = ("output.", "track.", "data.cache", "model.device", "preset")
 """Settings in which processes may differ: only the first one writes, and each has its own device."""
 
 
-def require_same(setup: Setup, asked: Any, group: ProcessGroup) -> None:
+def require_same(job: AdapterJob, requested: Config) -> None:
     """Raises: RunError, the same on every rank, when one has other versions, settings, data or base than another.
 
-    `asked` is the config as it was given, from which what `auto` became in `setup` follows.
+    `requested` is the config as it was given, before `auto` was settled.
     """
+    group = job.base.group
     if group.size == 1:
         return
-    every = [json.loads(text) for text in group.gather(json.dumps(_seen(setup, asked), default=str))]
+    every = [json.loads(text) for text in group.gather(json.dumps(_seen(job, requested), default=str))]
     for kind, way_out in _WAYS.items():  # the cause before what follows from it
         differing = [name for name in every[0][kind] if len({json.dumps(one[kind].get(name)) for one in every}) > 1]
         if differing:
@@ -44,10 +43,10 @@ _WAYS = {
 }
 
 
-def _seen(setup: Setup, asked: Any) -> dict[str, dict[str, Any]]:
+def _seen(job: AdapterJob, requested: Config) -> dict[str, dict[str, Any]]:
     """What must be the same, under the names that a user knows it by."""
-    settings = explicit_values(asked, everything=True)
-    inputs = setup.inputs
+    settings = explicit_values(requested, everything=True)
+    inputs = job.inputs
     return {
         "versions": library_versions(),
         "settings": {
@@ -60,11 +59,11 @@ def _seen(setup: Setup, asked: Any) -> dict[str, dict[str, Any]]:
             "the chat template": inputs["chat_template_hash"][:12],
         },
         "resolved": {
-            "device": setup.device.partition(":")[0],
-            "dtype": dtype_name(setup.dtype),
-            "quantization": setup.quantization,
-            "engine": setup.engine.name,
-            "settings": setup.inputs["settings_hash"][:12],
+            "device": job.device.partition(":")[0],
+            "dtype": dtype_name(job.base.dtype),
+            "quantization": job.base.precision.quantization,
+            "engine": job.engine.name,
+            "settings": inputs["settings_hash"][:12],
         },
     }
 

@@ -9,7 +9,6 @@ from inlay.storage import write_file
 from inlay.training.checkpoint import Checkpoint
 from inlay.training.checkpoint_commands import checkpoint_at
 from inlay.training.job import AdapterJob
-from inlay.training.setup import Setup
 
 _SAME = (
     "batch_size", "seed", "optimizer", "lora_plus_ratio", "order", "order_column", "order_first", "order_epochs", "order_pool",
@@ -17,30 +16,30 @@ _SAME = (
 )  # fmt: skip
 
 
-def origin(setup: Setup) -> tuple[Run, Checkpoint] | None:
+def origin(job: AdapterJob) -> tuple[Run, Checkpoint] | None:
     """(run, checkpoint) that `train.branch_from` names, None where it names none.
 
     Raises: ConfigError, RunError, StorageError when there is no such checkpoint or it cannot be gone on from.
     """
-    reference = setup.config.train.branch_from
+    reference = job.config.train.branch_from
     if reference is None:
         return None
     name, step = runs.split_step(reference)
     if step is None:
         raise ConfigError(f"train.branch_from {reference}: names no step. Write RUN@STEP.")
-    run = runs.find(name, setup.config.output.folder)
+    run = runs.find(name, job.config.output.folder)
     checkpoint = checkpoint_at(run, step)
-    setup.recognise(run.record)
-    made_from, then, now = checkpoint.about["inputs"], run.config, setup.config
-    other = [key for key, digest in setup.inputs.items() if key != "settings_hash" and made_from.get(key) != digest]
+    job.recognise(run.record)
+    made_from, then, now = checkpoint.about["inputs"], run.config, job.config
+    other = [key for key, digest in job.inputs.items() if key != "settings_hash" and made_from.get(key) != digest]
     other += [f"train.{key}" for key in _SAME if getattr(then.train, key) != getattr(now.train, key)]
     one, two = (config.adapter.model_dump(exclude={"start_from"}) for config in (then, now))
     other += [f"adapter.{key}" for key in one if one[key] != two[key]]
     if other:
         raise RunError(f"train.branch_from {reference}: differs in {', '.join(other)}. A branch goes on with the same.")
-    if step >= setup.total_steps:
+    if step >= job.total_steps:
         raise RunError(
-            f"train.branch_from {reference}: this run ends at step {setup.total_steps} already. Raise train.max_steps."
+            f"train.branch_from {reference}: this run ends at step {job.total_steps} already. Raise train.max_steps."
         )
     return run, checkpoint
 
@@ -53,9 +52,9 @@ def begin(job: AdapterJob, run: Run, checkpoint: Checkpoint) -> None:
     progress.best_step = progress.best_eval_loss = progress.diagnosis = progress.plateau = None
     progress.evals_without_gain, progress.curve, progress.stopped_early = 0, [], False
     progress.planned_steps, progress.saved_step = job.total_steps, progress.step
-    if job.group.is_first:
+    if job.base.group.is_first:
         write_file(job.run.path / "metrics.jsonl", (run.path / "metrics.jsonl").read_bytes())
         job.run.truncate_metrics(progress.step - (progress.unfinished is not None), progress.rollbacks)
         job.save_checkpoint()
         job.saver.wait()
-    job.group.barrier()
+    job.base.group.barrier()

@@ -19,7 +19,6 @@ from inlay.runs.record import RunRecord
 from inlay.storage import replace_folder, write_file, write_json
 from inlay.training import checkpoint as checkpoints
 from inlay.training.job import AdapterJob
-from inlay.training.setup import Setup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,32 +31,32 @@ _MARKS = {
 }  # fmt: skip
 
 
-def export(setup: Setup, job: AdapterJob) -> int:
+def export(job: AdapterJob) -> int:
     """Writes `adapter/`, or after full fine-tuning `model/`, from the best or the last step; the model then holds it.
 
     Returns that step.
     """
     progress, step = job.progress, job.progress.step
-    if setup.config.train.export == "best" and progress.best_step is not None:
+    if job.config.train.export == "best" and progress.best_step is not None:
         step = progress.best_step
     if step != progress.step:
         kept = checkpoints.Checkpoint(job.run.checkpoints / f"step-{step:06d}")
         try:
-            checkpoints.load(kept)[0].load_into(job.model)
+            checkpoints.load(kept)[0].load_into(job.model, job.name)
         except StorageError as error:
             aside = f", now {checkpoints.set_aside(kept).name}" if kept.path.exists() else ""
             raise StorageError(
                 f"{error} It was the best step{aside}. To take the last one instead, set train.export to last in "
                 f"{job.run.path / 'config.yaml'} and resume."
             ) from None
-    whole = method_of(setup.config).trains_base
+    whole = method_of(job.config).trains_base
     card: dict[str, Any] = {
-        **setup.base.whereabouts(),
-        **setup.base_record,
-        "chat_template": setup.encoder.template_name,
-        "chat_template_hash": setup.encoder.template_hash,
-        "template_kwargs": setup.config.data.template_kwargs,
-        "data_hash": setup.data.data_hash,
+        **job.base.ref.whereabouts(),
+        **job.base_record,
+        "chat_template": job.encoder.template_name,
+        "chat_template_hash": job.encoder.template_hash,
+        "template_kwargs": job.config.data.template_kwargs,
+        "data_hash": job.data.data_hash,
         "run": job.run.name,
         "step": step,
         "metrics": {
@@ -66,16 +65,16 @@ def export(setup: Setup, job: AdapterJob) -> int:
         },
     }
 
-    if setup.named:
-        card |= {"class": setup.named.summary(), "module_names": setup.named.prefixes}
+    if job.base.named:
+        card |= {"class": job.base.named.summary(), "module_names": job.base.named.prefixes}
 
     def fill(folder: Path) -> None:
         if whole:
-            write_model(job.model, setup.base.folder, folder)
+            write_model(job.model, job.base.ref.folder, folder)
         else:
-            AdapterState.of(job.model).exported().under(setup.named).on(setup.base).write(folder)
-        setup.encoder.tokenizer.save_pretrained(str(folder))
-        _write_ends(setup.encoder, job.model, folder)
+            AdapterState.of(job.model, job.name).exported().under(job.base.named).on(job.base.ref).write(folder)
+        job.encoder.tokenizer.save_pretrained(str(folder))
+        _write_ends(job.encoder, job.model, folder)
         write_json(folder / CARD, card)
 
     replace_folder(job.run.model if whole else job.run.adapter, fill, {"step": step})

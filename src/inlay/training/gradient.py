@@ -1,4 +1,4 @@
-"""The gradient of one rank's part of a step."""
+"""The rows of a step that a rank computes, and their gradient."""
 
 from __future__ import annotations
 
@@ -6,22 +6,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.data.batches import Batch, collate
+from inlay.data.batches import Batch, collate, dealt, micro_batches, shared_out
 from inlay.engine.memory import trim_allocator
 from inlay.engine.profile import timed
 from inlay.training.job import AdapterJob
+from inlay.training.shares import share_size
 from inlay.training.signals import StopRequest
 
 
+def share_of(job: AdapterJob, rows: list[int], at_once: int, rank: int, size: int) -> list[list[int]]:
+    """The micro batches of a step that this rank computes: a function of the rows alone."""
+    if not job.has_dropout:
+        return shared_out(rows, job.lengths, at_once, size, padded=job.engine.name == "plain")[rank]
+    # whole ones, so that the same numbers are drawn for them whatever the number of processes; where there are too few,
+    # two for each process, of which one is short where the other is long
+    enough = share_size(len(rows), at_once) >= size
+    groups = micro_batches(rows, job.lengths, at_once if enough else share_size(len(rows), 2 * size))
+    return dealt(groups, job.lengths, size)[rank]
+
+
 def accumulate(
-    job: AdapterJob, step: int, micro_batches: list[list[int]], step_weight: float, stop: StopRequest
+    job: AdapterJob, step: int, groups: list[list[int]], step_weight: float, stop: StopRequest
 ) -> tuple[Tensor, list[int]]:
-    """Leaves the gradient of this rank's micro batches in the job's parameters.
+    """Leaves the gradient of this rank's micro batches, `groups` of rows, in the job's parameters.
 
     Returns their part of the step's mean loss, and the rows of the first micro batch whose loss is not finite.
     """
     total, bad_rows = torch.zeros((), device=job.device), []
-    for rows in micro_batches:
+    for rows in groups:
         if stop.asked:
             break
         _seed_draws(job.device, job.config.train.seed, step, rows[0])
@@ -40,7 +52,7 @@ def accumulate(
             bad_rows = [row for row, finite in zip(rows, finite_B, strict=True) if not finite] or rows
             break
     if job.loss_scale != 1.0:
-        for parameter in job.parameters:
+        for parameter in job.parameters.values():
             if parameter.grad is not None:
                 parameter.grad.div_(job.loss_scale)
     return total, bad_rows

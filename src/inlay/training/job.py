@@ -10,18 +10,22 @@ import torch
 from torch.optim import Optimizer
 
 from inlay.config import Config
+from inlay.config.identity import settings_hash
 from inlay.data.curriculum import Curriculum
+from inlay.data.encoding.encoder import Encoder
 from inlay.data.encoding.token_arrays import TokenSet
+from inlay.data.prepare import PreparedData
 from inlay.engine.autograd import Engine
+from inlay.engine.estimate import MemoryEstimate
 from inlay.engine.profile import timed
 from inlay.methods.state import AdapterState
 from inlay.runs.folder import Run
-from inlay.runs.record import OutOfMemoryEvent
+from inlay.runs.record import OutOfMemoryEvent, RunRecord
 from inlay.training import checkpoint as checkpoints
 from inlay.training import escape
+from inlay.training.base import TrainingBase
 from inlay.training.checkpoint import Checkpoint, Progress
 from inlay.training.optimizer import restore_state
-from inlay.training.process_group import ProcessGroup
 from inlay.training.saver import Saver
 from inlay.training.trackers import Tracker
 
@@ -32,41 +36,44 @@ _LOSS_SCALE = 1024.0  # of float16, whose small gradients would vanish
 
 @dataclass
 class AdapterJob:
-    """One adapter being trained over a frozen base."""
+    """One adapter being trained over a base that it may share with others: its config, data, optimizer and progress."""
 
+    base: TrainingBase
     config: Config
-    run: Run
-    model: Any
-    """PeftModel; its trainable parameters are the adapter."""
-    parameters: list[torch.nn.Parameter]
+    """Resolved: no setting is `auto`."""
+    reasons: dict[str, str]
+    """Why a setting that was `auto` has its value."""
+    name: str
+    """Of the adapter on the model."""
+    encoder: Encoder
+    data: PreparedData
+    parameters: dict[str, torch.nn.Parameter]
+    """All that is trained, by its name in the model."""
     engine: Engine
     """Computes loss and gradient of a micro batch."""
     optimizer: Optimizer
-    train: TokenSet
-    heldout: TokenSet
-    pad_id: int
-    device: str
-    group: ProcessGroup
-    micro_batch_size: int
+    targets: list[str]
+    """Modules that have an adapter."""
+    memory: MemoryEstimate
     eval_batch_size: int
-    peak_learning_rate: float
+    """Rows at a time of an evaluation: `eval.batch_size`, or as many as `train.max_memory` has room for."""
     total_steps: int
     eval_every: int
     save_every: int
-    autocast_dtype: torch.dtype | None = None
+    run: Run = field(init=False, repr=False)
+    """Set once the folder is there: whatever is wrong with a config is found before."""
+    base_digest: str = ""
+    """Under which the run knows its base."""
+    micro_batch_size: int = 0
     has_dropout: bool = False
     """Whether a pass draws random numbers, for the adapter or the base: then they belong to the micro batch."""
-    max_memory_bytes: int | None = None
-    """Limit of what a pass may hold; beyond it is out of memory."""
-    inputs: dict[str, str] = field(default_factory=dict)
-    """Digests of data, base, tokenizer and template; every checkpoint carries them."""
     versions: dict[str, str | None] = field(default_factory=dict)
     """Versions of the libraries that decide what a run computes; every checkpoint carries them."""
+    curriculum: Curriculum | None = None
+    """The order of the first epochs; None where it is random."""
     saver: Saver = field(default_factory=Saver)
     trackers: list[Tracker] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
-    curriculum: Curriculum | None = None
-    """The order of the first epochs; None where it is random."""
     out_of_memory_events: list[OutOfMemoryEvent] = field(default_factory=list)
     """Where memory ran out, and the rows of a batch since."""
     most_tokens: int = 0
@@ -77,20 +84,85 @@ class AdapterJob:
     lengths: np.ndarray = field(init=False)
     row_weights: np.ndarray = field(init=False)
     trained_counts: np.ndarray = field(init=False)
+    _digests: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._digests = {
+            "settings_hash": settings_hash(self.config),
+            "data_hash": self.data.data_hash,
+            "base_digest": "",
+            "tokenizer_hash": self.encoder.tokenizer_hash,
+            "chat_template_hash": self.encoder.template_hash,
+        }
         self.lengths, self.row_weights = self.train.lengths, self.train.row_weights
         self.trained_counts = self.train.trained_counts
+        self.micro_batch_size = self.micro_batch_size or int(self.config.train.micro_batch_size)
+        self.base_digest = self.base_digest or self.base.fingerprint.digest
+        self.progress.planned_steps = self.progress.planned_steps or self.total_steps
+
+    @property
+    def model(self) -> Any:
+        """The base with the adapters of all jobs on it."""
+        return self.base.model
+
+    @property
+    def device(self) -> str:
+        """Where model and batches are."""
+        return self.base.device
+
+    @property
+    def train(self) -> TokenSet:
+        """The training rows."""
+        return self.data.train
+
+    @property
+    def heldout(self) -> TokenSet:
+        """The held-out rows."""
+        return self.data.heldout
+
+    @property
+    def trainable(self) -> int:
+        """Numbers that are trained."""
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills rows of a batch; it counts nowhere."""
+        return self.encoder.pad_id
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """Learning rate at the end of the warmup."""
+        return float(self.config.train.learning_rate)
+
+    @property
+    def base_record(self) -> dict[str, Any]:
+        """What tells the base from others: for run.json and the adapter's card."""
+        seen, commit = self.base.fingerprint.to_json(), self.base.ref.pinned_commit
+        return {"base_digest": self.base_digest, "base_fingerprint": seen, "base_commit": commit}
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Digests of everything that decides the numbers of the run; every checkpoint carries them."""
+        return self._digests | {"base_digest": self.base_digest}
+
+    def recognise(self, record: RunRecord) -> str:
+        """The difference between the base and that of a run's record; without any, the recorded digest holds from here on."""
+        difference = self.base.ref.difference(record.base)
+        if not difference:
+            self.base_digest = record.base_digest
+        return difference
 
     @property
     def is_over(self) -> bool:
-        """Whether no step is left to make; the last one may still be unfinished."""
-        return self.progress.step >= self.total_steps or self.progress.stopped_early
+        """Whether no step is left to make or to finish."""
+        progress = self.progress
+        return progress.unfinished is None and (progress.step >= self.total_steps or progress.stopped_early)
 
     @property
     def loss_scale(self) -> float:
         """Factor on the loss before the backward pass."""
-        return _LOSS_SCALE if self.autocast_dtype == torch.float16 else 1.0
+        return _LOSS_SCALE if self.base.autocast_dtype == torch.float16 else 1.0
 
     def batch_size_at(self, phase: str, step: int) -> int:
         """Rows of one forward pass: as configured, or fewer since an out-of-memory event up to this step."""
@@ -112,7 +184,7 @@ class AdapterJob:
         needed = {self.progress.best_step, self.progress.saved_step, *self._needed_for_escape()}
         self.progress.metrics_seal = self.run.seal_metrics()
         kept = checkpoints.snapshot(
-            AdapterState.of(self.model), self.optimizer, self.progress, self.inputs, self.versions
+            AdapterState.of(self.model, self.name), self.optimizer, self.progress, self.inputs, self.versions
         )
 
         def write() -> None:
@@ -130,6 +202,6 @@ class AdapterJob:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes weights, optimizer and progress from the checkpoint. Raises: StorageError when it is damaged."""
         adapter, tensors, values, progress = checkpoints.load(checkpoint)
-        adapter.load_into(self.model)
+        adapter.load_into(self.model, self.name)
         restore_state(self.optimizer, tensors, values)
         self.progress = progress

@@ -6,6 +6,7 @@ halves: the optimizer's, then evaluation, metrics and checkpoint. A stop between
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import statistics
@@ -25,19 +26,18 @@ from inlay.engine.batch_invariance import batch_groups
 from inlay.engine.loss import counted, score_rows
 from inlay.engine.memory import peak_bytes, trim_allocator
 from inlay.engine.profile import timed
-from inlay.errors import Interrupted
-from inlay.methods.adapter import adapter_disabled
+from inlay.errors import Interrupted, TrainingError
+from inlay.methods.adapter import adapter_disabled, only
 from inlay.runs.folder import Run
 from inlay.runs.record import Diagnosis
 from inlay.runs.reporter import Reporter
 from inlay.training import escape, guards, plateau
-from inlay.training.gradient import accumulate
+from inlay.training.gradient import accumulate, share_of
 from inlay.training.job import EVALUATION, TRAINING, AdapterJob
 from inlay.training.nonfinite_recovery import recover
 from inlay.training.optimizer import set_learning_rate
 from inlay.training.out_of_memory import run_with_oom_retry
 from inlay.training.schedule import learning_rate, warmup_steps
-from inlay.training.shares import share_of
 from inlay.training.signals import StopRequest
 
 _SHOWN = {"loss": "loss", "lr": "learning_rate", "norm": "grad_norm", "tok/s": "tokens_per_s", "memory": "memory_bytes"}
@@ -52,10 +52,19 @@ class TrainingLoop:
 
     def __init__(self, jobs: Sequence[AdapterJob], stop: StopRequest, reporter: Reporter) -> None:
         self.jobs, self.stop, self.reporter = list(jobs), stop, reporter
-        self.group = self.jobs[0].group
+        self.group = self.jobs[0].base.group
+        self.failures: dict[str, TrainingError] = {}
+        """Of jobs that cannot be trained further, by the names of their adapters."""
+
+    @property
+    def sound_jobs(self) -> list[AdapterJob]:
+        """The jobs that have not failed."""
+        return [job for job in self.jobs if job.name not in self.failures]
 
     def run(self) -> None:
         """Trains until each job's last step or early stop; progress, metrics and checkpoints are in its run folder.
+
+        A job that fails leaves the others to end as they would alone; then its error is raised.
 
         Raises: NonFinite where `train.on_nonfinite` stops, naming step and rows; Interrupted after a signal, with a
         checkpoint of the last whole step on the disk.
@@ -63,14 +72,25 @@ class TrainingLoop:
         self.reporter.start(sum(job.total_steps for job in self.jobs), self._steps_done(), "step")
         try:
             for job in self.jobs:
-                self._save_place_to_go_back_to(job)
-            while training := [job for job in self.jobs if job.progress.unfinished is not None or not job.is_over]:
+                with self.active(job):
+                    self._save_place_to_go_back_to(job)
+            while training := [job for job in self.sound_jobs if not job.is_over]:
                 for job in training:
-                    self._advance(job)
+                    try:
+                        with self.active(job):
+                            self._advance(job)
+                    except TrainingError as failure:
+                        self.failures[job.name] = failure
+            if self.failures:
+                raise next(iter(self.failures.values()))
             for job in self.jobs:
                 job.saver.wait()
         finally:
             self.reporter.end()
+
+    def active(self, job: AdapterJob) -> contextlib.AbstractContextManager[None]:
+        """Inside, the job's adapter alone acts on the model."""
+        return only(job.model, job.name) if len(job.base.names) > 1 else contextlib.nullcontext()
 
     def note(self, job: AdapterJob, text: str) -> None:
         """Tells the reporter a line about one job, with the name of its run where there are several."""
@@ -140,15 +160,16 @@ class TrainingLoop:
         """(learning rate, norm of the gradient): sums the gradients of all ranks and applies them. Raises: NonFinite."""
         config, progress = job.config.train, job.progress
         self.group.sum(loss)
-        self.group.sum_gradients(job.parameters)
-        norm = torch.nn.utils.clip_grad_norm_(job.parameters, config.max_grad_norm)
+        parameters = list(job.parameters.values())
+        self.group.sum_gradients(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         guards.require_finite(self.group, job.train, step, rows, bad_rows, float(loss), float(norm))
         rate = progress.learning_rate_factor * learning_rate(config, job.peak_learning_rate, step, job.total_steps)
         set_learning_rate(job.optimizer, rate)
-        before = guards.BeforeFirstStep.of(job.model) if progress.train_loss is None else None
+        before = guards.BeforeFirstStep.of(job.model, job.name) if progress.train_loss is None else None
         job.optimizer.step()
         job.optimizer.zero_grad(set_to_none=True)
-        guards.require_finite_update(self.group, job.parameters, job.optimizer, step)
+        guards.require_finite_update(self.group, parameters, job.optimizer, step)
         if before is not None:
             before.require_moved()
         return rate, norm
@@ -180,7 +201,7 @@ class TrainingLoop:
 
     def _save_all(self) -> None:
         """Writes the checkpoint of each job's last whole step, on the disk when this returns."""
-        for job in self.jobs:
+        for job in self.sound_jobs:
             if job.progress.step > 0:
                 self._save(job)
                 job.saver.wait()
@@ -213,7 +234,7 @@ class TrainingLoop:
                 micro_batches(range(len(tokens)), tokens.lengths, batch_size), tokens.lengths
             )
             own = self._until_stopped(dealt(groups, tokens.lengths, self.group.size)[self.group.rank])
-            return score_rows(job.model, tokens, counted(own, reached), job.pad_id, job.device, job.autocast_dtype)
+            return score_rows(job.model, tokens, counted(own, reached), job.pad_id, job.device, job.base.autocast_dtype)
 
         trim_allocator(job.device)  # its batches are of other sizes than what training has left
         own, _ = run_with_oom_retry(job, EVALUATION, job.progress.step, partial(self.note, job), scores)
@@ -304,7 +325,7 @@ class TrainingLoop:
         """Raises: Interrupted when any rank was asked to stop, with a checkpoint of each job's last step on the disk."""
         if not self.group.any(self.stop.asked):
             return
-        for job in self.jobs:
+        for job in self.sound_jobs:
             job.optimizer.zero_grad(set_to_none=True)
             if self.group.is_first and job.progress.step > 0:
                 job.save_checkpoint()

@@ -55,11 +55,11 @@ def _roll_back(job: AdapterJob, found: NonFinite, note: Callable[[str], None], s
     failed, folder = job.progress, job.run.checkpoints
     job.saver.wait()
     back = Checkpoint(folder / f"step-{failed.saved_step:06d}")
-    if job.group.is_first:  # before the older one changes: whoever resumes in between comes here again
+    if job.base.group.is_first:  # before the older one changes: whoever resumes in between comes here again
         for checkpoint in reversed(checkpoints.listed(folder)):
             if checkpoint.step > back.step:
                 checkpoints.delete(checkpoint)
-    job.group.barrier()
+    job.base.group.barrier()
     job.restore(back)
     progress = job.progress
     progress.train_time_s = failed.train_time_s
@@ -72,7 +72,7 @@ def _roll_back(job: AdapterJob, found: NonFinite, note: Callable[[str], None], s
         "batches_passed": [failed.position(back.step) + 1, failed.position(found.step)],
     }
     progress.rollbacks = [*failed.rollbacks, event]
-    if job.group.is_first:  # first the lines: the checkpoint seals them
+    if job.base.group.is_first:  # first the lines: the checkpoint seals them
         job.run.truncate_metrics(back.step, progress.rollbacks)
     save()
     job.saver.wait()

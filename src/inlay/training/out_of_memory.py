@@ -26,11 +26,11 @@ def run_with_oom_retry(
 
     Raises: what the allocator raised once a single row is too much.
     """
-    group = job.group
+    group = job.base.group
     while True:
         size, failed = job.batch_size_at(phase, step), ""
         try:
-            with limited(job.device, job.max_memory_bytes):
+            with limited(job.device, job.base.max_memory_bytes):
                 result = compute(size)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or (size == 1 and group.size == 1):

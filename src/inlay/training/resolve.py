@@ -14,6 +14,7 @@ from inlay.data.batches import collate, step_rows
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.prepare import PreparedData
 from inlay.errors import AdapterError, ModelError
+from inlay.methods.method import TRAINED
 from inlay.methods.state import AdapterState
 from inlay.methods.table import method_of
 from inlay.methods.target_modules import layers_for_roles, resolve_targets
@@ -68,7 +69,7 @@ def sample_batches(config: Config, data: PreparedData, encoder: Encoder, device:
         yield {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
 
 
-def start_from(config: Config, model: Any, base: BaseRef) -> str:
+def start_from(config: Config, model: Any, base: BaseRef, adapter_name: str = TRAINED) -> str:
     """Puts the adapter that `adapter.start_from` names into the model; what to tell of its run, usually nothing.
 
     Raises: AdapterError when it is none, or when it differs from the config in what an adapter computes.
@@ -95,7 +96,7 @@ def start_from(config: Config, model: Any, base: BaseRef) -> str:
             f"Set adapter.{setting}={found} to go on from it."
         )
     try:
-        state.load_into(model)
+        state.load_into(model, adapter_name)
     except AdapterError as error:
         raise AdapterError(f"adapter.start_from {reference}: {str(error).removeprefix('adapter: ')}") from None
     return caution

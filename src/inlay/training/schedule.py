@@ -8,10 +8,23 @@ import numpy as np
 
 from inlay.config import Config
 from inlay.config.sections.train import TrainConfig
+from inlay.data.batches import steps_per_epoch
 from inlay.errors import ConfigError
 from inlay.methods.table import method_of
 
 _DECAY_SHARE = 0.2  # of the steps, for wsd
+
+
+def length_of(train: TrainConfig, drawn: int) -> tuple[int, int, int]:
+    """(steps in all, between evaluations, between checkpoints) of a run whose epochs draw so many rows."""
+    per_epoch = steps_per_epoch(drawn, train.batch_size)
+    total = train.max_steps or per_epoch * train.epochs
+    eval_every = _every(train.eval_steps, max(1, math.ceil(total / 10)), per_epoch)
+    return total, eval_every, _every(train.save_steps, eval_every, per_epoch)
+
+
+def _every(setting: str | int, auto: int, per_epoch: int) -> int:
+    return per_epoch if setting == "epoch" else auto if setting == "auto" else int(setting)
 
 
 def require_warmup(train: TrainConfig, total: int) -> None:

@@ -26,11 +26,13 @@ from inlay.methods.table import METHODS, method_of
 from inlay.models.base import find_base
 from inlay.models.dropout import switch_off
 from inlay.runs.reporter import Reporter
-from inlay.tasks.opened_base import OpenedBase
+from inlay.tasks.opened_base import OpenedBase, Precision
 from inlay.training.gradient import accumulate
+from inlay.training.memory_budget import parse_bytes, token_cap, work_of
 from inlay.training.process_group import ProcessGroup
 from inlay.training.resolve import targets_of
-from inlay.training.setup import length_of, parse_bytes, set_up, token_cap, work_of
+from inlay.training.schedule import length_of
+from inlay.training.setup import set_up
 from inlay.training.signals import StopRequest
 from inlay.workflows.benchmark_layers import Load, Speed
 
@@ -192,13 +194,13 @@ class _Situation:
         packed = "nf4" if kind == "none" else kind
         small = self.bare.in_int8() if packed == "int8" else self.bare.in_nf4(config.model.double_quantization)
         lora = _adapted(architecture, config, "lora", dtype)
-        plain = work_of(*lora, self.device, dtype, "none")
+        plain = work_of(*lora, Precision(self.device, dtype))
         ways = {"lora": (self.bare, plain)}
         if config.adapter.method not in ("lora", "full"):
             own = _adapted(architecture, config, config.adapter.method, dtype)
             held = self.bare if kind == "none" else small
-            ways[config.adapter.method] = held, work_of(*own, self.device, dtype, kind)
-        ways["qlora"] = small, work_of(*lora, self.device, dtype, packed)
+            ways[config.adapter.method] = held, work_of(*own, Precision(self.device, dtype, kind))
+        ways["qlora"] = small, work_of(*lora, Precision(self.device, dtype, packed))
         full = replace(
             plain,
             engine="plain",
@@ -374,9 +376,8 @@ def _largest(needed: Callable[[int], int], room: int, most: int) -> int:
 def _calibrated(found: Plan, situation: _Situation, reporter: Reporter) -> Plan:
     """With the peak and the seconds of the heaviest and of a middling micro batch of the run itself."""
     settings = situation.config.train.model_copy(update={"micro_batch_size": found.micro_batch_size})
-    setup = set_up(situation.config.model_copy(update={"train": settings}), reporter, ProcessGroup())
-    job = setup.job(None)
-    loads = [load for step in situation.loads(found.micro_batch_size, setup.engine.name) for load in step]
+    job = set_up(situation.config.model_copy(update={"train": settings}), reporter, ProcessGroup())
+    loads = [load for step in situation.loads(found.micro_batch_size, job.engine.name) for load in step]
     by_tokens = sorted(loads, key=lambda load: load.tokens)
     heaviest, middling = by_tokens[-1], by_tokens[len(by_tokens) // 2]
     passes: dict[Load, list[float]] = {heaviest: [], middling: []}
@@ -390,7 +391,7 @@ def _calibrated(found: Plan, situation: _Situation, reporter: Reporter) -> Plan:
                 synchronize(torch.device(job.device))
                 times.append(time.perf_counter() - began)
                 began = time.perf_counter()
-                torch.nn.utils.clip_grad_norm_(job.parameters, job.config.train.max_grad_norm)
+                torch.nn.utils.clip_grad_norm_(job.parameters.values(), job.config.train.max_grad_norm)
                 job.optimizer.step()
                 updates.append(time.perf_counter() - began)
             job.optimizer.zero_grad(set_to_none=True)

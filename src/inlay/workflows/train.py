@@ -38,8 +38,8 @@ from inlay.training.signals import StopRequest, save_on_signal, stop_on_signals,
 
 if TYPE_CHECKING:
     from inlay.data.types import Example
+    from inlay.training.job import AdapterJob
     from inlay.training.process_group import ProcessGroup
-    from inlay.training.setup import Setup
     from inlay.workflows.train_process import Attempt
 
 Confirm = Callable[[str], bool]
@@ -133,25 +133,24 @@ def _prepared(
     machine = _machine(effective, group) if group.is_first else {}
     for warning in machine.get("warnings", ()):
         reporter.note(f"warning: {warning}")
-    setup = set_up(effective, reporter, group, run.base_revision if goes_on else None)
-    has_answers = any(e.messages[0].role != "text" for e in setup.data.heldout_examples)
+    job = set_up(effective, reporter, group, run.base_revision if goes_on else None)
+    has_answers = any(e.messages[0].role != "text" for e in job.data.heldout_examples)
     primary_metric(effective.eval.metric, has_answers=has_answers)
-    require_same(setup, config, group)
+    require_same(job, config)
     branched = None
     if goes_on:
-        _refuse_other_inputs(run, setup)
+        _refuse_other_inputs(run, job)
     else:
-        branched = origin(setup)
+        branched = origin(job)
     held.enter_context(stop_on_signals(stop))
     if group.is_first:
-        require_space(run.path, _space_needed_bytes(setup))
-        run = _open_folder(claim, setup, reporter, held, named=config.output.name is not None or group.size > 1)
+        require_space(run.path, _space_needed_bytes(job))
+        run = _open_folder(claim, job, reporter, held, named=config.output.name is not None or group.size > 1)
         run.write_record(replace(run.record, machine=machine))
         logged.opened(run)
         held.enter_context(_recorded(run))
-    run = Run(Path(group.broadcast_text(str(run.path))))  # from here on the folder is there
-    job = setup.job(run)
-    attempt = Attempt(setup, job, TrainingLoop([job], stop, reporter), began)
+    run = job.run = Run(Path(group.broadcast_text(str(run.path))))  # from here on the folder is there
+    attempt = Attempt(job, TrainingLoop([job], stop, reporter), began)
     if branched:
         return run, attempt, partial(begin_branch, job, *branched)
     return run, attempt, attempt.restore if goes_on else None
@@ -304,17 +303,17 @@ _INPUTS = {
 }
 
 
-def _refuse_other_inputs(run: Run, setup: Setup) -> None:
+def _refuse_other_inputs(run: Run, job: AdapterJob) -> None:
     from inlay.evaluation.score import read_held_out
 
     record = run.record
-    base = setup.recognise(record)
-    then, now = record.inputs, setup.inputs
+    base = job.recognise(record)
+    then, now = record.inputs, job.inputs
     other = [key for key in now if then[key] != now[key]]
     changed = [_INPUTS[key] + (f" ({base})" if key == "base_digest" else "") for key in other]
     digests = "".join(f"\n  {key}: {then[key][:12]} then, {now[key][:12]} now" for key in other)
     if not changed:
-        kept, drawn = _wherever_it_lies(read_held_out(run.heldout)), _wherever_it_lies(setup.data.heldout_examples)
+        kept, drawn = _wherever_it_lies(read_held_out(run.heldout)), _wherever_it_lies(job.data.heldout_examples)
         changed = [] if kept == drawn else ["the held-out rows"]
     if changed:
         raise RunError(
@@ -329,7 +328,7 @@ def _wherever_it_lies(examples: Iterable[Example]) -> list[Example]:
 
 
 def _open_folder(
-    claim: RunSelection, setup: Setup, reporter: Reporter, held: contextlib.ExitStack, *, named: bool
+    claim: RunSelection, job: AdapterJob, reporter: Reporter, held: contextlib.ExitStack, *, named: bool
 ) -> Run:
     """The run's folder, locked and with its first files in it."""
     from inlay.data.reading.read import as_lines
@@ -340,8 +339,8 @@ def _open_folder(
     if claim.goes_on:
         resumed_at = datetime.now(UTC).isoformat(timespec="seconds")
         run.write_record(replace(run.record, status=RUNNING, error=None, failed_step=None, resumed_at=resumed_at))
-        if setup.config.train != run.config.train:  # extended
-            write_file(run.path / "config.yaml", as_yaml(anchored(setup.config), setup.reasons))
+        if job.config.train != run.config.train:  # extended
+            write_file(run.path / "config.yaml", as_yaml(anchored(job.config), job.reasons))
         sweep_staging(run.path)
         sweep_staging(run.checkpoints)
         sweep_staging(run.reports)
@@ -351,25 +350,25 @@ def _open_folder(
     while not runs.created(run):
         if named:
             raise RunError(f"{run.path}: another process made this run just now. Give another --name.")
-        run = runs.next_numbered(setup.config)
+        run = runs.next_numbered(job.config)
     held.enter_context(owned(run.path))
-    write_file(run.path / "config.yaml", as_yaml(anchored(setup.config), setup.reasons))
-    write_file(run.heldout, as_lines(setup.data.heldout_examples))
+    write_file(run.path / "config.yaml", as_yaml(anchored(job.config), job.reasons))
+    write_file(run.heldout, as_lines(job.data.heldout_examples))
     begun = RunRecord(
         status=RUNNING,
         started_at=datetime.now(UTC).isoformat(timespec="microseconds"),
-        seed=setup.config.train.seed,
+        seed=job.config.train.seed,
         versions=library_versions(),
-        device=setup.device,
-        dtype=dtype_name(setup.dtype),
-        quantization=setup.quantization,
-        heldout_available=setup.data.heldout_available,
-        max_length=setup.data.max_length,
-        eval_batch_size=setup.eval_batch_size,
-        trainable_parameters=setup.trainable,
-        total_parameters=setup.total_parameters,
+        device=job.device,
+        dtype=dtype_name(job.base.dtype),
+        quantization=job.base.precision.quantization,
+        heldout_available=job.data.heldout_available,
+        max_length=job.data.max_length,
+        eval_batch_size=job.eval_batch_size,
+        trainable_parameters=job.trainable,
+        total_parameters=job.base.total_parameters,
         error=None,
-        **(setup.inputs | setup.base_record),
+        **(job.inputs | job.base_record),
     )
     run.write_record(begun)
     return run
@@ -406,13 +405,13 @@ def _recorded(run: Run) -> Iterator[None]:
         raise
 
 
-def _space_needed_bytes(setup: Setup) -> int:
+def _space_needed_bytes(job: AdapterJob) -> int:
     from inlay.training import escape
 
-    checkpoints = setup.config.train.keep_checkpoints + 2
-    if setup.config.train.on_plateau == "escape":
-        checkpoints += len(escape.needed(setup.total_steps, setup.save_every, setup.eval_every))
-    return setup.trainable * (12 * checkpoints + 4) + 20_000_000
+    checkpoints = job.config.train.keep_checkpoints + 2
+    if job.config.train.on_plateau == "escape":
+        checkpoints += len(escape.needed(job.total_steps, job.save_every, job.eval_every))
+    return job.trainable * (12 * checkpoints + 4) + 20_000_000
 
 
 class _Silent:

@@ -21,18 +21,15 @@ from inlay.methods.adapter import adapter_disabled
 from inlay.methods.state import AdapterState
 from inlay.proof.verify import Start, prove_trained
 from inlay.runs.record import FINISHED, Diagnosis, Plateau, ProcessShare, Result
-from inlay.runs.reporter import LateBar, Reporter, bytes_shown, duration_shown
+from inlay.runs.reporter import LateBar, Reporter
 from inlay.training import checkpoint as checkpoints
 from inlay.training import finish
-from inlay.training.calibrate import seconds_per_token
-from inlay.training.job import TRAINING, AdapterJob
+from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop, resume_hint
 from inlay.training.loss_curriculum import by_loss
-from inlay.training.out_of_memory import run_with_oom_retry
+from inlay.training.pre_flight import look_ahead, pre_flight
 from inlay.training.process_group import ProcessGroup
 from inlay.training.schedule import learning_rate
-from inlay.training.setup import Setup
-from inlay.training.shares import share_size
 from inlay.training.trackers import open_trackers
 from inlay.typed_json import decode, encode
 
@@ -43,7 +40,6 @@ _SMALLER = "set train.gradient_checkpointing=true, or quantize the base."
 class Attempt:
     """What all its parts look at."""
 
-    setup: Setup
     job: AdapterJob
     loop: TrainingLoop
     began: float
@@ -51,10 +47,12 @@ class Attempt:
 
     @property
     def group(self) -> ProcessGroup:
+        """The processes at this run."""
         return self.loop.group
 
     @property
     def reporter(self) -> Reporter:
+        """Where progress goes; silent on all ranks but the first."""
         return self.loop.reporter
 
     def train(self, begin: Callable[[], None] | None, profile: bool) -> None:
@@ -68,9 +66,9 @@ class Attempt:
                 with group.failing_together():
                     begin()
                     group.agree()
-            if self.setup.config.train.order == "loss":
+            if job.config.train.order == "loss":
                 job.curriculum = by_loss(self.loop, job)
-            reporter.block("pre-flight", [*self.setup.facts(), *self._forecast()])
+            reporter.block("pre-flight", pre_flight(job, look_ahead(self.loop, job)).block())
             self._steps(profile)
             self.loop.raise_if_interrupted()
             reporter.stage("saving the adapter and checking that it is what was trained")
@@ -117,43 +115,11 @@ class Attempt:
             f"{rate * progress.learning_rate_factor:.3g}, {progress.step * min(settings.batch_size, job.train.drawn):,} rows seen) from {newest.path}"
         )
 
-    def _forecast(self) -> list[tuple[str, str]]:
-        """Memory and time of what is still to be done, by a micro batch that is computed for it."""
-        setup, job = self.setup, self.job
-        group, share = self.group, share_size(setup.config.train.batch_size, self.group.size)
-        pace_s, _ = run_with_oom_retry(
-            job, TRAINING, job.progress.step, self.reporter.note,
-            lambda size: seconds_per_token(job, min(size, share), self.loop.stop),
-        )  # fmt: skip
-        self.loop.raise_if_interrupted()
-        pace_s = group.max(pace_s)  # the slowest has the others wait
-        remaining = job.total_steps - job.progress.step
-        per_step = job.train.token_count / len(job.train) * min(setup.config.train.batch_size, job.train.drawn)
-        evaluations = remaining // job.eval_every + 1
-        # a forward pass alone costs about a third of forward and backward
-        expected_s = pace_s / group.size * (remaining * per_step + evaluations * job.heldout.token_count / 3)
-        speed = f"{1 / pace_s:,.0f} tokens/s in one micro batch" + (" of each process" if group.size > 1 else "")
-        memory = setup.memory
-        parts = {
-            "weights": memory.weights,
-            "adapter and optimizer": memory.adapter + memory.gradients + memory.optimizer,
-            "activations": memory.activations,
-            "logits and workspace": max(memory.logits, memory.workspace),
-        }
-        if left := memory.total - sum(parts.values()):
-            parts["copies, kernels and what stays in the heap"] = left
-        shown = ", ".join(f"{name} {bytes_shown(size)}" for name, size in parts.items())
-        return [
-            ("memory", f"about {bytes_shown(memory.total)} beside Python and its libraries: {shown}"),
-            ("expected time", f"about {duration_shown(expected_s)} ({speed})"),
-            ("run folder", str(job.run.path)),
-        ]
-
     def _steps(self, profile: bool) -> None:
         """The steps that are left, with the trackers that follow them; `profile` says where their time went."""
         job, run = self.job, self.job.run
         if self.group.is_first:
-            job.trackers = open_trackers(self.setup.config, run.path, run.name, job.progress.step)
+            job.trackers = open_trackers(job.config, run.path, run.name, job.progress.step)
         try:
             with profiled(job.device) if profile else contextlib.nullcontext() as seen:
                 self.loop.run()
@@ -174,10 +140,10 @@ class Attempt:
         """
         group, job = self.group, self.job
         with group.failing_together():
-            step = finish.export(self.setup, job) if group.is_first else 0
+            step = finish.export(job) if group.is_first else 0
             step = int(group.broadcast_text(str(step)))
         if step != job.progress.step:
-            AdapterState.shared_by(group.copy, job.model)
+            AdapterState.shared_by(group.copy, job.model, job.name)
         with group.failing_together():
             if group.is_first:
                 self._prove(step, start)
@@ -185,7 +151,7 @@ class Attempt:
         return step
 
     def _prove(self, step: int, start: Start) -> None:
-        found = prove_trained(self.setup, self.job, step, start)
+        found = prove_trained(self.job, step, start)
         failed = [f"  {one.name}: {one.found}" for one in found if one.passed is False]
         if failed:
             raise TrainingError(
@@ -196,14 +162,14 @@ class Attempt:
 
     def _conclude(self, step: int) -> None:
         """Judges the exported adapter, which is the one in the model, and finishes the run."""
-        job, settings, group = self.job, self.setup.config, self.group
+        job, settings, group = self.job, self.job.config, self.group
         base = self._judged(adapter_disabled(job.model))
         adapter = self._judged(contextlib.nullcontext())
         self._leave_finished()
         processes = self._processes()
         if not group.is_first:
             return
-        examples = self.setup.data.heldout.examples
+        examples = job.data.heldout.examples
         difference = loss_difference(base, adapter, settings.eval.resamples, settings.train.seed, examples=examples)
         progress = job.progress
         result = Result(

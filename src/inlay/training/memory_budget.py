@@ -1,0 +1,128 @@
+"""The memory that a run may hold, and the largest batches that fit into it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from inlay.config import Config
+from inlay.engine.estimate import MemoryEstimate, Shape, Work, estimate, largest_micro_batch
+from inlay.engine.lm_head import head_of
+from inlay.engine.memory import held_bytes
+from inlay.engine.select_engine import expected_engine
+from inlay.errors import ConfigError
+from inlay.hardware.facts import memory_facts
+from inlay.hardware.probe import product_dtype
+from inlay.methods.adapter import trained_parameters
+from inlay.methods.lora import expert_bytes
+from inlay.methods.method import TRAINED
+from inlay.methods.table import method_of
+from inlay.runs.reporter import bytes_shown
+from inlay.tasks.opened_base import Precision
+from inlay.training.choices import Choices
+from inlay.training.launcher import launch
+from inlay.training.process_group import ProcessGroup
+from inlay.training.shares import share_size
+
+_TOKEN_CAP = {"cpu": 4096, "mps": 4096, "cuda": 16384}
+_TOKEN_CAP_16_BIT_CPU = 8192  # its matmuls are so quick that calls between them count
+
+
+def fit_batches(
+    model: Any, work: Work, choices: Choices, max_length: int, device: str, group: ProcessGroup
+) -> tuple[MemoryEstimate, int]:
+    """(memory of the micro batch, which is settled here; rows at a time of an evaluation that needs no more).
+
+    Raises: ConfigError when it is more than `train.max_memory` leaves.
+    """
+    config, train, shape = choices.config, choices.config.train, Shape.of(model)
+    # all ranks cut alike, as the smallest of them must
+    room = min(map(int, group.gather(str(_room_bytes(shape, config, work.adapter, device)))))
+    micro = train.micro_batch_size
+    if micro == "auto":
+        micro, reason = largest_micro_batch(
+            shape, work, train.batch_size, max_length, room, token_cap(device, work, shape)
+        )
+        choices.settle("train.micro_batch_size", micro, reason)
+    # of a step's longest rows no process has more than this at once; of short ones it has no more tokens
+    micro_size = min(int(micro), share_size(train.batch_size, group.size))
+    memory = estimate(shape, work, micro_size * max_length, max_length)
+    if train.max_memory is None:
+        return memory, config.eval.batch_size
+    if memory.total > room:
+        raise ConfigError(
+            f"train.max_memory: the run needs about {bytes_shown(memory.total)} at micro_batch_size {micro_size}, and "
+            f"{train.max_memory} leave {bytes_shown(max(0, room))} beside what Python and the libraries hold. Lower "
+            "train.micro_batch_size, data.max_length or adapter.rank, set train.gradient_checkpointing=true, or quantize."
+        )
+    # a forward pass alone saves no more than one with gradient checkpointing
+    cap, forward = config.eval.batch_size * max_length, replace(work, recompute=True, engine="plain")
+    rows, _ = largest_micro_batch(shape, forward, config.eval.batch_size, max_length, room, cap)
+    return memory, rows
+
+
+def token_cap(device: str, work: Work, shape: Shape) -> int:
+    """Tokens of a micro batch, beyond which speed stops growing."""
+    if device == "cpu" and work.engine == "direct" and (work.width or shape.width) < 4:
+        return _TOKEN_CAP_16_BIT_CPU
+    return _TOKEN_CAP[device.partition(":")[0]]
+
+
+def work_of(config: Config, model: Any, precision: Precision, name: str = TRAINED) -> Work:
+    """How the gradient of an adapter on the model will be computed, as far as that is known without trying."""
+    device, dtype, quantization = precision
+    method = method_of(config)
+    engine = expected_engine(config.train.engine, model, device, dtype, quantization, name)
+    widens = engine == "direct" and (quantization != "none" or product_dtype(device, dtype) != dtype)
+    return Work(
+        engine=engine,
+        recompute=config.train.gradient_checkpointing,
+        offload=config.train.activation_offload,
+        adapter=0 if method.trains_base else sum(p.numel() for p in trained_parameters(model, name).values()),
+        rank=config.adapter.rank if method.has_rank else 0,
+        method=config.adapter.method,
+        virtual_tokens=method.virtual_tokens(config),
+        unpacks=quantization == "nf4",
+        optimizer=config.train.optimizer,
+        head_in_chunks=head_of(model) is not None,
+        leaves_holes=device == "cpu" and keeps_freed(config),
+        makes_kernels=device == "cpu" and (product_dtype(device, dtype) if engine == "direct" else dtype).itemsize < 4,
+        experts=expert_bytes(model, name) if config.adapter.experts else 0,
+        width=product_dtype(device, dtype).itemsize if widens else None,
+    )
+
+
+def keeps_freed(config: Config) -> bool:
+    """Whether a CPU's freed blocks stay for the next step: not where memory is what counts."""
+    return config.train.max_memory is None and not config.train.gradient_checkpointing
+
+
+def _room_bytes(shape: Shape, config: Config, trainable: int, device: str) -> int:
+    """Memory to plan a run with; of `train.max_memory` what Python and the libraries leave."""
+    if config.train.max_memory:
+        loaded = shape.weight_bytes + 4 * trainable
+        return parse_bytes(config.train.max_memory) - max(0, held_bytes(device) - loaded)
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * 0.9)
+    return int(memory_facts().available_bytes * 0.7) // launch().local_size
+
+
+_UNITS = {
+    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
+}  # fmt: skip
+
+
+def parse_bytes(text: str, where: str = "train.max_memory") -> int:
+    """`8GB`, `500 MB`, `2e9` as bytes. Raises: ConfigError."""
+    compact = text.replace(" ", "").upper()
+    number = compact.rstrip("BKMGTI")
+    try:
+        value = float(number) * _UNITS[compact[len(number) :]]
+    except (ValueError, KeyError):
+        raise ConfigError(f"{where}: not an amount (got {text!r}). Write 8GB or 500MB.") from None
+    if not 0 < value < 1e18:
+        raise ConfigError(f"{where}: must be above 0 and below 1e18 bytes (got {text!r}).")
+    return int(value)
