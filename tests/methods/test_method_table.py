@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from inlay import api
 from inlay.config import Config
 from inlay.config.sections.adapter import METHOD_SETTINGS
-from inlay.methods.method import Beginning, FirstToMove, Kept, Method, PeftSettings, require_places
+from inlay.methods.method import AttachInputs, FirstToMove, Kept, Method, PeftSettings, require_places
 from inlay.methods.table import METHODS
 from inlay.runs.reporter import PlainReporter
 from inlay.workflows.compare_methods import VARIANTS
@@ -42,7 +42,7 @@ class EmbeddingShift(Method):
     def owns(self, parameter: str) -> bool:
         return NAME in parameter
 
-    def attach(self, model: Any, config: Config, beginning: Beginning, name: str) -> Any:
+    def attach(self, model: Any, config: Config, inputs: AttachInputs, name: str) -> Any:
         return self._put(model, torch.zeros(1, model.get_input_embeddings().weight.shape[1]))
 
     def attach_stored(self, model: Any, settings: PeftSettings, tensors: Mapping[str, Tensor], name: str) -> Any:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from families import family
 from inlay.config import Config
 from inlay.errors import AdapterError
 from inlay.methods.adapter import adapter_disabled, attach, detach, only, trained_parameters
@@ -25,9 +26,15 @@ KINDS = {
     "the same layers": (A, A | {"rank": 4}),
     "DoRA beside rsLoRA": (A | {"dora": True}, B | {"rslora": True}),
     "started from the weights": (A | {"init": "pissa"}, B | {"init": "olora"}),
+    "experts": ({"rank": 2, "experts": True}, {"rank": 3, "experts": True, "target_modules": ["q_proj"]}),
     "IA3": ({"method": "ia3"}, {"method": "ia3", "target_modules": ["o_proj", "down_proj"]}),
 }
 IDS = torch.arange(2, 18).view(2, 8)
+
+
+def base(kind: str) -> Any:
+    """A tiny base for that pair of adapters."""
+    return family("mixtral") if kind == "experts" else decoder("llama")
 
 
 def put(model: Any, adapter: dict[str, Any], name: str) -> Any:
@@ -58,10 +65,10 @@ def gradients(model: Any, name: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_of_two_adapters_on_one_base_computes_and_learns_as_if_it_were_alone(kind: str) -> None:
     first, second = KINDS[kind]
-    both = put(put(decoder("llama"), first, "first"), second, "second")
+    both = put(put(base(kind), first, "first"), second, "second")
     assert list(adapters_on(both)) == ["first", "second"]
     for adapter, name in ((first, "first"), (second, "second")):
-        alone = put(decoder("llama"), adapter, name)
+        alone = put(base(kind), adapter, name)
         with only(both, name):
             assert torch.equal(logits(both), logits(alone))
             expected = gradients(alone, name)
@@ -77,7 +84,7 @@ def test_each_of_two_adapters_on_one_base_computes_and_learns_as_if_it_were_alon
 @pytest.mark.parametrize("gone", ["first", "second"])
 def test_detaching_one_leaves_the_other_as_it_was_and_the_last_leaves_the_base(kind: str, gone: str) -> None:
     first, second = KINDS[kind]
-    both = put(put(decoder("llama"), first, "first"), second, "second")
+    both = put(put(base(kind), first, "first"), second, "second")
     stays = "second" if gone == "first" else "first"
     with only(both, stays):
         expected = logits(both)
@@ -91,8 +98,8 @@ def test_detaching_one_leaves_the_other_as_it_was_and_the_last_leaves_the_base(k
     with only(again, stays):
         assert torch.equal(logits(again), expected)
     bare = detach(detach(again, gone), stays)
-    assert torch.equal(logits(bare), logits(decoder("llama")))
-    assert [name for name, _ in bare.named_modules()] == [name for name, _ in decoder("llama").named_modules()]
+    assert torch.equal(logits(bare), logits(base(kind)))
+    assert [name for name, _ in bare.named_modules()] == [name for name, _ in base(kind).named_modules()]
     assert not any(parameter.requires_grad for parameter in bare.parameters())
 
 

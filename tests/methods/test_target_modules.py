@@ -20,10 +20,10 @@ from inlay.config import Config
 from inlay.errors import AdapterError, ConfigError
 from inlay.methods import called_layers, peft_names
 from inlay.methods.adapter import adapter_disabled, attach, detach
-from inlay.methods.called_layers import told_unseen
+from inlay.methods.called_layers import failed_pass_warning
 from inlay.methods.lora import expert_bytes
 from inlay.methods.state import AdapterState
-from inlay.methods.target_modules import coverage, expert_targets, linear_layers, resolve_targets, unfit_layers
+from inlay.methods.target_modules import coverage, expert_targets, linear_layers, resolve_targets, unsuitable_layers
 from inlay.models.named_class import NamedClass
 from inlay.training.resolve import targets_of
 from training_runs import Quiet
@@ -174,7 +174,7 @@ UNFIT = {
 @pytest.mark.parametrize("name", UNFIT)
 def test_a_layer_that_is_not_called_as_a_linear_layer_gets_no_adapter_and_is_refused_by_name(name: str) -> None:
     model, (layer, why) = family(name), UNFIT[name]
-    left_out = unfit_layers(model)
+    left_out = unsuitable_layers(model)
     found = [n for n in left_out if n.endswith(layer)]
     assert found
     assert why in left_out[found[0]]
@@ -186,15 +186,15 @@ def test_a_layer_that_is_not_called_as_a_linear_layer_gets_no_adapter_and_is_ref
 
 @pytest.mark.parametrize("name", ["llama", "falcon, new", "gpt2", "gpt_bigcode", "qwen3_5"])
 def test_no_layer_is_left_out_where_all_are_called(name: str) -> None:
-    assert unfit_layers(family(name)) == {}
+    assert unsuitable_layers(family(name)) == {}
 
 
 def test_a_base_whose_layers_cannot_be_seen_in_a_forward_pass_is_told_with_the_reason(
     tmp_path: Path, config_tree: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = family("gpt2")
-    assert unfit_layers(seen) == {}
-    assert told_unseen(seen) == ""
+    assert unsuitable_layers(seen) == {}
+    assert failed_pass_warning(seen) == ""
     base, reporter = make_family(tmp_path / "base", "gpt2"), Quiet()
     monkeypatch.setattr(called_layers, "_TOKENS", 257)  # GPT-2 has a position for one less
     api.train(config_tree(model={"base_model": str(base)}, train={"max_steps": 1}), reporter=reporter)
@@ -269,7 +269,7 @@ def test_experts_are_refused_where_there_are_none_or_where_peft_knows_no_such_ad
 @pytest.mark.filterwarnings("ignore:The following .*_pattern keys:RuntimeWarning")
 def test_an_adapter_on_other_layers_than_the_named_ones_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As PEFT would put it on, left alone."""
-    monkeypatch.setattr("inlay.methods.peft_layers.taken_as_given", contextlib.nullcontext)
+    monkeypatch.setattr("inlay.methods.peft_layers.literal_target_names", contextlib.nullcontext)
     with pytest.raises(AdapterError, match=r"PEFT (leaves out|also takes)"):
         adapted("deepseek_v3")
 
@@ -279,10 +279,10 @@ def test_what_peft_rewrites_is_saved_by_its_weights_and_read_as_layers(tmp_path:
     stored = json.loads((tmp_path / "adapter_config.json").read_text())
     assert stored["target_parameters"] == ["down_proj.weight", "gate_proj.weight", "up_proj.weight"]
     assert not {"gate_proj", "up_proj", "down_proj"} & set(stored["target_modules"])
-    back = peft_names.as_layers(stored, family("deepseek_v3"))
+    back = peft_names.with_layer_targets(stored, family("deepseek_v3"))
     assert {"gate_proj", "up_proj", "down_proj", "o_proj"} <= set(back["target_modules"])
     assert not back["target_parameters"]
-    assert peft_names.rewritten(family("llama"), ["gate_proj", "up_proj"]) == []
+    assert peft_names.names_peft_rewrites(family("llama"), ["gate_proj", "up_proj"]) == []
 
 
 def test_an_adapter_for_a_class_with_other_names_finds_experts_and_rewritten_layers_there(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from inlay.hardware.probe import pick_dtype
 from inlay.models import base as bases
 from inlay.models import fingerprint
 from inlay.models.base import BaseRef, architecture, find_base, load_model, load_tokenizer
-from inlay.models.quantization import QUANTIZATIONS, check_gradient, constant_bytes, held
+from inlay.models.quantization import QUANTIZATIONS, check_gradient, constant_bytes, quantized_summary
 from inlay.training.resolve import choose_quantization
 from parts import NANO, make_base
 
@@ -216,7 +216,7 @@ def test_what_is_said_of_a_quantised_base_is_counted_in_it(tiny_base: Path):
         model = quantised(tiny_base, kind, **over)
         layers = [m for m in model.modules() if isinstance(m, (Linear4bit, Linear8bitLt))]
         assert len(layers) == 14
-        said = held(model, kind)
+        said = quantized_summary(model, kind)
         assert said.startswith("14 linear layers hold 15,360 weights in")
         sizes[name] = float(said.rpartition("(")[2].partition(" bits")[0])
         nested = {bool(getattr(m.weight.quant_state, "nested", False)) for m in layers} if kind == "nf4" else set()
@@ -230,7 +230,7 @@ def test_a_base_without_quantised_layers_is_never_called_quantised(tiny_base: Pa
     pytest.importorskip("bitsandbytes")
     plain = load_model(find_base(str(tiny_base)), model_config(tiny_base).model, torch.float32, "cpu", "none")
     with pytest.raises(ModelError, match="no layer of this base could be quantised"):
-        held(plain, "nf4")
+        quantized_summary(plain, "nf4")
 
 
 def test_products_are_computed_in_the_format_that_was_asked_for(tiny_base: Path):

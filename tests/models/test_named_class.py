@@ -20,7 +20,7 @@ from torch import Tensor
 from inlay import api
 from inlay.config.sections.model import ModelConfig
 from inlay.models.base import find_base, load_model
-from inlay.models.named_class import for_both, named_class, renamed, reverse
+from inlay.models.named_class import named_class, pattern_for_both, renamed, reverse
 from parts import NANO
 
 TEXT = {
@@ -148,7 +148,7 @@ def test_the_pattern_for_both_finds_just_the_modules_that_are_adapted(
     adapted: set[str], prefixes: dict[str, str]
 ) -> None:
     tensors = {f"base_model.model.{name}.lora_{side}.weight": 0 for name in adapted for side in "AB"}
-    pattern = for_both(tensors, prefixes)
+    pattern = pattern_for_both(tensors, prefixes)
     there = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in renamed(tensors, prefixes)}
     assert {name for name in MODULES if re.fullmatch(pattern, name)} == adapted
     assert {name for name in (*there, "vision.layers.1.self_attn.q_proj") if re.fullmatch(pattern, name)} == there

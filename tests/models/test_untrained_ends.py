@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from inlay.models.untrained_ends import told_untrained, untrained_ends
+from inlay.models.untrained_ends import untrained_ends, untrained_ends_warning
 from parts import make_base
 
 END, EOS, RESERVED = 2, 0, (7, 8, 9)
@@ -35,13 +35,13 @@ def test_an_end_whose_row_is_that_of_unused_tokens_is_found_and_told_with_the_wa
     model: Any, tokenizer: Any
 ) -> None:
     assert untrained_ends(model, tokenizer, {END, EOS}) == []
-    assert told_untrained(model, tokenizer, {END, EOS}, EOS, ["q_proj"]) == ""
+    assert untrained_ends_warning(model, tokenizer, {END, EOS}, EOS, ["q_proj"]) == ""
     alike(model, (END, *RESERVED))
     assert untrained_ends(model, tokenizer, {END, EOS}) == [END]
-    told = told_untrained(model, tokenizer, {END, EOS}, EOS, ["q_proj"])
+    told = untrained_ends_warning(model, tokenizer, {END, EOS}, EOS, ["q_proj"])
     assert "never learned '<|im_end|>'" in told
     assert "ends answers with '<|endoftext|>' (model.chat_template)" in told
-    assert told_untrained(model, tokenizer, {END, EOS}, EOS, ["q_proj", "lm_head"]) == ""
+    assert untrained_ends_warning(model, tokenizer, {END, EOS}, EOS, ["q_proj", "lm_head"]) == ""
 
 
 def test_rows_of_zeros_and_those_behind_the_tokenizer_count_as_unused(tmp_path: Path, tokenizer: Any) -> None:

@@ -57,15 +57,15 @@ def test_a_base_of_the_hubs_cache_goes_by_its_id_and_commit_however_it_was_named
     shutil.copytree(tiny_base, snapshot)
     by_id, by_path = BaseRef("owner/some--name", snapshot), find_base(str(snapshot))
     for ref in (by_id, by_path):
-        assert ref.for_others() == {"base_model_name_or_path": "owner/some--name", "revision": COMMIT}
-        assert ref.whereabouts()["base_found"] == f"on the hub as owner/some--name, commit {COMMIT}"
+        assert ref.peft_settings() == {"base_model_name_or_path": "owner/some--name", "revision": COMMIT}
+        assert ref.card_entries()["base_found"] == f"on the hub as owner/some--name, commit {COMMIT}"
     assert (by_id.pinned_commit, by_path.pinned_commit) == (COMMIT, None)
-    assert by_id.whereabouts()["base_model"] == "owner/some--name"
-    assert by_path.whereabouts()["base_model"] == str(snapshot)
+    assert by_id.card_entries()["base_model"] == "owner/some--name"
+    assert by_path.card_entries()["base_model"] == str(snapshot)
 
 
 def test_a_built_in_base_is_explained(tmp_path: Path) -> None:
     nano = find_base("builtin:nano")
-    assert (Path(str(nano.for_others()["base_model_name_or_path"])) / "config.json").is_file()
-    assert nano.whereabouts()["base_model"] == "builtin:nano"
-    assert str(nano.whereabouts()["base_found"]).startswith("comes with inlay; on the machine of the training at /")
+    assert (Path(str(nano.peft_settings()["base_model_name_or_path"])) / "config.json").is_file()
+    assert nano.card_entries()["base_model"] == "builtin:nano"
+    assert str(nano.card_entries()["base_found"]).startswith("comes with inlay; on the machine of the training at /")

@@ -33,9 +33,8 @@ def text_embeddings(
     lengths = np.array([len(one) for one in ids])
     shares = micro_batches([n for n, one in enumerate(ids) if one], lengths, batch_size)
     found: dict[int, Array] = {}
-    bare = model.disable_adapter() if hasattr(model, "disable_adapter") else adapter_disabled(model)
     backbone = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
-    with bare, torch.inference_mode(), autocast(device, dtype):
+    with adapter_disabled(model), torch.inference_mode(), autocast(device, dtype):
         for picked in batch_groups(model).apart(shares, lengths):
             width = len(ids[picked[0]])
             padded = [ids[n] + [encoder.pad_id] * (width - len(ids[n])) for n in picked]

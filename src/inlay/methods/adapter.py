@@ -13,7 +13,7 @@ from torch import nn
 
 from inlay.config import Config
 from inlay.errors import AdapterError
-from inlay.methods.method import TRAINED, Batches, Beginning, Method
+from inlay.methods.method import TRAINED, AttachInputs, Batches, Method
 from inlay.methods.peft_layers import tuned_layers
 from inlay.methods.table import METHODS, adapters_on, method_of
 
@@ -38,8 +38,8 @@ def attach(
     Raises: AdapterError for what this base cannot have.
     """
     method = method_of(config)
-    require_beside(model, method, name)
-    return method.attach(model, config, Beginning(targets, sample, reopen), name)
+    require_compatible(model, method, name)
+    return method.attach(model, config, AttachInputs(targets, sample, reopen), name)
 
 
 def detach(model: Any, name: str = TRAINED) -> Any:
@@ -80,7 +80,7 @@ def layers_adapted(model: Any, name: str = TRAINED) -> str:
     return f" on {count} layers" if count else ""
 
 
-def require_beside(model: Any, method: Method, name: str) -> None:
+def require_compatible(model: Any, method: Method, name: str) -> None:
     """Raises: AdapterError where the model has an adapter that one of this method and name cannot stand beside."""
     if not name or "." in name or any(name in prefix for prefix in _PREFIXES):
         raise AdapterError(

@@ -1,4 +1,4 @@
-"""Which adapter folders are let in: PEFT's files, as far as A, B and the scale say all that the adapter computes."""
+"""Checks of adapter folders: PEFT's files are accepted where A, B and the scale decide all that the adapter computes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from inlay.errors import AdapterError
+from inlay.methods.method import PeftSettings
 
 WEIGHTS, SETTINGS, CARD = "adapter_model.safetensors", "adapter_config.json", "card.json"
 COMMON_SETTINGS: Final = ("task_type", "base_model_name_or_path", "inference_mode")
@@ -24,13 +25,13 @@ _HARMLESS: Final = frozenset((
     "qalora_group_size", "init_ia3_weights", "eva_config", "corda_config", "lora_ga_config", "loftq_config",
     "init_lora_weights", "ensure_weight_tying",
 ))  # fmt: skip
-"""Settings of PEFT that say nothing about what a stored adapter computes, or that are looked at apart."""
+"""Settings of PEFT that do not change what a stored adapter computes, or that have a check of their own."""
 _STARTS_BESIDE_THE_BASE: Final = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 """Values of `init_lora_weights` that leave the base as it is; all others move a part of its weights into A and B."""
 _CONVERTIBLE: Final = ("pissa", "olora", "corda", "lora_ga")
 
 
-def refuse_other_meaning(folder: Path, settings: Mapping[str, Any], applied: Iterable[str]) -> None:
+def refuse_other_meaning(folder: Path, settings: PeftSettings, applied: Iterable[str]) -> None:
     """Raises: AdapterError for a setting beside the applied ones that changes, or may, what the adapter computes."""
     known = {*applied, *_HARMLESS}
     used = sorted(name for name, value in settings.items() if value and name not in known)
@@ -58,7 +59,7 @@ def refuse_start(folder: Path, start: Any) -> None:
     )
 
 
-def refuse_absurd(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def refuse_absurd(folder: Path, settings: PeftSettings, tensors: Mapping[str, Tensor]) -> None:
     """Raises: AdapterError for a LoRA of no usable alpha or rank."""
     rank = settings.get("r")
     for name, value in {"lora_alpha": settings.get("lora_alpha"), **(settings.get("alpha_pattern") or {})}.items():
@@ -79,10 +80,10 @@ def refuse_absurd(folder: Path, settings: Mapping[str, Any], tensors: Mapping[st
         )
 
 
-def refuse_endless_patterns(settings: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Raises: AdapterError when the adapter's regular expressions are none, or take forever on a base's module names.
+def refuse_endless_patterns(settings: PeftSettings, names: Iterable[str]) -> None:
+    """Raises: AdapterError when a regular expression of the adapter is invalid, or takes too long on the module names.
 
-    They are tried in a process of their own: nothing stops one that runs in this.
+    They are tried in a process of their own, which can be stopped.
     """
     whole = [settings.get(key) for key in ("target_modules", "exclude_modules", "feedforward_modules")]
     given = [*(settings.get("rank_pattern") or ()), *(settings.get("alpha_pattern") or ())]

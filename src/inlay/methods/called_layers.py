@@ -1,4 +1,4 @@
-"""Which linear layers of a base compute W·x and nothing else, seen in one forward pass.
+"""Finds the linear layers of a base that compute W·x and nothing else, in one forward pass.
 
 An adapter adds B·A·x to what a layer's own forward gives for x. It does nothing in a layer that nobody calls, and
 something else where the base reads the layer's weight past its forward (Mamba multiplies by that of `dt_proj` itself)
@@ -19,19 +19,20 @@ from torch.overrides import TorchFunctionMode
 from inlay.hardware.probe import first_line
 from inlay.methods.base_modules import base_of, peft_disabled
 
+Layers = Mapping[str, Any]
+"""Name -> linear layer, a Linear or GPT-2's Conv1D."""
 _TOKENS = 8
 _LARGEST_ERROR = 2e-2
 """Relative, of a subclass's output against the product; what 16 bits round is less."""
 _seen: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
 _failed: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-"""Why a model's pass ended before its end."""
+"""Model -> error that ended its forward pass."""
 
 
-def unfit(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, str]:
-    """Why an adapter on it would not be what is meant, for each of the linear layers where that is so.
+def unsuitable(model: nn.Module, layers: Layers) -> dict[str, str]:
+    """Layer -> reason why an adapter on it would not compute W·x + B·A·x; without the layers that can have one.
 
-    Empty where the base cannot be run alone, as one that needs more than token ids (`told_unseen`). Seen once for each
-    model.
+    Empty where the base needs more than token ids to run (`failed_pass_warning`). Each model is run once.
     """
     base = base_of(model)
     if base not in _seen:
@@ -39,8 +40,8 @@ def unfit(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, str]:
     return {name: why for name, why in _seen[base].items() if name in layers}
 
 
-def told_unseen(model: nn.Module) -> str:
-    """A warning where the layers of this base could not be seen in a forward pass; empty where they were."""
+def failed_pass_warning(model: nn.Module) -> str:
+    """A warning where the forward pass over this base failed; empty where it did not."""
     if (why := _failed.get(base_of(model))) is None:
         return ""
     return (
@@ -49,7 +50,7 @@ def told_unseen(model: nn.Module) -> str:
     )
 
 
-def _look(model: Any, layers: Mapping[str, Any]) -> dict[str, str]:
+def _look(model: Any, layers: Layers) -> dict[str, str]:
     watch, was_training = _Watch(layers), model.training
     try:
         device = next(iter(layers.values())).weight.device
@@ -67,9 +68,9 @@ def _look(model: Any, layers: Mapping[str, Any]) -> dict[str, str]:
 
 
 class _Watch(TorchFunctionMode):
-    """Sees calls of the layers, and every use that torch makes of their weights outside of them."""
+    """Records calls of the layers, and uses of their weights outside of them."""
 
-    def __init__(self, layers: Mapping[str, Any]) -> None:
+    def __init__(self, layers: Layers) -> None:
         super().__init__()
         self.layers = layers
         self.owners: dict[int, list[nn.Module]] = {}
@@ -84,7 +85,7 @@ class _Watch(TorchFunctionMode):
             self.handles.append(layer.register_forward_pre_hook(lambda module, _: self.inside.append(module)))
             self.handles.append(layer.register_forward_hook(self._after, with_kwargs=True))
 
-    def _after(self, layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+    def _after(self, layer: nn.Module, given: tuple[Any, ...], named: dict[str, object], output: Any) -> None:
         self.called.add(layer)
         if (
             len(given) != 1

@@ -1,5 +1,7 @@
-"""Full fine-tuning: all weights of a base are trained, in fp32. The base's own files stay as they are, and its weights
-come back from them whenever the base is looked at."""
+"""Full fine-tuning: all weights of the base are trained, in fp32.
+
+The base's files stay as they are; its weights are read from them again whenever the base is evaluated.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from inlay.config import Config
 from inlay.config.sections.model import ModelConfig
 from inlay.methods.lora import lora_learning_rate
-from inlay.methods.method import Beginning, FirstToMove, Kept, Method, PeftSettings, require_places
+from inlay.methods.method import AttachInputs, FirstToMove, Kept, Method, PeftSettings, require_places
 from inlay.models import base as bases
 from inlay.models.generation_settings import FILE, generation_settings
 from inlay.storage import write_json
@@ -47,6 +49,7 @@ class FullFineTuning(Method):
     kept_narrow: ClassVar[Kept] = kept_wide  # never used: the weights are in fp32
 
     def summary(self, config: Config) -> str:
+        """Says that there is no adapter."""
         return "none: all weights are trained"
 
     def learning_rate(self, hidden_size: int, model_type: str) -> tuple[float, str]:
@@ -55,10 +58,12 @@ class FullFineTuning(Method):
         return rate / 10, f"a tenth of LoRA's: {reason}"
 
     def owns(self, parameter: str) -> bool:
+        """False: every parameter is the base's."""
         return False
 
-    def attach(self, model: Any, config: Config, beginning: Beginning, name: str) -> Any:
-        reopen = beginning.reopen
+    def attach(self, model: Any, config: Config, inputs: AttachInputs, name: str) -> Any:
+        """The model with all its weights trainable; `inputs.reopen` gives the base's weights back."""
+        reopen = inputs.reopen
         assert reopen is not None, "full fine-tuning opens the base again"
         for parameter in model.parameters():
             parameter.requires_grad_(True)
@@ -66,6 +71,7 @@ class FullFineTuning(Method):
         return model
 
     def attach_stored(self, model: Any, settings: PeftSettings, tensors: Weights, name: str) -> Any:
+        """The base with these weights in place of its own, which stay in memory."""
         own = weights_of(model)
         require_places(own, tensors)
         setattr(model, _STATE, _State(name, lambda: own))
@@ -73,13 +79,15 @@ class FullFineTuning(Method):
         return model.eval()
 
     def require_usable(self, folder: Path, settings: PeftSettings, tensors: Weights) -> None:
-        pass
+        """Nothing beyond finite values: transformers has read the folder."""
 
     def names_on(self, model: Any) -> Sequence[str]:
+        """The one name, where the weights are, or were, trained."""
         return (getattr(model, _STATE).name,) if hasattr(model, _STATE) else ()
 
     @contextlib.contextmanager
-    def disabled(self, model: Any) -> Iterator[None]:  # both weights are in memory then
+    def disabled(self, model: Any) -> Iterator[None]:
+        """Inside, the model has the base's weights; both are in memory then."""
         trained = weights_of(model)
         _put(model, getattr(model, _STATE).originals())
         try:
@@ -88,26 +96,31 @@ class FullFineTuning(Method):
             _put(model, trained)
 
     def only(self, model: Any, name: str) -> contextlib.AbstractContextManager[None]:
+        """Nothing to switch: the model has no other adapter."""
         return contextlib.nullcontext()
 
     def detach(self, model: Any, name: str) -> Any:
+        """The base again, frozen, with its own weights."""
         _put(model, getattr(model, _STATE).originals())
         delattr(model, _STATE)
         model.zero_grad(set_to_none=True)
         return model.requires_grad_(False).eval()
 
     def parameters(self, model: Any, name: str) -> dict[str, nn.Parameter]:
+        """All weights; tied ones once."""
         return dict(model.named_parameters())
 
     def settings(self, model: Any, name: str) -> PeftSettings:
+        """The one setting that tells a model folder from an adapter folder."""
         return {"peft_type": FULL}
 
     def tensors(self, model: Any, name: str) -> dict[str, Tensor]:
+        """All weights by name; they are not copied."""
         return weights_of(model)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Its weights by name, tied ones once; they are not copied."""
+    """Weights by name, tied ones once; they are not copied."""
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 

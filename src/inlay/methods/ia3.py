@@ -9,7 +9,7 @@ from torch import nn
 from inlay.config import Config
 from inlay.methods.adapter_files import COMMON_SETTINGS, LAYER_SETTINGS
 from inlay.methods.base_modules import base_modules
-from inlay.methods.method import Beginning, FirstToMove, Kept
+from inlay.methods.method import AttachInputs, FirstToMove, Kept
 from inlay.methods.peft_layers import LayerMethod, all_conv1d, as_named
 from inlay.methods.target_modules import feed_forward_output, hit, layers_for_roles, resolve_targets
 
@@ -32,17 +32,21 @@ class Ia3(LayerMethod):
     applied: ClassVar[tuple[str, ...]] = (*COMMON_SETTINGS, *LAYER_SETTINGS, "feedforward_modules")
 
     def summary(self, config: Config) -> str:
+        """`IA3 vectors`."""
         return "IA3 vectors"
 
     def learning_rate(self, hidden_size: int, model_type: str) -> tuple[float, str]:
+        """The published rate, whatever the size of the base."""
         return 3e-3, "as IA3 was published, whatever the size"
 
     def auto_targets(self, model: nn.Module) -> tuple[list[str], str]:
+        """The layers that play the part of keys, values and the end of the feed-forward part in this architecture."""
         names, reason = layers_for_roles(model, _ROLES, "IA3's")
         return resolve_targets(model, names), reason
 
-    def attach(self, model: Any, config: Config, beginning: Beginning, name: str) -> Any:
-        targets = list(beginning.targets)
+    def attach(self, model: Any, config: Config, inputs: AttachInputs, name: str) -> Any:
+        """A PeftModel with a vector of ones on each target module."""
+        targets = list(inputs.targets)
         named = set(hit(targets, (path for path, _ in base_modules(model))))
         peft_model = self.wrapped(model, _peft_config(model, targets, config.model.base_model), name)
         return as_named(peft_model, named, self, name)

@@ -1,9 +1,8 @@
-"""Where an adapter's A and B start, when not at random and zero.
+"""Initializations of A and B other than random and zero: PiSSA, OLoRA, EVA.
 
 PiSSA and OLoRA start from a part B₀A₀ of the weight W, and train A = A₀ + a and B = B₀ + b in (W - B₀A₀) + BA. That is
-W + bA + B₀a: W stays as it is held, in 16 or 4 bits too, a and b are what is trained, and both start at zero. Nothing
-large is subtracted from its like, which 16 bits would round away. As an ordinary LoRA of twice the rank it is
-[b, B₀]·[A; a].
+W + bA + B₀a: W stays as it is stored, in 16 or 4 bits too; a and b are trained, and both start at zero. No large numbers
+are subtracted from each other, which would lose 16-bit precision. As an ordinary LoRA of twice the rank it is [b, B₀]·[A; a].
 
 Shapes: I inputs and O outputs of a layer, R rank, T tokens.
 """
@@ -81,10 +80,11 @@ class Shifted(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """That of an ordinary LoRA of twice the rank."""
+        """A or B of an ordinary LoRA of twice the rank."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
+        """x·Wᵀ."""
         return nn.functional.linear(x, self.weight)
 
 

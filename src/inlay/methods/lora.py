@@ -24,9 +24,9 @@ from inlay.methods.adapter_files import (
 )
 from inlay.methods.base_modules import base_modules, base_of, base_parameters
 from inlay.methods.initialization import FROM_WEIGHTS, ShiftedDown, ShiftedUp, factors, principal_inputs
-from inlay.methods.method import TRAINED, Beginning, FirstToMove, Kept, PeftSettings, require_places
+from inlay.methods.method import TRAINED, AttachInputs, FirstToMove, Kept, PeftSettings, require_places
 from inlay.methods.peft_layers import LayerMethod, all_conv1d, as_named, peft_tensors, without_copies
-from inlay.methods.peft_names import rewritten
+from inlay.methods.peft_names import names_peft_rewrites
 from inlay.methods.target_modules import expert_targets, hit
 
 START: Final = "inlay_start"
@@ -52,12 +52,15 @@ class Lora(LayerMethod):
     )  # fmt: skip
 
     def summary(self, config: Config) -> str:
+        """Rank and alpha."""
         return f"rank {config.adapter.rank}, alpha {alpha_of(config):g}"
 
     def learning_rate(self, hidden_size: int, model_type: str) -> tuple[float, str]:
+        """See `lora_learning_rate`."""
         return lora_learning_rate(hidden_size, model_type)
 
     def differences(self, config: Config, settings: PeftSettings) -> list[tuple[str, object, object]]:
+        """Rank, alpha, rsLoRA, DoRA and bias, where they differ."""
         adapter = config.adapter
         found: list[tuple[str, object, object]] = [
             ("rank", adapter.rank, settings.get("r")),
@@ -68,11 +71,12 @@ class Lora(LayerMethod):
         ]
         return [each for each in found if each[1] != each[2]]
 
-    def attach(self, model: Any, config: Config, beginning: Beginning, name: str) -> Any:
-        adapter, targets = config.adapter, list(beginning.targets)
+    def attach(self, model: Any, config: Config, inputs: AttachInputs, name: str) -> Any:
+        """A PeftModel with A and B initialized as `adapter.init` says."""
+        adapter, targets = config.adapter, list(inputs.targets)
         named = set(hit(targets, (path for path, _ in base_modules(model))))
         base = base_of(model)
-        if adapter.dora and (unread := rewritten(base, targets)):
+        if adapter.dora and (unread := names_peft_rewrites(base, targets)):
             raise AdapterError(
                 f"adapter.dora: PEFT reads {', '.join(unread)} of a {base.config.model_type} as names of experts, and "
                 "could not open the adapter. Leave them out of adapter.target_modules, or leave out adapter.dora."
@@ -83,15 +87,17 @@ class Lora(LayerMethod):
         peft_model = as_named(peft_model, named, self, name)
         if adapter.bias != "none":
             _refuse_untrainable_biases(adapter.bias, peft_model)
-        _initialize(self, peft_model, config, beginning, name)
+        _initialize(self, peft_model, config, inputs, name)
         return peft_model
 
     def require_usable(self, folder: Path, settings: PeftSettings, tensors: Mapping[str, Tensor]) -> None:
+        """Refuses initializations that changed the base, and absurd values of alpha or rank, too."""
         super().require_usable(folder, settings, tensors)
         refuse_start(folder, settings.get("init_lora_weights"))
         refuse_absurd(folder, settings, tensors)
 
     def tensors(self, model: Any, name: str) -> dict[str, Tensor]:
+        """A and B of an ordinary LoRA; beside them, where A started from the base's weights, that start under START."""
         tensors = peft_tensors(model, name)
         for names, layer in _shifted(model, name).items():
             for path, matrix in zip(names, (layer.lora_A[name], layer.lora_B[name]), strict=True):
@@ -103,6 +109,7 @@ class Lora(LayerMethod):
         return tensors
 
     def load(self, model: Any, tensors: Mapping[str, Tensor], name: str) -> None:
+        """Copies A and B; splits them where the adapter trains the difference from its start."""
         parts = without_copies(tensors, model, self)
         require_places(self.tensors(model, name), parts)
         for down, up in _shifted(model, name):
@@ -116,7 +123,7 @@ class Lora(LayerMethod):
 
 
 def alpha_of(config: Config) -> float:
-    """The scale's numerator as a number; `2x` is twice the rank."""
+    """Numerator of the LoRA scale; `2x` is twice the rank."""
     alpha = config.adapter.alpha
     return float(alpha.removesuffix("x")) * config.adapter.rank if isinstance(alpha, str) else float(alpha)
 
@@ -131,7 +138,7 @@ def lora_learning_rate(hidden_size: int, model_type: str) -> tuple[float, str]:
 
 
 def lora_layers(peft_model: Any, name: str = TRAINED) -> Iterator[tuple[str, Any]]:
-    """(name in the base, layer) of every layer that the adapter is really on."""
+    """(name in the base, layer) of every layer that the adapter is on."""
     from peft.tuners.lora import LoraLayer
 
     for path, module in peft_model.base_model.model.named_modules():
@@ -140,7 +147,7 @@ def lora_layers(peft_model: Any, name: str = TRAINED) -> Iterator[tuple[str, Any
 
 
 def starts_from_weights(peft_model: Any, name: str = TRAINED) -> bool:
-    """Whether what is trained is the difference from a start that the base's weights gave."""
+    """Whether the adapter trains the difference from a start taken from the base's weights (PiSSA, OLoRA)."""
     return bool(_shifted(peft_model, name))
 
 
@@ -188,8 +195,8 @@ def _refuse_untrainable_biases(bias: str, peft_model: Any) -> None:
         )
 
 
-def _initialize(method: Lora, peft_model: Any, config: Config, beginning: Beginning, name: str) -> None:
-    """Puts A and B where `adapter.init` says, where that is not PEFT's own start."""
+def _initialize(method: Lora, peft_model: Any, config: Config, inputs: AttachInputs, name: str) -> None:
+    """Replaces PEFT's initialization of A and B by that of `adapter.init`."""
     adapter = config.adapter
     if adapter.init in FROM_WEIGHTS:
         for _, layer in lora_layers(peft_model, name):
@@ -199,7 +206,7 @@ def _initialize(method: Lora, peft_model: Any, config: Config, beginning: Beginn
         peft_model.eval()
         layers = dict(lora_layers(peft_model, name))
         with method.disabled(peft_model):
-            directions = principal_inputs(peft_model, layers, beginning.sample(), adapter.rank)
+            directions = principal_inputs(peft_model, layers, inputs.sample(), adapter.rank)
         for path, layer in layers.items():
             layer.lora_A[name].weight.data.copy_(directions[path])
 

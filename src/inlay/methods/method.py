@@ -39,7 +39,7 @@ class FirstToMove(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
+class AttachInputs:
     """What a fresh adapter may need beside the config."""
 
     targets: Sequence[str] = ()
@@ -100,7 +100,7 @@ class Method(Protocol):
         """Whether a parameter of that name in a model belongs to an adapter of this method and not to the base."""
         raise NotImplementedError
 
-    def attach(self, model: Any, config: Config, beginning: Beginning, name: str) -> Any:
+    def attach(self, model: Any, config: Config, inputs: AttachInputs, name: str) -> Any:
         """The model with a fresh trainable adapter in fp32, drawn from torch's global generator.
 
         Raises: AdapterError for what this base cannot have, with the base as it was.

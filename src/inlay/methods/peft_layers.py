@@ -16,7 +16,7 @@ from inlay.errors import AdapterError
 from inlay.methods.adapter_files import refuse_endless_patterns, refuse_other_meaning
 from inlay.methods.base_modules import base_modules, base_of, flags_kept, peft_disabled
 from inlay.methods.method import Method, PeftSettings, plain
-from inlay.methods.peft_names import as_layers, as_peft_reads, taken_as_given
+from inlay.methods.peft_names import literal_target_names, with_layer_targets, with_weight_targets
 
 
 class LayerMethod(Method):
@@ -30,11 +30,11 @@ class LayerMethod(Method):
     """Settings of a stored adapter that are taken over when it is put on a base; how it was started is not."""
 
     def attach_stored(self, model: Any, settings: PeftSettings, tensors: Mapping[str, Tensor], name: str) -> Any:
+        """A PeftModel with the stored adapter; its initialization, which could rewrite the base, is not repeated."""
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
-        # A start that rewrites the base (pissa, olora) belongs to training, never to loading.
         base = base_of(model)
-        taken = {k: v for k, v in as_layers(settings, base).items() if k in self.applied}
+        taken = {k: v for k, v in with_layer_targets(settings, base).items() if k in self.applied}
         refuse_endless_patterns(taken, (path for path, _ in base_modules(base)))
         try:
             peft_model = self.wrapped(model, PEFT_TYPE_TO_CONFIG_MAPPING[self.peft_type](**taken), name)
@@ -48,14 +48,17 @@ class LayerMethod(Method):
         return peft_model.eval()
 
     def require_usable(self, folder: Path, settings: PeftSettings, tensors: Mapping[str, Tensor]) -> None:
+        """Refuses settings that inlay does not apply and that could change the output."""
         refuse_other_meaning(folder, settings, self.applied)
 
     def names_on(self, model: Any) -> Sequence[str]:
+        """Names in PEFT's own table."""
         there = model.peft_config if hasattr(model, "get_base_model") else {}
         return [name for name, settings in there.items() if settings.peft_type == self.peft_type]
 
     @contextlib.contextmanager
     def disabled(self, model: Any) -> Iterator[None]:
+        """Inside, no adapter acts, and trained biases of the base have their own values."""
         trained = {name: parameter.detach().clone() for name, (parameter, _) in _biases(model).items()}
         with peft_disabled(model):
             try:
@@ -67,6 +70,7 @@ class LayerMethod(Method):
 
     @contextlib.contextmanager
     def only(self, model: Any, name: str) -> Iterator[None]:
+        """Inside, PEFT's active adapter is this one."""
         before = model.active_adapter
         _activate(model, name)
         try:
@@ -75,6 +79,7 @@ class LayerMethod(Method):
             _activate(model, before)
 
     def detach(self, model: Any, name: str) -> Any:
+        """The PeftModel with the others, or the bare base with its own layers again."""
         others = [other for other in model.peft_config if other != name]
         base = base_of(model)
         if not others:
@@ -96,6 +101,7 @@ class LayerMethod(Method):
         return model
 
     def parameters(self, model: Any, name: str) -> dict[str, nn.Parameter]:
+        """The adapter's matrices or vectors, and biases of the base that it trains."""
         return {
             parameter_name: parameter
             for parameter_name, parameter in model.named_parameters()
@@ -103,6 +109,7 @@ class LayerMethod(Method):
         }
 
     def owns(self, parameter: str) -> bool:
+        """Whether PEFT's prefix of this method is in the name."""
         return self.prefix in parameter
 
     def _is_in(self, parameter_name: str, name: str) -> bool:
@@ -110,13 +117,16 @@ class LayerMethod(Method):
         return any(part.startswith(self.prefix) and after == name for part, after in itertools.pairwise(parts))
 
     def settings(self, model: Any, name: str) -> PeftSettings:
+        """PEFT's settings, marked for inference, under names that PEFT leaves alone."""
         settings = {**plain(model.peft_config[name].to_dict()), "inference_mode": True}
-        return as_peft_reads(settings, base_of(model))
+        return with_weight_targets(settings, base_of(model))
 
     def tensors(self, model: Any, name: str) -> dict[str, Tensor]:
+        """The tensors of PEFT's state dict."""
         return peft_tensors(model, name)
 
     def load(self, model: Any, tensors: Mapping[str, Tensor], name: str) -> None:
+        """Copies the tensors, after a look at those that are copies of the base's weights."""
         super().load(model, without_copies(tensors, model, self), name)
 
     def wrapped(self, model: Any, settings: Any, name: str) -> Any:
@@ -125,7 +135,7 @@ class LayerMethod(Method):
         Raises: ValueError, TypeError from PEFT; AdapterError for biases of the base beside another adapter.
         """
         path, settings.base_model_name_or_path = settings.base_model_name_or_path, None
-        with warnings.catch_warnings(), taken_as_given():  # peft 0.21 asks transformers 5 for a name it renamed
+        with warnings.catch_warnings(), literal_target_names():  # peft 0.21 asks transformers 5 for a name it renamed
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             if hasattr(model, "get_base_model"):
                 if _biases(model) or getattr(settings, "bias", "none") != "none":
@@ -165,7 +175,7 @@ def tuned_layers(model: nn.Module, name: str | None = None) -> list[tuple[str, A
 
 
 def as_named(peft_model: Any, named: set[str], method: LayerMethod, name: str) -> Any:
-    """The model, when the layers that were named have an adapter and no others. Raises: AdapterError."""
+    """The model, when exactly the named layers have the adapter. Raises: AdapterError."""
     if differing := sorted(named ^ {path for path, _ in tuned_layers(base_of(peft_model), name)}):
         method.detach(peft_model, name)
         raise AdapterError(
@@ -207,7 +217,7 @@ def without_copies(tensors: Mapping[str, Tensor], peft_model: Any, method: Metho
 
 
 def all_conv1d(model: nn.Module, targets: Iterable[str]) -> bool:
-    """Whether the layers with these name endings are those of GPT-2, whose weights lie the other way round."""
+    """Whether the layers with these name endings are GPT-2's Conv1D, whose weights are transposed."""
     from transformers.pytorch_utils import Conv1D
 
     endings = tuple(targets)

@@ -1,8 +1,8 @@
-"""Names of layers as PEFT takes them, where that is not what they say.
+"""Target module names that PEFT rewrites, taken literally here.
 
 In a base with experts PEFT 0.21 reads `gate_proj`, `up_proj`, `down_proj` and `gate` as the names that the experts had in
-transformers 4. It would train the experts under these names, and leave out the dense layers and the shared experts, whose
-names they are. Here the names are taken as they stand; what is saved names the same layers in a way that PEFT leaves alone.
+transformers 4. It would train the experts, and leave out the dense layers and the shared experts that have these names.
+inlay adapts the layers with these names, and saves settings that make PEFT adapt the same layers.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import Any
 from torch import nn
 
 from inlay.methods.base_modules import base_modules
+from inlay.methods.method import PeftSettings
 
 _WEIGHT = ".weight"
 
 
 @contextlib.contextmanager
-def taken_as_given() -> Iterator[None]:
-    """Inside, PEFT puts an adapter on the layers that a config names, and on no others."""
+def literal_target_names() -> Iterator[None]:
+    """Inside, PEFT adapts exactly the layers that a config names."""
     from peft.utils import transformers_weight_conversion as conversion
 
     convert = conversion.convert_peft_config_for_transformers
@@ -32,8 +33,8 @@ def taken_as_given() -> Iterator[None]:
         conversion.convert_peft_config_for_transformers = convert
 
 
-def rewritten(base: nn.Module, targets: list[str]) -> list[str]:
-    """Those of the target modules that PEFT, left alone, takes for something else in this base."""
+def names_peft_rewrites(base: nn.Module, targets: list[str]) -> list[str]:
+    """The target modules that PEFT would replace by other names in this base."""
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
@@ -50,13 +51,15 @@ def rewritten(base: nn.Module, targets: list[str]) -> list[str]:
     return [target for target in targets if not kept[last[target]]]
 
 
-def as_peft_reads(settings: dict[str, Any], base: nn.Module) -> dict[str, Any]:
-    """Settings under which PEFT alone puts the adapter on the same layers: those with names that it would rewrite are named
-    by their weights, which computes the same."""
+def with_weight_targets(settings: PeftSettings, base: nn.Module) -> PeftSettings:
+    """Settings under which PEFT alone adapts the same layers.
+
+    Layers whose names it would rewrite are named by their weights (`target_parameters`), which computes the same.
+    """
     targets = settings.get("target_modules")
     if settings.get("peft_type") != "LORA" or isinstance(targets, str) or not targets:
         return settings
-    moved = rewritten(base, sorted(targets))
+    moved = names_peft_rewrites(base, sorted(targets))
     if not moved:
         return settings
     weights = sorted({*(settings.get("target_parameters") or ()), *(f"{target}{_WEIGHT}" for target in moved)})
@@ -65,8 +68,8 @@ def as_peft_reads(settings: dict[str, Any], base: nn.Module) -> dict[str, Any]:
     return settings | {"target_modules": kept, "target_parameters": weights, "lora_dropout": 0.0}
 
 
-def as_layers(settings: dict[str, Any], base: nn.Module) -> dict[str, Any]:
-    """The other way round: linear layers that are named by their weights are target modules again."""
+def with_layer_targets(settings: PeftSettings, base: nn.Module) -> PeftSettings:
+    """Settings in which linear layers named by their weights are target modules again: undoes `with_weight_targets`."""
     weights = settings.get("target_parameters") or ()
     targets = settings.get("target_modules")
     linear = tuple(f".{name}" for name, module in base_modules(base) if isinstance(module, nn.Linear))
@@ -84,7 +87,7 @@ def as_layers(settings: dict[str, Any], base: nn.Module) -> dict[str, Any]:
     return settings | {"target_modules": together, "target_parameters": left or None}
 
 
-def of_modules(tensors: Iterable[str], settings: dict[str, Any]) -> list[str]:
-    """Those of an adapter's tensors whose module is a target module: others are found by `target_parameters`."""
+def tensors_of_target_modules(tensors: Iterable[str], settings: PeftSettings) -> list[str]:
+    """The tensors of an adapter whose module is in `target_modules`; the others belong to `target_parameters`."""
     holders = tuple(f".{weight.rpartition('.')[0]}" for weight in settings.get("target_parameters") or ())
     return [name for name in tensors if not name.split(".lora_")[0].replace(".base_layer", "").endswith(holders)]

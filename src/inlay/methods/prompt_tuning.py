@@ -1,7 +1,7 @@
-"""Prompt tuning: virtual tokens that stand before every sequence, and whose embeddings are all that is trained.
+"""Prompt tuning: virtual tokens before every sequence, of which only the embeddings are trained.
 
-They are put in where the decoder takes its embeddings, and their positions are taken out of what it gives. Loss, logits
-and generation therefore see as many positions as there are real tokens, whoever calls the model.
+A hook puts them in front of the decoder's input embeddings, another cuts their positions off its output. Loss, logits and
+generation therefore see as many positions as there are real tokens.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from inlay.config import Config
 from inlay.errors import AdapterError
-from inlay.methods.method import Beginning, FirstToMove, Kept, Method, PeftSettings, plain, require_places
+from inlay.methods.method import AttachInputs, FirstToMove, Kept, Method, PeftSettings, plain, require_places
 
 NAME: Final = "prompt_embeddings"
-"""Of the trained parameter, and of its tensor in PEFT's files."""
+"""Name of the trained parameter, and of its tensor in PEFT's files."""
 _STATE: Final = "_virtual_tokens"
 _CACHES: Final = ("cache", "past_key_values", "cache_params", "state")
 """Arguments by which decoders take a cache: that of transformers 5.24 and later, those before, RWKV's."""
 
 
 class _State:
-    """What stands before the sequences of one model."""
+    """The virtual tokens of one model."""
 
     def __init__(self, name: str, settings: PeftSettings) -> None:
         self.name, self.settings, self.is_on, self.was_put = name, settings, True, False
@@ -44,18 +44,23 @@ class PromptTuning(Method):
     kept_narrow: ClassVar[Kept] = (4, 3, 4, 0)
 
     def summary(self, config: Config) -> str:
+        """The number of virtual tokens."""
         return f"{config.adapter.prompt_tokens} virtual tokens before every sequence"
 
     def learning_rate(self, hidden_size: int, model_type: str) -> tuple[float, str]:
+        """The rate of PEFT's examples, whatever the size of the base."""
         return 3e-2, "as PEFT's examples of prompt tuning have it, whatever the size"
 
     def virtual_tokens(self, config: Config) -> int:
+        """`adapter.prompt_tokens`."""
         return config.adapter.prompt_tokens
 
     def owns(self, parameter: str) -> bool:
+        """Whether it is the embedding of the virtual tokens."""
         return NAME in parameter
 
-    def attach(self, model: Any, config: Config, beginning: Beginning, name: str) -> Any:
+    def attach(self, model: Any, config: Config, inputs: AttachInputs, name: str) -> Any:
+        """The model with new virtual tokens, initialized with embeddings of tokens drawn from the vocabulary."""
         settings = _peft_settings(model, config.adapter.prompt_tokens, config.model.base_model)
         weight_VH = model.get_input_embeddings().weight
         count = config.adapter.prompt_tokens
@@ -66,20 +71,24 @@ class PromptTuning(Method):
         return prompted
 
     def attach_stored(self, model: Any, settings: PeftSettings, tensors: Mapping[str, Tensor], name: str) -> Any:
+        """The model with the stored virtual tokens."""
         width = model.get_input_embeddings().weight.shape[1]
         needed = torch.empty(int(settings["num_virtual_tokens"]), width, device="meta")
         require_places({NAME: needed}, tensors)
         return _put_on(model, name, settings, tensors[NAME]).eval()
 
     def require_usable(self, folder: Path, settings: PeftSettings, tensors: Mapping[str, Tensor]) -> None:
+        """Refuses modules that were trained beside the virtual tokens."""
         if settings.get("modules_to_save"):
             raise AdapterError(f"{folder}: uses PEFT's modules_to_save, which inlay does not load.")
 
     def names_on(self, model: Any) -> Sequence[str]:
+        """The one name, where the model has virtual tokens."""
         return (getattr(model, _STATE).name,) if hasattr(model, _STATE) else ()
 
     @contextlib.contextmanager
     def disabled(self, model: Any) -> Iterator[None]:
+        """Inside, the virtual tokens are left out."""
         state = getattr(model, _STATE)
         state.is_on = False
         try:
@@ -88,9 +97,11 @@ class PromptTuning(Method):
             state.is_on = True
 
     def only(self, model: Any, name: str) -> contextlib.AbstractContextManager[None]:
+        """Nothing to switch: the model has no other adapter."""
         return contextlib.nullcontext()
 
     def detach(self, model: Any, name: str) -> Any:
+        """The base again, frozen, without hooks."""
         for handle in getattr(model, _STATE).handles:
             handle.remove()
         delattr(model, _STATE)
@@ -98,12 +109,15 @@ class PromptTuning(Method):
         return model.requires_grad_(False).eval()
 
     def parameters(self, model: Any, name: str) -> dict[str, nn.Parameter]:
+        """The embeddings of the virtual tokens."""
         return {NAME: getattr(model, NAME)}
 
     def settings(self, model: Any, name: str) -> PeftSettings:
+        """PEFT's settings of prompt tuning."""
         return {**plain(getattr(model, _STATE).settings), "inference_mode": True}
 
     def tensors(self, model: Any, name: str) -> dict[str, Tensor]:
+        """The embeddings under PEFT's name."""
         return {NAME: getattr(model, NAME).detach()}
 
     def _require_put(self, model: Any, name: str, count: int) -> None:
@@ -182,7 +196,7 @@ def _put_on(model: Any, name: str, settings: PeftSettings, values_NH: Tensor) ->
 
 
 def _is_filled(cache: Any) -> bool:
-    """Whether a cache holds what an earlier forward pass has left for this one."""
+    """Whether a cache holds states of an earlier forward pass."""
     if cache is None:
         return False
     for ask in ("get_seq_length", "has_previous_state"):  # a cache without attention knows no length, others no state
@@ -192,7 +206,7 @@ def _is_filled(cache: Any) -> bool:
 
 
 def _decoder(model: Any) -> Any:
-    """What takes token ids and gives the last hidden values."""
+    """The decoder: from token ids to the last hidden states."""
     # that of OPT lies within its base model and is called past it; Llama 4 says that it is its own
     found = (model.get_decoder(), model.base_model, getattr(model, "model", None))
     return next(module for module in found if module is not None and module is not model)

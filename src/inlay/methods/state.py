@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from inlay.errors import AdapterError
 from inlay.methods import full
-from inlay.methods.adapter import require_beside
+from inlay.methods.adapter import require_compatible
 from inlay.methods.adapter_files import CARD, SETTINGS, WEIGHTS
 from inlay.methods.lora import START
 from inlay.methods.method import TRAINED, Method, PeftSettings
-from inlay.methods.peft_names import of_modules
+from inlay.methods.peft_names import tensors_of_target_modules
 from inlay.methods.table import METHODS, adapters_on, method_of_type
 from inlay.models.base import BaseRef
-from inlay.models.named_class import NamedClass, for_both, renamed, reverse
+from inlay.models.named_class import NamedClass, pattern_for_both, renamed, reverse
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,13 @@ class AdapterState:
         """With the module names of the class that the base's config.json names, in which it then has its effect."""
         if named is None or not named.prefixes:
             return self
-        modules = of_modules(self.tensors, self.settings)
-        settings = self.settings | {"target_modules": for_both(modules, named.prefixes)}
+        modules = tensors_of_target_modules(self.tensors, self.settings)
+        settings = self.settings | {"target_modules": pattern_for_both(modules, named.prefixes)}
         return AdapterState(settings, renamed(self.tensors, named.prefixes))
 
     def on(self, base: BaseRef) -> AdapterState:
         """With a base in its settings that other programs find."""
-        return AdapterState(self.settings | base.for_others(), self.tensors)
+        return AdapterState(self.settings | base.peft_settings(), self.tensors)
 
     def write(self, folder: Path) -> None:
         """Puts `adapter_model.safetensors` and `adapter_config.json` into the folder.
@@ -110,7 +110,7 @@ class AdapterState:
         adapters_on(model)[name].load(model, self.tensors, name)
 
     @staticmethod
-    def shared_by(copy: Callable[[Tensor], Tensor], model: Any, name: str = TRAINED) -> None:
+    def broadcast(copy: Callable[[Tensor], Tensor], model: Any, name: str = TRAINED) -> None:
         """Puts into the model what `copy` makes of each of its tensors, in the order of their names."""
         state = AdapterState.of(model, name)
         copied = {tensor: copy(state.tensors[tensor]) for tensor in sorted(state.tensors)}
@@ -118,7 +118,7 @@ class AdapterState:
 
     def attach_to(self, model: nn.Module, name: str = TRAINED) -> Any:
         """The model with this adapter, ready for inference. Raises: AdapterError if it does not fit."""
-        require_beside(model, self.method, name)
+        require_compatible(model, self.method, name)
         return self.method.attach_stored(model, self.settings, self.tensors, name)
 
 

@@ -1,4 +1,4 @@
-"""Which layers of a base get an adapter."""
+"""Target modules: the layers of a base that get an adapter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from inlay.errors import AdapterError, unknown_name
 from inlay.methods.base_modules import base_modules, base_parameters
-from inlay.methods.called_layers import unfit
+from inlay.methods.called_layers import unsuitable
 
 _HEADS = ("lm_head", "embed_out", "classifier", "score", "qa_outputs", "pooler", "predictions")
 _VISION = ("vision_tower", "vision_model", "visual", "multi_modal_projector", "embed_vision", "audio_tower")
@@ -42,21 +42,20 @@ ROLES: dict[str, tuple[str, ...]] = {
         "feed_forward.value",
     ),
 }  # fmt: skip
-"""Name of a layer of Llama -> endings of the names of what plays its part elsewhere; the first that a base has. Mamba's
-`x_proj` gives what queries and keys are there, and its `in_proj` the values."""
+"""Layer name of Llama -> name endings of its counterparts in other architectures; the first that a base has is taken.
+Mamba's `x_proj` stands for queries and keys, its `in_proj` for values."""
 
 
 def linear_layers(model: nn.Module) -> list[str]:
-    """Names of all linear layers (Conv1D of GPT-2 too) of the language model that an adapter can be put on, without
-    its heads."""
-    left_out = unfit_layers(model)
+    """Names of all linear layers of the language model (GPT-2's Conv1D too) that can have an adapter, without its heads."""
+    left_out = unsuitable_layers(model)
     return [name for name in _linear(model) if name not in left_out]
 
 
-def unfit_layers(model: nn.Module) -> dict[str, str]:
-    """Linear layers that get no adapter, each with what is against it."""
+def unsuitable_layers(model: nn.Module) -> dict[str, str]:
+    """Linear layer -> reason why it gets no adapter."""
     layers = _linear(model)
-    return unfit(model, layers) | {name: _NOT_IN_PEFT for name in layers if _is_refused_by_peft(model, name)}
+    return unsuitable(model, layers) | {name: _NOT_IN_PEFT for name in layers if _is_refused_by_peft(model, name)}
 
 
 def _linear(model: nn.Module) -> dict[str, nn.Module]:
@@ -89,7 +88,7 @@ def _is_refused_by_peft(model: nn.Module, name: str) -> bool:
 
 
 def expert_parameters(model: nn.Module) -> list[str]:
-    """Names of the weights of all experts of a layer in one tensor (expert, out, in), which no linear layer holds."""
+    """Names of tensors (expert, out, in) that hold one weight of all experts of a layer, outside of any linear layer."""
     return [
         f"{name}.{held}"
         for name, module in base_modules(model)
@@ -100,7 +99,7 @@ def expert_parameters(model: nn.Module) -> list[str]:
 
 
 def expert_targets(model: nn.Module) -> list[str]:
-    """The shortest list of name endings (else of whole names) that hits the experts' weights and no others.
+    """The shortest list of name endings (else of full names) that matches the experts' weights and no others.
 
     Raises: AdapterError where there are none.
     """
@@ -116,7 +115,7 @@ def expert_targets(model: nn.Module) -> list[str]:
 
 
 def resolve_targets(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
-    """The shortest list of name endings (else of whole names) that hits the wanted layers and no others.
+    """The shortest list of name endings (else of full names) that matches the wanted layers and no others.
 
     Raises: AdapterError when an ending matches no linear layer.
     """
@@ -134,9 +133,9 @@ def resolve_targets(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
 
 
 def all_linear(model: nn.Module) -> str:
-    """In words, which layers `auto` takes."""
+    """The layers that `auto` takes, in words."""
     against: dict[str, str] = {}
-    for name, why in unfit_layers(model).items():
+    for name, why in unsuitable_layers(model).items():
         against.setdefault(why, name.rpartition(".")[2] if not name[-1].isdigit() else name)
     but = "; ".join(f"{name} {why}" for why, name in against.items())
     if expert_parameters(model):
@@ -151,7 +150,7 @@ def all_linear(model: nn.Module) -> str:
 
 
 def _heads_named(model: nn.Module, wanted: Sequence[str]) -> list[str]:
-    """The head where it is named. Raises: AdapterError where its weights are the embeddings' too."""
+    """The head, where it is named. Raises: AdapterError where it shares its weights with the embeddings."""
     head, embeddings = _head(model), getattr(model, "get_input_embeddings", lambda: None)()
     found = hit(
         wanted, [name for name, module in base_modules(model) if isinstance(head, nn.Linear) and module is head]
@@ -165,9 +164,9 @@ def _heads_named(model: nn.Module, wanted: Sequence[str]) -> list[str]:
 
 
 def _why_not(model: nn.Module, ending: str, layers: Sequence[str]) -> str:
-    """What to say of a name that no layer with an adapter ends with."""
+    """Reason and remedy for a name that matches no layer that can have an adapter."""
     known = {name.rpartition(".")[2] for name in layers}
-    against = unfit_layers(model)
+    against = unsuitable_layers(model)
     if found := hit([ending], against):
         named = ", ".join(sorted(known - {ending}))
         return (
@@ -185,7 +184,7 @@ def _why_not(model: nn.Module, ending: str, layers: Sequence[str]) -> str:
 
 
 def coverage(model: nn.Module, targets: Sequence[str], experts: Sequence[str] = ()) -> str:
-    """`80% of the decoder's weights` under these adapters, and what share experts have that get none.
+    """`80% of the decoder's weights`: the share that these targets adapt, and that of experts without an adapter.
 
     The decoder's weights are all matrices, but for embeddings, the head and what belongs to images and sound.
     """
@@ -210,7 +209,7 @@ def percent(part: int, whole: int) -> str:
 
 
 def numel(parameter: Any) -> int:
-    """Numbers that a parameter stands for: a 4-bit weight packs two into a byte."""
+    """Number of weights in a parameter: a 4-bit one packs two into a byte."""
     state = getattr(parameter, "quant_state", None)
     return int(math.prod(state.shape)) if state is not None else int(parameter.numel())
 
@@ -220,7 +219,7 @@ def _embeddings(model: nn.Module) -> list[nn.Module]:
 
 
 def layers_for_roles(model: nn.Module, roles: Sequence[str], whose: str) -> tuple[list[str], str]:
-    """(name endings in this architecture, how they were found) for layer names in Llama's words, such as a preset's.
+    """(name endings in this architecture, how they were found) for layer names of Llama, such as a preset's.
 
     Raises: AdapterError when none of the roles exists here.
     """
@@ -245,7 +244,7 @@ def layers_for_roles(model: nn.Module, roles: Sequence[str], whose: str) -> tupl
 
 
 def feed_forward_output(model: nn.Module) -> str:
-    """The name ending of the layer that the feed-forward part ends with."""
+    """Name ending of the last layer of the feed-forward part."""
     return _first(ROLES["down_proj"], linear_layers(model)) or "down_proj"
 
 
@@ -258,12 +257,12 @@ def _kind(model: nn.Module) -> str:
 
 
 def hit(endings: Iterable[str], names: Iterable[str]) -> list[str]:
-    """The names that PEFT takes for these endings."""
+    """The names that PEFT matches with these endings."""
     wanted = tuple(endings)
     return [name for name in names if name in wanted or name.endswith(tuple(f".{ending}" for ending in wanted))]
 
 
 def _without_strays(model: nn.Module, endings: list[str], layers: Sequence[str]) -> list[str]:
-    """The endings, or whole names where an ending would also hit a head, a vision tower or no linear layer."""
+    """The endings, or full names where an ending would also match a head, a vision tower or no linear layer."""
     everything = [name for name, _ in base_modules(model)]
     return endings if set(hit(endings, everything)) == set(layers) else sorted(layers)

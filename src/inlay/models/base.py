@@ -20,8 +20,9 @@ from inlay.config.sections.model import ModelConfig
 from inlay.errors import ModelError, nearest
 from inlay.hardware.probe import pick_matmul_precision
 from inlay.models.fingerprint import Fingerprint, difference, digest_of_files, fingerprint
-from inlay.models.generation_settings import ids_alone
-from inlay.models.mapped import paged_out
+from inlay.models.generation_settings import without_sampling
+from inlay.models.memory_mapped import paged_out
+from inlay.models.quantization import forbid_cpu_repack
 from inlay.models.sentencepiece_file import refuse_other_ids, require_sentencepiece
 from inlay.models.unused_weights import refuse_unused
 from inlay.storage import path_exists
@@ -32,14 +33,14 @@ SHORT_IDS = {
     "distilgpt2": "distilbert/distilgpt2",
     "ctrl": "Salesforce/ctrl",
 }
-"""Bases that the hub once had without an owner, and that people still call so."""
+"""Short ids of the hub from before models had owners -> the ids of today."""
 _SETTINGS = "adapter_config.json"
 _INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
 class BaseRef:
-    """A base model on this disk."""
+    """A base model on the local disk."""
 
     name: str
     """As the user wrote it."""
@@ -50,12 +51,13 @@ class BaseRef:
         return self.fingerprint().digest
 
     def fingerprint(self) -> Fingerprint:
+        """Digests of its weights and of the fields of config.json that change a number."""
         return fingerprint(self.folder / "config.json", weight_files(self.folder))
 
     def difference(self, record: Mapping[str, Any]) -> str:
-        """What it computes with otherwise than the base of a run's record or an adapter's card; empty when it is nothing.
+        """How it differs from the base in a run's record or an adapter's card, in words; empty when both compute the same.
 
-        A record of before there were fingerprints has a digest over whole files, which must be that of these files.
+        Records written before there were fingerprints have a digest over whole files, which must equal that of these.
         """
         recorded = record.get("base_digest")
         if recorded is None:
@@ -76,16 +78,16 @@ class BaseRef:
 
     @property
     def commit(self) -> str | None:
-        """The commit of the hub's repository that this is."""
+        """Commit of the hub repository; None for a base that is not from the hub."""
         return self.folder.name if self.hub_id else None
 
-    def for_others(self) -> dict[str, str | None]:
-        """What PEFT's settings of an adapter say of its base, so that other programs find it from any folder."""
+    def peft_settings(self) -> dict[str, str | None]:
+        """Entries of an adapter's PEFT settings by which other programs find this base from any folder."""
         name = self.hub_id or str(self.folder.absolute())
         return {"base_model_name_or_path": name, "revision": self.commit}
 
-    def whereabouts(self) -> dict[str, str | None]:
-        """What an adapter's card says of its base, and where it is."""
+    def card_entries(self) -> dict[str, str | None]:
+        """Entries of an adapter's card: the base's name, hub id and commit, and where it is found."""
         local = None if self.hub_id else self.folder.absolute()
         found = f"on the hub as {self.hub_id}, commit {self.commit}"
         if self.name in BUILTIN:
@@ -97,17 +99,16 @@ class BaseRef:
 
     @property
     def pinned_commit(self) -> str | None:
-        """What to give `find_base` as `revision` to find this base again by its name."""
+        """The `revision` with which `find_base` finds this base again by its name."""
         return self.commit if self.name == self.hub_id else None
 
 
 def find_base(name: str, revision: str | None = None, *, weights: bool = True) -> BaseRef:
-    """The base of that name with its weights on this disk; a hub id is fetched if it is not there. Of `SHORT_IDS` the
-    name becomes the whole id.
+    """The base of that name on the local disk; one from the hub is downloaded if it is not there.
 
-    Without `weights` its config and tokenizer are enough.
+    A short id of `SHORT_IDS` becomes the full id. Without `weights` only config and tokenizer are required.
 
-    Raises: ModelError naming what is missing and the way out.
+    Raises: ModelError naming what is missing and the remedy.
     """
     if name.startswith("builtin:"):
         if name not in BUILTIN:
@@ -170,7 +171,7 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder that transformers loads; all there are where it would find none."""
+    """The safetensors files of a model folder that transformers loads; every safetensors file where it would find none."""
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     try:
@@ -237,7 +238,7 @@ def _shards_of_index(where: str, folder: Path) -> set[str]:
 
 
 def parameter_count(ref: BaseRef) -> int:
-    """Numbers in the weight files, without loading them."""
+    """Number of parameters in the weight files, without loading them."""
     count = 0
     for path in weight_files(ref.folder):
         with safe_open(path, framework="pt") as file:
@@ -246,7 +247,7 @@ def parameter_count(ref: BaseRef) -> int:
 
 
 def load_tokenizer(ref: BaseRef, chat_template: str | None = None) -> Any:
-    """The tokenizer of a base, with another chat template where a file is named."""
+    """The tokenizer of a base; `chat_template` names a file whose template replaces its own. Raises: ModelError."""
     from transformers import AutoTokenizer
 
     where = f"--model {ref.name}"
@@ -267,7 +268,7 @@ def load_tokenizer(ref: BaseRef, chat_template: str | None = None) -> Any:
 
 
 def architecture(ref: BaseRef) -> Any:
-    """The transformers config of a base that generates text from left to right.
+    """The transformers config of a causal language model.
 
     Raises: ModelError when this transformers does not know it, or when it is another kind of model.
     """
@@ -289,16 +290,16 @@ def architecture(ref: BaseRef) -> Any:
 
 
 def embedding_rows(model_config: Any) -> int:
-    """How many ids a base knows."""
+    """Number of rows of the embedding: the ids that a base knows."""
     text = getattr(model_config, "text_config", None) or model_config
     return int(text.vocab_size)
 
 
 def require_vocabulary(ref: BaseRef, tokenizer: Any, model_config: Any, used: Collection[int]) -> None:
-    """Raises: ModelError when the tokenizer is not this base's: it gives ids that the base has no row for.
+    """Raises: ModelError when the tokenizer gives ids that the base has no embedding for.
 
-    `used` are ids of the data and of the template. A token that was added to the tokenizer and is not used may lie
-    beyond: Gemma 3 has one for images.
+    `used` are ids of the data and of the template. An added token that is not used may lie beyond the embedding: Gemma 3
+    has one for images.
     """
     rows = embedding_rows(model_config)
     plain = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False) - 1
@@ -312,7 +313,7 @@ def require_vocabulary(ref: BaseRef, tokenizer: Any, model_config: Any, used: Co
 
 
 def context_length(model_config: Any) -> int:
-    """Longest sequence the base was made for."""
+    """Longest sequence that the base was trained for, in tokens."""
     text = getattr(model_config, "text_config", None) or model_config
     for name in ("max_position_embeddings", "n_positions", "seq_length"):
         value = getattr(text, name, None)
@@ -325,20 +326,21 @@ def load_model(
     ref: BaseRef, settings: ModelConfig, dtype: torch.dtype, device: str, quantization: str,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Any:  # fmt: skip
-    """The base on its device, frozen, in eval mode. fp32 products are those of `model.matmul_precision` from here on.
+    """The base on its device, frozen, in eval mode. fp32 matmuls use `model.matmul_precision` from here on.
 
-    `tell` is given what of its files is not used. Raises: ModelError when files and config.json are not of one model.
+    `tell` gets a warning for each kind of unused weights. Raises: ModelError when files and config.json do not belong
+    to one model.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    options: dict[str, object] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     options["ignore_mismatched_sizes"] = True  # they come back in the loading report, and are an error below
     if settings.attention != "auto":
         options["attn_implementation"] = settings.attention
     if quantization != "none":
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # int8 on float32 would say so at every product
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # int8 on float32 would warn at every matmul
         options |= _quantized(settings, quantization, dtype, device)
     try:
         with _without_reports(), _lean(ref.folder, quantization):
@@ -359,18 +361,16 @@ def load_model(
     if quantization == "none":
         model.to(device)
     else:
-        from inlay.models.quantization import forbid_cpu_repack
-
         forbid_cpu_repack(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     torch.set_float32_matmul_precision(pick_matmul_precision(device, settings.matmul_precision)[0])
     if model.generation_config is not None:  # a checkpoint's sampling habits would leak into greedy comparison
-        model.generation_config = ids_alone(model.generation_config)
+        model.generation_config = without_sampling(model.generation_config)
     return model.eval()
 
 
-def _quantized(settings: ModelConfig, kind: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
+def _quantized(settings: ModelConfig, kind: str, dtype: torch.dtype, device: str) -> dict[str, object]:
     from transformers import BitsAndBytesConfig
 
     wanted = settings.compute_dtype
@@ -393,7 +393,7 @@ def _lean(folder: Path, quantization: str) -> contextlib.AbstractContextManager[
 
 @contextlib.contextmanager
 def _without_reports() -> Iterator[None]:
-    """Without transformers' table of weights that did not fit: what matters there is an error of ours."""
+    """Silences transformers' table of weights that did not fit: inlay raises an error for those that matter."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The dropout that a base brings along in its config, apart from the adapter's."""
+"""Dropout of the base's own layers, set in its config; the adapter's is apart."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import nn
 from inlay.errors import ModelError
 
 _NAMES = ("drop", "jitter")
-"""Parts of the names under which layers keep such rates: dropout, pdrop, layerdrop, a router's jitter."""
+"""Parts of the attribute names of dropout rates: dropout, pdrop, layerdrop, a router's jitter."""
 
 
 def own_dropout(model: nn.Module) -> float:
-    """The largest rate at which the base's own layers draw in training, 0 where none does."""
+    """Largest dropout rate of the base's own layers; 0 without dropout."""
     return max((rate for _, _, rate in _rates(model)), default=0.0)
 
 
 def switch_off(model: Any) -> None:
-    """Training mode draws no random numbers any more, and rows of a step have one gradient however they are shared out.
+    """Sets all rates to 0: a training step then draws no random numbers, and its gradient does not depend on micro batches.
 
-    Raises: ModelError where the architecture draws them all the same.
+    Raises: ModelError where the architecture draws random numbers all the same.
     """
     for layer, name, _ in list(_rates(model)):
         setattr(layer, name, 0.0)

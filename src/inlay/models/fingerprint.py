@@ -1,4 +1,4 @@
-"""What a base computes with, as digests: its weights, and the fields of its config.json that change a number."""
+"""Fingerprint of a base: digests of its weights, and the fields of its config.json that change a number."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _NOT_COMPUTED_WITH: Final = frozenset((
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Of a base; two with the same one compute the same."""
+    """Identity of a base: two with the same fingerprint compute the same."""
 
     weights: str
     """Hex digest over names, shapes, dtypes and values, however they are cut into files."""
@@ -46,14 +46,16 @@ class Fingerprint:
 
     @property
     def digest(self) -> str:
+        """Hex digest over weights and config."""
         return _hex([self.weights, self.config])
 
     def to_json(self) -> dict[str, Any]:
+        """As it is written into run.json and the card."""
         return asdict(self)
 
 
 def fingerprint(config: Path, weights: list[Path]) -> Fingerprint:
-    """That of a config.json and the safetensors files that go with it. Each byte is read once, and remembered."""
+    """The fingerprint of a config.json and its safetensors files. Digests are cached by file, so each byte is read once."""
     tensors: dict[str, list[Any]] = {}
     for path in weights:
         tensors |= json.loads(known_of(path, "tensors", _tensors_of))
@@ -66,19 +68,19 @@ def fingerprint(config: Path, weights: list[Path]) -> Fingerprint:
 
 
 def digest_of_files(config: Path, weights: list[Path]) -> str:
-    """Over the bytes of whole files: how runs were recorded before there were fingerprints."""
+    """Hex digest over the bytes of the files, as runs recorded it before there were fingerprints."""
     return _hex({path.name: known_sha256(path) for path in [config, *weights]})
 
 
 def difference(then: Mapping[str, Any], now: Fingerprint) -> str:
-    """What a base of the fingerprint `then` (as JSON) computes with otherwise than `now`; empty when it is nothing.
+    """How the base `now` differs from that of the fingerprint `then` (as JSON), in words; empty when it does not.
 
     A field that one config.json leaves to its default and the other names is no difference.
     """
-    said = []
+    found = []
     if then.get("weights") != now.weights:
         layout, dtypes = then.get("layout"), then.get("dtypes")
-        said.append(
+        found.append(
             "its weights have other names or shapes" if layout != now.layout
             else f"its weights are stored as {now.dtypes}, then as {dtypes}" if dtypes != now.dtypes
             else "its weights have other values"
@@ -86,12 +88,12 @@ def difference(then: Mapping[str, Any], now: Fingerprint) -> str:
     before, after = dict(then.get("config") or {}), now.config
     if before != after:
         before, after = _filled_in(before), _filled_in(after)
-    said += [
+    found += [
         f"{name} was {_short(before.get(name))} and is {_short(after.get(name))}"
         for name in sorted({*before, *after})
         if before.get(name) != after.get(name)
     ]
-    return "; ".join(said)
+    return "; ".join(found)
 
 
 def _tensors_of(path: Path) -> str:
@@ -123,7 +125,7 @@ def _computed_with(config: Any) -> Any:
 
 
 def _filled_in(config: dict[str, Any]) -> dict[str, Any]:
-    """With every default of this transformers; as it is where transformers does not know it."""
+    """The config with every default of this transformers; unchanged where transformers does not know it."""
     from transformers import CONFIG_MAPPING
 
     try:

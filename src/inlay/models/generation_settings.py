@@ -1,4 +1,4 @@
-"""How a base is asked by other programs: its generation_config.json, as transformers will read and save it again."""
+"""A base's generation_config.json, as transformers reads and saves it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def generation_settings(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
-    """(a base's generation settings as transformers saves them, the ones left out for it); None where it has none.
+    """(generation settings that transformers agrees to save, names left out); None for a base without them.
 
-    Left out is what has no effect beside the others, such as a temperature without sampling; where that is not enough,
-    all but the ids of special tokens.
+    Settings without effect, such as a temperature without sampling, are left out; where that is not enough, all but the
+    ids of special tokens.
     """
     if not (folder / FILE).is_file():
         return None
@@ -44,8 +44,8 @@ def ends_of_base(model: Any) -> set[int]:
     return set() if ends is None else {int(one) for one in (ends if isinstance(ends, list) else [ends])}
 
 
-def ids_alone(settings: Any) -> Any:
-    """The settings of a model without its habits of sampling: the ids of special tokens are left."""
+def without_sampling(settings: Any) -> Any:
+    """The ids of special tokens of a generation config, without its sampling settings."""
     from transformers import GenerationConfig
 
     return GenerationConfig(**{name: getattr(settings, name, None) for name in _IDS})

@@ -1,7 +1,7 @@
-"""The class that a base's config.json names, where it is not the one that generates text here.
+"""The model class that a base's config.json names, where inlay trains another one.
 
-Of a vision-language base the text part is trained by itself, under shorter names. An adapter under those names has no
-effect, and no error, in programs that load the whole.
+Of a vision-language base inlay trains the text model alone, whose module names are shorter. Programs that load the
+complete model would ignore an adapter with these names, without an error.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from inlay.models.base import BaseRef, weight_files
 
@@ -23,15 +24,15 @@ _PART: Final = re.compile(r"\.(lora_|ia3_)")
 
 @dataclass(frozen=True, slots=True)
 class NamedClass:
-    """What config.json names, and how its modules are called."""
+    """The class that config.json names, and the names of its modules."""
 
     name: str
     trained: str
     """The class that is trained."""
     prefixes: dict[str, str]
-    """How a module's name begins in the trained class -> in the named one; the longest that fits counts."""
+    """Prefix of module names in the trained class -> in the named class; the longest that fits is taken."""
     unproven: str = ""
-    """Why it is not sure that both hold the same weights; then nothing is renamed."""
+    """Why it is uncertain that both classes have the same weights; then nothing is renamed."""
 
     def there(self, module: str) -> str:
         """The name of a module of the trained class in the named one."""
@@ -45,7 +46,7 @@ class NamedClass:
 
 
 def named_class(base: BaseRef, model: Any) -> NamedClass | None:
-    """The class that a base's config.json names, None where that is the class of `model`, its bare base."""
+    """The class that the base's config.json names; None where it is the class of `model`, the bare base."""
     import transformers
     from transformers import AutoConfig
 
@@ -58,20 +59,20 @@ def named_class(base: BaseRef, model: Any) -> NamedClass | None:
         with torch.device("meta"):
             whole = kind(config)
         prefixes = _prefixes(_sources(base, model), _sources(base, whole))
-    except Exception as error:  # noqa: BLE001 -- insides of transformers: without them nothing is proven, and that is said
+    except Exception as error:  # noqa: BLE001 -- insides of transformers: without them nothing is proven, and the summary says so
         return NamedClass(name, trained, {}, f"its weights could not be matched ({type(error).__name__}: {error})")
     if not prefixes:
         return NamedClass(name, trained, {}, "it takes the weights of the file to other places")
     return NamedClass(name, trained, prefixes)
 
 
-def renamed(tensors: Mapping[str, Any], prefixes: Mapping[str, str]) -> dict[str, Any]:
-    """An adapter's tensors with the names of their modules moved."""
+def renamed(tensors: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
+    """An adapter's tensors under the module names that the prefixes give."""
     return {_ROOT + _moved(name.removeprefix(_ROOT), prefixes): tensor for name, tensor in tensors.items()}
 
 
-def for_both(tensors: Iterable[str], prefixes: Mapping[str, str]) -> str:
-    """A regular expression for PEFT's `target_modules` that finds just the modules of these tensors in either class."""
+def pattern_for_both(tensors: Iterable[str], prefixes: Mapping[str, str]) -> str:
+    """A regular expression for PEFT's `target_modules` that matches exactly the modules of these tensors, in either class."""
     modules = {_PART.split(name.removeprefix(_ROOT))[0] for name in tensors}
     names = {name for module in modules for name in (module, _moved(module, prefixes))}
     numbers: dict[tuple[str, str], set[int]] = defaultdict(set)
@@ -93,6 +94,7 @@ def for_both(tensors: Iterable[str], prefixes: Mapping[str, str]) -> str:
 
 
 def reverse(prefixes: Mapping[str, str]) -> dict[str, str]:
+    """Prefixes for the way back: named class -> trained class."""
     return {new: old for old, new in prefixes.items()}
 
 
@@ -105,7 +107,7 @@ def _moved(name: str, prefixes: Mapping[str, str]) -> str:
 
 
 def _prefixes(here: Mapping[str, frozenset[str]], there: Mapping[str, frozenset[str]]) -> dict[str, str]:
-    """How names begin here -> there, by the weights of the file that each is filled from; empty where that is not one way."""
+    """Prefix here -> prefix there, matched by the weights in the files that fill each parameter; empty where it is ambiguous."""
     places: dict[frozenset[str], list[str]] = defaultdict(list)
     for name, sources in there.items():
         places[sources].append(name)

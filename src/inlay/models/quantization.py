@@ -1,4 +1,4 @@
-"""Quantised layers that really train, each compared with the dense layer that it stands for.
+"""Quantised layers that train correctly, each compared with the dense layer that it stands for.
 
 A 4-bit layer can compute the right loss and hand no gradient down, and only after somebody evaluated the
 model. So a kind of quantisation counts as working when its outputs and gradients equal those of its
@@ -28,7 +28,7 @@ CPU_REPACK_FLAG = "support_avx512bf16_for_cpu"
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How one kind of quantised layer is made, and how near it must stay to the dense layer it stands for."""
+    """One kind of quantised layer: how to build it, and how far it may be from its dense layer."""
 
     build: Callable[[Tensor, str, torch.dtype], nn.Module]
     """(weight_OI, device, compute dtype) -> the quantised layer, without bias."""
@@ -176,14 +176,14 @@ def _output_and_gradient(layer: nn.Module, x_BI: Tensor, cotangent_BO: Tensor) -
     output_BO = layer(leaf_BI)
     if output_BO.requires_grad:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "bitsandbytes::gemv_4bit", UserWarning)  # no gradient: that is looked for
+            warnings.filterwarnings("ignore", "bitsandbytes::gemv_4bit", UserWarning)  # no gradient: detected below
             output_BO.backward(cotangent_BO.to(output_BO.dtype))
     return output_BO.detach(), leaf_BI.grad
 
 
 @contextmanager
 def _quiet_bitsandbytes() -> Iterator[None]:
-    """Without its advice on slow paths, which the speeds say better."""
+    """Silences its warnings about slow code paths; `inlay doctor` measures the speed."""
     logger = logging.getLogger("bitsandbytes")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -193,8 +193,8 @@ def _quiet_bitsandbytes() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def held(model: nn.Module, kind: str) -> str:
-    """How many linear layers of a loaded base really are quantised, and their bytes. Raises: ModelError when none is."""
+def quantized_summary(model: nn.Module, kind: str) -> str:
+    """Number and bytes of the quantised linear layers of a loaded base, in words. Raises: ModelError when there are none."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     layers = [m for m in model.modules() if isinstance(m, Linear4bit if kind == "nf4" else Linear8bitLt)]

@@ -1,4 +1,4 @@
-"""Ends of turn that a base never learned: their rows of the head are those of tokens that nothing was trained on."""
+"""Finds end-of-turn tokens that a base never learned: their lm_head rows equal those of unused tokens."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any, Final
 import torch
 
 _NEAR: Final = 0.1
-"""Distance of two rows, as a share of their norms, below which they are one: trained rows are about 1 apart."""
+"""Relative distance of two rows below which they count as equal; trained rows are about 1 apart."""
 _MOST: Final = 64
 _HEADS: Final = ("lm_head", "embed_out", "output_layer")
 
 
 def untrained_ends(model: Any, tokenizer: Any, ends: Collection[int]) -> list[int]:
-    """Those of the ids `ends` whose row of the head stands together with the rows of two other special or unused tokens.
+    """The ids of `ends` whose lm_head row equals the rows of two other special or unused tokens.
 
-    What does not change the head gives all of these the same score, so that none of them can be singled out. Empty where
-    the head is trained along, or cannot be read.
+    An adapter that leaves the head unchanged gives all of these the same logit, so the model cannot learn to end. Empty
+    where the head cannot be read.
     """
     head = model.get_output_embeddings()
     weight = getattr(head, "weight", None)
@@ -41,8 +41,10 @@ def untrained_ends(model: Any, tokenizer: Any, ends: Collection[int]) -> list[in
     return found
 
 
-def told_untrained(model: Any, tokenizer: Any, ends: Collection[int], eos_id: int, targets: Collection[str]) -> str:
-    """A warning about the ends of answers that cannot be learned, with the way out; empty where all can.
+def untrained_ends_warning(
+    model: Any, tokenizer: Any, ends: Collection[int], eos_id: int, targets: Collection[str]
+) -> str:
+    """A warning about ends of answers that cannot be learned, with the remedy; empty where all can.
 
     `targets` are the modules that are trained: with the head among them every end can be learned.
     """

@@ -1,4 +1,4 @@
-"""Weights of a base's files that the model has no place for: an error where the model is then another one."""
+"""Weights in a base's files that the loaded model does not use: an error where config.json does not belong to them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import nn
 from inlay.errors import ModelError
 
 _BUFFERS: Final = re.compile(r"(\.|^)(inv_freq|masked_bias|causal_mask|attn\.bias|attention\.bias)$")
-"""What old files hold beside weights: rotary frequencies and causal masks, which are computed."""
+"""Buffers in old files, computed anew by the model: rotary frequencies and causal masks."""
 
 
 def refuse_unused(where: str, model: Any, unused: Iterable[str], *, part: bool = False) -> list[str]:
-    """Sentences to tell of weights that are not used and change nothing; `where` begins them.
+    """Warnings about weights that are not used and change nothing; each begins with `where`.
 
-    `unused` has their names where they would be in the model. Of a base of which only a part is loaded (`part`), the
-    other parts are expected. Raises: ModelError when one belongs to a part that the model has: then config.json is not
-    that of these weights.
+    `unused` are the names that they would have in the model. `part` says that only a part of the base is loaded, so that
+    unused weights are expected. Raises: ModelError when one belongs to a module of the model: then config.json is not
+    the one of these weights.
     """
     modules, prefix = dict(model.named_modules()), f"{model.base_model_prefix}."
     modules |= {name.removeprefix(prefix): module for name, module in modules.items() if name.startswith(prefix)}
@@ -38,17 +38,17 @@ def refuse_unused(where: str, model: Any, unused: Iterable[str], *, part: bool =
             )
         elif not part:
             beside.append(name)
-    told = []
+    warnings = []
     if beside:
-        told.append(
+        warnings.append(
             f"{where}: {len(beside)} weights of its files are not used, first {beside[0]}: no part of this model."
         )
     if _holds_two_heads(model):
-        told.append(
+        warnings.append(
             f"{where}: its config.json ties the head to the embedding, but its files hold both with different values. "
             "The head of the files is used; other programs may tie them."
         )
-    return told
+    return warnings
 
 
 def _other_depth(where: str, name: str, layers: str, counts: dict[str, int], unused: Sequence[str]) -> ModelError:
@@ -76,7 +76,7 @@ def _layer(name: str, counts: dict[str, int]) -> tuple[str, int]:
 
 
 def _predicts_further_tokens(layers: str, beyond: int, count: int, unused: Sequence[str], model: Any) -> bool:
-    """Whether a layer beyond the last is one of those that predict several tokens at once, which are not trained."""
+    """Whether a layer beyond the last predicts further tokens (multi-token prediction), which inlay does not train."""
     further = getattr(model.config.get_text_config(), "num_nextn_predict_layers", None) or 0
     return beyond < further and any(name.startswith(f"{layers}.{count + beyond}.eh_proj.") for name in unused)
 

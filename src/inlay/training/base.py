@@ -22,7 +22,7 @@ from inlay.models import base as bases
 from inlay.models.dropout import own_dropout, switch_off
 from inlay.models.fingerprint import Fingerprint
 from inlay.models.named_class import NamedClass, named_class
-from inlay.models.quantization import held
+from inlay.models.quantization import quantized_summary
 from inlay.runs.folder import caution_of
 from inlay.runs.reporter import Reporter
 from inlay.tasks.opened_base import OpenedBase, Precision
@@ -128,7 +128,7 @@ class TrainingBase:
             raise ConfigError("train.base_dropout: has no effect, this base has no dropout. Leave it out.")
         quantization = self.precision.quantization
         if quantization != "none":
-            reasons["model.quantization"] = f"{held(model, quantization)}; {reasons['model.quantization']}"
+            reasons["model.quantization"] = f"{quantized_summary(model, quantization)}; {reasons['model.quantization']}"
         if method.has_targets:
             self.named = named_class(self.ref, model)
             if self.named and self.named.unproven:

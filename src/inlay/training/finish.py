@@ -51,7 +51,7 @@ def export(job: AdapterJob) -> int:
             ) from None
     whole = method_of(job.config).trains_base
     card: dict[str, Any] = {
-        **job.base.ref.whereabouts(),
+        **job.base.ref.card_entries(),
         **job.base_record,
         "chat_template": job.encoder.template_name,
         "chat_template_hash": job.encoder.template_hash,

@@ -20,12 +20,12 @@ from inlay.engine.select_engine import EngineChoice, select_engine
 from inlay.hardware.facts import library_versions
 from inlay.hardware.probe import product_dtype
 from inlay.methods.adapter import attach, layers_adapted, trained_parameters
-from inlay.methods.called_layers import told_unseen
+from inlay.methods.called_layers import failed_pass_warning
 from inlay.methods.table import method_of
 from inlay.methods.target_modules import coverage, expert_targets
 from inlay.models.dropout import own_dropout
 from inlay.models.generation_settings import generation_settings
-from inlay.models.untrained_ends import told_untrained
+from inlay.models.untrained_ends import untrained_ends_warning
 from inlay.runs.reporter import Reporter
 from inlay.tasks.opened_base import OpenedBase
 from inlay.training.base import TrainingBase, open_training_base
@@ -119,7 +119,7 @@ def _attached(
     targets, why = targets_of(config, bare)
     if method_of(config).has_targets:
         choices.settle("adapter.target_modules", targets, why)
-        if unseen := told_unseen(bare):
+        if unseen := failed_pass_warning(bare):
             reporter.note(unseen)
         experts = expert_targets(bare) if config.adapter.experts else []
         choices.reasons["adapter.coverage"] = coverage(bare, targets, experts)
@@ -133,7 +133,7 @@ def _attached(
         reporter.note(caution)
     base.model = ready_to_train(base.model, config)
     encoder = opened.encoder
-    if untrained := told_untrained(bare, encoder.tokenizer, encoder.stop_ids, encoder.eos_id, targets):
+    if untrained := untrained_ends_warning(bare, encoder.tokenizer, encoder.stop_ids, encoder.eos_id, targets):
         reporter.note(untrained)
     trainable = sum(p.numel() for p in trained_parameters(base.model, name).values())
     reporter.stage(f"adapter: {trainable:,} trainable parameters{layers_adapted(base.model, name)}")

@@ -143,7 +143,7 @@ class Attempt:
             step = finish.export(job) if group.is_first else 0
             step = int(group.broadcast_text(str(step)))
         if step != job.progress.step:
-            AdapterState.shared_by(group.copy, job.model, job.name)
+            AdapterState.broadcast(group.copy, job.model, job.name)
         with group.failing_together():
             if group.is_first:
                 self._prove(step, start)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inlay.models.mapped import page_out
+from inlay.models.memory_mapped import page_out
 from inlay.models.quantization import QUANTIZATIONS
 
 

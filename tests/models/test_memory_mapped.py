@@ -11,7 +11,7 @@ from test_base import model_config
 from torch import nn
 
 from inlay.models.base import find_base, load_model
-from inlay.models.mapped import page_out
+from inlay.models.memory_mapped import page_out
 from inlay.models.quantization import QUANTIZATIONS
 from parts import NANO
 

@@ -1,6 +1,6 @@
-"""Files of weights that are mapped into memory, where what has been read stays until somebody says otherwise.
+"""Returns host memory of memory-mapped weight files, whose pages stay resident once they have been read.
 
-All does nothing elsewhere than on Linux. Values are safe: what is read again comes from the file again.
+Linux only; elsewhere nothing happens. Values are safe: a page that is needed again is read from the file again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _EVERY_S: Final = 0.25
 
 
 def page_out(address: int, size: int) -> None:
-    """Gives back the memory of weights that nobody reads any more, but whose file stays mapped."""
+    """Returns the pages of weights that are not read any more, although their file stays mapped."""
     if sys.platform != "linux":
         return
     page = mmap.PAGESIZE
@@ -31,8 +31,10 @@ def page_out(address: int, size: int) -> None:
 
 @contextlib.contextmanager
 def paged_out(folder: Path) -> Iterator[None]:
-    """Inside, what has been read of the folder's mapped files is given back again and again, and once more at the end:
-    for a load that makes other weights of those that it reads."""
+    """Inside, pages of the folder's mapped files are returned four times a second, and once more at the end.
+
+    For a load that converts the weights that it reads, as quantization does.
+    """
     over = threading.Event()
 
     def again() -> None:
