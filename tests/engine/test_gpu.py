@@ -20,7 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from decoders import FAMILIES, adapted, batch, decoder, gradients
-from test_direct import assert_equal, relative, step
+from test_handwritten import assert_equal, relative, step
 from torch import Tensor
 
 from inlay.engine import cpu_ops, gpu_ops
