@@ -1,7 +1,7 @@
 """The masks of chat templates that models ship with: `python benchmarks/chat_templates.py FOLDER [--page PAGE]`.
 
 Each `*.jinja` under the folder is put on the built-in tokenizer with its own special tokens added, and meets the
-dialogues of test_masks.py. What must hold is what that test holds, without a table of what each template writes.
+conversations of test_masks.py. What must hold is what that test holds, without a table of what each template writes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from tokenizers import AddedToken
 
 import toys
-from data.encoding.test_masks import DIALOGUES, answer, rendered
+from data.encoding.test_masks import CONVERSATIONS, answer, rendered
 from data.habits import TOOL
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.encoding.reasoning_prefix import parted
@@ -56,7 +56,7 @@ def encoder(path: Path) -> Encoder:
 
 
 def outcome(enc: Encoder, messages: tuple[Message, ...], tools: list[dict[str, Any]]) -> str:
-    """How a dialogue came out. Raises: Broken."""
+    """How a conversation came out. Raises: Broken."""
     try:
         rows = [tokens for _, tokens in enc.examples([Example(messages, Source("row", 1), tuple(tools))])]
         prompts = {n: enc.prompt(messages[:n], tools) for n, m in enumerate(messages) if m.weight > 0}
@@ -94,7 +94,7 @@ def main() -> int:
     for path in paths:
         enc, counts = encoder(path), Counter[str]()
         refusals: dict[str, str] = {}
-        for name, (messages, feature) in DIALOGUES.items():
+        for name, (messages, feature) in CONVERSATIONS.items():
             try:
                 came_out = outcome(enc, messages, [TOOL] if feature == "tools" else [])
             except Broken as error:
@@ -114,7 +114,7 @@ def main() -> int:
         figures = " | ".join(str(counts[kind]) for kind in (*kinds, "refused", "BROKEN"))
         lines.append(f"| {path.stem} | {figures} | {told} |")
     head = (
-        f"{len(paths)} templates × {len(DIALOGUES)} dialogues = {len(paths) * len(DIALOGUES):,}: "
+        f"{len(paths)} templates × {len(CONVERSATIONS)} conversations = {len(paths) * len(CONVERSATIONS):,}: "
         + ", ".join(f"{count:,} {kind}" for kind, count in sorted(all_of.items()))
         + f". {untouched} templates refuse nothing; BROKEN in all: {broken}."
     )

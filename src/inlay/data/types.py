@@ -25,6 +25,10 @@ OnFault = Callable[[DataError], None]
 """Receives a defect, so that reading can go on with the next row."""
 
 
+Switches = tuple[tuple[str, bool | int | float | str], ...]
+"""(name, value) of each switch of a chat template, such as `enable_thinking`, by the alphabet."""
+
+
 class CalledFunction(TypedDict):
     """The function of a call, and its arguments."""
 
@@ -133,5 +137,7 @@ class Example:
     messages: tuple[Message, ...]
     source: Source
     tools: tuple[Tool, ...] = field(default=())
+    switches: Switches = ()
+    """Switches that the row sets for its chat template (`chat_template_kwargs`)."""
     unread: tuple[str, ...] = field(default=(), compare=False)
     """Parts of the row that have no effect: fields by name, and turns that are read without being trained."""

@@ -119,7 +119,7 @@ def held_out(
         if example.messages[0].role == "text":
             continue
         before = prompt_messages(example)
-        prompt = encoder.prompt(before, example.tools)
+        prompt = encoder.prompt(before, example.tools, example.switches)
         if len(prompt) < max_length:
             prompt_ids[n] = prompt
             answer = example.messages[len(before)]

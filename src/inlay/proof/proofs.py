@@ -252,7 +252,7 @@ def prompts_are_prefixes(
             raise Refuted(f"adapter/ has another {what.replace('_hash', '')} than training had.")
     prompted = [(example, sequences) for example, sequences in sample if example.messages[0].role != "text"]
     for example, sequences in prompted:
-        prompt = served.prompt(prompt_messages(example), example.tools)
+        prompt = served.prompt(prompt_messages(example), example.tools, example.switches)
         last = sequences[-1].input_ids.tolist()
         if last[: len(prompt)] != prompt[: len(last)]:
             raise Refuted(f"{example.source}: the prompt that would be served is not how its training row begins.")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +40,33 @@ def test_the_switches_of_a_template_are_the_names_that_it_reads_and_nobody_gives
     assert switches_of(toys.CHATML) == ()
     assert switches_of("{% generation %}{{ x }}{% endgeneration %}") == ("x",)
     assert switches_of("{% if %}") == ()
+
+
+def test_the_switches_of_a_row_are_those_of_the_settings_for_that_row_alone() -> None:
+    off, on = made(), made(enable_thinking=True)
+    plain = (ROW[0], Message("assistant", "43", 1.0))
+    thinks = Example(ROW, Source("a", 1), switches=(("enable_thinking", True), ("python_tools", False)))
+    found = [row for _, row in off.examples([Example(plain, Source("a", 2)), thinks, Example(plain, Source("a", 3))])]
+    ((_, wanted),) = on.examples([Example(ROW, Source("a", 1))])
+    assert np.array_equal(found[1].input_ids, wanted.input_ids)
+    assert np.array_equal(found[0].input_ids, found[2].input_ids)
+    assert (
+        off.prompt(ROW[:1], (), thinks.switches)
+        == on.prompt(ROW[:1])
+        == wanted.input_ids[: len(on.prompt(ROW[:1]))].tolist()
+    )
+    back = Example(plain, Source("a", 4), switches=(("enable_thinking", False),))
+    ((_, row),) = on.examples([back])
+    assert np.array_equal(row.input_ids, found[0].input_ids)
+
+
+def test_a_row_with_a_switch_that_the_template_does_not_read_is_refused_unless_it_is_off() -> None:
+    row = Example((ROW[0], Message("assistant", "43", 1.0)), Source("a", 1), switches=(("thinking", True),))
+    with pytest.raises(DataError, match=r"a:1: the row sets the switch 'thinking'.*It reads enable_thinking, style\."):
+        list(made().examples([row]))
+    ((_, off),) = made(toys.CHATML).examples([replace(row, switches=(("thinking", False),))])
+    ((_, none),) = made(toys.CHATML).examples([replace(row, switches=())])
+    assert np.array_equal(off.input_ids, none.input_ids)
 
 
 def test_a_switch_that_the_template_does_not_read_is_refused_with_those_that_it_reads() -> None:

@@ -40,7 +40,8 @@ def row(n: int) -> Example:
     turns = [Message("user", said[0]), Message("assistant", said[1] + "!", 0.5 if n % 3 else 1.0)]
     if n % 4 == 0:
         turns += [Message("user", said[2], name="Ann"), Message("assistant", "", 1.0, (CALL,))]
-    return Example(tuple(turns), source, (TOOL,) if n % 4 == 0 else ())
+    switches = (("enable_thinking", False),) if n % 6 == 0 else ()
+    return Example(tuple(turns), source, (TOOL,) if n % 4 == 0 else (), switches)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "a table of labels": {"text": "2 + 2?", "label": "sum"},
 }  # fmt: skip
 NAMES = sorted({
-    *(name for form in FORMATS.values() for name in form.fields), *row_fields.SYSTEMS, *row_fields.NOTES, *row_fields.COSTS,
+    *(name for form in FORMATS.values() for name in form.fields), *row_fields.SYSTEMS, *row_fields.SWITCHES, *row_fields.NOTES, *row_fields.COSTS,
     *(name for kind in row_fields.KINDS for name in kind.names), *turn_fields.KNOWN, "A", "B", "option_1", "option_2", "split",
 } - {row_fields.GREETING})  # fmt: skip
 WITHOUT_EFFECT = {"parallel_tool_calls"}
@@ -186,6 +186,29 @@ def test_a_system_prompt_beside_the_turns_is_the_system_turn(form: str, name: st
         assert found.messages[1:] == read(FORMATS[form].example).messages
     with pytest.raises(DataError, match="two system prompts"):
         read(FORMATS[form].example | dict(zip(row_fields.SYSTEMS[:2], ("a", "b"), strict=True)))
+
+
+@pytest.mark.parametrize("form", [name for name in FORMATS if name != "text"])
+@pytest.mark.parametrize(
+    "fields",
+    [{"chat_template_kwargs": {"enable_thinking": False, "style": None}}, {"chat_template_kwargs": '{"enable_thinking": false}'},
+     {"enable_thinking": False}, {"enable_thinking": False, "chat_template_kwargs": {"enable_thinking": False}}],
+)  # fmt: skip
+def test_switches_of_the_chat_template_are_those_of_the_row(form: str, fields: dict[str, Any]) -> None:
+    found = read(FORMATS[form].example | fields)
+    assert (found.switches, found.unread) == ((("enable_thinking", False),), ())
+    assert found.messages == read(FORMATS[form].example).messages
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [({"chat_template_kwargs": ["x"]}, "'chat_template_kwargs' is a list of 1"),
+     ({"chat_template_kwargs": {"tools": ["x"]}}, r"'chat_template_kwargs\.tools' is a list of 1"),
+     ({"enable_thinking": True, "chat_template_kwargs": {"enable_thinking": False}}, "contradict each other")],
+)  # fmt: skip
+def test_a_switch_that_is_no_plain_value_or_contradicts_another_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        read(SHAPES["OpenAI"] | fields)
 
 
 def test_the_choices_of_a_question_are_not_left_out() -> None:

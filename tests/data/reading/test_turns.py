@@ -295,6 +295,7 @@ def test_all_of_a_turn_survives_the_run_folder_and_another_process() -> None:
             Message("assistant", "d", 1.0),
         ),
         HERE,
+        switches=(("effort", "low"), ("enable_thinking", False)),
     )
     assert from_lines(as_lines([example])) == (example,)
     assert _examples(_plain([example])) == [example]

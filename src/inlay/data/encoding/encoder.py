@@ -23,12 +23,12 @@ from inlay.data.encoding.reasoning_prefix import continues, parted
 from inlay.data.encoding.rendering import MARK, RenderedConversation, Template
 from inlay.data.encoding.special_token_escaping import EscapingTokenizer
 from inlay.data.encoding.special_tokens import SpecialTokens, make_end_special, refuse_lost_answer, refuse_lost_prompt
-from inlay.data.encoding.template_kwargs import Switch, with_switches
+from inlay.data.encoding.template_kwargs import Switch, head_of, switches_read, with_switches
 from inlay.data.encoding.word_cache import AtOnce, Tokenized
-from inlay.data.types import Example, Message, Source, Tool, ToolCall
+from inlay.data.types import Example, Message, Source, Switches, Tool, ToolCall
 from inlay.errors import DataError, ModelError
 
-CODE_VERSION = 8
+CODE_VERSION = 9
 """Raised when some row is read or encoded otherwise than before; part of the cache keys."""
 
 QUESTION_ANSWER = (
@@ -44,6 +44,7 @@ QUESTION_ANSWER = (
 BATCH: Final = 256
 """Rows that are tokenized at once."""
 _AHEAD = 6  # batches that may wait for their ids: enough to keep every core busy while rows are read and rendered
+_MOST_TEMPLATES: Final = 64  # with switches of rows
 _PROMPT, _TEMPLATE = Source("prompt", 1), Source("chat template", 1)
 
 
@@ -114,6 +115,7 @@ class Encoder:
         self._special = SpecialTokens(tokenizer, escapes=special_tokens == "escape")
         self._tokenize = EscapingTokenizer(tokenizer.backend_tokenizer, self._special.strings)
         self._template = Template(tokenizer, self._special)
+        self._switched: dict[Switches, Template] = {}
         self.stop_ids = self._find_stop_ids()
         self._written_end = self._find_written_end()
 
@@ -150,21 +152,23 @@ class Encoder:
         whole = self.tokenizer.backend_tokenizer.to_str() + json.dumps(named, sort_keys=True, default=str)
         return hashlib.sha256(whole.encode()).hexdigest()
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = (), switches: Switches = ()) -> list[int]:
         """The ids that generation starts from: the conversation and the opening of an assistant turn.
+
+        `switches` are those that the conversation's row sets for the chat template.
 
         Raises: DataError for text that the tokenizer would read as a special token (unless it is escaped), for a
         conversation that the template refuses or shortens, and for a token that the base does not know.
         """
-        ids = self._prompt(messages, tools)
+        ids = self._prompt(messages, tools, switches)
         self._require_rows(ids, _PROMPT)
         return ids
 
-    def _prompt(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
+    def _prompt(self, messages: Sequence[Message], tools: Sequence[Tool], switches: Switches) -> list[int]:
         messages, tools = self._special.without(messages, tools, _PROMPT)
         if _is_document(messages):
             return [*self._bos, *self._tokenize([messages[0].content], [True])[0].tolist()]
-        conversation = RenderedConversation(self._template, messages, tools, _PROMPT)
+        conversation = RenderedConversation(self._template_with(switches, _PROMPT), messages, tools, _PROMPT)
         text = conversation.prompt(len(messages))
         refuse_lost_prompt(text, messages, tools, _PROMPT)
         pieces = _cut(text, conversation.boundaries(text, len(messages), self._roles))
@@ -232,11 +236,12 @@ class Encoder:
         messages, tools = self._special.without(example.messages, example.tools, source)
         if _is_document(messages):
             return [_Sequence((messages[0].content,), (messages[0].weight,), True, True)]
-        conversation = RenderedConversation(self._template, messages, tools, source)
+        template = self._template_with(example.switches, source) if example.switches else self._template
+        conversation = RenderedConversation(template, messages, tools, source)
         remaining = [n for n, m in enumerate(messages) if m.weight > 0]
         found = []
         while answers := [n for n in remaining if messages[n].role == "assistant"]:
-            sequence, done = self._sequence_ending_at(answers[-1], remaining, conversation)
+            sequence, done = self._sequence_ending_at(answers[-1], remaining, conversation, template)
             found.append(sequence)
             remaining = [n for n in remaining if n not in done]
         if remaining:
@@ -248,12 +253,12 @@ class Encoder:
         return found[::-1]
 
     def _sequence_ending_at(
-        self, last: int, wanted: Sequence[int], conversation: RenderedConversation
+        self, last: int, wanted: Sequence[int], conversation: RenderedConversation, template: Template
     ) -> tuple[_Sequence, set[int]]:
         """(the sequence that ends with the answer at `last`, the wanted turns that it trains)."""
         prompt, whole = conversation.prompt(last), conversation.rendered(last + 1)
         answer = whole[len(prompt) :]
-        opens = self._template.opens_thought
+        opens = template.opens_thought
         if not whole.startswith(prompt) or (opens and conversation.lacks_thought(last, answer)):
             answer = conversation.continuation(last)
         refuse_lost_prompt(prompt, conversation.messages[:last], conversation.tools, conversation.source)
@@ -273,14 +278,30 @@ class Encoder:
         trained = [(turn, cuts[2 * k + 1]) for k, (turn, _, _) in enumerate(boundaries) if turn in done]
         trained.append((last, answer))
         for turn, text in trained:
-            refuse_lost_answer(
-                text, turn, conversation.messages[turn], conversation.source, self._template.way_to_think
-            )
+            refuse_lost_answer(text, turn, conversation.messages[turn], conversation.source, template.way_to_think)
         lacks_end = self._special.closing(answer) is None
         altered = tuple(
             [words for turn, text in trained if (words := _altered(text, turn, conversation.messages[turn]))]
         )
         return _Sequence(tuple(cuts), tuple(weights), lacks_end, False, altered), done
+
+    def _template_with(self, switches: Switches, source: Source) -> Template:
+        """The chat template with these switches. Raises: DataError for one that is on and that it does not read."""
+        if switches not in self._switched:
+            read = switches_read(self.tokenizer.chat_template)
+            if lost := [name for name, value in switches if name not in read and value is not False]:
+                reads = f"It reads {', '.join(read)}." if read else "It reads none."
+                raise DataError(
+                    f"{source}: the row sets the switch {lost[0]!r}, and the chat template reads no switch of that name. "
+                    f"{reads} Take it out of the row, or use another template (model.chat_template)."
+                )
+            if len(self._switched) >= _MOST_TEMPLATES:
+                self._switched = {}
+            known = [(name, value) for name, value in switches if name in read]
+            self._switched[switches] = (
+                Template(self.tokenizer, self._special, head_of(known)) if known else self._template
+            )
+        return self._switched[switches]
 
     def _assemble(self, sequence: _Sequence, ids: list[np.ndarray], source: Source) -> TokenizedSequence:
         parts, spans, length = list(ids), [], 0

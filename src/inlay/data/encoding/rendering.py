@@ -44,9 +44,10 @@ _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, Attribute
 class Template:
     """The chat template of a tokenizer."""
 
-    def __init__(self, tokenizer: Any, special: SpecialTokens) -> None:
-        self._tokenizer = tokenizer
-        self._plain = _dated(tokenizer.get_chat_template(tools=None))
+    def __init__(self, tokenizer: Any, special: SpecialTokens, head: str = "") -> None:
+        """`head` is put before the template; see `template_kwargs.head_of`."""
+        self._tokenizer, self._head = tokenizer, head
+        self._plain = head + _dated(tokenizer.get_chat_template(tools=None))
         self._epilogue = ""
         self._epilogue = self._find_epilogue(tokenizer, special)
         self._opening = self._find_opening()
@@ -62,7 +63,7 @@ class Template:
 
     def render(self, turns: list[JsonObject], opens_turn: bool, tools: list[Tool] | None = None) -> str:
         """The text that the template makes of these turns. Raises: what the template or jinja raises."""
-        template = _dated(self._tokenizer.get_chat_template(tools=tools)) if tools else self._plain
+        template = self._head + _dated(self._tokenizer.get_chat_template(tools=tools)) if tools else self._plain
         text = str(
             self._tokenizer.apply_chat_template(
                 turns, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=opens_turn

@@ -7,7 +7,7 @@ server may still switch otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
@@ -99,7 +99,7 @@ def with_switches(template: Any, switches: Mapping[str, Switch]) -> Any:
     """
     if not switches:
         return template
-    read = sorted({name for one in _each(template) for name in switches_of(one)})
+    read = switches_read(template)
     for name in switches:
         if name not in read:
             guess = nearest(name, read)
@@ -109,18 +109,28 @@ def with_switches(template: Any, switches: Mapping[str, Switch]) -> Any:
                 f"data.template_kwargs.{name}: the chat template reads no switch of that name, so it would have no "
                 f"effect.{hint} {reads}"
             )
-    head = "".join(
-        f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}"
-        for name, value in sorted(switches.items())
-    )
+    head = head_of(sorted(switches.items()))
     if isinstance(template, dict):
         return {name: _headed(one, head) for name, one in template.items()}
     return _headed(template, head)
 
 
+def switches_read(template: Any) -> list[str]:
+    """The names of the switches that the template, or one of a tokenizer's named ones, reads."""
+    return sorted({name for one in _each(template) for name in switches_of(one)})
+
+
+def head_of(switches: Iterable[tuple[str, Switch]]) -> str:
+    """Jinja to put before a template, which gives these values to its switches where a caller gives none."""
+    return "".join(
+        f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}"
+        for name, value in switches
+    )
+
+
 def thinking_switch(template: Any) -> str | None:
     """The switch of the template that turns thoughts on, by its name."""
-    read = {name for one in _each(template) for name in switches_of(one)}
+    read = switches_read(template)
     return next((name for name in ("enable_thinking", "thinking") if name in read), None)
 
 

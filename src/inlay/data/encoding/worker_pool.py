@@ -233,6 +233,7 @@ def _plain(examples: Iterable[Example]) -> _Plain:
             e.source.line,
             e.tools,
             [_turn(m) for m in e.messages],
+            e.switches,
         )
         for e in examples
     ]
@@ -245,6 +246,6 @@ def _turn(m: Message) -> tuple[Any, ...]:
 
 def _examples(plain: _Plain) -> list[Example]:
     return [
-        Example(tuple([Message(*turn) for turn in turns]), Source(file, line), tools)
-        for file, line, tools, turns in plain
+        Example(tuple([Message(*turn) for turn in turns]), Source(file, line), tools, switches)
+        for file, line, tools, turns, switches in plain
     ]

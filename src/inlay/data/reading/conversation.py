@@ -11,7 +11,7 @@ from inlay.data.reading import turn_fields
 from inlay.data.reading.row_fields import GREETING, SYSTEMS, is_empty
 from inlay.data.reading.tool_calls import CALLS, Calls, as_calls, calls_of_turn
 from inlay.data.reading.values import fail, json_in, missing, text
-from inlay.data.types import Example, JsonObject, Message, Row, Tool
+from inlay.data.types import Example, JsonObject, Message, Row, Switches, Tool
 from inlay.errors import DataError, nearest
 
 OPENAI_ROLES: Final = {
@@ -90,7 +90,7 @@ def example(row: Row, messages: list[Message], tools: tuple[Tool, ...] = ()) -> 
         )
     greeting = kept[0].weight > 0
     kept[0] = replace(kept[0], weight=0.0)  # no model is ever prompted with nothing
-    return Example(tuple(kept), row.source, tools, (GREETING,) if greeting else ())
+    return Example(tuple(kept), row.source, tools, unread=(GREETING,) if greeting else ())
 
 
 def with_system(row: Row, example: Example, masked: bool) -> Example:
@@ -114,6 +114,25 @@ def with_system(row: Row, example: Example, masked: bool) -> Example:
         return example
     message = Message("system", system) if masked else turn(row, "system", system)
     return replace(example, messages=(message, *example.messages))
+
+
+def switches(row: Row) -> Switches:
+    """The switches that the row sets for its chat template. Raises: DataError for a value that is no plain one."""
+    given = row.value.get("chat_template_kwargs")
+    given = {} if is_empty(given) else given
+    given = json_in(row, "chat_template_kwargs", given) if isinstance(given, str) else given
+    if not isinstance(given, dict):
+        fail(row, "chat_template_kwargs", given, 'It must be an object, such as {"enable_thinking": true}.')
+    found = {f"chat_template_kwargs.{name}": (name, value) for name, value in given.items()}
+    if "enable_thinking" in row.value:
+        found["enable_thinking"] = "enable_thinking", row.value["enable_thinking"]
+    found = {field: one for field, one in found.items() if not is_empty(one[1])}
+    for field, (name, value) in found.items():
+        if not name.isidentifier() or not isinstance(value, bool | int | float | str):
+            fail(row, field, value, "A switch of a chat template is true, false, a number or a text.")
+    if len(set(found.values())) > len({name for name, _ in found.values()}):
+        raise DataError(f"{row.source}: 'chat_template_kwargs' and 'enable_thinking' contradict each other. Keep one.")
+    return tuple(sorted(set(found.values())))
 
 
 def openai_turns(row: Row, field: str, value: object, *, trained: bool = True) -> list[Message]:

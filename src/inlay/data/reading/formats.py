@@ -92,12 +92,15 @@ class Format:
     @cached_property
     def known(self) -> frozenset[str]:
         """Every field that has an effect."""
-        return frozenset(self.fields) | (frozenset() if self.name == "text" else frozenset(row_fields.SYSTEMS))
+        beside = frozenset((*row_fields.SYSTEMS, *row_fields.SWITCHES))
+        return frozenset(self.fields) | (frozenset() if self.name == "text" else beside)
 
     def _with_the_rest(self, row: Row, example: Example, strict: bool) -> Example:
-        """The example with the system turn beside the others, and the names of what is not read."""
+        """The example with the system turn and the switches beside the turns, and the names of the fields not read."""
         if self.name != "text":
             example = conversation.with_system(row, example, self.masks_prompt)
+            if switches := conversation.switches(row):
+                example = replace(example, switches=switches)
         unread = row_fields.unread(row, self.name, self.known, self.question_and_answer(row), strict=strict)
         return replace(example, unread=(*example.unread, *unread)) if unread else example
 

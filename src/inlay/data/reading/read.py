@@ -158,7 +158,7 @@ def as_lines(examples: Iterable[Example]) -> str:
             "line": example.source.line,
             "messages": turns,
             "tools": list(example.tools),
-        }
+        } | ({"switches": [list(one) for one in example.switches]} if example.switches else {})
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     return "".join(lines)
 
@@ -175,4 +175,5 @@ def _example(row: JsonObject) -> Example:
         )
         for m in row["messages"]
     )
-    return Example(messages, Source(row["file"], row["line"]), tuple(row["tools"]))
+    switches = tuple([(name, value) for name, value in row.get("switches", ())])
+    return Example(messages, Source(row["file"], row["line"]), tuple(row["tools"]), switches)

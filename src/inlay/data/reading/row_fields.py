@@ -31,6 +31,8 @@ NOTES: Final = TEXT_NOTES | {
     "version", "hash", "created_at", "updated_at", "model", "schemaVersion", "parallel_tool_calls",
 }  # fmt: skip
 """Fields without anything to learn from."""
+SWITCHES: Final = ("chat_template_kwargs", "enable_thinking")
+"""Fields with switches of the chat template, in every format but `text`."""
 GREETING: Final = "the greeting in the first turn"
 """The name of an assistant turn before all others, among the parts of a row that have no effect."""
 COSTS: Final = {
@@ -139,10 +141,6 @@ KINDS: Final = (
         "it could be the reasoning before the answer, which would not be trained",
         "Write it as reasoning_content of the answer's turn (messages)",
     ),
-    Kind(
-        ("chat_template_kwargs", "enable_thinking"), _ANYTHING, "the chat template would not be given it",
-        "Remove it; the same for all rows is data.template_kwargs",
-    ),
 )  # fmt: skip
 _BY_NAME: Final = {name: kind for kind in KINDS for name in kind.names}
 
@@ -227,7 +225,12 @@ def summary(names: Collection[str]) -> str:
 def table() -> list[tuple[tuple[str, ...], str]]:
     """(fields of a row that are not of its format, what inlay does with them), for the page on data."""
     rows: list[tuple[tuple[str, ...], str]] = [
-        (SYSTEMS, "the system turn, in every format but `text`; refused where the turns have another one")
+        (SYSTEMS, "the system turn, in every format but `text`; refused where the turns have another one"),
+        (
+            SWITCHES,
+            "switches of the chat template for this row, in every format but `text`; refused where the template reads "
+            "no such switch, unless it is off",
+        ),
     ]
     for kind in KINDS:
         where = "" if kind.beside_turns else ", where the row is no list of turns"

@@ -71,7 +71,7 @@ def answerable(
 
 def prompt_length(example: Example, encoder: Encoder) -> int:
     """Tokens of the prompt."""
-    return len(encoder.prompt(prompt_messages(example), example.tools))
+    return len(encoder.prompt(prompt_messages(example), example.tools, example.switches))
 
 
 def shots(passages: Sequence[Passage], left_out: Iterable[int], count: int, seed: int) -> list[Passage]:
