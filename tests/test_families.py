@@ -19,6 +19,7 @@ from inlay.engine import select_engine
 from inlay.evaluation.score import held_out, read_held_out, score
 from inlay.methods.adapter import detach
 from inlay.methods.target_modules import coverage, expert_targets
+from inlay.tasks.causal import CAUSAL
 from parts import qa_rows, quick_tree, write_rows
 from training_runs import Quiet, train
 
@@ -60,7 +61,7 @@ def of_the_family(name: str, tmp_path: Path, **adapter: Any) -> str:
         "reporter": reporter,
         "generate": False,
     }
-    together = score(loaded.model, "adapter", rows, loaded.encoder, **alike).nll
+    together = score(loaded.model, "adapter", rows, loaded.encoder, CAUSAL, **alike).nll
     bare = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32).eval()
     opened = PeftModel.from_pretrained(bare, str(run.adapter)).eval()
     ids = collate(rows.tokens, [int(np.argmax(rows.tokens.lengths))], loaded.encoder.pad_id).input_ids

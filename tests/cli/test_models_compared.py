@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from inlay.evaluation.summary import style_relevance_text
 from inlay.evaluation.task_metrics import metrics_for
 from inlay.runs import folder as runs
 from inlay.runs.reporter import PlainReporter
+from inlay.tasks.table import TASKS
 from parts import qa_rows, write_rows
 from program import Ended
 
@@ -102,7 +104,8 @@ def test_by_the_loss_alone_no_answer_is_generated_and_the_loss_is_the_same(
 ) -> None:
     usual = api.compare("first", data=rows, metrics=["loss", "chrf"], reporter=QUIET)
     generated: list[int] = []
-    monkeypatch.setattr("inlay.evaluation.score.full_answers", lambda *given: generated.append(len(given[2])))
+    counted = replace(TASKS["causal"], answers=lambda *given: generated.append(len(given[2])) or [])
+    monkeypatch.setitem(TASKS, "causal", counted)
     found = api.compare("first", data=rows, metrics=["loss"], reporter=QUIET)
     scored = api.evaluate("first", data=rows, metrics=["loss"], reporter=QUIET)
     ended = inlay("compare", "first", "--data", rows, "--metrics", "loss")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inlay.config import validate
 from inlay.engine.estimate import MemoryEstimate, Shape, Work, estimate, shape_of
-from inlay.engine.loss import weighted_nll
+from inlay.engine.loss import causal_loss
 from inlay.methods.adapter import attach
 from inlay.methods.prompt_tuning import virtual_tokens
 from inlay.training.resolve import targets_of
@@ -36,7 +36,7 @@ def test_a_layer_of_the_plain_path_keeps_what_the_estimate_says(family: str, met
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            weighted_nll(model.train(), rows)
+            causal_loss(model.train(), rows)
         saved.append(sum(tensor.untyped_storage().nbytes() for tensor in seen.values()))
         full, rank = method == "full", config.adapter.rank if method == "lora" else 0
         work = Work("plain", False, 0 if full else 1, rank, method, virtual_tokens(model))

@@ -16,7 +16,7 @@ from inlay.data.encoding.encoder import TokenizedSequence
 from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.data.types import Source
 from inlay.engine.lm_head import head_of
-from inlay.engine.loss import autocast, score_rows, takes_logits_to_keep, weighted_nll
+from inlay.engine.loss import autocast, causal_loss, score_rows, takes_logits_to_keep
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
          "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64, "pad_token_id": 0}  # fmt: skip
@@ -53,7 +53,7 @@ def test_the_loss_of_a_padded_batch_is_that_of_each_row_by_hand(family: str) -> 
     model, tokens = model_of(family), rows()
     assert head_of(model) is not None
     with torch.inference_mode():
-        nll_B, weight_B = weighted_nll(model, collate(tokens, [0, 1, 2], pad_id=0))
+        nll_B, weight_B, _ = causal_loss(model, collate(tokens, [0, 1, 2], pad_id=0))
         hand = [by_hand(model, tokens, row) for row in range(3)]
     assert nll_B.tolist() == pytest.approx([n for n, _ in hand], rel=1e-6, abs=1e-6)
     assert weight_B.tolist() == [w for _, w in hand]
@@ -66,7 +66,7 @@ def test_the_head_in_chunks_has_loss_and_gradient_of_transformers(family: str, m
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
         model.zero_grad()
-        nll_B = weighted_nll(model, batch)[0]
+        nll_B = causal_loss(model, batch)[0]
         nll_B.sum().backward()
         return nll_B.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
@@ -86,7 +86,7 @@ def test_the_head_in_chunks_has_loss_and_gradient_of_transformers(family: str, m
 def test_a_head_first_seen_under_autocast_leaves_every_weight_its_gradient() -> None:
     model, batch = model_of("LlamaConfig"), collate(rows(), [0, 1, 2], pad_id=0)
     with autocast("cpu", torch.bfloat16):
-        nll_B, _ = weighted_nll(model, batch)
+        nll_B, *_ = causal_loss(model, batch)
     nll_B.sum().backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None]
 
@@ -107,7 +107,7 @@ def test_no_more_logits_exist_at_once_than_those_of_a_chunk(monkeypatch: pytest.
 
     head_of(model)
     with Sizes():
-        weighted_nll(model, batch)[0].sum().backward()
+        causal_loss(model, batch)[0].sum().backward()
     assert max(largest) == 2 * 64
 
 
@@ -120,7 +120,7 @@ def test_logits_that_are_more_than_a_head_are_taken_from_the_model(family: str, 
     model = AutoModelForCausalLM.from_config(getattr(transformers, family)(**SMALL | own)).eval().requires_grad_(False)
     assert head_of(model) is None
     tokens = rows()
-    nll_B, _ = weighted_nll(model, collate(tokens, [0, 1, 2], pad_id=0))
+    nll_B, *_ = causal_loss(model, collate(tokens, [0, 1, 2], pad_id=0))
     assert nll_B.tolist() == pytest.approx([by_hand(model, tokens, row)[0] for row in range(3)], rel=1e-6)
 
 
@@ -130,7 +130,7 @@ def test_logits_only_where_something_is_trained_change_nothing(family: str, monk
     assert takes_logits_to_keep(model)
     monkeypatch.setattr("inlay.engine.loss.head_of", lambda model: None)
     with torch.inference_mode():
-        kept = weighted_nll(model, batch)[0]
+        kept = causal_loss(model, batch)[0]
         plain = model.forward
 
         def forward(input_ids: Any, attention_mask: Any, use_cache: bool) -> Any:
@@ -138,9 +138,9 @@ def test_logits_only_where_something_is_trained_change_nothing(family: str, monk
 
         monkeypatch.setattr(model, "forward", forward)
         assert not takes_logits_to_keep(model)
-        full = weighted_nll(model, batch)[0]
+        full = causal_loss(model, batch)[0]
         monkeypatch.setattr(model, "forward", lambda logits_to_keep, **kw: forward(**kw))
-        ignored = weighted_nll(model, batch)[0]
+        ignored = causal_loss(model, batch)[0]
     assert kept.tolist() == pytest.approx(full.tolist(), rel=1e-6)
     assert torch.equal(full, ignored)
 
@@ -151,12 +151,12 @@ def test_weights_of_zero_and_one_are_masking_and_the_gradient_is_linear_in_the_w
     ids = batch.input_ids
     labels = torch.where(batch.weights > 0, ids, -100)
     masked = model(input_ids=ids, labels=labels).loss * 3
-    assert weighted_nll(model, batch)[0].item() == pytest.approx(masked.item(), rel=1e-6)
+    assert causal_loss(model, batch)[0].item() == pytest.approx(masked.item(), rel=1e-6)
     gradients = []
     for factor in (1.0, 0.5):
         model.zero_grad()
         scaled = type(batch)(ids, batch.attention_mask, batch.weights * factor, batch.rows)
-        weighted_nll(model, scaled)[0].sum().backward()
+        causal_loss(model, scaled)[0].sum().backward()
         gradients.append(model.model.layers[0].mlp.up_proj.weight.grad.clone())
     assert torch.allclose(gradients[0], 2 * gradients[1], rtol=1e-6, atol=1e-9)
 
@@ -164,7 +164,7 @@ def test_weights_of_zero_and_one_are_masking_and_the_gradient_is_linear_in_the_w
 def test_the_pad_id_changes_no_bit_of_the_loss() -> None:
     model, tokens = model_of("LlamaConfig"), rows()
     with torch.inference_mode():
-        losses = [weighted_nll(model, collate(tokens, [0, 1, 2], pad_id=pad))[0] for pad in (0, 7)]
+        losses = [causal_loss(model, collate(tokens, [0, 1, 2], pad_id=pad))[0] for pad in (0, 7)]
     assert torch.equal(*losses)
 
 

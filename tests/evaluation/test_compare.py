@@ -33,6 +33,7 @@ from inlay.evaluation.row_statistics import text_metrics
 from inlay.evaluation.score import EvalSet, Score, held_out, read_held_out, score
 from inlay.methods.adapter import attach
 from inlay.runs.reporter import PlainReporter
+from inlay.tasks.causal import CAUSAL
 from parts import make_base, write_rows
 from training_runs import Quiet
 
@@ -68,7 +69,7 @@ def rows(encoder: Encoder) -> EvalSet:
 
 def scored(model: Any, name: str, rows: EvalSet, encoder: Encoder, **over: Any) -> Score:
     settings: dict[str, Any] = {"batch_size": 4, "max_new_tokens": 6, "device": "cpu", "dtype": None}
-    return score(model.eval(), name, rows, encoder, reporter=PlainReporter(), **settings | over)
+    return score(model.eval(), name, rows, encoder, CAUSAL, reporter=PlainReporter(), **settings | over)
 
 
 def base_model(folder: Path) -> Any:
@@ -212,7 +213,7 @@ def test_a_prompt_that_fills_the_context_is_refused_before_anything_is_scored(
 ) -> None:
     long = "Tell me about the sea.\n" + "and more " * 300
     asked = held_out(ROWS[:1], encoder, 256, "drop", ["Short?", long])
-    monkeypatch.setattr("inlay.evaluation.score.score_rows", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr("inlay.tasks.task.score_rows", lambda *_, **__: pytest.fail("scored"))
     with pytest.raises(DataError) as caught:
         scored(base_model(tiny_base), "base", asked, encoder)
     assert str(caught.value).startswith("prompt 'Tell me about the sea. and more and more")
@@ -356,6 +357,7 @@ def test_the_loss_of_a_score_is_the_held_out_loss_of_training(tmp_path: Path, en
 
     model = base_model(make_base(tmp_path / "base", seed=3)).eval()
     job: Any = SimpleNamespace(
+        config=None,
         model=model,
         heldout=rows.tokens,
         pad_id=encoder.pad_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from inlay.errors import AdapterError
 from inlay.models import base as bases
 from inlay.runs.folder import Run
 from inlay.tasks.opened_base import OpenedBase, Precision
+from inlay.tasks.table import TASKS
 from parts import make_base
 from training_runs import train
 
@@ -34,7 +36,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(ref.name)
         return load(ref, *arguments)
 
-    monkeypatch.setattr(bases, "load_model", counted)
+    monkeypatch.setitem(TASKS, "causal", replace(TASKS["causal"], load_model=counted))
     return names
 
 

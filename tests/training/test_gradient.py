@@ -18,6 +18,7 @@ from inlay.data.batches import micro_batches, step_rows
 from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.engine.autograd import AutogradEngine
 from inlay.runs.folder import Run
+from inlay.tasks.task import Task
 from inlay.training import loop
 from inlay.training.gradient import accumulate, share_of
 from inlay.training.job import AdapterJob
@@ -265,8 +266,8 @@ def test_memory_is_handed_back_between_training_and_an_evaluation_and_behind_it(
     setup: AdapterJob, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, told = job_of(setup, tmp_path, 1), []
-    score = loop.score_rows
+    score = Task.score_rows
     monkeypatch.setattr(loop, "trim_allocator", told.append)
-    monkeypatch.setattr(loop, "score_rows", lambda *given: told.append("scored") or score(*given))
+    monkeypatch.setattr(Task, "score_rows", lambda *given: told.append("scored") or score(*given))
     heldout_nll(job)
     assert told == ["cpu", "scored", "cpu"]

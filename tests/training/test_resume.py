@@ -18,6 +18,7 @@ from inlay.config import Config, load
 from inlay.errors import Interrupted, RunError
 from inlay.hardware import probe
 from inlay.runs.folder import Run
+from inlay.tasks.task import Task
 from training_runs import Quiet, lines_of, outcome, stop_after, train
 
 STEPS = 7
@@ -102,18 +103,16 @@ def test_8_bit_optimizer_state_survives_a_stop_in_mid_epoch(config: Callable[...
 def test_a_stop_during_an_evaluation_is_resumed_before_that_evaluation(
     config: Callable[..., Config], unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from inlay.training import loop
-
     seen = []
 
-    def scored(model: Any, tokens: Any, shares: Any, *rest: Any) -> Any:
+    def scored(task: Any, model: Any, tokens: Any, shares: Any, *rest: Any) -> Any:
         seen.append(1)
         if len(seen) == 2:  # the base's is the first, that of step 3 the second
             shares = [rows for rows in shares if signal.raise_signal(signal.SIGINT) is None]
-        return real(model, tokens, shares, *rest)
+        return real(task, model, tokens, shares, *rest)
 
-    real = loop.score_rows
-    monkeypatch.setattr(loop, "score_rows", scored)
+    real = Task.score_rows
+    monkeypatch.setattr(Task, "score_rows", scored)
     with pytest.raises(Interrupted, match="after step 3"):
         train(config(tmp_path))
     run = Run(tmp_path / "run")

@@ -51,13 +51,15 @@ class Loaded:
 
     def _answers(self, prompts: Sequence[Prompt], over: Mapping[str, Any], streamer: Any = None) -> list[str]:
         from inlay.engine.loss import autocast
-        from inlay.generation.generate import Sampling, answers
+        from inlay.generation.generate import Sampling
+        from inlay.tasks.table import task_of
 
         settings = validate_section(GenerationConfig, self.run.config.generation.model_dump() | dict(over))
         sampling = Sampling.of(settings)
         encoded = [self.encoder.prompt(_conversation(prompt)) for prompt in prompts]
         with autocast(self.device, self.autocast_dtype):
-            return answers(self.model, self.encoder, encoded, sampling, streamer=streamer)
+            found = task_of(self.run.config).answers(self.model, self.encoder, encoded, sampling, streamer=streamer)
+        return [answer.text for answer in found]
 
 
 def load(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inlay.data.batches import Batch
-from inlay.engine.loss import autocast, weighted_nll
+from inlay.engine.loss import Loss, autocast, causal_loss
 from inlay.engine.profile import timed
 
 
@@ -28,16 +28,18 @@ class AutogradEngine:
     name = "plain"
 
     def __init__(
-        self, model: Any, device: str, autocast_dtype: torch.dtype | None = None, offload: bool = False
-    ) -> None:
-        """`offload` keeps what autograd saves in the memory of the machine."""
+        self, model: Any, device: str, autocast_dtype: torch.dtype | None = None, offload: bool = False,
+        loss: Loss = causal_loss,
+    ) -> None:  # fmt: skip
+        """`offload` keeps what autograd saves in host memory (RAM)."""
         self.model, self.device, self.autocast_dtype, self.offload = model, device, autocast_dtype, offload
+        self._loss = loss
 
     @timed("forward")
     def add_gradient(self, batch: Batch, factor: float) -> Tensor:
         """See `Engine.add_gradient`."""
         with autocast(self.device, self.autocast_dtype), self._kept():
-            nll_B, _ = weighted_nll(self.model, batch)
+            nll_B = self._loss(self.model, batch).sum_B
         if bool(torch.isfinite(nll_B).all()):
             _backward(nll_B.sum() * factor)
         return nll_B.detach()

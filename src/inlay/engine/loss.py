@@ -1,4 +1,4 @@
-"""Loss of a Batch on the plain path: transformers' own forward, the head only where something is trained.
+"""Loss of a batch by transformers' own forward pass, the head only where a token is trained.
 
 Shapes: B rows, L positions, K kept positions, J trained ones of all rows, H hidden, V vocabulary.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -19,14 +19,30 @@ from inlay.data.encoding.token_arrays import TokenSet
 from inlay.engine.lm_head import HeadLoss, head_of, last_hidden, nll_and_hits
 
 
-def weighted_nll(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Summed weighted negative log likelihood of each row in nats, and its summed weight: two (B,) float32 tensors.
+class RowLosses(NamedTuple):
+    """Loss of each row of a batch, float32."""
+
+    sum_B: Tensor
+    """(B,) summed weighted loss, of which the gradient is taken."""
+    weight_B: Tensor
+    """(B,) summed weight."""
+    hits_B: Tensor | None
+    """(B,) summed weight of what the model would have chosen itself; None where gradients are recorded."""
+
+
+Loss = Callable[[Any, Batch], RowLosses]
+Collate = Callable[[TokenSet, Sequence[int], int], Batch]
+
+
+def causal_loss(model: Any, batch: Batch) -> RowLosses:
+    """Summed weighted negative log likelihood of each row in nats.
 
     The gradient of a step is that of the sum over all its rows, divided once by the step's whole weight. Where the
     model's head is known (`head_of`) and frozen, logits exist only at trained positions and a chunk at a time.
     """
-    trained, weights_J, nll_J, _ = _trained_tokens(model, batch)
-    return _by_row(trained, nll_J * weights_J), _by_row(trained, weights_J)
+    trained, weights_J, nll_J, hits_J = _trained_tokens(model, batch)
+    hits_B = None if torch.is_grad_enabled() else _by_row(trained, hits_J * weights_J)
+    return RowLosses(_by_row(trained, nll_J * weights_J), _by_row(trained, weights_J), hits_B)
 
 
 def _trained_tokens(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -85,10 +101,12 @@ def score_rows(
     pad_id: int,
     device: str,
     dtype: torch.dtype | None,
+    collate: Collate = collate,
+    loss: Loss = causal_loss,
     *,
     hits: bool = False,
 ) -> Tensor:
-    """(2, N) float64 on the CPU: summed weighted nll in nats and weight of each sequence that `shares` names,
+    """(2, N) float64 on the CPU: summed weighted loss (nll in nats) and weight of each sequence that `shares` names,
     0 elsewhere; with `hits` a third row, the weight of the tokens that the model would have chosen itself.
 
     Draws no random numbers and leaves the model in the mode it was in.
@@ -96,9 +114,10 @@ def score_rows(
     scores = torch.zeros(3 if hits else 2, len(tokens), dtype=torch.float64)
     with for_inference(model), autocast(device, dtype):
         for rows in shares:
-            trained, weights_J, nll_J, hits_J = _trained_tokens(model, collate(tokens, rows, pad_id).to(device))
-            for score_N, values_J in zip(scores, (nll_J * weights_J, weights_J, hits_J * weights_J), strict=False):
-                score_N[rows] = _by_row(trained, values_J).cpu().double()
+            found = loss(model, collate(tokens, rows, pad_id).to(device))
+            for score_N, values_B in zip(scores, found, strict=False):
+                assert values_B is not None, "a loss without gradients has hits"
+                score_N[rows] = values_B.cpu().double()
     return scores
 
 

@@ -20,6 +20,7 @@ from inlay.engine import cpu_ops, gpu_ops
 from inlay.engine.autograd import AutogradEngine, Engine
 from inlay.engine.handwritten.mlp import ACTIVATIONS
 from inlay.engine.handwritten.model import HandwrittenEngine, activation
+from inlay.engine.loss import Loss, causal_loss
 from inlay.engine.memory import first_line, is_out_of_memory, release
 from inlay.errors import ConfigError, StorageError
 from inlay.hardware.facts import cpu_facts, library_versions
@@ -80,7 +81,7 @@ class EngineChoice:
 
 def select_engine(
     wanted: str, peft_model: Any, batch: Batch, device: str, dtype: torch.dtype, quantization: str, recompute: bool,
-    offload: bool = False, heavy: Batch | None = None, adapter: str = TRAINED,
+    offload: bool = False, heavy: Batch | None = None, adapter: str = TRAINED, loss: Loss = causal_loss,
 ) -> EngineChoice:  # fmt: skip
     """The engine for `train.engine` and an adapter. On `batch` the hand-written engine is compared with autograd, on `heavy`
     both are timed where it is not known to be the faster one.
@@ -88,10 +89,10 @@ def select_engine(
     Weights, gradients and torch's random state stay as they were. Raises: ConfigError when `direct` was set and cannot
     be had.
     """
-    autograd = AutogradEngine(peft_model, device, None if dtype == torch.float32 else dtype, offload)
+    autograd = AutogradEngine(peft_model, device, None if dtype == torch.float32 else dtype, offload, loss)
     if wanted == "plain":
         return EngineChoice(autograd)
-    reason = "it offloads no activations" if offload else refusal(peft_model, dtype, quantization, adapter)
+    reason = "it offloads no activations" if offload else refusal(peft_model, dtype, quantization, adapter, loss)
     choice = EngineChoice(autograd, reason)
     if reason is None:
         may_fail = wanted != "direct" and not _is_known_faster(device)
@@ -147,16 +148,22 @@ def _kernels(device: str, compute: torch.dtype) -> tuple[str, ...]:
 
 
 def expected_engine(
-    wanted: str, peft_model: Any, device: str, dtype: torch.dtype, quantization: str, adapter: str = TRAINED
-) -> str:
+    wanted: str, peft_model: Any, device: str, dtype: torch.dtype, quantization: str, adapter: str = TRAINED,
+    loss: Loss = causal_loss,
+) -> str:  # fmt: skip
     """Name of the engine that `select_engine` will take, found without computing anything; where both are timed, of the one
     that holds more."""
     takes_it = wanted == "direct" or (wanted == "auto" and device == "cpu")
-    return "direct" if takes_it and refusal(peft_model, dtype, quantization, adapter) is None else "plain"
+    refused = refusal(peft_model, dtype, quantization, adapter, loss) if takes_it else "it is not known to be faster"
+    return "plain" if refused else "direct"
 
 
-def refusal(peft_model: Any, dtype: torch.dtype, quantization: str, adapter: str = TRAINED) -> str | None:
+def refusal(
+    peft_model: Any, dtype: torch.dtype, quantization: str, adapter: str = TRAINED, loss: Loss = causal_loss
+) -> str | None:
     """Why the hand-written engine cannot compute this model, None where it can."""
+    if loss is not causal_loss:
+        return "it knows the loss of a causal language model only"
     method = adapters_on(peft_model)[adapter]
     if method.name != "lora":
         return f"it knows LoRA only, not {method.title}"

@@ -18,11 +18,12 @@ from inlay.data.reading.read import from_lines
 from inlay.data.truncation import apply_max_length
 from inlay.data.types import Example, Message
 from inlay.engine.batch_invariance import batch_groups
-from inlay.engine.loss import autocast, counted, score_rows
+from inlay.engine.loss import autocast, counted
 from inlay.errors import DataError, RunError
-from inlay.generation.generate import Sampling, full_answers
+from inlay.generation.generate import Sampling
 from inlay.models.base import context_length
 from inlay.runs.reporter import LateBar, Reporter
+from inlay.tasks.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,7 @@ def score(
     name: str,
     rows: EvalSet,
     encoder: Encoder,
+    task: Task,
     *,
     batch_size: int,
     max_new_tokens: int,
@@ -164,7 +166,7 @@ def score(
     shares = batch_groups(model).apart(shares, rows.tokens.lengths)
     with LateBar(reporter, len(rows.tokens), "row") as bar:
         batches = counted(shares, bar.reached)
-        sequence_scores = score_rows(model, rows.tokens, batches, encoder.pad_id, device, dtype, hits=True).numpy()
+        sequence_scores = task.score_rows(model, rows.tokens, batches, encoder.pad_id, device, dtype, hits=True).numpy()
     totals = np.zeros((3, len(rows.examples)))
     np.add.at(totals.T, rows.tokens.examples, sequence_scores.T)
     texts: list[str | None] = [None] * len(rows.examples)
@@ -179,7 +181,7 @@ def score(
         start = time.perf_counter()
         try:
             with autocast(device, dtype):
-                got = full_answers(
+                got = task.answers(
                     model, encoder, all_prompts, sampling, batch_size, lambda done: reporter.progress(done, {})
                 )
         finally:

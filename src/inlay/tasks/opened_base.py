@@ -17,6 +17,7 @@ from inlay.methods.adapter import detach
 from inlay.methods.state import AdapterState
 from inlay.models import base as bases
 from inlay.models.base import BaseRef
+from inlay.tasks.table import TASKS
 
 _OF_LOADING = ("attention", "matmul_precision", "double_quantization", "compute_dtype")
 """Settings that decide, beside the precision, what is in memory."""
@@ -46,7 +47,7 @@ class OpenedBase:
 
         Without a `precision` there is no model. `warn` gets what of the weight files is not used.
         """
-        self.ref, self.settings, self.data = ref, settings, data
+        self.ref, self.settings, self.data, self.task = ref, settings, data, TASKS["causal"]
         self._precision, self._tokenizer_folder, self._warn = precision, tokenizer_folder, warn
         self._weights = _Weights()
 
@@ -58,7 +59,7 @@ class OpenedBase:
     @cached_property
     def architecture(self) -> Any:
         """The transformers config of the base. Raises: ModelError for a base that inlay cannot train."""
-        return bases.architecture(self.ref)
+        return self.task.architecture(self.ref)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -71,7 +72,7 @@ class OpenedBase:
     def encoder(self) -> Encoder:
         """Rows and prompts to ids. No weights are touched. Raises: ModelError, DataError."""
         template = None if self._tokenizer_folder else self.settings.chat_template
-        return Encoder.of(self.tokenizer, self.data, template, bases.embedding_rows(self.architecture))
+        return self.task.encoder(self.tokenizer, self.data, template, bases.embedding_rows(self.architecture))
 
     @property
     def context_length(self) -> int:
@@ -119,7 +120,7 @@ class OpenedBase:
     def load(self, warn: Callable[[str], None] = lambda _: None) -> Any:
         """The base's model, loaded anew and kept by nobody."""
         device, dtype, quantization = self.precision
-        return bases.load_model(self.ref, self.settings, dtype, device, quantization, warn)
+        return self.task.load_model(self.ref, self.settings, dtype, device, quantization, warn)
 
     def share(self, other: OpenedBase | None) -> OpenedBase:
         """This base, with the model that `other` holds where it is the same model in the same precision."""

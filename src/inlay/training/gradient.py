@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.data.batches import Batch, collate, dealt, micro_batches, shared_out
+from inlay.data.batches import Batch, dealt, micro_batches, shared_out
 from inlay.engine.memory import trim_allocator
 from inlay.engine.profile import timed
+from inlay.tasks.table import task_of
 from inlay.training.job import AdapterJob
 from inlay.training.shares import share_size
 from inlay.training.signals import StopRequest
@@ -60,7 +61,7 @@ def accumulate(
 
 @timed("data")
 def _batch(job: AdapterJob, rows: list[int]) -> Batch:
-    return collate(job.train, rows, job.pad_id).to(job.device)
+    return task_of(job.config).batch(job.train, rows, job.pad_id, job.device)
 
 
 def _seed_draws(device: str, *key: int) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from inlay.data.batches import dealt, epochs_done, micro_batches, step_rows
 from inlay.data.encoding.token_arrays import TokenSet
 from inlay.engine.batch_invariance import batch_groups
-from inlay.engine.loss import counted, score_rows
+from inlay.engine.loss import counted
 from inlay.engine.memory import peak_bytes, trim_allocator
 from inlay.engine.profile import timed
 from inlay.errors import Interrupted, TrainingError
@@ -31,6 +31,7 @@ from inlay.methods.adapter import adapter_disabled, only
 from inlay.runs.folder import Run
 from inlay.runs.record import Diagnosis
 from inlay.runs.reporter import Reporter
+from inlay.tasks.table import task_of
 from inlay.training import escape, guards, plateau
 from inlay.training.gradient import accumulate, share_of
 from inlay.training.job import EVALUATION, TRAINING, AdapterJob
@@ -234,7 +235,10 @@ class TrainingLoop:
                 micro_batches(range(len(tokens)), tokens.lengths, batch_size), tokens.lengths
             )
             own = self._until_stopped(dealt(groups, tokens.lengths, self.group.size)[self.group.rank])
-            return score_rows(job.model, tokens, counted(own, reached), job.pad_id, job.device, job.base.autocast_dtype)
+            task = task_of(job.config)
+            return task.score_rows(
+                job.model, tokens, counted(own, reached), job.pad_id, job.device, job.base.autocast_dtype
+            )
 
         trim_allocator(job.device)  # its batches are of other sizes than what training has left
         own, _ = run_with_oom_retry(job, EVALUATION, job.progress.step, partial(self.note, job), scores)

@@ -21,6 +21,7 @@ from inlay.methods.method import TRAINED
 from inlay.methods.table import method_of
 from inlay.runs.reporter import bytes_shown
 from inlay.tasks.opened_base import Precision
+from inlay.tasks.table import task_of
 from inlay.training.choices import Choices
 from inlay.training.launcher import launch
 from inlay.training.process_group import ProcessGroup
@@ -74,7 +75,7 @@ def work_of(config: Config, model: Any, precision: Precision, name: str = TRAINE
     """How the gradient of an adapter on the model will be computed, as far as that is known without trying."""
     device, dtype, quantization = precision
     method = method_of(config)
-    engine = expected_engine(config.train.engine, model, device, dtype, quantization, name)
+    engine = expected_engine(config.train.engine, model, device, dtype, quantization, name, task_of(config).loss)
     widens = engine == "direct" and (quantization != "none" or product_dtype(device, dtype) != dtype)
     return Work(
         engine=engine,

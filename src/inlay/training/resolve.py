@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inlay.config import Config
 from inlay.config.load import preset_tree
-from inlay.data.batches import collate, step_rows
+from inlay.data.batches import step_rows
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.prepare import PreparedData
 from inlay.errors import AdapterError, ModelError
@@ -20,6 +20,7 @@ from inlay.methods.table import method_of
 from inlay.methods.target_modules import layers_for_roles, resolve_targets
 from inlay.models.base import BaseRef
 from inlay.runs import folder as runs
+from inlay.tasks.table import task_of
 from inlay.training.checkpoint_commands import adapter_at
 
 _SAMPLE_ROWS, _SAMPLE_BATCH = 64, 4
@@ -65,7 +66,7 @@ def sample_batches(config: Config, data: PreparedData, encoder: Encoder, device:
     """The first training rows, in the order of training, a few at a time."""
     rows = step_rows(1, config.train.seed, data.train.shares, min(_SAMPLE_ROWS, data.train.drawn))
     for start in range(0, len(rows), _SAMPLE_BATCH):
-        batch = collate(data.train, rows[start : start + _SAMPLE_BATCH], encoder.pad_id).to(device)
+        batch = task_of(config).batch(data.train, rows[start : start + _SAMPLE_BATCH], encoder.pad_id, device)
         yield {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
 
 

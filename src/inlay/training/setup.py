@@ -9,7 +9,7 @@ import torch
 
 from inlay.config import Config
 from inlay.config.sections.train import TrainConfig
-from inlay.data.batches import Batch, collate, step_rows
+from inlay.data.batches import Batch, step_rows
 from inlay.data.curriculum import curriculum, difficulty
 from inlay.data.encoding.token_arrays import TokenSet
 from inlay.data.prepare import MIXED, PreparedData, prepare
@@ -28,6 +28,8 @@ from inlay.models.generation_settings import generation_settings
 from inlay.models.untrained_ends import untrained_ends_warning
 from inlay.runs.reporter import Reporter
 from inlay.tasks.opened_base import OpenedBase
+from inlay.tasks.table import task_of
+from inlay.tasks.task import Task
 from inlay.training.base import TrainingBase, open_training_base
 from inlay.training.choices import Choices
 from inlay.training.job import AdapterJob
@@ -152,17 +154,21 @@ def _engine(base: TrainingBase, data: PreparedData, choices: Choices, pad_id: in
     """The engine of this adapter, the same on every rank."""
     train, group = choices.config.train, base.group
     settled = choices.config_settled().train
-    light, heavy = _tried(data.train, settled, pad_id, base.device, group.size)
+    task = task_of(choices.config)
+    light, heavy = _tried(task, data.train, settled, pad_id, base.device, group.size)
     modes = train.gradient_checkpointing, train.activation_offload
-    choice = select_engine(train.engine, base.model, light, *base.precision, *modes, heavy=heavy, adapter=name)
+    how = partial(select_engine, heavy=heavy, adapter=name, loss=task.loss)
+    choice = how(train.engine, base.model, light, *base.precision, *modes)
     if "plain" in group.gather(choice.engine.name) and choice.is_handwritten:
-        autograd = select_engine("plain", base.model, light, *base.precision, *modes, adapter=name).engine
+        autograd = how("plain", base.model, light, *base.precision, *modes).engine
         choice = EngineChoice(autograd, refused="another rank takes the autograd engine")
     choices.settle("train.engine", choice.engine.name, choice.summary())
     return choice.engine
 
 
-def _tried(train: TokenSet, settings: TrainConfig, pad_id: int, device: str, processes: int) -> tuple[Batch, Batch]:
+def _tried(
+    task: Task, train: TokenSet, settings: TrainConfig, pad_id: int, device: str, processes: int
+) -> tuple[Batch, Batch]:
     """The shortest rows of the first step, enough to see a difference, and cheap; and as many of the longest as are
     computed at once."""
     rows = step_rows(1, settings.seed, train.shares, settings.batch_size)
@@ -170,7 +176,7 @@ def _tried(train: TokenSet, settings: TrainConfig, pad_id: int, device: str, pro
     lengths = train.lengths
     by_length = sorted(rows, key=lambda row: int(lengths[row]))
     light, heavy = by_length[: min(_ROWS_TRIED, at_once)], by_length[-at_once:]
-    return collate(train, light, pad_id).to(device), collate(train, heavy, pad_id).to(device)
+    return task.batch(train, light, pad_id, device), task.batch(train, heavy, pad_id, device)
 
 
 def _loops(base: TrainingBase) -> dict[str, str | None]:

@@ -32,6 +32,7 @@ from inlay.hardware.probe import synchronize
 from inlay.methods.adapter import attach, trained_parameters
 from inlay.methods.method import TRAINED
 from inlay.methods.table import METHODS, adapters_on
+from inlay.tasks.table import task_of
 from inlay.training.optimizer import make_optimizer
 from inlay.training.resolve import targets_of
 from inlay.training.setup import ready_to_train
@@ -140,20 +141,17 @@ class Speed:
 
 def _stand_in(architecture: Any, config: Config, method: str, dtype: torch.dtype, device: str) -> Any:
     """Two layers as the base has them, trained by that method with the config's settings of it."""
-    from transformers import AutoModelForCausalLM
-
     small = copy.deepcopy(architecture)
     text = small.get_text_config()
     if vars(text).get("layer_types"):  # where it is a property, it follows the number of layers
         text.layer_types = list(text.layer_types[:_LAYERS])
     setattr(text, next(name for name in LAYER_NAMES if hasattr(text, name)), _LAYERS)
     text.vocab_size, text.pad_token_id = _VOCABULARY, None
-    attention = None if config.model.attention == "auto" else config.model.attention
     adapter = config.adapter.model_copy(update={"init": "default", "method": method})
     config = config.model_copy(update={"adapter": adapter})
     held = torch.float32 if METHODS[method].trains_base else dtype
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(small, dtype=held, attn_implementation=attention)
+        model = task_of(config).random_model(small, config.model.attention, held)
         model.requires_grad_(False)
         model = attach(model, config, targets_of(config, model)[0], reopen=lambda: model)
     return ready_to_train(model, config)

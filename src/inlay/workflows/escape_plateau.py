@@ -100,8 +100,8 @@ def _judged(run: Run, plateau: Plateau, last: int, reporter: Reporter) -> Escape
         adapter = reference.reference(f"{path}@{last}", config.output.folder).adapter(ready.ref)
         assert adapter is not None
         found = score(
-            ready.with_adapter(adapter), name, rows, ready.encoder, batch_size=config.eval.batch_size, max_new_tokens=1,
-            device=ready.device, dtype=ready.autocast_dtype, reporter=reporter, generate=False,
+            ready.with_adapter(adapter), name, rows, ready.encoder, ready.task, batch_size=config.eval.batch_size,
+            max_new_tokens=1, device=ready.device, dtype=ready.autocast_dtype, reporter=reporter, generate=False,
         )  # fmt: skip
         scores[name] = (found.nll, found.weight)
     against = {

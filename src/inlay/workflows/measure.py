@@ -209,7 +209,7 @@ class _Measurement:
         model = ready.with_adapter(one.adapter(ready.ref))
         scored = partial(
             score, model, one.name,
-            encoder=ready.encoder, batch_size=self.config.eval.batch_size,
+            encoder=ready.encoder, task=ready.task, batch_size=self.config.eval.batch_size,
             max_new_tokens=self.config.eval.max_new_tokens, device=ready.device, dtype=ready.autocast_dtype,
             reporter=self.reporter,
         )  # fmt: skip

@@ -27,6 +27,7 @@ from inlay.models.base import find_base
 from inlay.models.dropout import switch_off
 from inlay.runs.reporter import Reporter
 from inlay.tasks.opened_base import OpenedBase, Precision
+from inlay.tasks.table import task_of
 from inlay.training.gradient import accumulate
 from inlay.training.memory_budget import parse_bytes, token_cap, work_of
 from inlay.training.process_group import ProcessGroup
@@ -339,11 +340,8 @@ def _adapted(architecture: Any, config: Config, method: str, dtype: torch.dtype)
 
 
 def _without_weights(architecture: Any, config: Config, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    attention = None if config.model.attention == "auto" else config.model.attention
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, attn_implementation=attention)
+        model = task_of(config).random_model(architecture, config.model.attention, dtype)
     if not config.train.base_dropout:
         switch_off(model)
     return model.requires_grad_(False)

@@ -18,7 +18,7 @@ from inlay.evaluation.measured_model import MeasuredModel, ModelFacts
 from inlay.evaluation.row_statistics import text_metrics
 from inlay.evaluation.score import EvalSet, held_out, score
 from inlay.evaluation.verdict import Difference
-from inlay.generation.generate import Sampling, answers
+from inlay.generation.generate import Sampling
 from inlay.methods.state import AdapterState
 from inlay.runs.reporter import Reporter
 from inlay.tasks.opened_base import OpenedBase
@@ -101,7 +101,8 @@ def _measure(
     shown = contexts(arm.context, bench.examples, bench.fixed, bench.index, bench.budget, encoder)
     rows = held_out(shown, encoder, ready.context_length, "error", ())
     scored = score(
-        model, arm.name, rows, encoder, batch_size=settings.batch_size, max_new_tokens=settings.max_new_tokens,
+        model, arm.name, rows, encoder, ready.task, batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
         device=ready.device, dtype=ready.autocast_dtype, reporter=reporter,
     )  # fmt: skip
     prompts = list(rows.prompt_ids.values())
@@ -120,7 +121,7 @@ def _latency_s(model: Any, prompts: Sequence[list[int]], max_new_tokens: int, re
     with autocast(ready.device, ready.autocast_dtype):
         for prompt in picked:
             began = time.perf_counter()
-            answers(model, ready.encoder, [prompt], Sampling(max_new_tokens=max_new_tokens))
+            ready.task.answers(model, ready.encoder, [prompt], Sampling(max_new_tokens=max_new_tokens))
             times_s.append(time.perf_counter() - began)
     return float(np.median(times_s))
 

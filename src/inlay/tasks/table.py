@@ -1,0 +1,17 @@
+"""The table of tasks."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from inlay.config import Config
+from inlay.tasks.causal import CAUSAL
+from inlay.tasks.task import Task
+
+TASKS: Final[dict[str, Task]] = {"causal": CAUSAL}
+"""Name -> what it is. A new task is one file and one line here."""
+
+
+def task_of(config: Config) -> Task:  # noqa: ARG001 -- every config trains a causal language model today
+    """The task of a run."""
+    return TASKS["causal"]
