@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,14 @@ from inlay.config import load
 from inlay.data.encoding.encoder import TokenizedSequence
 from inlay.data.encoding.token_arrays import pack
 from inlay.data.types import Example, Message, Source
-from inlay.evaluation.caveats import FailedProofs, NoAnswers, SeedsOfOneConfig, SelectedCheckpoint, SeveralModels
+from inlay.evaluation.caveats import (
+    Caveat,
+    FailedProofs,
+    NoAnswers,
+    SeedsOfOneConfig,
+    SelectedCheckpoint,
+    SeveralModels,
+)
 from inlay.evaluation.compare import compare_models
 from inlay.evaluation.costs import Costs
 from inlay.evaluation.document import write_document
@@ -23,6 +31,7 @@ from inlay.evaluation.report import as_markdown
 from inlay.evaluation.row_statistics import BEHAVIOUR, text_metrics
 from inlay.evaluation.score import EvalSet, GenerationSpeed, Score
 from inlay.evaluation.seeds import seed_levels
+from inlay.evaluation.summary import caveat_text
 from inlay.workflows.compare import bill, caveats
 from inlay.workflows.measure import EvaluationRequest, EvaluationResult, needs_answers
 
@@ -97,6 +106,20 @@ def test_caveats_come_from_the_facts_of_the_models_alone() -> None:
         FailedProofs("two: failed its proofs"), SeveralModels(2), SeedsOfOneConfig(("one", "two")),
         SelectedCheckpoint(11),
     )  # fmt: skip
+
+
+def test_every_caveat_has_a_sentence_of_its_own() -> None:
+    given = {
+        "caution": "x failed its proofs",
+        "changes": ("eval.max_rows 3",),
+        "count": 3,
+        "names": ("a", "b"),
+        "checkpoints": 4,
+    }
+    made = [kind(*(given[one.name] for one in fields(kind))) for kind in get_args(Caveat)]
+    texts = [caveat_text(one) for one in made]
+    assert len(set(texts)) == len(get_args(Caveat)) >= 14
+    assert all(len(text) > 15 for text in texts)
 
 
 def test_a_bill_is_training_storage_and_the_time_of_the_answers() -> None:

@@ -15,6 +15,7 @@ from inlay.data.encoding.encoder import Encoder
 from inlay.data.reading.read import read_examples
 from inlay.data.types import Example, Message, Source
 from inlay.errors import ConfigError, DataError, Interrupted, RunError
+from inlay.evaluation.caveats import FilesPassedOver
 from inlay.models.base import find_base, load_tokenizer
 from inlay.workflows.advise.advise import Advice, Outcome
 from inlay.workflows.advise.contexts import Budget, shots, with_passages
@@ -114,7 +115,7 @@ def test_with_documents_nothing_of_the_training_rows_is_retrieved(
     asked = [example.messages[0].content for example in retrieved.prompts.examples]
     assert any("within three days" in text for text in asked)
     assert all(len(example.messages) == 2 for example in retrieved.prompts.examples)
-    assert any("1 files that are not text" in note for note in again.notes)
+    assert FilesPassedOver(1) in again.caveats
 
 
 def test_quick_says_a_rule_of_thumb_and_trains_nothing(tree: dict[str, Any], tmp_path: Path) -> None:

@@ -58,10 +58,41 @@ class SelectedCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Remark:
-    """Anything else, in words."""
+class ArmsOnTheSameRows:
+    """The arms of `inlay advise` are compared on the same rows."""
 
-    text: str
+
+@dataclass(frozen=True, slots=True)
+class TrainedWithoutPassages:
+    """The adapter has seen no retrieved passages in training."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptsOverBudget:
+    """Held-out rows that fit no prompt of the budget."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatedTrainingRows:
+    """Training rows that repeat a held-out row: they are not retrieved."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatedPassages:
+    """Passages of documents with a held-out prompt and its answer: they are not retrieved."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class FilesPassedOver:
+    """Files among the documents that are not text."""
+
+    count: int
 
 
 Caveat = (
@@ -73,5 +104,10 @@ Caveat = (
     | SeveralModels
     | SeedsOfOneConfig
     | SelectedCheckpoint
-    | Remark
+    | ArmsOnTheSameRows
+    | TrainedWithoutPassages
+    | PromptsOverBudget
+    | RepeatedTrainingRows
+    | RepeatedPassages
+    | FilesPassedOver
 )

@@ -55,7 +55,7 @@ def style_relevance_text(one: StyleRelevance) -> str:
 def caveat_text(caveat: c.Caveat) -> str:
     """One or two sentences, with what to do."""
     match caveat:
-        case c.FailedProofs(text) | c.Remark(text):
+        case c.FailedProofs(text):
             return text
         case c.ChangedSettings(changes):
             return f"set for this comparison: {', '.join(changes)}."
@@ -80,5 +80,22 @@ def caveat_text(caveat: c.Caveat) -> str:
                 f"The checkpoint was selected on these rows (best of {checkpoints}), so the score is slightly "
                 "optimistic; use --data FILE with unseen rows."
             )
+        case c.ArmsOnTheSameRows():
+            return "the arms were compared on the same rows, so the score of the best one is slightly optimistic"
+        case c.TrainedWithoutPassages():
+            return (
+                "the adapter was trained without passages in its prompts; one trained with them might use them better"
+            )
+        case c.PromptsOverBudget(count):
+            return f"{count} held-out rows fit no prompt of this budget and are left out of all arms"
+        case c.RepeatedTrainingRows(count):
+            return (
+                f"{count} training rows repeat a held-out row nearly word for word: they are not retrieved, but the "
+                "adapter was trained on them, so its score is optimistic. Look at them: inlay data check"
+            )
+        case c.RepeatedPassages(count):
+            return f"{count} passages of the documents hold a held-out question with its answer: left out"
+        case c.FilesPassedOver(count):
+            return f"{count} files that are not text were passed over"
         case _:
             assert_never(caveat)

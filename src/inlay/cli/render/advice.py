@@ -6,6 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from inlay.evaluation.costs import money_shown
+from inlay.evaluation.summary import caveat_text
 from inlay.runs.reporter import figure_shown
 
 if TYPE_CHECKING:
@@ -21,7 +22,11 @@ def advice_text(advice: Advice, columns: int) -> str:
         return "\n".join([*lines, "Measure it: the same command without --quick."])
     lines += ["", "the same for all:", *_listed(outcome.about, columns), "", *_table(outcome), ""]
     lines += [f"recommendation: {outcome.recommendation.arm}", *_listed(outcome.recommendation.reasons, columns)]
-    lines += ["note:", *_listed(outcome.notes, columns), f"reports: {outcome.reports}/report.html, advice.json"]
+    lines += [
+        "note:",
+        *_listed([caveat_text(one) for one in outcome.caveats], columns),
+        f"reports: {outcome.reports}/report.html, advice.json",
+    ]
     return "\n".join(lines)
 
 

@@ -94,7 +94,7 @@ def _table(comparison: Comparison, columns: int) -> list[str]:
 
 
 def _block(question: str, base: str, adapter: str, reference: str | None, columns: int) -> list[str]:
-    parts = [("asked", question), ("base", base), ("adapter", adapter)]
+    parts = [("prompt", question), ("base", base), ("adapter", adapter)]
     parts += [("reference", reference)] if reference is not None else []
     return [line for name, text in parts for line in _labelled(name, text, columns)]
 

@@ -15,11 +15,20 @@ from inlay.data.prepare import data_hash, sides
 from inlay.data.splits import draw
 from inlay.data.types import Example
 from inlay.errors import ConfigError, DataError, Interrupted, RunError
-from inlay.evaluation.caveats import Remark
+from inlay.evaluation.caveats import (
+    ArmsOnTheSameRows,
+    Caveat,
+    FilesPassedOver,
+    PromptsOverBudget,
+    RepeatedPassages,
+    RepeatedTrainingRows,
+    TrainedWithoutPassages,
+)
 from inlay.evaluation.comparison import Comparison
 from inlay.evaluation.costs import Prices
 from inlay.evaluation.report import write_reports
 from inlay.evaluation.score import prompt_and_reference, read_held_out
+from inlay.evaluation.summary import caveat_text
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter
 from inlay.storage import write_json
@@ -60,7 +69,7 @@ class Outcome:
     costs: ArmCosts
     about: tuple[str, ...]
     """Rows, budget and index, the same for all arms."""
-    notes: tuple[str, ...]
+    caveats: tuple[Caveat, ...]
 
     @property
     def reports(self) -> Path:
@@ -73,7 +82,7 @@ class Outcome:
             "run": str(self.run.path), "rows": len(self.arms[0].model.rows.examples), "decides": self.metrics[0],
             "about": list(self.about), "arms": [self._arm(one) for one in self.arms],
             "costs": self.costs.machine.to_json() | {"requests": self.costs.requests, "training_s": self.costs.training_s},
-            "recommendation": self.recommendation.to_json(), "notes": list(self.notes), "reports": str(self.reports),
+            "recommendation": self.recommendation.to_json(), "notes": [caveat_text(one) for one in self.caveats], "reports": str(self.reports),
         }  # fmt: skip
 
     def _arm(self, one: MeasuredArm) -> dict[str, object]:
@@ -148,10 +157,9 @@ def advise(
         assert named.run is not None, "a run has just been trained"
         held = list(read_held_out(named.run.heldout))
     held = [held[n] for n in draw(len(held), most, config.train.seed)]
-    extra = [f"{passed_over} files that are not text were passed over"] if passed_over else []
     assert named.run is not None, "only runs are measured"
     config = changed(named.run.config, over)
-    return Advice(thumb, _outcome(named, config, held, rows, index, terms, extra, reporter))
+    return Advice(thumb, _outcome(named, config, held, rows, index, terms, passed_over, reporter))
 
 
 def _sides(config: Config) -> tuple[list[Example], list[Example]]:
@@ -188,7 +196,7 @@ def _indexes(trained: Sequence[Example], held: Sequence[Example], documents: Pat
 
 
 def _outcome(
-    named: Reference, config: Config, held: Sequence[Example], rows: Index, index: Index, terms: Terms, extra: Sequence[str],
+    named: Reference, config: Config, held: Sequence[Example], rows: Index, index: Index, terms: Terms, passed_over: int,
     reporter: Reporter,
 ) -> Outcome:  # fmt: skip
     run = named.run
@@ -215,9 +223,9 @@ def _outcome(
         f"prompts of at most {budget.prompt_tokens} tokens with at most {budget.passages} rows or passages",
         f"{len(index.passages):,} {'training rows' if index is rows else 'passages of documents'} to retrieve from (BM25)",
     )
-    notes = (*_notes(held, examples, rows, index), *extra)
+    caveats = _caveats(len(held), len(examples), rows, index, passed_over)
     recommended = recommend(arms, differ, metrics, costs)
-    outcome = Outcome(run, tuple(arms), metrics, differ, recommended, costs, about, notes)
+    outcome = Outcome(run, tuple(arms), metrics, differ, recommended, costs, about, caveats)
     _write(outcome)
     return outcome
 
@@ -227,23 +235,17 @@ def _metrics(comparison: Comparison, wanted: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((answers or "loss", "loss")))
 
 
-def _notes(held: Sequence[Example], examples: Sequence[Example], rows: Index, index: Index) -> list[str]:
-    notes = ["the arms were compared on the same rows, so the score of the best one is slightly optimistic"]
-    notes.append("the adapter was trained without passages in its prompts; one trained with them might use them better")
-    if len(examples) < len(held):
-        notes.append(
-            f"{len(held) - len(examples)} held-out rows fit no prompt of this budget and are left out of all arms"
-        )
+def _caveats(held: int, examples: int, rows: Index, index: Index, passed_over: int) -> tuple[Caveat, ...]:
+    listed: list[Caveat] = [ArmsOnTheSameRows(), TrainedWithoutPassages()]
+    if examples < held:
+        listed.append(PromptsOverBudget(held - examples))
     if rows.left_out:
-        notes.append(
-            f"{len(rows.left_out)} training rows repeat a held-out row nearly word for word: they are not retrieved, "
-            "but the adapter was trained on them, so its score is optimistic. Look at them: inlay data check"
-        )
+        listed.append(RepeatedTrainingRows(len(rows.left_out)))
     if index is not rows and index.left_out:
-        notes.append(
-            f"{len(index.left_out)} passages of the documents hold a held-out question with its answer: left out"
-        )
-    return notes
+        listed.append(RepeatedPassages(len(index.left_out)))
+    if passed_over:
+        listed.append(FilesPassedOver(passed_over))
+    return tuple(listed)
 
 
 def _write(outcome: Outcome) -> None:
@@ -252,9 +254,7 @@ def _write(outcome: Outcome) -> None:
     where.mkdir(parents=True, exist_ok=True)
     base, *others = (one.arm.name for one in outcome.arms)
     first, *more = (
-        replace(
-            outcome.differences.comparison(base, name), caveats=tuple(map(Remark, outcome.notes)), reports=str(where)
-        )
+        replace(outcome.differences.comparison(base, name), caveats=outcome.caveats, reports=str(where))
         for name in others
     )
     write_reports(replace(first, also=tuple(more)), where, {run.name: run.metrics})
