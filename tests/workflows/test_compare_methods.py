@@ -18,7 +18,16 @@ from inlay.cli.render.scores import methods_text
 from inlay.errors import ConfigError, Interrupted, RunError
 from inlay.runs.folder import Run
 from inlay.runs.record import FINISHED
-from inlay.workflows.compare_methods import REPORT, RESULT, VARIANTS, _configs, _wait_for
+from inlay.workflows.compare_methods import (
+    REPORT,
+    RESULT,
+    VARIANTS,
+    ComparedMethod,
+    MethodComparison,
+    MethodFigures,
+    _configs,
+    _wait_for,
+)
 from program import environment
 from training_runs import Inlay, Quiet, lines_of, stop_after
 
@@ -37,24 +46,41 @@ def test_a_method_that_cannot_run_is_a_row_with_its_reason_and_what_is_finished_
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     tree["adapter"] |= {"bias": "all"}  # which a Llama has not
     found = api.compare_methods(tree, ["lora", "ia3"], reporter=Quiet())
-    lora, ia3 = found["methods"]
-    assert lora["reason"] == "adapter.bias all: this base has no such biases. Leave it at none."
-    assert ia3["reason"] is None
-    run = Run(Path(found["folder"]) / "ia3")
+    lora, ia3 = found.methods
+    assert lora.reason == "adapter.bias all: this base has no such biases. Leave it at none."
+    assert ia3.reason is None
+    run = Run(Path(found.folder) / "ia3")
     result = run.result.to_json()
-    assert (ia3["eval_loss"], ia3["verdict"]) == (result["eval_loss"], result["verdict"])
-    assert ia3["trainable"] == 2 * (16 + 16 + 48)
-    assert ia3["learning_rate"] == 3e-3
-    assert ia3["memory_bytes"] > 1e8
-    assert 0 < ia3["saved_bytes"] < 10_000
+    assert (ia3.figures.eval_loss, ia3.figures.verdict) == (result["eval_loss"], result["verdict"])
+    assert ia3.figures.trainable == 2 * (16 + 16 + 48)
+    assert ia3.figures.learning_rate == 3e-3
+    assert ia3.figures.memory_bytes > 1e8
+    assert 0 < ia3.figures.saved_bytes < 10_000
     ended = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if not path.name.startswith(".lock")}
     again = api.compare_methods(tree, ["ia3"], reporter=Quiet())
-    assert again["methods"] == [ia3]
+    assert again.methods == [ia3]
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if not path.name.startswith(".lock")} == ended
     assert "this base has no such biases" in methods_text(found, 80)
-    assert "ia3" in (Path(found["folder"]) / REPORT).read_text()
+    assert "ia3" in (Path(found.folder) / REPORT).read_text()
     with pytest.raises(RunError, match="compared with other settings"):
         api.compare_methods(tree | {"train": tree["train"] | {"seed": 1}}, ["ia3"], reporter=Quiet())
+
+
+def test_a_skipped_method_has_its_reason_and_no_figures_and_a_trained_one_has_both_in_one_object() -> None:
+    figures = MethodFigures(10, 0.1, 1e-3, 5, 6, 2, 1.0, 2.0, 3.0, 2.5, -0.5, -0.6, -0.4, "better")
+    trained = ComparedMethod("ia3", "all/ia3", FINISHED, None, figures)
+    skipped = ComparedMethod("full", "all/full", "skipped", "does not fit", None)
+    found = MethodComparison("all", [trained, skipped], ["a note"])
+    rows = found.to_json()["methods"]
+    assert rows[1] == {"method": "full", "run": "all/full", "status": "skipped", "reason": "does not fit"}
+    assert rows[0] == {
+        "method": "ia3", "run": "all/ia3", "status": "finished", "reason": None, "trainable": 10, "share": 0.1,
+        "learning_rate": 1e-3, "memory_bytes": 5, "saved_bytes": 6, "steps": 2, "train_time_s": 1.0, "time_s": 2.0,
+        "base_eval_loss": 3.0, "eval_loss": 2.5, "difference": -0.5, "low": -0.6, "high": -0.4, "verdict": "better",
+    }  # fmt: skip
+    text = methods_text(found, 80)
+    assert "full: does not fit" in text
+    assert "3.000 → 2.500" in text
 
 
 def test_methods_differ_in_the_method_alone(tree: dict[str, Any]):

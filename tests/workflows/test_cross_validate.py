@@ -57,19 +57,19 @@ def test_every_row_is_judged_once_and_a_validation_cut_off_goes_on(tree: dict[st
     runs = [Run(folder / f"fold-{part}") for part in (1, 2, 3)]
     asked = [example.messages[0].content for run in runs for example in read_held_out(run.heldout)]
     assert sorted(asked) == sorted({*asked})
-    assert found["rows"] == len(asked) == 24
-    for run, fold in zip(runs, found["per_fold"], strict=True):
+    assert found.rows == len(asked) == 24
+    for run, fold in zip(runs, found.per_fold, strict=True):
         assert run.result.adapter_step == 2
-        assert fold["n"] == len(read_held_out(run.heldout))
+        assert fold.n == len(read_held_out(run.heldout))
     again = api.compare(runs[1], reporter=Quiet()).metrics["loss"]
-    assert found["per_fold"][1]["metrics"]["loss"]["difference"] == again.difference
-    loss = found["metrics"]["loss"]
-    changes = [fold["metrics"]["loss"]["difference"] for fold in found["per_fold"]]
-    assert loss["mean_difference"] == pytest.approx(np.mean(changes))
-    assert loss["spread_difference"] == pytest.approx(np.std(changes, ddof=1))
-    assert min(changes) <= loss["pooled"]["difference"] <= max(changes)
-    assert loss["pooled"]["n"] == 24
-    assert json.loads((folder / "folds.json").read_text()) == found
+    assert found.per_fold[1].metrics["loss"].difference == again.difference
+    loss = found.metrics["loss"]
+    changes = [fold.metrics["loss"].difference for fold in found.per_fold]
+    assert loss.mean_difference == pytest.approx(np.mean(changes))
+    assert loss.spread_difference == pytest.approx(np.std(changes, ddof=1))
+    assert min(changes) <= loss.pooled.difference <= max(changes)
+    assert loss.pooled.n == 24
+    assert json.loads((folder / "folds.json").read_text()) == found.to_json()
     trained = [(run.path / "metrics.jsonl").stat().st_mtime_ns for run in runs]
     assert api.cross_validate(tree, 3, reporter=Quiet()) == found
     assert [(run.path / "metrics.jsonl").stat().st_mtime_ns for run in runs] == trained  # nothing was trained again

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from inlay.api.types import ConfigLike, Confirm, RunLike, as_config, as_run
 from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter, Reporter
+
+if TYPE_CHECKING:
+    from inlay.workflows.compare_methods import MethodComparison
+    from inlay.workflows.cross_validate import CrossValidation
 
 
 def train(
@@ -53,30 +57,27 @@ def resume(
 
 def compare_methods(
     config: ConfigLike, methods: Sequence[str], *, fresh: bool = False, reporter: Reporter | None = None
-) -> dict[str, Any]:
+) -> MethodComparison:
     """One run per method, and a table of what each trained, how long it took, and its result.
 
-    {"folder", "methods": [{"method", "run", "status", "reason", and of those that ran "trainable", "share",
-    "learning_rate", "memory_bytes", "steps", "train_time_s", "time_s", "saved_bytes", "base_eval_loss", "eval_loss",
-    "difference", "low", "high", "verdict"}], "notes"}. `methods` are some of `lora`, `qlora`, `rslora`, `dora`, `lora+`,
+    `methods` are some of `lora`, `qlora`, `rslora`, `dora`, `lora+`,
     `ia3`, `prompt`, `full`. Where the config leaves the learning rate at auto, each method takes the default of its
     kind; a number applies to the LoRA methods. A second call resumes where the first stopped; `fresh` moves an earlier
     comparison of that name aside. Raises: ConfigError, RunError for what cannot be compared; Interrupted after a signal.
     """
     from inlay.training.launcher import require_alone
-    from inlay.workflows.compare_methods import side_by_side
+    from inlay.workflows.compare_methods import compare_methods as compared
 
     require_alone("compare-methods")
-    return side_by_side(as_config(config), methods, fresh, reporter or PlainReporter())
+    return compared(as_config(config), methods, fresh, reporter or PlainReporter())
 
 
 def cross_validate(
     config: ConfigLike, folds: int = 5, *, metrics: Sequence[str] = (), reporter: Reporter | None = None
-) -> dict[str, Any]:
+) -> CrossValidation:
     """One run per fold, and the score of every row by the adapter that did not train on it, against the base.
 
-    {"folds", "folder", "rows", "verdict", "metrics": {metric: {"pooled": a difference with its interval over all rows,
-    "mean", "spread", …}}, "per_fold": […], "notes"}. The runs lie in one folder; a second call resumes where the first
+    The runs lie in one folder; a second call resumes where the first
     stopped. Raises: ConfigError for fewer than two folds or a config with `data.eval`; else as `train`.
     """
     from inlay.training.launcher import require_alone

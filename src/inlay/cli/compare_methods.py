@@ -48,4 +48,4 @@ def compare_methods(
     given = {"model.base_model": model, "output.name": name, "output.folder": output}
     config = api.config_of(source, settings, preset, given)
     found = api.compare_methods(config, names_in(methods), fresh=fresh, reporter=render.progress.reporter())
-    return Output(found, render.scores.methods_text(found, render.terminal.width()))
+    return Output(found.to_json(), render.scores.methods_text(found, render.terminal.width()))

@@ -41,4 +41,4 @@ def cross_validate(
     given = {"model.base_model": model, "output.name": name, "output.folder": output}
     config = api.config_of(source, settings, preset, given)
     found = api.cross_validate(config, folds, metrics=names_in(metrics), reporter=render.progress.reporter())
-    return Output(found, render.scores.folds_text(found, render.terminal.width()))
+    return Output(found.to_json(), render.scores.folds_text(found, render.terminal.width()))

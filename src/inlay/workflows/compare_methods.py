@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,7 +61,64 @@ _NOTES: Final = (
 )
 
 
-def side_by_side(config: Config, names: Sequence[str], fresh: bool, reporter: Reporter) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class MethodFigures:
+    """Size, cost and held-out loss of one method that was trained."""
+
+    trainable: int
+    """Parameters."""
+    share: float
+    """Of all parameters of the model."""
+    learning_rate: float
+    memory_bytes: int
+    """Peak of the run's process while it trained."""
+    saved_bytes: int
+    steps: int
+    train_time_s: float
+    time_s: float
+    base_eval_loss: float
+    eval_loss: float
+    difference: float
+    """Of the held-out loss, adapter minus base; `low` and `high` are its 95% interval."""
+    low: float
+    high: float
+    verdict: str
+
+    def summary(self) -> str:
+        """Change of the loss, interval and verdict in one line."""
+        return f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}] {self.verdict}"
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedMethod:
+    """One method: its run, and either its figures or the reason why it was skipped."""
+
+    method: str
+    run: str
+    status: str
+    reason: str | None
+    figures: MethodFigures | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The row of methods.json."""
+        row = {"method": self.method, "run": self.run, "status": self.status, "reason": self.reason}
+        return row | (asdict(self.figures) if self.figures else {})
+
+
+@dataclass(frozen=True, slots=True)
+class MethodComparison:
+    """All methods over the same rows, split, seed and steps."""
+
+    folder: str
+    methods: list[ComparedMethod]
+    notes: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of `--json` and, with a digest of the settings, of methods.json."""
+        return {"folder": self.folder, "methods": [row.to_json() for row in self.methods], "notes": self.notes}
+
+
+def compare_methods(config: Config, names: Sequence[str], fresh: bool, reporter: Reporter) -> MethodComparison:
     """See `inlay.api.compare_methods`."""
     configs = _configs(config, names)
     folder = Path(config.output.folder) / (config.output.name or f"{runs.stem(config)}-methods")
@@ -70,14 +128,15 @@ def side_by_side(config: Config, names: Sequence[str], fresh: bool, reporter: Re
         folder.mkdir(parents=True, exist_ok=True)
     with owned(folder):
         _require_same(folder, config)
-        rows: list[dict[str, Any]] = []
+        rows: list[ComparedMethod] = []
         for number, (name, one) in enumerate(configs.items(), 1):
             reporter.note(f"{name}: {number} of {len(configs)}")
             reason = _trained(folder, name, one, reporter)
-            rows.append(_row(Run(folder / name), name, reason))
-            reporter.note(f"{name}: {reason}" if reason else f"{name}: {_verdict(rows[-1])}")
-        result = {"folder": str(folder), "methods": rows, "notes": list(_NOTES)}
-        write_json(folder / RESULT, result | {"settings": _settings(config)})
+            row = _row(Run(folder / name), name, reason)
+            rows.append(row)
+            reporter.note(f"{name}: {row.figures.summary() if row.figures else reason}")
+        result = MethodComparison(str(folder), rows, list(_NOTES))
+        write_json(folder / RESULT, result.to_json() | {"settings": _settings(config)})
         write_file(folder / REPORT, _page(result))
     return result
 
@@ -219,30 +278,27 @@ def _first_line(text: str) -> str:
     return text.partition("\n")[0]
 
 
-def _row(run: Run, name: str, reason: str | None) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "method": name,
-        "run": str(run.path),
-        "status": "skipped" if reason else FINISHED,
-        "reason": reason,
-    }
+def _row(run: Run, name: str, reason: str | None) -> ComparedMethod:
     if reason:
-        return row
-    record = run.record
-    result = run.result
-    taken = ("steps", "train_time_s", "time_s", "base_eval_loss", "eval_loss", "difference", "low", "high", "verdict")
-    return row | {
-        "trainable": record.trainable_parameters,
-        "share": record.trainable_parameters / record.total_parameters,
-        "learning_rate": run.config.train.learning_rate,
-        "memory_bytes": int(max(line.get("memory_bytes", 0) for line in run.metrics)),
-        "saved_bytes": sum(path.stat().st_size for path in run.trained.glob("*.safetensors")),
-        **{key: getattr(result, key) for key in taken},
-    }
-
-
-def _verdict(row: Mapping[str, Any]) -> str:
-    return f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] {row['verdict']}"
+        return ComparedMethod(name, str(run.path), "skipped", reason, None)
+    record, result = run.record, run.result
+    figures = MethodFigures(
+        trainable=record.trainable_parameters,
+        share=record.trainable_parameters / record.total_parameters,
+        learning_rate=float(run.config.train.learning_rate),
+        memory_bytes=int(max(line.get("memory_bytes", 0) for line in run.metrics)),
+        saved_bytes=sum(path.stat().st_size for path in run.trained.glob("*.safetensors")),
+        steps=result.steps,
+        train_time_s=result.train_time_s,
+        time_s=result.time_s,
+        base_eval_loss=result.base_eval_loss,
+        eval_loss=result.eval_loss,
+        difference=result.difference,
+        low=result.low,
+        high=result.high,
+        verdict=result.verdict,
+    )
+    return ComparedMethod(name, str(run.path), FINISHED, None, figures)
 
 
 HEAD: Final = (
@@ -261,22 +317,19 @@ HEAD: Final = (
 )
 
 
-def cells(row: Mapping[str, Any]) -> list[str]:
-    """A row under HEAD; of a method that could not run its name alone."""
-    if row["reason"]:
-        return [str(row["method"])]
+def cells(method: str, row: MethodFigures) -> list[str]:
+    """The figures of a method under HEAD."""
     return [
-        str(row["method"]), f"{row['trainable']:,}", f"{row['share']:.2%}", f"{row['learning_rate']:.2g}",
-        bytes_shown(row["memory_bytes"]), str(row["steps"]), duration_shown(row["train_time_s"]),
-        duration_shown(row["time_s"]), bytes_shown(row["saved_bytes"]),
-        f"{row['base_eval_loss']:.3f} → {row['eval_loss']:.3f}",
-        f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]", str(row["verdict"]),
+        method, f"{row.trainable:,}", f"{row.share:.2%}", f"{row.learning_rate:.2g}", bytes_shown(row.memory_bytes),
+        str(row.steps), duration_shown(row.train_time_s), duration_shown(row.time_s), bytes_shown(row.saved_bytes),
+        f"{row.base_eval_loss:.3f} → {row.eval_loss:.3f}",
+        f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]", row.verdict,
     ]  # fmt: skip
 
 
-def _page(result: Mapping[str, Any]) -> str:
-    rows = [cells(row) for row in result["methods"] if not row["reason"]]
-    skipped = [html.note(f"{row['method']}: {row['reason']}") for row in result["methods"] if row["reason"]]
+def _page(result: MethodComparison) -> str:
+    rows = [cells(row.method, row.figures) for row in result.methods if row.figures]
+    skipped = [html.note(f"{row.method}: {row.reason}") for row in result.methods if row.reason]
     table = html.table(HEAD, rows, numbers=range(1, 9), roomy=(3, 5, 7))
-    notes = [html.note(text) for text in result["notes"]]
+    notes = [html.note(text) for text in result.notes]
     return html.page("Methods side by side", html.section("Held-out loss, size and cost", table, *skipped), *notes)

@@ -6,7 +6,8 @@ The runs lie side by side in one folder and are resumed like any other, so a val
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from inlay.storage import write_json
 from inlay.workflows import compare, measure, train
 
 if TYPE_CHECKING:
-    from inlay.evaluation.comparison import Comparison
     from inlay.evaluation.verdict import Difference
     from inlay.workflows.measure import EvaluationResult
 
@@ -33,7 +33,74 @@ _NOTES = (
 )
 
 
-def cross_validate(config: Config, count: int, metrics: Sequence[str], reporter: Reporter) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class FoldedMetric:
+    """One metric over all held-out rows together, and its mean and standard deviation over the folds."""
+
+    pooled: Difference
+    mean: float
+    """Of the adapter's score."""
+    spread: float
+    mean_difference: float
+    """Of the adapter's score minus the base's."""
+    spread_difference: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of `metrics` in folds.json."""
+        return {
+            "pooled": self.pooled.to_json(), "mean": self.mean, "spread": self.spread,
+            "mean_difference": self.mean_difference, "spread_difference": self.spread_difference,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """The run of one fold against the base, on the rows that it did not train on."""
+
+    run: str
+    n: int
+    """Held-out rows."""
+    verdict: str
+    metrics: Mapping[str, Difference]
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of `per_fold` in folds.json."""
+        metrics = {name: one.to_json() for name, one in self.metrics.items()}
+        return {"run": self.run, "n": self.n, "verdict": self.verdict, "metrics": metrics}
+
+
+@dataclass(frozen=True, slots=True)
+class CrossValidation:
+    """Every fold, every metric over all rows, and one verdict."""
+
+    folder: str
+    available: int
+    """Held-out rows before `eval.max_rows` drew some of them."""
+    primary: str
+    """The metric that decides the verdict."""
+    decided: Difference
+    """Of the primary metric, over all rows."""
+    metrics: Mapping[str, FoldedMetric]
+    per_fold: list[Fold]
+    notes: list[str]
+
+    @property
+    def rows(self) -> int:
+        """Rows that were held out once."""
+        return sum(fold.n for fold in self.per_fold)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of folds.json and `--json`."""
+        return {
+            "folds": len(self.per_fold), "folder": self.folder, "rows": self.rows, "available": self.available,
+            "primary": self.primary, "verdict": self.decided.verdict, "reason": self.decided.reason,
+            "metrics": {name: one.to_json() for name, one in self.metrics.items()},
+            "per_fold": [fold.to_json() for fold in self.per_fold],
+            "notes": self.notes,
+        }  # fmt: skip
+
+
+def cross_validate(config: Config, count: int, metrics: Sequence[str], reporter: Reporter) -> CrossValidation:
     """See `inlay.api.cross_validate`."""
     if count < 2:
         raise ConfigError(f"--folds {count}: at least two parts are needed, so that each can be held out once.")
@@ -50,8 +117,21 @@ def cross_validate(config: Config, count: int, metrics: Sequence[str], reporter:
     compared = [
         compare.compare_and_report(one, Run(folder / name).reports) for one, name in zip(found, names, strict=True)
     ]
-    result = _result(folder, names, compared, _pooled(found, metrics))
-    write_json(folder / RESULT, result)
+    pooled = _pooled(found, metrics)
+    shared = [name for name in pooled if all(name in one.metrics for one in compared)]
+    result = CrossValidation(
+        folder=str(folder),
+        available=sum(one.available for one in compared),
+        primary=compared[0].primary,
+        decided=pooled[compared[0].primary],
+        metrics={name: _over_folds(pooled[name], [one.metrics[name] for one in compared]) for name in shared},
+        per_fold=[
+            Fold(str(folder / name), one.n, one.verdict, {metric: one.metrics[metric] for metric in shared})
+            for name, one in zip(names, compared, strict=True)
+        ],
+        notes=list(_NOTES),
+    )
+    write_json(folder / RESULT, result.to_json())
     return result
 
 
@@ -87,36 +167,12 @@ def _pooled(found: Sequence[EvaluationResult], wanted: Sequence[str]) -> dict[st
     return {name: result[name] for name in (*LOSS_METRICS, *texts)}
 
 
-def _result(
-    folder: Path, names: Sequence[str], compared: Sequence[Comparison], pooled: dict[str, Difference]
-) -> dict[str, Any]:
-    shared = [name for name in pooled if all(name in one.metrics for one in compared)]
-    primary = compared[0].primary
-    return {
-        "folds": len(names),
-        "folder": str(folder),
-        "rows": sum(one.n for one in compared),
-        "available": sum(one.available for one in compared),
-        "primary": primary,
-        "verdict": pooled[primary].verdict,
-        "reason": pooled[primary].reason,
-        "metrics": {
-            name: {"pooled": pooled[name].to_json()} | _over_folds([one.metrics[name] for one in compared])
-            for name in shared
-        },
-        "per_fold": [
-            {"run": str(folder / name), "n": one.n, "verdict": one.verdict}
-            | {"metrics": {m: one.metrics[m].to_json() for m in shared}}
-            for name, one in zip(names, compared, strict=True)
-        ],
-        "notes": list(_NOTES),
-    }
-
-
-def _over_folds(found: Sequence[Difference]) -> dict[str, float]:
-    """Mean and standard deviation over the folds, of the adapter's score and of its difference to the base's."""
+def _over_folds(pooled: Difference, found: Sequence[Difference]) -> FoldedMetric:
     scores, changes = [d.other for d in found], [d.difference for d in found]
-    return {
-        "mean": statistics.fmean(scores), "spread": statistics.stdev(scores),
-        "mean_difference": statistics.fmean(changes), "spread_difference": statistics.stdev(changes),
-    }  # fmt: skip
+    return FoldedMetric(
+        pooled=pooled,
+        mean=statistics.fmean(scores),
+        spread=statistics.stdev(scores),
+        mean_difference=statistics.fmean(changes),
+        spread_difference=statistics.stdev(changes),
+    )

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inlay.runs.reporter import figure_shown
+
+if TYPE_CHECKING:
+    from inlay.evaluation.verdict import Difference
+    from inlay.workflows.compare_methods import MethodComparison
+    from inlay.workflows.cross_validate import CrossValidation
 
 
 def evaluation_text(result: dict[str, Any]) -> str:
@@ -33,44 +38,44 @@ def harness_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def methods_text(found: dict[str, Any], columns: int) -> str:
+def methods_text(found: MethodComparison, columns: int) -> str:
     """The methods in a table, those that could not run with the reason, and what the table shows."""
     from inlay.workflows.compare_methods import HEAD, REPORT, RESULT, cells
 
-    rows = [list(HEAD), *(cells(row) for row in found["methods"] if not row["reason"])]
+    rows = [list(HEAD), *(cells(row.method, row.figures) for row in found.methods if row.figures)]
     widths = [max(len(row[n]) for row in rows) for n in range(len(HEAD))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    for row in found["methods"]:
-        if row["reason"]:
-            lines += textwrap.wrap(f"{row['method']}: {row['reason']}", columns)
-    lines += ["", *(line for note in found["notes"] for line in textwrap.wrap(f"note: {note}", columns))]
-    return "\n".join([*lines, f"a run for each, {RESULT} and {REPORT}: {found['folder']}"])
+    for row in found.methods:
+        if row.reason:
+            lines += textwrap.wrap(f"{row.method}: {row.reason}", columns)
+    lines += ["", *(line for note in found.notes for line in textwrap.wrap(f"note: {note}", columns))]
+    return "\n".join([*lines, f"a run for each, {RESULT} and {REPORT}: {found.folder}"])
 
 
-def folds_text(found: dict[str, Any], columns: int) -> str:
+def folds_text(found: CrossValidation, columns: int) -> str:
     """The folds by the metric that decides, every metric over all rows, and the verdict."""
-    primary, head = found["primary"], f"{'base':>8} {'adapter':>8} {'change':>8} {'95% interval':^18}"
-    lines = [f"{found['folds']} folds, {found['rows']:,} of {found['available']:,} rows held out once each", ""]
+    primary, head = found.primary, f"{'base':>8} {'adapter':>8} {'change':>8} {'95% interval':^18}"
+    lines = [f"{len(found.per_fold)} folds, {found.rows:,} of {found.available:,} rows held out once each", ""]
     lines.append(f"{primary:<14} {head} verdict")
-    for n, fold in enumerate(found["per_fold"], 1):
-        lines.append(_fold_line(f"fold {n} ({fold['n']})", fold["metrics"][primary]) + f" {fold['verdict']}")
+    for n, fold in enumerate(found.per_fold, 1):
+        lines.append(_fold_line(f"fold {n} ({fold.n})", fold.metrics[primary]) + f" {fold.verdict}")
     lines += ["", f"{'all rows':<14} {head} mean ± spread of the folds"]
-    for name, metric in found["metrics"].items():
-        spread = f"{figure_shown(metric['mean'])} ± {figure_shown(metric['spread'])}"
-        lines.append(_fold_line(name + "*" * (name == primary), metric["pooled"]) + f" {spread}")
-    pooled = found["metrics"][primary]["pooled"]
+    for name, metric in found.metrics.items():
+        spread = f"{figure_shown(metric.mean)} ± {figure_shown(metric.spread)}"
+        lines.append(_fold_line(name + "*" * (name == primary), metric.pooled) + f" {spread}")
+    decided = found.decided
     verdict = (
-        f"verdict: {found['verdict']} by {primary}: {pooled['difference']:+.4f} "
-        f"[{pooled['low']:+.4f}, {pooled['high']:+.4f}] over all rows; {found['reason']}"
+        f"verdict: {decided.verdict} by {primary}: {decided.difference:+.4f} "
+        f"[{decided.low:+.4f}, {decided.high:+.4f}] over all rows; {decided.reason}"
     )
     lines += ["* decides the verdict", "", *textwrap.wrap(verdict, columns)]
-    lines += [line for note in found["notes"] for line in textwrap.wrap(f"note: {note}", columns)]
-    return "\n".join([*lines, f"runs and folds.json: {found['folder']}"])
+    lines += [line for note in found.notes for line in textwrap.wrap(f"note: {note}", columns)]
+    return "\n".join([*lines, f"runs and folds.json: {found.folder}"])
 
 
-def _fold_line(head: str, d: dict[str, Any]) -> str:
-    interval = f"[{figure_shown(d['low'], '+')}, {figure_shown(d['high'], '+')}]"
+def _fold_line(head: str, d: Difference) -> str:
+    interval = f"[{figure_shown(d.low, '+')}, {figure_shown(d.high, '+')}]"
     return (
-        f"{head:<14} {figure_shown(d['base']):>8} {figure_shown(d['adapter']):>8} "
-        f"{figure_shown(d['difference'], '+'):>8} {interval:^18}"
+        f"{head:<14} {figure_shown(d.base):>8} {figure_shown(d.other):>8} "
+        f"{figure_shown(d.difference, '+'):>8} {interval:^18}"
     )
