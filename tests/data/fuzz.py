@@ -44,11 +44,11 @@ def main() -> int:
     code = int(pytest.main(["-q", "-n", "0", str(HERE / "test_fuzz.py")], plugins=[outcomes]))
     if given.page and outcomes.tests:
         before = given.page.read_text(encoding="utf-8").partition(MARK)[0]
-        given.page.write_text(f"{before}{MARK}\n{told(outcomes, given.examples)}", encoding="utf-8")
+        given.page.write_text(f"{before}{MARK}\n{summary(outcomes, given.examples)}", encoding="utf-8")
     return code
 
 
-def told(outcomes: Outcomes, examples: int) -> str:
+def summary(outcomes: Outcomes, examples: int) -> str:
     """The command, and one line a test."""
     asked = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or "unknown"

@@ -19,6 +19,7 @@ from inlay.data.encoding.encoder import Encoder
 from inlay.data.encoding.template_kwargs import switches_of, with_switches
 from inlay.data.types import Example, Message, Source
 from inlay.errors import ConfigError, DataError
+from inlay.evaluation.score import held_out
 from parts import make_base
 
 THINKS = (
@@ -58,6 +59,16 @@ def test_the_switches_of_a_row_are_those_of_the_settings_for_that_row_alone() ->
     back = Example(plain, Source("a", 4), switches=(("enable_thinking", False),))
     ((_, row),) = on.examples([back])
     assert np.array_equal(row.input_ids, found[0].input_ids)
+
+
+def test_a_held_out_row_is_prompted_with_its_own_switches() -> None:
+    encoder = made()
+    rows = [Example(ROW, Source("a", 1), switches=(("enable_thinking", True),)),
+            Example((ROW[0], Message("assistant", "43", 1.0)), Source("a", 2))]  # fmt: skip
+    found = held_out(rows, encoder, 512, "drop", ())
+    for n, ids in found.prompt_ids.items():
+        assert found.tokens.row(n).input_ids[: len(ids)].tolist() == ids
+    assert found.prompt_ids[0] == made(enable_thinking=True).prompt(ROW[:1]) != found.prompt_ids[1]
 
 
 def test_a_row_with_a_switch_that_the_template_does_not_read_is_refused_unless_it_is_off() -> None:
