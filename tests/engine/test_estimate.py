@@ -13,8 +13,7 @@ from torch import Tensor
 from inlay.config import validate
 from inlay.engine.estimate import MemoryEstimate, Shape, Work, estimate, shape_of
 from inlay.engine.loss import causal_loss
-from inlay.methods.adapter import attach
-from inlay.methods.prompt_tuning import virtual_tokens
+from inlay.methods.adapter import attach, virtual_tokens
 from inlay.training.resolve import targets_of
 
 

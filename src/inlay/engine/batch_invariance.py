@@ -22,7 +22,7 @@ from torch import Tensor
 
 from inlay.errors import StorageError
 from inlay.hardware.facts import library_versions
-from inlay.methods.prompt_tuning import virtual_tokens, without_virtual_tokens
+from inlay.methods.adapter import virtual_tokens, without_virtual_tokens
 from inlay.methods.table import is_adapter_parameter
 from inlay.storage import cache_folder, write_file
 

@@ -15,7 +15,7 @@ from inlay.data.encoding.encoder import Encoder
 from inlay.engine.batch_invariance import BatchGroups, answer_groups
 from inlay.errors import DataError
 from inlay.generation.cache import cache_argument, cache_for
-from inlay.methods.prompt_tuning import virtual_tokens
+from inlay.methods.adapter import virtual_tokens
 from inlay.models.base import context_length
 
 

@@ -1,1 +1,1 @@
-"""How a base is changed: LoRA, IA3, prompt tuning, all weights."""
+"""Fine-tuning methods: LoRA, IA3, prompt tuning, full."""

@@ -18,7 +18,7 @@ from inlay.methods.peft_layers import tuned_layers
 from inlay.methods.table import METHODS, adapters_on, method_of
 
 _PREFIXES: Final = ("lora_", "ia3_")
-"""Of PEFT's names for parameters; a name that is part of one would be cut out of them."""
+"""Prefixes of PEFT's parameter names. PEFT cuts adapter names out of them, and would cut a part of these prefixes too."""
 
 
 def attach(
@@ -48,7 +48,7 @@ def detach(model: Any, name: str = TRAINED) -> Any:
 
 
 def trained_parameters(model: nn.Module, name: str = TRAINED) -> dict[str, nn.Parameter]:
-    """What training changes, by the names that the parameters have in the model; empty without that adapter.
+    """The trained parameters by their names in the model; empty without that adapter.
 
     Whether they require a gradient just now makes no difference.
     """
@@ -71,6 +71,19 @@ def adapter_disabled(model: Any) -> Iterator[None]:
 def only(model: Any, name: str) -> Iterator[None]:
     """Inside, of all adapters on the model this one alone acts; which parameters require a gradient stays as it is."""
     with adapters_on(model)[name].only(model, name):
+        yield
+
+
+def virtual_tokens(model: Any) -> int:
+    """Positions that the adapters put before every sequence of this model."""
+    return sum(method.virtual_tokens_on(model) for method in adapters_on(model).values())
+
+
+@contextlib.contextmanager
+def without_virtual_tokens(model: Any) -> Iterator[None]:
+    """Inside, no virtual tokens stand before a sequence; adapters of other kinds stay."""
+    method = next((method for method in adapters_on(model).values() if method.virtual_tokens_on(model)), None)
+    with method.disabled(model) if method else contextlib.nullcontext():
         yield
 
 

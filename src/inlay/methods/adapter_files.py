@@ -47,7 +47,7 @@ def refuse_start(folder: Path, start: Any) -> None:
     if start in _STARTS_BESIDE_THE_BASE:
         return
     kind = str(start).lower()
-    way_out = (
+    remedy = (
         "Save it once more with PEFT's save_pretrained(…, path_initial_model_for_weight_conversion=START), which "
         "makes it an ordinary LoRA"
         if kind.startswith(_CONVERTIBLE)
@@ -55,7 +55,7 @@ def refuse_start(folder: Path, start: Any) -> None:
     )
     raise AdapterError(
         f"{folder}: was started with {start} (init_lora_weights), so it belongs on a base from which its start was "
-        f"taken away, and not on the base as it is. {way_out}."
+        f"taken away, and not on the base as it is. {remedy}."
     )
 
 
@@ -105,8 +105,8 @@ def refuse_endless_patterns(settings: PeftSettings, names: Iterable[str]) -> Non
     except OSError:  # no second process to be had here
         return
     if tried.returncode:
-        said = tried.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        raise AdapterError(f"adapter: a regular expression of its {SETTINGS} cannot be used ({said[0]}).")
+        last = tried.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise AdapterError(f"adapter: a regular expression of its {SETTINGS} cannot be used ({last[0]}).")
 
 
 _TRIAL = """

@@ -1,4 +1,4 @@
-"""The seam of fine-tuning methods: what differs between them, each method in a file of its own.
+"""The interface of a fine-tuning method: all that differs between methods. Each is a class in a file of its own.
 
 `inlay.methods.table.METHODS` lists them.
 """
@@ -28,19 +28,19 @@ Batches = Callable[[], Iterable[Mapping[str, Tensor]]]
 
 
 class FirstToMove(NamedTuple):
-    """What the first optimizer step must change."""
+    """The parameters that the first optimizer step must change."""
 
     part: str
     """In the names of these parameters; all have more than one dimension."""
     what: str
     """Their name in a message."""
     remedy: str
-    """What to do when they have not moved."""
+    """Advice for a run where they have not moved."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttachInputs:
-    """What a fresh adapter may need beside the config."""
+    """Inputs of a fresh adapter beside the config."""
 
     targets: Sequence[str] = ()
     """Name endings of the layers that get an adapter."""
@@ -72,12 +72,12 @@ class Method(Protocol):
     """Whether several adapters of this method may be on one base."""
     first_to_move: ClassVar[FirstToMove]
     kept_wide: ClassVar[Kept]
-    """Where a value has 4 bytes."""
+    """With 4 bytes a value."""
     kept_narrow: ClassVar[Kept]
-    """Where a value has 2 bytes."""
+    """With 2 bytes a value."""
 
     def summary(self, config: Config) -> str:
-        """What is trained, for the pre-flight, such as `rank 16, alpha 32`."""
+        """The adapter in words, for the pre-flight: `rank 16, alpha 32`."""
         raise NotImplementedError
 
     def learning_rate(self, hidden_size: int, model_type: str) -> tuple[float, str]:
@@ -86,6 +86,10 @@ class Method(Protocol):
 
     def virtual_tokens(self, config: Config) -> int:
         """Positions that stand before every row, and take up context."""
+        return 0
+
+    def virtual_tokens_on(self, model: Any) -> int:
+        """The same for a model that has an adapter of this method."""
         return 0
 
     def auto_targets(self, model: nn.Module) -> tuple[list[str], str]:
@@ -132,7 +136,7 @@ class Method(Protocol):
         raise NotImplementedError
 
     def parameters(self, model: Any, name: str) -> dict[str, nn.Parameter]:
-        """What training changes, by the names that the parameters have in the model."""
+        """The trained parameters by their names in the model."""
         raise NotImplementedError
 
     def settings(self, model: Any, name: str) -> PeftSettings:

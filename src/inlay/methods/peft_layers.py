@@ -25,7 +25,7 @@ class LayerMethod(Method):
     has_targets: ClassVar[bool] = True
     shares_base: ClassVar[bool] = True
     prefix: ClassVar[str]
-    """Of PEFT's names for the parameters, such as `lora_`."""
+    """Prefix of PEFT's parameter names, such as `lora_`."""
     applied: ClassVar[tuple[str, ...]]
     """Settings of a stored adapter that are taken over when it is put on a base; how it was started is not."""
 

@@ -55,6 +55,10 @@ class PromptTuning(Method):
         """`adapter.prompt_tokens`."""
         return config.adapter.prompt_tokens
 
+    def virtual_tokens_on(self, model: Any) -> int:
+        """Rows of the embeddings."""
+        return len(getattr(model, NAME))
+
     def owns(self, parameter: str) -> bool:
         """Whether it is the embedding of the virtual tokens."""
         return NAME in parameter
@@ -139,18 +143,6 @@ class PromptTuning(Method):
                 f"adapter.method prompt: a {model.config.model_type} takes no virtual tokens ({why}). Use adapter.method "
                 "lora."
             )
-
-
-def virtual_tokens(model: Any) -> int:
-    """Positions that stand before every sequence of this model."""
-    return len(getattr(model, NAME)) if hasattr(model, _STATE) else 0
-
-
-@contextlib.contextmanager
-def without_virtual_tokens(model: Any) -> Iterator[None]:
-    """Inside, no virtual tokens stand before a sequence of this model; one that has none is left as it is."""
-    with PromptTuning().disabled(model) if hasattr(model, _STATE) else contextlib.nullcontext():
-        yield
 
 
 def _put_on(model: Any, name: str, settings: PeftSettings, values_NH: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""What a run has trained, away from any model, and as files (PEFT's format)."""
+"""Trained adapters apart from any model, and their files in PEFT's format."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from inlay.models.named_class import NamedClass, pattern_for_both, renamed, reve
 class AdapterState:
     """One trained adapter, away from any model. Owns its memory.
 
-    Of an adapter PEFT's settings, and its tensors under PEFT's names; after full fine-tuning one setting that says so, and
-    all weights under the model's own names.
+    For an adapter: PEFT's settings, and its tensors under PEFT's names. After full fine-tuning: a single setting, and all
+    weights under the model's own names.
     """
 
     settings: PeftSettings
     tensors: dict[str, Tensor]
-    """The A that training started from, where that was the base's weights, has START in its name; only checkpoints hold it."""
+    """An A that was initialized from the base's weights has START in its name; only checkpoints hold it."""
 
     @property
     def method(self) -> Method:
@@ -52,11 +52,11 @@ class AdapterState:
         return AdapterState(method.settings(model, name), tensors)
 
     def exported(self) -> AdapterState:
-        """Without what only a resumed run needs."""
+        """The state without tensors that only a resumed run needs."""
         return AdapterState(self.settings, {k: v for k, v in self.tensors.items() if f".{START}." not in k})
 
     def under(self, named: NamedClass | None) -> AdapterState:
-        """With the module names of the class that the base's config.json names, in which it then has its effect."""
+        """The state with the module names of the class that the base's config.json names."""
         if named is None or not named.prefixes:
             return self
         modules = tensors_of_target_modules(self.tensors, self.settings)
@@ -64,11 +64,11 @@ class AdapterState:
         return AdapterState(settings, renamed(self.tensors, named.prefixes))
 
     def on(self, base: BaseRef) -> AdapterState:
-        """With a base in its settings that other programs find."""
+        """The state with settings by which other programs find its base."""
         return AdapterState(self.settings | base.peft_settings(), self.tensors)
 
     def write(self, folder: Path) -> None:
-        """Puts `adapter_model.safetensors` and `adapter_config.json` into the folder.
+        """Writes `adapter_model.safetensors` and `adapter_config.json` into the folder.
 
         Raises: AdapterError when a value is not finite, with nothing written.
         """
@@ -111,7 +111,7 @@ class AdapterState:
 
     @staticmethod
     def broadcast(copy: Callable[[Tensor], Tensor], model: Any, name: str = TRAINED) -> None:
-        """Puts into the model what `copy` makes of each of its tensors, in the order of their names."""
+        """Replaces each tensor of the adapter by `copy(tensor)`, in the order of their names: the same on all processes."""
         state = AdapterState.of(model, name)
         copied = {tensor: copy(state.tensors[tensor]) for tensor in sorted(state.tensors)}
         AdapterState(state.settings, copied).load_into(model, name)

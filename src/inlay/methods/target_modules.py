@@ -197,9 +197,9 @@ def coverage(model: nn.Module, targets: Sequence[str], experts: Sequence[str] = 
     total = sum(sizes.values())
     names = {f"{layer}.weight" for layer in hit(targets, [n.removesuffix(".weight") for n in sizes])}
     taken = sum(size for name, size in sizes.items() if name in names or hit(experts, [name]))
-    said = f"{percent(taken, total)} of the decoder's weights"
+    share = f"{percent(taken, total)} of the decoder's weights"
     left = sum(sizes[name] for name in expert_parameters(model) if not hit(experts, [name]))
-    return said if not left else f"{said} (its experts, {percent(left, total)}, get none without adapter.experts)"
+    return share if not left else f"{share} (its experts, {percent(left, total)}, get none without adapter.experts)"
 
 
 def percent(part: int, whole: int) -> str:
@@ -224,15 +224,15 @@ def layers_for_roles(model: nn.Module, roles: Sequence[str], whose: str) -> tupl
     Raises: AdapterError when none of the roles exists here.
     """
     kind, layers = _kind(model), linear_layers(model)
-    said: list[str] = []
+    notes: list[str] = []
     found: list[str] = []
     for role in roles:
         name = _first(ROLES.get(role, (role,)), layers)
         if name is None:
-            said.append(f"{role} has no counterpart")
+            notes.append(f"{role} has no counterpart")
             continue
         if name != role:
-            said.append(f"{role} is in {name}")
+            notes.append(f"{role} is in {name}")
         found.append(name)
     if not found:
         known = sorted({name.rpartition(".")[2] for name in layers})
@@ -240,7 +240,7 @@ def layers_for_roles(model: nn.Module, roles: Sequence[str], whose: str) -> tupl
             f"adapter.target_modules: a {kind} has none of {whose} layers {', '.join(roles)}. "
             f"Name some of {', '.join(known)}, or set adapter.target_modules=auto."
         )
-    return sorted(set(found)), "; ".join([f"{whose} layers", *([f"in a {kind} {', '.join(said)}"] if said else [])])
+    return sorted(set(found)), "; ".join([f"{whose} layers", *([f"in a {kind} {', '.join(notes)}"] if notes else [])])
 
 
 def feed_forward_output(model: nn.Module) -> str:

@@ -55,7 +55,7 @@ class BaseRef:
         return fingerprint(self.folder / "config.json", weight_files(self.folder))
 
     def difference(self, record: Mapping[str, Any]) -> str:
-        """How it differs from the base in a run's record or an adapter's card, in words; empty when both compute the same.
+        """Differences from the base in a run's record or an adapter's card, in words; empty when both compute the same.
 
         Records written before there were fingerprints have a digest over whole files, which must equal that of these.
         """

@@ -73,7 +73,7 @@ def digest_of_files(config: Path, weights: list[Path]) -> str:
 
 
 def difference(then: Mapping[str, Any], now: Fingerprint) -> str:
-    """How the base `now` differs from that of the fingerprint `then` (as JSON), in words; empty when it does not.
+    """Differences of the base `now` from the recorded fingerprint `then`, in words; empty when both compute the same.
 
     A field that one config.json leaves to its default and the other names is no difference.
     """

@@ -32,7 +32,7 @@ class NamedClass:
     prefixes: dict[str, str]
     """Prefix of module names in the trained class -> in the named class; the longest that fits is taken."""
     unproven: str = ""
-    """Why it is uncertain that both classes have the same weights; then nothing is renamed."""
+    """Reason why the weights of both classes could not be matched; then nothing is renamed."""
 
     def there(self, module: str) -> str:
         """The name of a module of the trained class in the named one."""
