@@ -1,7 +1,7 @@
 """The verbs as functions, for notebooks and scripts; the command line calls the same.
 
 One file a family, none of them named like a verb: `api.train` is the function. A family is imported when one of its names
-is first used, and torch when a verb that computes is called.
+is first used, and with it torch, if its verbs compute.
 """
 
 from importlib import import_module
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         sampling_of,
         show_config,
     )
-    from inlay.api.data import check_data, data_stats, make_data, show_data, split_data, write_data_page
+    from inlay.api.data import check_data, data_stats, make_data, split_data, write_data_page
+    from inlay.api.data_with_base import show_data
     from inlay.api.demo_run import demo
     from inlay.api.evaluation import compare, evaluate, harness, verify
     from inlay.api.machine import doctor, plan
@@ -28,59 +29,19 @@ if TYPE_CHECKING:
     from inlay.api.types import ConfigLike, Confirm, RunLike, as_config
 
 _FAMILIES = {
-    "advice": ("advise",),
-    "chat": (
-        "Loaded",
-        "load",
-    ),
-    "configs": (
-        "advise_settings",
-        "config_of",
-        "explain_config",
-        "import_config",
-        "init",
-        "sampling_of",
-        "show_config",
-    ),
-    "data": (
-        "check_data",
-        "data_stats",
-        "make_data",
-        "show_data",
-        "split_data",
-        "write_data_page",
-    ),
-    "demo_run": ("demo",),
-    "evaluation": (
-        "compare",
-        "evaluate",
-        "harness",
-        "verify",
-    ),
-    "machine": (
-        "doctor",
-        "plan",
-    ),
-    "run_checkpoints": (
-        "checkpoint",
-        "checkpoints",
-        "clean_checkpoints",
-        "delete_checkpoint",
-        "pin",
-    ),
-    "training": (
-        "compare_methods",
-        "cross_validate",
-        "resume",
-        "train",
-    ),
-    "types": (
-        "ConfigLike",
-        "Confirm",
-        "RunLike",
-        "as_config",
-    ),
+    "advice": "advise",
+    "chat": "Loaded load",
+    "configs": "advise_settings config_of explain_config import_config init sampling_of show_config",
+    "data": "check_data data_stats make_data split_data write_data_page",
+    "data_with_base": "show_data",
+    "demo_run": "demo",
+    "evaluation": "compare evaluate harness verify",
+    "machine": "doctor plan",
+    "run_checkpoints": "checkpoint checkpoints clean_checkpoints delete_checkpoint pin",
+    "training": "compare_methods cross_validate resume train",
+    "types": "ConfigLike Confirm RunLike as_config",
 }
+"""File -> its public names."""
 __all__ = [
     "ConfigLike",
     "Confirm",
@@ -123,7 +84,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     for family, names in _FAMILIES.items():
-        if name in names:
+        if name in names.split():
             value = globals()[name] = getattr(import_module(f"inlay.api.{family}"), name)
             return value
     raise AttributeError(f"module 'inlay.api' has no attribute {name!r}")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from inlay.api.training import train
 from inlay.api.types import ConfigLike, RunLike, as_config
 from inlay.config.measuring import assigned
 from inlay.errors import ConfigError
+from inlay.evaluation.costs import Prices
 from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter, Reporter
-
-if TYPE_CHECKING:
-    from inlay.workflows.advise.advise import Advice
+from inlay.training.launcher import require_alone
+from inlay.workflows.advise.advise import Advice, Terms
+from inlay.workflows.advise.advise import advise as advised
 
 
 def advise(
@@ -43,11 +43,6 @@ def advise(
     is the price of an hour of this machine, `watts` its power, `utilisation` the share of the paid time in which it
     serves. Raises: ConfigError, DataError, RunError; as `train` where it trains.
     """
-    from inlay.evaluation.costs import Prices
-    from inlay.training.launcher import require_alone
-    from inlay.workflows.advise.advise import Terms
-    from inlay.workflows.advise.advise import advise as advised
-
     require_alone("advise")
     reporter = reporter or PlainReporter()
     over = assigned(settings, "advise --run") if run is not None else {}

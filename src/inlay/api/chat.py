@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from inlay.adapters import reference
 from inlay.api.types import RunLike
 from inlay.config import validate_section
 from inlay.config.sections.generation import GenerationConfig
+from inlay.data.encoding.encoder import Encoder
+from inlay.data.types import Message
+from inlay.engine.loss import autocast
 from inlay.errors import RunError
+from inlay.generation.generate import Sampling, text_streamer
 from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter, Reporter
-
-if TYPE_CHECKING:
-    from inlay.data.encoding.encoder import Encoder
-    from inlay.data.types import Message
+from inlay.tasks.table import task_of
 
 Prompt = str | Sequence[Mapping[str, str]]
 """The text of a user, or the messages of a conversation."""
@@ -45,15 +47,9 @@ class Loaded:
 
     def stream(self, messages: Sequence[Mapping[str, str]], on_text: Callable[[str], None], **sampling: Any) -> str:
         """The answer, as by `generate`; `on_text` gets each piece of it as soon as it is there."""
-        from inlay.generation.generate import text_streamer
-
         return self._answers([messages], sampling, text_streamer(self.encoder.tokenizer, on_text))[0]
 
     def _answers(self, prompts: Sequence[Prompt], over: Mapping[str, Any], streamer: Any = None) -> list[str]:
-        from inlay.engine.loss import autocast
-        from inlay.generation.generate import Sampling
-        from inlay.tasks.table import task_of
-
         settings = validate_section(GenerationConfig, self.run.config.generation.model_dump() | dict(over))
         sampling = Sampling.of(settings)
         encoded = [self.encoder.prompt(_conversation(prompt)) for prompt in prompts]
@@ -69,8 +65,6 @@ def load(
 
     By default the run trained last. Raises: RunError for a name that is not of a run.
     """
-    from inlay.adapters import reference
-
     named = reference.reference(run, folder)
     if named.run is None:
         raise RunError(f"{run}: not a run. Name a run or a checkpoint of one, as RUN@120.")
@@ -82,8 +76,6 @@ def load(
 
 
 def _conversation(prompt: Prompt) -> list[Message]:
-    from inlay.data.types import Message
-
     if isinstance(prompt, str):
         return [Message("user", prompt)]
     return [Message(turn["role"], turn["content"]) for turn in prompt]

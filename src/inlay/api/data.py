@@ -1,24 +1,25 @@
-"""Data files: checked, shown, counted, split; and the rows of an example task."""
+"""Data files: checked, counted, split; and the rows of an example task."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from inlay.api.configs import config_of
 from inlay.config import Config
 from inlay.config.load import UNSET
+from inlay.config.sections.data import TrainFile
+from inlay.data.checks.html import check_page
+from inlay.data.checks.lengths import Model
+from inlay.data.checks.report import DataReport, check_files
+from inlay.data.checks.rules_of_thumb import cost
+from inlay.data.example_tasks import find_example_task
+from inlay.data.write_split import write_split
 from inlay.errors import ConfigError, DataError
 from inlay.runs.reporter import PlainReporter, Reporter
 from inlay.storage import write_file
-
-if TYPE_CHECKING:
-    from inlay.data.checks.lengths import Model
-    from inlay.data.checks.report import DataReport
-    from inlay.data.show_row import ShownRow
-    from inlay.tasks.opened_base import OpenedBase
 
 
 def check_data(
@@ -29,69 +30,29 @@ def check_data(
     only_count: bool = False,
     reporter: Reporter | None = None,
 ) -> DataReport:
-    """What is in the files, or in the file of a config, and what is wrong with it; `eval` names held-out rows.
+    """The report on data files, or on those of a config: contents, and findings with a fix; `eval` names held-out rows.
 
-    With a model lengths are in its tokens and its chat template is tried on every row. `settings` are `key=value`
-    texts, such as data.format=alpaca. `only_count` looks for nothing that is wrong. Raises: ConfigError, DataError,
+    With a model, lengths are in its tokens and its chat template is tried on every row. `settings` are `key=value`
+    texts, such as data.format=alpaca. `only_count` runs no checks. Raises: ConfigError, DataError,
     ModelError.
     """
-    from inlay.config.sections.data import TrainFile
-    from inlay.data.checks.report import check_files
-
     first = str(sources[0])
     is_config = first.endswith((".yaml", ".yml"))
     given = {"data.eval": eval and str(eval), "model.base_model": model}
     config = config_of(first, settings, given=given, partial=not is_config)
     files = [*config.data.train_files, *(TrainFile(path=str(source)) for source in sources[1:])]
-    base_of = None if config.model.base_model == UNSET else _checked_model(config)
-    return check_files(files, config.data, base_of, only_count=only_count, bar=reporter or PlainReporter())
+    base = None if config.model.base_model == UNSET else _checked_model(config)
+    return check_files(files, config.data, base, only_count=only_count, bar=reporter or PlainReporter())
 
 
 def _checked_model(config: Config) -> Model:
-    from inlay.data.checks.lengths import Model
-    from inlay.models.base import parameter_count
+    from inlay.api.data_with_base import checked_model
 
-    opened = _opened(config)
-    return Model(
-        name=config.model.base_model,
-        encoder=opened.encoder,
-        context_length=opened.context_length,
-        parameters=parameter_count(opened.ref),
-    )
-
-
-def _opened(config: Config) -> OpenedBase:
-    """The base of a config, whose tokenizer is its own; no weights are loaded. Raises: ModelError."""
-    from inlay.models.base import find_base
-    from inlay.tasks.opened_base import OpenedBase
-
-    opened = OpenedBase.of(find_base(config.model.base_model, config.model.revision), config)
-    opened.require_vocabulary()
-    return opened
-
-
-def show_data(
-    source: str | Path, *, model: str | None = None, row: int | str | None = None, settings: Sequence[str] = ()
-) -> ShownRow:
-    """The row at line `row` of a data file (or of that of a config; of a mixture `FILE:LINE`), by default the first,
-    exactly as training with the model sees it: ids, labels, weights, and where it lands.
-
-    Raises: ConfigError, DataError, ModelError.
-    """
-    from inlay.data.show_row import show_row
-    from inlay.engine.batch_invariance import groups_of_config
-    from inlay.methods.table import method_of
-
-    config = config_of(str(source), settings, given={"model.base_model": model})
-    base = _opened(config)
-    virtual = method_of(config).virtual_tokens(config)
-    return show_row(config, base.encoder, base.context_length, row, groups_of_config(base.architecture, virtual).apart)
+    return checked_model(config)
 
 
 def write_data_page(report: DataReport, path: str | Path) -> Path:
-    """Writes the report of `check_data` as one HTML file that needs no other. Raises: StorageError."""
-    from inlay.data.checks.html import check_page
-
+    """The path of the report of `check_data`, now written as one self-contained HTML file. Raises: StorageError."""
     write_file(Path(path), check_page(report))
     return Path(path)
 
@@ -100,12 +61,10 @@ def data_stats(
     *sources: str | Path, model: str | None = None, price: float | None = None, settings: Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> tuple[DataReport, dict[str, Any]]:  # fmt: skip
-    """What is in the files, and what an epoch over it costs; `price` is that of a million training tokens.
+    """The report on data files, without checks, and the cost of an epoch; `price` is that of a million training tokens.
 
     Raises: as `check_data`.
     """
-    from inlay.data.checks.rules_of_thumb import cost
-
     if price is not None and not (math.isfinite(price) and price >= 0):
         raise ConfigError(f"price: must be 0 or more (got {price}).")
     if price is not None and model is None and not str(sources[0]).endswith((".yaml", ".yml")):
@@ -115,9 +74,7 @@ def data_stats(
 
 
 def split_data(source: str | Path, *, to: str | Path = ".", settings: Sequence[str] = ()) -> dict[str, Any]:
-    """Writes the two parts that `train` would make of a file; gives their paths and row counts. Raises: DataError."""
-    from inlay.data.write_split import write_split
-
+    """Paths and row counts of the two parts that `train` would make of a file, now written. Raises: DataError."""
     config = config_of(str(source), settings, partial=True)
     if isinstance(config.data.train, list):
         raise ConfigError("data split: takes one file, not a mixture. Split each of them.")
@@ -125,12 +82,10 @@ def split_data(source: str | Path, *, to: str | Path = ".", settings: Sequence[s
 
 
 def make_data(name: str, *, to: str | Path = ".") -> dict[str, Any]:
-    """Writes the training and held-out rows of an example task; gives the paths and row counts.
+    """Paths and row counts of the training and held-out rows of an example task, now written.
 
     Raises: DataError for an unknown task or when one of the files is already there.
     """
-    from inlay.data.example_tasks import find_example_task
-
     task, written = find_example_task(name), {}
     targets = {"train": (task.train, "train"), "heldout": (task.heldout, "heldout")}
     places = {key: Path(to) / f"{name}_{part}.jsonl" for key, (_, part) in targets.items()}

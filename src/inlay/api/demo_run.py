@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from inlay import config as configs
 from inlay.api.evaluation import compare
 from inlay.api.training import train
+from inlay.data.example_tasks import find_example_task
+from inlay.evaluation.comparison import Comparison
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter
-
-if TYPE_CHECKING:
-    from inlay.evaluation.comparison import Comparison
+from inlay.training.launcher import require_alone
 
 
 def demo(*, folder: str = "results", reporter: Reporter | None = None) -> tuple[Run, Comparison]:
     """A run of the built-in base on the built-in customer-support rows, and its comparison; numbered anew each time."""
-    from inlay.data.example_tasks import find_example_task
-    from inlay.training.launcher import require_alone
-
     require_alone("demo")
     files = find_example_task("customer_support")
     config = configs.load(

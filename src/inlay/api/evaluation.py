@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from inlay.adapters.reference import BASE, ModelName, Reference, open_base, reference, require_adapter
 from inlay.api.types import RunLike, as_run
 from inlay.config.measuring import TAKEN, assigned
 from inlay.errors import ConfigError
+from inlay.evaluation.blind_server import serve_trials
+from inlay.evaluation.comparison import Comparison
+from inlay.evaluation.costs import Prices
+from inlay.evaluation.custom import MetricSpecs
+from inlay.evaluation.python_tests import read_tests
+from inlay.evaluation.task_metrics import resolved
+from inlay.proof.verify import prove_stored
 from inlay.runs.reporter import PlainReporter, Reporter
-
-if TYPE_CHECKING:
-    from inlay.adapters.reference import ModelName, Reference
-    from inlay.evaluation.comparison import Comparison
-    from inlay.evaluation.custom import MetricSpecs
+from inlay.workflows.compare import add_judgements, compare_and_report, reports_folder
+from inlay.workflows.harness import measure_on_tasks
+from inlay.workflows.measure import EvaluationRequest, measure_models
 
 
 def compare(
@@ -44,13 +50,6 @@ def compare(
     which it serves) adds the cost of each model.
     Raises: RunError, AdapterError, ModelError, ConfigError for names that mean nothing or cannot be measured.
     """
-    from inlay.evaluation.blind_server import serve_trials
-    from inlay.evaluation.costs import Prices
-    from inlay.evaluation.python_tests import read_tests
-    from inlay.evaluation.task_metrics import resolved
-    from inlay.workflows import compare
-    from inlay.workflows.measure import EvaluationRequest, measure_models
-
     reporter, metrics = reporter or PlainReporter(), resolved(metrics)
     over = assigned(settings, "compare", data)
     tests = read_tests(python_tests) if python_tests else {}
@@ -61,12 +60,12 @@ def compare(
     both = named if len(named) > 1 else [named[0].without_adapter(), *named]
     request = EvaluationRequest(data, metrics, prompts, tests, over, show_answers=blind or prices is not None)
     found = measure_models(both, request, reporter)
-    where = compare.reports_folder(found, folder)
-    comparison = compare.compare_and_report(found, where, prices)
+    where = reports_folder(found, folder)
+    comparison = compare_and_report(found, where, prices)
     if not blind:
         return comparison
     serve_trials(comparison, where, reporter.note)
-    return compare.add_judgements(found, comparison, where)
+    return add_judgements(found, comparison, where)
 
 
 def evaluate(
@@ -83,9 +82,6 @@ def evaluate(
 
     Models, rows and `settings` as in `compare`; those that only a comparison needs, such as eval.resamples, are refused.
     """
-    from inlay.evaluation.task_metrics import resolved
-    from inlay.workflows.measure import EvaluationRequest, measure_models
-
     metrics, over = resolved(metrics), assigned(settings, "eval", data)
     (named,) = _references([model], folder)
     named = named if adapter else named.without_adapter()
@@ -117,9 +113,6 @@ def harness(
     has its paired interval where the metric is a mean over documents. Raises: ConfigError for unknown tasks, or when the
     extra `harness` is not installed.
     """
-    from inlay.adapters.reference import reference
-    from inlay.workflows.harness import measure_on_tasks
-
     over = assigned(settings, "harness")
     found = measure_on_tasks(reference(model, folder), tasks, limit, reporter or PlainReporter(), over)
     return found.to_json()
@@ -130,9 +123,6 @@ def verify(run: RunLike = None, *, folder: str = "results") -> dict[str, Any]:
 
     `passed` of a proof is None where a file that it needs, such as the data, is gone. Raises: RunError.
     """
-    from inlay.adapters.reference import open_base, require_adapter
-    from inlay.proof.verify import prove_stored
-
     found = as_run(run, folder)
     require_adapter(found)
     proofs = prove_stored(found, lambda: open_base(found))
@@ -141,8 +131,6 @@ def verify(run: RunLike = None, *, folder: str = "results") -> dict[str, Any]:
 
 
 def _references(names: Sequence[ModelName], folder: str) -> list[Reference]:
-    from inlay.adapters.reference import BASE, reference
-
     found = [None if name == BASE else reference(name, folder) for name in names]
     owner = next((one for one in found if one is not None), None)
     if owner is None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from inlay.api.types import ConfigLike, as_config
+from inlay.evaluation.costs import Prices
 from inlay.runs.reporter import PlainReporter, Reporter
-
-if TYPE_CHECKING:
-    from inlay.workflows.doctor import Machine
-    from inlay.workflows.plan import Plan
+from inlay.workflows.doctor import Machine, machine_record
+from inlay.workflows.plan import Plan
+from inlay.workflows.plan import plan as planned
 
 
 def doctor(*, quick: bool = False, folder: str = "results") -> Machine:
     """Versions, memory, devices, what really works here, and recommended settings; `to_json` gives them as one object."""
-    from inlay.workflows.doctor import machine_record
-
     return machine_record(quick, Path(folder))
 
 
@@ -37,8 +34,5 @@ def plan(
     `train.max_memory`, or what is free on this machine. Any of `cost`, `watts` and `utilisation`, as in `compare`, adds
     the cost of each method. Raises: UserError for a config, data or a base that cannot work.
     """
-    from inlay.evaluation.costs import Prices
-    from inlay.workflows.plan import plan as planned
-
     prices = Prices.of(cost, watts, utilisation)
     return planned(as_config(config), memory, calibrate, reporter or PlainReporter(), prices)

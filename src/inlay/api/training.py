@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from inlay.api.types import ConfigLike, Confirm, RunLike, as_config, as_run
 from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter, Reporter
+from inlay.training.launcher import require_alone
+from inlay.workflows import escape_plateau
+from inlay.workflows import train as training_run
 
 if TYPE_CHECKING:
     from inlay.workflows.compare_methods import MethodComparison
@@ -35,9 +38,6 @@ def train(
     Raises: UserError for input that cannot work, before anything is written; TrainingError, StorageError when the
     run fails; Interrupted when a signal stopped it after a checkpoint.
     """
-    from inlay.workflows import escape_plateau
-    from inlay.workflows import train as training_run
-
     reporter = reporter or PlainReporter()
     run = training_run.train(as_config(config), resume, fresh, reporter, confirm, extend, profile)
     escape_plateau.follow(run, reporter)
@@ -65,7 +65,6 @@ def compare_methods(
     kind; a number applies to the LoRA methods. A second call resumes where the first stopped; `fresh` moves an earlier
     comparison of that name aside. Raises: ConfigError, RunError for what cannot be compared; Interrupted after a signal.
     """
-    from inlay.training.launcher import require_alone
     from inlay.workflows.compare_methods import compare_methods as compared
 
     require_alone("compare-methods")
@@ -80,7 +79,6 @@ def cross_validate(
     The runs lie in one folder; a second call resumes where the first
     stopped. Raises: ConfigError for fewer than two folds or a config with `data.eval`; else as `train`.
     """
-    from inlay.training.launcher import require_alone
     from inlay.workflows.cross_validate import cross_validate as validated
 
     require_alone("cross-validate")

@@ -45,8 +45,9 @@ def plan(
     Prints the largest micro batch, length and rank that fit, and what to change when nothing fits. Without --calibrate
     no weights are needed, only config and tokenizer of the base. --cost adds money and energy.
     """
+    config = api.config_of(source, settings, preset, {"model.base_model": model})
     found = api.plan(
-        api.config_of(source, settings, preset, {"model.base_model": model}),
+        config,
         memory=memory,
         calibrate=calibrate,
         cost=cost,

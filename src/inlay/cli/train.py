@@ -49,8 +49,9 @@ def train(
     the adapter is better than the base. All files of a run lie in one folder.
     """
     given = {"model.base_model": model, "output.name": name, "output.folder": output}
+    config = api.config_of(source, settings, preset, given)
     run = api.train(
-        api.config_of(source, settings, preset, given),
+        config,
         resume=resume,
         fresh=fresh,
         extend=extend,

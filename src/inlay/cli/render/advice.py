@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from inlay.evaluation.costs import money_shown
 from inlay.evaluation.summary import caveat_text
 from inlay.runs.reporter import figure_shown
+from inlay.workflows.advise.recommend import cost_lines
 
 if TYPE_CHECKING:
     from inlay.workflows.advise.advise import Advice, Outcome
@@ -31,8 +32,6 @@ def advice_text(advice: Advice, columns: int) -> str:
 
 
 def _table(outcome: Outcome) -> list[str]:
-    from inlay.workflows.advise.recommend import cost_lines
-
     metric = outcome.metrics[0]
     shown = [metric] if metric == "loss" else [metric, "loss"]
     head = f"{'arm':<21}" + "".join(f" {name:>9}" for name in shown)

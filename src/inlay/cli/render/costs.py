@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from inlay.evaluation.costs import Bill
+from inlay.evaluation.costs import HEAD, Bill
 
 
 def bills_text(bills: Sequence[Bill]) -> list[str]:
-    """What each costs as a table, and what was assumed; nothing without bills."""
-    from inlay.evaluation.costs import HEAD
-
+    """The cost of each model as a table, and the assumptions; no lines without bills."""
     if not bills:
         return []
     rows = [list(HEAD), *(one.cells() for one in bills)]

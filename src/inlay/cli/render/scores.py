@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from inlay.evaluation.verdict import Difference
 from inlay.runs.reporter import figure_shown
-
-if TYPE_CHECKING:
-    from inlay.evaluation.verdict import Difference
-    from inlay.workflows.compare_methods import MethodComparison
-    from inlay.workflows.cross_validate import CrossValidation
+from inlay.workflows.compare_methods import HEAD, REPORT, RESULT, MethodComparison, cells
+from inlay.workflows.cross_validate import CrossValidation
 
 
 def evaluation_text(result: dict[str, Any]) -> str:
@@ -40,8 +38,6 @@ def harness_text(found: dict[str, Any]) -> str:
 
 def methods_text(found: MethodComparison, columns: int) -> str:
     """The methods in a table, those that could not run with the reason, and what the table shows."""
-    from inlay.workflows.compare_methods import HEAD, REPORT, RESULT, cells
-
     rows = [list(HEAD), *(cells(row.method, row.figures) for row in found.methods if row.figures)]
     widths = [max(len(row[n]) for row in rows) for n in range(len(HEAD))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
