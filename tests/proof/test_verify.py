@@ -237,9 +237,9 @@ def test_a_base_that_training_has_changed_fails_the_run(config_tree: Tree, monke
 
     export = finish.export
 
-    def changing(setup: Any, job: Any) -> int:
+    def changing(job: Any) -> int:
         next(p for n, p in job.model.named_parameters() if "down_proj.base_layer" in n).data.add_(1e-3)
-        return export(setup, job)
+        return export(job)
 
     monkeypatch.setattr(finish, "export", changing)
     with pytest.raises(TrainingError, match="adapter off = base: base before and after training"):
