@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import stat
 import sys
 from collections.abc import Iterator
@@ -291,3 +292,15 @@ def test_without_numba_torch_computes(cache: Path, monkeypatch: pytest.MonkeyPat
     assert not cpu_ops.takes(torch.zeros(2, 3))
     cpu_ops.prepare(torch.float32)
     assert not cache.exists()
+
+
+def test_the_kept_object_code_depends_on_every_file_of_ours_that_the_loops_import() -> None:
+    folder = Path(cpu_ops.__file__).parent
+    imported, open_files = {"cpu_loops.py"}, ["cpu_loops.py"]
+    while open_files:
+        tree = ast.parse((folder / open_files.pop()).read_text(encoding="utf-8"))
+        modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        found = {f"{name.rpartition('.')[2]}.py" for name in modules if name.startswith("inlay.")} - imported
+        imported |= found
+        open_files += found
+    assert imported == set(cpu_ops.LOOP_SOURCES)

@@ -12,18 +12,18 @@ from transformers import MambaConfig
 
 from inlay.config import load
 from inlay.engine.estimate import Shape, Work
-from inlay.workflows.benchmark_layers import Load, Speed, _line, _stand_in
+from inlay.workflows.benchmark_layers import LayerSpeed, MicroBatchSize, _line, _stand_in
 
 Tree = Callable[..., dict[str, Any]]
 SHAPE = Shape(
     hidden=64, layers=4, inner=128, queries=64, keys=32, heads=4, vocabulary=1000, linear=4 * 36_864, parameters=211_456,
     weight_bytes=845_824, width=4, is_gated=True, norms_after=False, norms_heads=False, scores_kept=False,
 )  # fmt: skip
-SPEED = Speed(
+SPEED = LayerSpeed(
     "cpu", {("lora", "plain"): (1e-3, 2e-6), ("lora", "direct"): (5e-4, 1e-6), ("prompt", "plain"): (1e-3, 1e-6)}, head_s=1e-9,
     optimizer_s={"lora": 1e-6}, call_s=1e-4, products_per_s=1e11, copied_bytes_per_s=1e10, unpacked_per_s=0.0,
 )  # fmt: skip
-ALL = Load(rows=(0, 1), tokens=200, trained=200, longest=100)
+ALL = MicroBatchSize(rows=(0, 1), tokens=200, trained=200, longest=100)
 
 
 def test_a_pass_takes_its_layers_and_its_head() -> None:
@@ -61,7 +61,7 @@ def test_the_stand_in_is_two_layers_trained_on_the_path_of_the_run(
     before = torch.get_rng_state()
     works = [Work(engine=path, recompute=False, adapter=1000, rank=4)]
     works += [replace(works[0], engine="plain", rank=0, method=method) for method in ("prompt", "full")]
-    found = Speed.measured(architecture, config, sizes_of_it, torch.float32, "cpu", [30, 20, 10], works)
+    found = LayerSpeed.measured(architecture, config, sizes_of_it, torch.float32, "cpu", [30, 20, 10], works)
     assert set(found.layer) == {("lora", path), ("prompt", "plain"), ("full", "plain")}
     assert all(per_token > 0 for _, per_token in found.layer.values())
     assert (

@@ -38,9 +38,9 @@ class Reference:
     base: str
     """Folder, hub id or built-in name of the weights."""
     run: Run | None = None
-    """Whose settings, tokenizer and held-out rows come with it."""
+    """The run whose settings, tokenizer and held-out rows come with it."""
     folder: Path | None = None
-    """Of the adapter or checkpoint; None for a model without one."""
+    """Folder of the adapter or checkpoint; None for a model without one."""
     revision: str | None = None
     """Commit or branch of a hub's base; None is its newest."""
 
@@ -52,6 +52,7 @@ class Reference:
         return self.run.caution if self.run is not None and self.folder is not None else ""
 
     def without_adapter(self) -> Reference:
+        """Its base alone."""
         return replace(self, name=self.base, kind="base", folder=None)
 
     def adapter(self, base: BaseRef | None) -> AdapterState | None:
@@ -64,7 +65,7 @@ class Reference:
 
 
 def reference(name: ModelName, folder: str) -> Reference:
-    """What a name means: a run, `RUN@STEP`, the folder of an adapter or of a model, a built-in model, a hub id; the
+    """The model of a name: a run, `RUN@STEP`, the folder of an adapter or of a model, a built-in model, a hub id; the
     run trained last for None. A run of that name in `folder` goes before a hub id.
 
     Raises: RunError, AdapterError, naming what is near, or both where a bare name is that of a run and of a folder.
@@ -155,7 +156,7 @@ def open_base(run: Run) -> OpenedBase:
 
 def config_of(one: Reference) -> Config:
     """The config of its run, else the defaults for its base."""
-    return one.run.config if one.run else configs.validate({"model": {"base_model": one.base}, "data": {"train": "-"}})
+    return one.run.config if one.run else configs.validate({"model": {"base_model": one.base}}, partial=True)
 
 
 def opened(one: Reference, config: Config, before: OpenedBase | None = None) -> OpenedBase:

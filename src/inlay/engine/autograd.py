@@ -1,4 +1,4 @@
-"""The plain path: transformers' forward and autograd's backward, for any architecture."""
+"""The autograd engine: transformers' forward pass and autograd's backward pass, for any architecture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from inlay.engine.profile import timed
 
 
 class Engine(Protocol):
-    """What the loop asks of a path."""
+    """Computes the loss of a batch and adds its gradient to the parameters."""
 
     name: str
 
@@ -25,6 +25,8 @@ class Engine(Protocol):
 
 
 class AutogradEngine:
+    """Loss and gradient by transformers' forward pass and autograd. Its name in a config is `plain`."""
+
     name = "plain"
 
     def __init__(
@@ -49,7 +51,7 @@ class AutogradEngine:
 
 
 def offloaded(model: Any, device: str) -> torch.autograd.graph.saved_tensors_hooks:
-    """Inside, what autograd saves goes to the machine's memory, and comes back when the backward pass asks for it. The
+    """Inside, what autograd saves goes to host memory (RAM), and comes back when the backward pass asks for it. The
     model's own weights stay where they are: autograd saves those of every linear layer too."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     pinned = device.startswith("cuda")

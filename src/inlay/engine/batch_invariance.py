@@ -1,4 +1,4 @@
-"""Which rows may share a batch: each must be computed as if it were alone.
+"""Rows that may share a batch: each must be computed as if it were alone.
 
 Two things break that. A longrope base takes other frequencies for the whole batch as soon as one row is longer than the
 context it was first trained for. And in some architectures what stands before or behind a row leaks into it.
@@ -27,20 +27,20 @@ from inlay.methods.table import is_adapter_parameter
 from inlay.storage import cache_folder, write_file
 
 _ROUNDING = {False: (1e-3, 1e-4), True: (5e-2, 1e-2)}
-"""By whether products are rounded to 16 bits: relative difference of logits, padded from alone, and under other padding."""
+"""Relative difference of logits, padded from alone and under other padding, by whether matmuls are rounded to 16 bits."""
 _LONG, _SHORT = 13, 7
 _FIRST = 1  # token of every answer
 
 
 class BatchGroups(NamedTuple):
-    """How the rows of a base are kept apart."""
+    """Rules that keep rows of a base apart."""
 
     switch: int | None = None
     """Rows longer than so many tokens and the others never share a batch."""
     pads: bool = True
-    """Whether rows of different lengths do."""
+    """True where rows of different lengths may share a batch."""
     shares: bool = True
-    """Whether any do."""
+    """True where any rows may share a batch."""
 
     def apart(self, groups: Iterable[Sequence[int]], lengths: np.ndarray) -> list[list[int]]:
         """The micro batches, longest rows first, divided where rows must not be computed together."""
@@ -79,12 +79,12 @@ _seen: WeakKeyDictionary[Any, dict[str, bool]] = WeakKeyDictionary()
 
 
 def batch_groups(model: Any) -> BatchGroups:
-    """Of rows that are padded on the right, in training and scoring. A base is looked at once; draws no random numbers."""
+    """Groups of rows padded on the right, for training and scoring. A base is probed once; no random numbers are drawn."""
     return _groups(model, "right")
 
 
 def answer_groups(model: Any) -> BatchGroups:
-    """Of prompts that are padded on the left, in generation."""
+    """Groups of prompts padded on the left, for generation."""
     return _groups(model, "left")
 
 
@@ -125,7 +125,7 @@ def _is_seen(model: Any, how: str) -> bool:
 
 
 def _digest(base: Any, how: str) -> str:
-    """Of what decides it: the base, by a few of each weight's values, and how it is computed here."""
+    """Digest of all that decides it: the base, by a few of each weight's values, and how it is computed here."""
     weights = [
         p.detach().flatten()[:4].tolist() for name, p in base.named_parameters() if not is_adapter_parameter(name)
     ]

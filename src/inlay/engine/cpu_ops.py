@@ -1,7 +1,7 @@
-"""Passes over the numbers between products, each as one loop on the CPU where torch makes several calls.
+"""Operations between matmuls, each as one loop on the CPU where torch makes several calls.
 
 Torch reads and writes memory at every call, and takes a slow way where one operand has 16 bits and another 32. numba
-(the extra `fused`) compiles `fused_loops` for the processor, in a process of its own: its object code is kept, and this
+(the extra `fused`) compiles `cpu_loops` for the processor, in a process of its own: its object code is kept, and this
 process loads that alone, without numba. Torch's own threads run the loops. Where there are none (`takes`), the caller
 computes the same with torch.
 """
@@ -26,13 +26,15 @@ from inlay.errors import StorageError
 from inlay.storage import cache_folder, write_file
 
 _FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_FEWEST = 1 << 15  # numbers that are worth waking other threads for
+LOOP_SOURCES = ("cpu_loops.py", "cpu_numbers.py")
+"""Files of this folder that decide the object code."""
+_FEWEST = 1 << 15  # values that are worth waking other threads for
 _NO_WINDOW = 1 << 40
 _GATED = {"silu": "gated_silu", "gelu_pytorch_tanh": "gated_gelu"}
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether there are loops for these: of one format, on the CPU, the values of a row side by side."""
+    """True where there are loops for these: of one dtype, on the CPU, the values of a row side by side."""
     first = tensors[0]
     return (
         first.is_cpu
@@ -43,7 +45,7 @@ def takes(*tensors: Tensor) -> bool:
 
 @functools.cache
 def reason(dtype: torch.dtype) -> str | None:
-    """Why there are no loops for a format here, None where there are. Waits for their compilation."""
+    """The reason why there are no loops for a dtype here, None where there are. Waits for their compilation."""
     if (against := _against(dtype)) is not None:
         return against
     try:
@@ -54,7 +56,7 @@ def reason(dtype: torch.dtype) -> str | None:
 
 
 def prepare(dtype: torch.dtype) -> None:
-    """Begins to compile the loops for a format beside what this process does, unless they are there."""
+    """Begins to compile the loops for a dtype beside what this process does, unless they are there."""
     if _against(dtype) is None:
         with contextlib.suppress(OSError, ImportError):  # `reason` will say it
             _build(dtype)
@@ -80,12 +82,12 @@ def _process() -> ctypes.CDLL:
 
 
 class _Build:
-    """Object code of the loops for one format: what an earlier process kept, or a compiler process at work."""
+    """Object code of the loops for one dtype: what an earlier process kept, or a compiler process at work."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         import llvmlite.binding as llvm
 
-        source = (resources.files("inlay") / "engine" / "cpu_loops.py").read_bytes()
+        source = b"".join((resources.files("inlay") / "engine" / name).read_bytes() for name in LOOP_SOURCES)
         versions = [metadata.version(name) for name in ("numba", "llvmlite")]
         processor = [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
         about = "\n".join([*versions, *processor, _FORMATS[dtype]]).encode() + source

@@ -1,4 +1,4 @@
-"""What a micro batch will hold and how much it computes, from the sizes of the model alone.
+"""Memory and computation of a micro batch, from the sizes of the model alone.
 
 What a layer keeps for the backward pass was counted: on the direct path from its code (`docs/engine.md`), on the plain
 path from the tensors that autograd saved for Llama, Qwen, Gemma and GPT-2.
@@ -20,9 +20,9 @@ LAYER_NAMES: Final = ("num_hidden_layers", "n_layer", "num_layers")
 _OPTIMIZER_BYTES: Final = {"adamw": 8}
 _SCORES: Final = 1 << 23
 _HOLES: Final = 0.25
-"""Of the plain path's activations on a CPU: holes that blocks freed amid kept ones leave in the heap. Seen were 0.15 to 0.6."""
+"""Share of the autograd engine's activations on a CPU for holes of freed blocks in the heap. Seen were 0.15 to 0.6."""
 _KERNELS: Final = 180 << 20
-"""What oneDNN keeps for 16-bit products in many shapes: docs/decisions/cpu-matmuls-and-memory.md."""
+"""Bytes that oneDNN keeps for 16-bit matmuls in many shapes: docs/decisions/cpu-matmuls-and-memory.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class MemoryEstimate:
     gradients: int
     optimizer: int
     activations: int
-    """What is kept from the forward for the backward pass."""
+    """Bytes kept from the forward for the backward pass."""
     logits: int
     workspace: int
-    """What a layer's backward pass needs beside what it was kept for. It never exists together with the logits."""
+    """Bytes that a layer's backward pass needs beside what was kept. They never exist together with the logits."""
     kept_free: int = 0
     """On a CPU: holes of the heap, and kernels that oneDNN keeps."""
     snapshot: int = 0
@@ -48,6 +48,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
+        """Bytes at the peak."""
         kept = (
             self.weights
             + self.adapter
@@ -60,6 +61,7 @@ class MemoryEstimate:
         return kept + max(self.logits, self.workspace)
 
     def to_json(self) -> dict[str, int]:
+        """Bytes by what holds them."""
         return asdict(self) | {"total": self.total}
 
 
@@ -70,14 +72,14 @@ class Shape:
     hidden: int
     layers: int
     inner: int
-    """Of the feed-forward part."""
+    """Width of the feed-forward part."""
     queries: int
     """Heads times values of a head."""
     keys: int
     heads: int
     vocabulary: int
     linear: int
-    """Numbers in the linear layers, without the head."""
+    """Parameters of the linear layers, without the head."""
     parameters: int
     weight_bytes: int
     width: int
@@ -87,14 +89,14 @@ class Shape:
     """Norms behind attention and feed-forward too (Gemma)."""
     norms_heads: bool
     scores_kept: bool
-    """Whether attention keeps all its scores (`eager`)."""
+    """True where attention keeps all its scores (`eager`)."""
     drops_out: bool = False
-    """Whether the base's own dropout is on: its masks are kept, and all scores, since torch has no attention
+    """True where the base's own dropout is on: its masks are kept, and all scores, since torch has no attention
     with dropout on a CPU that keeps none."""
 
     @staticmethod
     def of(model: Any) -> Shape:
-        """Of a base, with or without an adapter on it, on any device, `meta` too."""
+        """The sizes of a base, with or without an adapter on it, on any device, `meta` too."""
         config = model.config.get_text_config()
         hidden, layers = shape_of(config, "hidden_size", "n_embd", "d_model"), shape_of(config, *LAYER_NAMES)
         heads = shape_of(config, "num_attention_heads", "n_head", default=1)
@@ -138,36 +140,36 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """How a micro batch is computed."""
+    """The way a micro batch is computed."""
 
     engine: str
     recompute: bool
     """Gradient checkpointing."""
     adapter: int
-    """Numbers in the adapter; 0 trains the base itself."""
+    """Parameters of the adapter; 0 trains the base itself."""
     rank: int
     method: str = "lora"
     """`adapter.method`."""
     virtual_tokens: int = 0
-    """That stand before every row."""
+    """Virtual tokens that stand before every row."""
     unpacks: bool = False
-    """Whether the base's weights come out of 4 bits in each pass."""
+    """True where the base's weights come out of 4 bits in each pass."""
     optimizer: str = "adamw"
     head_in_chunks: bool = True
     offload: bool = False
     """Activations in the memory of the machine, not in that of the device."""
     leaves_holes: bool = False
-    """Whether freed blocks stay in a heap (`inlay.engine.memory.tune_allocator`)."""
+    """True where freed blocks stay in a heap (`inlay.engine.memory.tune_allocator`)."""
     makes_kernels: bool = False
-    """Whether products are 16-bit ones of oneDNN."""
+    """True where matmuls are 16-bit ones of oneDNN."""
     experts: int = 0
     """Bytes of experts with an adapter: each layer keeps a copy of them with the update added for its backward pass."""
     width: int | None = None
-    """Bytes of a hidden value where products are computed in another format than the base is held in."""
+    """Bytes of a hidden value where matmuls have another dtype than the base."""
 
 
 def estimate(shape: Shape, work: Work, tokens: int, length: int, trained_tokens: int | None = None) -> MemoryEstimate:
-    """Of a micro batch of so many tokens, padding included, in rows up to `length`, of which so many are trained.
+    """Bytes of a micro batch of so many tokens, padding included, in rows up to `length`, of which so many are trained.
 
     Virtual tokens come on top of both.
     """

@@ -1,4 +1,4 @@
-"""Passes between products on a GPU, by Triton kernels of Liger (the extra `gpu`), and attention over rows of any length
+"""Operations between matmuls on a GPU, by Triton kernels of Liger (the extra `gpu`), and attention over rows of any length
 by torch's flash kernel. Where there are none (`takes`, `attends`), the caller computes the same with torch.
 
 Shapes: T tokens of all rows one after another, N query heads, M key heads, D values of a head, I inner.
@@ -24,7 +24,7 @@ _FLASH = (torch.bfloat16,)
 
 @functools.cache
 def reason() -> str | None:
-    """Why there are no kernels for norms, activation and head here, None where there are."""
+    """The reason why there are no kernels for norms, activation and head here, None where there are."""
     if not find_spec("liger_kernel"):
         return "liger-kernel is not installed"
     try:
@@ -44,12 +44,12 @@ def reason() -> str | None:
 
 
 def has_flash() -> bool:
-    """Whether torch has attention over rows of any length."""
+    """True where torch has attention over rows of any length."""
     return _varlen() is not None
 
 
 def takes(x: Tensor) -> bool:
-    """Whether there are kernels for what lies where this does."""
+    """True where there are kernels for the device of this tensor."""
     return is_on_gpu(x) and reason() is None
 
 
@@ -121,7 +121,7 @@ def nll_and_gradient(hidden_JH: Tensor, head: Head, targets_J: Tensor) -> tuple[
 
 
 def attends(q_TND: Tensor, softcap: float | None) -> bool:
-    """Whether the flash kernel computes it: 16 bits, heads of a multiple of 8 values, no cap."""
+    """True where the flash kernel computes it: 16 bits, heads of a multiple of 8 values, no cap."""
     width = q_TND.shape[-1]
     fits = q_TND.dtype in _FLASH and width % 8 == 0 and width <= _LARGEST_HEAD
     return is_on_gpu(q_TND) and softcap is None and fits and _varlen() is not None

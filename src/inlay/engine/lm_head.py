@@ -26,7 +26,7 @@ _IN_CACHE = 1 << 18  # numbers that stay in a core's cache between one pass over
 
 
 class Head(NamedTuple):
-    """A product of the last hidden values. A soft cap makes logits l = c·tanh(z / c) of the product z.
+    """The matmul that makes logits of the last hidden values. A soft cap makes l = c·tanh(z / c) of its result z.
 
     Products are computed in the format of the hidden values, whatever the weights are held in.
     """
@@ -126,7 +126,7 @@ def _chunk(hidden_CH: Tensor, head: Head, targets_C1: Tensor, gradient_CH: Tenso
 
 
 def _slopes(z_RV: Tensor, targets_R1: Tensor, softcap: float | None, nll_R1: Tensor, sum_R1: Tensor) -> None:
-    """Writes the nll, the sums s of exp(l - largest), and over the products z the gradient d nll / dz times s."""
+    """Writes the nll, the sums s of exp(l - largest), and over the matmul's results z the gradient d nll / dz times s."""
     l_RV, slope_RV = z_RV.to(_wide(z_RV)), None
     if softcap is not None:
         l_RV.div_(softcap).tanh_()

@@ -88,7 +88,7 @@ def predictions(model: Any, batch: Batch, last: int = 0) -> tuple[Tensor, Tensor
 
 
 def takes_logits_to_keep(model: Any) -> bool:
-    """Whether the forward of the model, or of the base under its adapter, knows `logits_to_keep`."""
+    """True where the forward pass of the model, or of the base under its adapter, takes `logits_to_keep`."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     kinds = inspect.signature(base.forward).parameters
     return "logits_to_keep" in kinds or any(p.kind is p.VAR_KEYWORD for p in kinds.values())
@@ -122,7 +122,7 @@ def score_rows(
 
 
 def counted(shares: Iterable[Sequence[int]], reached: Callable[[int], None]) -> Iterator[Sequence[int]]:
-    """The shares; `reached` is told how many rows are done when the next share is asked for."""
+    """The shares; before the next one `reached` is called with the number of rows done."""
     done = 0
     for rows in shares:
         yield rows
@@ -152,7 +152,7 @@ def for_inference(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def autocast(device: str, dtype: torch.dtype | None) -> Iterator[None]:
-    """Products in `dtype` on the device; None computes in the dtype of the weights."""
+    """Inside, matmuls on the device are in `dtype`; None computes in the dtype of the weights."""
     if dtype is None:
         yield
         return

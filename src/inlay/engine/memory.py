@@ -1,4 +1,4 @@
-"""What a run holds in memory, against a planned limit, and what is said when there is no more."""
+"""Memory of a run, against a planned limit, and the error where there is no more."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def enough_memory(way_out: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator of CUDA, MPS or the CPU, or a planned limit, had no room."""
+    """True where an allocator of CUDA, MPS or the CPU, or a planned limit, had no room."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_ROOM)
 
 
 def first_line(error: BaseException) -> str:
-    """What an allocator says first, without its advice."""
+    """The first line of an allocator's message, without its advice."""
     return (str(error).strip().splitlines() or ["no more is known"])[0][:200].rstrip(".")
 
 
@@ -129,7 +129,7 @@ def peak_bytes(device: str) -> int:
 
 
 def _reset_peak(device: str) -> bool:
-    """Whether `peak_bytes` now counts from here."""
+    """True where `peak_bytes` now counts from here."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         return True

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: every moment belongs to the innermost part that is at work."""
+"""Profile of a run: every moment belongs to the innermost part that is at work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PARTS: Final = {
     "checkpoint": "what training waits for; writing goes on beside it",
     "other": "metrics, progress, and all else",
 }
-"""Each part in words. The plain path hides attention and adapter in forward and backward."""
+"""Each part in words. The autograd engine hides attention and adapter in forward and backward."""
 
 
 class Profile:

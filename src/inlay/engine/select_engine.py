@@ -47,21 +47,22 @@ class EngineChoice:
 
     engine: Engine
     refused: str | None = None
-    """Why the hand-written engine is not taken; None where it is, or where the autograd engine was set."""
+    """The reason why the hand-written engine is not taken; None where it is, or where the autograd engine was set."""
     error: float | None = None
     """Relative difference of loss and gradient from autograd's; None where they were not compared."""
     is_remembered: bool = False
-    """Whether they were compared by an earlier run of the same shape."""
+    """True where an earlier run of the same shape compared them."""
     speedup: float | None = None
     """Time of the autograd engine over that of the hand-written one; infinite where only the latter has room for a micro
     batch, None where they were not timed."""
     matmul_dtype: torch.dtype | None = None
     """Dtype of matmuls, where it is not that of the base's weights."""
     kernels: tuple[str, ...] = ()
-    """What computes all but matmuls, in words."""
+    """Kernels of all but matmuls, in words."""
 
     @property
     def is_handwritten(self) -> bool:
+        """True where the hand-written engine is taken."""
         return self.engine.name == "direct"
 
     def summary(self) -> str:
@@ -138,7 +139,7 @@ def _failure(failed: Exception) -> str:
 
 
 def _kernels(device: str, compute: torch.dtype) -> tuple[str, ...]:
-    """What computes all but matmuls, in words."""
+    """Kernels of all but matmuls, in words."""
     if device.startswith("cuda"):
         kernels = "Liger's kernels" if (against := gpu_ops.reason()) is None else f"no fused kernels ({against})"
         return (kernels,) if gpu_ops.has_flash() else (kernels, "no flash attention (torch 2.12 has it)")
@@ -161,7 +162,7 @@ def expected_engine(
 def refusal(
     peft_model: Any, dtype: torch.dtype, quantization: str, adapter: str = TRAINED, loss: Loss = causal_loss
 ) -> str | None:
-    """Why the hand-written engine cannot compute this model, None where it can."""
+    """The reason why the hand-written engine cannot compute this model, None where it can."""
     if loss is not causal_loss:
         return "it knows the loss of a causal language model only"
     method = adapters_on(peft_model)[adapter]
@@ -306,7 +307,7 @@ def _key(peft_model: Any, dtype: torch.dtype, device: str, adapter: str) -> str:
             (name, layer.r[adapter], layer.scaling[adapter]) for name, layer in lora_layers(peft_model, adapter)
         ],
         "dtype": str(dtype),
-        "products": str(product_dtype(device, dtype)),
+        "matmuls": str(product_dtype(device, dtype)),
         "weights": [
             str(getattr(p, "quant_type", p.dtype))
             for name, p in peft_model.named_parameters()
@@ -332,7 +333,7 @@ def _code_digest() -> str:
     files = [
         engine / "lm_head.py",
         engine / "cpu_ops.py",
-        engine / "cpu_loops.py",
+        *(engine / name for name in cpu_ops.LOOP_SOURCES),
         engine / "gpu_ops.py",
         *(file for file in (engine / "handwritten").iterdir() if file.name.endswith(".py")),
     ]

@@ -21,7 +21,7 @@ from inlay.models.base import context_length
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen. The default is greedy."""
+    """Settings of choosing the next token. The default is greedy."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -34,19 +34,20 @@ class Sampling:
 
     @staticmethod
     def of(config: GenerationConfig) -> Sampling:
+        """The settings of a config."""
         return Sampling(**config.model_dump() | {"stop": tuple(config.stop)})
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model said to one prompt."""
+    """Answer of a model to one prompt."""
 
     text: str
     """Decoded, without the end of turn and without what follows a stop string."""
     tokens: int
     """Generated tokens, without the one that ends the turn."""
     stopped: bool
-    """Whether the model ended it, or a stop string did; False where it was cut off."""
+    """True where the model or a stop string ended it; False where it was cut off."""
 
 
 def answers(

@@ -85,11 +85,13 @@ class OpenedBase:
 
     @property
     def precision(self) -> Precision:
+        """Device, dtype and quantization of the model."""
         assert self._precision is not None, f"{self.ref.name} was opened without a precision"
         return self._precision
 
     @property
     def device(self) -> str:
+        """Device of the model."""
         return self.precision.device
 
     @property

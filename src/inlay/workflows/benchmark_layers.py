@@ -1,8 +1,8 @@
-"""How fast this machine trains a base of this shape, measured on a stand-in before anything of it is loaded.
+"""Training speed of this machine for a base of this shape, measured on a stand-in before the base is loaded.
 
 The stand-in has two layers of the base, random weights and next to no vocabulary, and is trained by the engines
-themselves on rows as long as the run's: a layer's time holds its products, the adapter's narrow ones, attention, all that
-passes through memory, and the cost of calls, with no constant to be fitted. The head, the optimizer, plain products and
+themselves on rows as long as the run's: a layer's time holds its matmuls, the adapter's narrow ones, attention, all that
+passes through memory, and the cost of calls, with no constant to be fitted. The head, the optimizer, bare matmuls and
 copies are measured by themselves.
 """
 
@@ -40,36 +40,36 @@ from inlay.training.setup import ready_to_train
 _LAYERS: Final = 2
 _VOCABULARY: Final = 64
 _MOST_FLOPS: Final = 4e11
-"""Of a measured pass: more tokens than that would make planning a large base slow, and not more exact."""
+"""Operations of a measured pass: more tokens than that would make planning a large base slow, and not more exact."""
 _REPEATED_S: Final = 0.03
-"""For which a thing is measured over and over."""
+"""Seconds for which a thing is measured over and over."""
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """One micro batch."""
+class MicroBatchSize:
+    """Counts of one micro batch."""
 
     rows: tuple[int, ...]
     tokens: int
-    """That are computed: with padding on the plain path."""
+    """Tokens that are computed: with padding in the autograd engine."""
     trained: int
     longest: int
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class LayerSpeed:
     """Seconds of the parts of a run on this machine."""
 
     device: str
     layer: dict[tuple[str, str], tuple[float, float]]
-    """By method and path, of forward and backward through a layer: for a micro batch however small, and for each token
-    more."""
+    """(method, engine) -> seconds of forward and backward through a layer: for a micro batch however small, and for each
+    token more."""
     head_s: float
-    """For each trained token and entry of the vocabulary."""
+    """Seconds for each trained token and entry of the vocabulary."""
     optimizer_s: dict[str, float]
-    """By method, of clipping and a step, for each number that is trained."""
+    """Method -> seconds of clipping and a step, for each trained parameter."""
     call_s: float
-    """Of a layer's forward pass over one token."""
+    """Seconds of a layer's forward pass over one token."""
     products_per_s: float
     copied_bytes_per_s: float
     unpacked_per_s: float
@@ -79,7 +79,7 @@ class Speed:
     def measured(
         architecture: Any, config: Config, shape: Shape, dtype: torch.dtype, device: str, lengths: Sequence[int],
         works: Sequence[Work],
-    ) -> Speed:  # fmt: skip
+    ) -> LayerSpeed:  # fmt: skip
         """`lengths` are the tokens of the rows of a middling micro batch, `works` the ways to compute it."""
         with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
             batches = _batches(lengths, shape, device)
@@ -106,13 +106,13 @@ class Speed:
             copy_s = _least_s(lambda: values.add_(1.0), device)
             unpacked = _unpacked_per_s(device, dtype)
         release(device)
-        return Speed(
+        return LayerSpeed(
             device, layer, head_s, optimizer_s, call_s, 2 * 1024 * weight.numel() / product_s,
             2 * 4 * len(values) / copy_s, unpacked,
         )  # fmt: skip
 
-    def seconds(self, shape: Shape, work: Work, load: Load) -> float:
-        """Of forward and backward over a micro batch."""
+    def seconds(self, shape: Shape, work: Work, load: MicroBatchSize) -> float:
+        """Seconds of forward and backward over a micro batch."""
         once, per_token = self.layer.get((work.method, work.engine)) or self.layer[work.method, "plain"]
         layers = float(shape.layers)
         tokens = load.tokens + len(load.rows) * work.virtual_tokens
@@ -123,11 +123,11 @@ class Speed:
         return layers * (once + per_token * tokens) + head_s * load.trained * shape.vocabulary
 
     def step_s(self, shape: Shape, work: Work) -> float:
-        """Of the optimizer."""
+        """Seconds of the optimizer."""
         return self.optimizer_s[work.method] * (work.adapter or shape.parameters)
 
     def request_s(self, shape: Shape, tokens: float, steps: float, batch: int, *, unpacks: bool) -> float:
-        """Of one of `batch` requests of so many tokens, the last `steps` of which are generated."""
+        """Seconds of one of `batch` requests of so many tokens, the last `steps` of which are generated."""
         products = 2 * (shape.linear * tokens + shape.vocabulary * shape.hidden * steps) / self.products_per_s
         step_s = shape.weight_bytes / self.copied_bytes_per_s + self.call_s * shape.layers
         if unpacks and self.unpacked_per_s:

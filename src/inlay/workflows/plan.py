@@ -1,4 +1,4 @@
-"""What a run will hold and how long it will take, before anything of it runs: from the sizes of the base, the lengths
+"""Memory and time of a run before anything of it runs: from the sizes of the base, the lengths
 of the rows and the speed of this machine; or calibrated on two micro batches of the run itself."""
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from inlay.training.resolve import targets_of
 from inlay.training.schedule import length_of
 from inlay.training.setup import set_up
 from inlay.training.signals import StopRequest
-from inlay.workflows.benchmark_layers import Load, Speed
+from inlay.workflows.benchmark_layers import LayerSpeed, MicroBatchSize
 
 _STEPS: Final = 200  # whose batches are looked at
 _LARGEST_RANK: Final = 1024
@@ -44,7 +44,7 @@ _ROUNDS: Final = 4  # in which each of two micro batches is computed to calibrat
 
 @dataclass(frozen=True, slots=True)
 class Largest:
-    """What still fits, each with everything else as the config has it; 0 where not even the least does."""
+    """The largest values that still fit, each with everything else as the config has it; 0 where not even the least does."""
 
     micro_batch_size: int
     max_length: int
@@ -54,7 +54,7 @@ class Largest:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """One way to train: what it takes."""
+    """Memory and time of one way to train."""
 
     method: str
     """`lora`, `qlora`, `full`, or what else the config trains."""
@@ -67,14 +67,14 @@ class Forecast:
     """At its peak, with what Python, the libraries and the rows hold."""
     fits: bool
     step_s: float
-    """Of an optimizer step, on average."""
+    """Seconds of an optimizer step, on average."""
     train_s: float
-    """Of all steps and evaluations."""
+    """Seconds of all steps and evaluations."""
     checkpoint_bytes: int
     stored_bytes: int
-    """Of what must be kept to serve it beside the base: the adapter, or for full fine-tuning all weights."""
+    """Bytes that must be kept to serve it beside the base: the adapter, or for full fine-tuning all weights."""
     request_s: float
-    """Of a request as long as these rows, answered in batches of `eval.batch_size`. A rough figure."""
+    """Seconds of a request as long as these rows, answered in batches of `eval.batch_size`. A rough figure."""
     largest: Largest
 
     def to_json(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Forecast:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class MemorySaving:
     """A setting that would make the run smaller."""
 
     setting: str
@@ -111,7 +111,7 @@ class Plan:
     max_length: int
     rank: int
     tokens: int
-    """Of all steps."""
+    """Tokens of all steps."""
     room_bytes: int
     """Memory that is planned with."""
     other_bytes: int
@@ -120,14 +120,14 @@ class Plan:
     wanted: str
     """The method of the config."""
     forecasts: tuple[Forecast, ...]
-    changes: tuple[Change, ...]
-    """What would make the wanted method smaller, where it does not fit."""
+    changes: tuple[MemorySaving, ...]
+    """Settings that would make the wanted method smaller, where it does not fit."""
     bills: tuple[Bill, ...] = ()
-    """What each way costs; empty where no price was given."""
+    """Costs of each way; empty where no price was given."""
 
     @property
     def forecast(self) -> Forecast:
-        """That of the config's own method."""
+        """The forecast of the config's own method."""
         return next(one for one in self.forecasts if one.method == self.wanted)
 
     def to_json(self) -> dict[str, Any]:
@@ -181,16 +181,16 @@ class _Situation:
             cpu_ops.reason(product_dtype(device, dtype))  # loads the loops, which the run will hold too
         self.other = 0 if device.startswith("cuda") else held_bytes(device)
         self.room = _room(memory, config, device, self.other)
-        self._loads: dict[tuple[int, str], list[list[Load]]] = {}
+        self._loads: dict[tuple[int, str], list[list[MicroBatchSize]]] = {}
         shape, work = self.ways["lora"]
         size = self._micro_batch_size(shape, work)
         loads = sorted((one for step in self.loads(size, work.engine) for one in step), key=lambda one: one.tokens)
         lengths = [int(data.train.lengths[row]) for row in loads[len(loads) // 2].rows]
         works = [work for _, work in self.ways.values()]
-        self.speed = Speed.measured(architecture, config, self.bare, dtype, device, lengths, works)
+        self.speed = LayerSpeed.measured(architecture, config, self.bare, dtype, device, lengths, works)
 
     def _ways(self, architecture: Any, dtype: torch.dtype) -> dict[str, tuple[Shape, Work]]:
-        """Of LoRA, QLoRA, full fine-tuning and what else the config trains: the base as it is held, how it is trained."""
+        """LoRA, QLoRA, full fine-tuning and what else the config trains: the base as it is held, how it is trained."""
         config, kind = self.config, self.config.model.quantization
         packed = "nf4" if kind == "none" else kind
         small = self.bare.in_int8() if packed == "int8" else self.bare.in_nf4(config.model.double_quantization)
@@ -231,8 +231,8 @@ class _Situation:
             changes=() if mine.fits else self._changes(shape, work, size),
         )  # fmt: skip
 
-    def loads(self, size: int, engine: str) -> list[list[Load]]:
-        """The micro batches of the first steps, laid out once for each size and path."""
+    def loads(self, size: int, engine: str) -> list[list[MicroBatchSize]]:
+        """The micro batches of the first steps, laid out once for each size and engine."""
         if (size, engine) in self._loads:
             return self._loads[size, engine]
         train, config = self.data.train, self.config.train
@@ -307,14 +307,14 @@ class _Situation:
             rank=_largest(with_rank, room, _LARGEST_RANK) if work.rank else 0,
         )
 
-    def _changes(self, shape: Shape, work: Work, size: int) -> tuple[Change, ...]:
+    def _changes(self, shape: Shape, work: Work, size: int) -> tuple[MemorySaving, ...]:
         """Each on top of those before it, from the one that costs least to the one that changes the result."""
-        tried: list[Change] = []
+        tried: list[MemorySaving] = []
 
         def add(setting: str, needed: MemoryEstimate) -> None:
             total = needed.total + self.other
             if not tried or total < tried[-1].total_bytes:
-                tried.append(Change(setting, total, total <= self.room))
+                tried.append(MemorySaving(setting, total, total <= self.room))
 
         if size > 1:
             size = 1
@@ -356,10 +356,10 @@ def _room(memory: str | None, config: Config, device: str, other: int) -> int:
     return memory_facts().available_bytes + other
 
 
-def _load(rows: Sequence[int], lengths: np.ndarray, trained: np.ndarray, engine: str) -> Load:
+def _load(rows: Sequence[int], lengths: np.ndarray, trained: np.ndarray, engine: str) -> MicroBatchSize:
     longest = int(lengths[list(rows)].max())
     tokens = int(lengths[list(rows)].sum()) if engine == "direct" else longest * len(rows)
-    return Load(tuple(rows), tokens, int(trained[list(rows)].sum()), longest)
+    return MicroBatchSize(tuple(rows), tokens, int(trained[list(rows)].sum()), longest)
 
 
 def _largest(needed: Callable[[int], int], room: int, most: int) -> int:
@@ -378,7 +378,7 @@ def _calibrated(found: Plan, situation: _Situation, reporter: Reporter) -> Plan:
     loads = [load for step in situation.loads(found.micro_batch_size, job.engine.name) for load in step]
     by_tokens = sorted(loads, key=lambda load: load.tokens)
     heaviest, middling = by_tokens[-1], by_tokens[len(by_tokens) // 2]
-    passes: dict[Load, list[float]] = {heaviest: [], middling: []}
+    passes: dict[MicroBatchSize, list[float]] = {heaviest: [], middling: []}
     updates, peak = [], 0
     release(job.device)
     for _ in range(_ROUNDS):

@@ -32,10 +32,11 @@ class Rows(NamedTuple):
     start: int
     lengths: tuple[int, ...]
     multiple: int = 1
-    """Of which L is one."""
+    """L is a multiple of it."""
 
     @property
     def end(self) -> int:
+        """Token behind the last row."""
         return self.start + sum(self.lengths)
 
     @property
@@ -194,7 +195,7 @@ def _joined(blocks: Sequence[Tensor]) -> Tensor:
 
 
 def _added(sum_XLD: Tensor | None, part_XmD: Tensor, keys: slice, length: int) -> Tensor:
-    """What the blocks so far and this one give its keys."""
+    """Sum of the gradients that the blocks so far and this one give its keys."""
     if sum_XLD is None and part_XmD.shape[1] == length:
         return part_XmD
     if sum_XLD is None:
@@ -204,7 +205,7 @@ def _added(sum_XLD: Tensor | None, part_XmD: Tensor, keys: slice, length: int) -
 
 
 def _room_for(x_TND: Tensor, rows: Sequence[Rows]) -> Tensor:
-    """Of the same shape, with zeros behind the last row."""
+    """A tensor of the same shape, with zeros behind the last row."""
     room_TND = torch.empty_like(x_TND)
     room_TND[rows[-1].end :] = 0
     return room_TND
@@ -248,6 +249,8 @@ class _Saved(NamedTuple):
 
 
 class Attention:
+    """The attention half of a layer, forward and backward."""
+
     def __init__(
         self, norm: RmsNorm, qkv: Sequence[Any], o: Any, post: RmsNorm | None, heads: tuple[int, int, int],
         head_norms: tuple[RmsNorm, RmsNorm] | None, softmax: Softmax, adapters: Sequence[str], compute: torch.dtype,
@@ -258,6 +261,7 @@ class Attention:
 
     @property
     def projections(self) -> tuple[Projection, ...]:
+        """Its stacks of linear layers."""
         return self.qkv, self.o
 
     def forward(self, x_TH: Tensor, tokens: Any, turn: tuple[Tensor, Tensor], last: bool) -> tuple[Tensor, _Saved]:
@@ -296,6 +300,7 @@ class Attention:
     def backward(
         self, dy_TH: Tensor, saved: _Saved, tokens: Any, turn: tuple[Tensor, Tensor], last: bool, wants_dx: bool
     ) -> Tensor | None:
+        """dx, None where it is not wanted and no adapter lies below. Adds the adapters' gradients."""
         s, (cos, sin) = saved, turn
         spans = tokens.kept_spans if last else tokens.spans
         draw_TH = dy_TH

@@ -1,7 +1,7 @@
 """Frozen weights of linear layers that read the same input, as one matrix.
 
-They stay in memory as they were loaded, and are widened for a product where the processor multiplies another format
-faster: a CPU without 16-bit units takes four times as long for a product in bfloat16 as for one in float32.
+They stay in memory as they were loaded, and are widened for a matmul where the processor multiplies another dtype
+faster: a CPU without 16-bit units takes four times as long for a matmul in bfloat16 as for one in float32.
 
 Shapes: I inputs; O outputs of all layers stacked.
 """
@@ -19,8 +19,10 @@ from inlay.models.quantization import QUANTIZATIONS
 
 
 class Frozen:
+    """Frozen linear layers as one matrix."""
+
     def __init__(self, linears: Sequence[Any], compute: torch.dtype) -> None:
-        """`compute` is the format of the products."""
+        """`compute` is the dtype of the matmuls."""
         self.compute = compute
         self._quantized = [] if all(type(linear) is nn.Linear for linear in linears) else list(linears)
         self._held_OI = None if self._quantized else _stacked(linears)
@@ -28,7 +30,7 @@ class Frozen:
         self.bias_O = torch.cat([_bias(one) for one in linears]).to(compute) if has_bias else None
 
     def weight(self) -> Tensor:
-        """(O, I) in the format of the products, made anew at each call where it is held in another one."""
+        """(O, I) in the dtype of the matmuls, made anew at each call where it is held in another one."""
         if self._held_OI is not None:
             return self._held_OI.to(self.compute)
         parts = [_dense(linear).to(self.compute) for linear in self._quantized]

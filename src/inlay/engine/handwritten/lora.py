@@ -1,4 +1,4 @@
-"""Frozen linear layers that read the same input, as one product, with LoRA on chosen ones and K adapters at once.
+"""Frozen linear layers that read the same input, as one matmul, with LoRA on chosen ones and K adapters at once.
 
 Shapes: T tokens, of which each adapter has a span; I inputs; O outputs of all layers stacked; R ranks of all layers
 stacked; P outputs and r rank of one layer.
@@ -44,7 +44,7 @@ class Projection:
     """y = W x + b + s·B A x, where A, B and s are those of the adapter that a token belongs to."""
 
     def __init__(self, layers: Sequence[Any], adapters: Sequence[str], compute: torch.dtype) -> None:
-        """`compute` is the format of the products."""
+        """`compute` is the dtype of the matmuls."""
         linears = [getattr(layer, "base_layer", layer) for layer in layers]
         self.frozen = Frozen(linears, compute)
         self.loras = [_loras(layers, linears, adapter) for adapter in adapters]
@@ -53,11 +53,12 @@ class Projection:
 
     @property
     def is_adapted(self) -> bool:
+        """True where an adapter is on one of the layers."""
         return any(self.loras)
 
     @timed("adapter")
     def cast(self) -> None:
-        """Takes the adapters' present values, in the format that products are computed in."""
+        """Takes the adapters' present values, in the dtype of the matmuls."""
         dtype = self.frozen.compute
         for loras in self.loras:
             for lora in loras:

@@ -61,6 +61,8 @@ class _Saved(NamedTuple):
 
 
 class Mlp:
+    """The feed-forward half of a layer, forward and backward."""
+
     def __init__(
         self, norm: RmsNorm, gate_up: Sequence[Any], down: Any, post: RmsNorm | None, name: str,
         adapters: Sequence[str], compute: torch.dtype,
@@ -70,9 +72,11 @@ class Mlp:
 
     @property
     def projections(self) -> tuple[Projection, ...]:
+        """Its stacks of linear layers."""
         return self.gate_up, self.down
 
     def forward(self, x_TH: Tensor, spans: Sequence[Span]) -> tuple[Tensor, _Saved]:
+        """(y, all that the backward pass needs)"""
         n_TH, factor_T1 = self.norm.forward(x_TH)
         gate_up, lows = self.gate_up.forward(n_TH, spans)
         y_TH, down_lows = self.down.forward(gated(self.act, gate_up), spans)

@@ -108,7 +108,7 @@ def _spans(parts: Sequence[Part], ends: Sequence[int]) -> list[Span]:
 
 
 def rounded(count: int) -> int:
-    """The next of the numbers that are 16 or 32 times a power of two, or one of the 15 between two of them."""
+    """The next count that is 16 or 32 times a power of two, or one of the 15 between two of them."""
     step = max(16, 1 << count.bit_length() >> 5)
     return -(-count // step) * step
 
@@ -187,9 +187,9 @@ class HandwrittenEngine:
         compute: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         """`recompute` keeps only each layer's input, and computes the layer again in the backward pass. `compute` is
-        the format of products and hidden values; by default the base's own.
+        the dtype of matmuls and hidden values; by default the base's own.
 
-        Asks nothing of the model: see `inlay.engine.handwritten.refusal`.
+        Checks nothing: see `inlay.engine.handwritten.refusal`.
         """
         model = peft_model.get_base_model()
         config, inner = model.config, model.model
@@ -257,7 +257,7 @@ class HandwrittenEngine:
         return nll_J, self.norm.backward(dn_JH, x_JH, factor_J1)
 
     def _makes_kernels(self) -> bool:
-        """Whether products are oneDNN's: it makes a kernel for each shape, which takes longer than using it once."""
+        """True where matmuls are oneDNN's: it makes a kernel for each shape, which takes longer than using it once."""
         narrow = self.compute.itemsize < 4 or torch.get_float32_matmul_precision() != "highest"
         return narrow and self.head.weight_VH.device.type == "cpu"
 
@@ -274,11 +274,12 @@ class HandwrittenEngine:
 
 
 def activation(config: Any) -> str:
+    """Name of the activation in the feed-forward layers."""
     return str(getattr(config, "hidden_activation", None) or config.hidden_act)
 
 
 def caps_scores(config: Any) -> bool:
-    """Whether transformers caps attention scores: only Gemma 2 does, and only in its eager attention."""
+    """True where transformers caps attention scores: only Gemma 2 does, and only in its eager attention."""
     capped = config.model_type == "gemma2" and config._attn_implementation == "eager"
     return capped and config.attn_logit_softcapping is not None
 
