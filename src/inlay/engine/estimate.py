@@ -1,7 +1,7 @@
 """Memory and computation of a micro batch, from the sizes of the model alone.
 
-What a layer keeps for the backward pass was counted: on the direct path from its code (`docs/engine.md`), on the plain
-path from the tensors that autograd saved for Llama, Qwen, Gemma and GPT-2.
+What a layer keeps for the backward pass was counted: of the hand-written engine from its code (`docs/engine.md`), of the
+autograd engine from the tensors that it saved for Llama, Qwen, Gemma and GPT-2.
 """
 
 from __future__ import annotations
