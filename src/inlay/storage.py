@@ -1,4 +1,4 @@
-"""Write whole or not at all. Everything that inlay keeps on disk goes through here.
+"""Files and folders that are written whole or not at all. Everything that inlay keeps on disk goes through here.
 
 A folder is staged beside its place, its files fsynced and listed in a manifest, then renamed into place;
 a file is written beside its place, fsynced and renamed over it. A kill at any moment leaves the old or the new.
@@ -28,8 +28,6 @@ from inlay.errors import InlayError, RunError, StorageError, UserError
 MANIFEST, LOCK, OWNER = "manifest.json", ".lock", ".lock.pid"
 _STAGING = ".staging-"
 _OLD = f"{_STAGING}old-"  # an earlier folder in the moment when its successor takes its place
-
-_QUICK_TO_HASH_BYTES = 4_000_000
 
 _WAY_OUT = {
     errno.ENOSPC: "the disk is full. Free space or choose another folder (for runs: output.folder)",
@@ -89,7 +87,7 @@ def _passing_cache() -> Path:
 
 
 def path_exists(path: Path) -> bool:
-    """Whether something lies at a path that a user gave. Raises: UserError where that cannot be known."""
+    """Whether something lies at a path that a user gave. Raises: UserError when the system refuses to tell."""
     try:
         return path.exists()
     except OSError as error:  # a name that is too long, a folder that is closed to us
@@ -101,78 +99,6 @@ def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def known_sha256(path: Path) -> str:
-    """The sha256 of a file, remembered while the file system says that nobody touched it.
-
-    Hashing costs 1 to 8 seconds per gigabyte. Every write moves the change time, which no program can set back.
-    """
-    return noted_sha256(path) or note_sha256(path)
-
-
-def noted_sha256(path: Path) -> str | None:
-    """What is remembered of a file that nobody touched since; None where it would have to be read."""
-    if path.stat().st_size < _QUICK_TO_HASH_BYTES:
-        return sha256_of(path)
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        kept = _note_of(path).read_text(encoding="ascii")
-        if len(kept) == 64:
-            return kept
-    return None
-
-
-def note_sha256(path: Path, digest: str | None = None) -> str:
-    """Remembers the sha256 of a file, which is read for it unless its writer gives the digest."""
-    return _noted(path, "", (lambda _: digest) if digest else _read_when_settled)
-
-
-def known_of(path: Path, what: str, compute: Callable[[Path], str]) -> str:
-    """What `compute` says of a file (ASCII), remembered under the name `what` as in `known_sha256`."""
-    if path.stat().st_size < _QUICK_TO_HASH_BYTES:
-        return compute(path)
-    with contextlib.suppress(OSError, ValueError):
-        said, _, digest = _note_of(path, what).read_text(encoding="ascii").rpartition("\n")
-        if hashlib.sha256(said.encode()).hexdigest() == digest:
-            return said
-
-    def read(path: Path) -> str:
-        _settle(path)
-        said = compute(path)
-        return f"{said}\n{hashlib.sha256(said.encode()).hexdigest()}"
-
-    return _noted(path, what, read).rpartition("\n")[0]
-
-
-def _read_when_settled(path: Path) -> str:
-    _settle(path)
-    return sha256_of(path)
-
-
-def _settle(path: Path) -> None:
-    """Waits until a second write to the file would show: one within a tick of its clock does not."""
-    about = path.stat()
-    coarse = not about.st_mtime_ns % 1_000_000_000  # a file system that counts whole seconds, or two
-    settled_s = about.st_ctime_ns / 1e9 + (2.1 if coarse else 0.05)
-    if (rest_s := settled_s - time.time()) > 0:
-        time.sleep(min(rest_s, 2.1))
-
-
-def _noted(path: Path, what: str, compute: Callable[[Path], str]) -> str:
-    note = _note_of(path, what)
-    found = compute(path)
-    if path.stat().st_size >= _QUICK_TO_HASH_BYTES and note == _note_of(
-        path, what
-    ):  # else it changed while it was read
-        with contextlib.suppress(StorageError):  # a cache that cannot be written costs time, nothing else
-            write_file(note, found)
-    return found
-
-
-def _note_of(path: Path, what: str = "") -> Path:
-    about = path.stat()
-    identity = [str(path.resolve()), about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
-    return cache_folder("digests") / (hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32] + what)
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -274,10 +200,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _manifest_text(said: dict[str, Any]) -> str:
+def _manifest_text(about: dict[str, Any]) -> str:
     """The one way a manifest is written: with its own digest, so that no byte of it may differ."""
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**said, "sha256": digest}, indent=2, allow_nan=False)
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**about, "sha256": digest}, indent=2, allow_nan=False)
 
 
 def verified(folder: Path) -> dict[str, Any]:
@@ -287,9 +213,9 @@ def verified(folder: Path) -> dict[str, Any]:
     """
     manifest = read_manifest(folder)
     with explained(folder):
-        there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
-        for name in sorted(there ^ set(manifest["files"])):
-            raise StorageError(f"{folder / name}: {'not in the manifest' if name in there else 'missing'}.")
+        found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+        for name in sorted(found ^ set(manifest["files"])):
+            raise StorageError(f"{folder / name}: {'not in the manifest' if name in found else 'missing'}.")
         for name, expected in manifest["files"].items():
             if (folder / name).stat().st_size != expected["size"] or sha256_of(folder / name) != expected["sha256"]:
                 raise StorageError(f"{folder / name}: damaged (its bytes are not those of the manifest).")

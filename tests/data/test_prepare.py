@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
-from inlay import storage
+from inlay import file_digests
 from inlay.config.sections.data import DataConfig, TrainFile
 from inlay.data import file_progress
 from inlay.data.checks import quick
@@ -336,7 +336,7 @@ def test_the_second_start_maps_the_ids_and_reads_them_not(data_file: Path, enc: 
 def test_a_file_changed_in_place_is_read_again_though_size_and_time_are_the_same(
     tmp_path: Path, enc: Encoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_QUICK_TO_HASH_BYTES", 0)
+    monkeypatch.setattr(file_digests, "_QUICK_TO_HASH_BYTES", 0)
     path = write_rows(tmp_path / "a.jsonl", qa_rows(40))
     first, before = made(path, enc), path.stat()
     path.write_text(path.read_text().replace("case", "Case"))

@@ -16,7 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from inlay import api, storage
+from inlay import api, file_digests, storage
 from inlay import config as configs
 from inlay.errors import ConfigError, ModelError
 from inlay.hardware.probe import pick_dtype
@@ -162,7 +162,7 @@ def test_an_unused_added_token_beyond_the_embeddings_is_allowed(copied: Path):
 
 
 def test_the_digest_is_remembered_only_while_the_weights_are_untouched(copied: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(storage, "_QUICK_TO_HASH_BYTES", 0)
+    monkeypatch.setattr(file_digests, "_QUICK_TO_HASH_BYTES", 0)
     hashed: list[Path] = []
 
     def counted(path: Path) -> str:
@@ -182,10 +182,10 @@ def test_the_digest_is_remembered_only_while_the_weights_are_untouched(copied: P
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a copying tool may
     other = ref.digest()
     assert other != first
-    assert storage.known_sha256(weights) == real_sha256(weights)
+    assert file_digests.known_sha256(weights) == real_sha256(weights)
     for note in storage.cache_folder("digests").iterdir():
         note.write_text("half")
-    assert storage.known_sha256(weights) == real_sha256(weights)
+    assert file_digests.known_sha256(weights) == real_sha256(weights)
     assert ref.digest() == other
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from inlay.storage import known_of, known_sha256
+from inlay.file_digests import known_of, known_sha256
 
 _BLOCK_BYTES = 1 << 23
 _LONGEST = 60

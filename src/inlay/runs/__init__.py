@@ -1,1 +1,1 @@
-"""The run folder, and what a run says while it works."""
+"""The run folder: its files, its typed record, its guard events; and the reporters of progress."""

@@ -1,4 +1,4 @@
-"""The run folder: where everything of one training run lies, and who reads it.
+"""The run folder: all files of one training run.
 
 results/<name>/ config.yaml run.json metrics.jsonl log.txt heldout.jsonl checkpoints/ adapter/ (or model/) reports/
 """
@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The name of its folder."""
         return self.path.name
 
     @property
@@ -75,7 +76,7 @@ class Run:
 
     @property
     def caution(self) -> str:
-        """One line for whoever uses what the run has made although some of its proofs failed; empty where none did."""
+        """A warning in one line for a run some of whose proofs failed; empty for any other."""
         try:
             found = json.loads((self.path / PROOFS).read_text(encoding="utf-8"))["proofs"]
             failed = [str(proof["name"]) for proof in found if proof["passed"] is False]
@@ -90,27 +91,32 @@ class Run:
 
     @property
     def adapter(self) -> Path:
+        """Folder of the adapter."""
         return self.path / "adapter"
 
     @property
     def model(self) -> Path:
+        """Folder of the model after full fine-tuning."""
         return self.path / "model"
 
     @property
     def trained(self) -> Path:
-        """What the run has made: `adapter/`, or after full fine-tuning `model/`."""
+        """Folder of the result: `adapter/`, or after full fine-tuning `model/`."""
         return self.model if self.model.is_dir() else self.adapter
 
     @property
     def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def reports(self) -> Path:
+        """Folder of the reports."""
         return self.path / "reports"
 
     @property
     def heldout(self) -> Path:
+        """File of the held-out rows."""
         return self.path / "heldout.jsonl"
 
     @property
@@ -122,18 +128,19 @@ class Run:
         """Replaces run.json: `run.write_record(replace(run.record, status=FINISHED))`."""
         write_json(self.path / "run.json", record.to_json())
 
-    def log_metrics(self, values: dict[str, Any]) -> None:
+    def log_metrics(self, values: Mapping[str, Any]) -> None:
+        """Adds a line to metrics.jsonl."""
         append_line(self.path / "metrics.jsonl", values)
 
-    def truncate_metrics(self, step: int, rollbacks: Sequence[dict[str, Any]] = ()) -> None:
-        """Forgets metrics after `step`, which a resumed run writes again, and holds just these lines of rollbacks."""
-        kept = [line for line in self.metrics if line.get("step", 0) <= step]
+    def truncate_metrics(self, step: int, rollbacks: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Drops the metrics after `step`, which a resumed run writes again, and all rollbacks but these."""
+        kept: list[Mapping[str, Any]] = [line for line in self.metrics if line.get("step", 0) <= step]
         kept = [line for line in kept if line.get("event") != "rollback" or line in rollbacks]
         kept += [line for line in rollbacks if line not in kept]
         write_file(self.path / "metrics.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
     def seal_metrics(self) -> list[Any]:
-        """[bytes, sha256] of metrics.jsonl, all of which is durably on the disk then."""
+        """[bytes, sha256] of metrics.jsonl, after an fsync."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return [0, _sha256(b"")]
@@ -143,9 +150,9 @@ class Run:
         return [len(content), _sha256(content)]
 
     def mend_metrics(self, seal: Sequence[Any]) -> str | None:
-        """What to say when metrics.jsonl no longer begins with what was sealed.
+        """A note for the user when metrics.jsonl no longer begins with the sealed bytes; None when it does.
 
-        It then lies under another name, and the lines that can be read are in its place.
+        The damaged file then has another name, and its readable lines are in its place.
         """
         path = self.path / "metrics.jsonl"
         size, digest = seal
@@ -153,11 +160,11 @@ class Run:
             content = path.read_bytes() if path.exists() else b""
             if _sha256(content[:size]) == digest:
                 return None
-            said = f"{path} is not what was written when the last checkpoint was saved"
+            note = f"{path} is not what was written when the last checkpoint was saved"
             if path.exists():
-                said += f": now {move_aside(path, 'damaged').name}, and its readable lines are kept"
+                note += f": now {move_aside(path, 'damaged').name}, and its readable lines are kept"
         write_file(path, b"".join(line + b"\n" for line in content.split(b"\n") if _is_line(line)))
-        return said + "."
+        return note + "."
 
     def log(self, text: str) -> None:
         """Adds to log.txt."""
@@ -166,6 +173,7 @@ class Run:
             file.write(text.rstrip("\n") + "\n")
 
     def has_checkpoint(self) -> bool:
+        """Whether any checkpoint lies in the run, damaged or not."""
         return self.checkpoints.is_dir() and any(self.checkpoints.glob("step-*"))
 
 

@@ -1,8 +1,8 @@
-"""What the guards of a run met and what was done about it: one list, for the report and for the curves."""
+"""Events that the guards of a run answered, and what was done about each: for the report and the curves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,13 @@ class Incident:
 
 
 def incidents(run: Run) -> list[Incident]:
-    """Everything that metrics.jsonl and run.json know of, by step."""
+    """All events in metrics.jsonl and run.json, by step."""
     lines = run.metrics
     found = [*_of_lines(lines), *_of_record(run.record, lines)]
     return sorted(found, key=lambda one: one.step)
 
 
-def _of_lines(lines: Sequence[dict[str, Any]]) -> Iterator[Incident]:
+def _of_lines(lines: Sequence[Mapping[str, Any]]) -> Iterator[Incident]:
     before: tuple[Any, Any] | None = None
     for line in lines:
         step = int(line["step"])
@@ -49,7 +49,7 @@ def _of_lines(lines: Sequence[dict[str, Any]]) -> Iterator[Incident]:
             before = now
 
 
-def _of_record(record: RunRecord, lines: Sequence[dict[str, Any]]) -> Iterator[Incident]:
+def _of_record(record: RunRecord, lines: Sequence[Mapping[str, Any]]) -> Iterator[Incident]:
     for one in record.out_of_memory:
         done = f"the same rows again, {one.batch_size} at a time from there on"
         yield Incident(one.step, "out of memory", f"in {one.phase}: {one.error}", done)

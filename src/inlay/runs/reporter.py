@@ -1,18 +1,22 @@
-"""What a long piece of work says while it runs. The command line draws it; a notebook gets plain lines."""
+"""Progress of long work. The command line draws it; a notebook gets plain lines."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, Protocol
 
 from inlay.runs.folder import Run
 
+Figures = Mapping[str, float | str]
+"""Latest figures of counted work by their short names, such as `lr`."""
+
 
 class Reporter(Protocol):
-    """Where progress goes. Nothing that it does changes a result."""
+    """Where progress goes. A reporter changes no result."""
 
     def stage(self, text: str) -> None:
         """A piece of work has begun."""
@@ -23,7 +27,7 @@ class Reporter(Protocol):
     def start(self, total: int, done: int, unit: str) -> None:
         """Counted work begins at `done` of `total`."""
 
-    def progress(self, done: int, values: dict[str, Any]) -> None:
+    def progress(self, done: int, values: Figures) -> None:
         """Counted work has reached `done`; `values` are its latest figures."""
 
     def note(self, text: str) -> None:
@@ -65,6 +69,7 @@ class LateBar:
         return self
 
     def reached(self, done: int) -> None:
+        """Counted work has reached `done`."""
         if self._is_shown:
             self._reporter.progress(done, {})
         elif done < self._total and time.perf_counter() - self._began >= self._patience_s:
@@ -83,11 +88,13 @@ class Unbreakable:
         self._stream = stream
 
     def write(self, text: str) -> int:
+        """Writes the text, or drops it where nobody reads any more."""
         with contextlib.suppress(OSError, ValueError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
+        """Flushes the stream, if it is still open."""
         with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
 
@@ -95,14 +102,14 @@ class Unbreakable:
         return getattr(self._stream, name)
 
 
-_WORTH_SAYING_S: Final = 1.0
+_SHORTEST_SHOWN_S: Final = 1.0
 
 
 class PlainReporter:
     """Lines on stderr: for a notebook, a log file, a pipe."""
 
     def __init__(self, every: int = 1) -> None:
-        self._every, self._total, self._unit, self._told = every, 0, "", 0
+        self._every, self._total, self._unit, self._printed = every, 0, "", 0
         self._pace = Pace(0, 0)
 
     def stage(self, text: str) -> None:
@@ -115,16 +122,16 @@ class PlainReporter:
     def start(self, total: int, done: int, unit: str) -> None:
         self._total, self._unit = total, unit
         self._every = max(1, total // 20)
-        self._told = done // self._every
+        self._printed = done // self._every
         self._pace = Pace(total, done)
 
-    def progress(self, done: int, values: dict[str, Any]) -> None:
+    def progress(self, done: int, values: Figures) -> None:
         left_s = self._pace.left_s(done)
-        if done // self._every != self._told or done == self._total:
-            self._told = done // self._every
+        if done // self._every != self._printed or done == self._total:
+            self._printed = done // self._every
             reached = f"{done}{self._unit}" if self._unit.startswith("%") else f"{done}/{self._total}"
             figures = [reached, *(f"{name} {shown(name, value)}" for name, value in values.items())]
-            if left_s is not None and left_s >= _WORTH_SAYING_S:
+            if left_s is not None and left_s >= _SHORTEST_SHOWN_S:
                 figures.append(f"{duration_shown(left_s)} left")
             self._line("  " + "  ".join(figures))
 
@@ -149,7 +156,7 @@ class LoggedReporter:
         self.start, self.progress, self.end = inner.start, inner.progress, inner.end
 
     def opened(self, run: Run) -> None:
-        """From here on the run's folder is there; what was said before is written into its log first."""
+        """Writes the lines so far into the log of the run, whose folder exists from here on, and all later ones."""
         self._run = run
         for text in self._before:
             run.log(text)
@@ -173,7 +180,7 @@ class LoggedReporter:
         self._inner.note(text)
 
 
-def shown(name: str, value: Any) -> str:
+def shown(name: str, value: float | str) -> str:
     """A figure with as many digits as it deserves."""
     if isinstance(value, float):
         if name.endswith("_bytes") or name == "memory":

@@ -9,7 +9,7 @@ from typing import IO, Any, cast
 import typer
 
 from inlay.errors import UserError
-from inlay.runs.reporter import Pace, PlainReporter, Reporter, Unbreakable, duration_shown, shown
+from inlay.runs.reporter import Figures, Pace, PlainReporter, Reporter, Unbreakable, duration_shown, shown
 
 _LEFT = len("59 min 59 s left")
 
@@ -61,7 +61,7 @@ class TerminalReporter:
         self._pace = Pace(total, done)
         self._bar.start()
 
-    def progress(self, done: int, values: dict[str, Any]) -> None:
+    def progress(self, done: int, values: Figures) -> None:
         left_s = self._pace.left_s(done)
         left = "" if left_s is None else f"{duration_shown(left_s)} left"
         self._bar.update(self._task, completed=done, figures=_fitting(values, self._room), left=f"{left:<{_LEFT}}")
@@ -75,7 +75,7 @@ class TerminalReporter:
             self._bar = None
 
 
-def _fitting(values: dict[str, Any], room: int) -> str:
+def _fitting(values: Figures, room: int) -> str:
     """The first figures that fit into the room; a line that wraps cannot be redrawn."""
     line = ""
     for name, value in values.items():

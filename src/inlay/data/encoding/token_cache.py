@@ -21,10 +21,9 @@ from inlay.data.reading.data_file import DataFile
 from inlay.data.splits import as_keys
 from inlay.data.types import Example
 from inlay.errors import StorageError
+from inlay.file_digests import known_sha256, note_sha256
 from inlay.storage import (
     cache_folder,
-    known_sha256,
-    note_sha256,
     one_at_a_time,
     read_manifest,
     replace_folder,

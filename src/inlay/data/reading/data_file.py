@@ -13,7 +13,7 @@ from inlay.data.reading.read import examples_again, stream_examples
 from inlay.data.reading.row_fields import OneSplit
 from inlay.data.types import ASSISTANT, Example, Source, lines_in, part_and_line, row_key
 from inlay.errors import DataError
-from inlay.storage import known_sha256
+from inlay.file_digests import known_sha256
 
 _SMALL_BYTES = 4_000_000  # hashed again while it is read
 
