@@ -14,7 +14,7 @@ from inlay.cli.render.comparison import comparisons_text
 from inlay.config import load
 from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter, figure_shown
-from inlay.workflows import train
+from inlay.workflows.resume import select_run
 from parts import run_record
 
 
@@ -54,5 +54,5 @@ def test_an_unnamed_run_that_is_unfinished_is_asked_about(tmp_path: Path, answer
         return answer
 
     with contextlib.ExitStack() as held:
-        claim = train._claim(config, False, False, confirm, PlainReporter(), held)
+        claim = select_run(config, False, False, confirm, PlainReporter(), held)
     assert (claim.run.name, claim.goes_on, len(asked)) == (name, answer, 1)

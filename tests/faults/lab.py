@@ -170,14 +170,13 @@ class Lab:
         """In the child: what was built and measured once is not built again."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-        from inlay.training import setup
-        from inlay.workflows import doctor
+        from inlay.workflows import train_process
 
         gc.disable()  # a child is short, and collecting would copy every page it shares
         FigureCanvasAgg.print_png = lambda canvas, file: file.write(b"\x89PNG")
         if not real:
-            setup.set_up = lambda *_: self.job
-        doctor.machine_record = lambda *_: self._record
+            train_process.set_up = lambda *_: self.job
+        train_process.machine_record = lambda *_: self._record
 
     def ends_whole(self, run: Path, tally: Tally, case: str, end: str = "bit-identical after resume") -> bool:
         """Goes on with the run and notes whether it ends as the unbroken one, with nothing left lying about."""

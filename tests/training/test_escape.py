@@ -22,7 +22,7 @@ from inlay.errors import ConfigError, Interrupted, RunError
 from inlay.runs.folder import Run
 from inlay.runs.record import FINISHED, Plateau
 from inlay.training import checkpoint as checkpoints
-from inlay.training import escape
+from inlay.training.plateau import escape
 from inlay.training.schedule import learning_rate
 from inlay.workflows import escape_plateau
 from parts import run_record, run_result

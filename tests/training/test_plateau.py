@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inlay.training.plateau import Point, change, diagnose
+from inlay.training.plateau.diagnose import Point, change, diagnose
 
 BASE = 3.0
 Curve = Callable[[np.ndarray], np.ndarray]

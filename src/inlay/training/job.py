@@ -22,10 +22,10 @@ from inlay.methods.state import AdapterState
 from inlay.runs.folder import Run
 from inlay.runs.record import OutOfMemoryEvent, RunRecord
 from inlay.training import checkpoint as checkpoints
-from inlay.training import escape
 from inlay.training.base import TrainingBase
 from inlay.training.checkpoint import Checkpoint, Progress
 from inlay.training.optimizer import restore_state
+from inlay.training.plateau import escape
 from inlay.training.saver import Saver
 from inlay.training.trackers import Tracker
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -29,16 +27,17 @@ from inlay.engine.profile import timed
 from inlay.errors import Interrupted, TrainingError
 from inlay.methods.adapter import adapter_disabled, only
 from inlay.runs.folder import Run
-from inlay.runs.record import Diagnosis
 from inlay.runs.reporter import Reporter
 from inlay.tasks.table import task_of
-from inlay.training import escape, guards, plateau
+from inlay.training import guards
 from inlay.training.gradient import accumulate, share_of
 from inlay.training.job import EVALUATION, TRAINING, AdapterJob
 from inlay.training.nonfinite_recovery import recover
 from inlay.training.optimizer import set_learning_rate
 from inlay.training.out_of_memory import run_with_oom_retry
-from inlay.training.schedule import learning_rate, warmup_steps
+from inlay.training.plateau.diagnose import WINDOW
+from inlay.training.plateau.respond import diagnosis_of, respond
+from inlay.training.schedule import learning_rate
 from inlay.training.signals import StopRequest
 
 _SHOWN = {"loss": "loss", "lr": "learning_rate", "norm": "grad_norm", "tok/s": "tokens_per_s", "memory": "memory_bytes"}
@@ -134,7 +133,7 @@ class TrainingLoop:
         rate, norm = self._update(job, step, rows, bad_rows, loss)
         spike = guards.spike(float(norm), progress.recent_norms)
         progress.recent_norms = [*progress.recent_norms, float(norm)][-guards.SPIKE_WINDOW :]
-        progress.recent_losses = [*progress.recent_losses, float(loss)][-plateau.WINDOW :]
+        progress.recent_losses = [*progress.recent_losses, float(loss)][-WINDOW:]
         progress.spikes += spike is not None
         took_s = time.perf_counter() - began
         progress.step, progress.train_loss = step, float(loss)
@@ -283,47 +282,21 @@ class TrainingLoop:
             progress.best_eval_loss, progress.best_step, progress.evals_without_gain = loss, step, 0
         else:
             progress.evals_without_gain += 1
-        found = self._diagnosed(job, step, loss)
-        config = job.config.train
-        patience = config.early_stopping_patience
+        note = partial(self.note, job)
+        found = diagnosis_of(job, step, loss, note)
+        patience = job.config.train.early_stopping_patience
         waited = patience is not None and progress.evals_without_gain >= patience
-        values = {"eval_loss": loss, "best": best}
         progress.stopped_early = waited
         if waited and step < job.total_steps:
-            self.note(
-                job,
+            note(
                 f"step {step}: early stop: the held-out loss did not fall below the {progress.best_eval_loss:.4f} of step "
-                f"{progress.best_step} in {progress.evals_without_gain} evaluations (train.early_stopping_patience)",
+                f"{progress.best_step} in {progress.evals_without_gain} evaluations (train.early_stopping_patience)"
             )
+        values = {"eval_loss": loss, "best": best}
         if found is None:
             return values
-        policy, done = config.on_overfitting if found.kind == "overfitting" else config.on_plateau, "noted"
-        if policy == "stop":
-            progress.stopped_early, done = True, "the run was stopped"
-            if step < job.total_steps:
-                setting = "on_overfitting" if found.kind == "overfitting" else "on_plateau"
-                left = job.total_steps - step
-                self.note(job, f"step {step}: early stop by train.{setting}, {left} steps before the end")
-        elif policy == "escape" and progress.plateau is None and escape.is_over(step, job.save_every) < job.total_steps:
-            progress.plateau = {"step": step, "back_to": escape.start(step, job.save_every)} | asdict(found)
-            done = f"after the run's end other ways go from step {progress.plateau['back_to']}"
-            self.note(job, f"step {step}: {done}")
+        done = respond(job, step, found, note)
         return values | {"diagnosis": found.kind, "reason": found.reason, "done": done}
-
-    def _diagnosed(self, job: AdapterJob, step: int, eval_loss: float) -> Diagnosis | None:
-        """The diagnosis of the curve up to this evaluation, noted where it is news."""
-        config, progress = job.config.train, job.progress
-        losses, progress.recent_losses = progress.recent_losses or [eval_loss], []
-        if step <= warmup_steps(config, job.total_steps):
-            return None
-        steady = 2 * learning_rate(config, job.peak_learning_rate, step, job.total_steps) >= job.peak_learning_rate
-        progress.curve = [*progress.curve, [step, statistics.median(losses), eval_loss, steady]][-plateau.WINDOW :]
-        assert progress.base_eval_loss is not None
-        found = plateau.diagnose(plateau.points_of(progress.curve), progress.base_eval_loss)
-        known, progress.diagnosis = progress.diagnosis, asdict(found) if found else None
-        if found and (known is None or known["kind"] != found.kind):
-            self.note(job, f"step {step}: {found.kind}: {found.reason}")
-        return found
 
     def raise_if_interrupted(self) -> None:
         """Raises: Interrupted when any rank was asked to stop, with a checkpoint of each job's last step on the disk."""

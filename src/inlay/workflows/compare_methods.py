@@ -34,7 +34,7 @@ from inlay.runs.reporter import Reporter, bytes_shown, duration_shown
 from inlay.storage import explained, owned, write_file, write_json
 from inlay.training.signals import STOP_WITH_STDIN
 from inlay.workflows import plan
-from inlay.workflows.train import anchored
+from inlay.workflows.run_folder import anchored
 
 RESULT: Final = "methods.json"
 REPORT: Final = "methods.html"

@@ -70,7 +70,7 @@ def _missing(run: Run, step: int) -> str | None:
 
 def _configs(run: Run, plateau: Plateau, last: int) -> dict[str, Config]:
     """The config of each branch by its name: that of the run but for the learning rate and the guards that stop."""
-    from inlay.training import escape
+    from inlay.training.plateau import escape
 
     config = run.config
     common = {

@@ -6,32 +6,42 @@ import contextlib
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from inlay.data.batches import epochs_done
+from inlay.config import Config
 from inlay.engine.memory import enough_memory
 from inlay.engine.profile import profiled
 from inlay.errors import Interrupted, RunError, TrainingError
-from inlay.evaluation.compare import loss_difference
+from inlay.evaluation.compare import loss_difference, primary_metric
 from inlay.methods.adapter import adapter_disabled
 from inlay.methods.state import AdapterState
 from inlay.proof.verify import Start, prove_trained
+from inlay.runs.folder import Run
 from inlay.runs.record import FINISHED, Diagnosis, Plateau, ProcessShare, Result
-from inlay.runs.reporter import LateBar, Reporter
-from inlay.training import checkpoint as checkpoints
+from inlay.runs.reporter import LateBar, LoggedReporter, Reporter
+from inlay.storage import require_space
 from inlay.training import finish
+from inlay.training.agreement import require_same
 from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop, resume_hint
 from inlay.training.loss_curriculum import by_loss
+from inlay.training.plateau.branch import begin as begin_branch
+from inlay.training.plateau.branch import origin
 from inlay.training.pre_flight import look_ahead, pre_flight
 from inlay.training.process_group import ProcessGroup
-from inlay.training.schedule import learning_rate
+from inlay.training.setup import set_up
+from inlay.training.signals import StopRequest, stop_on_signals
 from inlay.training.trackers import open_trackers
 from inlay.typed_json import decode, encode
+from inlay.workflows.doctor import machine_record
+from inlay.workflows.resume import RunSelection, refuse_other_inputs, restore, stored_config
+from inlay.workflows.run_folder import open_folder, recorded, space_needed_bytes
 
 _SMALLER = "set train.gradient_checkpointing=true, or quantize the base."
 
@@ -74,46 +84,6 @@ class Attempt:
             reporter.stage("saving the adapter and checking that it is what was trained")
             self._conclude(self._exported(start))
             group.barrier()
-
-    def restore(self) -> None:
-        """Puts the newest complete checkpoint into the job; damaged newer ones are moved aside."""
-        job, group, reporter = self.job, self.group, self.reporter
-        chosen, settings = "", job.config.train
-        if group.is_first:
-            newest, faults = checkpoints.newest_valid(job.run.checkpoints, job.inputs)
-            if newest is None:
-                told = "".join(f"\n  {fault}" for _, fault in faults)
-                raise RunError(f"{job.run.path}: no checkpoint can be read. Start anew with --fresh.{told}")
-            for damaged, fault in faults:
-                reporter.note(f"passed over a damaged checkpoint, now {checkpoints.set_aside(damaged).name}: {fault}")
-            chosen = str(newest.path)
-        newest = checkpoints.Checkpoint(Path(group.broadcast_text(chosen)))
-        if other := _other_versions(newest.about.get("versions", {}), job.versions):
-            reporter.note(
-                f"{newest.path.name} was computed with other versions ({other}): bits may differ from here on"
-            )
-        job.restore(newest)
-        record, progress = job.run.record, job.progress
-        job.out_of_memory_events = list(record.out_of_memory)
-        job.eval_batch_size = record.eval_batch_size  # as it was planned then
-        if group.is_first:
-            last_logged = progress.step - (progress.unfinished is not None)
-            if progress.metrics_seal and (said := job.run.mend_metrics(progress.metrics_seal)):
-                reporter.note(said)
-            job.run.truncate_metrics(last_logged, progress.rollbacks)
-        if progress.step > job.total_steps:
-            raise RunError(
-                f"{job.run.path}: is at step {progress.step} already, past {job.total_steps}. Extend it further."
-            )
-        if progress.stopped_early and job.total_steps > progress.planned_steps:
-            progress.stopped_early = False  # extended since
-        progress.planned_steps = job.total_steps
-        rate = learning_rate(settings, job.peak_learning_rate, min(progress.step + 1, job.total_steps), job.total_steps)
-        reporter.note(
-            f"going on after step {progress.step} of {job.total_steps} "
-            f"(epoch {epochs_done(progress.position(progress.step), job.train.drawn, settings.batch_size):.2f}, learning rate "
-            f"{rate * progress.learning_rate_factor:.3g}, {progress.step * min(settings.batch_size, job.train.drawn):,} rows seen) from {newest.path}"
-        )
 
     def _steps(self, profile: bool) -> None:
         """The steps that are left, with the trackers that follow them; `profile` says where their time went."""
@@ -233,6 +203,50 @@ class Attempt:
             )
 
 
-def _other_versions(then: Mapping[str, str | None], now: Mapping[str, str | None]) -> str:
-    """What differs, for a reader; empty where nothing does, or where the checkpoint does not say."""
-    return ", ".join(f"{name} {then[name]} then, {now.get(name)} now" for name in then if then[name] != now.get(name))
+def prepare(
+    config: Config, selection: RunSelection, longer: dict[str, Any], group: ProcessGroup, stop: StopRequest, reporter: Reporter,
+    held: contextlib.ExitStack, began: float,
+) -> tuple[Run, Attempt | None, Callable[[], None] | None]:  # fmt: skip
+    """(the run, with its folder; all its parts, None where it is finished; what takes them to where the run goes on)."""
+    primary_metric(config.eval.metric)
+    run = Run(Path(group.broadcast_text(str(selection.run.path))))
+    resumes = bool(group.broadcast_text("resumed" if selection.resumes else ""))
+    if longer and not resumes:
+        raise RunError(f"{run.path}: nothing to extend: no checkpoint of an earlier start. Leave --extend out.")
+    effective = stored_config(run, config, longer) if resumes else config
+    if resumes and run.status == FINISHED and effective.train == run.config.train:
+        reporter.note(f"{run.path}: already finished at step {run.result.steps}; nothing to do.")
+        return run, None, None
+    reporter = logged = LoggedReporter(reporter)
+    machine = _machine(effective, group) if group.is_first else {}
+    for warning in machine.get("warnings", ()):
+        reporter.note(f"warning: {warning}")
+    job = set_up(effective, reporter, group, run.base_revision if resumes else None)
+    has_answers = any(e.messages[0].role != "text" for e in job.data.heldout_examples)
+    primary_metric(effective.eval.metric, has_answers=has_answers)
+    require_same(job, config)
+    branched = None
+    if resumes:
+        refuse_other_inputs(run, job)
+    else:
+        branched = origin(job)
+    held.enter_context(stop_on_signals(stop))
+    if group.is_first:
+        require_space(run.path, space_needed_bytes(job))
+        run = open_folder(selection, job, reporter, held, named=config.output.name is not None or group.size > 1)
+        run.write_record(replace(run.record, machine=machine))
+        logged.opened(run)
+        held.enter_context(recorded(run))
+    run = job.run = Run(Path(group.broadcast_text(str(run.path))))  # from here on the folder is there
+    attempt = Attempt(job, TrainingLoop([job], stop, reporter), began)
+    if branched:
+        return run, attempt, partial(begin_branch, job, *branched)
+    return run, attempt, partial(restore, job, reporter.note) if resumes else None
+
+
+def _machine(config: Config, group: ProcessGroup) -> dict[str, Any]:
+    """A quick `inlay doctor` for run.json. A machine that cannot be examined is no reason to stop."""
+    try:
+        return machine_record(True, Path(config.output.folder), group.device(config.model.device)).to_json()
+    except OSError as error:
+        return {"warnings": [f"this machine cannot be looked at: {error}"]}
