@@ -55,4 +55,4 @@ def test_an_unnamed_run_that_is_unfinished_is_asked_about(tmp_path: Path, answer
 
     with contextlib.ExitStack() as held:
         claim = select_run(config, False, False, confirm, PlainReporter(), held)
-    assert (claim.run.name, claim.goes_on, len(asked)) == (name, answer, 1)
+    assert (claim.run.name, claim.resumes, len(asked)) == (name, answer, 1)
