@@ -12,11 +12,12 @@ import pytest
 import toys
 from inlay import api
 from inlay.cli.render.data_row import row_text
-from inlay.data.batches import Batch, collate
+from inlay.data.batches import Batch
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.show_row import IGNORED, ShownRow, _sequence
 from inlay.data.types import Example, Message, Source
 from inlay.errors import DataError
+from inlay.tasks.task import Task
 from parts import qa_rows, write_rows
 from training_runs import train
 
@@ -30,11 +31,13 @@ def test_a_row_is_shown_with_the_ids_weights_and_padding_of_the_micro_batches_th
 ) -> None:
     batches: list[Batch] = []
 
+    batch_of = Task.batch
+
     def seen(*given: Any) -> Batch:
-        batches.append(collate(*given))
+        batches.append(batch_of(*given))
         return batches[-1]
 
-    monkeypatch.setattr("inlay.training.gradient.collate", seen)
+    monkeypatch.setattr(Task, "batch", seen)
     tree = config_tree(train={"epochs": 2, "max_steps": None, "micro_batch_size": 3, "batch_size": 8, "eval_steps": 8})
     run = train(tree)
     rows = 1 + max(row for batch in batches for row in batch.rows)
