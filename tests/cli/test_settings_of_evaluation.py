@@ -12,7 +12,7 @@ import pytest
 from inlay import api
 from inlay.config import load
 from inlay.config.load import setting_paths
-from inlay.config.measuring import TAKEN, assigned, changed, said
+from inlay.config.measuring import TAKEN, assigned, changed, overrides_text
 from inlay.errors import ConfigError, DataError
 from inlay.evaluation.caveats import ChangedSettings
 from inlay.runs.reporter import PlainReporter
@@ -109,4 +109,4 @@ def test_every_setting_of_evaluation_is_taken_by_compare_and_what_is_taken_exist
     assert changed(config, {}) is config
     over = assigned(["data.columns.question=b", "eval.max_rows=7", "eval.resamples=10000"], "compare", "file")
     assert changed(config, over).data.columns == {"question": "b"}
-    assert said(config, over) == ["eval.max_rows 7 (in its config 200)"]
+    assert overrides_text(config, over) == ["eval.max_rows 7 (in its config 200)"]

@@ -132,7 +132,7 @@ def test_a_config_of_another_trainer_is_sent_to_config_import(text: str, tmp_pat
         ("trian", "unknown setting or section 'trian'. Did you mean 'train'?"),
         ("generations", "Did you mean 'generation'?"),
         ("temprature", "Did you mean 'generation.temperature'?"),
-        ("curriculum", "The text of these has the word: train.order"),
+        ("curriculum", "Settings whose description has the word: train.order"),
         ("zzz", "Look them up with: inlay config explain"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Keeps what other libraries say to developers off a user's terminal. INLAY_DEBUG=1 lets it through."""
+"""Silences warnings and logs of other libraries that are meant for developers. INLAY_DEBUG=1 shows them."""
 
 from __future__ import annotations
 

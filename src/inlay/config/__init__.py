@@ -1,4 +1,4 @@
-"""Every setting of a run: its type, default, documentation, and how it is read."""
+"""The settings of a run: types, defaults, documentation, reading and checking."""
 
 from inlay.config.load import load, parse_assignment, presets, validate, validate_section
 from inlay.config.settings import Config

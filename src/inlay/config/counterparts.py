@@ -1,4 +1,4 @@
-"""Names of settings in other trainers, and what they are called here.
+"""Settings of other trainers and their counterparts in inlay.
 
 The names are those of transformers' TrainingArguments, PEFT's LoraConfig, bitsandbytes, TRL, LLaMA-Factory, Axolotl,
 Unsloth and mlx-lm. `config explain`, the messages about unknown settings and `config import` read this one table.
@@ -13,14 +13,14 @@ from inlay.errors import nearest
 
 
 class Counterpart(NamedTuple):
-    """What a setting of another trainer is here."""
+    """The settings of inlay that a setting of another trainer corresponds to."""
 
     settings: tuple[str, ...]
-    """Those of inlay; none where there is no such setting."""
+    """Dotted names; empty where inlay has no such setting."""
     differs: str = ""
-    """What is not the same, as a clause without its full stop."""
+    """The difference, as a clause without its full stop."""
     same: bool = False
-    """Whether a value may be taken over as it is."""
+    """True if values mean the same and can be copied."""
 
 
 def _same(setting: str, *names: str, differs: str = "") -> dict[str, Counterpart]:
@@ -161,12 +161,12 @@ COUNTERPARTS: Final[Mapping[str, Counterpart]] = {
 
 
 def counterpart(name: str) -> Counterpart | None:
-    """What a name of another trainer is here, alone or as the last part of a dotted one; None where it is not known."""
+    """The counterpart of another trainer's name, alone or as the last part of a dotted one; None for an unknown name."""
     return COUNTERPARTS.get(_plain(name))
 
 
 def nearest_name(name: str) -> str | None:
-    """The name of another trainer that a misspelt one all but is."""
+    """The known name of another trainer nearest to a misspelt one; None if none is near."""
     return nearest(_plain(name), COUNTERPARTS, cutoff=0.85)
 
 
@@ -175,7 +175,7 @@ def _plain(name: str) -> str:
 
 
 def in_words(name: str, found: Counterpart) -> str:
-    """`lr is train.learning_rate here`, with what differs behind a colon."""
+    """`lr is train.learning_rate here`, and the difference after a colon."""
     tail = _plain(name)
     *most, last = found.settings or ("",)
     is_ = f"is {', '.join(most)}{' and ' if most else ''}{last} here" if found.settings else "has no counterpart here"

@@ -1,4 +1,4 @@
-"""What a setting may be, in words, from its type: for `config explain`, the page of settings, and error messages."""
+"""The allowed values of a setting in words, from its type: for `config explain`, docs and error messages."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def allowed(field: FieldInfo) -> str:
 
 
 def is_text(field: FieldInfo) -> bool:
-    """Whether every value but null is free text, so that a text needs no quotes to be one."""
+    """True if every value but null is free text, so that a text needs no quotes."""
     kinds = set(_members(field.annotation)) - {NoneType}
     return kinds == {str} and not any(isinstance(m, OneOf) for m in field.metadata)
 
 
 def is_mapping(field: FieldInfo) -> bool:
-    """Whether the setting is a mapping that a dotted name may reach into."""
+    """True if the setting is a mapping, whose entries have dotted names."""
     return any(get_origin(member) is dict for member in _members(field.annotation))
 
 
 def is_text_mapping(field: FieldInfo) -> bool:
-    """Whether what the mapping holds is text."""
+    """True if the setting is a mapping to text."""
     return any(get_origin(member) is dict and get_args(member)[1] is str for member in _members(field.annotation))
 
 

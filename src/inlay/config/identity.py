@@ -1,4 +1,4 @@
-"""Which settings make a run what it is: a run is resumed with no others."""
+"""The settings that a run cannot be resumed with other values of, as a hash."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PLACES = (
     "adapter.start_from",
     "train.branch_from",
 )
-"""Settings that name files. These may move; what is in them may not change, and has digests of its own."""
+"""Settings that name files. Files may move; their contents may not change and have digests of their own."""
 _LENGTH = {"epochs", "max_steps", "export", "keep_checkpoints", "keep_every", "save_steps", "log_steps", "max_memory"}
-"""Settings of the train section that change how long a run is and what is kept of it, not its steps."""
+"""Settings of the train section for the length of a run and its checkpoints, which leave each step as it is."""
 
 
 def settings_hash(config: Config) -> str:

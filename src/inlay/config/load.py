@@ -73,7 +73,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def in_yaml(value: Any) -> str:
-    """A value in one line of YAML, which `parse_yaml` reads back as it is."""
+    """A value in one line of YAML; `parse_yaml` reads the same value back."""
     text: str = yaml.dump(
         value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**9
     )
@@ -172,7 +172,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def unknown_setting(key: str, known: Mapping[str, Any]) -> str:
-    """What is wrong with a name that is no setting, and which one was meant."""
+    """The message for a name that is no setting, with the setting that was probably meant."""
     head, _, tail = key.rpartition(".")
     if key in section_names():
         first = next(path for path in known if path.startswith(key + "."))
@@ -196,7 +196,7 @@ def _last_parts(known: Mapping[str, Any]) -> set[str]:
 
 
 def _near(key: str, known: Mapping[str, Any]) -> list[str]:
-    """The settings that a name is near to: of the same last part, else the nearest in its section or anywhere."""
+    """The settings with the same last part, else the nearest in the section of the name or in all."""
     tail = key.rpartition(".")[2]
     tails = {path: path.rpartition(".")[2] for path in known}
     inside = [path for path in known if path.startswith(key.partition(".")[0] + ".")]
@@ -257,7 +257,7 @@ def load(
 
 
 def _is_of_another_trainer(tree: Mapping[str, Any]) -> bool:
-    """Whether `config import` would know it: no section of ours, and what LLaMA-Factory or Axolotl cannot be without."""
+    """True for a config that `config import` can read: none of our sections, and keys of LLaMA-Factory or Axolotl."""
     ours = any(isinstance(tree.get(name), Mapping) for name in Config.model_fields)
     theirs = "model_name_or_path" in tree or "finetuning_type" in tree or isinstance(tree.get("datasets"), list)
     return theirs and not ours
@@ -340,7 +340,7 @@ def _unknown_section(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _plain_value(value: Any) -> Any:
-    """As YAML would give it: a notebook may pass paths and tuples."""
+    """The value as YAML would hold it: a notebook may pass paths and tuples."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return [_plain_value(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -353,7 +353,7 @@ _REQUIRED = {
 
 
 def _faults(error: ValidationError, tree: Mapping[str, Any], *within: str, ignore_missing: bool) -> dict[str, str]:
-    """Setting to message of what pydantic refused; `within` is the section that was validated alone."""
+    """Setting to message for the errors of pydantic; `within` is the section that was validated alone."""
     known = setting_paths()
     faults: dict[str, str] = {}
     for fault in error.errors(include_url=False, include_context=False):

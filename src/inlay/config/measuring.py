@@ -16,7 +16,7 @@ TAKEN: Final[Mapping[str, tuple[str, ...]]] = {
     "harness": ("eval.batch_size", "eval.resamples"),
     "advise --run": tuple(path for path in _EVERY if path not in ("eval.prompts", "eval.retention_rows")),
 }
-"""By verb, the settings that take effect there."""
+"""Verb -> settings that it may override."""
 _OF_A_FILE: Final = ("data.format", "data.columns")
 
 
@@ -47,7 +47,7 @@ def _why_not(path: str, verb: str, of_a_file: bool) -> str:
 
 
 def changed(config: Config, over: Mapping[str, Any]) -> Config:
-    """The config with the values of `assigned` over it. How a file is read is taken from them alone, if at all.
+    """The config with the values of `assigned` over it; data.columns of the config is dropped if they set it.
 
     Raises: ConfigError for a value out of range.
     """
@@ -59,12 +59,12 @@ def changed(config: Config, over: Mapping[str, Any]) -> Config:
     return validate(merge(tree, nested(over)), given=set(over))
 
 
-def said(config: Config, over: Mapping[str, Any]) -> list[str]:
+def overrides_text(config: Config, over: Mapping[str, Any]) -> list[str]:
     """`eval.max_rows 50 (the run has 200)` for each value that differs from the config's."""
-    told = []
+    texts = []
     for path, value in over.items():
         section, _, key = path.partition(".")
         before = getattr(getattr(config, section), key, None)
         if section == "eval" and value != before:
-            told.append(f"{path} {value} (in its config {before})")
-    return told
+            texts.append(f"{path} {value} (in its config {before})")
+    return texts

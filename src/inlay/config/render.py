@@ -17,7 +17,7 @@ _RESOLVED = "Resolved: what this run used. A comment gives the reason of a value
 
 
 def as_yaml(config: Config, reasons: Mapping[str, str], head: str = _RESOLVED) -> str:
-    """The whole config; a value that was `auto` carries its reason behind it. Loads back as it is."""
+    """The complete config, with the reason of each value that was `auto` as a comment. It loads back as the same config."""
     lines = [f"# {head}"]
     for name, value in config.model_dump().items():
         if section_of(name) is None:
@@ -34,7 +34,7 @@ def _setting(key: str, value: Any, reason: str | None, indent: str) -> list[str]
 
 
 def explicit_values(config: Config, *, everything: bool = False) -> dict[str, Any]:
-    """Dotted setting to value, of what was set by somebody; `everything` gives the defaults too."""
+    """Dotted setting to value of the settings that were given; `everything` adds the defaults."""
     values: dict[str, Any] = {}
     for name in Config.model_fields:
         section = getattr(config, name)
@@ -87,17 +87,17 @@ _FEWEST_LETTERS, _MOST_NAMED = 4, 6
 
 
 def _unknown(path: str, known: Mapping[str, Any]) -> str:
-    """That there is no such setting or section; what is near, or else the settings whose text has the word."""
+    """The message for an unknown setting or section, with near names, or else settings whose description has the word."""
     if "." not in path and (section := nearest(path, Config.model_fields, cutoff=0.7)):
         return f"unknown setting or section {path!r}. Did you mean {section!r}?"
     text = unknown_setting(path, known)
     if "Did you mean" in text or len(path) < _FEWEST_LETTERS:
         return text
-    told = [name for name in known if path.lower() in f"{name} {known[name].description}".lower()]
-    if not told:
+    named = [name for name in known if path.lower() in f"{name} {known[name].description}".lower()]
+    if not named:
         return text
-    more = f" and {len(told) - _MOST_NAMED} more" if len(told) > _MOST_NAMED else ""
-    return f"unknown setting {path!r}. The text of these has the word: {', '.join(told[:_MOST_NAMED])}{more}."
+    more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+    return f"unknown setting {path!r}. Settings whose description has the word: {', '.join(named[:_MOST_NAMED])}{more}."
 
 
 def _default(field: Any) -> Any:
@@ -105,12 +105,12 @@ def _default(field: Any) -> Any:
 
 
 def default_text(row: Mapping[str, Any]) -> str:
-    """The default of an explained setting as YAML, or that there is none."""
+    """The default of an explained setting as YAML, or `required`."""
     return "required" if row["required"] else f"default {in_yaml(row['default'])}"
 
 
 def markdown() -> str:
-    """docs/configuration.md, whole."""
+    """The text of docs/configuration.md."""
     lines = [
         "# Settings",
         "",

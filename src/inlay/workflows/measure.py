@@ -10,7 +10,7 @@ from typing import Any
 
 from inlay.adapters.reference import Reference, config_of, opened
 from inlay.config import Config
-from inlay.config.measuring import changed, said
+from inlay.config.measuring import changed, overrides_text
 from inlay.data.reading import sources
 from inlay.data.reading.read import read_examples
 from inlay.data.splits import draw
@@ -124,7 +124,7 @@ def measure_models(models: Sequence[Reference], request: EvaluationRequest, repo
         tuple(MeasuredModel.of(one.facts, rows, one.score, texts, one.embeddings, one.retention) for one in taken),
         config, {one.run.name: one.run for one in models if one.run is not None}, data, available,
         len({one.encoding for one in taken}) == 1, unrelated, taken[0].retention_rows,
-        len(examples) - len(rows.examples), tuple(said(trained, request.settings)),
+        len(examples) - len(rows.examples), tuple(overrides_text(trained, request.settings)),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from inlay.runs.reporter import bytes_shown
 
 
 def checkpoints_text(rows: list[dict[str, Any]]) -> str:
+    """A line for each checkpoint."""
     if not rows:
         return "no checkpoints"
     lines = [f"{'step':>7}  {'train loss':>10}  {'eval loss':>10}  {'size':>8}  state"]
@@ -38,7 +39,7 @@ def checkpoint_text(details: dict[str, Any]) -> str:
 
 
 def steps_text(rows: list[dict[str, Any]]) -> str:
-    """Which checkpoints, and how much room they take."""
+    """The steps of checkpoints, and their size."""
     steps = ", ".join(str(row["step"]) for row in rows)
     size = bytes_shown(sum(row["size_bytes"] or 0 for row in rows))
     return f"the checkpoint{'s' if len(rows) > 1 else ''} of step{'s' if len(rows) > 1 else ''} {steps} ({size})"

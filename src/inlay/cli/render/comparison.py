@@ -31,7 +31,7 @@ def _seeds_text(level: SeedLevel, columns: int) -> str:
 
 
 def comparison_text(comparison: Comparison, columns: int) -> str:
-    """The table, three rows side by side, the worst regressions, and the verdict last."""
+    """The table, three rows side by side, the worst regressions, and at the end the verdict."""
     lines = [
         f"{comparison.adapter} against {comparison.base} on {comparison.n} of {comparison.available} held-out rows",
         "",

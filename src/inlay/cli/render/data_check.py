@@ -16,7 +16,7 @@ _LONG = 100
 
 
 def report_text(report: DataReport, columns: int) -> str:
-    """What is in each file, each finding with its first places and its fix, and the sum."""
+    """The contents of each file, each finding with its first places and its fix, and the total."""
     lines = [line for facts in report.files for line in file_lines(facts, columns)]
     for finding in report.findings:
         lines += ["", *_finding(finding, columns)]
@@ -27,7 +27,7 @@ def report_text(report: DataReport, columns: int) -> str:
 
 
 def lengths_lines(report: DataReport, columns: int, *, whole: bool = False) -> list[str]:
-    """Lengths, what a max_length would cost, and the rules of thumb; all limits with `whole`."""
+    """Lengths, the tokens that a max_length would lose, and rules of thumb; all limits with `whole`."""
     found = report.lengths
     if not len(found.lengths):
         return []
@@ -47,13 +47,13 @@ def lengths_lines(report: DataReport, columns: int, *, whole: bool = False) -> l
             ]
             lines.append(f"  {limit.max_length:>10,}  {cells[0]:>18}  {cells[1]:>28}  {cells[2]:>16}")
     for advice in report.advice:
-        told = f"{advice.about}: {advice.text} (a heuristic)"
-        lines += textwrap.wrap(told, columns, subsequent_indent="  ")
+        text = f"{advice.about}: {advice.text} (a heuristic)"
+        lines += textwrap.wrap(text, columns, subsequent_indent="  ")
     return lines
 
 
 def stats_text(report: DataReport, cost: dict[str, Any], columns: int) -> str:
-    """What is in each file, the lengths with every limit, and the cost."""
+    """The contents of each file, the lengths with every limit, and the cost."""
     lines = [line for facts in report.files for line in file_lines(facts, columns)]
     for finding in report.findings:
         lines += ["", *_finding(finding, columns)]
@@ -66,6 +66,7 @@ def stats_text(report: DataReport, cost: dict[str, Any], columns: int) -> str:
 
 
 def file_lines(facts: FileFacts, columns: int) -> list[str]:
+    """Format, rows, turns and scripts of one file."""
     rows = [("format", f"{facts.format} ({facts.why})" if facts.why else facts.format)]
     unusable = f", {facts.faulty:,} cannot be used" if facts.faulty else ""
     rows.append(("rows", f"{facts.rows:,}{unusable}"))

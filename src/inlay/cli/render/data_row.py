@@ -1,4 +1,4 @@
-"""A row of data as training sees it, as text: what is trained in colour, or between brackets."""
+"""A row as training sees it: trained tokens in colour, or between brackets."""
 
 from __future__ import annotations
 

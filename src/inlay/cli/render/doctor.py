@@ -1,4 +1,4 @@
-"""What `inlay doctor` found, as lines for a person. Imports no torch."""
+"""The result of `inlay doctor` as lines. Imports no torch."""
 
 from __future__ import annotations
 

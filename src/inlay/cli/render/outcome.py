@@ -1,4 +1,4 @@
-"""How a verb ends: its result on stdout, one error block on stderr, and the exit code."""
+"""The end of a verb: its result on stdout, one error block on stderr, and the exit code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Output:
 
 
 def finish(call: Callable[[], Any], as_json: bool) -> int:
-    """Runs the verb, prints what it gave or what went wrong, and returns the exit code."""
+    """The exit code of a verb, which is run, and whose result or error is printed."""
     debugging = bool(os.environ.get("INLAY_DEBUG"))
     try:
         with _stdout_kept_clean(as_json):

@@ -14,7 +14,7 @@ _HEAD = ("", "memory", "weights", "trained", "activations", "recomputed", "other
 
 
 def plan_text(plan: Plan) -> str:
-    """The three ways side by side, what is largest, and what to change where nothing fits."""
+    """The methods side by side, the largest sizes that fit, and the changes that help where nothing fits."""
     known = "two micro batches were computed" if plan.is_calibrated else "nothing was computed; --calibrate tries it"
     lines = [
         f"{plan.base}: {plan.parameters / 1e6:,.1f}M parameters in {plan.dtype} on {plan.device} ({known})",
@@ -48,8 +48,8 @@ def plan_text(plan: Plan) -> str:
 def _costs(plan: Plan) -> list[str]:
     if not plan.bills:
         return []
-    said = "1,000 requests as long as these rows, in batches: a rough figure. stored: the adapter, or all weights."
-    return [*bills_text(plan.bills)[1:], said, ""]
+    note = "1,000 requests as long as these rows, in batches: a rough figure. stored: the adapter, or all weights."
+    return [*bills_text(plan.bills)[1:], note, ""]
 
 
 def _row(plan: Plan, one: Forecast) -> tuple[str, ...]:

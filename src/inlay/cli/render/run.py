@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def after_training(run: Run) -> str:
-    """Where everything is, and the next command to type."""
+    """The files of a finished run, and the next command."""
     result = run.result
     best = f", best step {result.best_step}" if result.best_step is not None else ""
     stopped = ", stopped early" if result.stopped_early else ""
@@ -31,6 +31,7 @@ def after_training(run: Run) -> str:
 
 
 def after_demo(run: Run) -> str:
+    """Commands to try next."""
     return (
         f"\n\nNext: inlay chat {_argument(run)}\n"
         f'      inlay generate "My parcel is late." --run {_argument(run)}\n'
@@ -43,7 +44,7 @@ def _argument(run: Run) -> str:
 
 
 def proofs_text(proved: dict[str, Any]) -> str:
-    """A line for each proof, then how many of them hold."""
+    """A line for each proof, then the number of those that hold."""
     words = {True: "pass", False: "FAIL", None: "?   "}
     lines = []
     for proof in proved["proofs"]:

@@ -12,6 +12,7 @@ from inlay.workflows.cross_validate import CrossValidation
 
 
 def evaluation_text(result: dict[str, Any]) -> str:
+    """The metrics of one model, and its speed."""
     lines = [f"{result['name']} on {result['n']} held-out rows"]
     lines += [f"  {name:<14} {value:.4g}" for name, value in result["metrics"].items()]
     if speed := result["speed"]:
@@ -28,16 +29,16 @@ def harness_text(found: dict[str, Any]) -> str:
     lines.append(f"{'task':<24} {'metric':<16} {'n':>6} {'base':>8} {'adapter':>8} {'change':>8} 95% interval")
     for score in found["scores"]:
         d = score["difference"]
-        told = f"[{figure_shown(d['low'], '+')}, {figure_shown(d['high'], '+')}] {d['verdict']}" if d else "not known"
+        change = f"[{figure_shown(d['low'], '+')}, {figure_shown(d['high'], '+')}] {d['verdict']}" if d else "not known"
         lines.append(
             f"{score['task']:<24} {score['metric']:<16} {score['documents']:>6,} {figure_shown(score['base']):>8} "
-            f"{figure_shown(score['adapter']):>8} {figure_shown(score['adapter'] - score['base'], '+'):>8} {told}"
+            f"{figure_shown(score['adapter']):>8} {figure_shown(score['adapter'] - score['base'], '+'):>8} {change}"
         )
     return "\n".join(lines)
 
 
 def methods_text(found: MethodComparison, columns: int) -> str:
-    """The methods in a table, those that could not run with the reason, and what the table shows."""
+    """The methods in a table, the reasons of those that could not run, and notes."""
     rows = [list(HEAD), *(cells(row.method, row.figures) for row in found.methods if row.figures)]
     widths = [max(len(row[n]) for row in rows) for n in range(len(HEAD))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

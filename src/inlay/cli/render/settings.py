@@ -9,6 +9,7 @@ from inlay.config.render import default_text
 
 
 def explanation_text(rows: list[dict[str, Any]], columns: int) -> str:
+    """Name, values, default and description of each setting."""
     lines = []
     for row in rows:
         lines += textwrap.wrap(row.get("elsewhere", ""), columns, subsequent_indent="  ")

@@ -1,4 +1,4 @@
-"""What the terminal can show."""
+"""Width and colours of the terminal."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def width() -> int:
 
 
 def is_coloured() -> bool:
-    """Whether stdout is a terminal that takes colours."""
+    """True if stdout is a terminal that takes colours."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
