@@ -88,8 +88,9 @@ fuzz: .venv/.dev            ## the readers and the check on generated files, for
 figures: .venv/.dev         ## sizes, import cycles, loose types, docstrings and walks of the code, beside their goals
 	OMP_NUM_THREADS=1 $(BIN)/python tools/figures.py
 
-docs: .venv/.dev            ## write the generated pages
+docs: .venv/.dev            ## write the generated pages and the drawing of the rooms
 	$(BIN)/python tools/write_docs.py
+	$(BIN)/python tools/draw_rooms.py
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
