@@ -24,6 +24,12 @@ def test_torch_is_not_imported_before_a_verb_needs_it(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_compiler_of_torch_is_not_imported_where_rows_are_only_tokenized() -> None:
+    program = "import sys, inlay.tasks.table; assert not {'torch._dynamo', 'triton', 'peft'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_public_names_are_there_when_asked_for() -> None:
     import inlay
     from inlay import api
@@ -71,10 +77,3 @@ def test_the_search_for_cycles_finds_one_that_only_types_make(monkeypatch: pytes
     (tmp_path / "b.py").write_text("def late():\n    import a\n")
     monkeypatch.setattr(figures, "SOURCE", tmp_path)
     assert figures.cycles(figures.modules()) == [["a", "b"]]
-
-
-def test_the_drawing_of_the_rooms_is_that_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    tool = importlib.import_module("draw_rooms")
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    assert tool.PICTURE.read_text(encoding="utf-8") == tool.drawing(page), "run make docs"

@@ -7,13 +7,14 @@ from functools import cache
 from typing import Any
 
 import torch
-from transformers import GenerationMixin
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 
 @cache
 def cache_argument() -> str:
     """The argument by which `generate` and a model's `forward` take a cache in this version of transformers."""
+    from transformers import GenerationMixin  # takes a second, which who only tokenizes need not wait
+
     # transformers 5.24 renamed it, and warns for whoever still says past_key_values
     known = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
     return "cache" if "cache" in known else "past_key_values"
