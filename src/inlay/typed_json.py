@@ -1,4 +1,7 @@
-"""Dataclasses to JSON values and back: the one way that typed files such as run.json are read and written."""
+"""Dataclasses to JSON values and back: the one way that typed files such as run.json are read and written.
+
+Pydantic does not do it: it has no rule for empty defaults alone, none for a missing key as null, and names no JSON path.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 T = TypeVar("T")
+JsonObject = dict[str, Any]
+"""An object of JSON with free keys: a row, a turn, a line of metrics, the settings of a library, a `--json` result."""
 
 
 class Mistyped(ValueError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,21 @@ from inlay import config as configs
 from inlay.config import Config
 from inlay.config.foreign.import_config import import_config as read_foreign
 from inlay.config.load import preset_tree, read_tree
-from inlay.config.render import as_yaml, explain, starter
+from inlay.config.render import ExplainedSetting, as_yaml, explain, starter
 from inlay.config.sections.advise import AdviseConfig
+from inlay.config.sections.base import Assignments
 from inlay.config.sections.generation import GenerationConfig
 from inlay.errors import ConfigError, RunError, nearest
 from inlay.runs import folder as runs
 from inlay.storage import write_file
+from inlay.typed_json import JsonObject
 
 
 def config_of(
     source: str,
     settings: Sequence[str] = (),
     preset: str | None = None,
-    given: Mapping[str, Any] | None = None,
+    given: Assignments | None = None,
     *,
     partial: bool = False,
 ) -> Config:
@@ -32,7 +34,7 @@ def config_of(
     """
     if not source:
         raise ConfigError("the name of the data is empty. Name a data file, a hub dataset or a .yaml config.")
-    assignments: dict[str, Any] = dict(configs.parse_assignment(text) for text in settings)
+    assignments: dict[str, object] = dict(configs.parse_assignment(text) for text in settings)
     assignments |= {path: value for path, value in (given or {}).items() if value is not None}
     if source.endswith((".yaml", ".yml")):
         return configs.load(Path(source), assignments, preset, partial=partial)
@@ -48,7 +50,7 @@ def init(path: str | Path = "inlay.yaml", *, preset: str | None = None, force: b
     return target
 
 
-def sampling_of(settings: Sequence[str]) -> dict[str, Any]:
+def sampling_of(settings: Sequence[str]) -> dict[str, object]:
     """Setting to value of `key=value` texts of the section generation, its name left out or not. Raises: ConfigError."""
     full = [text if text.startswith(("generation.", "=")) else f"generation.{text}" for text in settings]
     values = {path.removeprefix("generation."): value for path, value in map(configs.parse_assignment, full)}
@@ -85,12 +87,12 @@ def show_config(what: str | None, *, folder: str = "results") -> tuple[Any, str]
     return run.config.model_dump(), (run.path / "config.yaml").read_text(encoding="utf-8").rstrip()
 
 
-def explain_config(setting: str | None = None) -> list[dict[str, Any]]:
+def explain_config(setting: str | None = None) -> list[ExplainedSetting]:
     """Documentation of a setting, of a section, or of all."""
     return explain(setting)
 
 
-def import_config(path: str | Path, *, dataset: str | None = None, to: str | Path | None = None) -> dict[str, Any]:
+def import_config(path: str | Path, *, dataset: str | None = None, to: str | Path | None = None) -> JsonObject:
     """A config of LLaMA-Factory or Axolotl as one of inlay: its text, settings, and what has no counterpart.
 
     Written to `to` if given. Raises: ConfigError when the file is neither, or `to` is there already.

@@ -11,11 +11,12 @@ from typing import Any, Final, TypeVar
 
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from inlay.config.counterparts import COUNTERPARTS, counterpart, in_words, nearest_name
 from inlay.config.describe import allowed, is_mapping, is_text, is_text_mapping
 from inlay.config.sections.advise import AdviseConfig
-from inlay.config.sections.base import Settings
+from inlay.config.sections.base import Assignments, Settings, Tree
 from inlay.config.settings import Config
 from inlay.errors import ConfigError, nearest, unknown_name
 
@@ -88,9 +89,9 @@ def section_of(path: str) -> type[Settings] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
 
 
-def setting_paths() -> dict[str, Any]:
+def setting_paths() -> dict[str, FieldInfo]:
     """Every dotted setting name with its pydantic field; those of single verbs come last."""
-    paths: dict[str, Any] = {}
+    paths: dict[str, FieldInfo] = {}
     for name in section_names():
         section = section_of(name)
         if section is None:
@@ -111,7 +112,7 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def read_tree(path: Path) -> dict[str, Any]:
+def read_tree(path: Path) -> Tree:
     """The nested mapping in a YAML file. Raises: ConfigError when there is none."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -142,7 +143,7 @@ def _near_by(path: Path) -> str:
     return f" Did you mean {path.with_name(close)}?" if close else f" Write one with: inlay init {path}"
 
 
-def preset_tree(name: str) -> dict[str, Any]:
+def preset_tree(name: str) -> Tree:
     """The settings of a preset, without its description."""
     found = presets()
     if name not in found:
@@ -171,7 +172,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     return key, parse_yaml(value, f"--set {key}") if value else ""
 
 
-def unknown_setting(key: str, known: Mapping[str, Any]) -> str:
+def unknown_setting(key: str, known: Collection[str]) -> str:
     """The message for a name that is no setting, with the setting that was probably meant."""
     head, _, tail = key.rpartition(".")
     if key in section_names():
@@ -191,11 +192,11 @@ def unknown_setting(key: str, known: Mapping[str, Any]) -> str:
     return f"unknown setting {key!r}. Look them up with: inlay config explain {inside}".rstrip()
 
 
-def _last_parts(known: Mapping[str, Any]) -> set[str]:
+def _last_parts(known: Collection[str]) -> set[str]:
     return {path.rpartition(".")[2] for path in known}
 
 
-def _near(key: str, known: Mapping[str, Any]) -> list[str]:
+def _near(key: str, known: Collection[str]) -> list[str]:
     """The settings with the same last part, else the nearest in the section of the name or in all."""
     tail = key.rpartition(".")[2]
     tails = {path: path.rpartition(".")[2] for path in known}
@@ -205,7 +206,7 @@ def _near(key: str, known: Mapping[str, Any]) -> list[str]:
     return [nearest(key, meant) or meant[0]] if len(meant) > 1 and "." in key else meant
 
 
-def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(under: Tree, over: Tree) -> Tree:
     """A new nested mapping; values of `over` win."""
     merged = dict(under)
     for key, value in over.items():
@@ -214,9 +215,9 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def nested(assignments: Mapping[str, Any]) -> dict[str, Any]:
+def nested(assignments: Assignments) -> Tree:
     """Dotted names as a nested mapping. Raises: ConfigError when a name reaches into a value that another name set."""
-    tree: dict[str, Any] = {}
+    tree: Tree = {}
     for path, value in assignments.items():
         *sections, leaf = path.split(".")
         here = tree
@@ -230,9 +231,9 @@ def nested(assignments: Mapping[str, Any]) -> dict[str, Any]:
 
 def load(
     file: Path | None = None,
-    assignments: Mapping[str, Any] | None = None,
+    assignments: Assignments | None = None,
     preset: str | None = None,
-    tree: Mapping[str, Any] | None = None,
+    tree: Assignments | None = None,
     *,
     partial: bool = False,
 ) -> Config:
@@ -256,14 +257,14 @@ def load(
     return validate(merge(tree, over), str(file) if file else "", set(assignments or {}), partial=partial)
 
 
-def _is_of_another_trainer(tree: Mapping[str, Any]) -> bool:
+def _is_of_another_trainer(tree: Tree) -> bool:
     """True for a config that `config import` can read: none of our sections, and keys of LLaMA-Factory or Axolotl."""
     ours = any(isinstance(tree.get(name), Mapping) for name in Config.model_fields)
     theirs = "model_name_or_path" in tree or "finetuning_type" in tree or isinstance(tree.get("datasets"), list)
     return theirs and not ours
 
 
-def validate(tree: Mapping[str, Any], where: str = "", given: Collection[str] = (), *, partial: bool = False) -> Config:
+def validate(tree: Tree, where: str = "", given: Collection[str] = (), *, partial: bool = False) -> Config:
     """The Config of a nested mapping. `where` names its file, `given` what was set on the command line.
 
     With `partial`, required settings that are missing are UNSET. Raises: ConfigError with one line for every setting at
@@ -282,7 +283,7 @@ def validate(tree: Mapping[str, Any], where: str = "", given: Collection[str] = 
 
 
 def validate_section(
-    section: type[Section], values: Mapping[str, Any], where: str = "", given: Collection[str] = ()
+    section: type[Section], values: Assignments, where: str = "", given: Collection[str] = ()
 ) -> Section:
     """One section alone, such as `GenerationConfig`, with the messages that `validate` has for it. Raises: ConfigError."""
     name = next(name for name in section_names() if section_of(name) is section)
@@ -301,10 +302,10 @@ def _refusal(faults: Mapping[str, str], where: str, given: Collection[str]) -> C
     return ConfigError("\n".join(f"{places[path]}{text}" for path, text in faults.items()))
 
 
-def _sift(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def _sift(tree: Tree) -> tuple[Tree, dict[str, str]]:
     """(the part of the tree whose names exist, a fault for each of the others). An empty section is left out."""
     known = setting_paths()
-    kept: dict[str, Any] = {}
+    kept: Tree = {}
     faults: dict[str, str] = {}
     for name, value in tree.items():
         if name in VERB_SECTIONS:
@@ -322,7 +323,7 @@ def _sift(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     return kept, faults
 
 
-def _sift_section(name: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def _sift_section(name: str, values: Assignments) -> tuple[Tree, dict[str, str]]:
     """(the settings of a section that exist, a fault for each of the others)."""
     known = setting_paths()
     unknown = [key for key in values if f"{name}.{key}" not in known]
@@ -330,7 +331,7 @@ def _sift_section(name: str, values: Mapping[str, Any]) -> tuple[dict[str, Any],
     return {key: _plain_value(value) for key, value in values.items() if key not in unknown}, faults
 
 
-def _unknown_section(name: str, known: Mapping[str, Any]) -> str:
+def _unknown_section(name: str, known: Collection[str]) -> str:
     if name in _last_parts(known):
         inside = [path for path in known if path.rpartition(".")[2] == name]
         return f"unknown section {name!r}. Did you mean {' or '.join(map(repr, inside))}?"
@@ -352,7 +353,7 @@ _REQUIRED = {
 }
 
 
-def _faults(error: ValidationError, tree: Mapping[str, Any], *within: str, ignore_missing: bool) -> dict[str, str]:
+def _faults(error: ValidationError, tree: Tree, *within: str, ignore_missing: bool) -> dict[str, str]:
     """Setting to message for the errors of pydantic; `within` is the section that was validated alone."""
     known = setting_paths()
     faults: dict[str, str] = {}

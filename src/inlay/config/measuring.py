@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from inlay.config.load import merge, nested, parse_assignment, setting_paths, validate
+from inlay.config.sections.base import Assignments
 from inlay.config.settings import Config
 from inlay.errors import ConfigError
 
@@ -20,7 +21,7 @@ TAKEN: Final[Mapping[str, tuple[str, ...]]] = {
 _OF_A_FILE: Final = ("data.format", "data.columns")
 
 
-def assigned(settings: Sequence[str], verb: str, data: str | None = None) -> dict[str, Any]:
+def assigned(settings: Sequence[str], verb: str, data: str | None = None) -> dict[str, object]:
     """Dotted name to value of `key=value` texts for a verb of TAKEN; `data` is the file of `--data`.
 
     Raises: ConfigError for a setting that cannot take effect there, naming those that can.
@@ -46,7 +47,7 @@ def _why_not(path: str, verb: str, of_a_file: bool) -> str:
     return "what it measures is trained already"
 
 
-def changed(config: Config, over: Mapping[str, Any]) -> Config:
+def changed(config: Config, over: Assignments) -> Config:
     """The config with the values of `assigned` over it; data.columns of the config is dropped if they set it.
 
     Raises: ConfigError for a value out of range.
@@ -59,7 +60,7 @@ def changed(config: Config, over: Mapping[str, Any]) -> Config:
     return validate(merge(tree, nested(over)), given=set(over))
 
 
-def overrides_text(config: Config, over: Mapping[str, Any]) -> list[str]:
+def overrides_text(config: Config, over: Assignments) -> list[str]:
     """`eval.max_rows 50 (the run has 200)` for each value that differs from the config's."""
     texts = []
     for path, value in over.items():

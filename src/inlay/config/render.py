@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from inlay.config.counterparts import counterpart, in_words
 from inlay.config.describe import allowed
 from inlay.config.load import VERB_SECTIONS, in_yaml, preset_tree, section_of, setting_paths, unknown_setting
 from inlay.config.settings import Config
 from inlay.errors import ConfigError, nearest
+
+
+class ExplainedSetting(TypedDict):
+    """One setting as `config explain --json` shows it; all is null where another trainer's name has no counterpart."""
+
+    setting: str | None
+    type: str | None
+    default: Any
+    required: bool | None
+    doc: str | None
+    elsewhere: NotRequired[str]
+    """A sentence about the name of another trainer that was looked up."""
+
 
 _RESOLVED = "Resolved: what this run used. A comment gives the reason of a value that was left to inlay."
 
@@ -33,9 +47,9 @@ def _setting(key: str, value: Any, reason: str | None, indent: str) -> list[str]
     return [f"{indent}{key}: {in_yaml(value)}" + (f"  # {' '.join(reason.split())}" if reason else "")]
 
 
-def explicit_values(config: Config, *, everything: bool = False) -> dict[str, Any]:
+def explicit_values(config: Config, *, everything: bool = False) -> dict[str, object]:
     """Dotted setting to value of the settings that were given; `everything` adds the defaults."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for name in Config.model_fields:
         section = getattr(config, name)
         if not isinstance(section, BaseModel):
@@ -48,7 +62,7 @@ def explicit_values(config: Config, *, everything: bool = False) -> dict[str, An
     return values
 
 
-def explain(path: str | None = None) -> list[dict[str, Any]]:
+def explain(path: str | None = None) -> list[ExplainedSetting]:
     """Name, type, default and documentation of one setting, of a section, or of all.
 
     The last part of a name is enough (`rank`). A name of another trainer (`lora_r`) gives the settings that it is here,
@@ -66,27 +80,30 @@ def explain(path: str | None = None) -> list[dict[str, Any]]:
     return _explained(chosen, known)
 
 
-def _explained(chosen: Sequence[str], known: Mapping[str, Any], elsewhere: str | None = None) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [
+def _explained(
+    chosen: Sequence[str], known: Mapping[str, FieldInfo], elsewhere: str | None = None
+) -> list[ExplainedSetting]:
+    rows: list[ExplainedSetting] = [
         {
             "setting": name,
             "type": allowed(known[name]),
             "default": None if known[name].is_required() else _default(known[name]),
             "required": known[name].is_required(),
-            "doc": " ".join((known[name].description or "").split()),
+            "doc": _doc(known[name]),
         }
         for name in chosen
     ]
     if elsewhere is None:
         return rows
-    first = rows[0] if rows else dict.fromkeys(("setting", "type", "default", "required", "doc"))
-    return [first | {"elsewhere": elsewhere}, *rows[1:]]
+    nothing: ExplainedSetting = {"setting": None, "type": None, "default": None, "required": None, "doc": None}
+    first = rows[0] if rows else nothing
+    return [{**first, "elsewhere": elsewhere}, *rows[1:]]
 
 
 _FEWEST_LETTERS, _MOST_NAMED = 4, 6
 
 
-def _unknown(path: str, known: Mapping[str, Any]) -> str:
+def _unknown(path: str, known: Mapping[str, FieldInfo]) -> str:
     """The message for an unknown setting or section, with near names, or else settings whose description has the word."""
     if "." not in path and (section := nearest(path, Config.model_fields, cutoff=0.7)):
         return f"unknown setting or section {path!r}. Did you mean {section!r}?"
@@ -100,11 +117,15 @@ def _unknown(path: str, known: Mapping[str, Any]) -> str:
     return f"unknown setting {path!r}. Settings whose description has the word: {', '.join(named[:_MOST_NAMED])}{more}."
 
 
-def _default(field: Any) -> Any:
+def _default(field: FieldInfo) -> Any:
     return field.get_default(call_default_factory=True, validated_data={})
 
 
-def default_text(row: Mapping[str, Any]) -> str:
+def _doc(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split())
+
+
+def default_text(row: ExplainedSetting) -> str:
     """The default of an explained setting as YAML, or `required`."""
     return "required" if row["required"] else f"default {in_yaml(row['default'])}"
 
@@ -119,17 +140,17 @@ def markdown() -> str:
         "trainers, such as `lora_r` or `num_train_epochs`.",
     ]
     section = None
-    for row in explain():
-        head = row["setting"].partition(".")[0]
+    for name, field in setting_paths().items():
+        head = name.partition(".")[0]
         if head != section:
             section = head
             lines += ["", f"## {section}", ""]
             if section in VERB_SECTIONS:
                 lines += [f"For `inlay {section}` only, with `--set`; the config of a run has none of these.", ""]
             lines += ["| setting | values | default | meaning |", "|---|---|---|---|"]
-        default = "required" if row["required"] else f"`{in_yaml(row['default'])}`"
-        kind = row["type"].replace("|", "\\|")
-        lines.append(f"| `{row['setting']}` | {kind} | {default} | {row['doc'].replace('|', chr(92) + '|')} |")
+        default = "required" if field.is_required() else f"`{in_yaml(_default(field))}`"
+        kind, doc = (text.replace("|", "\\|") for text in (allowed(field), _doc(field)))
+        lines.append(f"| `{name}` | {kind} | {default} | {doc} |")
     return "\n".join(lines) + "\n"
 
 
@@ -155,6 +176,6 @@ def starter(preset: str | None) -> str:
             path = f"{section}.{key}"
             default = example.get(path, None if known[path].is_required() else _default(known[path]))
             value = tree.get(section, {}).get(key, default)
-            lines.append(f"  # {' '.join((known[path].description or '').split())}")
+            lines.append(f"  # {_doc(known[path])}")
             lines += _setting(key, value, None, "  ")
     return "\n".join(lines) + "\n"

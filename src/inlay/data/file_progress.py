@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import Final, Protocol
 
-from inlay.data.types import JsonObject
+from inlay.typed_json import JsonObject
 
 _SHOWN_FROM_BYTES: Final = 8_000_000
 _SHOWN_EVERY_S: Final = 10.0

@@ -16,8 +16,9 @@ from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.data.prepare import PreparedData, prepare, training_files
 from inlay.data.reading.data_file import DataFile
-from inlay.data.types import Example, JsonObject, Source, row_key
+from inlay.data.types import Example, Source, row_key
 from inlay.errors import DataCheckError, DataError, unknown_name
+from inlay.typed_json import JsonObject
 
 IGNORED = -100
 """The label of a token that is not trained."""

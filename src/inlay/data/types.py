@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Final, Literal, NotRequired, Protocol, TypedDict
+from typing import Final, Literal, NotRequired, Protocol, TypedDict
 
 from inlay.errors import DataError
-
-JsonObject = dict[str, Any]
-"""An object as JSON holds it: any names, any values. A row, a turn, the arguments of a call, a `--json` result."""
+from inlay.typed_json import JsonObject
 
 
 class Hash(Protocol):

@@ -10,9 +10,10 @@ from inlay.config.sections.data import DataConfig
 from inlay.data.reading import sources
 from inlay.data.reading.read import read_examples
 from inlay.data.splits import as_keys, by_content, least, prompt_key
-from inlay.data.types import JsonObject, Row
+from inlay.data.types import Row
 from inlay.errors import DataError
 from inlay.storage import path_exists, write_file
+from inlay.typed_json import JsonObject
 
 
 def write_split(path: str, folder: Path, config: DataConfig) -> JsonObject:

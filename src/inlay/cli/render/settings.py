@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
 
-from inlay.config.render import default_text
+from inlay.config.render import ExplainedSetting, default_text
 
 
-def explanation_text(rows: list[dict[str, Any]], columns: int) -> str:
+def explanation_text(rows: list[ExplainedSetting], columns: int) -> str:
     """Name, values, default and description of each setting."""
     lines = []
     for row in rows:
@@ -18,5 +17,5 @@ def explanation_text(rows: list[dict[str, Any]], columns: int) -> str:
         lines += textwrap.wrap(
             f"{row['setting']}  ({row['type']}; {default_text(row)})", columns, subsequent_indent="  "
         )
-        lines += textwrap.wrap(row["doc"], columns - 4, initial_indent="    ", subsequent_indent="    ")
+        lines += textwrap.wrap(row["doc"] or "", columns - 4, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from inlay.config.foreign.imported import Imported, Keys, take_eval_fraction, take_held_out, take_train, translate
 from inlay.config.foreign.read import read_keys
@@ -89,7 +89,7 @@ def _datasets(found: Imported, left: Keys, path: Path) -> None:
                 found.leave(key, name, "data.eval names one file; join the files first")
 
 
-def _chosen(path: Path, entries: Mapping[str, Any], name: str | None) -> Keys:
+def _chosen(path: Path, entries: Keys, name: str | None) -> Keys:
     if name is None and len(entries) == 1:
         return dict(next(iter(entries.values())))
     if name is None:
@@ -143,9 +143,7 @@ def _sharegpt(found: Imported, columns: Keys, tags: Keys, ranking: bool) -> None
             found.leave(f"tags.{key}", value, "name the fields and roles in the file as docs/data.md lists them")
 
 
-def _columns(
-    found: Imported, name: str, theirs: Mapping[str, Any], ours: Mapping[str, str], optional: tuple[str, ...] = ()
-) -> None:
+def _columns(found: Imported, name: str, theirs: Keys, ours: Mapping[str, str], optional: tuple[str, ...] = ()) -> None:
     """The format, and the columns that are called otherwise there than in the format."""
     found.take("data.format", name, "formatting")
     mapped = {}

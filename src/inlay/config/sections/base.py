@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -13,6 +13,10 @@ Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 DtypeName = Literal["float32", "bfloat16", "float16"]
+Tree = dict[str, Any]
+"""Settings as YAML nests them, section to setting to value. Nothing of it is checked."""
+Assignments = Mapping[str, Any]
+"""Values by setting, whose name may be dotted (`train.seed`). Nothing of it is checked."""
 
 
 class Settings(BaseModel):

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from inlay.data.checks.patterns import masked
-from inlay.data.types import JsonObject, Source
+from inlay.data.types import Source
+from inlay.typed_json import JsonObject
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")

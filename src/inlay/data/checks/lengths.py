@@ -18,8 +18,9 @@ from inlay.data.checks.findings import Finding, Kind, Tally
 from inlay.data.checks.row import CheckedRow
 from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.encoding.worker_pool import Helpers
-from inlay.data.types import Example, JsonObject
+from inlay.data.types import Example
 from inlay.errors import DataError
+from inlay.typed_json import JsonObject
 
 REFUSED: Final = Kind(
     "row-refused-by-the-encoder", "error", "rows that this model's tokenizer or chat template cannot take as they are",

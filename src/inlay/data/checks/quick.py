@@ -11,8 +11,9 @@ from typing import Final
 from inlay.data.checks import CHECKS, EXPENSIVE
 from inlay.data.checks.findings import Finding, by_gravity
 from inlay.data.checks.row import CheckedRow
-from inlay.data.types import Example, JsonObject
+from inlay.data.types import Example
 from inlay.errors import DataCheckError
+from inlay.typed_json import JsonObject
 
 MOST_ROWS: Final = 20_000
 """Rows looked at on each side; about a second for rows of 500 characters."""

@@ -20,8 +20,9 @@ from inlay.data.encoding.worker_pool import process_count
 from inlay.data.file_progress import FileProgress, ProgressBar
 from inlay.data.reading import sources
 from inlay.data.reading.read import stream_examples
-from inlay.data.types import JsonObject, Source
+from inlay.data.types import Source
 from inlay.errors import DataError
+from inlay.typed_json import JsonObject
 
 UNREADABLE: Final = Kind(
     "unreadable-row",

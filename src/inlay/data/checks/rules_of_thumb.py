@@ -9,7 +9,7 @@ from typing import Final
 
 from inlay.data.checks.lengths import LengthFacts, Model
 from inlay.data.checks.row import CheckedRow
-from inlay.data.types import JsonObject
+from inlay.typed_json import JsonObject
 
 LEAST: Final = (1e-6, 1e-5)
 """Trained tokens per parameter from which something can be expected: rules found differ by this much."""

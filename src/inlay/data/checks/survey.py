@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final
 
 from inlay.data.checks.row import CheckedRow
-from inlay.data.types import JsonObject
+from inlay.typed_json import JsonObject
 
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _LATIN_LETTER = re.compile(r"[A-Za-z]")

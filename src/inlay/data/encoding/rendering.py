@@ -24,8 +24,9 @@ from inlay.data.encoding.special_tokens import SpecialTokens
 from inlay.data.encoding.template_cache import TemplateCache
 from inlay.data.encoding.template_kwargs import thinking_switch
 from inlay.data.reading.turn_fields import THOUGHTS
-from inlay.data.types import JsonObject, Message, Source, Tool
+from inlay.data.types import Message, Source, Tool
 from inlay.errors import DataError
+from inlay.typed_json import JsonObject
 
 TODAY = datetime(2024, 7, 26)
 """The date that `strftime_now` gives to a chat template, on every day. Some templates write the date into the system turn:

@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer, models
 
 from inlay.data.encoding.piece_tokenizer import PieceTokenizer
-from inlay.data.types import JsonObject
+from inlay.typed_json import JsonObject
 
 _MARK: Final = "\u2581"
 """A SentencePiece tokenizer's mark for a space; in a text it counts as one."""

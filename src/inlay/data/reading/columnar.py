@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, Final
 
 from inlay.data.reading import strict_json
-from inlay.data.types import JsonObject, Row, Source
+from inlay.data.types import Row, Source
 from inlay.errors import DataError
+from inlay.typed_json import JsonObject
 
 _Reader = Callable[[Any], Any]
 """Decodes a value of the table."""

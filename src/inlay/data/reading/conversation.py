@@ -11,8 +11,9 @@ from inlay.data.reading import turn_fields
 from inlay.data.reading.row_fields import GREETING, SYSTEMS, is_empty
 from inlay.data.reading.tool_calls import CALLS, Calls, as_calls, calls_of_turn
 from inlay.data.reading.values import fail, json_in, missing, text
-from inlay.data.types import Example, JsonObject, Message, Row, Switches, Tool
+from inlay.data.types import Example, Message, Row, Switches, Tool
 from inlay.errors import DataError, nearest
+from inlay.typed_json import JsonObject
 
 OPENAI_ROLES: Final = {
     "system": "system",

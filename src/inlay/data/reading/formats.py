@@ -17,8 +17,9 @@ from inlay.data.reading import conversation, known_shapes, preferences, row_fiel
 from inlay.data.reading.rendered_text import turns_of, turns_of_pair
 from inlay.data.reading.strict_json import listed
 from inlay.data.reading.tool_calls import tools as tools_of
-from inlay.data.types import Example, JsonObject, Message, Row
+from inlay.data.types import Example, Message, Row
 from inlay.errors import DataError, nearest, unknown_name
+from inlay.typed_json import JsonObject
 
 
 @dataclass(frozen=True)

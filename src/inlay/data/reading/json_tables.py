@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from inlay.data.types import JsonObject
 from inlay.errors import DataError
+from inlay.typed_json import JsonObject
 
 ROW_LISTS: Final = frozenset({
     "messages", "conversations", "prompt", "completion", "tools", "functions", "instances",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from inlay.data.types import JsonObject, Row
+from inlay.data.types import Row
+from inlay.typed_json import JsonObject
 
 _MESSAGES: Final = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
 

@@ -12,8 +12,9 @@ from typing import TypeVar
 from inlay.data.reading import formats, sources
 from inlay.data.reading.detection import PREVIEW, DetectedFormat, detect, named
 from inlay.data.reading.row_fields import SPLITS, OneSplit
-from inlay.data.types import ASSISTANT, Example, Hash, JsonObject, Message, OnFault, Row, Source
+from inlay.data.types import ASSISTANT, Example, Hash, Message, OnFault, Row, Source
 from inlay.errors import DataError
+from inlay.typed_json import JsonObject
 
 Changed = TypeVar("Changed")
 _SPLITS = frozenset(SPLITS)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from inlay.data.reading.json_tables import rows_within
-from inlay.data.types import JsonObject, OnFault, Row, Source
+from inlay.data.types import OnFault, Row, Source
 from inlay.errors import DataError
+from inlay.typed_json import JsonObject
 
 Where = Callable[[int], str]
 """Character position in a text to the `file:line` that an error names."""

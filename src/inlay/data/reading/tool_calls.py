@@ -6,8 +6,9 @@ from typing import Any, Final
 
 from inlay.data.reading.row_fields import is_empty
 from inlay.data.reading.values import fail, json_in, missing, text
-from inlay.data.types import JsonObject, Row, Tool, ToolCall
+from inlay.data.types import Row, Tool, ToolCall
 from inlay.errors import DataError, nearest
+from inlay.typed_json import JsonObject
 
 Calls = tuple[ToolCall, ...]
 

@@ -9,8 +9,9 @@ import math
 from typing import Any, Final
 
 from inlay.data.reading.values import fail, text
-from inlay.data.types import JsonObject, Row
+from inlay.data.types import Row
 from inlay.errors import DataError, nearest
+from inlay.typed_json import JsonObject
 
 WEIGHTS: Final = ("weight", "loss_weight", "loss_scale")
 """Fields with the weight of each token of a turn."""
