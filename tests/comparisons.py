@@ -6,8 +6,7 @@ import numpy as np
 
 from inlay.evaluation.bootstrap import compare_scores
 from inlay.evaluation.caveats import SelectedCheckpoint
-from inlay.evaluation.comparison import ComparedRow, Comparison
-from inlay.evaluation.groups import Group
+from inlay.evaluation.compare import ComparedRow, Comparison, Group
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
 from inlay.evaluation.verdict import Difference
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from inlay.api import Loaded, checkpoints, compare, demo, doctor, evaluate, init, load, resume, train
     from inlay.config import Config
     from inlay.errors import InlayError, Interrupted, UserError
-    from inlay.evaluation.comparison import Comparison
+    from inlay.evaluation.compare import Comparison
     from inlay.runs.folder import Run
 
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "Comparison": "inlay.evaluation.comparison",
+    "Comparison": "inlay.evaluation.compare",
     "Config": "inlay.config",
     "InlayError": "inlay.errors",
     "Interrupted": "inlay.errors",

@@ -20,8 +20,7 @@ from PIL import Image
 
 from chromium import started
 from comparisons import HISTORY, made
-from inlay.evaluation.blind import read_judgements
-from inlay.evaluation.blind_server import serve_trials
+from inlay.evaluation.blind import read_judgements, serve_trials
 from inlay.evaluation.html import comparison_page
 
 pytestmark = pytest.mark.browser

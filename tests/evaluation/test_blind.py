@@ -15,9 +15,8 @@ from urllib.parse import urlencode
 import pytest
 
 from comparisons import made
-from inlay.evaluation.blind import FILE, Choice, preference, read_judgements, trials, write_judgement
-from inlay.evaluation.blind_server import serve_trials
-from inlay.evaluation.comparison import Comparison
+from inlay.evaluation.blind import FILE, Choice, preference, read_judgements, serve_trials, trials, write_judgement
+from inlay.evaluation.compare import Comparison
 from inlay.evaluation.html import comparison_page
 from inlay.evaluation.report import as_markdown
 

@@ -14,8 +14,7 @@ from scipy import stats as scipy_stats
 from inlay.errors import ConfigError, DataError
 from inlay.evaluation.bootstrap import compare_scores, paired_bootstrap
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS, Metric
-from inlay.evaluation.p_values import holm, mcnemar
-from inlay.evaluation.student_t import t_quantile
+from inlay.evaluation.p_values import holm, mcnemar, t_quantile
 from inlay.evaluation.verdict import MIN_ROWS, Difference
 
 MEAN = METRICS["token_f1"]

@@ -24,13 +24,13 @@ from inlay.data.encoding.encoder import Encoder
 from inlay.data.reading.read import as_lines
 from inlay.data.types import Example, Message, Source
 from inlay.errors import ConfigError, DataError, RunError
-from inlay.evaluation.compare import compare_models, loss_difference, primary_metric
-from inlay.evaluation.comparison import Comparison
-from inlay.evaluation.measured_model import MeasuredModel, ModelFacts
+from inlay.evaluation.bootstrap import loss_difference
+from inlay.evaluation.compare import Comparison, compare_models
+from inlay.evaluation.measured_model import MeasuredModel, ModelFacts, text_metrics
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
 from inlay.evaluation.report import as_csv, as_markdown, harmless, write_reports
-from inlay.evaluation.row_statistics import text_metrics
 from inlay.evaluation.score import EvalSet, Score, held_out, read_held_out, score
+from inlay.evaluation.task_metrics import primary_metric
 from inlay.methods.adapter import attach
 from inlay.runs.reporter import PlainReporter
 from inlay.tasks.causal import CAUSAL

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from comparisons import HISTORY, HOSTILE, made
 from html_elements import Elements
 from inlay.evaluation import html
-from inlay.evaluation.html import comparison_page
+from inlay.evaluation.html import comparison_page, marked
 from inlay.evaluation.metrics import METRICS
 from inlay.evaluation.report import write_reports
-from inlay.evaluation.word_diff import marked
 from inlay.reports.charts import Line, differences, interval, lines
 from inlay.runs.guard_events import Incident
 

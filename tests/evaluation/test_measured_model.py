@@ -23,12 +23,10 @@ from inlay.evaluation.caveats import (
 )
 from inlay.evaluation.compare import compare_models
 from inlay.evaluation.costs import Costs
-from inlay.evaluation.document import write_document
 from inlay.evaluation.html import comparison_page
-from inlay.evaluation.measured_model import MeasuredModel, ModelFacts
+from inlay.evaluation.measured_model import BEHAVIOUR, MeasuredModel, ModelFacts, text_metrics
 from inlay.evaluation.metrics import LOSS_METRICS
-from inlay.evaluation.report import as_markdown
-from inlay.evaluation.row_statistics import BEHAVIOUR, text_metrics
+from inlay.evaluation.report import as_markdown, write_document
 from inlay.evaluation.score import EvalSet, GenerationSpeed, Score
 from inlay.evaluation.seeds import seed_levels
 from inlay.evaluation.summary import caveat_text

@@ -11,9 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.example_tasks import find_example_task
-from inlay.evaluation.embeddings import text_embeddings
 from inlay.evaluation.score import prompt_messages
-from inlay.evaluation.style_relevance import relevance, style
+from inlay.evaluation.style_relevance import relevance, style, text_embeddings
 from inlay.evaluation.summary import style_relevance_text
 from inlay.models.base import find_base, load_tokenizer
 

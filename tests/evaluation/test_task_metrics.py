@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from inlay.data.example_tasks import example_tasks
 from inlay.errors import ConfigError
-from inlay.evaluation.answer_failures import ANSWER_FAILURES
-from inlay.evaluation.metrics import METRICS
+from inlay.evaluation.metrics import ANSWER_FAILURES, METRICS
 from inlay.evaluation.score import prompt_messages
 from inlay.evaluation.task_metrics import (
     TASK_METRICS,

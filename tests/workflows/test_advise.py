@@ -18,7 +18,7 @@ from inlay.errors import ConfigError, DataError, Interrupted, RunError
 from inlay.evaluation.caveats import FilesPassedOver
 from inlay.models.base import find_base, load_tokenizer
 from inlay.workflows.advise.advise import Advice, Outcome
-from inlay.workflows.advise.contexts import Budget, shots, with_passages
+from inlay.workflows.advise.arms import Budget, shots, with_passages
 from inlay.workflows.advise.passages import Index, Passage, of_documents, of_rows
 from parts import qa_rows, write_rows
 from training_runs import Quiet, stop_after

@@ -6,7 +6,7 @@ from inlay import config as configs
 from inlay.api.evaluation import compare
 from inlay.api.training import train
 from inlay.data.example_tasks import find_example_task
-from inlay.evaluation.comparison import Comparison
+from inlay.evaluation.compare import Comparison
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter

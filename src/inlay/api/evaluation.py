@@ -10,8 +10,8 @@ from inlay.adapters.reference import BASE, ModelName, Reference, open_base, refe
 from inlay.api.types import RunLike, as_run
 from inlay.config.measuring import TAKEN, assigned
 from inlay.errors import ConfigError
-from inlay.evaluation.blind_server import serve_trials
-from inlay.evaluation.comparison import Comparison
+from inlay.evaluation.blind import serve_trials
+from inlay.evaluation.compare import Comparison
 from inlay.evaluation.costs import Prices
 from inlay.evaluation.custom import MetricSpecs
 from inlay.evaluation.python_tests import read_tests

@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from inlay.errors import ConfigError, DataError
-from inlay.evaluation.metrics import Array, Metric
-from inlay.evaluation.p_values import mcnemar
-from inlay.evaluation.student_t import t_quantile
+from inlay.evaluation.metrics import LOSS_METRICS, Array, Metric
+from inlay.evaluation.p_values import mcnemar, t_quantile
 from inlay.evaluation.verdict import Difference
 
 _CELLS = 1 << 21
@@ -71,6 +70,33 @@ def compare_scores(
         found = _difference(name, pairs[name], units, drawn, level)
         result[name] = found if clusters is None else replace(found, clusters=len(columns_UK))
     return result
+
+
+def loss_difference(
+    base: tuple[Array, Array],
+    adapter: tuple[Array, Array],
+    resamples: int,
+    seed: int,
+    examples: Array | None = None,
+) -> Difference:
+    """Held-out loss of adapter minus base from two (nll, weight) pairs over the same sequences.
+
+    `examples` names the example of each sequence. The sequences of one are drawn together, as `compare_models` does;
+    without it each is drawn by itself.
+    """
+    sides = [np.stack(side, 1).astype(np.float64) for side in (base, adapter)]
+    if examples is not None:
+        sides = [_per_example(side, examples) for side in sides]
+    pair = (sides[0], sides[1], LOSS_METRICS["loss"])
+    return compare_scores({"loss": pair}, resamples=resamples, seed=seed)["loss"]
+
+
+def _per_example(statistics_NS: Array, examples: Array) -> Array:
+    """Statistics summed over the sequences of each example, by its position."""
+    found, places = np.unique(examples, return_inverse=True)
+    summed = np.zeros((len(found), statistics_NS.shape[1]))
+    np.add.at(summed, places, statistics_NS)
+    return summed
 
 
 def _places(clusters: Sequence[Hashable], n: int) -> npt.NDArray[np.int64]:

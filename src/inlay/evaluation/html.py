@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from inlay.evaluation.comparison import ComparedRow, Comparison
+from inlay.evaluation.compare import ComparedRow, Comparison
 from inlay.evaluation.costs import HEAD
+from inlay.evaluation.measured_model import BEHAVIOUR
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
-from inlay.evaluation.row_statistics import BEHAVIOUR
 from inlay.evaluation.summary import caveat_text, preference_text, style_relevance_text
 from inlay.evaluation.task_metrics import TASK_METRICS
 from inlay.evaluation.verdict import Difference
-from inlay.evaluation.word_diff import marked
 from inlay.reports.charts import Line, differences, interval, lines
 from inlay.reports.html import Html, Item, badge, facts, filtered, joined, note, page, section, table, tag
 from inlay.runs.guard_events import Incident
@@ -339,3 +340,49 @@ def _reading(c: Comparison) -> Html:
     known = {**METRICS, **TASK_METRICS}
     described += [(f"{name}, computed", known[name].signature()) for name in texts if name in known]
     return tag("section", tag("details", tag("summary", "How to read this"), facts(described)))
+
+
+_PIECES = re.compile(r"\s+|\w+|[^\w\s]")
+_NONE: tuple[str, ...] = ()
+_MOST_WORDS = 1500
+"""Longer texts are not aligned: it takes time with the square of their length."""
+
+
+def marked(text: str, others: Mapping[str, str | None]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The text in runs, each with the names of the others in which its words are missing; spaces go with the run.
+
+    A word is missing where it is not in both texts when they are laid beside each other: order counts. An other of
+    None marks nothing.
+    """
+    pieces = _PIECES.findall(text)
+    words = [n for n, piece in enumerate(pieces) if not piece.isspace()]
+    spoken = [pieces[n] for n in words]
+    lacking: dict[int, list[str]] = {n: [] for n in words}
+    for name, other in others.items():
+        for n in _unmatched(spoken, other):
+            lacking[words[n]].append(name)
+    yield from _runs(pieces, {n: tuple(names) for n, names in lacking.items()})
+
+
+def _unmatched(words: list[str], other: str | None) -> Iterable[int]:
+    if other is None:
+        return ()
+    against = [piece for piece in _PIECES.findall(other) if not piece.isspace()]
+    if words == against or max(len(words), len(against)) > _MOST_WORDS:
+        return ()
+    matcher = SequenceMatcher(None, words, against, autojunk=False)
+    shared = {n for block in matcher.get_matching_blocks() for n in range(block.a, block.a + block.size)}
+    return (n for n in range(len(words)) if n not in shared)
+
+
+def _runs(pieces: list[str], lacking: Mapping[int, tuple[str, ...]]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    run, kind = "", _NONE
+    for n, piece in enumerate(pieces):
+        # a space is marked as both words beside it are
+        here = lacking[n] if n in lacking else tuple(name for name in kind if name in lacking.get(n + 1, ()))
+        if here != kind and run:
+            yield run, kind
+            run = ""
+        run, kind = run + piece, here
+    if run:
+        yield run, kind

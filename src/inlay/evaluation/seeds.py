@@ -12,10 +12,9 @@ import numpy as np
 from inlay.errors import DataError
 from inlay.evaluation import summary
 from inlay.evaluation.bootstrap import compare_scores
-from inlay.evaluation.measured_model import MeasuredModel
+from inlay.evaluation.measured_model import MeasuredModel, by_scored_rows, clusters_of
 from inlay.evaluation.metrics import LOSS_METRICS, Array, Metric
-from inlay.evaluation.row_statistics import by_scored_rows, clusters_of
-from inlay.evaluation.student_t import t_cdf, t_quantile
+from inlay.evaluation.p_values import t_cdf, t_quantile
 from inlay.evaluation.verdict import Difference
 
 

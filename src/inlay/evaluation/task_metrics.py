@@ -268,3 +268,18 @@ def _named(name: str, possible: Mapping[str, TextMetric]) -> TextMetric:
 def answer_metric(metrics: Sequence[str]) -> str | None:
     """The one of the metrics that measures whether the answers are right; None without any."""
     return next((name for name in (*_ANSWERS_BY, *metrics) if name in metrics), None)
+
+
+def primary_metric(wanted: str, *, has_answers: bool = True) -> str:
+    """The metric that decides the verdict. Raises: ConfigError for one that is unknown or cannot be measured."""
+    if wanted == "auto":
+        return "loss"
+    texts = [*METRICS, *LABEL_METRICS, *TASK_METRICS]
+    if wanted not in LOSS_METRICS and wanted not in texts:
+        raise ConfigError(f"eval.metric: {unknown_name('metric', wanted, [*LOSS_METRICS, *texts, 'auto'])}")
+    if wanted in texts and not has_answers:
+        raise ConfigError(
+            f"eval.metric: {wanted} compares answers, and no held-out row has a question to answer. "
+            f"Use {' or '.join(LOSS_METRICS)}."
+        )
+    return wanted

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from inlay.evaluation.student_t import t_quantile
+from inlay.evaluation.p_values import t_quantile
 
 Verdict = Literal["better", "worse", "not distinguishable"]
 

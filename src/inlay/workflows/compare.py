@@ -18,12 +18,10 @@ from inlay.evaluation.caveats import (
     SelectedCheckpoint,
     SeveralModels,
 )
-from inlay.evaluation.compare import compare_models
-from inlay.evaluation.comparison import Comparison
+from inlay.evaluation.compare import Comparison, compare_models
 from inlay.evaluation.costs import Bill, Costs, Prices
-from inlay.evaluation.document import write_document
 from inlay.evaluation.measured_model import MeasuredModel
-from inlay.evaluation.report import write_reports
+from inlay.evaluation.report import write_document, write_reports
 from inlay.evaluation.retention import retention
 from inlay.evaluation.seeds import by_seed, config_and_seed, seed_levels
 from inlay.evaluation.verdict import Difference

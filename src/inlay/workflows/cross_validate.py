@@ -147,9 +147,9 @@ def _pooled(found: Sequence[EvaluationResult], wanted: Sequence[str]) -> dict[st
     import numpy as np
 
     from inlay.evaluation.bootstrap import compare_scores
+    from inlay.evaluation.compare import Pair
+    from inlay.evaluation.measured_model import row_statistics
     from inlay.evaluation.metrics import LOSS_METRICS
-    from inlay.evaluation.row_pairs import Pair
-    from inlay.evaluation.row_statistics import row_statistics
     from inlay.evaluation.task_metrics import metrics_for
 
     references = [one.rows.references[n] for one in found for n in one.rows.prompt_ids]

@@ -89,7 +89,7 @@ def _configs(run: Run, plateau: Plateau, last: int) -> dict[str, Config]:
 def _judged(run: Run, plateau: Plateau, last: int, reporter: Reporter) -> EscapeOutcome:
     """The three ways after the last step on the held-out rows; differences are escape minus the other."""
     from inlay.adapters import reference
-    from inlay.evaluation.compare import loss_difference
+    from inlay.evaluation.bootstrap import loss_difference
     from inlay.evaluation.score import held_out, read_held_out, score
 
     config, ready = run.config, reference.open_base(run)

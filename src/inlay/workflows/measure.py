@@ -1,4 +1,4 @@
-"""Models measured on the same rows: the rows, then the losses and answers of each model."""
+"""Models measured on the same rows: the rows, then the facts, losses and answers of each model."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 
 from inlay.adapters.reference import Reference, config_of, opened
 from inlay.config import Config
+from inlay.config.identity import settings_hash
 from inlay.config.measuring import changed, overrides_text
 from inlay.data.reading import sources
 from inlay.data.reading.read import read_examples
 from inlay.data.splits import draw
 from inlay.data.types import Example
 from inlay.errors import ConfigError, DataError
-from inlay.evaluation.compare import primary_metric
 from inlay.evaluation.custom import MetricSpecs
-from inlay.evaluation.embeddings import text_embeddings
-from inlay.evaluation.measured_model import MeasuredModel, ModelFacts, RowEmbeddings
+from inlay.evaluation.measured_model import MeasuredModel, ModelFacts, RowEmbeddings, text_metrics
 from inlay.evaluation.metrics import LOSS_METRICS, Array, TextMetric
 from inlay.evaluation.python_tests import python_tests_metric
 from inlay.evaluation.retention import Sets, retention_sets
-from inlay.evaluation.row_statistics import text_metrics
 from inlay.evaluation.score import EvalSet, Score, held_out, prompt_text, read_held_out, score
+from inlay.evaluation.style_relevance import text_embeddings
+from inlay.evaluation.task_metrics import primary_metric
+from inlay.models.base import BaseRef, weight_files
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter, duration_shown
 from inlay.storage import path_exists
 from inlay.tasks.opened_base import OpenedBase
-from inlay.workflows.model_facts import facts_of
 
 _NOTED_FROM_S = 10.0
 """Seconds of one model from which the time for the others is estimated."""
@@ -307,3 +307,45 @@ def _how_read(data: str, config: Config, over: Mapping[str, object]) -> tuple[st
         first = next(iter(sources.rows(data)), None)
         columns = columns if first is not None and set(columns.values()) <= set(first.value) else {}
     return name, columns
+
+
+def facts_of(one: Reference, base: BaseRef, data: str) -> ModelFacts:
+    """The facts of a reference over its base, for an evaluation on the rows of `data`."""
+    return ModelFacts(
+        one.name, one.kind, one.base, one.caution, _config_key(one),
+        0 if one.run is None else one.run.config.train.seed, _training_s(one), _stored_bytes(one, base),
+        _selected_from(one, data),
+    )  # fmt: skip
+
+
+def _config_key(one: Reference) -> str | None:
+    """Config, base and data without the seed; None for what is no finished run."""
+    if one.kind != "run" or one.run is None:
+        return None
+    config, record = one.run.config, one.run.record
+    unseeded = config.model_copy(update={"train": config.train.model_copy(update={"seed": 0})})
+    return repr((settings_hash(unseeded), record.base_digest, record.data_hash))
+
+
+def _training_s(one: Reference) -> float | None:
+    if one.run is None or one.kind not in ("run", "adapter"):
+        return None
+    result = one.run.record.result
+    return None if result is None else result.train_time_s
+
+
+def _stored_bytes(one: Reference, base: BaseRef) -> int:
+    """Bytes of the adapter's weights, or of all weights of a complete model."""
+    files = weight_files(base.folder) if one.folder is None else one.folder.glob("*.safetensors")
+    return sum(path.stat().st_size for path in files)
+
+
+def _selected_from(one: Reference, data: str) -> int:
+    """Number of checkpoints that the run's best one was selected from by the loss on these rows; 0 if it was not."""
+    if one.kind != "run" or one.run is None or data != str(one.run.heldout):
+        return 0
+    evaluations = sum("eval_loss" in line for line in one.run.metrics)
+    result = one.run.record.result
+    best = None if result is None else result.best_step
+    selected = evaluations > 1 and one.run.config.train.export == "best" and best is not None
+    return evaluations if selected else 0

@@ -18,7 +18,8 @@ from inlay.config import Config
 from inlay.engine.memory import enough_memory
 from inlay.engine.profile import profiled
 from inlay.errors import Interrupted, RunError, TrainingError
-from inlay.evaluation.compare import loss_difference, primary_metric
+from inlay.evaluation.bootstrap import loss_difference
+from inlay.evaluation.task_metrics import primary_metric
 from inlay.methods.adapter import adapter_disabled
 from inlay.methods.state import AdapterState
 from inlay.proof.verify import Start, prove_trained

@@ -10,7 +10,7 @@ from inlay.evaluation.summary import caveat_text, preference_text, style_relevan
 from inlay.runs.reporter import duration_shown, figure_shown
 
 if TYPE_CHECKING:
-    from inlay.evaluation.comparison import Comparison
+    from inlay.evaluation.compare import Comparison
     from inlay.evaluation.seeds import SeedLevel
 
 

@@ -24,7 +24,7 @@ from inlay.evaluation.caveats import (
     RepeatedTrainingRows,
     TrainedWithoutPassages,
 )
-from inlay.evaluation.comparison import Comparison
+from inlay.evaluation.compare import Comparison
 from inlay.evaluation.costs import Prices
 from inlay.evaluation.report import write_reports
 from inlay.evaluation.score import prompt_and_reference, read_held_out
@@ -32,11 +32,9 @@ from inlay.evaluation.summary import caveat_text
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter
 from inlay.storage import write_json
-from inlay.workflows.advise.arms import Bench, Differences, MeasuredArm, measure_arms
-from inlay.workflows.advise.contexts import answerable, has_prompt, shots
+from inlay.workflows.advise.arms import Bench, Differences, MeasuredArm, answerable, has_prompt, measure_arms, shots
 from inlay.workflows.advise.passages import Index, of_documents, of_rows
-from inlay.workflows.advise.recommend import ArmCosts, Recommendation, recommend
-from inlay.workflows.advise.rule_of_thumb import RuleOfThumb, rule_of_thumb
+from inlay.workflows.advise.recommend import ArmCosts, Recommendation, RuleOfThumb, recommend, rule_of_thumb
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,30 +1,37 @@
-"""The ways to get better answers, each measured on the same rows with the same budget."""
+"""The ways to get better answers, each measured on the same rows, with passages before the question within one budget."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
 from inlay.config import Config
+from inlay.data.encoding.encoder import Encoder
+from inlay.data.encoding.token_arrays import pack
 from inlay.data.types import Example
 from inlay.engine.loss import autocast
-from inlay.evaluation.compare import compare_models
-from inlay.evaluation.comparison import Comparison
-from inlay.evaluation.measured_model import MeasuredModel, ModelFacts
-from inlay.evaluation.row_statistics import text_metrics
-from inlay.evaluation.score import EvalSet, held_out, score
+from inlay.errors import DataError
+from inlay.evaluation.compare import Comparison, compare_models
+from inlay.evaluation.measured_model import MeasuredModel, ModelFacts, text_metrics
+from inlay.evaluation.metrics import normalise
+from inlay.evaluation.score import EvalSet, held_out, prompt_and_reference, prompt_messages, score
 from inlay.evaluation.verdict import Difference
 from inlay.generation.generate import Sampling
 from inlay.methods.state import AdapterState
 from inlay.runs.reporter import Reporter
 from inlay.tasks.opened_base import OpenedBase
-from inlay.workflows.advise.contexts import NONE, ORACLE, RETRIEVED, SHOTS, Budget, contexts
 from inlay.workflows.advise.passages import Index, Passage
 
+NONE, SHOTS, RETRIEVED, ORACLE = "none", "few-shot", "retrieval", "oracle"
+"""Passages before the question: none; the same training rows for every question; those that the question finds; those
+that the reference answer finds."""
+_RANKS: Final = 4
+"""So many times the wanted passages are tried: one that does not fit gives way to the next."""
+_LONG_ANSWERS: Final = 0.99
 _TIMED: Final = 5
 """Requests that are answered one by one for the latency."""
 
@@ -147,3 +154,118 @@ class Differences:
     def __call__(self, before: str, after: str) -> Mapping[str, Difference]:
         """`after` minus `before`, by metric."""
         return self.comparison(before, after).metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Limits of every arm."""
+
+    prompt_tokens: int
+    passages: int
+    """Most training rows or passages before one question."""
+
+
+def has_prompt(example: Example) -> bool:
+    """True where messages stand before the last trained answer; a plain document has none."""
+    return example.messages[0].role != "text" and bool(prompt_messages(example))
+
+
+def last_answer_only(example: Example) -> Example:
+    """The row up to its last trained answer, with no other turn trained."""
+    before = prompt_messages(example)
+    answer = example.messages[len(before)]
+    return replace(example, messages=(*(replace(m, weight=0.0) for m in before), answer))
+
+
+def answerable(
+    examples: Iterable[Example], encoder: Encoder, context_length: int, prompt_tokens: int, max_new_tokens: int,
+    passages: int,
+) -> tuple[list[Example], Budget]:  # fmt: skip
+    """(the rows that fit every arm, the budget): room is kept for an answer of `max_new_tokens`, and for all references
+    but the longest hundredth, and up to half of the context. Raises: DataError where none fits."""
+    kept = [last_answer_only(e) for e in examples if has_prompt(e)]
+    if not kept:
+        raise DataError("advise: no held-out row has a prompt, so no answers can be compared. See inlay eval.")
+    prompts = np.array([prompt_length(e, encoder) for e in kept])
+    whole = pack(encoder.examples(kept)).lengths
+    answers = whole - prompts
+    longest = min(int(np.quantile(answers, _LONG_ANSWERS, method="higher")), context_length // 2)
+    room = context_length - max(longest, max_new_tokens)
+    budget = Budget(min(prompt_tokens, room), passages)
+    fitting = (prompts <= budget.prompt_tokens) & (answers <= context_length - budget.prompt_tokens)
+    if not fitting.any():
+        raise DataError(
+            f"advise: no held-out row fits a prompt of {budget.prompt_tokens} tokens with an answer after it in a "
+            f"context of {context_length}. Lower eval.max_new_tokens (now {max_new_tokens}), or raise advise.prompt_tokens."
+        )
+    return [example for example, fits in zip(kept, fitting, strict=True) if fits], budget
+
+
+def prompt_length(example: Example, encoder: Encoder) -> int:
+    """Tokens of the prompt."""
+    return len(encoder.prompt(prompt_messages(example), example.tools, example.switches))
+
+
+def shots(passages: Sequence[Passage], left_out: Iterable[int], count: int, seed: int) -> list[Passage]:
+    """The training rows that every question gets, drawn by seed, each with another answer as long as there are others."""
+    skipped = set(left_out)
+    order = [int(n) for n in np.random.default_rng([seed, 0x5407]).permutation(len(passages)) if n not in skipped]
+    seen: set[str] = set()
+    new: list[Passage] = []
+    again: list[Passage] = []
+    for n in order:
+        answer = normalise(passages[n].turns[-1].content)
+        (again if answer in seen else new).append(passages[n])
+        seen.add(answer)
+    return (new + again)[:count]
+
+
+def found_for(example: Example, index: Index, count: int, by_answer: bool) -> list[Passage]:
+    """The passages nearest to the last question, or with `by_answer` to the reference answer."""
+    prompt, answer = prompt_and_reference(example)
+    text = answer if by_answer else prompt
+    return [index.passages[n] for n in index.nearest(text, count)]
+
+
+def with_passages(example: Example, ranked: Sequence[Passage], budget: Budget, encoder: Encoder) -> Example:
+    """The row with the first passages that fit the budget, the best nearest to the question."""
+    shown: list[Passage] = []
+    best = example
+    for passage in ranked:
+        if len(shown) == budget.passages:
+            break
+        longer = _placed(example, [*shown, passage])
+        try:
+            fits = prompt_length(longer, encoder) <= budget.prompt_tokens
+        except DataError:  # the passage reads as a special token, or the template refuses it
+            continue
+        if fits:
+            shown.append(passage)
+            best = longer
+    return best
+
+
+def _placed(example: Example, shown: Sequence[Passage]) -> Example:
+    """Training rows become turns after the system turn; text of documents stands in the question's own turn."""
+    messages = example.messages
+    head = next(n for n, m in enumerate(messages) if m.role != "system")
+    turns = [turn for passage in reversed(shown) for turn in passage.turns]
+    texts = [passage.text for passage in reversed(shown) if not passage.turns]
+    place = len(prompt_messages(example)) - 1
+    last = messages[place]
+    if texts:
+        last = replace(last, content="\n\n".join([*texts, last.content]))
+    return replace(example, messages=(*messages[:head], *turns, *messages[head:place], last, *messages[place + 1 :]))
+
+
+def contexts(
+    kind: str, examples: Sequence[Example], fixed: Sequence[Passage], index: Index, budget: Budget, encoder: Encoder
+) -> list[Example]:
+    """Every row with the passages of this kind before its question; `fixed` are the rows of `SHOTS`."""
+    if kind == NONE:
+        return list(examples)
+    count = budget.passages * _RANKS
+    return [
+        with_passages(e, fixed if kind == SHOTS else found_for(e, index, count, kind == ORACLE), budget, encoder)
+        for e in examples
+    ]

@@ -12,7 +12,7 @@ import pytest
 
 from inlay import api
 from inlay.errors import ConfigError, UserError
-from inlay.evaluation import harness
+from inlay.workflows import harness
 from parts import qa_rows, write_rows
 from program import program
 from training_runs import Quiet, train

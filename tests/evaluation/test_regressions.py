@@ -17,8 +17,7 @@ from inlay.data.encoding.token_arrays import pack
 from inlay.data.example_tasks import example_tasks, find_example_task
 from inlay.data.reading.read import read_examples
 from inlay.data.types import Example, Message, Source
-from inlay.evaluation.comparison import ComparedRow
-from inlay.evaluation.groups import groups
+from inlay.evaluation.compare import ComparedRow, groups
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
 from inlay.evaluation.report import as_markdown
 from inlay.evaluation.retention import GENERAL, retention, retention_sets
