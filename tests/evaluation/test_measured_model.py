@@ -24,8 +24,8 @@ from inlay.evaluation.caveats import (
 from inlay.evaluation.compare import compare_models
 from inlay.evaluation.costs import Costs
 from inlay.evaluation.html import comparison_page
-from inlay.evaluation.measured_model import BEHAVIOUR, MeasuredModel, ModelFacts, text_metrics
-from inlay.evaluation.metrics import LOSS_METRICS
+from inlay.evaluation.measured_model import MeasuredModel, ModelFacts, text_metrics
+from inlay.evaluation.metrics import BEHAVIOUR, LOSS_METRICS
 from inlay.evaluation.report import as_markdown, write_document
 from inlay.evaluation.score import EvalSet, GenerationSpeed, Score
 from inlay.evaluation.seeds import seed_levels

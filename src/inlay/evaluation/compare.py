@@ -18,8 +18,8 @@ from inlay.evaluation import summary
 from inlay.evaluation.bootstrap import compare_scores, paired_bootstrap
 from inlay.evaluation.caveats import Caveat
 from inlay.evaluation.costs import Bill, bills_json
-from inlay.evaluation.measured_model import BEHAVIOUR, MeasuredModel, by_scored_rows, clusters_of
-from inlay.evaluation.metrics import LOSS_METRICS, Array, Metric, normalise
+from inlay.evaluation.measured_model import MeasuredModel, by_scored_rows, clusters_of
+from inlay.evaluation.metrics import BEHAVIOUR, LOSS_METRICS, Array, Metric, normalise
 from inlay.evaluation.p_values import holm
 from inlay.evaluation.score import EvalSet, GenerationSpeed, prompt_text
 from inlay.evaluation.seeds import SeedLevel

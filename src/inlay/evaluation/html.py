@@ -12,8 +12,7 @@ from typing import Any
 
 from inlay.evaluation.compare import ComparedRow, Comparison
 from inlay.evaluation.costs import HEAD
-from inlay.evaluation.measured_model import BEHAVIOUR
-from inlay.evaluation.metrics import LOSS_METRICS, METRICS
+from inlay.evaluation.metrics import BEHAVIOUR, LOSS_METRICS, METRICS
 from inlay.evaluation.summary import caveat_text, preference_text, style_relevance_text
 from inlay.evaluation.task_metrics import TASK_METRICS
 from inlay.evaluation.verdict import Difference

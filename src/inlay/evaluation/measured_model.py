@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from inlay.evaluation.custom import MetricSpecs
-from inlay.evaluation.metrics import ANSWER_FAILURES, LOSS_METRICS, STOPPED, Array, Metric, TextMetric
+from inlay.evaluation.metrics import BEHAVIOUR, LOSS_METRICS, Array, Metric, TextMetric
 from inlay.evaluation.score import EvalSet, Score
 from inlay.evaluation.task_metrics import metrics_for
 from inlay.evaluation.verdict import MIN_ROWS
@@ -99,10 +99,6 @@ class MeasuredModel:
     def totals(self) -> dict[str, float]:
         """The loss metrics and the text metrics over all rows."""
         return {name: self.statistics[name].total for name in (*LOSS_METRICS, *self.text_metrics)}
-
-
-BEHAVIOUR: Mapping[str, Metric] = {**ANSWER_FAILURES, STOPPED.name: STOPPED}
-"""Metrics of how the answers behave; they have no part in the verdict."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -392,3 +392,6 @@ STOPPED = Metric(
     name="stopped", higher_is_better=True, of_answers=True, size=2, value=ratio,
     description="share of answers that the model ended by itself, before max_new_tokens; 0..1",
 )  # fmt: skip
+
+BEHAVIOUR: Mapping[str, Metric] = {**ANSWER_FAILURES, STOPPED.name: STOPPED}
+"""Metrics of how the answers behave; they have no part in the verdict."""
