@@ -18,12 +18,13 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from inlay.errors import InlayError, RunError, StorageError, UserError
+from inlay.typed_json import JsonObject
 
 MANIFEST, LOCK, OWNER = "manifest.json", ".lock", ".lock.pid"
 _STAGING = ".staging-"
@@ -132,7 +133,7 @@ def append_line(path: Path, value: Any) -> None:
         file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[JsonObject]:
     """The JSON lines of a file, without a last line that a kill cut short; empty when there is no file.
 
     Raises: StorageError naming any other line that is not JSON.
@@ -141,7 +142,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     with explained(path):
         *whole, _torn = path.read_bytes().split(b"\n")  # a whole line ends with a newline
-    lines: list[dict[str, Any]] = []
+    lines: list[JsonObject] = []
     for number, line in enumerate(whole, 1):
         try:
             lines.append(dict(json.loads(line)))
@@ -150,7 +151,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def write_folder(final: Path, fill: Callable[[Path], None], about: dict[str, Any]) -> None:
+class FileEntry(TypedDict):
+    """One file in a manifest, by its path in the folder."""
+
+    size: int
+    sha256: str
+
+
+def write_folder(final: Path, fill: Callable[[Path], None], about: Mapping[str, object]) -> None:
     """Makes `final` appear with what `fill` wrote and a manifest carrying `about`, or not at all.
 
     Raises: StorageError when the disk refuses; `final` must not exist yet.
@@ -171,9 +179,9 @@ def write_folder(final: Path, fill: Callable[[Path], None], about: dict[str, Any
             raise
 
 
-def write_manifest(folder: Path, about: dict[str, Any]) -> None:
+def write_manifest(folder: Path, about: Mapping[str, object]) -> None:
     """Fsyncs every file below the folder and lists it with size and sha256 in `manifest.json`, which has its own."""
-    files = {}
+    files: dict[str, FileEntry] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         with path.open("rb+") as file:  # Windows flushes only what may be written
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -186,7 +194,7 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
     _fsync_folder(folder)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> JsonObject:
     """The manifest of a folder, whose files are not looked at. Raises: StorageError when it is missing or damaged."""
     try:
         text = (folder / MANIFEST).read_text(encoding="utf-8")
@@ -200,13 +208,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _manifest_text(about: dict[str, Any]) -> str:
+def _manifest_text(about: Mapping[str, object]) -> str:
     """The one way a manifest is written: with its own digest, so that no byte of it may differ."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     return json.dumps({**about, "sha256": digest}, indent=2, allow_nan=False)
 
 
-def verified(folder: Path) -> dict[str, Any]:
+def verified(folder: Path) -> JsonObject:
     """The manifest of a folder whose files all are what it says.
 
     Raises: StorageError naming the first file that is missing, extra, or changed.
@@ -222,7 +230,7 @@ def verified(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def replace_folder(final: Path, fill: Callable[[Path], None], about: dict[str, Any]) -> None:
+def replace_folder(final: Path, fill: Callable[[Path], None], about: Mapping[str, object]) -> None:
     """Like `write_folder`, but an earlier folder of that name gives way once the new one is whole.
 
     The two change places in one step where the file system can do that. Elsewhere a kill between two renames leaves

@@ -313,3 +313,17 @@ def test_a_damaged_best_checkpoint_ends_with_a_way_out_that_works(config: Make, 
     text = (run.path / "config.yaml").read_text()
     (run.path / "config.yaml").write_text(text.replace("export: best", "export: last"))
     assert api.resume(run).result.adapter_step == record.result.steps
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"step": "4"}, r"progress\.step: must be int"),
+        ({"plateau": {"step": 4, "kind": "stalled", "reason": "flat"}}, r"progress\.plateau\.back_to: missing"),
+        ({"rollbacks": [{"step": 1}]}, r"progress\.rollbacks\[0\]\.failed_step: missing"),
+        ({"pace": 3}, "progress has unknown keys: pace"),
+    ],
+)
+def test_a_damaged_state_is_named_by_its_key(change: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        checkpoints.Progress.from_json({"step": 4} | change)

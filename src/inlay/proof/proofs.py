@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +67,9 @@ def proof(name: str, statement: Callable[[], str | tuple[str, Sequence[str]]]) -
 def files_are_whole(run: Run, digests: Mapping[str, str]) -> str:
     """Adapter or model, checkpoints and the files with these digests are byte for byte what was written."""
     stored = checkpoints.listed(run.checkpoints)
-    listed = [about for folder in [run.trained, *(c.path for c in stored)] for about in _files_of(verified(folder))]
+    listed = [
+        about for folder in [run.trained, *(c.path for c in stored)] for about in verified(folder)["files"].values()
+    ]
     for name, digest in digests.items():
         path = run.path / name
         if not path.is_file():
@@ -77,10 +78,6 @@ def files_are_whole(run: Run, digests: Mapping[str, str]) -> str:
             raise Refuted(f"{path}: changed since the run ended.")
     size = bytes_shown(sum(file["size"] for file in listed))
     return f"{run.trained.name} and {len(stored)} checkpoints, {len(listed) + len(digests)} files, {size}, have their sha256"
-
-
-def _files_of(about: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-    return list(about["files"].values())
 
 
 def tokens_were_counted(

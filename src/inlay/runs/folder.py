@@ -18,8 +18,9 @@ from inlay.config import Config
 from inlay.config.load import read_tree, validate
 from inlay.config.renamed import with_current_names
 from inlay.errors import RunError, unknown_name
-from inlay.runs.record import Result, RunRecord
+from inlay.runs.record import Result, Rollback, RunRecord
 from inlay.storage import append_line, explained, move_aside, path_exists, read_lines, write_file, write_json
+from inlay.typed_json import JsonObject, encode
 
 PROOFS = "proofs.json"
 
@@ -120,7 +121,7 @@ class Run:
         return self.path / "heldout.jsonl"
 
     @property
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[JsonObject]:
         """Every line of metrics.jsonl."""
         return read_lines(self.path / "metrics.jsonl")
 
@@ -128,15 +129,16 @@ class Run:
         """Replaces run.json: `run.write_record(replace(run.record, status=FINISHED))`."""
         write_json(self.path / "run.json", record.to_json())
 
-    def log_metrics(self, values: Mapping[str, Any]) -> None:
+    def log_metrics(self, values: Mapping[str, object]) -> None:
         """Adds a line to metrics.jsonl."""
         append_line(self.path / "metrics.jsonl", values)
 
-    def truncate_metrics(self, step: int, rollbacks: Sequence[Mapping[str, Any]] = ()) -> None:
+    def truncate_metrics(self, step: int, rollbacks: Sequence[Rollback] = ()) -> None:
         """Drops the metrics after `step`, which a resumed run writes again, and all rollbacks but these."""
-        kept: list[Mapping[str, Any]] = [line for line in self.metrics if line.get("step", 0) <= step]
-        kept = [line for line in kept if line.get("event") != "rollback" or line in rollbacks]
-        kept += [line for line in rollbacks if line not in kept]
+        lines = [encode(rollback) for rollback in rollbacks]
+        kept = [line for line in self.metrics if line.get("step", 0) <= step]
+        kept = [line for line in kept if line.get("event") != "rollback" or line in lines]
+        kept += [line for line in lines if line not in kept]
         write_file(self.path / "metrics.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
     def seal_metrics(self) -> list[Any]:

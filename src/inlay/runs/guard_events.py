@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from inlay.runs.folder import Run
 from inlay.runs.record import FAILED, EscapeOutcome, RunRecord
+from inlay.typed_json import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ def incidents(run: Run) -> list[Incident]:
     return sorted(found, key=lambda one: one.step)
 
 
-def _of_lines(lines: Sequence[Mapping[str, Any]]) -> Iterator[Incident]:
+def _of_lines(lines: Sequence[JsonObject]) -> Iterator[Incident]:
     before: tuple[Any, Any] | None = None
     for line in lines:
         step = int(line["step"])
@@ -49,7 +50,7 @@ def _of_lines(lines: Sequence[Mapping[str, Any]]) -> Iterator[Incident]:
             before = now
 
 
-def _of_record(record: RunRecord, lines: Sequence[Mapping[str, Any]]) -> Iterator[Incident]:
+def _of_record(record: RunRecord, lines: Sequence[JsonObject]) -> Iterator[Incident]:
     for one in record.out_of_memory:
         done = f"the same rows again, {one.batch_size} at a time from there on"
         yield Incident(one.step, "out of memory", f"in {one.phase}: {one.error}", done)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from inlay.typed_json import decode, encode
+from inlay.typed_json import JsonObject, decode, encode
 
 Kind = Literal["overfitting", "converged", "noise-bound", "stalled"]
 Status = Literal["running", "finished", "interrupted", "failed"]
@@ -45,6 +45,20 @@ class Plateau:
     back_to: int
     kind: Kind
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollback:
+    """A return to the checkpoint of `step` after a non-finite number; its fields are its line in metrics.jsonl."""
+
+    step: int
+    event: Literal["rollback"] = "rollback"
+    failed_step: int
+    error: str
+    learning_rate_factor: float
+    """Holds from here on."""
+    batches_passed: tuple[int, int]
+    """First and last batch of the data order that is not trained on again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +148,7 @@ class Result:
     escape: EscapeOutcome | None = None
     """Of a run with `train.on_plateau: escape` that met a plateau, once its branches are judged."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The JSON object that run.json and `--json` show."""
         return dict(encode(self))
 
@@ -173,12 +187,12 @@ class RunRecord:
     base_digest: str
     tokenizer_hash: str
     chat_template_hash: str
-    base_fingerprint: Mapping[str, Any] | None = None
+    base_fingerprint: JsonObject | None = None
     """See `inlay.models.fingerprint.Fingerprint`."""
     base_commit: str | None
     """Commit of a base from the hub."""
     error: str | None
-    machine: Mapping[str, Any] | None = None
+    machine: JsonObject | None = None
     """A quick `inlay doctor` as of the last start: for a reader, so its keys are those of the version that wrote it."""
     failed_step: int | None = None
     """The step at which a failed run stopped; None where no step is at fault."""
@@ -192,7 +206,7 @@ class RunRecord:
     """None until the run is finished."""
     processes: tuple[ProcessShare, ...] = ()
     """Of a run with several processes."""
-    unknown: Mapping[str, Any] = field(default_factory=dict)
+    unknown: JsonObject = field(default_factory=dict)
     """Keys that a newer version of inlay wrote; they are kept when the record is written again."""
 
     @property
@@ -201,7 +215,7 @@ class RunRecord:
         return {key: getattr(self, key) for key in INPUTS}
 
     @property
-    def base(self) -> dict[str, Any]:
+    def base(self) -> JsonObject:
         """The keys that tell the base from others, as an adapter's card has them."""
         return {
             "base_digest": self.base_digest,
@@ -217,7 +231,7 @@ class RunRecord:
             return decode(RunRecord, value, "run.json")
         return decode(RunRecord, {**value, "unknown": {k: v for k, v in value.items() if k not in known}})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The JSON object of run.json."""
         tree = dict(encode(self))
         unknown = dict(tree.pop("unknown"))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,9 +21,20 @@ from torch.optim import Optimizer
 
 from inlay.errors import StorageError
 from inlay.methods.state import AdapterState
-from inlay.storage import explained, move_aside, read_manifest, replace_folder, require_space, verified, write_json
+from inlay.runs.record import Diagnosis, Plateau, Rollback
+from inlay.storage import (
+    FileEntry,
+    explained,
+    move_aside,
+    read_manifest,
+    replace_folder,
+    require_space,
+    verified,
+    write_json,
+)
 from inlay.training.guards import require_finite_state
 from inlay.training.optimizer import state_tensors
+from inlay.typed_json import JsonObject, decode
 
 ADAPTER, OPTIMIZER = "adapter.safetensors", "optimizer.safetensors"
 _PINS = "pinned.json"
@@ -52,8 +63,7 @@ class Progress:
     """Of the last checkpoint that was due; one that a signal caused is no place to roll back to."""
     skipped: list[int] = field(default_factory=list)
     """Steps whose batch was not finite and changed nothing."""
-    rollbacks: list[dict[str, Any]] = field(default_factory=list)
-    """Their lines in metrics.jsonl, which name what has held since."""
+    rollbacks: list[Rollback] = field(default_factory=list)
     recent_norms: list[float] = field(default_factory=list)
     spikes: int = 0
     metrics_seal: list[Any] | None = None
@@ -62,17 +72,17 @@ class Progress:
     """Of the steps since the last evaluation."""
     curve: list[list[Any]] = field(default_factory=list)
     """The points of `plateau.points_of`."""
-    diagnosis: dict[str, Any] | None = None
-    """What the curve said at the last evaluation."""
-    plateau: dict[str, Any] | None = None
-    """{step, kind, reason, back_to} of the plateau that `train.on_plateau: escape` is to escape from."""
-    unfinished: dict[str, Any] | None = None
+    diagnosis: Diagnosis | None = None
+    """Of the curve at the last evaluation."""
+    plateau: Plateau | None = None
+    """The one that `train.on_plateau: escape` is to escape from."""
+    unfinished: JsonObject | None = None
     """Metrics of the last step while its evaluation and its line in metrics.jsonl are still to come."""
 
     def position(self, step: int) -> int:
         """Which batch of the data order a step takes: its own, or a later one where rollbacks have passed some."""
-        last = next((r for r in reversed(self.rollbacks) if r["step"] < step), None)
-        return step + (last["batches_passed"][1] - last["step"] if last else 0)
+        last = next((r for r in reversed(self.rollbacks) if r.step < step), None)
+        return step + (last.batches_passed[1] - last.step if last else 0)
 
     def trained_batches(self) -> list[list[int]]:
         """[first, last] of every stretch of the data order that the weights have seen."""
@@ -87,7 +97,35 @@ class Progress:
 
     @property
     def learning_rate_factor(self) -> float:
-        return float(self.rollbacks[-1]["learning_rate_factor"]) if self.rollbacks else 1.0
+        """Factor on the scheduled learning rate since the last rollback."""
+        return self.rollbacks[-1].learning_rate_factor if self.rollbacks else 1.0
+
+    @staticmethod
+    def from_json(value: JsonObject) -> Progress:
+        """The progress in a state.json. Raises: ValueError naming the key at fault."""
+        if unknown := value.keys() - {one.name for one in fields(Progress)}:
+            raise ValueError(f"progress has unknown keys: {', '.join(sorted(unknown))}")
+        return decode(Progress, value, "progress")
+
+
+class CheckpointAbout(TypedDict, total=False):
+    """The part of a checkpoint's manifest.json besides its files. Stored checkpoints may lack any of it."""
+
+    step: int
+    eval_loss: float | None
+    """None where the step was not evaluated."""
+    train_loss: float | None
+    best_step: int | None
+    inputs: dict[str, str]
+    """Digests of everything that decides the numbers of the run."""
+    versions: dict[str, str | None]
+    """Of the libraries that computed it."""
+
+
+class CheckpointManifest(CheckpointAbout):
+    """The manifest.json of a checkpoint."""
+
+    files: dict[str, FileEntry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +136,17 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
+        """The optimizer step that it was written after."""
         return int(self.path.name.removeprefix("step-"))
 
     @property
-    def about(self) -> dict[str, Any]:
-        return read_manifest(self.path)
+    def about(self) -> CheckpointManifest:
+        """Its manifest; the files are not looked at. Raises: StorageError."""
+        return cast(CheckpointManifest, read_manifest(self.path))
+
+    def verified(self) -> CheckpointManifest:
+        """Its manifest, once all files agree with it. Raises: StorageError."""
+        return cast(CheckpointManifest, verified(self.path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +155,13 @@ class Snapshot:
 
     adapter: AdapterState
     optimizer: dict[str, Tensor]
-    state: dict[str, Any]
-    """What state.json will say."""
-    about: dict[str, Any]
-    """What manifest.json will say besides its files."""
+    state: JsonObject
+    """Content of state.json."""
+    about: CheckpointAbout
 
     @property
     def bytes(self) -> int:
+        """Size of all tensors."""
         return sum(t.numel() * t.element_size() for t in (*self.adapter.tensors.values(), *self.optimizer.values()))
 
 
@@ -137,8 +181,10 @@ def snapshot(
     require_finite_state({**adapter.tensors, **{f"optimizer state {k}": v for k, v in tensors.items()}})
     state = {"progress": asdict(progress), "optimizer": values, "adapter": adapter.settings}
     evaluated = progress.eval_loss if progress.eval_step == progress.step else None
-    about: dict[str, Any] = {"step": progress.step, "eval_loss": evaluated, "train_loss": progress.train_loss}
-    about |= {"best_step": progress.best_step, "inputs": dict(inputs), "versions": dict(versions)}
+    about: CheckpointAbout = {
+        "step": progress.step, "eval_loss": evaluated, "train_loss": progress.train_loss,
+        "best_step": progress.best_step, "inputs": dict(inputs), "versions": dict(versions),
+    }  # fmt: skip
     return Snapshot(adapter, tensors, state, about)
 
 
@@ -190,7 +236,7 @@ def newest_valid(
     faults = []
     for checkpoint in reversed(listed(folder)):
         try:
-            about = verified(checkpoint.path)
+            about = checkpoint.verified()
             if about.get("step") != checkpoint.step:
                 raise StorageError(f"{checkpoint.path}: holds step {about.get('step')}.")
             made_from = about.get("inputs") or {}
@@ -204,7 +250,7 @@ def newest_valid(
     return None, faults
 
 
-def load(checkpoint: Checkpoint) -> tuple[AdapterState, dict[str, Tensor], dict[str, Any], Progress]:
+def load(checkpoint: Checkpoint) -> tuple[AdapterState, dict[str, Tensor], JsonObject, Progress]:
     """(adapter, optimizer tensors, optimizer values, progress). Raises: StorageError when it is damaged."""
     path = checkpoint.path
     verified(path)
@@ -214,7 +260,12 @@ def load(checkpoint: Checkpoint) -> tuple[AdapterState, dict[str, Tensor], dict[
         adapter, optimizer = (
             {k: v.clone() for k, v in load_file(path / name).items()} for name in (ADAPTER, OPTIMIZER)
         )
-        return AdapterState(state["adapter"], adapter), optimizer, state["optimizer"], Progress(**state["progress"])
+        return (
+            AdapterState(state["adapter"], adapter),
+            optimizer,
+            state["optimizer"],
+            Progress.from_json(state["progress"]),
+        )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StorageError(f"{path}: cannot be read ({error}).") from None
 

@@ -1,16 +1,52 @@
-"""What a user does with the checkpoints of a run: look, pin, clean up, and take any of them as an adapter."""
+"""The checkpoints of a run for its user: look, pin, clean up, and take any of them as an adapter."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from inlay.errors import RunError, StorageError
 from inlay.methods.state import AdapterState
 from inlay.runs.folder import Run
-from inlay.storage import owned, verified
+from inlay.storage import FileEntry, owned
 from inlay.training import checkpoint as checkpoints
 from inlay.training.checkpoint import Checkpoint
+from inlay.typed_json import JsonObject
+
+
+class CheckpointRow(TypedDict):
+    """One line of `inlay checkpoints list`; losses and size are None where the files are damaged."""
+
+    step: int
+    path: str
+    valid: bool
+    fault: str | None
+    """The reason where it is not valid."""
+    train_loss: float | None
+    eval_loss: float | None
+    size_bytes: int | None
+    pinned: bool
+    best: bool
+
+
+class CheckpointDetails(TypedDict):
+    """The contents of one checkpoint, as `inlay checkpoints show` has them."""
+
+    path: str
+    step: int
+    train_loss: float | None
+    eval_loss: float | None
+    best_eval_loss: float | None
+    best_step: int | None
+    epoch: float | None
+    learning_rate: float | None
+    grad_norm: float | None
+    tokens_seen: int
+    trained_tokens_seen: int
+    pinned: bool
+    inputs: dict[str, str]
+    versions: dict[str, str | None]
+    files: dict[str, FileEntry]
 
 
 def checkpoint_at(run: Run, step: int) -> Checkpoint:
@@ -19,7 +55,7 @@ def checkpoint_at(run: Run, step: int) -> Checkpoint:
     if step not in there:
         known = f"There are {', '.join(map(str, sorted(there)))}" if there else "It has none"
         raise RunError(f"{run.path}: no checkpoint of step {step}. {known}.")
-    verified(there[step].path)
+    there[step].verified()
     return there[step]
 
 
@@ -28,29 +64,34 @@ def adapter_at(run: Run, step: int) -> AdapterState:
     return checkpoints.load(checkpoint_at(run, step))[0].exported()
 
 
-def rows(run: Run) -> list[dict[str, Any]]:
-    """Every checkpoint, oldest first: step, losses, bytes, whether it is whole, the best, pinned."""
-    listed: list[dict[str, Any]] = []
+def rows(run: Run) -> list[CheckpointRow]:
+    """Every checkpoint, oldest first: step, losses, bytes, whether it is complete, the best, pinned."""
+    listed: list[CheckpointRow] = []
     best_step, pins = None, checkpoints.pinned(run.checkpoints)
     for checkpoint in checkpoints.listed(run.checkpoints):
-        row: dict[str, Any] = {"step": checkpoint.step, "path": str(checkpoint.path), "valid": True, "fault": None}
+        row: CheckpointRow = {
+            "step": checkpoint.step, "path": str(checkpoint.path), "valid": True, "fault": None, "train_loss": None,
+            "eval_loss": None, "size_bytes": None, "pinned": checkpoint.step in pins, "best": False,
+        }  # fmt: skip
         try:
-            about = verified(checkpoint.path)
-            row |= {"train_loss": about.get("train_loss"), "eval_loss": about.get("eval_loss")}
+            about = checkpoint.verified()
+            row["train_loss"], row["eval_loss"] = about.get("train_loss"), about.get("eval_loss")
             row["size_bytes"] = sum(f["size"] for f in about["files"].values())
             best_step = about.get("best_step")
         except StorageError as error:
-            row |= {"valid": False, "fault": str(error), "train_loss": None, "eval_loss": None, "size_bytes": None}
-        listed.append(row | {"pinned": checkpoint.step in pins})
-    return [row | {"best": row["step"] == best_step} for row in listed]
+            row["valid"], row["fault"] = False, str(error)
+        listed.append(row)
+    for row in listed:
+        row["best"] = row["step"] == best_step
+    return listed
 
 
-def details(run: Run, step: int) -> dict[str, Any]:
-    """What one checkpoint holds: progress, digests of what it was made from, files, and its line of metrics."""
+def details(run: Run, step: int) -> CheckpointDetails:
+    """The contents of one checkpoint: progress, digests of what it was made from, files, and its line of metrics."""
     checkpoint = checkpoint_at(run, step)
     about = checkpoint.about
     _, _, _, progress = checkpoints.load(checkpoint)
-    line: dict[str, Any] = next((m for m in reversed(run.metrics) if m.get("step") == step), {})
+    line: JsonObject = next((m for m in reversed(run.metrics) if m.get("step") == step), {})
     return {
         "path": str(checkpoint.path), "step": step, "train_loss": about.get("train_loss"),
         "eval_loss": about.get("eval_loss"), "best_eval_loss": progress.best_eval_loss, "best_step": progress.best_step,
@@ -61,7 +102,7 @@ def details(run: Run, step: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def clean(run: Run, keep: int, *, dry_run: bool = False) -> list[dict[str, Any]]:
+def clean(run: Run, keep: int, *, dry_run: bool = False) -> list[CheckpointRow]:
     """Deletes all complete checkpoints but the newest `keep`, the best, the pinned ones and those of `train.keep_every`.
 
     Damaged ones are left where they are. Returns the rows of what went, or would go. Raises: RunError when somebody
@@ -81,7 +122,7 @@ def clean(run: Run, keep: int, *, dry_run: bool = False) -> list[dict[str, Any]]
     return going
 
 
-def remove(run: Run, step: int) -> dict[str, Any]:
+def remove(run: Run, step: int) -> CheckpointRow:
     """Deletes one checkpoint, damaged or not.
 
     Raises: RunError when it is the newest whole one, the best, or pinned, when there is none, or somebody trains here.

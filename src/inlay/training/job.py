@@ -195,7 +195,7 @@ class AdapterJob:
 
     def _needed_for_escape(self) -> set[int]:
         if self.progress.plateau is not None:
-            return {self.progress.plateau["back_to"]}
+            return {self.progress.plateau.back_to}
         wanted = self.config.train.on_plateau == "escape"
         return escape.needed(self.progress.step, self.save_every, self.eval_every) if wanted else set()
 

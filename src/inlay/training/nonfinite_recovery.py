@@ -1,15 +1,15 @@
-"""What follows on a number that is not finite: `train.on_nonfinite`.
+"""Skip or roll back after a non-finite number: `train.on_nonfinite`.
 
-Whatever was decided is part of the checkpoint, so a run that is killed and resumed decides the same.
+The decision is part of the checkpoint, so a run that is killed and resumed decides the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from inlay.data.batches import epochs_done
 from inlay.errors import TrainingError
+from inlay.runs.record import Rollback
 from inlay.training import checkpoint as checkpoints
 from inlay.training.checkpoint import Checkpoint
 from inlay.training.guards import NonFinite
@@ -63,15 +63,14 @@ def _roll_back(job: AdapterJob, found: NonFinite, note: Callable[[str], None], s
     job.restore(back)
     progress = job.progress
     progress.train_time_s = failed.train_time_s
-    event: dict[str, Any] = {
-        "step": back.step,
-        "event": "rollback",
-        "failed_step": found.step,
-        "error": str(found),
-        "learning_rate_factor": failed.learning_rate_factor * LOWERED,
-        "batches_passed": [failed.position(back.step) + 1, failed.position(found.step)],
-    }
-    progress.rollbacks = [*failed.rollbacks, event]
+    rollback = Rollback(
+        step=back.step,
+        failed_step=found.step,
+        error=str(found),
+        learning_rate_factor=failed.learning_rate_factor * LOWERED,
+        batches_passed=(failed.position(back.step) + 1, failed.position(found.step)),
+    )
+    progress.rollbacks = [*failed.rollbacks, rollback]
     if job.base.group.is_first:  # first the lines: the checkpoint seals them
         job.run.truncate_metrics(back.step, progress.rollbacks)
     save()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -11,8 +11,11 @@ from torch.optim import Optimizer
 
 from inlay.config.sections.train import TrainConfig
 from inlay.errors import ConfigError
+from inlay.typed_json import JsonObject
 
-_RATIO = "learning_rate_ratio"
+_RATIO: Final = "learning_rate_ratio"
+_State = dict[str, Any]
+"""State of one parameter: tensors and numbers by name, some of them in groups of bitsandbytes."""
 
 
 def make_optimizer(train: TrainConfig, named: Mapping[str, torch.nn.Parameter]) -> Optimizer:
@@ -20,10 +23,9 @@ def make_optimizer(train: TrainConfig, named: Mapping[str, torch.nn.Parameter]) 
 
     Raises: ConfigError when the chosen optimizer does not work here.
     """
-    parameters = _groups(train, named)
-    options: dict[str, Any] = {"lr": 0.0, "weight_decay": train.weight_decay}
+    parameters = [{"params": group, _RATIO: ratio} for group, ratio in _groups(train, named)]
     if train.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **options)
+        return torch.optim.AdamW(parameters, lr=0.0, weight_decay=train.weight_decay)
     try:
         import bitsandbytes as bnb
     except ImportError:
@@ -36,31 +38,34 @@ def make_optimizer(train: TrainConfig, named: Mapping[str, torch.nn.Parameter]) 
                 "train.optimizer paged_adamw_8bit: pages only on CUDA; here it would be the plain 8-bit one. "
                 "Use adamw_8bit."
             )
-        return bnb.optim.PagedAdamW8bit(parameters, **options)  # type: ignore[no-any-return, unused-ignore]
-    return bnb.optim.AdamW8bit(parameters, **options)  # type: ignore[no-any-return, unused-ignore]
+        return bnb.optim.PagedAdamW8bit(parameters, lr=0.0, weight_decay=train.weight_decay)  # type: ignore[no-any-return, unused-ignore]
+    return bnb.optim.AdamW8bit(parameters, lr=0.0, weight_decay=train.weight_decay)  # type: ignore[no-any-return, unused-ignore]
 
 
-def _groups(train: TrainConfig, named: Mapping[str, torch.nn.Parameter]) -> list[dict[str, Any]]:
+def _groups(
+    train: TrainConfig, named: Mapping[str, torch.nn.Parameter]
+) -> Iterator[tuple[list[torch.nn.Parameter], float]]:
+    """Parameters with the same learning rate, and its ratio to the optimizer's."""
     # Source: Hayou, Ghosh, Yu 2024, "LoRA+: Efficient Low Rank Adaptation of Large Models"
     fast = {name: parameter for name, parameter in named.items() if "lora_B" in name and train.lora_plus_ratio != 1}
     slow = [parameter for name, parameter in named.items() if name not in fast]
-    groups = [{"params": slow, _RATIO: 1.0}, {"params": list(fast.values()), _RATIO: train.lora_plus_ratio}]
-    return [group for group in groups if group["params"]]
+    groups = [(slow, 1.0), (list(fast.values()), train.lora_plus_ratio)]
+    return ((parameters, ratio) for parameters, ratio in groups if parameters)
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Of the next step; B takes its multiple of it."""
+    """Sets the learning rate of the next step; B takes its multiple of it."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group[_RATIO]
 
 
-def state_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def state_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], JsonObject]:
     """(tensors, plain values) of the optimizer's per-parameter state, keyed `<index>.<name>`.
 
     bitsandbytes keeps its 8-bit state one level down, which becomes `<index>.<group>/<name>`.
     """
     tensors: dict[str, Tensor] = {}
-    values: dict[str, Any] = {}
+    values: JsonObject = {}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in _flat(state).items():
             if isinstance(value, Tensor):
@@ -70,16 +75,16 @@ def state_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, An
     return tensors, values
 
 
-def _flat(state: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(state: _State) -> _State:
+    flat: _State = {}
     for name, value in state.items():
         flat |= {f"{name}/{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
     return flat
 
 
-def restore_state(optimizer: Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    """Puts what `state_tensors` gave back into a fresh optimizer over the same parameters."""
-    state: dict[int, dict[str, Any]] = {}
+def restore_state(optimizer: Optimizer, tensors: dict[str, Tensor], values: JsonObject) -> None:
+    """Loads the result of `state_tensors` into a fresh optimizer over the same parameters."""
+    state: dict[int, _State] = {}
     for key, value in [*tensors.items(), *values.items()]:
         index, _, path = key.partition(".")
         here = state.setdefault(int(index), {})

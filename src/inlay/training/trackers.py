@@ -1,4 +1,4 @@
-"""Where metrics go besides metrics.jsonl. A tracker is one class with `log` and `close`."""
+"""Trackers that metrics go to besides metrics.jsonl. Each is one class with `log` and `close`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from inlay.config import Config
 from inlay.errors import ConfigError
+from inlay.typed_json import JsonObject
 
 
 class Tracker(Protocol):
-    def log(self, step: int, values: dict[str, Any]) -> None: ...
+    """A place that metrics are sent to, besides metrics.jsonl."""
 
-    def close(self) -> None: ...
+    def log(self, step: int, values: JsonObject) -> None:
+        """Adds the metrics of a step."""
+
+    def close(self) -> None:
+        """Sends the rest."""
 
 
 class TensorBoard:
@@ -26,7 +31,7 @@ class TensorBoard:
 
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def log(self, step: int, values: dict[str, Any]) -> None:
+    def log(self, step: int, values: JsonObject) -> None:
         for key, value in values.items():
             if key != "step" and isinstance(value, (int, float)):
                 self._writer.add_scalar(key, value, step)
@@ -46,7 +51,7 @@ class WeightsAndBiases:
             project=config.track.project, name=name, dir=str(folder), mode=mode, config=config.model_dump()
         )
 
-    def log(self, step: int, values: dict[str, Any]) -> None:
+    def log(self, step: int, values: JsonObject) -> None:
         self._run.log({k: v for k, v in values.items() if k != "step"}, step=step)
 
     def close(self) -> None:
@@ -65,7 +70,7 @@ class MLflow:
         self._mlflow = mlflow
         mlflow.start_run(run_name=name)
 
-    def log(self, step: int, values: dict[str, Any]) -> None:
+    def log(self, step: int, values: JsonObject) -> None:
         figures = {k: float(v) for k, v in values.items() if k != "step" and isinstance(v, (int, float))}
         self._mlflow.log_metrics(figures, step=step)
 
@@ -82,7 +87,7 @@ TRACKERS: dict[str, tuple[Callable[[Config, Path, str, int], Tracker], str, str]
 
 
 def chosen(config: Config) -> list[str]:
-    """The trackers that this run uses. Raises: ConfigError when one that was asked for is not installed."""
+    """The trackers that this run uses. Raises: ConfigError when a requested one is not installed."""
     wanted = config.track.trackers
     if wanted == "auto":
         return ["tensorboard"] if importlib.util.find_spec("tensorboard") else []

@@ -211,5 +211,5 @@ def restore(job: AdapterJob, note: Callable[[str], None]) -> None:
 
 
 def _other_versions(then: Mapping[str, str | None], now: Mapping[str, str | None]) -> str:
-    """What differs, for a reader; empty where nothing does, or where the checkpoint does not say."""
+    """The versions that differ, as text; empty where nothing does, or where the checkpoint does not say."""
     return ", ".join(f"{name} {then[name]} then, {now.get(name)} now" for name in then if then[name] != now.get(name))

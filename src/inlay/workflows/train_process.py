@@ -24,7 +24,7 @@ from inlay.methods.adapter import adapter_disabled
 from inlay.methods.state import AdapterState
 from inlay.proof.verify import Start, prove_trained
 from inlay.runs.folder import Run
-from inlay.runs.record import FINISHED, Diagnosis, Plateau, ProcessShare, Result
+from inlay.runs.record import FINISHED, ProcessShare, Result
 from inlay.runs.reporter import LateBar, LoggedReporter, Reporter
 from inlay.storage import require_space
 from inlay.training import finish
@@ -157,8 +157,8 @@ class Attempt:
             high=difference.high,
             verdict=difference.verdict,
             stopped_early=progress.stopped_early,
-            diagnosis=Diagnosis(**progress.diagnosis) if progress.diagnosis else None,
-            plateau=Plateau(**progress.plateau) if progress.plateau else None,
+            diagnosis=progress.diagnosis,
+            plateau=progress.plateau,
             skipped_steps=len(progress.skipped),
             trained_batches=progress.trained_batches(),
             rollbacks=len(progress.rollbacks),

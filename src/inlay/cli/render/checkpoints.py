@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from inlay.runs.reporter import bytes_shown
 
+if TYPE_CHECKING:
+    from inlay.training.checkpoint_commands import CheckpointDetails, CheckpointRow
 
-def checkpoints_text(rows: list[dict[str, Any]]) -> str:
+
+def checkpoints_text(rows: list[CheckpointRow]) -> str:
     """A line for each checkpoint."""
     if not rows:
         return "no checkpoints"
@@ -23,7 +26,7 @@ def checkpoints_text(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def checkpoint_text(details: dict[str, Any]) -> str:
+def checkpoint_text(details: CheckpointDetails) -> str:
     """One line a fact, then the files."""
     lines = [details["path"]]
     for name, value in details.items():
@@ -38,7 +41,7 @@ def checkpoint_text(details: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def steps_text(rows: list[dict[str, Any]]) -> str:
+def steps_text(rows: list[CheckpointRow]) -> str:
     """The steps of checkpoints, and their size."""
     steps = ", ".join(str(row["step"]) for row in rows)
     size = bytes_shown(sum(row["size_bytes"] or 0 for row in rows))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict
 
-from inlay.runs.record import Diagnosis
+from inlay.runs.record import Diagnosis, Plateau
 from inlay.training.job import AdapterJob
 from inlay.training.plateau import diagnose, escape
 from inlay.training.schedule import learning_rate, warmup_steps
@@ -22,8 +21,8 @@ def diagnosis_of(job: AdapterJob, step: int, eval_loss: float, note: Callable[[s
     progress.curve = [*progress.curve, [step, statistics.median(losses), eval_loss, steady]][-diagnose.WINDOW :]
     assert progress.base_eval_loss is not None
     found = diagnose.diagnose(diagnose.points_of(progress.curve), progress.base_eval_loss)
-    known, progress.diagnosis = progress.diagnosis, asdict(found) if found else None
-    if found and (known is None or known["kind"] != found.kind):
+    known, progress.diagnosis = progress.diagnosis, found
+    if found and (known is None or known.kind != found.kind):
         note(f"step {step}: {found.kind}: {found.reason}")
     return found
 
@@ -40,7 +39,7 @@ def respond(job: AdapterJob, step: int, found: Diagnosis, note: Callable[[str], 
         return "the run was stopped"
     if policy == "escape" and progress.plateau is None and escape.is_over(step, job.save_every) < job.total_steps:
         back_to = escape.start(step, job.save_every)
-        progress.plateau = {"step": step, "back_to": back_to} | asdict(found)
+        progress.plateau = Plateau(step=step, back_to=back_to, kind=found.kind, reason=found.reason)
         done = f"after the run's end other ways go from step {back_to}"
         note(f"step {step}: {done}")
         return done
