@@ -1,7 +1,7 @@
 """LoRA and QLoRA of Llama shapes on a GPU: tokens a second, peak memory and MFU of inlay beside other tools.
 
     python benchmarks/gpu_train.py --home FOLDER [--shapes 1B,3B,8B] [--kinds lora,qlora] [--tokens 2048,8192]
-                                   [--tools inlay,inlay-direct,inlay-plain,trainer,trl,unsloth] [--recompute] [--steps 8] [--json]
+                                   [--tools inlay,inlay-handwritten,inlay-autograd,trainer,trl,unsloth] [--recompute] [--steps 8] [--json]
     python benchmarks/gpu_train.py --home FOLDER --device cpu --shapes tiny --tokens 128
 
 The bases have random weights, made on the device and kept under FOLDER; every row is filled with text up to the number of
@@ -47,8 +47,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 KINDS = {"lora": "none", "qlora": "nf4"}
 NEEDS = {
     "inlay": "inlay",
-    "inlay-direct": "inlay",
-    "inlay-plain": "inlay",
+    "inlay-handwritten": "inlay",
+    "inlay-autograd": "inlay",
     "trainer": "peft",
     "trl": "trl",
     "unsloth": "unsloth",
@@ -207,7 +207,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join([name, "", head, *map(said, lines)])
 
 
-WORK = {"prepare": prepare, "judge": judge, **WITH, "inlay-direct": WITH["inlay"], "inlay-plain": WITH["inlay"]}
+WORK = {"prepare": prepare, "judge": judge, **WITH, "inlay-handwritten": WITH["inlay"], "inlay-autograd": WITH["inlay"]}
 
 if __name__ == "__main__":
     main()

@@ -54,7 +54,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
         "LlamaConfig",
         {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
          "num_key_value_heads": 4, "vocab_size": 32000, "tie_word_embeddings": True},
-        {"train.engine": "plain", "model.dtype": "bfloat16"},
+        {"train.engine": "autograd", "model.dtype": "bfloat16"},
     ),
 }  # fmt: skip
 

@@ -46,9 +46,9 @@ def test_the_gpu_benchmark_measures_each_cell_once_and_a_cell_that_fails_is_a_li
         found = subprocess.run(command, capture_output=True, text=True, check=True)
         return json.loads(found.stdout)  # type: ignore[no-any-return]
 
-    lines = run("--device", "cpu", "--tools", "inlay,trainer,inlay-plain")
+    lines = run("--device", "cpu", "--tools", "inlay,trainer,inlay-autograd")
     assert [(line["tool"], line.get("engine")) for line in lines] == [
-        ("inlay", "direct"), ("trainer", None), ("inlay-plain", "plain"),
+        ("inlay", "handwritten"), ("trainer", None), ("inlay-autograd", "autograd"),
     ]  # fmt: skip
     ours, theirs, plain = (line["losses"] for line in lines)
     assert ours == pytest.approx(theirs, abs=5e-3)

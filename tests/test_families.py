@@ -49,7 +49,7 @@ def of_the_family(name: str, tmp_path: Path, **adapter: Any) -> str:
     run = train(tree, reporter=reporter)
     proofs = json.loads((run.path / "proofs.json").read_text())["proofs"]
     assert [proof["name"] for proof in proofs if proof["passed"] is not True] == []
-    assert run.config.train.engine == ("direct" if FAMILIES[name][0] in select_engine.FAMILIES else "plain")
+    assert run.config.train.engine == ("handwritten" if FAMILIES[name][0] in select_engine.FAMILIES else "autograd")
 
     loaded = api.load(run)
     rows = held_out(read_held_out(run.heldout), loaded.encoder, int(run.config.data.max_length), "drop", ())

@@ -38,13 +38,13 @@ def test_a_layer_of_the_plain_path_keeps_what_the_estimate_says(family: str, met
             causal_loss(model.train(), rows)
         saved.append(sum(tensor.untyped_storage().nbytes() for tensor in seen.values()))
         full, rank = method == "full", config.adapter.rank if method == "lora" else 0
-        work = Work("plain", False, 0 if full else 1, rank, method, virtual_tokens(model))
+        work = Work("autograd", False, 0 if full else 1, rank, method, virtual_tokens(model))
         kept.append(estimate(Shape.of(model), work, rows.input_ids.numel(), rows.input_ids.shape[1]).activations)
     assert kept[1] - kept[0] == pytest.approx(saved[1] - saved[0], rel=0.1)
 
 
 def test_beside_what_is_in_use_a_cpu_holds_holes_of_the_plain_path_and_kernels() -> None:
-    shape, plain = Shape.of(decoder("llama")), Work("plain", False, 1, 4, leaves_holes=True)
+    shape, plain = Shape.of(decoder("llama")), Work("autograd", False, 1, 4, leaves_holes=True)
 
     def found(work: Work) -> MemoryEstimate:
         return estimate(shape, work, 400, 40)
@@ -54,7 +54,7 @@ def test_beside_what_is_in_use_a_cpu_holds_holes_of_the_plain_path_and_kernels()
     assert found(plain).kept_free == none.activations // 4
     assert found(plain).total == none.total + none.activations // 4
     assert found(replace(plain, recompute=True)).kept_free == 0  # each block is given back at once
-    assert found(replace(plain, engine="direct")).kept_free == 0
+    assert found(replace(plain, engine="handwritten")).kept_free == 0
     assert found(replace(plain, makes_kernels=True)).kept_free > found(plain).kept_free + 1e8
 
 

@@ -444,9 +444,9 @@ def test_two_hundred_steps_take_the_same_way(family: str) -> None:
     assert sum(wanted[-10:]) < sum(wanted[:10])
     assert all(a != b for a, b in pairwise(wanted[:10]))
     paths = {
-        "plain": lambda peft_model: AutogradEngine(peft_model, "cpu"),
-        "direct": HandwrittenEngine,
-        "direct, recomputed": lambda peft_model: HandwrittenEngine(peft_model, recompute=True),
+        "autograd": lambda peft_model: AutogradEngine(peft_model, "cpu"),
+        "handwritten": HandwrittenEngine,
+        "handwritten, recomputed": lambda peft_model: HandwrittenEngine(peft_model, recompute=True),
     }
     for name, make in paths.items():
         apart = max(abs(a - b) / abs(b) for a, b in zip(losses(make), wanted, strict=True))

@@ -44,7 +44,7 @@ class Kept(Quiet):
         self.blocks[title] = rows
 
 
-@pytest.mark.parametrize("engine", ["direct", "plain"])
+@pytest.mark.parametrize("engine", ["handwritten", "autograd"])
 def test_a_profiled_run_is_the_same_run_and_says_where_its_time_went(config_tree: Tree, engine: str) -> None:
     settings = {"engine": engine, "max_steps": 2}
     said = Kept()
@@ -52,7 +52,7 @@ def test_a_profiled_run_is_the_same_run_and_says_where_its_time_went(config_tree
     plain = train(config_tree(train=settings, output={"name": "unseen"}))
     assert outcome(run)["files"] == outcome(plain)["files"]
     seconds = run.record.profile
-    hidden = set() if engine == "direct" else {"attention", "adapter"}
+    hidden = set() if engine == "handwritten" else {"attention", "adapter"}
     assert {name for name, taken in seconds.items() if taken > 0} >= set(PARTS) - hidden
     assert all(seconds[name] == 0 for name in hidden)
     assert {name for name, _ in said.blocks["where the time went"]} == set(PARTS) - hidden

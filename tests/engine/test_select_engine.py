@@ -33,7 +33,12 @@ def test_a_known_decoder_takes_the_hand_written_engine_and_the_proof_is_kept_for
     before = {name: value.clone() for name, value in peft_model.state_dict().items()}
     state = torch.random.get_rng_state()
     choice = chosen(peft_model)
-    assert (choice.engine.name, choice.refused, choice.is_remembered, choice.speedup) == ("direct", None, False, None)
+    assert (choice.engine.name, choice.refused, choice.is_remembered, choice.speedup) == (
+        "handwritten",
+        None,
+        False,
+        None,
+    )
     assert choice.error is not None
     assert 0 < choice.error < 1e-4
     assert choice.summary().startswith(f"checked on one micro batch: its gradient is autograd's to {choice.error:.0e}")
@@ -49,7 +54,7 @@ def test_the_engine_is_that_of_the_adapter_that_is_named() -> None:
     peft_model = adapted(decoder("llama"), adapters=2)
     for name, parameter in peft_model.named_parameters():
         parameter.requires_grad_("lora_" in name)
-    choice = chosen(peft_model, "direct", adapter="k1")
+    choice = chosen(peft_model, "handwritten", adapter="k1")
     assert gradients(peft_model) == gradients(peft_model, "k1") == {}
     choice.engine.add_gradient(batch(), 0.1)
     assert gradients(peft_model) == {}
@@ -67,7 +72,7 @@ def test_an_adapter_that_starts_at_zero_is_checked_in_all_its_matrices(monkeypat
             parameter.data.zero_()
     right = Mlp.backward
     monkeypatch.setattr(Mlp, "backward", lambda self, dy, *rest: right(self, dy * 1.001, *rest))
-    assert chosen(peft_model).engine.name == "plain"
+    assert chosen(peft_model).engine.name == "autograd"
 
 
 def test_an_engine_that_differs_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,12 +80,12 @@ def test_an_engine_that_differs_is_refused_with_the_reason(monkeypatch: pytest.M
     right = Mlp.backward
     monkeypatch.setattr(Mlp, "backward", lambda self, dy, *rest: right(self, dy * 1.001, *rest))
     choice = chosen(peft_model)
-    assert choice.engine.name == "plain"
+    assert choice.engine.name == "autograd"
     assert choice.error is not None
     assert choice.error > 1e-4
     assert choice.refused == f"its gradient differs from autograd's by {choice.error:.1e}, more than 1e-04"
-    with pytest.raises(ConfigError, match=r"train\.engine direct: its gradient differs"):
-        chosen(peft_model, "direct")
+    with pytest.raises(ConfigError, match=r"train\.engine handwritten: its gradient differs"):
+        chosen(peft_model, "handwritten")
     assert not list(Path(os.environ["INLAY_CACHE"]).iterdir())
 
 
@@ -103,11 +108,11 @@ def test_what_it_does_not_know_falls_back_and_says_so() -> None:
     assert refused(quantization="nf4") is None
     assert refused(dtype=torch.float16) == "it does not compute in float16"
     unknown = chosen(adapted(decoder("llama", hidden_act="relu")))
-    assert (unknown.engine.name, unknown.error) == ("plain", None)
+    assert (unknown.engine.name, unknown.error) == ("autograd", None)
     assert unknown.summary() == "not the hand-written engine: it does not know the activation relu"
     dropped = chosen(adapted(decoder("llama", attention_dropout=0.1)))
     assert dropped.refused == "the base's own dropout is on (train.base_dropout)"
-    assert chosen(adapted(decoder("llama")), "plain").summary() == "as set"
+    assert chosen(adapted(decoder("llama")), "autograd").summary() == "as set"
 
 
 class Clock:
@@ -141,14 +146,18 @@ def test_where_it_is_not_known_to_be_faster_both_engines_are_timed_and_the_faste
     clock, peft_model = Clock(monkeypatch), adapted(decoder("llama"))
     clock.plain = 4.0
     slower = chosen(peft_model)
-    assert (slower.engine.name, slower.speedup) == ("plain", 0.8)
+    assert (slower.engine.name, slower.speedup) == ("autograd", 0.8)
     assert slower.summary() == "not the hand-written engine: it is 0.80 times as fast on one micro batch here"
     clock.plain = 6.0
     faster = chosen(peft_model)
-    assert (faster.engine.name, faster.speedup, ", 1.20 times as fast" in faster.summary()) == ("direct", 1.2, True)
+    assert (faster.engine.name, faster.speedup, ", 1.20 times as fast" in faster.summary()) == (
+        "handwritten",
+        1.2,
+        True,
+    )
     assert all(parameter.grad is None for parameter in peft_model.parameters())
     clock.plain = 4.0
-    assert chosen(peft_model, "direct").speedup is None  # as set: not timed
+    assert chosen(peft_model, "handwritten").speedup is None  # as set: not timed
 
 
 def test_they_are_timed_on_a_batch_as_training_has_them_also_where_autograd_has_no_room_for_it(
@@ -158,7 +167,7 @@ def test_they_are_timed_on_a_batch_as_training_has_them_also_where_autograd_has_
     clock.room = 5
     heavy = batch((20,) * 6)
     choice = chosen(peft_model, heavy=heavy)
-    assert (choice.engine.name, choice.speedup) == ("direct", float("inf"))
+    assert (choice.engine.name, choice.speedup) == ("handwritten", float("inf"))
     assert "and autograd has no room for a micro batch" in choice.summary()
     assert clock.batches == [5, 6, 6, 6, 6]
     assert all(parameter.grad is None for parameter in peft_model.parameters())
@@ -176,7 +185,7 @@ def test_where_its_kernels_fail_autograd_is_taken_and_the_failure_is_told(
         chosen(peft_model)
     monkeypatch.setattr(choosing, "_KNOWN_FASTER", ())
     failed = chosen(peft_model)
-    assert (failed.engine.name, failed.refused) == ("plain", "the check fails here (TypeError: no such kernel)")
+    assert (failed.engine.name, failed.refused) == ("autograd", "the check fails here (TypeError: no such kernel)")
     with pytest.raises(TypeError):
-        chosen(peft_model, "direct")
+        chosen(peft_model, "handwritten")
     assert all(parameter.grad is None for parameter in peft_model.parameters())

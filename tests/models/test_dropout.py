@@ -86,7 +86,7 @@ def test_a_run_says_what_it_does_with_it_and_takes_the_direct_path_without_it(
 
     off = made(False)
     assert dict(pre_flight(off).block())["base's dropout"] == "off (the base's config has 0.2)"
-    assert off.engine.name == "direct"
+    assert off.engine.name == "handwritten"
     on = made(True)
     assert dict(pre_flight(on).block())["base's dropout"] == "on (the base's config has 0.2)"
     assert refusal(on.model, on.base.dtype, "none") == "the base's own dropout is on (train.base_dropout)"

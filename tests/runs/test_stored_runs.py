@@ -1,4 +1,4 @@
-"""Runs that version 0.1.0 wrote open, answer, are proven, and go on, under today's names of settings.
+"""Runs that version 0.1.0 wrote open, answer, are proven, and go on, under today's names of settings and values.
 
 `runs-0.1.0.zip` holds what that version left of 24 rows, one adapted layer of the built-in base and two steps: a
 finished run, and one that was interrupted after step 2 of 4. Its own version ends that one with `RESUMED`.
@@ -14,6 +14,7 @@ import pytest
 from inlay import api
 from inlay.config.identity import settings_hash
 from inlay.config.load import load
+from inlay.config.renamed import with_current_names, with_first_names
 from inlay.errors import ConfigError
 from inlay.runs.folder import Run
 from training_runs import Quiet
@@ -41,9 +42,11 @@ def test_records_and_settings_are_read_under_the_names_of_today(stored: dict[str
     assert (finished.record.versions["inlay"], finished.record.dtype) == ("0.1.0", "float32")
     assert (finished.status, finished.result.steps, finished.result.best_step) == ("finished", 2, 2)
     assert (unfinished.status, unfinished.record.result) == ("interrupted", None)
-    assert "control_tokens: escape" in (finished.path / "config.yaml").read_text()
+    written = (finished.path / "config.yaml").read_text()
+    assert "control_tokens: escape" in written
+    assert "engine: plain" in written
     for run in stored.values():
-        assert run.config.data.special_tokens == "escape"
+        assert (run.config.data.special_tokens, run.config.train.engine) == ("escape", "autograd")
         assert settings_hash(run.config) == run.record.settings_hash
 
 
@@ -51,6 +54,17 @@ def test_the_earlier_name_of_a_setting_is_none_in_a_config_of_a_user() -> None:
     tree = {"model": {"base_model": "m"}, "data": {"train": "d.jsonl", "control_tokens": "escape"}}
     with pytest.raises(ConfigError, match=r"unknown setting 'data.control_tokens'. Did you mean 'data.special_tokens'"):
         load(tree=tree)
+
+
+@pytest.mark.parametrize(("earlier", "today"), [("plain", "autograd"), ("direct", "handwritten")])
+def test_the_earlier_name_of_a_value_is_an_error_that_names_the_one_of_today(earlier: str, today: str) -> None:
+    tree = {"model": {"base_model": "m"}, "data": {"train": "d.jsonl"}, "train": {"engine": earlier}}
+    with pytest.raises(
+        ConfigError, match=rf"train.engine: must be .* \(got '{earlier}'\). Its name today is '{today}'"
+    ):
+        load(tree=tree)
+    assert with_current_names(tree)["train"] == {"engine": today}
+    assert with_first_names(with_current_names(tree)) == tree
 
 
 def test_a_stored_run_is_proven_compared_and_answers(stored: dict[str, Run]) -> None:

@@ -32,10 +32,10 @@ def test_a_config_trains_a_causal_language_model(config_tree: Tree) -> None:
 def test_the_loss_of_a_task_is_that_of_training_and_evaluation(
     config_tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = train(config_tree(output={"name": "usual"}, train={"engine": "plain"}))
+    usual = train(config_tree(output={"name": "usual"}, train={"engine": "autograd"}))
     monkeypatch.setitem(TASKS, "causal", replace(TASKS["causal"], loss=doubled))
     run = train(config_tree(output={"name": "doubled"}))
-    assert run.config.train.engine == "plain"
+    assert run.config.train.engine == "autograd"
     first, wanted = (next(line for line in one.metrics if line["step"] == 1) for one in (run, usual))
     assert first["loss"] == pytest.approx(2 * wanted["loss"], rel=1e-6)
     assert first["grad_norm"] == pytest.approx(2 * wanted["grad_norm"], rel=1e-5)

@@ -122,7 +122,7 @@ def test_what_a_method_has_trained_is_judged_asked_and_verified_like_a_lora(
     [
         ({"adapter": {"method": "ia3", "rank": 8}}, "adapter: rank has no effect with method ia3"),
         ({"adapter": {"method": "ia3"}, "train": {"lora_plus_ratio": 4.0}}, "lora_plus_ratio has no effect"),
-        ({"adapter": {"method": "ia3"}, "train": {"engine": "direct"}}, "direct knows LoRA only"),
+        ({"adapter": {"method": "ia3"}, "train": {"engine": "handwritten"}}, "handwritten knows LoRA only"),
         (
             {"adapter": {"method": "full", "target_modules": ["q_proj"]}},
             "target_modules has no effect with method full",
@@ -253,7 +253,7 @@ def test_over_a_quantized_base_a_method_has_the_loss_and_gradient_of_peft_also_a
 
 
 def test_lora_plus_over_nf4_is_on_the_direct_path_and_raises_the_rate_of_b_alone(config_tree: Tree):
-    tree = config_tree(model={"quantization": "nf4"}, train={"lora_plus_ratio": 4.0, "engine": "direct"})
+    tree = config_tree(model={"quantization": "nf4"}, train={"lora_plus_ratio": 4.0, "engine": "handwritten"})
     job = set_up(configs.validate(tree), Quiet(), ProcessGroup())
     set_learning_rate(job.optimizer, 1e-2)
     batch = collate(job.train, [0, 3, 5], job.encoder.pad_id)

@@ -252,7 +252,7 @@ class Spoilt:
 BAD_ROW = 5
 CASES = [
     *itertools.product(
-        ("plain", "direct"), ("forward", "gradient", "weight", "exp_avg", "exp_avg_sq"), (math.nan, math.inf, -math.inf),
+        ("autograd", "handwritten"), ("forward", "gradient", "weight", "exp_avg", "exp_avg_sq"), (math.nan, math.inf, -math.inf),
         ("stop", "skip", "rollback"), (2, 7),
     )
 ]  # fmt: skip

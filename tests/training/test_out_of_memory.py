@@ -57,7 +57,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[Any], None]]:
     return asked
 
 
-@pytest.fixture(scope="module", params=["plain", "direct"])
+@pytest.fixture(scope="module", params=["autograd", "handwritten"])
 def setup(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> AdapterJob:
     data = write_rows(tmp_path_factory.mktemp("shortage") / "data.jsonl", qa_rows(24))
     tree = {
@@ -173,7 +173,7 @@ def long_rows(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_training_and_evaluation_beyond_a_planned_limit_are_computed_again_in_smaller_batches(
     config_tree: Tree, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = {"batch_size": 8, "micro_batch_size": 8, "max_steps": 2, "eval_steps": 2, "engine": "plain"}
+    plan = {"batch_size": 8, "micro_batch_size": 8, "max_steps": 2, "eval_steps": 2, "engine": "autograd"}
     data = {"train": long_rows(tmp_path_factory), "check": "off"}
     calm = train(config_tree(train=plan | {"micro_batch_size": 1}, data=data, eval={"batch_size": 1}))
     limits: list[int] = []

@@ -192,10 +192,10 @@ def test_where_another_rank_takes_the_plain_path_all_take_it(
     config_tree: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = set_up(load(tree=config_tree()), Quiet(), ProcessGroup())
-    assert job.engine.name == job.config.train.engine == "direct"
-    monkeypatch.setattr(ProcessGroup, "gather", lambda _, text: [text, "plain"] if text == "direct" else [text])
+    assert job.engine.name == job.config.train.engine == "handwritten"
+    monkeypatch.setattr(ProcessGroup, "gather", lambda _, text: [text, "autograd"] if text == "handwritten" else [text])
     job = set_up(load(tree=config_tree()), Quiet(), ProcessGroup())
-    assert job.engine.name == job.config.train.engine == "plain"
+    assert job.engine.name == job.config.train.engine == "autograd"
     assert job.reasons["train.engine"] == "not the hand-written engine: another rank takes the autograd engine"
 
 

@@ -34,7 +34,7 @@ WAYS = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["direct", "plain"])
+@pytest.fixture(params=["handwritten", "autograd"])
 def configs(config_tree: Tree, tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, Config]:
     """Two configs that differ in rank, target modules, learning rate, batch, seed, number of steps, and data."""
     data = write_rows(tmp_path / "other.jsonl", qa_rows(60)[15:])

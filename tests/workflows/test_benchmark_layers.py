@@ -20,21 +20,21 @@ SHAPE = Shape(
     weight_bytes=845_824, width=4, is_gated=True, norms_after=False, norms_heads=False, scores_kept=False,
 )  # fmt: skip
 SPEED = LayerSpeed(
-    "cpu", {("lora", "plain"): (1e-3, 2e-6), ("lora", "direct"): (5e-4, 1e-6), ("prompt", "plain"): (1e-3, 1e-6)}, head_s=1e-9,
+    "cpu", {("lora", "autograd"): (1e-3, 2e-6), ("lora", "handwritten"): (5e-4, 1e-6), ("prompt", "autograd"): (1e-3, 1e-6)}, head_s=1e-9,
     optimizer_s={"lora": 1e-6}, call_s=1e-4, products_per_s=1e11, copied_bytes_per_s=1e10, unpacked_per_s=0.0,
 )  # fmt: skip
 ALL = MicroBatchSize(rows=(0, 1), tokens=200, trained=200, longest=100)
 
 
 def test_a_pass_takes_its_layers_and_its_head() -> None:
-    plain = Work(engine="plain", recompute=False, adapter=1000, rank=8)
+    plain = Work(engine="autograd", recompute=False, adapter=1000, rank=8)
     assert SPEED.seconds(SHAPE, plain, ALL) == pytest.approx(4 * (1e-3 + 200 * 2e-6) + 200 * 1000 * 1e-9)
     few = replace(ALL, trained=100)
     assert SPEED.seconds(SHAPE, plain, few) == pytest.approx(4 * (1e-3 + 200 * 2e-6) + 100 * 1000 * 1e-9)
-    direct = replace(plain, engine="direct")
+    direct = replace(plain, engine="handwritten")
     less = 0.5 * (1 - 64 * (64 + 64) / 36_864) * (5e-4 + 200 * 1e-6)  # half the tokens behind the last attention
     assert SPEED.seconds(SHAPE, direct, few) == pytest.approx(4 * (5e-4 + 200 * 1e-6) + 100 * 1000 * 1e-9 - less)
-    prompted = Work(engine="plain", recompute=False, adapter=320, rank=0, method="prompt", virtual_tokens=50)
+    prompted = Work(engine="autograd", recompute=False, adapter=320, rank=0, method="prompt", virtual_tokens=50)
     assert SPEED.seconds(SHAPE, prompted, ALL) == pytest.approx(4 * (1e-3 + 300 * 1e-6) + 200 * 1000 * 1e-9)
     assert SPEED.step_s(SHAPE, plain) == pytest.approx(1e-3)
 
@@ -46,7 +46,7 @@ def test_two_passes_give_what_a_layer_takes_at_once_and_by_the_token() -> None:
 
 @pytest.mark.parametrize(
     ("family", "sizes", "path"),
-    [("Gemma2Config", {"head_dim": 16, "num_key_value_heads": 2, "intermediate_size": 48}, "direct"), ("GPT2Config", {}, "plain")],
+    [("Gemma2Config", {"head_dim": 16, "num_key_value_heads": 2, "intermediate_size": 48}, "handwritten"), ("GPT2Config", {}, "autograd")],
 )  # fmt: skip
 def test_the_stand_in_is_two_layers_trained_on_the_path_of_the_run(
     config_tree: Tree, family: str, sizes: dict[str, Any], path: str
@@ -60,9 +60,9 @@ def test_the_stand_in_is_two_layers_trained_on_the_path_of_the_run(
     assert sizes_of_it.layers == 2
     before = torch.get_rng_state()
     works = [Work(engine=path, recompute=False, adapter=1000, rank=4)]
-    works += [replace(works[0], engine="plain", rank=0, method=method) for method in ("prompt", "full")]
+    works += [replace(works[0], engine="autograd", rank=0, method=method) for method in ("prompt", "full")]
     found = LayerSpeed.measured(architecture, config, sizes_of_it, torch.float32, "cpu", [30, 20, 10], works)
-    assert set(found.layer) == {("lora", path), ("prompt", "plain"), ("full", "plain")}
+    assert set(found.layer) == {("lora", path), ("prompt", "autograd"), ("full", "autograd")}
     assert all(per_token > 0 for _, per_token in found.layer.values())
     assert (
         min(*found.optimizer_s.values(), found.head_s, found.call_s, found.products_per_s, found.copied_bytes_per_s) > 0

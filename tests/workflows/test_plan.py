@@ -39,7 +39,7 @@ def test_sizes_are_those_of_the_loaded_model_and_no_weights_are_needed(config_tr
     assert found.parameters == job.base.total_parameters
     assert (found.forecast.trainable, found.steps) == (job.trainable, job.total_steps)
     assert found.forecast.memory.weights == job.memory.weights
-    assert found.forecast.engine == job.engine.name == "direct"
+    assert found.forecast.engine == job.engine.name == "handwritten"
     assert [one.method for one in found.forecasts] == ["lora", "qlora", "full"]
     lora, qlora, full = found.forecasts
     assert qlora.memory.weights < lora.memory.weights
@@ -104,14 +104,14 @@ SHAPE = Shape(
 
 
 def test_products_in_16_bits_on_a_cpu_take_twice_the_tokens_at_once_on_the_direct_path() -> None:
-    narrow, work = replace(SHAPE, width=2), Work(engine="direct", recompute=False, adapter=10_000, rank=8)
+    narrow, work = replace(SHAPE, width=2), Work(engine="handwritten", recompute=False, adapter=10_000, rank=8)
     assert token_cap("cpu", work, narrow) == 2 * token_cap("cpu", work, SHAPE)
-    for same in (replace(work, width=4), replace(work, engine="plain")):
+    for same in (replace(work, width=4), replace(work, engine="autograd")):
         assert token_cap("cpu", same, narrow) == token_cap("cpu", work, SHAPE)
 
 
 def test_more_of_anything_never_needs_less() -> None:
-    for engine in ("direct", "plain"):
+    for engine in ("handwritten", "autograd"):
         work = Work(engine=engine, recompute=False, adapter=10_000, rank=8)
         small = estimate(SHAPE, work, 100, 50)
         assert estimate(SHAPE, work, 200, 50).total > small.total
@@ -123,4 +123,4 @@ def test_more_of_anything_never_needs_less() -> None:
         assert longer.activations == estimate(SHAPE, work, 150, 75).activations > small.activations
         assert longer.logits == small.logits  # nothing is predicted there
         dropping = replace(SHAPE, drops_out=True)
-        assert (estimate(dropping, work, 100, 50).total > small.total) is (engine == "plain")
+        assert (estimate(dropping, work, 100, 50).total > small.total) is (engine == "autograd")

@@ -119,7 +119,7 @@ COUNTERPARTS: Final[Mapping[str, Counterpart]] = {
     **_like("train.optimizer", "optim", "optim_args", differs="adamw, adamw_8bit or paged_adamw_8bit"),
     **_none("AdamW has betas 0.9 and 0.999 and epsilon 1e-8", "adam_beta1", "adam_beta2", "adam_epsilon"),
     **_like("train.engine", "use_liger_kernel", "use_liger", "enable_liger_kernel", "use_unsloth",
-            differs="its direct engine has fused kernels of its own, and on a GPU those of Liger"),
+            differs="its hand-written engine has fused kernels of its own, and on a GPU those of Liger"),
     **_same("train.gradient_checkpointing", "activation_checkpointing", "use_gradient_checkpointing", "grad_checkpoint"),
     **_like("train.gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
     **_like("train.activation_offload", "activation_offloading"),

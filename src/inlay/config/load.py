@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from inlay.config.counterparts import COUNTERPARTS, counterpart, in_words, nearest_name
 from inlay.config.describe import allowed, is_mapping, is_text, is_text_mapping
+from inlay.config.renamed import RENAMED_VALUES
 from inlay.config.sections.advise import AdviseConfig
 from inlay.config.sections.base import Assignments, Settings, Tree
 from inlay.config.settings import Config
@@ -369,7 +370,9 @@ def _faults(error: ValidationError, tree: Tree, *within: str, ignore_missing: bo
         elif path in known:
             section, _, key = path.rpartition(".")
             value = tree[section][key] if section else tree[key]
-            faults[path] = f"{path}: must be {allowed(known[path])} (got {value!r})."
+            now = next((new for old, new in RENAMED_VALUES.get(path, {}).items() if old == value), None)
+            renamed = f" Its name today is {now!r}." if now else ""
+            faults[path] = f"{path}: must be {allowed(known[path])} (got {value!r}).{renamed}"
         else:
             faults[path] = f"{path}: {fault['msg']} (got {fault['input']!r})."
     return faults

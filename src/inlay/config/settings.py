@@ -34,8 +34,8 @@ class Config(Settings):
         method = self.adapter.method
         if method != "lora" and self.train.lora_plus_ratio != 1:
             raise ValueError(f"train.lora_plus_ratio has no effect with adapter.method {method}; leave one out")
-        if method != "lora" and self.train.engine == "direct":
-            raise ValueError(f"train.engine direct knows LoRA only, not adapter.method {method}; leave it at auto")
+        if method != "lora" and self.train.engine == "handwritten":
+            raise ValueError(f"train.engine handwritten knows LoRA only, not adapter.method {method}; leave it at auto")
         if method == "full" and self.model.dtype not in ("auto", "float32"):
             raise ValueError(
                 f"adapter.method full trains the base's own weights, and {self.model.dtype} would round most steps away; "

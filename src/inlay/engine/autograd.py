@@ -25,9 +25,9 @@ class Engine(Protocol):
 
 
 class AutogradEngine:
-    """Loss and gradient by transformers' forward pass and autograd. Its name in a config is `plain`."""
+    """Loss and gradient by transformers' forward pass and autograd."""
 
-    name = "plain"
+    name = "autograd"
 
     def __init__(
         self, model: Any, device: str, autocast_dtype: torch.dtype | None = None, offload: bool = False,

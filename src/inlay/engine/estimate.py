@@ -200,7 +200,7 @@ def estimate(shape: Shape, work: Work, tokens: int, length: int, trained_tokens:
             + 4 * bool(work.width) * min(WIDENED_AT_ONCE, shape.vocabulary * shape.hidden)
         ),
         workspace=int(tokens * passing * width + 3 * scores * width + widened) + work.experts // shape.layers,
-        kept_free=int(_HOLES * kept * (work.leaves_holes and work.engine == "plain" and not work.recompute))
+        kept_free=int(_HOLES * kept * (work.leaves_holes and work.engine == "autograd" and not work.recompute))
         + _KERNELS * work.makes_kernels,
         snapshot=shape.weight_bytes + numbers * _OPTIMIZER_BYTES.get(work.optimizer, 2) if full else 0,
     )
@@ -209,7 +209,7 @@ def estimate(shape: Shape, work: Work, tokens: int, length: int, trained_tokens:
 def _kept(shape: Shape, work: Work, length: int, width: int) -> float:
     """Values that a layer keeps for each token."""
     hidden, inner, queries, keys = shape.hidden, shape.inner, shape.queries, shape.keys
-    if work.engine == "direct":
+    if work.engine == "handwritten":
         raw = 2 * hidden if shape.norms_after else 0
         normed = (queries + keys) * shape.norms_heads
         return 2 * hidden + raw + 2 * queries + 2 * keys + normed + 2 * inner + 7 * work.rank

@@ -63,7 +63,7 @@ class EngineChoice:
     @property
     def is_handwritten(self) -> bool:
         """True where the hand-written engine is taken."""
-        return self.engine.name == "direct"
+        return self.engine.name == "handwritten"
 
     def summary(self) -> str:
         """The reason behind the choice, in one line."""
@@ -87,16 +87,16 @@ def select_engine(
     """The engine for `train.engine` and an adapter. On `batch` the hand-written engine is compared with autograd, on `heavy`
     both are timed where it is not known to be the faster one.
 
-    Weights, gradients and torch's random state stay as they were. Raises: ConfigError when `direct` was set and cannot
-    be had.
+    Weights, gradients and torch's random state stay as they were. Raises: ConfigError when `handwritten` was set and
+    cannot be had.
     """
     autograd = AutogradEngine(peft_model, device, None if dtype == torch.float32 else dtype, offload, loss)
-    if wanted == "plain":
+    if wanted == "autograd":
         return EngineChoice(autograd)
     reason = "it offloads no activations" if offload else refusal(peft_model, dtype, quantization, adapter, loss)
     choice = EngineChoice(autograd, reason)
     if reason is None:
-        may_fail = wanted != "direct" and not _is_known_faster(device)
+        may_fail = wanted != "handwritten" and not _is_known_faster(device)
         try:
             choice = _tried(autograd, batch, heavy or batch, dtype, recompute, wanted == "auto", adapter)
         except Exception as failed:  # the kernels are others' and compiled here: autograd needs none
@@ -106,8 +106,8 @@ def select_engine(
         finally:
             if device != "cpu" or not choice.is_handwritten:
                 release(device)
-    if wanted == "direct" and not choice.is_handwritten:
-        raise ConfigError(f"train.engine direct: {choice.refused}. Leave train.engine at auto.")
+    if wanted == "handwritten" and not choice.is_handwritten:
+        raise ConfigError(f"train.engine handwritten: {choice.refused}. Leave train.engine at auto.")
     return choice
 
 
@@ -154,9 +154,9 @@ def expected_engine(
 ) -> str:  # fmt: skip
     """Name of the engine that `select_engine` will take, found without computing anything; where both are timed, of the one
     that holds more."""
-    takes_it = wanted == "direct" or (wanted == "auto" and device == "cpu")
+    takes_it = wanted == "handwritten" or (wanted == "auto" and device == "cpu")
     refused = refusal(peft_model, dtype, quantization, adapter, loss) if takes_it else "it is not known to be faster"
-    return "plain" if refused else "direct"
+    return "autograd" if refused else "handwritten"
 
 
 def refusal(
@@ -217,7 +217,7 @@ def _difference(
     Remembered, where it is small enough, for the model's shape, adapter, dtype, libraries and machine.
     """
     peft_model = autograd.model
-    note = cache_folder("direct") / _key(peft_model, dtype, autograd.device, adapter)
+    note = cache_folder("handwritten") / _key(peft_model, dtype, autograd.device, adapter)
     with contextlib.suppress(OSError, ValueError):
         kept = json.loads(note.read_text(encoding="ascii"))
         return float(kept["error"]), True

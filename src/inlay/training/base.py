@@ -149,7 +149,7 @@ def open_training_base(config: Config, group: ProcessGroup, revision: str | None
     precision = _placed(choices, group)
     if precision.device == "cpu":
         cpu_ops.prepare(precision.dtype)  # of autograd, which the hand-written engine is compared with
-        if config.train.engine != "plain":
+        if config.train.engine != "autograd":
             cpu_ops.prepare(product_dtype(precision.device, precision.dtype))
     opened = OpenedBase(ref, choices.config_settled().model, config.data, precision)
     limit = config.train.max_memory

@@ -18,7 +18,7 @@ from inlay.training.signals import StopRequest
 def share_of(job: AdapterJob, rows: list[int], at_once: int, rank: int, size: int) -> list[list[int]]:
     """The micro batches of a step that this rank computes: a function of the rows alone."""
     if not job.has_dropout:
-        return shared_out(rows, job.lengths, at_once, size, padded=job.engine.name == "plain")[rank]
+        return shared_out(rows, job.lengths, at_once, size, padded=job.engine.name == "autograd")[rank]
     # whole ones, so that the same numbers are drawn for them whatever the number of processes; where there are too few,
     # two for each process, of which one is short where the other is long
     enough = share_size(len(rows), at_once) >= size
@@ -47,7 +47,7 @@ def accumulate(
         loss = nll_B.sum() / step_weight
         total += loss
         if step:  # 0 is a calibration
-            job.own_tokens += batch.input_ids.numel() if job.engine.name == "plain" else tokens
+            job.own_tokens += batch.input_ids.numel() if job.engine.name == "autograd" else tokens
         if not torch.isfinite(loss):
             finite_B = torch.isfinite(nll_B).tolist()
             bad_rows = [row for row, finite in zip(rows, finite_B, strict=True) if not finite] or rows

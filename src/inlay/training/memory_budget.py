@@ -59,14 +59,14 @@ def fit_batches(
             "train.micro_batch_size, data.max_length or adapter.rank, set train.gradient_checkpointing=true, or quantize."
         )
     # a forward pass alone saves no more than one with gradient checkpointing
-    cap, forward = config.eval.batch_size * max_length, replace(work, recompute=True, engine="plain")
+    cap, forward = config.eval.batch_size * max_length, replace(work, recompute=True, engine="autograd")
     rows, _ = largest_micro_batch(shape, forward, config.eval.batch_size, max_length, room, cap)
     return memory, rows
 
 
 def token_cap(device: str, work: Work, shape: Shape) -> int:
     """Tokens of a micro batch, beyond which speed stops growing."""
-    if device == "cpu" and work.engine == "direct" and (work.width or shape.width) < 4:
+    if device == "cpu" and work.engine == "handwritten" and (work.width or shape.width) < 4:
         return _TOKEN_CAP_16_BIT_CPU
     return _TOKEN_CAP[device.partition(":")[0]]
 
@@ -76,7 +76,7 @@ def work_of(config: Config, model: Any, precision: Precision, name: str = TRAINE
     device, dtype, quantization = precision
     method = method_of(config)
     engine = expected_engine(config.train.engine, model, device, dtype, quantization, name, task_of(config).loss)
-    widens = engine == "direct" and (quantization != "none" or product_dtype(device, dtype) != dtype)
+    widens = engine == "handwritten" and (quantization != "none" or product_dtype(device, dtype) != dtype)
     return Work(
         engine=engine,
         recompute=config.train.gradient_checkpointing,
@@ -89,7 +89,8 @@ def work_of(config: Config, model: Any, precision: Precision, name: str = TRAINE
         optimizer=config.train.optimizer,
         head_in_chunks=head_of(model) is not None,
         leaves_holes=device == "cpu" and keeps_freed(config),
-        makes_kernels=device == "cpu" and (product_dtype(device, dtype) if engine == "direct" else dtype).itemsize < 4,
+        makes_kernels=device == "cpu"
+        and (product_dtype(device, dtype) if engine == "handwritten" else dtype).itemsize < 4,
         experts=expert_bytes(model, name) if config.adapter.experts else 0,
         width=product_dtype(device, dtype).itemsize if widens else None,
     )

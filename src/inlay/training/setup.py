@@ -159,8 +159,8 @@ def _engine(base: TrainingBase, data: PreparedData, choices: Choices, pad_id: in
     modes = train.gradient_checkpointing, train.activation_offload
     how = partial(select_engine, heavy=heavy, adapter=name, loss=task.loss)
     choice = how(train.engine, base.model, light, *base.precision, *modes)
-    if "plain" in group.gather(choice.engine.name) and choice.is_handwritten:
-        autograd = how("plain", base.model, light, *base.precision, *modes).engine
+    if "autograd" in group.gather(choice.engine.name) and choice.is_handwritten:
+        autograd = how("autograd", base.model, light, *base.precision, *modes).engine
         choice = EngineChoice(autograd, refused="another rank takes the autograd engine")
     choices.settle("train.engine", choice.engine.name, choice.summary())
     return choice.engine

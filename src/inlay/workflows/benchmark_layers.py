@@ -113,10 +113,10 @@ class LayerSpeed:
 
     def seconds(self, shape: Shape, work: Work, load: MicroBatchSize) -> float:
         """Seconds of forward and backward over a micro batch."""
-        once, per_token = self.layer.get((work.method, work.engine)) or self.layer[work.method, "plain"]
+        once, per_token = self.layer.get((work.method, work.engine)) or self.layer[work.method, "autograd"]
         layers = float(shape.layers)
         tokens = load.tokens + len(load.rows) * work.virtual_tokens
-        if work.engine == "direct":  # behind its attention the last layer computes trained tokens only
+        if work.engine == "handwritten":  # behind its attention the last layer computes trained tokens only
             entering = shape.hidden * (shape.queries + 2 * shape.keys) * shape.layers
             layers -= (1 - load.trained / load.tokens) * (1 - min(1.0, entering / shape.linear))
         head_s = self.head_s * (1 if work.adapter else 1.5)  # its own weights are the third product
@@ -165,11 +165,11 @@ def _engines(
     autograd = AutogradEngine(
         model, device, None if adapters_on(model)[TRAINED].trains_base or dtype == torch.float32 else dtype
     )
-    if "direct" not in names:
+    if "handwritten" not in names:
         return [autograd]
     recompute = config.train.gradient_checkpointing
     chosen = select_engine("auto", model, batch, device, dtype, "none", recompute).engine
-    return [autograd, chosen] if "plain" in names and chosen.name != autograd.name else [chosen]
+    return [autograd, chosen] if "autograd" in names and chosen.name != autograd.name else [chosen]
 
 
 def _batches(lengths: Sequence[int], shape: Shape, device: str) -> list[Batch]:
@@ -191,7 +191,7 @@ def _random_batch(lengths: Sequence[int]) -> Batch:
 
 
 def _tokens(batch: Batch, engine: str, work: Work) -> int:
-    if engine == "direct":
+    if engine == "handwritten":
         return int(batch.attention_mask.sum())
     return batch.input_ids.numel() + len(batch.input_ids) * work.virtual_tokens
 

@@ -204,7 +204,7 @@ class _Situation:
         ways["qlora"] = small, work_of(*lora, Precision(self.device, dtype, packed))
         full = replace(
             plain,
-            engine="plain",
+            engine="autograd",
             width=None,
             makes_kernels=False,
             adapter=0,
@@ -358,7 +358,7 @@ def _room(memory: str | None, config: Config, device: str, other: int) -> int:
 
 def _load(rows: Sequence[int], lengths: np.ndarray, trained: np.ndarray, engine: str) -> MicroBatchSize:
     longest = int(lengths[list(rows)].max())
-    tokens = int(lengths[list(rows)].sum()) if engine == "direct" else longest * len(rows)
+    tokens = int(lengths[list(rows)].sum()) if engine == "handwritten" else longest * len(rows)
     return MicroBatchSize(tuple(rows), tokens, int(trained[list(rows)].sum()), longest)
 
 

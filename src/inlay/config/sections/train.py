@@ -44,13 +44,13 @@ class TrainConfig(Settings):
     data and metrics. Data, base, adapter, batch, seed and optimizer must agree with it."""
     base_dropout: bool = False
     """Train with the dropout that the base's own config sets (0.1 in GPT-2, OPT and others), as transformers' Trainer does.
-    Without it, a step does not depend on how its rows are split into micro batches, and the direct engine can be used."""
+    Without it, a step does not depend on how its rows are split into micro batches, and the hand-written engine can be used."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """`adamw` keeps float32 state; the 8-bit ones need the `quant` extra, the paged one CUDA."""
-    engine: Literal["auto", "plain", "direct"] = "auto"
-    """Engine that computes the gradient: `direct` is hand-written for Llama-like decoders and faster, `plain` is
-    transformers with autograd. `auto` uses the direct engine where a test finds the same gradient and, but for CPUs, that
-    it is faster."""
+    engine: Literal["auto", "autograd", "handwritten"] = "auto"
+    """Engine that computes the gradient: `handwritten` has a backward pass of its own for Llama-like decoders and is faster,
+    `autograd` is transformers with autograd. `auto` uses the hand-written engine where a test finds the same gradient and,
+    but for CPUs, that it is faster."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     activation_offload: bool = False

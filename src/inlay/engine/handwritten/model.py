@@ -180,7 +180,7 @@ class _Layer:
 class HandwrittenEngine:
     """K adapters over one base. The adapters' weights stay PEFT's parameters, and gradients are left in them."""
 
-    name = "direct"
+    name = "handwritten"
 
     def __init__(
         self, peft_model: Any, adapters: Sequence[str] = (TRAINED,), recompute: bool = False,
