@@ -1,4 +1,4 @@
-"""What `torch.compile` and the number of threads do to a step of the plain path on a CPU.
+"""Effect of `torch.compile` and of the number of threads on a step of the autograd engine on a CPU.
 
     python benchmarks/compile_and_threads.py compile [--steps 6] [--layers 4]
     python benchmarks/compile_and_threads.py threads [--rounds 4] [--layers 4]
@@ -48,12 +48,12 @@ def main() -> None:
 
 
 def compared(count: int, layers: int) -> dict[str, Any]:
-    plain = model_of(layers)
-    compiled = copy.deepcopy(plain)
+    as_it_is = model_of(layers)
+    compiled = copy.deepcopy(as_it_is)
     compiled.get_base_model().base_model.compile(dynamic=True)
     took: dict[str, list[tuple[float, float]]] = {"as it is": [], "compiled": []}
     losses = []
-    for (engine, batches), (other, _) in zip(steps_of(plain, count), steps_of(compiled, count), strict=True):
+    for (engine, batches), (other, _) in zip(steps_of(as_it_is, count), steps_of(compiled, count), strict=True):
         took["as it is"].append(seconds(engine, batches))
         took["compiled"].append(seconds(other, batches))
         pair = [float(one.add_gradient(batches[0], 1e-3).sum()) for one in (engine, other)]
@@ -69,7 +69,7 @@ def compared(count: int, layers: int) -> dict[str, Any]:
     return {
         "first_step_s": {way: times[0] for way, times in took.items()},
         "cpu_s": {way: {"least": min(times), "median": statistics.median(times)} for way, times in rest.items()},
-        "compiled_over_plain": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
+        "compiled_over_eager": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
         "loss_differs": max(losses),
     }
 
@@ -114,7 +114,7 @@ def model_of(layers: int) -> Any:
 
 
 def steps_of(model: Any, count: int) -> list[tuple[Any, list[Any]]]:
-    """(the plain path over the model, the micro batches of a step), so many times."""
+    """(the autograd engine over the model, the micro batches of a step), so many times."""
     import inlay
     from inlay.config import validate
     from inlay.data.batches import collate, micro_batches, step_rows

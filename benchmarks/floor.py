@@ -1,9 +1,9 @@
-"""What a LoRA step must compute at least, and how fast this machine computes products of those shapes.
+"""What a LoRA step must compute at least, and how fast this machine computes matmuls of those shapes.
 
 A frozen weight takes 2 operations for each token in the forward pass and 2 for the gradient of its input, which the layers
 that read the embeddings do not need. A matrix of an adapter takes 2 forward, 2 for its own gradient and 2 for that of its
-input. The head is computed where a token is trained, forward and backward. Attention takes two products forward and four
-backward, of half of all pairs of positions. No padding, nothing twice, nothing but products.
+input. The head is computed where a token is trained, forward and backward. Attention takes two matmuls forward and four
+backward, of half of all pairs of positions. No padding, nothing twice, nothing but matmuls.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Layers:
-    """The products of a decoder of the Llama family."""
+    """The matmuls of a decoder of the Llama family."""
 
     count: int
     hidden: int
@@ -58,19 +58,19 @@ def step_flops(layers: Layers, rows: Iterable[tuple[int, int]]) -> float:
 
 
 def fastest(layers: Layers, tokens: Sequence[int], dtype: str, device: str = "cpu") -> float:
-    """Operations a second over all products of a model's frozen weights, forward and backward; the best of the numbers of
-    tokens at once and, in fp32, of the precisions that torch offers for products and that are as exact as fp32 here."""
+    """Operations a second over all matmuls of a model's frozen weights, forward and backward; the best of the numbers of
+    tokens at once and, in fp32, of the precisions that torch offers for matmuls and that are as exact as fp32 here."""
     import torch
 
-    from inlay.hardware.probe import product_error
+    from inlay.hardware.probe import matmul_error
 
     a_DD = torch.randn(512, 512, generator=torch.Generator().manual_seed(0)).to(device)
     before, found, exact = torch.get_float32_matmul_precision(), 0.0, 0.0
     for precision in ("highest", "medium") if dtype == "float32" else (before,):
         torch.set_float32_matmul_precision(precision)
-        error = product_error(a_DD)
+        error = matmul_error(a_DD)
         exact = exact or error
-        if error > 4 * exact:  # products of rounded numbers, as matrix units make them
+        if error > 4 * exact:  # matmuls of rounded numbers, as matrix units make them
             continue
         found = max(found, *(_per_s(layers, count, getattr(torch, dtype), device) for count in tokens))
     torch.set_float32_matmul_precision(before)

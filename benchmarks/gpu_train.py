@@ -7,7 +7,7 @@
 The bases have random weights, made on the device and kept under FOLDER; every row is filled with text up to the number of
 tokens, nearly all of them trained, one row at once and four a step. LoRA of rank 16 on all linear layers over a bf16 base,
 QLoRA over NF4 with double quantization. `trainer` is transformers' Trainer with PEFT; `trl` has Liger's kernels where they
-are installed. `inlay` chooses its path, the other two name it: the direct one takes Liger's kernels where they are installed,
+are installed. `inlay` chooses its engine, the other two name it: the hand-written one takes Liger's kernels where they are installed,
 and torch's flash attention. All run in the Python that runs this, where they can be imported. inlay and Trainer keep
 activations unless --recompute is given; TRL and Unsloth recompute by their own default.
 
@@ -15,7 +15,7 @@ Each cell is a process of its own, so that running out of memory is a line and n
 FOLDER/gpu.jsonl and is not measured again.
 
 MFU is what the step must multiply (`floor.py`; no padding, nothing computed twice), divided by its time and by the peak
-of the device: from the table below for 16-bit products, or where the device is not in it, from products measured here.
+of the device: from the table below for 16-bit matmuls, or where the device is not in it, from matmuls measured here.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ NEEDS = {
 }
 PEAK_FLOPS = {"H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
               "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "T4": 65e12}  # fmt: skip
-"""Dense 16-bit products with fp32 sums, as the makers state them; the first name that is part of the device's counts."""
+"""Dense 16-bit matmuls with fp32 sums, as the makers state them; the first name that is part of the device's counts."""
 WARM_UP = 2
 
 
@@ -174,12 +174,12 @@ def judge(cell: dict[str, Any]) -> dict[str, Any]:
     layers = Layers.of(AutoConfig.from_pretrained(cell["base"]), LORA["r"])
     on_gpu = cell["device"].startswith("cuda")
     name = torch.cuda.get_device_name(cell["device"]) if on_gpu else platform.machine()
-    products = fastest(layers, (cell["tokens"],), DTYPES[cell["dtype"]], cell["device"])
+    matmuls = fastest(layers, (cell["tokens"],), DTYPES[cell["dtype"]], cell["device"])
     stated = next((peak for known, peak in PEAK_FLOPS.items() if on_gpu and known in name), None)
     per_s = step_flops(layers, rows) / cell["seen_s"]
     return {
         "tokens_per_s": sum(length for length, _ in rows) / cell["seen_s"], "device_name": name,
-        "flops_per_s": per_s, "products_per_s": products, "stated_per_s": stated, "mfu": per_s / (stated or products),
+        "flops_per_s": per_s, "matmul_flops_per_s": matmuls, "stated_per_s": stated, "mfu": per_s / (stated or matmuls),
         "torch": torch.__version__, "cores": os.cpu_count(),
     }  # fmt: skip
 
@@ -190,8 +190,8 @@ def rows_a_step(cell: dict[str, Any]) -> int:
 
 def said(line: dict[str, Any]) -> str:
     how = " recomputed" if line["recompute"] else ""
-    path = f" ({line['engine']})" if line["tool"] == "inlay" and "engine" in line else ""
-    start = f"| {line['shape']} | {line['kind']}{how} | {line['tokens']} | {line['tool']}{path} |"
+    engine = f" ({line['engine']})" if line["tool"] == "inlay" and "engine" in line else ""
+    start = f"| {line['shape']} | {line['kind']}{how} | {line['tokens']} | {line['tool']}{engine} |"
     if "failed" in line:
         return f"{start} {line['failed']} ({line['in']}) | | | |"
     of = "stated" if line["stated_per_s"] else "measured"

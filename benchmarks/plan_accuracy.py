@@ -47,10 +47,10 @@ SHAPES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
          "num_key_value_heads": 12, "vocab_size": 32000, "tie_word_embeddings": True},
         {"train.gradient_checkpointing": "true", "train.micro_batch_size": "8"},
     ),
-    "gpt2-41M, plain": (
+    "gpt2-41M, autograd": (
         "GPT2Config", {"n_embd": 512, "n_layer": 8, "n_head": 8, "vocab_size": 32000}, {},
     ),
-    "llama-43M, plain, bfloat16": (
+    "llama-43M, autograd, bfloat16": (
         "LlamaConfig",
         {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
          "num_key_value_heads": 4, "vocab_size": 32000, "tie_word_embeddings": True},

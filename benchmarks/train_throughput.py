@@ -10,8 +10,8 @@ been measured lies in FOLDER/results.jsonl and is not measured again: a benchmar
 command. What a tool cannot do is a line of the table, and tried again. Before each run it waits until the machine is
 idle; --any-load measures at once, and the load is in the results.
 
-`of floor` is the share of the floor: the least time that a step could take, were there nothing but its products, at the
-rate that products of the model's shapes reach on this machine in the same round (`floor.py` says how it is counted).
+`of floor` is the share of the floor: the least time that a step could take, were there nothing but its matmuls, at the
+rate that matmuls of the model's shapes reach on this machine in the same round (`floor.py` says how it is counted).
 `from imports` is the time from the end of importing torch, transformers and peft to the end of the first step. The
 losses of all tools are of the same rows, with adapters that begin with the same numbers: in fp32 they should agree.
 """

@@ -14,7 +14,7 @@ import torch
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def test_the_floor_of_a_step_counts_the_products_that_autograd_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_floor_of_a_step_counts_the_matmuls_that_autograd_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers
     from peft import LoraConfig, get_peft_model
     from torch.utils.flop_counter import FlopCounterMode

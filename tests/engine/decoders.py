@@ -1,4 +1,4 @@
-"""Small random decoders of every family that the direct path knows, with an adapter, and rows for them."""
+"""Small random decoders of every family that the hand-written engine knows, with an adapter, and rows for them."""
 
 from __future__ import annotations
 

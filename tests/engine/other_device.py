@@ -1,4 +1,4 @@
-"""One step of the direct path on a device that computes nothing and refuses what lies elsewhere: `python other_device.py
+"""One step of the hand-written engine on a device that computes nothing and refuses what lies elsewhere: `python other_device.py
 FAMILY...` prints a line for each family, the devices of its gradients and how often the flash kernel was called.
 
 Torch's meta tensors know a shape, and of each operation what its result's is, that of the flash kernel too.

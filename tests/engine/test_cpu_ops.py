@@ -136,14 +136,14 @@ def test_slopes_of_logits(
 
 @settings(deadline=None)
 @given(FORMATS, st.integers(1, 9), st.integers(1, 3), st.integers(1, 20), st.integers(0, 3))
-def test_rotation(dtype: torch.dtype, tokens: int, heads: int, half: int, rest: int) -> None:
+def test_rope(dtype: torch.dtype, tokens: int, heads: int, half: int, rest: int) -> None:
     x = numbers(0, tokens, heads + 1, 2 * half + rest, dtype=dtype)[:, 1:]
     angles = numbers(1, tokens, 1, 2 * half, dtype=torch.float32)[..., :half]
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     first, second, kept = x.double().split([half, half, rest], -1)
     c, s = cos.double(), sin.double()
     wanted = torch.cat([first * c - second * s, second * c + first * s, kept], -1)
-    cpu_ops.rotate_(x, cos, sin)
+    cpu_ops.rope_(x, cos, sin)
     assert_rounded(x, wanted)
 
 

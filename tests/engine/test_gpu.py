@@ -1,4 +1,4 @@
-"""The direct path computes the same with a GPU's kernels.
+"""The hand-written engine computes the same with a GPU's kernels.
 
 There is no GPU here: Triton's interpreter runs Liger's kernels, and the flash kernel, which has none, is stood in for by
 torch's attention of each row by itself. What this cannot show is that they run on a GPU, and how fast.

@@ -1,4 +1,4 @@
-"""The direct path computes what transformers, PEFT and autograd compute."""
+"""The hand-written engine computes what transformers, PEFT and autograd compute."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from inlay.data.batches import Batch, collate
 from inlay.engine import cpu_ops, lm_head
 from inlay.engine.autograd import AutogradEngine
 from inlay.engine.handwritten import attention
-from inlay.engine.handwritten.attention import Softmax, attend, attend_backward, groups, rotate_
+from inlay.engine.handwritten.attention import Softmax, attend, attend_backward, groups, rope_
 from inlay.engine.handwritten.lora import Projection, Span
 from inlay.engine.handwritten.mlp import ACTIVATIONS, Mlp
 from inlay.engine.handwritten.model import HandwrittenEngine, Packed, Part, rounded
@@ -48,7 +48,7 @@ def assert_equal(got: tuple[Tensor, dict[str, Tensor]], wanted: tuple[Tensor, di
 
 @pytest.fixture(params=[True, False], ids=["fused", "torch"])
 def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What computes that which is no product."""
+    """Kernels of all but matmuls."""
     if not request.param:
         monkeypatch.setattr(cpu_ops, "takes", lambda *_: False)
     elif sys.platform == "linux":
@@ -305,12 +305,12 @@ def test_backward_of_the_norm() -> None:
     )
 
 
-def test_backward_of_the_rotation_is_the_rotation_back() -> None:
+def test_backward_of_rope_is_rope_with_the_angles_negated() -> None:
     torch.manual_seed(0)
     cos, sin = drawn(3, 1, 2), drawn(3, 1, 2)
 
     def turned(x: Tensor, back: float) -> Tensor:
-        rotate_(x := x.clone(), cos, sin * back)
+        rope_(x := x.clone(), cos, sin * back)
         return x
 
     checked(lambda x: turned(x, 1), lambda d, _: turned(d, -1), drawn(3, 2, 6))

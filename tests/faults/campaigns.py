@@ -466,7 +466,7 @@ def out_of_memory(lab: Lab, count: int) -> Tally:
             elif _near(run, lab) and recorded:
                 tally.ends["went on with a smaller micro batch, recorded, weights within 1e-5"] += 1
             elif _near(run, lab) and "no memory to check it" in (run / "log.txt").read_text():
-                tally.ends["went on with the plain path, recorded, weights within 1e-5"] += 1
+                tally.ends["went on with the autograd engine, recorded, weights within 1e-5"] += 1
             else:
                 tally.problem(f"{case}: differs in {wrong}")
         elif is_clear(ended):

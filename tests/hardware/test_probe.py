@@ -164,7 +164,7 @@ def test_the_formats_are_those_of_torch():
     ("onednn", "error", "taken"),
     [(2.0, 3e-7, "medium"), (2.0, 2e-3, "highest"), (1.2, 3e-7, "highest"), (0.9, 3e-7, "highest")],
 )
-def test_fp32_products_go_to_onednn_where_it_is_much_faster_and_as_exact(onednn: float, error: float, taken: str):
+def test_fp32_matmuls_go_to_onednn_where_it_is_much_faster_and_as_exact(onednn: float, error: float, taken: str):
     def seconds(_: torch.Tensor) -> float:
         return 1.0 / (onednn if torch.get_float32_matmul_precision() == "medium" else 1.0)
 
@@ -188,7 +188,7 @@ def test_a_machine_that_slows_down_between_two_measurements_does_not_turn_the_ch
     assert asked[:4] == ["highest", "medium"] * 2
 
 
-def test_a_set_precision_of_products_is_taken_without_measuring(monkeypatch: pytest.MonkeyPatch):
+def test_a_set_precision_of_matmuls_is_taken_without_measuring(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(probe, "quickest_fp32", lambda: pytest.fail("measured"))
     assert pick_matmul_precision("cpu", "medium")[0] == "medium"
     assert pick_matmul_precision("cuda", "high")[0] == "high"
@@ -197,7 +197,7 @@ def test_a_set_precision_of_products_is_taken_without_measuring(monkeypatch: pyt
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc what is allocated")
 @pytest.mark.parametrize("settings", [{}, {"LRU_CACHE_CAPACITY": "1024", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"}])
-def test_products_of_ever_new_shapes_hold_no_memory_unless_somebody_has_tuned_that(settings: dict[str, str]):
+def test_matmuls_of_ever_new_shapes_hold_no_memory_unless_somebody_has_tuned_that(settings: dict[str, str]):
     done = subprocess.run(
         [sys.executable, "-c", MANY_SHAPES], capture_output=True, text=True, check=True, env=os.environ | settings
     )
@@ -222,7 +222,7 @@ print((held[1] - held[0]) >> 20)
 """
 
 
-def test_fp32_products_that_are_rounded_are_not_taken_however_fast(monkeypatch: pytest.MonkeyPatch):
+def test_fp32_matmuls_that_are_rounded_are_not_taken_however_fast(monkeypatch: pytest.MonkeyPatch):
     def rounded(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         narrow = torch.get_float32_matmul_precision() == "medium" and a.dtype == torch.float32
         return torch.mm(a.bfloat16(), b.bfloat16()).float() if narrow else torch.mm(a, b)

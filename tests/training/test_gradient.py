@@ -221,7 +221,7 @@ def test_held_out_loss_is_the_same_for_any_number_of_ranks_and_leaves_training_u
 
 def test_dropout_depends_on_the_micro_batch_and_not_on_who_computes_it(setup: AdapterJob, tmp_path: Any) -> None:
     job = job_of(setup, tmp_path, 2)
-    job.engine = AutogradEngine(job.model, job.device)  # the direct path is never taken with dropout
+    job.engine = AutogradEngine(job.model, job.device)  # the hand-written engine is never taken with dropout
     job.has_dropout = True
     rows = step_rows(1, 0, len(setup.train), 8)
     dropouts = [m for name, m in job.model.named_modules() if name.endswith("lora_dropout")]

@@ -51,7 +51,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[Any], None]]:
 
         return forward
 
-    # evaluation, and the plain path
+    # evaluation, and the autograd engine
     monkeypatch.setattr(engine_loss, "_trained_tokens", guarded(engine_loss._trained_tokens, 1))
     monkeypatch.setattr(HandwrittenEngine, "add_gradient", guarded(HandwrittenEngine.add_gradient, 1))
     return asked

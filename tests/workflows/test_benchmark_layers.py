@@ -21,7 +21,7 @@ SHAPE = Shape(
 )  # fmt: skip
 SPEED = LayerSpeed(
     "cpu", {("lora", "autograd"): (1e-3, 2e-6), ("lora", "handwritten"): (5e-4, 1e-6), ("prompt", "autograd"): (1e-3, 1e-6)}, head_s=1e-9,
-    optimizer_s={"lora": 1e-6}, call_s=1e-4, products_per_s=1e11, copied_bytes_per_s=1e10, unpacked_per_s=0.0,
+    optimizer_s={"lora": 1e-6}, call_s=1e-4, matmul_flops_per_s=1e11, copied_bytes_per_s=1e10, unpacked_per_s=0.0,
 )  # fmt: skip
 ALL = MicroBatchSize(rows=(0, 1), tokens=200, trained=200, longest=100)
 
@@ -65,7 +65,8 @@ def test_the_stand_in_is_two_layers_trained_on_the_path_of_the_run(
     assert set(found.layer) == {("lora", path), ("prompt", "autograd"), ("full", "autograd")}
     assert all(per_token > 0 for _, per_token in found.layer.values())
     assert (
-        min(*found.optimizer_s.values(), found.head_s, found.call_s, found.products_per_s, found.copied_bytes_per_s) > 0
+        min(*found.optimizer_s.values(), found.head_s, found.call_s, found.matmul_flops_per_s, found.copied_bytes_per_s)
+        > 0
     )
     assert architecture.num_hidden_layers == 5
     assert torch.equal(torch.get_rng_state(), before)

@@ -241,8 +241,8 @@ def slopes(call):
         nll[r], sums[r] = np.log(total) - own, total
 
 
-def rotate(call):
-    """n, half, x (address, outer, inner), cos and sin (address, step): turns the pairs (i, i + half) of each of the n
+def rope(call):
+    """n, half, x (address, outer, inner), cos and sin (address, step): RoPE of the pairs (i, i + half) of each of the n
     heads of token r."""
     a = table(call)
     first, end = share(a[0])
@@ -293,7 +293,7 @@ def unpad(call):
 
 LOOPS: Final = (
     rms_norm, rms_scaled, rms_norm_backward, *_gated("silu", silu_inside), *_gated("gelu", gelu_inside),
-    causal_softmax, causal_softmax_backward, slopes, rotate, pad, unpad,
+    causal_softmax, causal_softmax_backward, slopes, rope, pad, unpad,
 )  # fmt: skip
 
 

@@ -194,6 +194,7 @@ def rms_norm(x: Tensor, weight_H: Tensor, epsilon: float) -> tuple[Tensor, Tenso
 
 
 def rms_scaled(x: Tensor, weight_H: Tensor, factor: Tensor) -> Tensor:
+    """The norm's output again, from the factor that its forward pass gave."""
     rows, heads, width = _count(x)
     y = torch.empty(x.shape, dtype=x.dtype)
     _run("rms_scaled", x, rows, width, heads, width, *_rows(x), *_rows(y), weight_H.data_ptr(), factor.data_ptr())
@@ -201,6 +202,7 @@ def rms_scaled(x: Tensor, weight_H: Tensor, factor: Tensor) -> Tensor:
 
 
 def rms_norm_backward(dy: Tensor, x: Tensor, weight_H: Tensor, factor: Tensor, more: Tensor | None) -> Tensor:
+    """See `inlay.engine.handwritten.norm.RmsNorm.backward`."""
     rows, heads, width = _count(x)
     dx = torch.empty(x.shape, dtype=x.dtype)
     added = _rows(dx if more is None else more)
@@ -254,10 +256,11 @@ def slopes(z_CV: Tensor, targets_C: Tensor, softcap: float | None, nll_C: Tensor
     _run("slopes", z_CV, rows, width, width, *addresses, float(softcap or 0))
 
 
-def rotate_(x_TND: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> None:
+def rope_(x_TND: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> None:
+    """See `inlay.engine.handwritten.attention.rope_`."""
     heads, half = x_TND.shape[1], cos_T1E.shape[-1]
     angles = (one for each in (cos_T1E, sin_T1E) for one in (each.data_ptr(), each.stride(0)))
-    _run("rotate", x_TND, len(x_TND), heads * half, heads, half, *_rows(x_TND), *angles)
+    _run("rope", x_TND, len(x_TND), heads * half, heads, half, *_rows(x_TND), *angles)
 
 
 def pad(x_TND: Tensor, padded_BNLD: Tensor, starts_B: Tensor, lengths_B: Tensor, scale: float) -> None:

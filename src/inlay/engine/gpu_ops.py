@@ -54,6 +54,7 @@ def takes(x: Tensor) -> bool:
 
 
 def is_on_gpu(x: Tensor) -> bool:
+    """True for a tensor in the memory of a CUDA device."""
     return x.is_cuda
 
 
@@ -70,6 +71,7 @@ def rms_norm(x: Tensor, weight_H: Tensor, epsilon: float) -> tuple[Tensor, Tenso
 
 
 def rms_norm_backward(dy: Tensor, x: Tensor, weight_H: Tensor, factor: Tensor, more: Tensor | None) -> Tensor:
+    """See `inlay.engine.handwritten.norm.RmsNorm.backward`."""
     from liger_kernel.ops.rms_norm import rms_norm_backward as backward
     from liger_kernel.ops.utils import calculate_settings
 

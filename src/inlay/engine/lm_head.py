@@ -20,15 +20,15 @@ from inlay.engine import cpu_ops
 from inlay.engine.profile import timed
 
 _LOGITS_AT_ONCE = 1 << 22
-_FEWEST_ROWS = 256  # fewer, and reading the head's weights would cost more than the product
-WIDENED_AT_ONCE = 1 << 22  # numbers of a head that is held in another format than its products are computed in
+_FEWEST_ROWS = 256  # fewer, and reading the head's weights would cost more than the matmul
+WIDENED_AT_ONCE = 1 << 22  # numbers of a head that is held in another dtype than its matmuls are computed in
 _IN_CACHE = 1 << 18  # numbers that stay in a core's cache between one pass over them and the next
 
 
 class Head(NamedTuple):
     """The matmul that makes logits of the last hidden values. A soft cap makes l = c·tanh(z / c) of its result z.
 
-    Products are computed in the format of the hidden values, whatever the weights are held in.
+    Matmuls are computed in the dtype of the hidden values, whatever the weights are held in.
     """
 
     weight_VH: Tensor
@@ -37,26 +37,27 @@ class Head(NamedTuple):
 
     @property
     def is_trained(self) -> bool:
+        """True where its weights or its bias need a gradient."""
         return self.weight_VH.requires_grad or (self.bias_V is not None and self.bias_V.requires_grad)
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """(C, V), at least fp32."""
-        logits_CV = self.product(hidden_CH).to(_wide(hidden_CH))
+        logits_CV = self.matmul(hidden_CH).to(_wide(hidden_CH))
         return logits_CV if self.softcap is None else logits_CV.div_(self.softcap).tanh_().mul_(self.softcap)
 
-    def product(self, hidden_CH: Tensor) -> Tensor:
-        """(C, V) before a soft cap, in the format of the hidden values."""
+    def matmul(self, hidden_CH: Tensor) -> Tensor:
+        """(C, V) before a soft cap, in the dtype of the hidden values."""
         if self.weight_VH.dtype == hidden_CH.dtype:
             return F.linear(hidden_CH, self.weight_VH, self.bias_V)
-        product_CV = hidden_CH.new_empty(len(hidden_CH), len(self.weight_VH))
+        z_CV = hidden_CH.new_empty(len(hidden_CH), len(self.weight_VH))
         for part, weight_PH in self._widened(hidden_CH.dtype):
-            torch.mm(hidden_CH, weight_PH.T, out=product_CV[:, part])
+            torch.mm(hidden_CH, weight_PH.T, out=z_CV[:, part])
         if self.bias_V is not None:
-            product_CV += self.bias_V
-        return product_CV
+            z_CV += self.bias_V
+        return z_CV
 
     def backward(self, d_CV: Tensor, out_CH: Tensor) -> None:
-        """Writes the gradient by the hidden values that one by the product sends down."""
+        """Writes the gradient by the hidden values, from that by the result of the matmul."""
         if self.weight_VH.dtype == out_CH.dtype:
             torch.mm(d_CV, self.weight_VH, out=out_CH)
             return
@@ -65,7 +66,7 @@ class Head(NamedTuple):
             out_CH.addmm_(d_CV[:, part], weight_PH)
 
     def _widened(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """Some words at a time and their weights in that format: all of them at once would be the largest tensor."""
+        """Some words at a time and their weights in that dtype: all of them at once would be the largest tensor."""
         count, hidden = self.weight_VH.shape
         words = max(1, WIDENED_AT_ONCE // hidden)
         for start in range(0, count, words):
@@ -99,7 +100,7 @@ def nll_and_gradient(hidden_JH: Tensor, head: Head, targets_J: Tensor) -> tuple[
     """(J,) negative log likelihood of each target in nats, at least fp32, and its gradient (J, H) by the hidden values.
 
     With logits l and p = softmax(l): d nll / d l = p - onehot(target). A soft cap's derivative is 1 - (l / c)². The
-    sum that p is divided by comes out of the product with the weights, where there are fewer numbers to divide.
+    sum that p is divided by comes out of the matmul with the weights, where there are fewer numbers to divide.
     """
     nll_J = torch.empty(len(hidden_JH), dtype=_wide(hidden_JH), device=hidden_JH.device)
     gradient_JH = torch.empty_like(hidden_JH)
@@ -110,17 +111,17 @@ def nll_and_gradient(hidden_JH: Tensor, head: Head, targets_J: Tensor) -> tuple[
 
 def _chunk(hidden_CH: Tensor, head: Head, targets_C1: Tensor, gradient_CH: Tensor) -> Tensor:
     """(C,) nll. A function of its own, so that a chunk's logits are gone before the next one's are there."""
-    product_CV = head.product(hidden_CH)
-    nll_C1, sum_C1 = (product_CV.new_empty(len(product_CV), 1, dtype=_wide(product_CV)) for _ in range(2))
-    if cpu_ops.takes(product_CV):
-        cpu_ops.slopes(product_CV, targets_C1, head.softcap, nll_C1, sum_C1)
+    z_CV = head.matmul(hidden_CH)
+    nll_C1, sum_C1 = (z_CV.new_empty(len(z_CV), 1, dtype=_wide(z_CV)) for _ in range(2))
+    if cpu_ops.takes(z_CV):
+        cpu_ops.slopes(z_CV, targets_C1, head.softcap, nll_C1, sum_C1)
     else:
-        on_cpu = product_CV.device.type == "cpu"
-        rows = max(1, _IN_CACHE // product_CV.shape[1]) if on_cpu else len(product_CV)
-        for start in range(0, len(product_CV), rows):
+        on_cpu = z_CV.device.type == "cpu"
+        rows = max(1, _IN_CACHE // z_CV.shape[1]) if on_cpu else len(z_CV)
+        for start in range(0, len(z_CV), rows):
             few = slice(start, start + rows)
-            _slopes(product_CV[few], targets_C1[few], head.softcap, nll_C1[few], sum_C1[few])
-    head.backward(product_CV, gradient_CH)
+            _slopes(z_CV[few], targets_C1[few], head.softcap, nll_C1[few], sum_C1[few])
+    head.backward(z_CV, gradient_CH)
     gradient_CH /= sum_C1
     return nll_C1[:, 0]
 
@@ -152,12 +153,14 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_JH: Tensor, head: Head, targets_J: Tensor) -> Tensor:
+        """(J,) nll in nats; keeps the gradient by the hidden values."""
         nll_J, gradient_JH = nll_and_gradient(hidden_JH, head, targets_J)
         ctx.save_for_backward(gradient_JH)
         return nll_J
 
     @staticmethod
     def backward(ctx: Any, d_J: Tensor) -> tuple[Tensor, None, None]:
+        """(J, H) gradient by the hidden values."""
         (gradient_JH,) = ctx.saved_tensors
         return gradient_JH * d_J[:, None].to(gradient_JH.dtype), None, None
 

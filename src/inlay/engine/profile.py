@@ -22,7 +22,7 @@ PARTS: Final = {
     "forward": "the model's forward pass, without what stands below",
     "backward": "its backward pass, without what stands below",
     "attention": "scores and their mixtures, forward and backward",
-    "adapter": "the adapter's own products, forward and backward",
+    "adapter": "the adapter's own matmuls, forward and backward",
     "head": "logits and loss, with their gradient",
     "optimizer": "clipping, checking and applying the gradient",
     "evaluation": "held-out loss",
@@ -42,6 +42,7 @@ class Profile:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
+        """Charges the time inside to the part of this name, and the time before to the part around it."""
         if threading.get_ident() != self._thread:  # autograd's and the saver's threads work beside it
             yield
             return
@@ -60,6 +61,7 @@ class Profile:
         self._since = now
 
     def end(self) -> None:
+        """Charges the time up to now."""
         self._charge()
 
     def rows(self) -> list[tuple[str, str]]:

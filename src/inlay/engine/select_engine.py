@@ -24,7 +24,7 @@ from inlay.engine.loss import Loss, causal_loss
 from inlay.engine.memory import first_line, is_out_of_memory, release
 from inlay.errors import ConfigError, StorageError
 from inlay.hardware.facts import cpu_facts, library_versions
-from inlay.hardware.probe import dtype_name, product_dtype, synchronize
+from inlay.hardware.probe import dtype_name, matmul_dtype, synchronize
 from inlay.methods.adapter import only, trained_parameters
 from inlay.methods.lora import lora_layers, starts_from_weights
 from inlay.methods.method import TRAINED
@@ -116,7 +116,7 @@ def _tried(
 ) -> EngineChoice:  # fmt: skip
     """The hand-written engine where its gradient is autograd's and it is no slower, else the autograd engine."""
     device, peft_model = autograd.device, autograd.model
-    compute = product_dtype(device, dtype)
+    compute = matmul_dtype(device, dtype)
     handwritten = HandwrittenEngine(peft_model, (adapter,), recompute=recompute, compute=compute)
     error, is_remembered = _difference(autograd, handwritten, batch, dtype, adapter)
     if error > _LARGEST_ERROR[dtype]:
@@ -307,7 +307,7 @@ def _key(peft_model: Any, dtype: torch.dtype, device: str, adapter: str) -> str:
             (name, layer.r[adapter], layer.scaling[adapter]) for name, layer in lora_layers(peft_model, adapter)
         ],
         "dtype": str(dtype),
-        "matmuls": str(product_dtype(device, dtype)),
+        "matmuls": str(matmul_dtype(device, dtype)),
         "weights": [
             str(getattr(p, "quant_type", p.dtype))
             for name, p in peft_model.named_parameters()

@@ -25,7 +25,7 @@ from inlay.errors import ModelError, unknown_name
 
 for _name, _most in (("LRU_CACHE_CAPACITY", 16), ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", 128)):
     # oneDNN keeps a kernel with its scratch memory for each of the last 1,024 shapes: steps of ever new numbers of tokens
-    # held a gigabyte so. It and torch's use of it read these at their first product.
+    # held a gigabyte so. It and torch's use of it read these at their first matmul.
     os.environ.setdefault(_name, str(_most))
 
 DTYPES: dict[str, torch.dtype] = {
@@ -122,15 +122,15 @@ def pick_device(wanted: str) -> DeviceChoice:
     if wanted == "cpu":
         return DeviceChoice("cpu", "as asked")
     if index and torch.cuda.is_available() and int(index) < torch.cuda.device_count() and not _device_failure(wanted):
-        return DeviceChoice(wanted, "as asked, and it ran a matrix product")  # without touching the others
+        return DeviceChoice(wanted, "as asked, and it ran a matmul")  # without touching the others
     here, missing = devices_here()
     if wanted == "auto":
         if here[0] == "cpu":
             return DeviceChoice("cpu", "; ".join(f"{name}: {why}" for name, why in missing.items()))
-        return DeviceChoice(here[0], f"the first GPU that ran a matrix product{untested(here[0])}")
+        return DeviceChoice(here[0], f"the first GPU that ran a matmul{untested(here[0])}")
     name = next((name for name in here if name.partition(":")[0] == wanted or name == wanted), wanted)
     if name in here:
-        return DeviceChoice(name, f"as asked, and it ran a matrix product{untested(name)}")
+        return DeviceChoice(name, f"as asked, and it ran a matmul{untested(name)}")
     why = missing.get(name) or missing.get(f"{name}:0") or missing.get(kind) or "no GPU with this index"
     raise ModelError(f"device: {wanted!r} does not work here ({why}). Here: {', '.join(here)}. Choose one of these.")
 
@@ -141,7 +141,7 @@ def untested(device: str) -> str:
 
 
 def _device_failure(name: str) -> str | None:
-    """What a small product on this device says when it fails, None when it is right."""
+    """The reason why a small matmul fails on this device, None where it is right."""
     try:
         ones = torch.ones(16, 16, device=name)
         total = float((ones @ ones).sum())
@@ -215,8 +215,8 @@ def pick_dtype(device: str, wanted: str, probe: Callable[[str, str], Probe] = pr
     return DtypeChoice("float32", "; ".join(refused))
 
 
-def product_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
-    """The format that products of weights held in `dtype` are computed in: float32 where a CPU multiplies it faster.
+def matmul_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that matmuls of weights held in `dtype` are computed in: float32 where a CPU multiplies it faster.
 
     CPUs have 16-bit units that double the speed, or none and a quarter of it: noise does not turn this.
     """
@@ -251,25 +251,25 @@ def _one_thread() -> Iterator[None]:
 
 
 def matmul_gflops(device: str, dtype: str, budget_s: float = 0.05) -> float:
-    """Billion floating-point operations per second of a square product; on a CPU those of ONE core.
+    """Billion floating-point operations per second of a square matmul; on a CPU those of ONE core.
 
     A CPU is measured on one thread by the processor time of that thread: under other load, threads that wait
     for each other took 100 times as long here and would choose the wrong format. The size doubles until a
-    product takes 2 ms, and the best of what fits in the budget counts, because other work only ever makes a
-    product slower.
+    matmul takes 2 ms, and the best of what fits in the budget counts, because other work only ever makes a
+    matmul slower.
     """
     with _one_thread() if device == "cpu" else contextlib.nullcontext():
         size = 128
         while True:
             a_DD = torch.ones(size, size, device=device, dtype=DTYPES[dtype])
-            _product_s(a_DD)  # the first product of a size pays for choosing its kernel
-            best_s = min(_product_s(a_DD) for _ in range(3))
+            _matmul_s(a_DD)  # the first matmul of a size pays for choosing its kernel
+            best_s = min(_matmul_s(a_DD) for _ in range(3))
             if best_s >= 2e-3 or size >= 4096:
                 break
             size *= 2
         until = time.perf_counter() + budget_s
         while time.perf_counter() + best_s < until:
-            best_s = min(best_s, _product_s(a_DD))
+            best_s = min(best_s, _matmul_s(a_DD))
     return 2 * size**3 / best_s / 1e9
 
 
@@ -284,14 +284,14 @@ def pick_matmul_precision(device: str, wanted: str) -> tuple[str, str]:
 def quickest_fp32(
     seconds: Callable[[Tensor], float] | None = None, error: Callable[[Tensor], float] | None = None
 ) -> tuple[str, str]:
-    """(the `torch.set_float32_matmul_precision` whose float32 products to take on this CPU, why)
+    """(the `torch.set_float32_matmul_precision` whose float32 matmuls to take on this CPU, why)
 
     `medium` hands them to oneDNN, which on some CPUs (AMD's among them) is twice as fast as MKL and as exact, on others a
     little slower, and on those with 16-bit matrix units rounds. So it must be seen to be exact and much faster. They are
     timed in turns, since other work can slow a machine down by half from one moment to the next. Leaves the setting as
     it was; the answer is kept for the life of the process.
     """
-    seconds, error = seconds or _product_s, error or product_error
+    seconds, error = seconds or _matmul_s, error or matmul_error
     before = torch.get_float32_matmul_precision()
     a_DD = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
     best_s, errors = dict.fromkeys(("highest", "medium"), math.inf), {}
@@ -312,10 +312,10 @@ def quickest_fp32(
 
 
 _TURNS = 12
-_MUCH_FASTER = 1.4  # in products of matrices alone; inside a step 1.1 of it is lost, and noise must not turn the choice
+_MUCH_FASTER = 1.4  # in matmuls alone; inside a step 1.1 of it is lost, and noise must not turn the choice
 
 
-def _product_s(a_DD: Tensor) -> float:
+def _matmul_s(a_DD: Tensor) -> float:
     on_cpu = a_DD.device.type == "cpu" and time.get_clock_info("thread_time").resolution < 1e-5
     clock = time.thread_time if on_cpu else time.perf_counter
     synchronize(a_DD.device)
@@ -325,8 +325,8 @@ def _product_s(a_DD: Tensor) -> float:
     return max(clock() - start, 1e-9)
 
 
-def product_error(a_DD: Tensor) -> float:
-    """Of the matrix times itself, relative to the product in float64."""
+def matmul_error(a_DD: Tensor) -> float:
+    """Error of the matrix times itself, relative to the matmul in float64."""
     exact_DD = a_DD.double() @ a_DD.double()
     return float(((a_DD @ a_DD).double() - exact_DD).norm() / exact_DD.norm())
 

@@ -221,7 +221,7 @@ class PreFlight:
             *([("class", self.named_class)] if self.named_class else []),
             ("device", str(self.device)),
             ("dtype", str(self.dtype)),
-            *([("products", str(self.matmul_precision))] if self.matmul_precision.value != "highest" else []),
+            *([("matmuls", str(self.matmul_precision))] if self.matmul_precision.value != "highest" else []),
             ("quantization", str(self.quantization)),
             *self.data.block(),
             ("adapter", self.adapter.words()),

@@ -14,7 +14,7 @@ from inlay.engine import cpu_ops
 from inlay.engine.estimate import LAYER_NAMES, shape_of
 from inlay.engine.memory import tune_allocator
 from inlay.errors import ConfigError
-from inlay.hardware.probe import DTYPES, pick_device, pick_dtype, pick_matmul_precision, product_dtype
+from inlay.hardware.probe import DTYPES, matmul_dtype, pick_device, pick_dtype, pick_matmul_precision
 from inlay.methods.method import TRAINED
 from inlay.methods.table import method_of
 from inlay.methods.target_modules import numel
@@ -150,7 +150,7 @@ def open_training_base(config: Config, group: ProcessGroup, revision: str | None
     if precision.device == "cpu":
         cpu_ops.prepare(precision.dtype)  # of autograd, which the hand-written engine is compared with
         if config.train.engine != "autograd":
-            cpu_ops.prepare(product_dtype(precision.device, precision.dtype))
+            cpu_ops.prepare(matmul_dtype(precision.device, precision.dtype))
     opened = OpenedBase(ref, choices.config_settled().model, config.data, precision)
     limit = config.train.max_memory
     return TrainingBase(opened, config, group, choices, parse_bytes(limit) if limit else None)
@@ -171,7 +171,7 @@ def _placed(choices: Choices, group: ProcessGroup) -> Precision:
     require_precision(os.environ, dtype.dtype)
     choices.settle("model.device", device.device, device.reason)
     choices.settle("model.dtype", dtype.dtype, "all weights are trained" if whole else dtype.reason)
-    products, why = pick_matmul_precision(device.device, "auto")
-    choices.settle("model.matmul_precision", group.broadcast_text(products), why)
+    precision, why = pick_matmul_precision(device.device, "auto")
+    choices.settle("model.matmul_precision", group.broadcast_text(precision), why)
     quantization, choices.reasons["model.quantization"] = choose_quantization(config, device.device, dtype.dtype)
     return Precision(device.device, DTYPES[dtype.dtype], quantization)

@@ -14,7 +14,7 @@ from inlay.engine.memory import held_bytes
 from inlay.engine.select_engine import expected_engine
 from inlay.errors import ConfigError
 from inlay.hardware.facts import memory_facts
-from inlay.hardware.probe import product_dtype
+from inlay.hardware.probe import matmul_dtype
 from inlay.methods.adapter import trained_parameters
 from inlay.methods.lora import expert_bytes
 from inlay.methods.method import TRAINED
@@ -76,7 +76,7 @@ def work_of(config: Config, model: Any, precision: Precision, name: str = TRAINE
     device, dtype, quantization = precision
     method = method_of(config)
     engine = expected_engine(config.train.engine, model, device, dtype, quantization, name, task_of(config).loss)
-    widens = engine == "handwritten" and (quantization != "none" or product_dtype(device, dtype) != dtype)
+    widens = engine == "handwritten" and (quantization != "none" or matmul_dtype(device, dtype) != dtype)
     return Work(
         engine=engine,
         recompute=config.train.gradient_checkpointing,
@@ -90,9 +90,9 @@ def work_of(config: Config, model: Any, precision: Precision, name: str = TRAINE
         head_in_chunks=head_of(model) is not None,
         leaves_holes=device == "cpu" and keeps_freed(config),
         makes_kernels=device == "cpu"
-        and (product_dtype(device, dtype) if engine == "handwritten" else dtype).itemsize < 4,
+        and (matmul_dtype(device, dtype) if engine == "handwritten" else dtype).itemsize < 4,
         experts=expert_bytes(model, name) if config.adapter.experts else 0,
-        width=product_dtype(device, dtype).itemsize if widens else None,
+        width=matmul_dtype(device, dtype).itemsize if widens else None,
     )
 
 

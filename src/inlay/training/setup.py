@@ -18,7 +18,7 @@ from inlay.engine.autograd import Engine
 from inlay.engine.estimate import shape_of
 from inlay.engine.select_engine import EngineChoice, select_engine
 from inlay.hardware.facts import library_versions
-from inlay.hardware.probe import product_dtype
+from inlay.hardware.probe import matmul_dtype
 from inlay.methods.adapter import attach, layers_adapted, trained_parameters
 from inlay.methods.called_layers import failed_pass_warning
 from inlay.methods.table import method_of
@@ -183,4 +183,4 @@ def _loops(base: TrainingBase) -> dict[str, str | None]:
     """Whether there are fused loops: they and torch round in other places."""
     if base.device != "cpu":
         return {}
-    return {"fused loops": "none" if cpu_ops.reason(product_dtype(base.device, base.dtype)) else "compiled"}
+    return {"fused loops": "none" if cpu_ops.reason(matmul_dtype(base.device, base.dtype)) else "compiled"}

@@ -70,7 +70,7 @@ class LayerSpeed:
     """Method -> seconds of clipping and a step, for each trained parameter."""
     call_s: float
     """Seconds of a layer's forward pass over one token."""
-    products_per_s: float
+    matmul_flops_per_s: float
     copied_bytes_per_s: float
     unpacked_per_s: float
     """Weights taken out of 4 bits; 0 where bitsandbytes is not here."""
@@ -101,13 +101,13 @@ class LayerSpeed:
             hidden, targets = torch.randn(rows, shape.hidden, device=device).to(dtype), torch.zeros(rows, device=device)
             head_s = _least_s(lambda: nll_and_gradient(hidden, head, targets.long()), device) / (rows * wide)
             x, weight = (torch.randn(n, shape.hidden, device=device).to(dtype) for n in (1024, max(shape.inner, 256)))
-            product_s = _least_s(lambda: x @ weight.T, device)
+            matmul_s = _least_s(lambda: x @ weight.T, device)
             values = torch.zeros(1 << 22, device=device)
             copy_s = _least_s(lambda: values.add_(1.0), device)
             unpacked = _unpacked_per_s(device, dtype)
         release(device)
         return LayerSpeed(
-            device, layer, head_s, optimizer_s, call_s, 2 * 1024 * weight.numel() / product_s,
+            device, layer, head_s, optimizer_s, call_s, 2 * 1024 * weight.numel() / matmul_s,
             2 * 4 * len(values) / copy_s, unpacked,
         )  # fmt: skip
 
@@ -119,7 +119,7 @@ class LayerSpeed:
         if work.engine == "handwritten":  # behind its attention the last layer computes trained tokens only
             entering = shape.hidden * (shape.queries + 2 * shape.keys) * shape.layers
             layers -= (1 - load.trained / load.tokens) * (1 - min(1.0, entering / shape.linear))
-        head_s = self.head_s * (1 if work.adapter else 1.5)  # its own weights are the third product
+        head_s = self.head_s * (1 if work.adapter else 1.5)  # its own weights are the third matmul
         return layers * (once + per_token * tokens) + head_s * load.trained * shape.vocabulary
 
     def step_s(self, shape: Shape, work: Work) -> float:
@@ -128,11 +128,11 @@ class LayerSpeed:
 
     def request_s(self, shape: Shape, tokens: float, steps: float, batch: int, *, unpacks: bool) -> float:
         """Seconds of one of `batch` requests of so many tokens, the last `steps` of which are generated."""
-        products = 2 * (shape.linear * tokens + shape.vocabulary * shape.hidden * steps) / self.products_per_s
+        matmuls_s = 2 * (shape.linear * tokens + shape.vocabulary * shape.hidden * steps) / self.matmul_flops_per_s
         step_s = shape.weight_bytes / self.copied_bytes_per_s + self.call_s * shape.layers
         if unpacks and self.unpacked_per_s:
             step_s += shape.linear / self.unpacked_per_s
-        return products + steps * step_s / batch
+        return matmuls_s + steps * step_s / batch
 
     def unpacking_s(self, shape: Shape, work: Work) -> float:
         """Weights are unpacked in each pass of a micro batch."""

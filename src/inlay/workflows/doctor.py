@@ -296,7 +296,7 @@ def comfortable_billions(gflops: float) -> float:
     """Billions of parameters that still train at `COMFORTABLE_TOKENS_PER_S`.
 
     A token costs 4 operations per frozen parameter (2 forward, 2 for the gradient of the input), and about
-    40% of the speed of a plain matrix product is reached.
+    40% of the speed of a bare matmul is reached.
     """
     return round(0.4 * gflops / (4 * COMFORTABLE_TOKENS_PER_S), 2)
 

@@ -20,7 +20,7 @@ from inlay.engine.estimate import MemoryEstimate, Shape, Work, estimate, largest
 from inlay.engine.memory import held_bytes, measured_peak, release
 from inlay.evaluation.costs import Bill, Prices, bills_json
 from inlay.hardware.facts import memory_facts
-from inlay.hardware.probe import dtype_name, pick_device, pick_dtype, product_dtype, synchronize
+from inlay.hardware.probe import dtype_name, matmul_dtype, pick_device, pick_dtype, synchronize
 from inlay.methods.adapter import attach
 from inlay.methods.table import METHODS, method_of
 from inlay.models.base import find_base
@@ -78,6 +78,7 @@ class Forecast:
     largest: Largest
 
     def to_json(self) -> dict[str, Any]:
+        """The forecast as `inlay plan --json` prints it."""
         return {
             "method": self.method, "engine": self.engine, "trainable": self.trainable,
             "memory_bytes": self.memory.to_json(), "memory_bytes_with_gradient_checkpointing": self.recomputed.to_json(),
@@ -131,6 +132,7 @@ class Plan:
         return next(one for one in self.forecasts if one.method == self.wanted)
 
     def to_json(self) -> dict[str, Any]:
+        """The plan as `inlay plan --json` prints it."""
         plain = ("base", "parameters", "device", "dtype", "steps", "batch_size", "micro_batch_size", "max_length", "rank",
                  "tokens", "room_bytes", "other_bytes", "is_calibrated", "wanted")  # fmt: skip
         return {name: getattr(self, name) for name in plain} | {
@@ -178,7 +180,7 @@ class _Situation:
         self.ways = self._ways(architecture, dtype)
         self.total, self.eval_every, _ = length_of(config.train, data.train.drawn)
         if device == "cpu":
-            cpu_ops.reason(product_dtype(device, dtype))  # loads the loops, which the run will hold too
+            cpu_ops.reason(matmul_dtype(device, dtype))  # loads the loops, which the run will hold too
         self.other = 0 if device.startswith("cuda") else held_bytes(device)
         self.room = _room(memory, config, device, self.other)
         self._loads: dict[tuple[int, str], list[list[MicroBatchSize]]] = {}

@@ -55,7 +55,7 @@ def _choice(machine: Machine) -> list[str]:
         _row("model size", f"up to {sizes.comfortable:g}B at a good pace, {sizes.largest:g}B fits"),
         _row("device", f"{best.device} ({machine.device.reason})"),
         _row("dtype", f"{best.dtype} ({machine.dtype.reason})"),
-        *([_row("fp32 products", f"{matmuls.precision} ({matmuls.reason})")] if matmuls else []),
+        *([_row("fp32 matmuls", f"{matmuls.precision} ({matmuls.reason})")] if matmuls else []),
         _row("quantization", f"{best.quantization} ({best.quantization_reason})"),
         _row("batch", f"micro_batch_size {best.micro_batch_size}, gradient_checkpointing {checkpointing}"),
     ]

@@ -219,13 +219,13 @@ def _by_key_head(
     return group.padded(q_TND, scale).view(len(k_XLD), -1, *k_XLD.shape[1:]), k_XLD, v_XLD
 
 
-def rotate_(x_TND: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> None:
-    """Turns the pairs (i, i + E) of the first 2 E values by each token's angles, in place; the rest stays.
+def rope_(x_TND: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> None:
+    """Rotary position embedding: turns the pairs (i, i + E) of the first 2 E values by each token's angles, in place; the rest stays.
 
-    A rotation's transpose is the rotation back: the backward pass is `rotate_` with -sin.
+    A rotation's transpose is the rotation back: the backward pass is `rope_` with -sin.
     """
     if cpu_ops.takes(x_TND, cos_T1E, sin_T1E):
-        cpu_ops.rotate_(x_TND, cos_T1E, sin_T1E)
+        cpu_ops.rope_(x_TND, cos_T1E, sin_T1E)
         return
     half = cos_T1E.shape[-1]
     first, second = x_TND[..., :half], x_TND[..., half : 2 * half]
@@ -264,8 +264,8 @@ class Attention:
         """Its stacks of linear layers."""
         return self.qkv, self.o
 
-    def forward(self, x_TH: Tensor, tokens: Any, turn: tuple[Tensor, Tensor], last: bool) -> tuple[Tensor, _Saved]:
-        """`turn` is (cos, sin). After the last layer's attention only the tokens that predict something are kept."""
+    def forward(self, x_TH: Tensor, tokens: Any, rope: tuple[Tensor, Tensor], last: bool) -> tuple[Tensor, _Saved]:
+        """`rope` is (cos, sin). After the last layer's attention only the tokens that predict something are kept."""
         heads, key_heads, width = self.heads
         n_TH, factor_T1 = self.norm.forward(x_TH)
         qkv, lows = self.qkv.forward(n_TH, tokens.spans)
@@ -276,8 +276,8 @@ class Attention:
             q_TND, q_factor = self.head_norms[0].forward(raw_q_TND)
             k_TMD, k_factor = self.head_norms[1].forward(raw_k_TMD)
             head_norms = (raw_q_TND, raw_k_TMD, q_factor, k_factor)
-        rotate_(q_TND, *turn)
-        rotate_(k_TMD, *turn)
+        rope_(q_TND, *rope)
+        rope_(k_TMD, *rope)
         mixed_TND, flash = self._attend(q_TND, k_TMD, v_TMD, tokens)
         mixed, kept_TH, spans = mixed_TND.flatten(1), x_TH, tokens.spans
         if last:
@@ -298,10 +298,10 @@ class Attention:
         return gpu_ops.attend(q_TND, k_TMD, v_TMD, tokens.bounds, tokens.longest, softmax.scale, softmax.window)
 
     def backward(
-        self, dy_TH: Tensor, saved: _Saved, tokens: Any, turn: tuple[Tensor, Tensor], last: bool, wants_dx: bool
+        self, dy_TH: Tensor, saved: _Saved, tokens: Any, rope: tuple[Tensor, Tensor], last: bool, wants_dx: bool
     ) -> Tensor | None:
         """dx, None where it is not wanted and no adapter lies below. Adds the adapters' gradients."""
-        s, (cos, sin) = saved, turn
+        s, (cos, sin) = saved, rope
         spans = tokens.kept_spans if last else tokens.spans
         draw_TH = dy_TH
         if self.post is not None and s.post is not None:
@@ -316,8 +316,8 @@ class Attention:
             dq_TND, dk_TMD, dv_TMD = attend_backward(dmixed_TND, s.q_TND, s.k_TMD, s.v_TMD, tokens.rows, self.softmax)
         else:
             dq_TND, dk_TMD, dv_TMD = gpu_ops.attend_backward(dmixed_TND, s.flash)
-        rotate_(dq_TND, cos, -sin)
-        rotate_(dk_TMD, cos, -sin)
+        rope_(dq_TND, cos, -sin)
+        rope_(dk_TMD, cos, -sin)
         if self.head_norms is not None and s.head_norms is not None:
             raw_q_TND, raw_k_TMD, q_factor, k_factor = s.head_norms
             dq_TND = self.head_norms[0].backward(dq_TND, raw_q_TND, q_factor)

@@ -162,19 +162,19 @@ class _Layer:
     def projections(self) -> tuple[Projection, ...]:
         return *self.attention.projections, *self.mlp.projections
 
-    def forward(self, x_TH: Tensor, tokens: Packed, turn: tuple[Tensor, Tensor], last: bool) -> tuple[Tensor, Any]:
-        x_TH, attention = self.attention.forward(x_TH, tokens, turn, last)
+    def forward(self, x_TH: Tensor, tokens: Packed, rope: tuple[Tensor, Tensor], last: bool) -> tuple[Tensor, Any]:
+        x_TH, attention = self.attention.forward(x_TH, tokens, rope, last)
         x_TH, mlp = self.mlp.forward(x_TH, tokens.kept_spans if last else tokens.spans)
         return x_TH, (attention, mlp)
 
     def backward(
-        self, dx_TH: Tensor, saved: Any, tokens: Packed, turn: tuple[Tensor, Tensor], last: bool, wants_dx: bool
+        self, dx_TH: Tensor, saved: Any, tokens: Packed, rope: tuple[Tensor, Tensor], last: bool, wants_dx: bool
     ) -> Tensor | None:
         attention, mlp = saved
         spans = tokens.kept_spans if last else tokens.spans
         goes_on = wants_dx or any(each.is_adapted for each in self.attention.projections)
         d_TH = self.mlp.backward(dx_TH, mlp, spans, goes_on)
-        return None if d_TH is None else self.attention.backward(d_TH, attention, tokens, turn, last, wants_dx)
+        return None if d_TH is None else self.attention.backward(d_TH, attention, tokens, rope, last, wants_dx)
 
 
 class HandwrittenEngine:
@@ -217,11 +217,11 @@ class HandwrittenEngine:
             for projection in layer.projections:
                 projection.cast()
         x_TH = self.embed(tokens.ids_T).to(self.compute)
-        turns = self._turns(x_TH, tokens.positions_T)
+        ropes = self._ropes(x_TH, tokens.positions_T)
         saved: list[Any] = []
         for index, layer in enumerate(self.layers):
             entering_TH, last = x_TH, index == len(self.layers) - 1
-            x_TH, kept = layer.forward(x_TH, tokens, turns[layer.kind], last)
+            x_TH, kept = layer.forward(x_TH, tokens, ropes[layer.kind], last)
             saved.append(None if index < self.lowest else entering_TH if self.recompute else kept)
             del kept, entering_TH  # or one layer more is held until the end
         nll_J, dx_JH = self._head(x_TH, tokens, [part.factor for part in parts])
@@ -229,17 +229,17 @@ class HandwrittenEngine:
         losses = list(nll_J.new_zeros(sum(rows)).index_add_(0, tokens.row_J, nll_J).split(rows))
         finite = [bool(torch.isfinite(nll_B).all()) for nll_B in losses]
         if any(finite):
-            self._backward(dx_JH, saved, tokens.for_gradients_of(finite), turns)
+            self._backward(dx_JH, saved, tokens.for_gradients_of(finite), ropes)
         return losses
 
     @timed("backward")
-    def _backward(self, dx_TH: Tensor, saved: list[Any], tokens: Packed, turns: dict[Any, Any]) -> None:
+    def _backward(self, dx_TH: Tensor, saved: list[Any], tokens: Packed, ropes: dict[Any, Any]) -> None:
         for index in range(len(self.layers) - 1, self.lowest - 1, -1):
             layer, last, kept = self.layers[index], index == len(self.layers) - 1, saved.pop()
-            turn = turns[layer.kind]
+            rope = ropes[layer.kind]
             if self.recompute:
-                _, kept = layer.forward(kept, tokens, turn, last)
-            before = layer.backward(dx_TH, kept, tokens, turn, last, wants_dx=index > self.lowest)
+                _, kept = layer.forward(kept, tokens, rope, last)
+            before = layer.backward(dx_TH, kept, tokens, rope, last, wants_dx=index > self.lowest)
             if before is None:
                 return
             dx_TH = before
@@ -261,16 +261,16 @@ class HandwrittenEngine:
         narrow = self.compute.itemsize < 4 or torch.get_float32_matmul_precision() != "highest"
         return narrow and self.head.weight_VH.device.type == "cpu"
 
-    def _turns(self, x_TH: Tensor, positions_T: Tensor) -> dict[Any, tuple[Tensor, Tensor]]:
+    def _ropes(self, x_TH: Tensor, positions_T: Tensor) -> dict[Any, tuple[Tensor, Tensor]]:
         """(cos, sin) of shape (T, 1, E) for each kind of layer."""
         kinds = {layer.kind for layer in self.layers}
         by_kind = hasattr(self.rotary, "layer_types")
-        turns = {}
+        ropes = {}
         for kind in kinds:
             cos, sin = self.rotary(x_TH, positions_T[None], *([kind] if by_kind else []))
             half = cos.shape[-1] // 2
-            turns[kind] = cos[0, :, None, :half].to(x_TH.dtype), sin[0, :, None, :half].to(x_TH.dtype)
-        return turns
+            ropes[kind] = cos[0, :, None, :half].to(x_TH.dtype), sin[0, :, None, :half].to(x_TH.dtype)
+        return ropes
 
 
 def activation(config: Any) -> str:
