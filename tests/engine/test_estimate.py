@@ -19,7 +19,7 @@ from inlay.training.resolve import targets_of
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("method", ["lora", "ia3", "prompt", "full"])
-def test_a_layer_of_the_plain_path_keeps_what_the_estimate_says(family: str, method: str) -> None:
+def test_a_layer_of_the_autograd_engine_keeps_what_the_estimate_says(family: str, method: str) -> None:
     config = validate({"model": {"base_model": "-"}, "data": {"train": "-"}, "adapter": {"method": method}})
     rows = batch((40, 60))
     saved, kept = [], []
@@ -43,7 +43,7 @@ def test_a_layer_of_the_plain_path_keeps_what_the_estimate_says(family: str, met
     assert kept[1] - kept[0] == pytest.approx(saved[1] - saved[0], rel=0.1)
 
 
-def test_beside_what_is_in_use_a_cpu_holds_holes_of_the_plain_path_and_kernels() -> None:
+def test_beside_what_is_in_use_a_cpu_holds_holes_of_the_autograd_engine_and_kernels() -> None:
     shape, plain = Shape.of(decoder("llama")), Work("autograd", False, 1, 4, leaves_holes=True)
 
     def found(work: Work) -> MemoryEstimate:

@@ -118,7 +118,9 @@ def test_a_base_in_nf4_is_that_of_its_dequantized_weights(family: str, dtype: to
 
 @pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_in_bfloat16_its_rounding_error_is_at_most_one_and_a_half_times_that_of_the_plain_path(family: str) -> None:
+def test_in_bfloat16_its_rounding_error_is_at_most_one_and_a_half_times_that_of_the_autograd_engine(
+    family: str,
+) -> None:
     peft_model = adapted(decoder(family, torch.bfloat16))
     exact = adapted(decoder(family, torch.bfloat16).float())
     exact.load_state_dict(peft_model.state_dict())

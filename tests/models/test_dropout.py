@@ -75,7 +75,7 @@ def test_a_base_that_draws_all_the_same_is_refused_with_the_way_out() -> None:
         switch_off(model)
 
 
-def test_a_run_says_what_it_does_with_it_and_takes_the_direct_path_without_it(
+def test_a_run_says_what_it_does_with_it_and_takes_the_handwritten_engine_without_it(
     tmp_path: Path, config_tree: Callable[..., dict[str, Any]]
 ) -> None:
     base = save_base(tmp_path / "base", model_of("llama"))

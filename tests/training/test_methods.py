@@ -252,7 +252,7 @@ def test_over_a_quantized_base_a_method_has_the_loss_and_gradient_of_peft_also_a
         ours.train()
 
 
-def test_lora_plus_over_nf4_is_on_the_direct_path_and_raises_the_rate_of_b_alone(config_tree: Tree):
+def test_lora_plus_over_nf4_is_on_the_handwritten_engine_and_raises_the_rate_of_b_alone(config_tree: Tree):
     tree = config_tree(model={"quantization": "nf4"}, train={"lora_plus_ratio": 4.0, "engine": "handwritten"})
     job = set_up(configs.validate(tree), Quiet(), ProcessGroup())
     set_learning_rate(job.optimizer, 1e-2)

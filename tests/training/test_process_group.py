@@ -188,7 +188,7 @@ def test_what_one_process_meets_is_answered_by_all_as_one_process_alone_answers_
     assert_same_within_rounding(together, alone)
 
 
-def test_where_another_rank_takes_the_plain_path_all_take_it(
+def test_where_another_rank_takes_the_autograd_engine_all_take_it(
     config_tree: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = set_up(load(tree=config_tree()), Quiet(), ProcessGroup())
