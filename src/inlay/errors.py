@@ -1,4 +1,4 @@
-"""What can go wrong, as types. Each carries the exit code that the command line ends with.
+"""The exception types. Each carries the exit code that the command line ends with.
 
 Message form: ``where: what is wrong (got X). What is allowed or nearest. What to do.``
 """

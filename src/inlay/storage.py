@@ -64,7 +64,7 @@ def _errno_of(error: Exception) -> int | None:
 
 
 def cache_folder(name: str) -> Path:
-    """Where things that can be made again are kept: in INLAY_CACHE, else in the user's cache folder.
+    """Folder of things that can be made again: in INLAY_CACHE, else in the user's cache folder.
 
     A user without a home, as in many containers, has a folder that ends with the process.
     """

@@ -1,4 +1,4 @@
-"""What this machine can do, and what a run would need of it."""
+"""Abilities of this machine, and the needs of a run on it."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class FileProgress:
         self._percent = 0
 
     def __enter__(self) -> FileProgress:
-        self._began = self._told = time.perf_counter()
+        self._began = self._shown_at = time.perf_counter()
         if self._bar:
             self._bar.start(100, 0, f"% {self._done}")
         return self
@@ -44,8 +44,8 @@ class FileProgress:
         if self._bar is None:
             return
         percent, now = min(99, int(99 * share)), time.perf_counter()
-        if percent > self._percent or now - self._told > _SHOWN_EVERY_S:
-            self._percent, self._told = max(percent, self._percent), now
+        if percent > self._percent or now - self._shown_at > _SHOWN_EVERY_S:
+            self._percent, self._shown_at = max(percent, self._percent), now
             self._bar.progress(self._percent, {"rows": rows, "rows/s": rows / (now - self._began)})
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:

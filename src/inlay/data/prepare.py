@@ -199,7 +199,7 @@ def _mixture_hash(files: Sequence[DataFile], parts: Sequence[TrainFile]) -> str:
 
 
 def _mixture_summary(train: TokenSet, parts: Sequence[TrainFile]) -> str:
-    """How many sequences of each file an epoch draws, in a line."""
+    """One line with the number of sequences that an epoch draws from each file."""
     named = zip(train.shares, parts, strict=True)
     each = [f"{drawn(((count, w),))} of {Path(part.path).name} ({count} × {w:g})" for (count, w), part in named]
     return f"an epoch draws {train.drawn}: {', '.join(each)}"

@@ -18,7 +18,7 @@ SMALL: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class TruncationCounts:
-    """How many sequences of a set `data.max_length` left, cut and dropped."""
+    """Numbers of sequences of a set that `data.max_length` left, cut and dropped."""
 
     kept: int
     cut: int

@@ -108,10 +108,10 @@ class _Build:
     def code(self) -> bytes:
         """Waits for it. Raises: RuntimeError where numba could not make it."""
         if self._code is None and self._compiler is not None:
-            made, said = self._compiler.communicate()
+            made, output = self._compiler.communicate()
             self._code = _whole(made)
             if self._code is None:
-                raise RuntimeError(said.decode(errors="replace").strip().rpartition("\n")[2] or "it was cut short")
+                raise RuntimeError(output.decode(errors="replace").strip().rpartition("\n")[2] or "it was cut short")
             with contextlib.suppress(StorageError):  # a cache that cannot be written costs time, nothing else
                 write_file(self._file, made)
         assert self._code is not None

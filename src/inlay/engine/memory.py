@@ -33,7 +33,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """True where an allocator of CUDA, MPS or the CPU, or a planned limit, had no room."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_ROOM)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_ROOM)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What this machine can do, found by doing it: devices and dtypes.
+"""Devices and dtypes that work on this machine, found by trying them.
 
 Names and feature flags promise more than they keep: a CPU "supports" bfloat16 at a quarter of float32's
 speed, a GPU newer than the torch build is "available" and fails at the first kernel. So every answer here
@@ -88,13 +88,13 @@ def devices_here() -> tuple[list[str], dict[str, str]]:
     """The devices that multiply two matrices right now, best first, and why each other one does not."""
     found: list[str] = []
     missing: dict[str, str] = {}
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
         cpu_build = torch.version.cuda is None and torch.version.hip is None
         why = f"torch {torch.__version__} is a CPU build" if cpu_build else "no GPU that this torch can reach"
-        missing["cuda"] = "; ".join([why, *(str(w.message).splitlines()[0] for w in said)])
+        missing["cuda"] = "; ".join([why, *(str(w.message).splitlines()[0] for w in caught)])
     names = [f"cuda:{index}" for index in range(count)]
     if torch.backends.mps.is_available():
         names.append("mps")
@@ -306,9 +306,9 @@ def quickest_fp32(
     finally:
         torch.set_float32_matmul_precision(before)
     own, onednn = (2 * len(a_DD) ** 3 / best_s[precision] / 1e9 for precision in best_s)
-    said = f"oneDNN multiplies at {onednn:.3g} GFLOP/s, off by {errors['medium']:.0e}, against {own:.3g}, {errors['highest']:.0e}"
+    speeds = f"oneDNN multiplies at {onednn:.3g} GFLOP/s, off by {errors['medium']:.0e}, against {own:.3g}, {errors['highest']:.0e}"
     takes = onednn >= _MUCH_FASTER * own and errors["medium"] <= 4 * errors["highest"]
-    return "medium" if takes else "highest", said
+    return "medium" if takes else "highest", speeds
 
 
 _TURNS = 12

@@ -66,7 +66,7 @@ class DataFacts:
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
-    """What is trained on the base."""
+    """The adapter, or the weights of the base, that the run trains."""
 
     summary: str
     """Method and size, such as `rank 16, alpha 32`."""
@@ -85,7 +85,7 @@ class AdapterFacts:
 
     def words(self) -> str:
         """The adapter in one line."""
-        said = [
+        parts = [
             self._kind(),
             "DoRA" if self.dora else "",
             "scaled by alpha/sqrt(r)" if self.rslora else "",
@@ -95,7 +95,7 @@ class AdapterFacts:
             f"biases {self.bias}" if self.bias != "none" else "",
             self.targets_reason,
         ]
-        return ", ".join(text for text in said if text)
+        return ", ".join(text for text in parts if text)
 
     def _kind(self) -> str:
         if not self.coverage:
@@ -128,7 +128,7 @@ class OrderFacts:
 
 @dataclass(frozen=True, slots=True)
 class StepFacts:
-    """How the steps are made."""
+    """Batch sizes, schedule, learning rate and engine of the steps."""
 
     batch_size: int
     micro_batch_size: int

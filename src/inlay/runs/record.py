@@ -1,4 +1,4 @@
-"""What run.json holds, typed: where a run is, what it was made from, on what machine, and what came out."""
+"""The content of run.json, typed: status of a run, its inputs, its machine, its result."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class DifferenceRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EscapeOutcome:
-    """How the branches of a run with a plateau came out, or why none was trained."""
+    """Results of the branches of a run with a plateau, or the reason why none was trained."""
 
     tried: bool
     reason: str | None = None
@@ -155,7 +155,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessShare:
-    """Where one process of a run computed, and how many tokens."""
+    """Device, host and computed tokens of one process of a run."""
 
     device: str
     host: str

@@ -16,7 +16,7 @@ Figures = Mapping[str, float | str]
 
 
 class Reporter(Protocol):
-    """Where progress goes. A reporter changes no result."""
+    """Receives the progress of a verb. A reporter changes no result."""
 
     def stage(self, text: str) -> None:
         """A piece of work has begun."""
@@ -38,7 +38,7 @@ class Reporter(Protocol):
 
 
 class Pace:
-    """How long counted work will still take, by its mean pace so far: a pause for an evaluation is a part of it."""
+    """Estimates the remaining time of counted work from its mean pace so far, pauses for evaluations included."""
 
     def __init__(self, total: int, done: int) -> None:
         self._total, self._first = total, done

@@ -1,1 +1,1 @@
-"""What a base is trained to do: how its model is loaded, its rows encoded, its loss computed."""
+"""Tasks that a base is trained for. A task loads the model, encodes rows and computes the loss."""

@@ -23,7 +23,7 @@ from inlay.models.base import BaseRef
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a base is trained to do. Training, evaluation and generation ask it wherever tasks differ."""
+    """A task that a base is trained for. Training, evaluation and generation ask it wherever tasks differ."""
 
     architecture: Callable[[BaseRef], Any]
     """The transformers config of a base. Raises: ModelError for a base that cannot do the task."""

@@ -30,9 +30,11 @@ def require_same(job: AdapterJob, requested: Config) -> None:
     for kind, way_out in _WAYS.items():  # the cause before what follows from it
         differing = [name for name in every[0][kind] if len({json.dumps(one[kind].get(name)) for one in every}) > 1]
         if differing:
-            told = "; ".join(_told(name, [one[kind].get(name) for one in every]) for name in differing[:_NAMED])
+            differences = "; ".join(
+                _difference_text(name, [one[kind].get(name) for one in every]) for name in differing[:_NAMED]
+            )
             more = f"; and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
-            raise RunError(f"the {group.size} processes differ in {told}{more}. {way_out} Nothing was written.")
+            raise RunError(f"the {group.size} processes differ in {differences}{more}. {way_out} Nothing was written.")
 
 
 _WAYS = {
@@ -44,7 +46,7 @@ _WAYS = {
 
 
 def _seen(job: AdapterJob, requested: Config) -> dict[str, dict[str, Any]]:
-    """What must be the same, under the names that a user knows it by."""
+    """Values that must be the same in all processes, under the names that a user knows."""
     settings = explicit_values(requested, everything=True)
     inputs = job.inputs
     return {
@@ -68,7 +70,7 @@ def _seen(job: AdapterJob, requested: Config) -> dict[str, dict[str, Any]]:
     }
 
 
-def _told(name: str, values: list[Any]) -> str:
+def _difference_text(name: str, values: list[Any]) -> str:
     """`train.seed (0 on process 0, 1 on process 1)`, each value once."""
     firsts = {json.dumps(value): (value, rank) for rank, value in reversed(list(enumerate(values)))}
     shown = sorted(firsts.values(), key=lambda one: one[1])

@@ -60,7 +60,7 @@ class TrainingBase:
 
     @property
     def ref(self) -> bases.BaseRef:
-        """Where the base lies."""
+        """Reference to the base's files."""
         return self.opened.ref
 
     @property

@@ -1,4 +1,4 @@
-"""How fast this job runs here, before it runs."""
+"""Speed of a job on this machine, measured before it runs."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ _PINS = "pinned.json"
 
 @dataclass
 class Progress:
-    """Where the run is, as of its last optimizer step."""
+    """State of the run after its last optimizer step."""
 
     step: int = 0
     best_step: int | None = None
@@ -80,7 +80,7 @@ class Progress:
     """Metrics of the last step while its evaluation and its line in metrics.jsonl are still to come."""
 
     def position(self, step: int) -> int:
-        """Which batch of the data order a step takes: its own, or a later one where rollbacks have passed some."""
+        """Number of the batch of the data order that a step takes: its own, or a later one after rollbacks."""
         last = next((r for r in reversed(self.rollbacks) if r.step < step), None)
         return step + (last.batches_passed[1] - last.step if last else 0)
 

@@ -11,7 +11,7 @@ from inlay.config.load import merge, nested, validate
 
 @dataclass
 class Choices:
-    """What `auto` became, by setting, and why."""
+    """Value and reason of each setting that was `auto`."""
 
     config: Config
     values: dict[str, Any] = field(default_factory=dict)

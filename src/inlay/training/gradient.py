@@ -35,7 +35,7 @@ def accumulate(
     """
     total, bad_rows = torch.zeros((), device=job.device), []
     for rows in groups:
-        if stop.asked:
+        if stop.requested:
             break
         _seed_draws(job.device, job.config.train.seed, step, rows[0])
         tokens = int(job.lengths[rows].sum())

@@ -1,4 +1,4 @@
-"""What must hold while training, or the run stops: finite numbers, and a gradient that reaches every matrix."""
+"""Conditions that stop a run when they fail: finite numbers, and a gradient that reaches every matrix."""
 
 from __future__ import annotations
 
@@ -85,8 +85,9 @@ def require_finite_state(tensors: Mapping[str, Tensor]) -> None:
 
 
 def spike(norm: float, earlier: Sequence[float]) -> float | None:
-    """How many robust deviations a gradient norm stands above the median of the earlier ones, where that is a spike:
-    above 8, and above twice the median. None too for the first 20, from which no spread can be told.
+    """Robust deviations of a gradient norm above the median of the earlier ones if it is a spike, else None.
+
+    A spike is above 8 deviations and above twice the median. The first 20 norms are none: their spread is not known.
 
     The deviation is 1.4826 times the median absolute deviation, which equals the standard deviation of a normal.
     """
@@ -122,7 +123,7 @@ def require_finite_base(loss: float, model: torch.nn.Module) -> None:
 
 @dataclass(frozen=True, slots=True)
 class BeforeFirstStep:
-    """What must not be the same after it, with a copy of its values."""
+    """Trained parameters that the first step must move, with a copy of their values."""
 
     parameters: dict[str, tuple[torch.nn.Parameter, Tensor]]
     what: str

@@ -107,7 +107,7 @@ class AdapterJob:
 
     @property
     def device(self) -> str:
-        """Where model and batches are."""
+        """Device of the model and the batches."""
         return self.base.device
 
     @property
@@ -137,7 +137,7 @@ class AdapterJob:
 
     @property
     def base_record(self) -> dict[str, Any]:
-        """What tells the base from others: for run.json and the adapter's card."""
+        """Keys that identify the base, for run.json and the adapter's card."""
         seen, commit = self.base.fingerprint.to_json(), self.base.ref.pinned_commit
         return {"base_digest": self.base_digest, "base_fingerprint": seen, "base_commit": commit}
 

@@ -1,4 +1,4 @@
-"""What a launcher of several processes says, read without importing torch."""
+"""Environment variables of a launcher of several processes, read without importing torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from inlay.errors import ConfigError
 
 
 class Launch(NamedTuple):
-    """Which of how many processes this is; the first of one without a launcher."""
+    """Rank of this process and number of processes; 0 of 1 without a launcher."""
 
     rank: int
     size: int
@@ -22,7 +22,7 @@ class Launch(NamedTuple):
 
 
 def launch() -> Launch:
-    """What torchrun or accelerate launch put into the environment. Raises: ConfigError when it cannot be meant."""
+    """The launch that torchrun or accelerate put into the environment. Raises: ConfigError when it cannot be meant."""
     rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if size < 1 or not 0 <= rank < size:
         raise ConfigError(

@@ -247,7 +247,7 @@ class TrainingLoop:
 
     def _until_stopped(self, batches: Iterable[list[int]]) -> Iterator[list[int]]:
         for rows in batches:
-            if self.stop.asked:
+            if self.stop.requested:
                 return
             yield rows
 
@@ -300,7 +300,7 @@ class TrainingLoop:
 
     def raise_if_interrupted(self) -> None:
         """Raises: Interrupted when any rank was asked to stop, with a checkpoint of each job's last step on the disk."""
-        if not self.group.any(self.stop.asked):
+        if not self.group.any(self.stop.requested):
             return
         for job in self.sound_jobs:
             job.optimizer.zero_grad(set_to_none=True)
@@ -314,7 +314,7 @@ class TrainingLoop:
 
 
 def resume_hint(run: Run) -> str:
-    """How the user resumes a run that was stopped."""
+    """The command that resumes a run that was stopped."""
     if not run.has_checkpoint():
         return "Nothing was trained yet: start it again with the same command."
     return (

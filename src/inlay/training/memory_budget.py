@@ -72,7 +72,7 @@ def token_cap(device: str, work: Work, shape: Shape) -> int:
 
 
 def work_of(config: Config, model: Any, precision: Precision, name: str = TRAINED) -> Work:
-    """How the gradient of an adapter on the model will be computed, as far as that is known without trying."""
+    """The work of a gradient of an adapter on the model, as far as it is known without trying."""
     device, dtype, quantization = precision
     method = method_of(config)
     engine = expected_engine(config.train.engine, model, device, dtype, quantization, name, task_of(config).loss)

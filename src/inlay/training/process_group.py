@@ -1,4 +1,4 @@
-"""How many processes train together, and the few things they do together.
+"""The processes that train together, and the few things they do together.
 
 Gradients travel where they are, by NCCL between GPUs. Flags and texts travel on the CPU, in a group of their own that
 waits for days: what the first process alone does (writing, proofs, a report) takes as long as it takes. A process that
@@ -27,7 +27,7 @@ _PATIENCE: Final = timedelta(days=7)
 
 
 class Shared(InlayError):
-    """What one process found wrong and every process ends with."""
+    """An error of one process that every process ends with."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -112,10 +112,10 @@ class ProcessGroup:
             self._exchanged({"error": str(error), "exit_code": error.exit_code})
             raise AssertionError("unreachable: what was sent is an error") from error
 
-    def _exchanged(self, said: dict[str, Any]) -> list[str]:
+    def _exchanged(self, message: dict[str, Any]) -> list[str]:
         found: list[Any] = [None] * self.size
         with _others_alive(self.size):
-            own = json.dumps(said | {"host": platform.node()})
+            own = json.dumps(message | {"host": platform.node()})
             torch.distributed.all_gather_object(found, own, group=self.messages)
         every = [json.loads(one) for one in found]
         failed = [rank for rank, one in enumerate(every) if "error" in one]

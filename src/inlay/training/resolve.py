@@ -1,4 +1,4 @@
-"""What the settings of base and adapter mean on this machine, for this architecture, with this earlier adapter."""
+"""Settings of base and adapter resolved for this machine, this architecture and an earlier adapter."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def targets_of(config: Config, model: Any) -> tuple[list[str], str]:
 
 
 def choose_quantization(config: Config, device: str, dtype: str) -> tuple[str, str]:
-    """What is really used and why. Raises: ModelError when the wish cannot be had and no fallback is allowed."""
+    """The quantization that is used, and why. Raises: ModelError if the chosen one does not work and must not fall back."""
     wanted = config.model.quantization
     if wanted == "none":
         return "none", "not asked for"
@@ -79,8 +79,10 @@ def start_from(config: Config, model: Any, base: BaseRef, adapter_name: str = TR
     name, step = runs.split_step(reference)
     if step is not None:
         run = runs.find(name, config.output.folder)
-        if said := base.difference(run.record.base):
-            raise AdapterError(f"adapter.start_from {reference}: was trained on another base than this one: {said}.")
+        if difference := base.difference(run.record.base):
+            raise AdapterError(
+                f"adapter.start_from {reference}: was trained on another base than this one: {difference}."
+            )
         state, caution = adapter_at(run, step), run.caution
     else:
         folder = _adapter_folder(str(name), config.output.folder)

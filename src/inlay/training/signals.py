@@ -15,20 +15,23 @@ STOP_WITH_STDIN: Final = "INLAY_STOP_WITH_STDIN"
 
 
 class StopRequest:
-    """Which signal asked to stop, or None; and whether one asked for a checkpoint now."""
+    """The signal that requests a stop, or None, and whether a checkpoint is requested now."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self.save = False
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
+        """True once a signal has requested a stop."""
         return self.signal is not None
 
 
 def stop_with_stdin() -> None:
-    """Where the environment asks for it, this process gets a SIGTERM when its standard input ends: however the process
-    at the other end died, the system closes it."""
+    """Sends this process a SIGTERM when its standard input ends, if the environment says so.
+
+    The system closes that input however the process at the other end died.
+    """
     if os.environ.pop(STOP_WITH_STDIN, None) is None:
         return
 

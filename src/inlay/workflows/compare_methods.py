@@ -33,6 +33,7 @@ from inlay.runs.record import FINISHED
 from inlay.runs.reporter import Reporter, bytes_shown, duration_shown
 from inlay.storage import explained, owned, write_file, write_json
 from inlay.training.signals import STOP_WITH_STDIN
+from inlay.typed_json import JsonObject
 from inlay.workflows import plan
 from inlay.workflows.run_folder import anchored
 
@@ -99,7 +100,7 @@ class ComparedMethod:
     reason: str | None
     figures: MethodFigures | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The row of methods.json."""
         row = {"method": self.method, "run": self.run, "status": self.status, "reason": self.reason}
         return row | (asdict(self.figures) if self.figures else {})
@@ -113,7 +114,7 @@ class MethodComparison:
     methods: list[ComparedMethod]
     notes: list[str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The JSON object of `--json` and, with a digest of the settings, of methods.json."""
         return {"folder": self.folder, "methods": [row.to_json() for row in self.methods], "notes": self.notes}
 
@@ -218,26 +219,26 @@ def _trained(folder: Path, name: str, config: Config, reporter: Reporter) -> str
         assert child.stdout is not None
         for line in child.stderr:
             reporter.note(f"  {line.rstrip()}")
-        said = child.stdout.read()
+        printed = child.stdout.read()
         code = child.wait()
     if received:
         raise Interrupted(
             f"interrupted while {name} was trained. What is finished is kept: the same command goes on.", received[0]
         )
-    return None if code == 0 else _reason(code, said)
+    return None if code == 0 else _reason(code, printed)
 
 
 def _wait_for(run: Run, reporter: Reporter) -> None:
     """Until nobody trains there: when a comparison was killed, its method still writes a checkpoint."""
-    end, told = time.monotonic() + _PATIENCE_S, False
+    end, noted = time.monotonic() + _PATIENCE_S, False
     while run.path.is_dir() and time.monotonic() < end:
         try:
             with owned(run.path):
                 return
         except RunError as error:
-            if not told:
+            if not noted:
                 reporter.note(f"  {error}")
-            told = True
+            noted = True
             time.sleep(0.2)
 
 
@@ -265,11 +266,11 @@ def _forwarded(child: subprocess.Popen[str]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _reason(code: int, said: str) -> str:
+def _reason(code: int, printed: str) -> str:
     if code < 0:
         return f"killed by signal {-code}" + (", most likely for want of memory" if code == -9 else "")
     try:
-        return _first_line(str(json.loads(said)["error"]))
+        return _first_line(str(json.loads(printed)["error"]))
     except (ValueError, KeyError, TypeError):
         return f"ended with exit code {code}"
 

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from inlay.adapters import reference
 from inlay.config import Config
@@ -18,6 +18,7 @@ from inlay.runs import folder as runs
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter
 from inlay.storage import write_json
+from inlay.typed_json import JsonObject
 from inlay.workflows import compare, measure, train
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class FoldedMetric:
     """Of the adapter's score minus the base's."""
     spread_difference: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The entry of `metrics` in folds.json."""
         return {
             "pooled": self.pooled.to_json(), "mean": self.mean, "spread": self.spread,
@@ -63,7 +64,7 @@ class Fold:
     verdict: str
     metrics: Mapping[str, Difference]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The entry of `per_fold` in folds.json."""
         metrics = {name: one.to_json() for name, one in self.metrics.items()}
         return {"run": self.run, "n": self.n, "verdict": self.verdict, "metrics": metrics}
@@ -89,7 +90,7 @@ class CrossValidation:
         """Rows that were held out once."""
         return sum(fold.n for fold in self.per_fold)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The JSON object of folds.json and `--json`."""
         return {
             "folds": len(self.per_fold), "folder": self.folder, "rows": self.rows, "available": self.available,

@@ -1,4 +1,4 @@
-"""What this machine is, what works on it, how fast, and what to choose: for people and bug reports.
+"""Facts of this machine, speeds of what works on it, and advice: for people and bug reports.
 
 All sizes are bytes, all speeds are measured; null means that this system does not say.
 """
@@ -47,6 +47,7 @@ from inlay.hardware.probe import (
     synchronize,
 )
 from inlay.models.quantization import QUANTIZATIONS, probe_quantization
+from inlay.typed_json import JsonObject
 
 LOW_RAM_BYTES = 8 * GIB
 
@@ -148,7 +149,7 @@ class Machine:
 
     @property
     def gpu_tiers(self) -> list[GpuTier]:
-        """What GPUs of the usual sizes train."""
+        """The models that GPUs of the usual sizes can train."""
         return [gpu_tier(gib * GIB) for gib in GPU_TIERS_GIB]
 
     @property
@@ -179,7 +180,7 @@ class Machine:
 
     @property
     def warnings(self) -> list[str]:
-        """What will get in the way here, each with what to do."""
+        """Problems of this machine, each with its remedy."""
         return [*_little_room(self.memory, self.disk), *self._broken_gpus(), *self._failed_probes()]
 
     def _broken_gpus(self) -> list[str]:
@@ -203,7 +204,7 @@ class Machine:
             found.append(f"training: the benchmark failed ({self.training.error}). Run inlay demo to see more.")
         return found
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The JSON object of `inlay doctor --json` and of run.json's `machine`."""
         return asdict(self) | {
             "gpu_tiers": [asdict(tier) for tier in self.gpu_tiers],

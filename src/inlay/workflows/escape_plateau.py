@@ -1,5 +1,6 @@
-"""What follows a run with `train.on_plateau: escape` that stood on a plateau: the same steps over the same rows twice
-more from an earlier checkpoint, with other learning rates, and which of the three ways came out best.
+"""Two branches of a run that met a plateau with `train.on_plateau: escape`, and the best of the three.
+
+Each branch repeats the steps from an earlier checkpoint over the same rows, with other learning rates.
 
 Both branches are runs of their own under `branches/` in the run's folder. Until run.json has the outcome, going on with
 the run goes on with them.

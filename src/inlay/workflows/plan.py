@@ -35,6 +35,7 @@ from inlay.training.resolve import targets_of
 from inlay.training.schedule import length_of
 from inlay.training.setup import set_up
 from inlay.training.signals import StopRequest
+from inlay.typed_json import JsonObject
 from inlay.workflows.benchmark_layers import LayerSpeed, MicroBatchSize
 
 _STEPS: Final = 200  # whose batches are looked at
@@ -77,7 +78,7 @@ class Forecast:
     """Seconds of a request as long as these rows, answered in batches of `eval.batch_size`. A rough figure."""
     largest: Largest
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The forecast as `inlay plan --json` prints it."""
         return {
             "method": self.method, "engine": self.engine, "trainable": self.trainable,
@@ -131,7 +132,7 @@ class Plan:
         """The forecast of the config's own method."""
         return next(one for one in self.forecasts if one.method == self.wanted)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The plan as `inlay plan --json` prints it."""
         plain = ("base", "parameters", "device", "dtype", "steps", "batch_size", "micro_batch_size", "max_length", "rank",
                  "tokens", "room_bytes", "other_bytes", "is_calibrated", "wanted")  # fmt: skip
@@ -279,7 +280,7 @@ class _Situation:
         )  # fmt: skip
 
     def request_s(self, shape: Shape, work: Work) -> float:
-        """Of a request like these rows in a batch, each of whose steps reads all weights and lasts for all rows."""
+        """Seconds of a request like these rows in a batch; each of its steps reads all weights and serves all rows."""
         lengths, answers = self.data.train.lengths, self.data.train.trained_counts
         # an answer waits for the longest of its batch
         steps, batch = float(np.quantile(answers, 0.9)), self.config.eval.batch_size

@@ -178,8 +178,8 @@ def restore(job: AdapterJob, note: Callable[[str], None]) -> None:
     if group.is_first:
         newest, faults = checkpoints.newest_valid(job.run.checkpoints, job.inputs)
         if newest is None:
-            told = "".join(f"\n  {fault}" for _, fault in faults)
-            raise RunError(f"{job.run.path}: no checkpoint can be read. Start anew with --fresh.{told}")
+            faults_text = "".join(f"\n  {fault}" for _, fault in faults)
+            raise RunError(f"{job.run.path}: no checkpoint can be read. Start anew with --fresh.{faults_text}")
         for damaged, fault in faults:
             note(f"passed over a damaged checkpoint, now {checkpoints.set_aside(damaged).name}: {fault}")
         chosen = str(newest.path)
@@ -192,8 +192,8 @@ def restore(job: AdapterJob, note: Callable[[str], None]) -> None:
     job.eval_batch_size = record.eval_batch_size  # as it was planned then
     if group.is_first:
         last_logged = progress.step - (progress.unfinished is not None)
-        if progress.metrics_seal and (said := job.run.mend_metrics(progress.metrics_seal)):
-            note(said)
+        if progress.metrics_seal and (warning := job.run.mend_metrics(progress.metrics_seal)):
+            note(warning)
         job.run.truncate_metrics(last_logged, progress.rollbacks)
     if progress.step > job.total_steps:
         raise RunError(

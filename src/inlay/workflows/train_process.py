@@ -49,7 +49,7 @@ _SMALLER = "set train.gradient_checkpointing=true, or quantize the base."
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What all its parts look at."""
+    """One process at a run, from its start or checkpoint to proofs and verdict."""
 
     job: AdapterJob
     loop: TrainingLoop
@@ -63,7 +63,7 @@ class Attempt:
 
     @property
     def reporter(self) -> Reporter:
-        """Where progress goes; silent on all ranks but the first."""
+        """Receives the progress; silent on all ranks but the first."""
         return self.loop.reporter
 
     def train(self, begin: Callable[[], None] | None, profile: bool) -> None:
@@ -179,7 +179,7 @@ class Attempt:
         )
 
     def _processes(self) -> tuple[ProcessShare, ...]:
-        """Where each process ran and how many tokens it computed since it started; nothing where there is one."""
+        """Device and tokens of each process since it started; empty for a single process."""
         if self.group.size == 1:
             return ()
         own = ProcessShare(device=self.job.device, host=platform.node(), tokens=self.job.own_tokens)
@@ -197,7 +197,7 @@ class Attempt:
 
     def _leave_finished(self) -> None:
         """Like `raise_if_interrupted` after the last step, whose checkpoint is on the disk while the model holds the best one."""
-        if self.group.any(self.loop.stop.asked):
+        if self.group.any(self.loop.stop.requested):
             raise Interrupted(
                 f"interrupted after the last step, before the verdict. {resume_hint(self.job.run)}",
                 self.loop.stop.signal or 15,

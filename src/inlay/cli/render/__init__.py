@@ -1,4 +1,4 @@
-"""What verbs print, one file a subject. A file loads when a verb draws with it: `render.comparison.comparisons_text`."""
+"""The texts that verbs print, one file a subject. A file loads when a verb draws with it: `render.comparison.comparisons_text`."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

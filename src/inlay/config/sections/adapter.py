@@ -20,7 +20,7 @@ METHOD_SETTINGS: Final[dict[str, Sequence[str]]] = {
 
 
 class AdapterConfig(Settings):
-    """How the base is changed."""
+    """Settings of the fine-tuning method and its adapter."""
 
     method: Annotated[str, OneOf(METHOD_SETTINGS)] = "lora"
     """Fine-tuning method. `lora` adds a low-rank update B·A to each layer. `ia3` scales keys, values and the inner

@@ -10,7 +10,7 @@ from inlay.config.sections.base import Settings
 
 
 class OutputConfig(Settings):
-    """Where a run lies."""
+    """Folder and name of a run."""
 
     folder: str = "results"
     """Folder that holds all runs."""

@@ -1,4 +1,4 @@
-"""What the losses of a run say about its further course. Pure functions of the curve so far.
+"""Diagnosis of a run from its losses. Pure functions of the curve so far.
 
 Slopes are Theil-Sen's, the median of the slopes of all pairs; their 95% intervals are Sen's, from the distribution of
 Kendall's rank correlation. Neither minds outliers. Source: Sen 1968, doi:10.1080/01621459.1968.10480934.
@@ -70,10 +70,10 @@ def _rising(points: Sequence[Point]) -> Diagnosis | None:
     stays = len(after) >= _STAYS and all(p.eval_loss > lowest + margin for p in after) and trained.high < 0
     if not rises and not stays:
         return None
-    said = f"held-out loss rose by {risen:.4f} in {len(after)} evaluations since step {points[best].step}"
+    rise = f"held-out loss rose by {risen:.4f} in {len(after)} evaluations since step {points[best].step}"
     if trained.low > 0:
-        return Diagnosis("stalled", f"{said}, and the training loss by {trained.value:.4f}: the learning rate is high")
-    return Diagnosis("overfitting", f"{said} while the training loss changed by {trained.value:+.4f}")
+        return Diagnosis("stalled", f"{rise}, and the training loss by {trained.value:.4f}: the learning rate is high")
+    return Diagnosis("overfitting", f"{rise} while the training loss changed by {trained.value:+.4f}")
 
 
 def _flat(points: Sequence[Point], base_eval_loss: float) -> Diagnosis | None:
