@@ -91,7 +91,7 @@ def _of_tuple(parts: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]
     return tuple(_decoded(kind, one, f"{where}[{n}]") for n, (kind, one) in enumerate(zip(kinds, value, strict=True)))
 
 
-def _of_dataclass(kind: Any, value: Mapping[str, Any], where: str) -> Any:
+def _of_dataclass(kind: Any, value: Mapping[str, object], where: str) -> Any:
     hints, found = _hints(kind), {}
     for one in fields(kind):
         if one.name in value:
@@ -104,7 +104,7 @@ def _of_dataclass(kind: Any, value: Mapping[str, Any], where: str) -> Any:
 
 
 @functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
+def _hints(kind: Any) -> Mapping[str, object]:
     return typing.get_type_hints(kind)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from inlay.adapters import reference
 from inlay.api.types import RunLike
 from inlay.config import validate_section
+from inlay.config.sections.base import Assignments
 from inlay.config.sections.generation import GenerationConfig
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.types import Message
@@ -49,7 +50,7 @@ class Loaded:
         """The answer, as by `generate`; `on_text` gets each piece of it as soon as it is there."""
         return self._answers([messages], sampling, text_streamer(self.encoder.tokenizer, on_text))[0]
 
-    def _answers(self, prompts: Sequence[Prompt], over: Mapping[str, Any], streamer: Any = None) -> list[str]:
+    def _answers(self, prompts: Sequence[Prompt], over: Assignments, streamer: Any = None) -> list[str]:
         settings = validate_section(GenerationConfig, self.run.config.generation.model_dump() | dict(over))
         sampling = Sampling.of(settings)
         encoded = [self.encoder.prompt(_conversation(prompt)) for prompt in prompts]

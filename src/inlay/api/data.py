@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from inlay.api.configs import config_of
 from inlay.config import Config
@@ -20,6 +19,7 @@ from inlay.data.write_split import write_split
 from inlay.errors import ConfigError, DataError
 from inlay.runs.reporter import PlainReporter, Reporter
 from inlay.storage import write_file
+from inlay.typed_json import JsonObject
 
 
 def check_data(
@@ -60,7 +60,7 @@ def write_data_page(report: DataReport, path: str | Path) -> Path:
 def data_stats(
     *sources: str | Path, model: str | None = None, price: float | None = None, settings: Sequence[str] = (),
     reporter: Reporter | None = None,
-) -> tuple[DataReport, dict[str, Any]]:  # fmt: skip
+) -> tuple[DataReport, JsonObject]:  # fmt: skip
     """The report on data files, without checks, and the cost of an epoch; `price` is that of a million training tokens.
 
     Raises: as `check_data`.
@@ -73,7 +73,7 @@ def data_stats(
     return report, cost(report.lengths, report.parameters, price)
 
 
-def split_data(source: str | Path, *, to: str | Path = ".", settings: Sequence[str] = ()) -> dict[str, Any]:
+def split_data(source: str | Path, *, to: str | Path = ".", settings: Sequence[str] = ()) -> JsonObject:
     """Paths and row counts of the two parts that `train` would make of a file, now written. Raises: DataError."""
     config = config_of(str(source), settings, partial=True)
     if isinstance(config.data.train, list):
@@ -81,7 +81,7 @@ def split_data(source: str | Path, *, to: str | Path = ".", settings: Sequence[s
     return write_split(config.data.train, Path(to), config.data)
 
 
-def make_data(name: str, *, to: str | Path = ".") -> dict[str, Any]:
+def make_data(name: str, *, to: str | Path = ".") -> JsonObject:
     """Paths and row counts of the training and held-out rows of an example task, now written.
 
     Raises: DataError for an unknown task or when one of the files is already there.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from inlay.adapters.reference import BASE, ModelName, Reference, open_base, reference, require_adapter
 from inlay.api.types import RunLike, as_run
@@ -18,6 +17,7 @@ from inlay.evaluation.python_tests import read_tests
 from inlay.evaluation.task_metrics import resolved
 from inlay.proof.verify import prove_stored
 from inlay.runs.reporter import PlainReporter, Reporter
+from inlay.typed_json import JsonObject
 from inlay.workflows.compare import add_judgements, compare_and_report, reports_folder
 from inlay.workflows.harness import measure_on_tasks
 from inlay.workflows.measure import EvaluationRequest, measure_models
@@ -77,7 +77,7 @@ def evaluate(
     settings: Sequence[str] = (),
     reporter: Reporter | None = None,
     folder: str = "results",
-) -> dict[str, Any]:
+) -> JsonObject:
     """{"name", "n", "settings", "metrics": {metric: value}, "speed", "time_s"} of one model.
 
     Models, rows and `settings` as in `compare`; those that only a comparison needs, such as eval.resamples, are refused.
@@ -104,7 +104,7 @@ def harness(
     settings: Sequence[str] = (),
     reporter: Reporter | None = None,
     folder: str = "results",
-) -> dict[str, Any]:
+) -> JsonObject:
     """Scores on tasks of lm-evaluation-harness, of a base and of the adapter over it.
 
     `tasks` are names, groups or patterns of the harness, or YAML task files; `limit` is the number of documents of each;
@@ -118,7 +118,7 @@ def harness(
     return found.to_json()
 
 
-def verify(run: RunLike = None, *, folder: str = "results") -> dict[str, Any]:
+def verify(run: RunLike = None, *, folder: str = "results") -> JsonObject:
     """{"run", "passed", "proofs": [{"name", "passed", "found", "samples"}]} of a run that has an adapter.
 
     `passed` of a proof is None where a file that it needs, such as the data, is gone. Raises: RunError.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from inlay import config as configs
 from inlay.config import Config
+from inlay.config.sections.base import Assignments
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run
 
-ConfigLike = Config | Mapping[str, Any] | str | Path
+ConfigLike = Config | Assignments | str | Path
 """A config, a nested mapping of settings, or the path of a YAML file."""
 RunLike = str | Path | Run | None
 """A run, its name or its folder; None is the run trained last."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -17,6 +17,7 @@ from inlay.errors import DataError
 
 if TYPE_CHECKING:
     from inlay.api import Loaded
+    from inlay.config.sections.base import Assignments
 
 
 def add_to(app: typer.Typer) -> None:
@@ -40,7 +41,7 @@ def chat(
     return Output(converse(api.load(run, adapter=not base, folder=output), sampling, quiet=as_json))
 
 
-def converse(loaded: Loaded, sampling: dict[str, Any], *, quiet: bool) -> list[dict[str, str]]:
+def converse(loaded: Loaded, sampling: Assignments, *, quiet: bool) -> list[dict[str, str]]:
     """The messages since the last /reset, when the user has ended the conversation. `quiet` writes nothing."""
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not quiet
     if at_terminal:
@@ -78,7 +79,7 @@ def _next_turn(at_terminal: bool) -> str | None:
 
 
 def _answer(
-    loaded: Loaded, messages: list[dict[str, str]], text: str, sampling: dict[str, Any], at_terminal: bool, quiet: bool
+    loaded: Loaded, messages: list[dict[str, str]], text: str, sampling: Assignments, at_terminal: bool, quiet: bool
 ) -> None:
     """Adds the prompt and its answer to the messages, writing the answer as it comes."""
     messages.append({"role": "user", "content": text})

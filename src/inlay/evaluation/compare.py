@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from inlay.evaluation.seeds import SeedLevel
 from inlay.evaluation.style_relevance import LEAST_ROWS, StyleRelevance, relevance, style
 from inlay.evaluation.task_metrics import answer_metric, labels_of, primary_metric
 from inlay.evaluation.verdict import Difference
+from inlay.typed_json import JsonObject
 
 Pair = tuple[Array, Array, Metric]
 """Statistics of the base and of the other model, a line a row, and their metric."""
@@ -152,7 +152,7 @@ class Comparison:
         before, after = row.scores[name]
         return after - before if self.metrics[name].higher_is_better else before - after
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The value that `compare --json` prints."""
         adjusted = self.adjusted_p
         return {

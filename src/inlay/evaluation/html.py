@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from inlay.evaluation.compare import ComparedRow, Comparison
 from inlay.evaluation.costs import HEAD
@@ -20,12 +19,13 @@ from inlay.reports.charts import Line, differences, interval, lines
 from inlay.reports.html import Html, Item, badge, facts, filtered, joined, note, page, section, table, tag
 from inlay.runs.guard_events import Incident
 from inlay.runs.reporter import duration_shown, figure_shown
+from inlay.typed_json import JsonObject
 
 _MOST_ROWS = 1000
 _LONGEST = 20_000
 _BADGES = {"better": "good", "worse": "error", "not distinguishable": "note"}
 
-History = Sequence[Mapping[str, Any]]
+History = Sequence[JsonObject]
 """Lines of metrics.jsonl."""
 Histories = Mapping[str, History]
 """Training curves to show, by the name of their run."""

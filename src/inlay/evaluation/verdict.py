@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from inlay.evaluation.p_values import t_quantile
+from inlay.typed_json import JsonObject
 
 Verdict = Literal["better", "worse", "not distinguishable"]
 
@@ -86,7 +87,7 @@ class Difference:
             return f"only {changed} of {self.n} rows differ; a verdict needs {needed}"
         return ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The difference as JSON; `mde` is null where no two rows differ."""
         return {
             "base": self.base, "adapter": self.other, "difference": self.difference,

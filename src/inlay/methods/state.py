@@ -23,6 +23,7 @@ from inlay.methods.peft_names import tensors_of_target_modules
 from inlay.methods.table import METHODS, adapters_on, method_of_type
 from inlay.models.base import BaseRef
 from inlay.models.named_class import NamedClass, pattern_for_both, renamed, reverse
+from inlay.typed_json import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ def _require_usable(folder: Path, settings: Any, tensors: Mapping[str, Tensor]) 
     method.require_usable(folder, settings, tensors)
 
 
-def _difference(card: Mapping[str, Any], base: BaseRef | str | None) -> str:
+def _difference(card: JsonObject, base: BaseRef | str | None) -> str:
     if base is None or card.get("base_digest") is None:
         return ""
     if isinstance(base, str):

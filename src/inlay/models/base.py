@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -26,6 +26,7 @@ from inlay.models.quantization import forbid_cpu_repack
 from inlay.models.sentencepiece_file import refuse_other_ids, require_sentencepiece
 from inlay.models.unused_weights import refuse_unused
 from inlay.storage import path_exists
+from inlay.typed_json import JsonObject
 
 BUILTIN = {"builtin:nano": "builtin/nano"}
 SHORT_IDS = {
@@ -54,7 +55,7 @@ class BaseRef:
         """Digests of its weights and of the fields of config.json that change a number."""
         return fingerprint(self.folder / "config.json", weight_files(self.folder))
 
-    def difference(self, record: Mapping[str, Any]) -> str:
+    def difference(self, record: JsonObject) -> str:
         """Differences from the base in a run's record or an adapter's card, in words; empty when both compute the same.
 
         Records written before there were fingerprints have a digest over whole files, which must equal that of these.

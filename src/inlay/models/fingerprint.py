@@ -6,12 +6,12 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from inlay.file_digests import known_of, known_sha256
+from inlay.typed_json import JsonObject
 
 _BLOCK_BYTES = 1 << 23
 _LONGEST = 60
@@ -41,7 +41,7 @@ class Fingerprint:
     layout: str
     """Hex digest over names and shapes alone."""
     dtypes: str
-    config: dict[str, Any]
+    config: JsonObject
     """The fields of config.json that change what is computed."""
 
     @property
@@ -49,7 +49,7 @@ class Fingerprint:
         """Hex digest over weights and config."""
         return _hex([self.weights, self.config])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As it is written into run.json and the card."""
         return asdict(self)
 
@@ -72,7 +72,7 @@ def digest_of_files(config: Path, weights: list[Path]) -> str:
     return _hex({path.name: known_sha256(path) for path in [config, *weights]})
 
 
-def difference(then: Mapping[str, Any], now: Fingerprint) -> str:
+def difference(then: JsonObject, now: Fingerprint) -> str:
     """Differences of the base `now` from the recorded fingerprint `then`, in words; empty when both compute the same.
 
     A field that one config.json leaves to its default and the other names is no difference.
@@ -124,7 +124,7 @@ def _computed_with(config: Any) -> Any:
     return {name: _computed_with(value) for name, value in config.items() if name not in _NOT_COMPUTED_WITH}
 
 
-def _filled_in(config: dict[str, Any]) -> dict[str, Any]:
+def _filled_in(config: JsonObject) -> JsonObject:
     """The config with every default of this transformers; unchanged where transformers does not know it."""
     from transformers import CONFIG_MAPPING
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+
+from inlay.typed_json import JsonObject
 
 FILE: Final = "generation_config.json"
 _OF_SAMPLING: Final = ("temperature", "top_p", "top_k", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -13,7 +14,7 @@ _OF_BEAMS: Final = ("early_stopping", "length_penalty", "num_beam_groups", "dive
 _IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def generation_settings(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
+def generation_settings(folder: Path) -> tuple[JsonObject, list[str]] | None:
     """(generation settings that transformers agrees to save, names left out); None for a base without them.
 
     Settings without effect, such as a temperature without sampling, are left out; where that is not enough, all but the
@@ -51,7 +52,7 @@ def without_sampling(settings: Any) -> Any:
     return GenerationConfig(**{name: getattr(settings, name, None) for name in _IDS})
 
 
-def _can_be_saved(values: Mapping[str, Any]) -> bool:
+def _can_be_saved(values: JsonObject) -> bool:
     from transformers import GenerationConfig
 
     try:

@@ -12,6 +12,7 @@ from inlay.errors import RunError
 from inlay.hardware.facts import library_versions
 from inlay.hardware.probe import dtype_name
 from inlay.training.job import AdapterJob
+from inlay.typed_json import JsonObject
 
 _NAMED = 3
 _OWN = ("output.", "track.", "data.cache", "model.device", "preset")
@@ -45,7 +46,7 @@ _WAYS = {
 }
 
 
-def _seen(job: AdapterJob, requested: Config) -> dict[str, dict[str, Any]]:
+def _seen(job: AdapterJob, requested: Config) -> dict[str, JsonObject]:
     """Values that must be the same in all processes, under the names that a user knows."""
     settings = explicit_values(requested, everything=True)
     inputs = job.inputs

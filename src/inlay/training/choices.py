@@ -14,7 +14,7 @@ class Choices:
     """Value and reason of each setting that was `auto`."""
 
     config: Config
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, object] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
     def settle(self, path: str, value: Any, reason: str) -> None:

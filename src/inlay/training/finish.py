@@ -19,6 +19,7 @@ from inlay.runs.record import RunRecord
 from inlay.storage import replace_folder, write_file, write_json
 from inlay.training import checkpoint as checkpoints
 from inlay.training.job import AdapterJob
+from inlay.typed_json import JsonObject
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +51,7 @@ def export(job: AdapterJob) -> int:
                 f"{job.run.path / 'config.yaml'} and resume."
             ) from None
     whole = method_of(job.config).trains_base
-    card: dict[str, Any] = {
+    card: JsonObject = {
         **job.base.ref.card_entries(),
         **job.base_record,
         "chat_template": job.encoder.template_name,

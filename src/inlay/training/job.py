@@ -28,6 +28,7 @@ from inlay.training.optimizer import restore_state
 from inlay.training.plateau import escape
 from inlay.training.saver import Saver
 from inlay.training.trackers import Tracker
+from inlay.typed_json import JsonObject
 
 TRAINING, EVALUATION = "training", "evaluation"
 """Phases of a run that may run out of memory."""
@@ -136,7 +137,7 @@ class AdapterJob:
         return float(self.config.train.learning_rate)
 
     @property
-    def base_record(self) -> dict[str, Any]:
+    def base_record(self) -> JsonObject:
         """Keys that identify the base, for run.json and the adapter's card."""
         seen, commit = self.base.fingerprint.to_json(), self.base.ref.pinned_commit
         return {"base_digest": self.base_digest, "base_fingerprint": seen, "base_commit": commit}
@@ -169,7 +170,7 @@ class AdapterJob:
         wanted = self.micro_batch_size if phase == TRAINING else self.eval_batch_size
         return min([wanted, *(e.batch_size for e in self.out_of_memory_events if e.phase == phase and e.step <= step)])
 
-    def out_of_memory_at(self, step: int) -> dict[str, Any]:
+    def out_of_memory_at(self, step: int) -> JsonObject:
         """The events of that step as a part of its line in metrics.jsonl."""
         found = [asdict(event) for event in self.out_of_memory_events if event.step == step]
         return {"out_of_memory": found} if found else {}

@@ -12,7 +12,6 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +38,7 @@ from inlay.training.plateau.diagnose import WINDOW
 from inlay.training.plateau.respond import diagnosis_of, respond
 from inlay.training.schedule import learning_rate
 from inlay.training.signals import StopRequest
+from inlay.typed_json import JsonObject
 
 _SHOWN = {"loss": "loss", "lr": "learning_rate", "norm": "grad_norm", "tok/s": "tokens_per_s", "memory": "memory_bytes"}
 
@@ -115,7 +115,7 @@ class TrainingLoop:
             self._evaluate_base(job)  # it says so if the base itself is at fault
             recover(job, found, partial(self.note, job), partial(self._save, job))
 
-    def _optimizer_step(self, job: AdapterJob) -> dict[str, Any]:
+    def _optimizer_step(self, job: AdapterJob) -> JsonObject:
         """Makes the step after `job.progress.step` and returns its metrics. Raises: NonFinite."""
         config, progress = job.config.train, job.progress
         began = time.perf_counter()
@@ -174,7 +174,7 @@ class TrainingLoop:
             before.require_moved()
         return rate, norm
 
-    def _finish_step(self, job: AdapterJob, values: dict[str, Any]) -> None:
+    def _finish_step(self, job: AdapterJob, values: JsonObject) -> None:
         """Evaluation, metrics and checkpoint of a step that the optimizer has made, where they are due."""
         progress, step = job.progress, job.progress.step
         self._evaluate_base(job)
@@ -265,7 +265,7 @@ class TrainingLoop:
         if self.group.is_first:
             job.run.log_metrics({"step": 0, "eval_loss": loss} | job.out_of_memory_at(0))
 
-    def _evaluate_if_due(self, job: AdapterJob) -> dict[str, Any]:
+    def _evaluate_if_due(self, job: AdapterJob) -> JsonObject:
         progress, step = job.progress, job.progress.step
         if step % job.eval_every and step != job.total_steps:
             return {}

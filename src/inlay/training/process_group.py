@@ -22,6 +22,7 @@ from torch import Tensor
 
 from inlay.errors import ConfigError, InlayError, RunError, TrainingError
 from inlay.training.launcher import Launch, launch
+from inlay.typed_json import JsonObject
 
 _PATIENCE: Final = timedelta(days=7)
 
@@ -112,7 +113,7 @@ class ProcessGroup:
             self._exchanged({"error": str(error), "exit_code": error.exit_code})
             raise AssertionError("unreachable: what was sent is an error") from error
 
-    def _exchanged(self, message: dict[str, Any]) -> list[str]:
+    def _exchanged(self, message: JsonObject) -> list[str]:
         found: list[Any] = [None] * self.size
         with _others_alive(self.size):
             own = json.dumps(message | {"host": platform.node()})

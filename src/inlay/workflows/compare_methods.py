@@ -15,15 +15,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from inlay.config import Config
 from inlay.config.load import merge, nested, validate
 from inlay.config.renamed import with_first_names
 from inlay.config.render import as_yaml
+from inlay.config.sections.base import Assignments
 from inlay.errors import ConfigError, InlayError, Interrupted, RunError, unknown_name
 from inlay.methods.table import METHODS, method_of
 from inlay.reports import html
@@ -39,7 +40,7 @@ from inlay.workflows.run_folder import anchored
 
 RESULT: Final = "methods.json"
 REPORT: Final = "methods.html"
-VARIANTS: Final[dict[str, Mapping[str, Any]]] = {
+VARIANTS: Final[dict[str, Assignments]] = {
     "lora": {},
     "qlora": {"model.quantization": "nf4"},
     "rslora": {"adapter.rslora": True},
@@ -157,7 +158,7 @@ def _configs(config: Config, names: Sequence[str]) -> dict[str, Config]:
     return {name: _of_method(config, VARIANTS[name]) for name in dict.fromkeys(names)}
 
 
-def _of_method(config: Config, changes: Mapping[str, Any]) -> Config:
+def _of_method(config: Config, changes: Assignments) -> Config:
     tree = anchored(config).model_dump()
     if "adapter.method" in changes:  # rank and the like are LoRA's, and so is its learning rate
         tree["adapter"], tree["train"]["learning_rate"] = {}, "auto"

@@ -28,6 +28,7 @@ from inlay.evaluation.bootstrap import paired_bootstrap
 from inlay.evaluation.metrics import Metric
 from inlay.evaluation.verdict import MIN_ROWS, Difference
 from inlay.runs.reporter import Reporter
+from inlay.typed_json import JsonObject
 
 LOCAL = (".yaml", ".yml")
 
@@ -75,7 +76,7 @@ class HarnessResult:
     """Most documents of each task; None for all."""
     scores: tuple[TaskScore, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The value that `--json` prints."""
         scores = [one.to_json() for one in self.scores]
         return {"base": self.base, "adapter": self.adapter, "limit": self.limit, "scores": scores}

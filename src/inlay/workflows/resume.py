@@ -9,11 +9,12 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from inlay.config import Config
 from inlay.config.identity import PLACES
 from inlay.config.render import explicit_values
+from inlay.config.sections.base import Assignments
 from inlay.errors import ConfigError, RunError
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run
@@ -94,7 +95,7 @@ def _is_free(run: Run) -> bool:
         return False
 
 
-def parse_extension(text: str) -> dict[str, Any]:
+def parse_extension(text: str) -> Assignments:
     """`600` (steps in all) or `5epochs`, as settings of the train section. Raises: ConfigError."""
     number = text.lower().removesuffix("epochs").removesuffix("epoch").strip()
     if not number.isdigit() or int(number) == 0:
@@ -103,7 +104,7 @@ def parse_extension(text: str) -> dict[str, Any]:
     return {"max_steps": int(number)} if steps else {"epochs": int(number), "max_steps": None}
 
 
-def stored_config(run: Run, wanted: Config, longer: dict[str, Any]) -> Config:
+def stored_config(run: Run, wanted: Config, longer: Assignments) -> Config:
     """The config that the run began with, as long as `longer` says.
 
     Raises: ConfigError listing what was now asked to be otherwise.
@@ -124,7 +125,7 @@ def stored_config(run: Run, wanted: Config, longer: dict[str, Any]) -> Config:
             f"{run.path}: was started with other settings:\n" + "\n".join(differing) + "\n"
             "Leave them out to resume, or start anew with --fresh or another --name."
         )
-    changes: dict[str, Any] = {"track": wanted.track} if "track" in wanted.model_fields_set else {}
+    changes: dict[str, object] = {"track": wanted.track} if "track" in wanted.model_fields_set else {}
     for name in ("model", "data", "adapter"):
         moved = {path.partition(".")[2]: now[path] for path in PLACES if path.startswith(name) and path in now}
         changes[name] = getattr(stored, name).model_copy(update=moved)

@@ -67,7 +67,7 @@ def open_folder(
         trainable_parameters=job.trainable,
         total_parameters=job.base.total_parameters,
         error=None,
-        **(job.inputs | job.base_record),
+        **(job.base_record | job.inputs),
     )
     run.write_record(begun)
     return run

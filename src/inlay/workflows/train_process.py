@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from inlay.config import Config
+from inlay.config.sections.base import Assignments
 from inlay.engine.memory import enough_memory
 from inlay.engine.profile import profiled
 from inlay.errors import Interrupted, RunError, TrainingError
@@ -39,7 +39,7 @@ from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import set_up
 from inlay.training.signals import StopRequest, stop_on_signals
 from inlay.training.trackers import open_trackers
-from inlay.typed_json import decode, encode
+from inlay.typed_json import JsonObject, decode, encode
 from inlay.workflows.doctor import machine_record
 from inlay.workflows.resume import RunSelection, refuse_other_inputs, restore, stored_config
 from inlay.workflows.run_folder import open_folder, recorded, space_needed_bytes
@@ -205,7 +205,7 @@ class Attempt:
 
 
 def prepare(
-    config: Config, selection: RunSelection, longer: dict[str, Any], group: ProcessGroup, stop: StopRequest, reporter: Reporter,
+    config: Config, selection: RunSelection, longer: Assignments, group: ProcessGroup, stop: StopRequest, reporter: Reporter,
     held: contextlib.ExitStack, began: float,
 ) -> tuple[Run, Attempt | None, Callable[[], None] | None]:  # fmt: skip
     """(the run, with its folder; all its parts, None where it is finished; what takes them to where the run goes on)."""
@@ -245,7 +245,7 @@ def prepare(
     return run, attempt, partial(restore, job, reporter.note) if resumes else None
 
 
-def _machine(config: Config, group: ProcessGroup) -> dict[str, Any]:
+def _machine(config: Config, group: ProcessGroup) -> JsonObject:
     """A quick `inlay doctor` for run.json. A machine that cannot be examined is no reason to stop."""
     try:
         return machine_record(True, Path(config.output.folder), group.device(config.model.device)).to_json()

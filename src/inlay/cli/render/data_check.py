@@ -5,11 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 from inlay.data.checks.findings import Finding, Place
 from inlay.data.checks.report import DataReport
 from inlay.data.checks.survey import FileFacts
+from inlay.typed_json import JsonObject
 
 _SHOWN = 3  # places of a finding; --json and --html have more
 _LONG = 100
@@ -52,7 +52,7 @@ def lengths_lines(report: DataReport, columns: int, *, whole: bool = False) -> l
     return lines
 
 
-def stats_text(report: DataReport, cost: dict[str, Any], columns: int) -> str:
+def stats_text(report: DataReport, cost: JsonObject, columns: int) -> str:
     """The contents of each file, the lengths with every limit, and the cost."""
     lines = [line for facts in report.files for line in file_lines(facts, columns)]
     for finding in report.findings:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from inlay.runs.reporter import duration_shown
+from inlay.typed_json import JsonObject
 
 if TYPE_CHECKING:
     from inlay.runs.folder import Run
@@ -43,7 +44,7 @@ def _argument(run: Run) -> str:
     return run.name if str(run.path.parent) == "results" else str(run.path)
 
 
-def proofs_text(proved: dict[str, Any]) -> str:
+def proofs_text(proved: JsonObject) -> str:
     """A line for each proof, then the number of those that hold."""
     words = {True: "pass", False: "FAIL", None: "?   "}
     lines = []

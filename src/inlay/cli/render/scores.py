@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
 
 from inlay.evaluation.verdict import Difference
 from inlay.runs.reporter import figure_shown
+from inlay.typed_json import JsonObject
 from inlay.workflows.compare_methods import HEAD, REPORT, RESULT, MethodComparison, cells
 from inlay.workflows.cross_validate import CrossValidation
 
 
-def evaluation_text(result: dict[str, Any]) -> str:
+def evaluation_text(result: JsonObject) -> str:
     """The metrics of one model, and its speed."""
     lines = [f"{result['name']} on {result['n']} held-out rows"]
     lines += [f"  {name:<14} {value:.4g}" for name, value in result["metrics"].items()]
@@ -23,7 +23,7 @@ def evaluation_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def harness_text(found: dict[str, Any]) -> str:
+def harness_text(found: JsonObject) -> str:
     """One line a task and metric: base, adapter, and the change with its interval."""
     lines = [f"{found['adapter']} against {found['base']}, by lm-evaluation-harness", ""]
     lines.append(f"{'task':<24} {'metric':<16} {'n':>6} {'base':>8} {'adapter':>8} {'change':>8} 95% interval")

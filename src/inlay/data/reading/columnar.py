@@ -127,7 +127,7 @@ class _ValueError(Exception):
     """A value that its column's own description does not allow."""
 
 
-def _features(metadata: Mapping[bytes, bytes]) -> Mapping[str, Any]:
+def _features(metadata: Mapping[bytes, bytes]) -> JsonObject:
     """The column descriptions that the datasets library keeps in a table, by column; none where there are none."""
     try:
         return _mapping(json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"])
@@ -135,8 +135,8 @@ def _features(metadata: Mapping[bytes, bytes]) -> Mapping[str, Any]:
         return {}
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _mapping(value: Any) -> JsonObject:
+    return value if isinstance(value, dict) else {}
 
 
 def _reader(arrow_type: Any, feature: Any) -> _Reader | None:
@@ -178,7 +178,7 @@ def _item_feature(feature: Any) -> Any:
     return feature[0] if isinstance(feature, list) and feature else _mapping(feature).get("feature")
 
 
-def _struct_features(feature: Any) -> Mapping[str, Any]:
+def _struct_features(feature: Any) -> JsonObject:
     parts = _mapping(feature)
     if parts.get("_type") == "Sequence":  # an object of lists
         return {name: [part] for name, part in _mapping(parts.get("feature")).items()}

@@ -48,7 +48,7 @@ def _is_number(key: str) -> bool:
     return key.isascii() and key.isdigit()
 
 
-def _split(value: Mapping[str, Any], place: str) -> list[Any]:
+def _split(value: JsonObject, place: str) -> list[Any]:
     names, records = value["columns"], value["data"]
     if not (isinstance(names, list) and isinstance(records, list) and all(isinstance(name, str) for name in names)):
         raise DataError(f"{place}: 'columns' must be a list of names and 'data' a list of rows.")

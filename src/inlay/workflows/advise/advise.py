@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from inlay.adapters.reference import Reference, open_base, reference
 from inlay.config import Config
@@ -32,6 +31,7 @@ from inlay.evaluation.summary import caveat_text
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter
 from inlay.storage import write_json
+from inlay.typed_json import JsonObject
 from inlay.workflows.advise.arms import Bench, Differences, MeasuredArm, answerable, has_prompt, measure_arms, shots
 from inlay.workflows.advise.passages import Index, of_documents, of_rows
 from inlay.workflows.advise.recommend import ArmCosts, Recommendation, RuleOfThumb, recommend, rule_of_thumb
@@ -104,7 +104,7 @@ class Advice:
     thumb: RuleOfThumb
     outcome: Outcome | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The value that `advise --json` prints."""
         measured = None if self.outcome is None else self.outcome.to_json()
         return {"rule_of_thumb": self.thumb.to_json(), "measured": measured}
