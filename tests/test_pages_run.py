@@ -26,6 +26,7 @@ SHORT = [
     "eval.retention_rows=0", "model.device=cpu", "model.dtype=float32", "track.trackers=[]",
 ]  # fmt: skip
 NOT_OURS = ("pip", "make", "python", ".venv/bin/python", ".venv/bin/inlay", "git", "py", "cd", "source")
+DURATION = re.compile(r"# (h # min|min # s|min|h|ms)\b")
 NUMBER = re.compile(r"\d[\d,.]*")
 VERDICTS = re.compile(r"\b(better|worse|not distinguishable)\b")
 
@@ -45,8 +46,8 @@ def commands(lines: list[str]) -> Iterator[list[str]]:
 
 
 def shape(line: str) -> str:
-    """A line without its numbers, its spaces and its verdict."""
-    return " ".join(NUMBER.sub("#", VERDICTS.sub("VERDICT", line)).split())
+    """A line without its numbers, the units of its durations, its spaces and its verdict."""
+    return DURATION.sub("# s", " ".join(NUMBER.sub("#", VERDICTS.sub("VERDICT", line)).split()))
 
 
 FROM_NOTHING = ("README.md", "quickstart.md")
@@ -83,7 +84,7 @@ def pair(row: dict[str, list[dict[str, str]]]) -> tuple[str, str]:
 
 def short(words: list[str]) -> list[str]:
     """The command, for a training of four steps."""
-    trains = "train" in words[:6] or words[:2] == ["inlay", "cross-validate"]
+    trains = words[words.index("inlay") + 1] in ("train", "cross-validate", "compare-methods")
     return [*words, *(part for setting in SHORT for part in ("--set", setting))] if trains else words
 
 
@@ -120,4 +121,5 @@ def test_the_commands_of_a_page_run_in_order_and_print_what_it_shows(page: Path,
 
 def test_a_shape_forgets_numbers_and_verdict_and_nothing_else() -> None:
     assert shape("loss 8.319  lr 0.002 better") == shape("loss 7.1 lr 1 not distinguishable")
+    assert shape("1 min 44 s left") == shape("19 s left")
     assert shape("loss 8.319") != shape("lost 8.319")

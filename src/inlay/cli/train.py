@@ -31,6 +31,15 @@ def train(
     model: Model = None,
     preset: Preset = None,
     settings: Sets = [],  # noqa: B006
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Start from the adapter of this run, checkpoint or folder.",
+            rich_help_panel="What to train",
+        ),
+    ] = None,
     name: Name = None,
     output: Results = None,
     resume: Annotated[
@@ -48,7 +57,7 @@ def train(
     Detects the format of the data, checks every row, holds some rows out, prints its plan, trains, and measures whether
     the adapter is better than the base. All files of a run lie in one folder.
     """
-    given = {"model.base_model": model, "output.name": name, "output.folder": output}
+    given = {"model.base_model": model, "output.name": name, "output.folder": output, "adapter.start_from": start_from}
     config = api.config_of(source, settings, preset, given)
     run = api.train(
         config,

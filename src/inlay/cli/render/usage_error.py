@@ -11,7 +11,6 @@ _MOVED = {
     "--folds": "inlay cross-validate DATA|CONFIG --folds K",
     "--harness": "inlay harness RUN --tasks A,B",
     "--limit": "inlay harness RUN --tasks A,B --limit N",
-    "--from": "--set adapter.start_from=RUN",
     "--prompt": "--set eval.prompts=[TEXT]",
 }
 """Options that other verbs or settings have taken the place of."""
