@@ -48,7 +48,7 @@ def test_two_passes_give_what_a_layer_takes_at_once_and_by_the_token() -> None:
     ("family", "sizes", "path"),
     [("Gemma2Config", {"head_dim": 16, "num_key_value_heads": 2, "intermediate_size": 48}, "handwritten"), ("GPT2Config", {}, "autograd")],
 )  # fmt: skip
-def test_the_stand_in_is_two_layers_trained_on_the_path_of_the_run(
+def test_the_stand_in_is_two_layers_trained_by_the_engine_of_the_run(
     config_tree: Tree, family: str, sizes: dict[str, Any], path: str
 ) -> None:
     import transformers

@@ -103,7 +103,7 @@ SHAPE = Shape(
 )  # fmt: skip
 
 
-def test_products_in_16_bits_on_a_cpu_take_twice_the_tokens_at_once_on_the_handwritten_engine() -> None:
+def test_matmuls_in_16_bits_on_a_cpu_take_twice_the_tokens_at_once_on_the_handwritten_engine() -> None:
     narrow, work = replace(SHAPE, width=2), Work(engine="handwritten", recompute=False, adapter=10_000, rank=8)
     assert token_cap("cpu", work, narrow) == 2 * token_cap("cpu", work, SHAPE)
     for same in (replace(work, width=4), replace(work, engine="autograd")):
