@@ -1,6 +1,6 @@
 """Dataclasses to JSON values and back: the one way that typed files such as run.json are read and written.
 
-Pydantic does not do it: it has no rule for empty defaults alone, none for a missing key as null, and names no JSON path.
+Pydantic does not replace it: it refuses a missing nullable key, and leaves out all defaults or none, not the empty ones.
 """
 
 from __future__ import annotations
