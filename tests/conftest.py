@@ -26,8 +26,8 @@ atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
 
 
 FIRST = (
-    "test_faults.py", "test_world.py", "test_resume.py", "test_kept.py", "test_escape.py", "test_side_by_side.py",
-    "test_program.py", "test_domains_teach.py", "test_recovery.py", "test_shortage.py",
+    "test_faults.py", "test_process_group.py", "test_resume.py", "test_checkpoint_commands.py", "test_escape.py",
+    "test_compare_methods.py", "test_program.py", "test_domains_teach.py", "test_nonfinite_recovery.py", "test_out_of_memory.py",
 )  # fmt: skip
 """The longest, and those with processes that are forked, which then have one parent: `make test` cuts the list in two."""
 

@@ -17,10 +17,9 @@ from typing import Any
 from inlay import api
 from inlay.config import Config
 from inlay.runs.folder import Run
-from inlay.training.checkpoint import Progress
+from inlay.training.checkpoint import Progress, Saver
 from inlay.training.job import AdapterJob
 from inlay.training.optimizer import make_optimizer
-from inlay.training.saver import Saver
 
 TIMED = {"time_s", "train_time_s", "tokens_per_s", "memory_bytes", "run", "adapter", "metrics_seal"}
 """Figures that depend on the clock or on the folder."""

@@ -100,8 +100,8 @@ class Lab:
 
         import inlay.evaluation.compare
         import inlay.proof.verify
-        import inlay.training.calibrate
         import inlay.training.finish
+        import inlay.training.pre_flight
         import inlay.training.signals
         import inlay.training.trackers
         from inlay.engine import cpu_ops

@@ -47,10 +47,10 @@ def ended(processes: list[Any]) -> list[tuple[int, str]]:
 
 
 def older_transformers() -> None:
-    from inlay.training import agreement
+    from inlay.training import setup
 
-    now = agreement.library_versions()
-    agreement.library_versions = lambda: now | {"transformers": "4.1"}
+    now = setup.library_versions()
+    setup.library_versions = lambda: now | {"transformers": "4.1"}
 
 
 @pytest.mark.parametrize(

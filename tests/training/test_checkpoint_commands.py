@@ -26,7 +26,7 @@ from inlay.errors import ConfigError, RunError, StorageError, TrainingError
 from inlay.runs.folder import Run
 from inlay.storage import write_manifest
 from inlay.training import checkpoint as checkpoints
-from inlay.training.saver import Saver
+from inlay.training.checkpoint import Saver
 from training_runs import Inlay, Quiet, outcome, train
 
 Make = Callable[..., Config]

@@ -22,8 +22,8 @@ from inlay.errors import ConfigError, Interrupted, RunError
 from inlay.runs.folder import Run
 from inlay.runs.record import FINISHED, Plateau
 from inlay.training import checkpoint as checkpoints
+from inlay.training.optimizer import learning_rate
 from inlay.training.plateau import escape
-from inlay.training.schedule import learning_rate
 from inlay.workflows import escape_plateau
 from parts import run_record, run_result
 from training_runs import Inlay, Quiet, outcome, stop_after, train, untimed

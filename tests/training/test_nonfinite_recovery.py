@@ -23,8 +23,8 @@ from inlay.training import checkpoint as checkpoints
 from inlay.training import guards, loop, setup
 from inlay.training.checkpoint import Progress
 from inlay.training.job import AdapterJob
+from inlay.training.optimizer import learning_rate
 from inlay.training.process_group import ProcessGroup
-from inlay.training.schedule import learning_rate
 from training_runs import Quiet, outcome, stop_after, train
 
 Tree = Callable[..., dict[str, Any]]

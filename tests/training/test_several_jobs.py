@@ -16,13 +16,12 @@ from inlay.errors import ConfigError, Interrupted
 from inlay.methods.state import AdapterState
 from inlay.runs.folder import Run
 from inlay.training import checkpoint as checkpoints
-from inlay.training.base import open_training_base
 from inlay.training.gradient import accumulate
 from inlay.training.guards import NonFinite
 from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import join
+from inlay.training.setup import join, open_training_base
 from inlay.training.signals import StopRequest
 from parts import qa_rows, run_record, write_rows
 from training_runs import Quiet, untimed

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, TypedDict, cast
+from types import MappingProxyType, TracebackType
+from typing import Any, Self, TypedDict, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -311,3 +312,30 @@ def prune(folder: Path, keep: int, needed: Collection[int | None], every: int | 
     """Deletes what retention gives up."""
     for checkpoint in surplus(folder, keep, needed, every):
         delete(checkpoint)
+
+
+class Saver:
+    """At most one save is under way. Its failure is raised where the next one begins, or at the end."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "inlay-save")  # Python waits for it even when the program ends in a hurry
+        self._under_way: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._pool.shutdown(wait=True)
+        if error is None:
+            self.wait()
+
+    def save(self, write: Callable[[], None]) -> None:
+        """Begins `write` once the save before it is on the disk. Raises: what that one raised."""
+        self.wait()
+        self._under_way = self._pool.submit(write)
+
+    def wait(self) -> None:
+        """Returns when everything is on the disk. Raises: what the save raised."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()

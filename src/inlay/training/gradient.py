@@ -11,7 +11,7 @@ from inlay.engine.memory import trim_allocator
 from inlay.engine.profile import timed
 from inlay.tasks.table import task_of
 from inlay.training.job import AdapterJob
-from inlay.training.shares import share_size
+from inlay.training.process_group import share_size
 from inlay.training.signals import StopRequest
 
 

@@ -32,11 +32,9 @@ from inlay.training import guards
 from inlay.training.gradient import accumulate, share_of
 from inlay.training.job import EVALUATION, TRAINING, AdapterJob
 from inlay.training.nonfinite_recovery import recover
-from inlay.training.optimizer import set_learning_rate
+from inlay.training.optimizer import learning_rate, set_learning_rate
 from inlay.training.out_of_memory import run_with_oom_retry
-from inlay.training.plateau.diagnose import WINDOW
-from inlay.training.plateau.respond import diagnosis_of, respond
-from inlay.training.schedule import learning_rate
+from inlay.training.plateau.diagnose import WINDOW, diagnosis_of, respond
 from inlay.training.signals import StopRequest
 from inlay.typed_json import JsonObject
 

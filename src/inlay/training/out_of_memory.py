@@ -14,7 +14,7 @@ from inlay.engine.memory import first_line, is_out_of_memory, limited, release
 from inlay.errors import TrainingError
 from inlay.runs.record import OutOfMemoryEvent
 from inlay.training.job import TRAINING, AdapterJob
-from inlay.training.shares import share_size
+from inlay.training.process_group import share_size
 
 T = TypeVar("T")
 

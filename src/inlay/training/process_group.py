@@ -1,4 +1,4 @@
-"""The processes that train together, and the few things they do together.
+"""The processes that train together: how many, the few things they do together, the share of a step that each has.
 
 Gradients travel where they are, by NCCL between GPUs. Flags and texts travel on the CPU, in a group of their own that
 waits for days: what the first process alone does (writing, proofs, a report) takes as long as it takes. A process that
@@ -210,3 +210,21 @@ def _meeting(started: Launch) -> Iterator[None]:
             "together with torchrun, which gives each its RANK and all the same MASTER_ADDR and MASTER_PORT; for a single "
             "process unset RANK and WORLD_SIZE."
         ) from None
+
+
+def share_size(batch_size: int, size: int) -> int:
+    """Rows of a step for each of `size` processes, where all are equally long."""
+    return -(-batch_size // size)
+
+
+def require_work(batch_size: int, drawn: int, processes: int) -> None:
+    """Raises: ConfigError when a step has fewer rows than there are processes."""
+    rows = min(batch_size, drawn)
+    if rows >= processes:
+        return
+    known = f"a step has {batch_size}" if batch_size <= drawn else f"only {drawn} are to be trained on"
+    more = "Raise train.batch_size" if batch_size <= drawn else "Give more rows"
+    raise ConfigError(
+        f"train.batch_size: {processes} processes share the rows of a step, and {known}: {processes - rows} would have "
+        f"no work. {more}, or start {rows} process{'es' if rows > 1 else ''}."
+    )

@@ -1,15 +1,16 @@
-"""Settings of base and adapter resolved for this machine, this architecture and an earlier adapter."""
+"""The value of every `auto` setting of base and adapter on this machine, for this architecture, and the reason for it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from inlay.config import Config
-from inlay.config.load import preset_tree
+from inlay.config.load import merge, nested, preset_tree, validate
 from inlay.data.batches import step_rows
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.prepare import PreparedData
@@ -22,6 +23,26 @@ from inlay.models.base import BaseRef
 from inlay.runs import folder as runs
 from inlay.tasks.table import task_of
 from inlay.training.checkpoint_commands import adapter_at
+
+
+@dataclass
+class Choices:
+    """Value and reason of each setting that was `auto`."""
+
+    config: Config
+    values: dict[str, object] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def settle(self, path: str, value: Any, reason: str) -> None:
+        """Takes the value where the config leaves it open."""
+        section, _, name = path.partition(".")
+        if getattr(getattr(self.config, section), name) == "auto":
+            self.values[path], self.reasons[path] = value, reason
+
+    def config_settled(self) -> Config:
+        """The config without `auto` where it was settled."""
+        return validate(merge(self.config.model_dump(), nested(self.values)), "resolved config")
+
 
 _SAMPLE_ROWS, _SAMPLE_BATCH = 64, 4
 

@@ -1,13 +1,21 @@
-"""From a config to an AdapterJob: everything that can be wrong is found here, before anything is written."""
+"""From a config to an AdapterJob: the base is opened, rows are read, the adapter attached, `auto` settled.
+
+Everything that can be wrong is found here, before anything is written. Processes that train together must have set up
+the same, or none of them begins.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 from functools import partial
 from typing import Any
 
 import torch
 
 from inlay.config import Config
+from inlay.config.identity import PLACES
+from inlay.config.render import explicit_values
 from inlay.config.sections.train import TrainConfig
 from inlay.data.batches import Batch, step_rows
 from inlay.data.curriculum import curriculum, difficulty
@@ -16,32 +24,74 @@ from inlay.data.prepare import MIXED, PreparedData, prepare
 from inlay.engine import cpu_ops
 from inlay.engine.autograd import Engine
 from inlay.engine.estimate import shape_of
+from inlay.engine.memory import tune_allocator
 from inlay.engine.select_engine import EngineChoice, select_engine
+from inlay.errors import ConfigError, RunError
 from inlay.hardware.facts import library_versions
-from inlay.hardware.probe import matmul_dtype
+from inlay.hardware.probe import DTYPES, dtype_name, matmul_dtype, pick_device, pick_dtype, pick_matmul_precision
 from inlay.methods.adapter import attach, layers_adapted, trained_parameters
 from inlay.methods.called_layers import failed_pass_warning
 from inlay.methods.table import method_of
 from inlay.methods.target_modules import coverage, expert_targets
+from inlay.models import base as bases
 from inlay.models.dropout import own_dropout
 from inlay.models.generation_settings import generation_settings
 from inlay.models.untrained_ends import untrained_ends_warning
 from inlay.runs.reporter import Reporter
-from inlay.tasks.opened_base import OpenedBase
+from inlay.tasks.opened_base import OpenedBase, Precision
 from inlay.tasks.table import task_of
 from inlay.tasks.task import Task
-from inlay.training.base import TrainingBase, open_training_base
-from inlay.training.choices import Choices
-from inlay.training.job import AdapterJob
-from inlay.training.memory_budget import fit_batches, work_of
-from inlay.training.optimizer import make_optimizer
-from inlay.training.process_group import ProcessGroup
-from inlay.training.resolve import sample_batches, start_from, targets_of
-from inlay.training.schedule import auto_learning_rate, length_of, require_warmup
-from inlay.training.shares import require_work, share_size
+from inlay.training.job import AdapterJob, TrainingBase
+from inlay.training.launcher import require_precision
+from inlay.training.memory_budget import fit_batches, keeps_freed, parse_bytes, work_of
+from inlay.training.optimizer import auto_learning_rate, length_of, make_optimizer, require_warmup
+from inlay.training.process_group import ProcessGroup, require_work, share_size
+from inlay.training.resolve import Choices, choose_quantization, sample_batches, start_from, targets_of
 from inlay.training.trackers import chosen
+from inlay.typed_json import JsonObject
 
 _ROWS_TRIED = 2
+
+
+def open_training_base(config: Config, group: ProcessGroup, revision: str | None = None) -> TrainingBase:
+    """The base of a config, placed but not yet loaded: rows are read before, and may be at fault.
+
+    It is `model.revision` of a hub's base unless another `revision` is given. Raises: ConfigError, ModelError.
+    """
+    choices = Choices(config)
+    torch.manual_seed(config.train.seed)
+    tune_allocator(for_speed=keeps_freed(config))
+    ref = bases.find_base(config.model.base_model, revision or config.model.revision)
+    bases.architecture(ref)
+    precision = _placed(choices, group)
+    if precision.device == "cpu":
+        cpu_ops.prepare(precision.dtype)  # of autograd, which the hand-written engine is compared with
+        if config.train.engine != "autograd":
+            cpu_ops.prepare(matmul_dtype(precision.device, precision.dtype))
+    opened = OpenedBase(ref, choices.config_settled().model, config.data, precision)
+    limit = config.train.max_memory
+    return TrainingBase(opened, config, group, choices, parse_bytes(limit) if limit else None)
+
+
+def _placed(choices: Choices, group: ProcessGroup) -> Precision:
+    """Raises: ConfigError, ModelError."""
+    config = choices.config
+    device = pick_device(group.device(config.model.device))
+    if config.train.activation_offload and device.device == "cpu":
+        raise ConfigError(
+            "train.activation_offload: activations lie in the machine's memory already. Leave it out on a CPU."
+        )
+    if device.device.startswith("cuda"):
+        torch.cuda.set_device(device.device)  # what torch measures and seeds without being told where
+    whole = method_of(config).trains_base
+    dtype = pick_dtype(device.device, "float32" if whole else config.model.dtype)
+    require_precision(os.environ, dtype.dtype)
+    choices.settle("model.device", device.device, device.reason)
+    choices.settle("model.dtype", dtype.dtype, "all weights are trained" if whole else dtype.reason)
+    precision, why = pick_matmul_precision(device.device, "auto")
+    choices.settle("model.matmul_precision", group.broadcast_text(precision), why)
+    quantization, choices.reasons["model.quantization"] = choose_quantization(config, device.device, dtype.dtype)
+    return Precision(device.device, DTYPES[dtype.dtype], quantization)
 
 
 def set_up(config: Config, reporter: Reporter, group: ProcessGroup, revision: str | None = None) -> AdapterJob:
@@ -184,3 +234,72 @@ def _loops(base: TrainingBase) -> dict[str, str | None]:
     if base.device != "cpu":
         return {}
     return {"fused loops": "none" if cpu_ops.reason(matmul_dtype(base.device, base.dtype)) else "compiled"}
+
+
+_NAMED = 3
+_OWN = ("output.", "track.", "data.cache", "model.device", "preset")
+"""Settings in which processes may differ: only the first one writes, and each has its own device."""
+
+
+def require_same(job: AdapterJob, requested: Config) -> None:
+    """Raises: RunError, the same on every rank, when one has other versions, settings, data or base than another.
+
+    `requested` is the config as it was given, before `auto` was settled.
+    """
+    group = job.base.group
+    if group.size == 1:
+        return
+    every = [json.loads(text) for text in group.gather(json.dumps(_seen(job, requested), default=str))]
+    for kind, way_out in _WAYS.items():  # the cause before what follows from it
+        differing = [name for name in every[0][kind] if len({json.dumps(one[kind].get(name)) for one in every}) > 1]
+        if differing:
+            differences = "; ".join(
+                _difference_text(name, [one[kind].get(name) for one in every]) for name in differing[:_NAMED]
+            )
+            more = f"; and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
+            raise RunError(f"the {group.size} processes differ in {differences}{more}. {way_out} Nothing was written.")
+
+
+_WAYS = {
+    "versions": "Install the same versions everywhere.",
+    "settings": "Start all of them with the same command and the same files.",
+    "inputs": "Give all of them the same files.",
+    "resolved": "Use like devices, or set these so that all do the same.",
+}
+
+
+def _seen(job: AdapterJob, requested: Config) -> dict[str, JsonObject]:
+    """Values that must be the same in all processes, under the names that a user knows."""
+    settings = explicit_values(requested, everything=True)
+    inputs = job.inputs
+    return {
+        "versions": library_versions(),
+        "settings": {
+            path: value for path, value in settings.items() if path not in PLACES and not path.startswith(_OWN)
+        },
+        "inputs": {
+            "the data": inputs["data_hash"][:12],
+            "the base model": inputs["base_digest"][:12],
+            "the tokenizer": inputs["tokenizer_hash"][:12],
+            "the chat template": inputs["chat_template_hash"][:12],
+        },
+        "resolved": {
+            "device": job.device.partition(":")[0],
+            "dtype": dtype_name(job.base.dtype),
+            "quantization": job.base.precision.quantization,
+            "engine": job.engine.name,
+            "settings": inputs["settings_hash"][:12],
+        },
+    }
+
+
+def _difference_text(name: str, values: list[Any]) -> str:
+    """`train.seed (0 on process 0, 1 on process 1)`, each value once."""
+    firsts = {json.dumps(value): (value, rank) for rank, value in reversed(list(enumerate(values)))}
+    shown = sorted(firsts.values(), key=lambda one: one[1])
+    return f"{name} ({', '.join(f'{_short(value)} on process {rank}' for value, rank in shown)})"
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"

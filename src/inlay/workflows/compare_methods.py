@@ -36,7 +36,7 @@ from inlay.storage import explained, owned, write_file, write_json
 from inlay.training.signals import STOP_WITH_STDIN
 from inlay.typed_json import JsonObject
 from inlay.workflows import plan
-from inlay.workflows.run_folder import anchored
+from inlay.workflows.train_process import anchored
 
 RESULT: Final = "methods.json"
 REPORT: Final = "methods.html"

@@ -30,9 +30,9 @@ from inlay.tasks.opened_base import OpenedBase, Precision
 from inlay.tasks.table import task_of
 from inlay.training.gradient import accumulate
 from inlay.training.memory_budget import parse_bytes, token_cap, work_of
+from inlay.training.optimizer import length_of
 from inlay.training.process_group import ProcessGroup
 from inlay.training.resolve import targets_of
-from inlay.training.schedule import length_of
 from inlay.training.setup import set_up
 from inlay.training.signals import StopRequest
 from inlay.typed_json import JsonObject

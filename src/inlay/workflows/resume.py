@@ -172,7 +172,7 @@ def restore(job: AdapterJob, note: Callable[[str], None]) -> None:
     """Puts the newest complete checkpoint into the job; damaged newer ones are moved aside. Raises: RunError."""
     from inlay.data.batches import epochs_done
     from inlay.training import checkpoint as checkpoints
-    from inlay.training.schedule import learning_rate
+    from inlay.training.optimizer import learning_rate
 
     group = job.base.group
     chosen, settings = "", job.config.train

@@ -1,4 +1,4 @@
-"""One process at a run: from its start or its newest checkpoint to the end, the proofs, and the verdict."""
+"""One process at a run: its folder, its start, checkpoint or branch point, the steps, the proofs, the verdict and how it ended."""
 
 from __future__ import annotations
 
@@ -6,43 +6,52 @@ import contextlib
 import json
 import platform
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from inlay.config import Config
+from inlay.config.identity import PLACES
+from inlay.config.render import as_yaml
 from inlay.config.sections.base import Assignments
+from inlay.config.sections.data import TrainFile
+from inlay.data.reading.read import as_lines
 from inlay.engine.memory import enough_memory
 from inlay.engine.profile import profiled
-from inlay.errors import Interrupted, RunError, TrainingError
+from inlay.errors import ConfigError, InlayError, Interrupted, RunError, TrainingError
 from inlay.evaluation.bootstrap import loss_difference
 from inlay.evaluation.task_metrics import primary_metric
+from inlay.hardware.facts import library_versions
+from inlay.hardware.probe import dtype_name
 from inlay.methods.adapter import adapter_disabled
 from inlay.methods.state import AdapterState
 from inlay.proof.verify import Start, prove_trained
+from inlay.runs import folder as runs
 from inlay.runs.folder import Run
-from inlay.runs.record import FINISHED, ProcessShare, Result
+from inlay.runs.record import FAILED, FINISHED, INTERRUPTED, RUNNING, ProcessShare, Result, RunRecord, Status
 from inlay.runs.reporter import LateBar, LoggedReporter, Reporter
-from inlay.storage import require_space
+from inlay.storage import owned, path_exists, require_space, sweep_staging, write_file
 from inlay.training import finish
-from inlay.training.agreement import require_same
+from inlay.training.checkpoint import Checkpoint
+from inlay.training.checkpoint_commands import checkpoint_at
 from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop, resume_hint
 from inlay.training.loss_curriculum import by_loss
-from inlay.training.plateau.branch import begin as begin_branch
-from inlay.training.plateau.branch import origin
+from inlay.training.plateau import escape
 from inlay.training.pre_flight import look_ahead, pre_flight
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import set_up
+from inlay.training.setup import require_same, set_up
 from inlay.training.signals import StopRequest, stop_on_signals
 from inlay.training.trackers import open_trackers
 from inlay.typed_json import JsonObject, decode, encode
 from inlay.workflows.doctor import machine_record
 from inlay.workflows.resume import RunSelection, refuse_other_inputs, restore, stored_config
-from inlay.workflows.run_folder import open_folder, recorded, space_needed_bytes
 
 _SMALLER = "set train.gradient_checkpointing=true, or quantize the base."
 
@@ -230,7 +239,7 @@ def prepare(
     if resumes:
         refuse_other_inputs(run, job)
     else:
-        branched = origin(job)
+        branched = branch_origin(job)
     held.enter_context(stop_on_signals(stop))
     if group.is_first:
         require_space(run.path, space_needed_bytes(job))
@@ -251,3 +260,149 @@ def _machine(config: Config, group: ProcessGroup) -> JsonObject:
         return machine_record(True, Path(config.output.folder), group.device(config.model.device)).to_json()
     except OSError as error:
         return {"warnings": [f"this machine cannot be looked at: {error}"]}
+
+
+def open_folder(
+    selection: RunSelection, job: AdapterJob, reporter: Reporter, held: contextlib.ExitStack, *, named: bool
+) -> Run:
+    """The run's folder, locked and with its first files in it."""
+    run = selection.run
+    if selection.resumes:
+        resumed_at = datetime.now(UTC).isoformat(timespec="seconds")
+        run.write_record(replace(run.record, status=RUNNING, error=None, failed_step=None, resumed_at=resumed_at))
+        if job.config.train != run.config.train:  # extended
+            write_file(run.path / "config.yaml", as_yaml(anchored(job.config), job.reasons))
+        sweep_staging(run.path)
+        sweep_staging(run.checkpoints)
+        sweep_staging(run.reports)
+        return run
+    if selection.moves_aside:
+        reporter.note(f"moved what was at {run.path} to {runs.start_fresh(run)}")
+    while not runs.created(run):
+        if named:
+            raise RunError(f"{run.path}: another process made this run just now. Give another --name.")
+        run = runs.next_numbered(job.config)
+    held.enter_context(owned(run.path))
+    write_file(run.path / "config.yaml", as_yaml(anchored(job.config), job.reasons))
+    write_file(run.heldout, as_lines(job.data.heldout_examples))
+    begun = RunRecord(
+        status=RUNNING,
+        started_at=datetime.now(UTC).isoformat(timespec="microseconds"),
+        seed=job.config.train.seed,
+        versions=library_versions(),
+        device=job.device,
+        dtype=dtype_name(job.base.dtype),
+        quantization=job.base.precision.quantization,
+        heldout_available=job.data.heldout_available,
+        max_length=job.data.max_length,
+        eval_batch_size=job.eval_batch_size,
+        trainable_parameters=job.trainable,
+        total_parameters=job.base.total_parameters,
+        error=None,
+        **(job.base_record | job.inputs),
+    )
+    run.write_record(begun)
+    return run
+
+
+@contextlib.contextmanager
+def recorded(run: Run) -> Iterator[None]:
+    """Leaves the way the run ended in run.json, and a traceback in log.txt for what nobody foresaw."""
+    try:
+        yield
+    except KeyboardInterrupt:  # a second Ctrl+C, which waits for nothing
+        message = f"stopped at once. {resume_hint(run)}"
+        run.write_record(replace(run.record, status=INTERRUPTED, error=message))
+        raise Interrupted(message, 2) from None
+    except InlayError as error:
+        with contextlib.suppress(InlayError):  # a full disk must not hide the first error
+            sweep_staging(run.checkpoints)
+            status: Status = INTERRUPTED if isinstance(error, Interrupted) else FAILED
+            step = error.step if isinstance(error, TrainingError) else None
+            run.write_record(replace(run.record, status=status, error=str(error), failed_step=step))
+            run.log(f"ended: {error}")
+            if isinstance(error, TrainingError):
+                finish.report(run, run.record)
+        raise
+    except BaseException as error:
+        with contextlib.suppress(InlayError):
+            run.write_record(replace(run.record, status=FAILED, error=f"{type(error).__name__}: {error}"))
+            run.log(traceback.format_exc())
+            error.add_note(f"traceback in {run.path / 'log.txt'}")
+        raise
+
+
+def space_needed_bytes(job: AdapterJob) -> int:
+    """Bytes that the run may write: checkpoints that are kept at once, the adapter, and some room."""
+    checkpoints = job.config.train.keep_checkpoints + 2
+    if job.config.train.on_plateau == "escape":
+        checkpoints += len(escape.needed(job.total_steps, job.save_every, job.eval_every))
+    return job.trainable * (12 * checkpoints + 4) + 20_000_000
+
+
+def anchored(config: Config) -> Config:
+    """The config with every file and folder that is here as an absolute path: a run can be used from anywhere."""
+    for path in PLACES:
+        name, _, key = path.partition(".")
+        section = getattr(config, name)
+        given = getattr(section, key)
+        here = [_anchored(file) for file in given] if isinstance(given, list) else _anchored(given)
+        if here != given:
+            config = config.model_copy(update={name: section.model_copy(update={key: here})})
+    return config
+
+
+def _anchored(given: Any) -> Any:
+    if isinstance(given, TrainFile):
+        return given.model_copy(update={"path": _anchored(given.path)})
+    return str(Path(given).absolute()) if isinstance(given, str) and path_exists(Path(given)) else given
+
+
+_SAME = (
+    "batch_size", "seed", "optimizer", "lora_plus_ratio", "order", "order_column", "order_first", "order_epochs", "order_pool",
+    "order_pacing",
+)  # fmt: skip
+
+
+def branch_origin(job: AdapterJob) -> tuple[Run, Checkpoint] | None:
+    """(run, checkpoint) that `train.branch_from` names, None where it names none.
+
+    Raises: ConfigError, RunError, StorageError when there is no such checkpoint or it cannot be gone on from.
+    """
+    reference = job.config.train.branch_from
+    if reference is None:
+        return None
+    name, step = runs.split_step(reference)
+    if step is None:
+        raise ConfigError(f"train.branch_from {reference}: names no step. Write RUN@STEP.")
+    run = runs.find(name, job.config.output.folder)
+    checkpoint = checkpoint_at(run, step)
+    job.recognise(run.record)
+    made_from, then, now = checkpoint.about["inputs"], run.config, job.config
+    other = [key for key, digest in job.inputs.items() if key != "settings_hash" and made_from.get(key) != digest]
+    other += [f"train.{key}" for key in _SAME if getattr(then.train, key) != getattr(now.train, key)]
+    one, two = (config.adapter.model_dump(exclude={"start_from"}) for config in (then, now))
+    other += [f"adapter.{key}" for key in one if one[key] != two[key]]
+    if other:
+        raise RunError(f"train.branch_from {reference}: differs in {', '.join(other)}. A branch goes on with the same.")
+    if step >= job.total_steps:
+        raise RunError(
+            f"train.branch_from {reference}: this run ends at step {job.total_steps} already. Raise train.max_steps."
+        )
+    return run, checkpoint
+
+
+def begin_branch(job: AdapterJob, run: Run, checkpoint: Checkpoint) -> None:
+    """Puts the checkpoint and what led to it into the job and its run folder, which then needs the other no more."""
+    job.restore(checkpoint)
+    progress = job.progress
+    # what is best, and what the curve says, counts from here on: the earlier checkpoints stay with the other run
+    progress.best_step = progress.best_eval_loss = progress.diagnosis = progress.plateau = None
+    progress.evals_without_gain, progress.curve, progress.stopped_early = 0, [], False
+    progress.planned_steps, progress.saved_step = job.total_steps, progress.step
+    if job.base.group.is_first:
+        write_file(job.run.path / "metrics.jsonl", (run.path / "metrics.jsonl").read_bytes())
+        job.run.truncate_metrics(progress.step - (progress.unfinished is not None), progress.rollbacks)
+        job.save_checkpoint()
+        job.saver.wait()
+    job.base.group.barrier()

@@ -1,4 +1,6 @@
-"""Diagnosis of a run from its losses. Pure functions of the curve so far.
+"""Finds a plateau or overfitting in the losses of a run, and answers it as configured.
+
+`diagnose` is a pure function of the curve so far; `respond` does what `train.on_plateau` and `train.on_overfitting` set.
 
 Slopes are Theil-Sen's, the median of the slopes of all pairs; their 95% intervals are Sen's, from the distribution of
 Kendall's rank correlation. Neither minds outliers. Source: Sen 1968, doi:10.1080/01621459.1968.10480934.
@@ -7,13 +9,17 @@ Kendall's rank correlation. Neither minds outliers. Source: Sen 1968, doi:10.108
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from inlay.runs.record import Diagnosis, Kind
+from inlay.runs.record import Diagnosis, Kind, Plateau
+from inlay.training.job import AdapterJob
+from inlay.training.optimizer import learning_rate, warmup_steps
+from inlay.training.plateau import escape
 
 WINDOW = 200
 """Step losses that one smoothed training loss is the median of, and points of the curve that are kept."""
@@ -135,3 +141,38 @@ def _noise(points: Sequence[Point]) -> float:
 def points_of(curve: Sequence[Sequence[Any]]) -> list[Point]:
     """The points as a checkpoint keeps them: [step, training loss, held-out loss, steady]."""
     return [Point(int(step), float(trained), float(held), bool(steady)) for step, trained, held, steady in curve]
+
+
+def diagnosis_of(job: AdapterJob, step: int, eval_loss: float, note: Callable[[str], None]) -> Diagnosis | None:
+    """The diagnosis of the curve up to this evaluation, noted where it is news; None during the warmup."""
+    config, progress = job.config.train, job.progress
+    losses, progress.recent_losses = progress.recent_losses or [eval_loss], []
+    if step <= warmup_steps(config, job.total_steps):
+        return None
+    steady = 2 * learning_rate(config, job.peak_learning_rate, step, job.total_steps) >= job.peak_learning_rate
+    progress.curve = [*progress.curve, [step, statistics.median(losses), eval_loss, steady]][-WINDOW:]
+    assert progress.base_eval_loss is not None
+    found = diagnose(points_of(progress.curve), progress.base_eval_loss)
+    known, progress.diagnosis = progress.diagnosis, found
+    if found and (known is None or known.kind != found.kind):
+        note(f"step {step}: {found.kind}: {found.reason}")
+    return found
+
+
+def respond(job: AdapterJob, step: int, found: Diagnosis, note: Callable[[str], None]) -> str:
+    """Does what `train.on_overfitting` or `train.on_plateau` says; returns it as metrics.jsonl has it."""
+    config, progress = job.config.train, job.progress
+    setting = "on_overfitting" if found.kind == "overfitting" else "on_plateau"
+    policy = getattr(config, setting)
+    if policy == "stop":
+        progress.stopped_early = True
+        if step < job.total_steps:
+            note(f"step {step}: early stop by train.{setting}, {job.total_steps - step} steps before the end")
+        return "the run was stopped"
+    if policy == "escape" and progress.plateau is None and escape.is_over(step, job.save_every) < job.total_steps:
+        back_to = escape.start(step, job.save_every)
+        progress.plateau = Plateau(step=step, back_to=back_to, kind=found.kind, reason=found.reason)
+        done = f"after the run's end other ways go from step {back_to}"
+        note(f"step {step}: {done}")
+        return done
+    return "noted"

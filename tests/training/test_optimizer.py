@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from inlay.config.sections.train import TrainConfig
 from inlay.data.batches import epochs_done, order, step_rows, steps_per_epoch
-from inlay.training.schedule import learning_rate, warmup_steps
+from inlay.training.optimizer import learning_rate, warmup_steps
 
 SCHEDULES = ["cosine", "linear", "constant", "wsd"]
 
