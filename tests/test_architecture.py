@@ -77,3 +77,10 @@ def test_the_search_for_cycles_finds_one_that_only_types_make(monkeypatch: pytes
     (tmp_path / "b.py").write_text("def late():\n    import a\n")
     monkeypatch.setattr(figures, "SOURCE", tmp_path)
     assert figures.cycles(figures.modules()) == [["a", "b"]]
+
+
+def test_the_drawing_of_the_rooms_is_that_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    tool = importlib.import_module("draw_rooms")
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert tool.PICTURE.read_text(encoding="utf-8") == tool.drawing(page), "run make docs"

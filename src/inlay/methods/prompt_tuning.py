@@ -69,7 +69,7 @@ class PromptTuning(Method):
         weight_VH = model.get_input_embeddings().weight
         count = config.adapter.prompt_tokens
         drawn = torch.randint(len(weight_VH), (count,), device="cpu")
-        prompted = _put_on(model, name, settings, weight_VH.detach()[drawn.to(weight_VH.device)])
+        prompted = _with_virtual_tokens(model, name, settings, weight_VH.detach()[drawn.to(weight_VH.device)])
         if not weight_VH.is_meta:
             self._require_put(prompted, name, count)
         return prompted
@@ -79,7 +79,7 @@ class PromptTuning(Method):
         width = model.get_input_embeddings().weight.shape[1]
         needed = torch.empty(int(settings["num_virtual_tokens"]), width, device="meta")
         require_places({NAME: needed}, tensors)
-        return _put_on(model, name, settings, tensors[NAME]).eval()
+        return _with_virtual_tokens(model, name, settings, tensors[NAME]).eval()
 
     def require_usable(self, folder: Path, settings: PeftSettings, tensors: Mapping[str, Tensor]) -> None:
         """Refuses modules that were trained beside the virtual tokens."""
@@ -145,7 +145,7 @@ class PromptTuning(Method):
             )
 
 
-def _put_on(model: Any, name: str, settings: PeftSettings, values_NH: Tensor) -> Any:
+def _with_virtual_tokens(model: Any, name: str, settings: PeftSettings, values_NH: Tensor) -> Any:
     """The model with these embeddings of virtual tokens before every sequence; `settings` are PEFT's."""
     state = _State(name, settings)
     embed = model.get_input_embeddings()

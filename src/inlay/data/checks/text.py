@@ -49,7 +49,7 @@ _HAS_RIGHT_TO_LEFT = re.compile(f"[{_RIGHT_TO_LEFT}]")
 _TAG = re.compile("(?<![\U0001f3f4\U000e0020-\U000e007e])[\U000e0000-\U000e007f]")  # behind a black flag they are one
 _INVISIBLE = re.compile("[\xad\u200b\u2060-\u2064]")
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")  # scripts that mark words by zero-width spaces
-_SAID: Final = b"\t\n\r" + bytes(range(0x20, 0x7F))  # every ASCII character but NUL and those of _CONTROL
+_ORDINARY_ASCII: Final = b"\t\n\r" + bytes(range(0x20, 0x7F))  # every ASCII character but NUL and those of _CONTROL
 _ENTITY = re.compile(r"&(?:amp|lt|gt|quot|nbsp|#39|#x27|#\d{2,5});")
 
 # the characters that bytes 0x80-0xBF become when cp1252 or latin-1 reads them
@@ -83,7 +83,7 @@ def damage(text: str) -> list[tuple[Kind, int]]:
     """Each kind of damage in the text, with the position of the first."""
     found = []
     is_ascii = text.isascii()
-    if not is_ascii or text.encode().translate(None, _SAID):
+    if not is_ascii or text.encode().translate(None, _ORDINARY_ASCII):
         if (at := text.find("\0")) >= 0:
             found.append((NUL, at))
         if (match := _CONTROL.search(text)) is not None:
