@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypedDict
 
 import pytest
 from hypothesis import given
@@ -79,3 +79,15 @@ def test_a_value_of_another_type_is_named_by_its_place(change: dict[str, object]
 
 def test_a_whole_number_in_the_place_of_a_float_is_one() -> None:
     assert decode(Leaf, {"kind": "oak", "weight": 2}) == Leaf("oak", 2.0)
+
+
+class Line(TypedDict, total=False):
+    """A line of a log."""
+
+    step: int
+
+
+def test_a_typed_dict_keeps_its_keys_also_those_of_another_version() -> None:
+    assert decode(Line, {"step": 3, "later": 1}) == {"step": 3, "later": 1}
+    with pytest.raises(Mistyped):
+        decode(Line, [3])

@@ -62,6 +62,8 @@ def _decoded(kind: Any, value: Any, where: str) -> Any:
         return [_decoded(parts[0], one, f"{where}[{n}]") for n, one in enumerate(value)]
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {str(key): _decoded(parts[1], one, _inside(where, key)) for key, one in value.items()}
+    if typing.is_typeddict(kind):  # its keys stay as stored: they may be those of another version
+        return _require(isinstance(value, Mapping), value, kind, value, where)
     if is_dataclass(kind) and isinstance(value, Mapping):
         return _of_dataclass(kind, value, where)
     if kind is float:

@@ -41,6 +41,31 @@ ADAPTER, OPTIMIZER = "adapter.safetensors", "optimizer.safetensors"
 _PINS = "pinned.json"
 
 
+class StepMetrics(TypedDict, total=False):
+    """The line of a step in metrics.jsonl. A step that was skipped or not evaluated lacks some of it."""
+
+    step: int
+    epoch: float
+    event: str
+    error: str
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    spike: float
+    """Robust deviations above the median of the earlier gradient norms."""
+    micro_batch_size: int
+    tokens_per_s: float
+    memory_bytes: float
+    time_s: float
+    eval_loss: float
+    best: bool
+    diagnosis: str
+    reason: str
+    done: str
+    """The answer to the diagnosis."""
+    out_of_memory: list[JsonObject]
+
+
 @dataclass
 class Progress:
     """State of the run after its last optimizer step."""
@@ -77,7 +102,7 @@ class Progress:
     """Of the curve at the last evaluation."""
     plateau: Plateau | None = None
     """The one that `train.on_plateau: escape` is to escape from."""
-    unfinished: JsonObject | None = None
+    unfinished: StepMetrics | None = None
     """Metrics of the last step while its evaluation and its line in metrics.jsonl are still to come."""
 
     def position(self, step: int) -> int:

@@ -34,7 +34,7 @@ from inlay.runs.record import OutOfMemoryEvent, RunRecord
 from inlay.runs.reporter import Reporter
 from inlay.tasks.opened_base import OpenedBase, Precision
 from inlay.training import checkpoint as checkpoints
-from inlay.training.checkpoint import Checkpoint, Progress, Saver
+from inlay.training.checkpoint import Checkpoint, Progress, Saver, StepMetrics
 from inlay.training.optimizer import restore_state
 from inlay.training.plateau import escape
 from inlay.training.process_group import ProcessGroup
@@ -284,7 +284,7 @@ class AdapterJob:
         wanted = self.micro_batch_size if phase == TRAINING else self.eval_batch_size
         return min([wanted, *(e.batch_size for e in self.out_of_memory_events if e.phase == phase and e.step <= step)])
 
-    def out_of_memory_at(self, step: int) -> JsonObject:
+    def out_of_memory_at(self, step: int) -> StepMetrics:
         """The events of that step as a part of its line in metrics.jsonl."""
         found = [asdict(event) for event in self.out_of_memory_events if event.step == step]
         return {"out_of_memory": found} if found else {}

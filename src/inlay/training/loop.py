@@ -29,6 +29,7 @@ from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter
 from inlay.tasks.table import task_of
 from inlay.training import guards
+from inlay.training.checkpoint import StepMetrics
 from inlay.training.gradient import accumulate, share_of
 from inlay.training.job import EVALUATION, TRAINING, AdapterJob
 from inlay.training.nonfinite_recovery import recover
@@ -36,7 +37,6 @@ from inlay.training.optimizer import learning_rate, set_learning_rate
 from inlay.training.out_of_memory import run_with_oom_retry
 from inlay.training.plateau.diagnose import WINDOW, diagnosis_of, respond
 from inlay.training.signals import StopRequest
-from inlay.typed_json import JsonObject
 
 _SHOWN = {"loss": "loss", "lr": "learning_rate", "norm": "grad_norm", "tok/s": "tokens_per_s", "memory": "memory_bytes"}
 
@@ -113,7 +113,7 @@ class TrainingLoop:
             self._evaluate_base(job)  # it says so if the base itself is at fault
             recover(job, found, partial(self.note, job), partial(self._save, job))
 
-    def _optimizer_step(self, job: AdapterJob) -> JsonObject:
+    def _optimizer_step(self, job: AdapterJob) -> StepMetrics:
         """Makes the step after `job.progress.step` and returns its metrics. Raises: NonFinite."""
         config, progress = job.config.train, job.progress
         began = time.perf_counter()
@@ -138,13 +138,14 @@ class TrainingLoop:
         progress.tokens_seen += int(job.lengths[rows].sum())
         progress.trained_tokens_seen += int(job.trained_counts[rows].sum())
         progress.train_time_s += took_s
+        spiked: StepMetrics = {} if spike is None else {"spike": round(spike, 1)}
         return {
             "step": step,
             "epoch": round(epochs_done(position, job.train.drawn, config.batch_size), 4),
             "loss": float(loss),
             "learning_rate": rate,
             "grad_norm": float(norm),
-            **({} if spike is None else {"spike": round(spike, 1)}),
+            **spiked,
             "micro_batch_size": micro_batch_size,
             "tokens_per_s": float(job.lengths[rows].sum() / took_s),
             "memory_bytes": float(peak_bytes(job.device)),
@@ -172,7 +173,7 @@ class TrainingLoop:
             before.require_moved()
         return rate, norm
 
-    def _finish_step(self, job: AdapterJob, values: JsonObject) -> None:
+    def _finish_step(self, job: AdapterJob, values: StepMetrics) -> None:
         """Evaluation, metrics and checkpoint of a step that the optimizer has made, where they are due."""
         progress, step = job.progress, job.progress.step
         self._evaluate_base(job)
@@ -186,7 +187,8 @@ class TrainingLoop:
                 for tracker in job.trackers:
                     tracker.log(step, values | evaluated)
             shown = {name: values.get(key) for name, key in _SHOWN.items()} | {"eval": progress.eval_loss}
-            self.reporter.progress(self._steps_done(), {k: v for k, v in shown.items() if v is not None})
+            figures = {name: value for name, value in shown.items() if isinstance(value, int | float)}
+            self.reporter.progress(self._steps_done(), figures)
         improved, last = evaluated.get("best", False), step == job.total_steps or progress.stopped_early
         requested, due = self.group.any(self.stop.save), step % job.save_every == 0 or improved or last
         if due:
@@ -263,7 +265,7 @@ class TrainingLoop:
         if self.group.is_first:
             job.run.log_metrics({"step": 0, "eval_loss": loss} | job.out_of_memory_at(0))
 
-    def _evaluate_if_due(self, job: AdapterJob) -> JsonObject:
+    def _evaluate_if_due(self, job: AdapterJob) -> StepMetrics:
         progress, step = job.progress, job.progress.step
         if step % job.eval_every and step != job.total_steps:
             return {}
@@ -290,14 +292,14 @@ class TrainingLoop:
                 f"step {step}: early stop: the held-out loss did not fall below the {progress.best_eval_loss:.4f} of step "
                 f"{progress.best_step} in {progress.evals_without_gain} evaluations (train.early_stopping_patience)"
             )
-        values = {"eval_loss": loss, "best": best}
+        values: StepMetrics = {"eval_loss": loss, "best": best}
         if found is None:
             return values
         done = respond(job, step, found, note)
         return values | {"diagnosis": found.kind, "reason": found.reason, "done": done}
 
     def raise_if_interrupted(self) -> None:
-        """Raises: Interrupted when any rank was asked to stop, with a checkpoint of each job's last step on the disk."""
+        """Raises: Interrupted when a stop was requested on any rank, with a checkpoint of each job's last step on the disk."""
         if not self.group.any(self.stop.requested):
             return
         for job in self.sound_jobs:

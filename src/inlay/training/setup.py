@@ -82,7 +82,7 @@ def _placed(choices: Choices, group: ProcessGroup) -> Precision:
             "train.activation_offload: activations lie in the machine's memory already. Leave it out on a CPU."
         )
     if device.device.startswith("cuda"):
-        torch.cuda.set_device(device.device)  # what torch measures and seeds without being told where
+        torch.cuda.set_device(device.device)  # the device that torch measures and seeds by default
     whole = method_of(config).trains_base
     dtype = pick_dtype(device.device, "float32" if whole else config.model.dtype)
     require_precision(os.environ, dtype.dtype)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from inlay.config import Config
 from inlay.errors import ConfigError
-from inlay.typed_json import JsonObject
 
 
 class Tracker(Protocol):
     """A place that metrics are sent to, besides metrics.jsonl."""
 
-    def log(self, step: int, values: JsonObject) -> None:
+    def log(self, step: int, values: Mapping[str, object]) -> None:
         """Adds the metrics of a step."""
 
     def close(self) -> None:
@@ -31,7 +30,7 @@ class TensorBoard:
 
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def log(self, step: int, values: JsonObject) -> None:
+    def log(self, step: int, values: Mapping[str, object]) -> None:
         for key, value in values.items():
             if key != "step" and isinstance(value, (int, float)):
                 self._writer.add_scalar(key, value, step)
@@ -51,7 +50,7 @@ class WeightsAndBiases:
             project=config.track.project, name=name, dir=str(folder), mode=mode, config=config.model_dump()
         )
 
-    def log(self, step: int, values: JsonObject) -> None:
+    def log(self, step: int, values: Mapping[str, object]) -> None:
         self._run.log({k: v for k, v in values.items() if k != "step"}, step=step)
 
     def close(self) -> None:
@@ -70,7 +69,7 @@ class MLflow:
         self._mlflow = mlflow
         mlflow.start_run(run_name=name)
 
-    def log(self, step: int, values: JsonObject) -> None:
+    def log(self, step: int, values: Mapping[str, object]) -> None:
         figures = {k: float(v) for k, v in values.items() if k != "step" and isinstance(v, (int, float))}
         self._mlflow.log_metrics(figures, step=step)
 

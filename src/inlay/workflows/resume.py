@@ -107,7 +107,7 @@ def parse_extension(text: str) -> Assignments:
 def stored_config(run: Run, wanted: Config, longer: Assignments) -> Config:
     """The config that the run began with, as long as `longer` says.
 
-    Raises: ConfigError listing what was now asked to be otherwise.
+    Raises: ConfigError listing the settings that differ now.
     """
     stored = run.config
     before, now = explicit_values(stored, everything=True), explicit_values(wanted)
