@@ -36,8 +36,8 @@ class Batch:
 def order(seed: int, epoch: int, shares: Shares | int, curriculum: Curriculum | None = None) -> np.ndarray:
     """(D,) the rows of an epoch, a function of these arguments alone. Read only: the steps of an epoch share it.
 
-    A part of weight 2.5 gives each of its rows twice and half of them once more; the halves take turns. A number of
-    rows stands for one part of weight 1.
+    A data file with mixture weight 2.5 is repeated twice an epoch, with half of its rows once more; the halves take turns
+    from epoch to epoch. An int stands for one file of that many rows with weight 1.
     """
     rows, first = [], 0
     for part, (count, weight) in enumerate(_shares(shares)):

@@ -152,8 +152,10 @@ def expected_engine(
     wanted: str, peft_model: Any, device: str, dtype: torch.dtype, quantization: str, adapter: str = TRAINED,
     loss: Loss = causal_loss,
 ) -> str:  # fmt: skip
-    """Name of the engine that `select_engine` will take, found without computing anything; where both are timed, of the one
-    that holds more."""
+    """Name of the engine that `select_engine` will probably take, without running it.
+
+    Where it would time both, this is the one that needs more memory.
+    """
     takes_it = wanted == "handwritten" or (wanted == "auto" and device == "cpu")
     refused = refusal(peft_model, dtype, quantization, adapter, loss) if takes_it else "it is not known to be faster"
     return "autograd" if refused else "handwritten"

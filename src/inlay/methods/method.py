@@ -20,8 +20,9 @@ from inlay.methods.target_modules import all_linear, resolve_targets
 TRAINED: Final = "default"
 """Name of the adapter that a run trains; PEFT's own default."""
 Kept = tuple[float, float, float, float]
-"""Values of hidden, inner, queries and keys that a layer on the autograd engine keeps for each token. A frozen layer does
-not keep what enters it; an adapter on it or its own training does."""
+"""Activations that autograd saves per token in one layer, as multiples of (hidden size, MLP width, query width, key width).
+
+A frozen linear layer saves no input; one with an adapter, or one that is trained, does."""
 PeftSettings = dict[str, Any]
 """The content of PEFT's adapter_config.json."""
 Batches = Callable[[], Iterable[Mapping[str, Tensor]]]

@@ -17,7 +17,8 @@ METHODS: Final[dict[str, Method]] = {
     "prompt": PromptTuning(),
     "full": FullFineTuning(),
 }
-"""`adapter.method` -> what it does. A new method is one file and one line here."""
+"""`adapter.method` -> what it does. A new method is a class in a file of its own, a line here, and a line in
+`METHOD_SETTINGS` (`inlay.config.sections.adapter`), which names the settings it reads."""
 
 
 def method_of(config: Config) -> Method:

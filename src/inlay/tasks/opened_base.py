@@ -17,7 +17,8 @@ from inlay.methods.adapter import detach
 from inlay.methods.state import AdapterState
 from inlay.models import base as bases
 from inlay.models.base import BaseRef
-from inlay.tasks.table import TASKS
+from inlay.tasks.table import TASKS, task_of
+from inlay.tasks.task import Task
 
 _OF_LOADING = ("attention", "matmul_precision", "double_quantization", "compute_dtype")
 """Settings that decide, beside the precision, what is in memory."""
@@ -41,20 +42,21 @@ class OpenedBase:
 
     def __init__(
         self, ref: BaseRef, settings: ModelConfig, data: DataConfig, precision: Precision | None = None,
-        tokenizer_folder: Path | None = None, warn: Callable[[str], None] = lambda _: None,
+        tokenizer_folder: Path | None = None, warn: Callable[[str], None] = lambda _: None, task: Task | None = None,
     ) -> None:  # fmt: skip
         """`tokenizer_folder` holds a tokenizer to use in place of the base's own, with the chat template that was trained.
 
-        Without a `precision` there is no model. `warn` gets what of the weight files is not used.
+        Without a `precision` there is no model. `warn` gets what of the weight files is not used. The task is causal
+        language modelling where none is given.
         """
-        self.ref, self.settings, self.data, self.task = ref, settings, data, TASKS["causal"]
+        self.ref, self.settings, self.data, self.task = ref, settings, data, task or TASKS["causal"]
         self._precision, self._tokenizer_folder, self._warn = precision, tokenizer_folder, warn
         self._weights = _Weights()
 
     @staticmethod
     def of(ref: BaseRef, config: Config, precision: Precision | None = None) -> OpenedBase:
         """The base as a config has it."""
-        return OpenedBase(ref, config.model, config.data, precision)
+        return OpenedBase(ref, config.model, config.data, precision, task=task_of(config))
 
     @cached_property
     def architecture(self) -> Any:

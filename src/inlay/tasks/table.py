@@ -9,7 +9,8 @@ from inlay.tasks.causal import CAUSAL
 from inlay.tasks.task import Task
 
 TASKS: Final[dict[str, Task]] = {"causal": CAUSAL}
-"""Name -> what it is. A new task is one file and one line here."""
+"""Name -> what it is. A new task is a file of its own and a line here; docs/architecture.md lists the places
+that still take a causal language model for granted."""
 
 
 def task_of(config: Config) -> Task:  # noqa: ARG001 -- every config trains a causal language model today

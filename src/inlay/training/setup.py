@@ -205,7 +205,7 @@ def _engine(base: TrainingBase, data: PreparedData, choices: Choices, pad_id: in
     train, group = choices.config.train, base.group
     settled = choices.config_settled().train
     task = task_of(choices.config)
-    light, heavy = _tried(task, data.train, settled, pad_id, base.device, group.size)
+    light, heavy = _engine_check_batches(task, data.train, settled, pad_id, base.device, group.size)
     modes = train.gradient_checkpointing, train.activation_offload
     how = partial(select_engine, heavy=heavy, adapter=name, loss=task.loss)
     choice = how(train.engine, base.model, light, *base.precision, *modes)
@@ -216,11 +216,11 @@ def _engine(base: TrainingBase, data: PreparedData, choices: Choices, pad_id: in
     return choice.engine
 
 
-def _tried(
+def _engine_check_batches(
     task: Task, train: TokenSet, settings: TrainConfig, pad_id: int, device: str, processes: int
 ) -> tuple[Batch, Batch]:
-    """The shortest rows of the first step, enough to see a difference, and cheap; and as many of the longest as are
-    computed at once."""
+    """Two batches to choose the engine by: a few of the shortest rows of the first step, to compare gradients, and a full
+    micro batch of the longest rows, to time both engines."""
     rows = step_rows(1, settings.seed, train.shares, settings.batch_size)
     at_once = min(int(settings.micro_batch_size), share_size(settings.batch_size, processes))
     lengths = train.lengths
