@@ -19,7 +19,7 @@ import torch
 
 from inlay import api
 from inlay.data import example_tasks
-from inlay.methods.state import AdapterState
+from inlay.methods.adapter_state import AdapterState
 from inlay.runs.reporter import Reporter
 from inlay.training import checkpoint as checkpoints
 from inlay.training.checkpoint import Progress, snapshot

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inlay.data.batches import collate, dealt, micro_batches, order, shared_out, step_rows, steps_per_epoch
+from inlay.data.batches import (
+    assign_to_ranks,
+    collate,
+    micro_batches,
+    order,
+    split_across_ranks,
+    step_rows,
+    steps_per_epoch,
+)
 from inlay.data.encoding.encoder import TokenizedSequence
 from inlay.data.encoding.token_arrays import TokenSet, pack
 from inlay.data.types import Source
@@ -47,7 +55,7 @@ def test_the_ranks_share_out_all_rows_of_a_step_and_each_has_as_much_to_do(
     found: list[int], at_once: int, ranks: int, padded: bool
 ) -> None:
     lengths, every = np.array(found), range(len(found))
-    shares = shared_out(every, lengths, at_once, ranks, padded=padded)
+    shares = split_across_ranks(every, lengths, at_once, ranks, padded=padded)
     assert len(shares) == ranks
     assert sorted(row for share in shares for group in share for row in group) == list(every)
     assert all(0 < len(group) <= at_once for share in shares for group in share)
@@ -56,8 +64,8 @@ def test_the_ranks_share_out_all_rows_of_a_step_and_each_has_as_much_to_do(
     in_turn = micro_batches(every, lengths, min(at_once, -(-len(found) // ranks)) if padded else 1)
     parts = [tokens_of([group], lengths, padded) for group in in_turn]
     assert max(costs) <= sum(parts) / ranks + max(parts)
-    assert shared_out(every, lengths, at_once, ranks, padded=padded) == shares
-    assert shared_out(every, lengths, at_once, 1, padded=padded) == [micro_batches(every, lengths, at_once)]
+    assert split_across_ranks(every, lengths, at_once, ranks, padded=padded) == shares
+    assert split_across_ranks(every, lengths, at_once, 1, padded=padded) == [micro_batches(every, lengths, at_once)]
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 8), st.integers(1, 4))
@@ -66,7 +74,7 @@ def test_micro_batches_that_are_dealt_stay_what_they_are_and_the_costliest_are_s
 ) -> None:
     lengths = np.array(found)
     alone = micro_batches(range(len(found)), lengths, size)
-    shares = dealt(alone, lengths, ranks)
+    shares = assign_to_ranks(alone, lengths, ranks)
     assert sorted(group for share in shares for group in share) == sorted(alone)
     longest = [max(found[row] for row in group) for group in alone]
     assert longest == sorted(longest, reverse=True)

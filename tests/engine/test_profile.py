@@ -35,7 +35,7 @@ def test_time_goes_to_the_innermost_part_and_nowhere_twice() -> None:
     assert next(name for name, _ in seen.rows()) == "attention"
 
 
-class Kept(Quiet):
+class SavedActivations(Quiet):
     def __init__(self) -> None:
         super().__init__()
         self.blocks: dict[str, list[tuple[str, str]]] = {}
@@ -47,7 +47,7 @@ class Kept(Quiet):
 @pytest.mark.parametrize("engine", ["handwritten", "autograd"])
 def test_a_profiled_run_is_the_same_run_and_says_where_its_time_went(config_tree: Tree, engine: str) -> None:
     settings = {"engine": engine, "max_steps": 2}
-    said = Kept()
+    said = SavedActivations()
     run = train(config_tree(train=settings, output={"name": "seen"}), profile=True, reporter=said)
     plain = train(config_tree(train=settings, output={"name": "unseen"}))
     assert outcome(run)["files"] == outcome(plain)["files"]

@@ -24,7 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from inlay.engine.handwritten.model import HandwrittenEngine
 from inlay.engine.lm_head import Head
 from inlay.errors import InlayError
-from inlay.methods.state import AdapterState
+from inlay.methods.adapter_state import AdapterState
 from inlay.runs.folder import Run
 from inlay.storage import verified
 from inlay.training import checkpoint as checkpoints

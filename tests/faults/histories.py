@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from lab import Tally
 
 from inlay.errors import StorageError
-from inlay.methods.state import AdapterState
+from inlay.methods.adapter_state import AdapterState
 from inlay.storage import sweep_staging, verified
 from inlay.training import checkpoint as checkpoints
 from inlay.training.checkpoint import Checkpoint, Progress

@@ -17,9 +17,9 @@ from inlay import config as configs
 from inlay.config import Config
 from inlay.errors import AdapterError, ConfigError
 from inlay.methods.adapter import adapter_disabled, attach, detach
+from inlay.methods.adapter_state import AdapterState
 from inlay.methods.initialization import leading
 from inlay.methods.lora import lora_layers
-from inlay.methods.state import AdapterState
 from inlay.methods.target_modules import layers_for_roles, linear_layers, resolve_targets
 from inlay.training.resolve import targets_of
 from parts import NANO

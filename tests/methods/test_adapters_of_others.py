@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from inlay.errors import AdapterError
 from inlay.methods.adapter import detach
-from inlay.methods.state import AdapterState
+from inlay.methods.adapter_state import AdapterState
 from methods.test_adapter import decoder, logits
 
 LLAMA: dict[str, dict[str, Any]] = {
@@ -127,7 +127,7 @@ def test_a_regular_expression_that_never_ends_hangs_nothing(
 ):
     write(tmp_path, "llama")
     change(tmp_path, target_modules=pattern)
-    monkeypatch.setattr("inlay.methods.adapter_files._MATCHING_S", 0.4)
+    monkeypatch.setattr("inlay.methods.adapter_file_checks._MATCHING_S", 0.4)
     began = time.monotonic()
     with pytest.raises(AdapterError, match=said):
         AdapterState.read(tmp_path).attach_to(decoder("llama"))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from inlay import api
 from inlay.config import Config
 from inlay.config.sections.adapter import METHOD_SETTINGS
-from inlay.methods.method import AttachInputs, FirstToMove, Kept, Method, PeftSettings, require_places
+from inlay.methods.method import AttachInputs, FirstToMove, Method, PeftSettings, SavedActivations, require_places
 from inlay.methods.table import METHODS
 from inlay.runs.reporter import PlainReporter
 from inlay.workflows.compare_methods import VARIANTS
@@ -30,8 +30,8 @@ class EmbeddingShift(Method):
     title: ClassVar[str] = "an embedding shift"
     peft_type: ClassVar[str] = "EMBEDDING_SHIFT"
     first_to_move: ClassVar[FirstToMove] = FirstToMove(NAME, "shifts", "Raise train.learning_rate.")
-    kept_wide: ClassVar[Kept] = (2, 3, 4, 0)
-    kept_narrow: ClassVar[Kept] = (4, 3, 4, 0)
+    saved_activations_fp32: ClassVar[SavedActivations] = (2, 3, 4, 0)
+    saved_activations_16bit: ClassVar[SavedActivations] = (4, 3, 4, 0)
 
     def summary(self, config: Config) -> str:
         return "one vector added to every embedding"

@@ -13,8 +13,8 @@ from families import family
 from inlay.config import Config
 from inlay.errors import AdapterError
 from inlay.methods.adapter import adapter_disabled, attach, detach, only, trained_parameters
+from inlay.methods.adapter_state import AdapterState
 from inlay.methods.base_modules import base_modules
-from inlay.methods.state import AdapterState
 from inlay.methods.table import adapters_on
 from inlay.methods.target_modules import coverage, linear_layers, resolve_targets
 from methods.test_adapter import decoder, logits

@@ -20,9 +20,9 @@ from inlay.config import Config
 from inlay.errors import AdapterError, ConfigError
 from inlay.methods import called_layers, peft_names
 from inlay.methods.adapter import adapter_disabled, attach, detach
+from inlay.methods.adapter_state import AdapterState
 from inlay.methods.called_layers import failed_pass_warning
 from inlay.methods.lora import expert_bytes
-from inlay.methods.state import AdapterState
 from inlay.methods.target_modules import coverage, expert_targets, linear_layers, resolve_targets, unsuitable_layers
 from inlay.models.named_class import NamedClass
 from inlay.training.resolve import targets_of

@@ -141,7 +141,7 @@ def test_a_record_of_whole_files_holds_for_just_those_files(
     as_before_fingerprints(run, base)
     (run.adapter / "manifest.json").unlink()
     from inlay.adapters.reference import open_base
-    from inlay.methods.state import AdapterState
+    from inlay.methods.adapter_state import AdapterState
 
     ref = open_base(run).ref
     AdapterState.read(run.adapter, ref)

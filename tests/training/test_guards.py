@@ -17,7 +17,7 @@ from inlay import api
 from inlay.cli.render.run import after_training
 from inlay.config import load
 from inlay.errors import Interrupted, TrainingError
-from inlay.methods.state import AdapterState
+from inlay.methods.adapter_state import AdapterState
 from inlay.runs.folder import Run
 from inlay.storage import verified
 from inlay.training.guards import require_finite_base

@@ -19,7 +19,7 @@ from inlay.data.batches import collate
 from inlay.errors import ConfigError, InlayError
 from inlay.generation.cache import cache_argument, cache_for
 from inlay.methods.adapter import adapter_disabled, detach, trained_parameters
-from inlay.methods.state import AdapterState
+from inlay.methods.adapter_state import AdapterState
 from inlay.training.optimizer import make_optimizer, set_learning_rate
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import set_up

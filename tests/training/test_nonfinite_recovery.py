@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from inlay.errors import AdapterError, ConfigError, Interrupted, TrainingError
-from inlay.methods.state import AdapterState
+from inlay.methods.adapter_state import AdapterState
 from inlay.runs.folder import Run
 from inlay.training import checkpoint as checkpoints
 from inlay.training import guards, loop, setup

@@ -18,7 +18,7 @@ from inlay.engine import loss as engine_loss
 from inlay.engine.handwritten.model import HandwrittenEngine
 from inlay.engine.memory import held_bytes, release
 from inlay.errors import ConfigError, Interrupted, TrainingError
-from inlay.methods.state import AdapterState
+from inlay.methods.adapter_state import AdapterState
 from inlay.runs.folder import Run
 from inlay.training import setup as setups
 from inlay.training.job import AdapterJob

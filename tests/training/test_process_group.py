@@ -202,11 +202,11 @@ def test_where_another_rank_takes_the_autograd_engine_all_take_it(
 def test_the_order_of_rows_does_not_depend_on_the_number_of_ranks() -> None:
     import numpy as np
 
-    from inlay.data.batches import shared_out, step_rows
+    from inlay.data.batches import split_across_ranks, step_rows
 
     lengths = np.arange(1, 33)
     for step in (1, 4, 5, 9):
         rows = step_rows(step, 3, 32, 10)
         for size in (1, 2, 5):
-            shared = [row for share in shared_out(rows, lengths, 3, size) for group in share for row in group]
+            shared = [row for share in split_across_ranks(rows, lengths, 3, size) for group in share for row in group]
             assert sorted(shared) == sorted(rows)

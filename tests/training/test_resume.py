@@ -161,7 +161,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_moved_aside_and_made_again(
 def test_a_checkpoint_that_is_damaged_while_the_run_goes_on_is_written_anew(
     config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    from inlay.methods.state import AdapterState
+    from inlay.methods.adapter_state import AdapterState
     from inlay.storage import verified
     from inlay.training import checkpoint as checkpoints
 

@@ -13,7 +13,7 @@ import torch
 from inlay.config import Config, load
 from inlay.data.batches import step_rows
 from inlay.errors import ConfigError, Interrupted
-from inlay.methods.state import AdapterState
+from inlay.methods.adapter_state import AdapterState
 from inlay.runs.folder import Run
 from inlay.training import checkpoint as checkpoints
 from inlay.training.gradient import accumulate

@@ -16,7 +16,7 @@ from inlay import config as configs
 from inlay.engine.loss import autocast
 from inlay.errors import AdapterError, ConfigError
 from inlay.methods.adapter import adapter_disabled, detach
-from inlay.methods.state import AdapterState
+from inlay.methods.adapter_state import AdapterState
 from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter
 from inlay.training import checkpoint as checkpoints

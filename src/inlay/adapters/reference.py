@@ -12,7 +12,7 @@ from inlay import config as configs
 from inlay.config import Config
 from inlay.errors import AdapterError, ModelError, RunError
 from inlay.hardware.probe import pick_device
-from inlay.methods.state import AdapterState
+from inlay.methods.adapter_state import AdapterState
 from inlay.models.base import BaseRef, find_base
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run

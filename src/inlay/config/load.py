@@ -13,8 +13,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from inlay.config.counterparts import COUNTERPARTS, counterpart, in_words, nearest_name
 from inlay.config.describe import allowed, is_mapping, is_text, is_text_mapping
+from inlay.config.other_trainers import COUNTERPARTS, counterpart, in_words, nearest_name
 from inlay.config.renamed import RENAMED_VALUES
 from inlay.config.sections.advise import AdviseConfig
 from inlay.config.sections.base import Assignments, Settings, Tree

@@ -8,9 +8,9 @@ from typing import Any, NotRequired, TypedDict
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from inlay.config.counterparts import counterpart, in_words
 from inlay.config.describe import allowed
 from inlay.config.load import VERB_SECTIONS, in_yaml, preset_tree, section_of, setting_paths, unknown_setting
+from inlay.config.other_trainers import counterpart, in_words
 from inlay.config.settings import Config
 from inlay.errors import ConfigError, nearest
 

@@ -84,7 +84,7 @@ def micro_batches(rows: Sequence[int], lengths: np.ndarray, at_once: int) -> lis
     return [longest_first[a : a + at_once] for a in range(0, len(longest_first), at_once)]
 
 
-def dealt(groups: Sequence[list[int]], lengths: np.ndarray, size: int) -> list[list[list[int]]]:
+def assign_to_ranks(groups: Sequence[list[int]], lengths: np.ndarray, size: int) -> list[list[list[int]]]:
     """For each of `size` ranks its part of the micro batches, each of which stays whole: the costliest goes to the rank
     with the fewest tokens so far. What is computed together does not depend on the number of ranks."""
     shares: list[list[list[int]]] = [[] for _ in range(size)]
@@ -96,7 +96,7 @@ def dealt(groups: Sequence[list[int]], lengths: np.ndarray, size: int) -> list[l
     return shares
 
 
-def shared_out(
+def split_across_ranks(
     rows: Sequence[int], lengths: np.ndarray, at_once: int, size: int, *, padded: bool = True
 ) -> list[list[list[int]]]:
     """For each of `size` ranks its micro batches of a step, so that all have about as many tokens to compute, and at least
@@ -106,10 +106,10 @@ def shared_out(
     if size == 1:
         return [micro_batches(rows, lengths, at_once)]
     if not padded:
-        alone = dealt([[row] for row in _longest_first(rows, lengths)], lengths, size)
+        alone = assign_to_ranks([[row] for row in _longest_first(rows, lengths)], lengths, size)
         return [micro_batches([row for group in share for row in group], lengths, at_once) for share in alone]
     equal = micro_batches(rows, lengths, min(at_once, max(1, -(-len(rows) // size))))
-    ways = (_stretches(rows, lengths, at_once, size), dealt(equal, lengths, size))
+    ways = (_stretches(rows, lengths, at_once, size), assign_to_ranks(equal, lengths, size))
     return min(ways, key=lambda shares: max(sum(_padded(group, lengths) for group in share) for share in shares))
 
 

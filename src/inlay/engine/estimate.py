@@ -215,7 +215,7 @@ def _kept(shape: Shape, work: Work, length: int, width: int) -> float:
         return 2 * hidden + raw + 2 * queries + 2 * keys + normed + 2 * inner + 7 * work.rank
     wide, method = width == 4, METHODS[work.method]
     full = method.trains_base
-    of_hidden, of_inner, of_queries, of_keys = method.kept_wide if wide else method.kept_narrow
+    of_hidden, of_inner, of_queries, of_keys = method.saved_activations_fp32 if wide else method.saved_activations_16bit
     kept = of_hidden * hidden + of_inner * inner + of_queries * queries + of_keys * keys
     kept += (7 if wide else 10.6) * work.rank
     kept += 0 if shape.is_gated else 4 * hidden

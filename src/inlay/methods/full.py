@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from inlay.config import Config
 from inlay.config.sections.model import ModelConfig
 from inlay.methods.lora import lora_learning_rate
-from inlay.methods.method import AttachInputs, FirstToMove, Kept, Method, PeftSettings, require_places
+from inlay.methods.method import AttachInputs, FirstToMove, Method, PeftSettings, SavedActivations, require_places
 from inlay.models import base as bases
 from inlay.models.generation_settings import FILE, generation_settings
 from inlay.storage import write_json
@@ -45,8 +45,8 @@ class FullFineTuning(Method):
     first_to_move: ClassVar[FirstToMove] = FirstToMove(
         "", "weight matrices", "Train LoRA on the layers that the model uses instead."
     )
-    kept_wide: ClassVar[Kept] = (6, 4, 4, 0)
-    kept_narrow: ClassVar[Kept] = kept_wide  # never used: the weights are in fp32
+    saved_activations_fp32: ClassVar[SavedActivations] = (6, 4, 4, 0)
+    saved_activations_16bit: ClassVar[SavedActivations] = saved_activations_fp32  # never used: the weights are in fp32
 
     def summary(self, config: Config) -> str:
         """Says that there is no adapter."""

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Final
 from torch import nn
 
 from inlay.config import Config
-from inlay.methods.adapter_files import COMMON_SETTINGS, LAYER_SETTINGS
+from inlay.methods.adapter_file_checks import COMMON_SETTINGS, LAYER_SETTINGS
 from inlay.methods.base_modules import base_modules
-from inlay.methods.method import AttachInputs, FirstToMove, Kept
+from inlay.methods.method import AttachInputs, FirstToMove, SavedActivations
 from inlay.methods.peft_layers import LayerMethod, all_conv1d, as_named
 from inlay.methods.target_modules import feed_forward_output, hit, layers_for_roles, resolve_targets
 
@@ -26,8 +26,8 @@ class Ia3(LayerMethod):
     first_to_move: ClassVar[FirstToMove] = FirstToMove(
         "ia3_l", "scaling vectors", "Leave them out of adapter.target_modules."
     )
-    kept_wide: ClassVar[Kept] = (2, 4, 4, 2)
-    kept_narrow: ClassVar[Kept] = (4, 5, 4, 2)
+    saved_activations_fp32: ClassVar[SavedActivations] = (2, 4, 4, 2)
+    saved_activations_16bit: ClassVar[SavedActivations] = (4, 5, 4, 2)
     prefix: ClassVar[str] = "ia3_l"
     applied: ClassVar[tuple[str, ...]] = (*COMMON_SETTINGS, *LAYER_SETTINGS, "feedforward_modules")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from inlay.config import Config
 from inlay.errors import AdapterError
-from inlay.methods.adapter_files import (
+from inlay.methods.adapter_file_checks import (
     COMMON_SETTINGS,
     LAYER_SETTINGS,
     refuse_absurd,
@@ -24,7 +24,7 @@ from inlay.methods.adapter_files import (
 )
 from inlay.methods.base_modules import base_modules, base_of, base_parameters
 from inlay.methods.initialization import FROM_WEIGHTS, ShiftedDown, ShiftedUp, factors, principal_inputs
-from inlay.methods.method import TRAINED, AttachInputs, FirstToMove, Kept, PeftSettings, require_places
+from inlay.methods.method import TRAINED, AttachInputs, FirstToMove, PeftSettings, SavedActivations, require_places
 from inlay.methods.peft_layers import LayerMethod, all_conv1d, as_named, peft_tensors, without_copies
 from inlay.methods.peft_names import names_peft_rewrites
 from inlay.methods.target_modules import expert_targets, hit
@@ -43,8 +43,8 @@ class Lora(LayerMethod):
     first_to_move: ClassVar[FirstToMove] = FirstToMove(
         "lora_B", "adapter matrices B", "Leave them out of adapter.target_modules."
     )
-    kept_wide: ClassVar[Kept] = (4, 4, 4, 0)
-    kept_narrow: ClassVar[Kept] = (9.2, 4, 5.2, 0)
+    saved_activations_fp32: ClassVar[SavedActivations] = (4, 4, 4, 0)
+    saved_activations_16bit: ClassVar[SavedActivations] = (9.2, 4, 5.2, 0)
     prefix: ClassVar[str] = "lora_"
     applied: ClassVar[tuple[str, ...]] = (
         *COMMON_SETTINGS, *LAYER_SETTINGS, "r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "use_dora",

@@ -19,7 +19,7 @@ from inlay.methods.target_modules import all_linear, resolve_targets
 
 TRAINED: Final = "default"
 """Name of the adapter that a run trains; PEFT's own default."""
-Kept = tuple[float, float, float, float]
+SavedActivations = tuple[float, float, float, float]
 """Activations that autograd saves per token in one layer, as multiples of (hidden size, MLP width, query width, key width).
 
 A frozen linear layer saves no input; one with an adapter, or one that is trained, does."""
@@ -72,9 +72,9 @@ class Method(Protocol):
     shares_base: ClassVar[bool] = False
     """Whether several adapters of this method may be on one base."""
     first_to_move: ClassVar[FirstToMove]
-    kept_wide: ClassVar[Kept]
+    saved_activations_fp32: ClassVar[SavedActivations]
     """With 4 bytes a value."""
-    kept_narrow: ClassVar[Kept]
+    saved_activations_16bit: ClassVar[SavedActivations]
     """With 2 bytes a value."""
 
     def summary(self, config: Config) -> str:

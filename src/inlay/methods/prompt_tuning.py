@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from inlay.config import Config
 from inlay.errors import AdapterError
-from inlay.methods.method import AttachInputs, FirstToMove, Kept, Method, PeftSettings, plain, require_places
+from inlay.methods.method import (
+    AttachInputs,
+    FirstToMove,
+    Method,
+    PeftSettings,
+    SavedActivations,
+    plain,
+    require_places,
+)
 
 NAME: Final = "prompt_embeddings"
 """Name of the trained parameter, and of its tensor in PEFT's files."""
@@ -40,8 +48,8 @@ class PromptTuning(Method):
     title: ClassVar[str] = "prompt tuning"
     peft_type: ClassVar[str] = "PROMPT_TUNING"
     first_to_move: ClassVar[FirstToMove] = FirstToMove(NAME, "sets of virtual tokens", "Raise train.learning_rate.")
-    kept_wide: ClassVar[Kept] = (2, 3, 4, 0)
-    kept_narrow: ClassVar[Kept] = (4, 3, 4, 0)
+    saved_activations_fp32: ClassVar[SavedActivations] = (2, 3, 4, 0)
+    saved_activations_16bit: ClassVar[SavedActivations] = (4, 3, 4, 0)
 
     def summary(self, config: Config) -> str:
         """The number of virtual tokens."""

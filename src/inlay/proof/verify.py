@@ -27,8 +27,8 @@ from inlay.engine.loss import autocast, for_inference, predictions
 from inlay.errors import InlayError, StorageError
 from inlay.evaluation.score import held_out, read_held_out
 from inlay.methods.adapter import adapter_disabled, detach
+from inlay.methods.adapter_state import AdapterState
 from inlay.methods.initialization import FROM_WEIGHTS
-from inlay.methods.state import AdapterState
 from inlay.methods.table import method_of
 from inlay.models import base as bases
 from inlay.proof import proofs as p

@@ -14,7 +14,7 @@ from inlay.config.sections.data import DataConfig
 from inlay.config.sections.model import ModelConfig
 from inlay.data.encoding.encoder import Encoder
 from inlay.methods.adapter import detach
-from inlay.methods.state import AdapterState
+from inlay.methods.adapter_state import AdapterState
 from inlay.models import base as bases
 from inlay.models.base import BaseRef
 from inlay.tasks.table import TASKS, task_of

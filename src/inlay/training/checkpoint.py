@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from inlay.errors import StorageError
-from inlay.methods.state import AdapterState
+from inlay.methods.adapter_state import AdapterState
 from inlay.runs.record import Diagnosis, Plateau, Rollback
 from inlay.storage import (
     FileEntry,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from inlay.errors import RunError, StorageError
-from inlay.methods.state import AdapterState
+from inlay.methods.adapter_state import AdapterState
 from inlay.runs.folder import Run
 from inlay.storage import FileEntry, owned
 from inlay.training import checkpoint as checkpoints

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import StorageError
-from inlay.methods.adapter_files import CARD
+from inlay.methods.adapter_file_checks import CARD
+from inlay.methods.adapter_state import AdapterState
 from inlay.methods.full import write_model
-from inlay.methods.state import AdapterState
 from inlay.methods.table import method_of
 from inlay.models.generation_settings import FILE, ends_of_base
 from inlay.runs.folder import Run

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.data.batches import Batch, dealt, micro_batches, shared_out
+from inlay.data.batches import Batch, assign_to_ranks, micro_batches, split_across_ranks
 from inlay.engine.memory import trim_allocator
 from inlay.engine.profile import timed
 from inlay.tasks.table import task_of
@@ -18,12 +18,12 @@ from inlay.training.signals import StopRequest
 def share_of(job: AdapterJob, rows: list[int], at_once: int, rank: int, size: int) -> list[list[int]]:
     """The micro batches of a step that this rank computes: a function of the rows alone."""
     if not job.has_dropout:
-        return shared_out(rows, job.lengths, at_once, size, padded=job.engine.name == "autograd")[rank]
+        return split_across_ranks(rows, job.lengths, at_once, size, padded=job.engine.name == "autograd")[rank]
     # whole ones, so that the same numbers are drawn for them whatever the number of processes; where there are too few,
     # two for each process, of which one is short where the other is long
     enough = share_size(len(rows), at_once) >= size
     groups = micro_batches(rows, job.lengths, at_once if enough else share_size(len(rows), 2 * size))
-    return dealt(groups, job.lengths, size)[rank]
+    return assign_to_ranks(groups, job.lengths, size)[rank]
 
 
 def accumulate(

@@ -20,8 +20,8 @@ from inlay.engine.autograd import Engine
 from inlay.engine.estimate import LAYER_NAMES, MemoryEstimate, shape_of
 from inlay.engine.profile import timed
 from inlay.errors import ConfigError
+from inlay.methods.adapter_state import AdapterState
 from inlay.methods.method import TRAINED
-from inlay.methods.state import AdapterState
 from inlay.methods.table import method_of
 from inlay.methods.target_modules import numel
 from inlay.models import base as bases

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.data.batches import dealt, epochs_done, micro_batches, step_rows
+from inlay.data.batches import assign_to_ranks, epochs_done, micro_batches, step_rows
 from inlay.data.encoding.token_arrays import TokenSet
 from inlay.engine.batch_invariance import batch_groups
 from inlay.engine.loss import counted
@@ -233,7 +233,7 @@ class TrainingLoop:
             groups = batch_groups(job.model).apart(
                 micro_batches(range(len(tokens)), tokens.lengths, batch_size), tokens.lengths
             )
-            own = self._until_stopped(dealt(groups, tokens.lengths, self.group.size)[self.group.rank])
+            own = self._until_stopped(assign_to_ranks(groups, tokens.lengths, self.group.size)[self.group.rank])
             task = task_of(job.config)
             return task.score_rows(
                 job.model, tokens, counted(own, reached), job.pad_id, job.device, job.base.autocast_dtype

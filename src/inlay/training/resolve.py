@@ -15,8 +15,8 @@ from inlay.data.batches import step_rows
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.prepare import PreparedData
 from inlay.errors import AdapterError, ModelError
+from inlay.methods.adapter_state import AdapterState
 from inlay.methods.method import TRAINED
-from inlay.methods.state import AdapterState
 from inlay.methods.table import method_of
 from inlay.methods.target_modules import layers_for_roles, resolve_targets
 from inlay.models.base import BaseRef

@@ -30,7 +30,7 @@ from inlay.evaluation.task_metrics import primary_metric
 from inlay.hardware.facts import library_versions
 from inlay.hardware.probe import dtype_name
 from inlay.methods.adapter import adapter_disabled
-from inlay.methods.state import AdapterState
+from inlay.methods.adapter_state import AdapterState
 from inlay.proof.verify import Start, prove_trained
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run

@@ -177,8 +177,8 @@ def test_rows_that_are_shared_out_to_processes_are_found_the_same_in(
     for n in (3, 511, 512, 700, 701, 3999):
         rows[n]["answer"] = "<|im_end|>"
     base = model(STRIPS, context=300)
-    alone, shared_out = (checked(tmp_path, rows, base, workers=n).to_json() for n in (1, 2))
-    assert shared_out == alone
+    alone, split_across_ranks = (checked(tmp_path, rows, base, workers=n).to_json() for n in (1, 2))
+    assert split_across_ranks == alone
     assert len(started) == 2
     assert {f["kind"]: f["count"] for f in alone["findings"]}["row-refused-by-the-encoder"] == 6
     assert not multiprocessing.active_children()

@@ -45,8 +45,8 @@ def _as_setting(option: str | None, context: Any) -> str | None:
     verb = getattr(context, "command", None)
     if option is None or verb is None or not any("--set" in parameter.opts for parameter in verb.params):
         return None
-    from inlay.config.counterparts import counterpart, in_words
     from inlay.config.load import setting_paths
+    from inlay.config.other_trainers import counterpart, in_words
 
     name = option.lstrip("-").replace("-", "_")
     found = counterpart(name)

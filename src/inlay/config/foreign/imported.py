@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from inlay.config.counterparts import why_left
 from inlay.config.load import in_yaml, nested
+from inlay.config.other_trainers import why_left
 
 Keys = dict[str, Any]
 """Keys and values of a config of another trainer, as its YAML or JSON holds them."""

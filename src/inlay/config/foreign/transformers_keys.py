@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from inlay.config.counterparts import COUNTERPARTS
 from inlay.config.foreign.imported import Imported, Keys, translate
 from inlay.config.load import in_yaml
+from inlay.config.other_trainers import COUNTERPARTS
 
 _SCHEDULES: Final = {"cosine": "cosine", "linear": "linear", "constant": "constant", "warmup_stable_decay": "wsd"}
 _OPTIMIZERS: Final = {

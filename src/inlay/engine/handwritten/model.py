@@ -54,7 +54,7 @@ class Packed:
     longest: int
     kept_J: Tensor
     kept_spans: list[Span]
-    """Kept tokens of each part."""
+    """The tokens kept of each part."""
     targets_J: Tensor
     weights_J: Tensor
     row_J: Tensor
@@ -189,7 +189,7 @@ class HandwrittenEngine:
         """`recompute` keeps only each layer's input, and computes the layer again in the backward pass. `compute` is
         the dtype of matmuls and hidden values; by default the base's own.
 
-        Checks nothing: see `inlay.engine.handwritten.refusal`.
+        Checks nothing: see `inlay.engine.select_engine.refusal`.
         """
         model = peft_model.get_base_model()
         config, inner = model.config, model.model

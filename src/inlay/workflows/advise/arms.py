@@ -21,7 +21,7 @@ from inlay.evaluation.metrics import normalise
 from inlay.evaluation.score import EvalSet, held_out, prompt_and_reference, prompt_messages, score
 from inlay.evaluation.verdict import Difference
 from inlay.generation.generate import Sampling
-from inlay.methods.state import AdapterState
+from inlay.methods.adapter_state import AdapterState
 from inlay.runs.reporter import Reporter
 from inlay.tasks.opened_base import OpenedBase
 from inlay.workflows.advise.passages import Index, Passage

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from inlay.errors import AdapterError
 from inlay.methods import full
 from inlay.methods.adapter import require_compatible
-from inlay.methods.adapter_files import CARD, SETTINGS, WEIGHTS
+from inlay.methods.adapter_file_checks import CARD, SETTINGS, WEIGHTS
 from inlay.methods.lora import START
 from inlay.methods.method import TRAINED, Method, PeftSettings
 from inlay.methods.peft_names import tensors_of_target_modules

@@ -10,9 +10,9 @@ import pytest
 
 from inlay.cli.render.settings import explanation_text
 from inlay.config import load, parse_assignment
-from inlay.config.counterparts import COUNTERPARTS, Counterpart, counterpart, in_words
 from inlay.config.foreign.import_config import import_config
 from inlay.config.load import setting_paths
+from inlay.config.other_trainers import COUNTERPARTS, Counterpart, counterpart, in_words
 from inlay.config.render import explain
 from inlay.config.settings import Config
 from inlay.errors import ConfigError
