@@ -12,8 +12,9 @@ import torch
 
 from inlay.config import Config, load
 from inlay.data.batches import step_rows
-from inlay.errors import ConfigError, Interrupted
+from inlay.errors import AdapterError, ConfigError, Interrupted
 from inlay.methods.adapter_state import AdapterState
+from inlay.methods.table import adapters_on
 from inlay.runs.folder import Run
 from inlay.training import checkpoint as checkpoints
 from inlay.training.gradient import accumulate
@@ -147,3 +148,18 @@ def test_only_settings_of_the_base_must_be_shared(configs: dict[str, Config], tm
         join(base, other, Quiet())
     assert base.names == ["default"]
     join(base, configs["two"], Quiet())
+
+
+def test_a_config_that_is_refused_leaves_the_base_with_the_adapters_that_it_had(
+    config_tree: Tree,
+) -> None:
+    base = open_training_base(load(tree=config_tree()), ProcessGroup())
+    join(base, load(tree=config_tree()), Quiet())
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    with pytest.raises(ConfigError, match=r"train\.engine"):
+        join(base, load(tree=config_tree(adapter={"dropout": 0.1}, train={"engine": "handwritten"})), Quiet())
+    with pytest.raises(AdapterError, match=r"adapter\.bias"):
+        join(base, load(tree=config_tree(adapter={"bias": "all"})), Quiet())
+    assert (base.names, list(adapters_on(base.model))) == (["default"], ["default"])
+    assert before.keys() == base.model.state_dict().keys()
+    assert [name for name, value in base.model.state_dict().items() if not torch.equal(value, before[name])] == []

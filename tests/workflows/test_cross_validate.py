@@ -84,3 +84,20 @@ def test_what_cannot_be_cross_validated_is_one_line(tree: dict[str, Any]) -> Non
     for fold, said in (("3/2", "none of two or more parts"), ("1/1", "none of two"), ("2", "fold")):
         with pytest.raises(ConfigError, match=said):
             load(tree={**tree, "data": {"train": "a.jsonl", "fold": fold}})
+
+
+def test_a_fold_without_prompts_and_a_metric_that_was_not_named_are_pooled_all_the_same(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    prompts = write_rows(tmp_path / "prompts.jsonl", qa_rows(3))
+    texts = write_rows(
+        tmp_path / "texts.jsonl", [{"text": f"Parcel {n} is on its way to shop {n}."} for n in range(24)]
+    )
+    tree["data"] = {"train": [{"path": str(prompts)}, {"path": str(texts)}], "max_length": 128}
+    assert set(api.cross_validate(tree, 4, reporter=Quiet()).metrics) >= {"loss", "perplexity"}
+
+
+def test_the_metric_that_decides_is_pooled_where_others_are_named(tree: dict[str, Any]) -> None:
+    tree["eval"] |= {"metric": "token_f1"}
+    found = api.cross_validate(tree, 2, metrics=["loss"], reporter=Quiet())
+    assert (found.primary, found.decided) == ("token_f1", found.metrics["token_f1"].pooled)

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
+from inlay.errors import StorageError
 from inlay.evaluation.bootstrap import paired_bootstrap
 from inlay.evaluation.compare import ComparedRow, Comparison
 from inlay.evaluation.metrics import Metric, ratio
@@ -27,7 +28,7 @@ from inlay.evaluation.verdict import Difference
 from inlay.reports import html
 from inlay.reports.html import Html, page, section, tag
 from inlay.storage import read_lines, write_file
-from inlay.typed_json import decode, encode
+from inlay.typed_json import Mistyped, decode, encode
 
 FILE = "preferences.jsonl"
 Choice = Literal["left", "right", "alike"]
@@ -45,7 +46,7 @@ class Judgement:
     """Digest of the row's texts."""
     preferred: str
     """base, adapter or alike."""
-    at: str
+    at: str = ""
     """Time in UTC, ISO 8601."""
 
 
@@ -97,8 +98,13 @@ def _key(row: ComparedRow) -> str:
 
 
 def read_judgements(folder: Path) -> dict[str, Judgement]:
-    """The judgements so far, by the key of the row; the last one of a row counts."""
-    return {one.key: one for one in (decode(Judgement, line, FILE) for line in read_lines(folder / FILE))}
+    """The judgements so far, by the key of the row; the last one of a row counts. Raises: StorageError for other lines."""
+    try:
+        return {one.key: one for one in (decode(Judgement, line) for line in read_lines(folder / FILE))}
+    except Mistyped as error:
+        raise StorageError(
+            f"{folder / FILE}: not judgements ({error}). Delete the line, or move the file away."
+        ) from None
 
 
 def write_judgement(folder: Path, trial: Trial, choice: Choice) -> None:

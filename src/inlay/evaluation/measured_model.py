@@ -134,7 +134,7 @@ def answered_rows(rows: EvalSet, score: Score) -> list[int]:
 
 
 def row_statistics(rows: EvalSet, score: Score, texts: Mapping[str, TextMetric]) -> dict[str, RowStatistics]:
-    """By name: the loss metrics, `texts` and BEHAVIOUR; those of answers only where answers were generated."""
+    """By name: the loss metrics, `texts` and BEHAVIOUR; those of answers only where they score one."""
     every = tuple(range(len(rows.examples)))
     found = {
         name: RowStatistics(metric, every, np.stack(_loss_statistics(name, rows, score), 1))
@@ -147,6 +147,8 @@ def row_statistics(rows: EvalSet, score: Score, texts: Mapping[str, TextMetric])
             values = [metric.statistics(score.answers[n] or "", rows.references[n]) for n in scored]
         else:
             scored, values = answered, [np.array([float(score.stopped[n]), 1.0]) for n in answered]
+        if not values:  # a metric of several folds, none of whose rows is in this one
+            continue
         found[name] = RowStatistics(metric, tuple(scored), np.stack(values))
     return found
 

@@ -85,9 +85,13 @@ class Lora(LayerMethod):
         named |= {path.rpartition(".")[0] for path in hit(experts, (path for path, _ in base_parameters(model)))}
         peft_model = self.wrapped(model, _peft_config(config, base, targets, experts), name)
         peft_model = as_named(peft_model, named, self, name)
-        if adapter.bias != "none":
-            _refuse_untrainable_biases(adapter.bias, peft_model)
-        _initialize(self, peft_model, config, inputs, name)
+        try:
+            if adapter.bias != "none":
+                _refuse_untrainable_biases(adapter.bias, peft_model)
+            _initialize(self, peft_model, config, inputs, name)
+        except AdapterError:
+            self.detach(peft_model, name)
+            raise
         return peft_model
 
     def require_usable(self, folder: Path, settings: PeftSettings, tensors: Mapping[str, Tensor]) -> None:

@@ -79,10 +79,13 @@ class TrainingLoop:
                             self._advance(job)
                     except TrainingError as failure:
                         self.failures[job.name] = failure
-            if self.failures:
-                raise next(iter(self.failures.values()))
-            for job in self.jobs:
+            for job in self.sound_jobs:
                 job.saver.wait()
+            if self.failures:
+                first, *others = self.failures.values()
+                for other in others:
+                    self.reporter.note(str(other))
+                raise first
         finally:
             self.reporter.end()
 

@@ -26,10 +26,10 @@ from inlay.engine.autograd import Engine
 from inlay.engine.estimate import shape_of
 from inlay.engine.memory import tune_allocator
 from inlay.engine.select_engine import EngineChoice, select_engine
-from inlay.errors import ConfigError, RunError
+from inlay.errors import ConfigError, RunError, UserError
 from inlay.hardware.facts import library_versions
 from inlay.hardware.probe import DTYPES, dtype_name, matmul_dtype, pick_device, pick_dtype, pick_matmul_precision
-from inlay.methods.adapter import attach, layers_adapted, trained_parameters
+from inlay.methods.adapter import attach, detach, layers_adapted, trained_parameters
 from inlay.methods.called_layers import failed_pass_warning
 from inlay.methods.table import method_of
 from inlay.methods.target_modules import coverage, expert_targets
@@ -102,12 +102,24 @@ def set_up(config: Config, reporter: Reporter, group: ProcessGroup, revision: st
 def join(base: TrainingBase, config: Config, reporter: Reporter) -> AdapterJob:
     """A fresh adapter of this config on the base, with its data and optimizer; only its run folder is missing.
 
-    Raises: a UserError subclass for anything in the config, the data or the base that cannot work.
+    Raises: a UserError subclass for anything in the config, the data or the base that cannot work. The base then has the
+    adapters that it had before.
     """
     base.require_shared(config)
     chosen(config)
+    name = base.new_name()
+    try:
+        return _joined(base, config, name, reporter)
+    except UserError:
+        if name in base.names and not method_of(config).trains_base:
+            base.model = detach(base.model, name)
+            base.names.remove(name)
+        raise
+
+
+def _joined(base: TrainingBase, config: Config, name: str, reporter: Reporter) -> AdapterJob:
     choices = Choices(config, {**base.choices.values}, {**base.choices.reasons})
-    opened, name = base.opened_for(config), base.new_name()
+    opened = base.opened_for(config)
     data = _data(opened, choices, reporter)
     require_work(config.train.batch_size, data.train.drawn, base.group.size)
     total, eval_every, save_every = length_of(config.train, data.train.drawn)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from inlay.adapters import reference
 from inlay.config import Config
-from inlay.errors import ConfigError
+from inlay.errors import ConfigError, DataError
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter
@@ -118,13 +118,19 @@ def cross_validate(config: Config, count: int, metrics: Sequence[str], reporter:
     compared = [
         compare.compare_and_report(one, Run(folder / name).reports) for one, name in zip(found, names, strict=True)
     ]
-    pooled = _pooled(found, metrics)
+    primary = compared[0].primary
+    pooled = _pooled(found, [*metrics, primary] if metrics else ())
+    if primary not in pooled:
+        raise DataError(
+            f"{config.data.train_name}: a fold has no held-out row that {primary} scores. Fewer folds, more such rows, or "
+            "another eval.metric. Its runs are kept."
+        )
     shared = [name for name in pooled if all(name in one.metrics for one in compared)]
     result = CrossValidation(
         folder=str(folder),
         available=sum(one.available for one in compared),
-        primary=compared[0].primary,
-        decided=pooled[compared[0].primary],
+        primary=primary,
+        decided=pooled[primary],
         metrics={name: _over_folds(pooled[name], [one.metrics[name] for one in compared]) for name in shared},
         per_fold=[
             Fold(str(folder / name), one.n, one.verdict, {metric: one.metrics[metric] for metric in shared})
@@ -144,7 +150,7 @@ def _of_part(config: Config, folder: Path, name: str, part: str) -> Config:
 
 
 def _pooled(found: Sequence[EvaluationResult], wanted: Sequence[str]) -> dict[str, Difference]:
-    """Adapter minus base of every metric over the held-out rows of all folds together."""
+    """Adapter minus base of every metric that scores rows of each fold, over the held-out rows of all folds together."""
     import numpy as np
 
     from inlay.evaluation.bootstrap import compare_scores
@@ -157,15 +163,16 @@ def _pooled(found: Sequence[EvaluationResult], wanted: Sequence[str]) -> dict[st
     texts = metrics_for(references, wanted) if references else {}
     sides = [[row_statistics(one.rows, one.models[side].score, texts) for one in found] for side in (0, 1)]
     settings = found[0].config
+    scoring = {name: m for name, m in {**LOSS_METRICS, **texts}.items() if all(name in fold for fold in sides[0])}
     groups: dict[tuple[tuple[int, ...], ...], dict[str, Pair]] = {}
-    for name, metric in {**LOSS_METRICS, **texts}.items():
+    for name, metric in scoring.items():
         scored = tuple(fold[name].rows for fold in sides[0])
         pair = [np.concatenate([fold[name].values_NS for fold in side]) for side in sides]
         groups.setdefault(scored, {})[name] = (pair[0], pair[1], metric)
     result: dict[str, Difference] = {}
     for pairs in groups.values():
         result |= compare_scores(pairs, resamples=settings.eval.resamples, seed=settings.train.seed)
-    return {name: result[name] for name in (*LOSS_METRICS, *texts)}
+    return {name: result[name] for name in scoring}
 
 
 def _over_folds(pooled: Difference, found: Sequence[Difference]) -> FoldedMetric:

@@ -27,7 +27,7 @@ _PLAIN = "continuation"
 def follow(run: Run, reporter: Reporter) -> None:
     """Trains the branches that are still to be trained and writes the outcome as `escape` into the run's result.
 
-    Raises: as `session.train`; the run itself stays finished.
+    Raises: as `inlay.workflows.train.train`; the run itself stays finished.
     """
     record = run.record
     result = record.result

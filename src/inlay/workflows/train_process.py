@@ -179,7 +179,9 @@ class Attempt:
             time_s=round(time.perf_counter() - self.began, 3),
             adapter=str(job.run.trained),
         )
-        ended = replace(job.run.record, status=FINISHED, error=None, result=result, processes=processes)
+        ended = replace(
+            job.run.record, status=FINISHED, error=None, result=result, processes=processes or job.run.record.processes
+        )
         finish.report(job.run, ended)
         job.run.write_record(ended)
         self.reporter.note(
