@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from inlay.cli.render.outcome import finish
 from inlay.runs.folder import Run
 from inlay.storage import LOCK, OWNER
 from parts import NANO, qa_rows, run_record, write_rows
@@ -186,3 +187,18 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     )  # fmt: skip
     os.close(write)
     assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_ctrl_c_while_a_class_is_made_is_an_interruption_like_any_other(capsys: pytest.CaptureFixture[str]) -> None:
+    class Interrupts:
+        def __set_name__(self, owner: type, name: str) -> None:
+            raise KeyboardInterrupt
+
+    def import_of_a_verb() -> None:
+        try:
+            type("Facts", (), {"targets": Interrupts()})
+        except KeyboardInterrupt as interrupt:  # newer versions of Python do not wrap it
+            raise RuntimeError("Error calling __set_name__") from interrupt
+
+    assert finish(import_of_a_verb, as_json=False) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was being trained.\n"

@@ -54,6 +54,8 @@ def finish(call: Callable[[], Any], as_json: bool) -> int:
         lead = "" if isinstance(error, Interrupted) else "error: "
         return _fail("\n".join([f"{lead}{error}", *getattr(error, "__notes__", [])]), error.exit_code, as_json)
     except Exception as error:  # noqa: BLE001 -- a bug; its traceback goes to a file, not to the user
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps one that comes while a class is made
+            return _fail("interrupted; nothing was being trained.", SIGINT_CODE, as_json)
         if debugging:
             traceback.print_exc()
         return _fail(f"internal error: {_kind(error)} (traceback in {_traceback_place(error)})", 1, as_json)
