@@ -36,16 +36,14 @@ def finish(call: Callable[[], Any], as_json: bool) -> int:
         with _stdout_kept_clean(as_json):
             result = call()
         if isinstance(result, int):  # the parser ended: help was shown, or Ctrl+C came in a verb
-            return (
-                _fail("interrupted; nothing was being trained.", result, as_json) if result == SIGINT_CODE else result
-            )
+            return _interrupted(as_json) if result == SIGINT_CODE else result
         _print(result, as_json)
         return result.exit_code if isinstance(result, Output) else 0
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SIGPIPE_CODE
     except (Abort, EOFError, KeyboardInterrupt):
-        return _fail("interrupted; nothing was being trained.", SIGINT_CODE, as_json)
+        return _interrupted(as_json)
     except TyperException as error:
         return _fail(f"error: {usage_text(error)}", 2, as_json)
     except InlayError as error:
@@ -55,10 +53,14 @@ def finish(call: Callable[[], Any], as_json: bool) -> int:
         return _fail("\n".join([f"{lead}{error}", *getattr(error, "__notes__", [])]), error.exit_code, as_json)
     except Exception as error:  # noqa: BLE001 -- a bug; its traceback goes to a file, not to the user
         if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps one that comes while a class is made
-            return _fail("interrupted; nothing was being trained.", SIGINT_CODE, as_json)
+            return _interrupted(as_json)
         if debugging:
             traceback.print_exc()
         return _fail(f"internal error: {_kind(error)} (traceback in {_traceback_place(error)})", 1, as_json)
+
+
+def _interrupted(as_json: bool) -> int:
+    return _fail("interrupted; nothing was being trained.", SIGINT_CODE, as_json)
 
 
 @contextlib.contextmanager
