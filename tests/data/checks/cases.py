@@ -34,6 +34,7 @@ FOUND: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "isolates in code": ("bidi-control", [qa("Code?", "x = 1 \u2066# y\u2069")]),
     "hidden tags": ("tag-character", [qa("tag", "x\U000e0041\U000e0042")]),
     "zero-width spaces": ("invisible-character", [qa("What\u200b is amber?", "A resin.")]),
+    "byte order marks of joined files": ("invisible-character", [qa("\ufeffWhat?", "A \ufeffresin.")]),
     "soft hyphens": ("invisible-character", [qa("What?", "A fos\xadsil.")]),
     "an open code block": ("unclosed-code-fence", [qa("Show code", "```python\nprint(1)\n")]),
     "an open block in a list": ("unclosed-code-fence", [qa("Show code", "1. So:\n   ```sh\n   ls\n   ```\n2. ```sh\n   ls")]),

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from inlay.config.sections.data import DataConfig, TrainFile
 from inlay.data import Example, read_examples
+from inlay.data.checks.report import check_files
 from inlay.data.reading import row_fields, turn_fields
 from inlay.data.reading.detection import detect
 from inlay.data.reading.formats import FORMATS
@@ -30,6 +32,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tools": [TOOL],
     },
     "OpenAI, preference": FORMATS["openai_preference"].example,
+    "Gemini and Vertex": {
+        "systemInstruction": {"role": "system", "parts": [{"text": "Be kind."}]},
+        "contents": [{"role": "user", "parts": [{"text": "2 + 2?"}]}, {"role": "model", "parts": [{"text": "4"}]}],
+    },
     "Anthropic and Bedrock": {"system": [{"text": "Be kind."}], "messages": [ASK, SAY]},
     "ShareGPT": {"conversations": [HUMAN, GPT], "system": "Be kind."},
     "LLaMA-Factory, tools": FORMATS["sharegpt"].example,
@@ -54,7 +60,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 NAMES = sorted({
     *(name for form in FORMATS.values() for name in form.fields), *row_fields.SYSTEMS, *row_fields.SWITCHES, *row_fields.NOTES, *row_fields.COSTS,
     *(name for kind in row_fields.KINDS for name in kind.names), *turn_fields.KNOWN, "A", "B", "option_1", "option_2", "split",
-} - {row_fields.GREETING})  # fmt: skip
+} - set(row_fields.PARTS))  # fmt: skip
 WITHOUT_EFFECT = {"parallel_tool_calls"}
 VALUES = (
     st.sampled_from([None, "", True, False, 0, 1, 2, 0.5, -1, "true", "False", "0", "x", " ", "test", [], {}, ["x"], [["q", "a"]],
@@ -211,6 +217,47 @@ def test_a_switch_that_is_no_plain_value_or_contradicts_another_is_refused(field
         read(SHAPES["OpenAI"] | fields)
 
 
+def test_turns_of_gemini_are_those_of_messages() -> None:
+    found = read(SHAPES["Gemini and Vertex"])
+    assert found.messages == read(SHAPES["OpenAI"]).messages
+    assert found.unread == ()
+    turns = SHAPES["Gemini and Vertex"]["contents"]
+    for part in ({"inlineData": {"data": "x"}}, {"functionCall": {"name": "f"}}, {"text": "so", "thought": True}):
+        with pytest.raises(DataError, match=r"'contents\[1\]\.parts\[0\]\.\w+' is .*Only the text of a part"):
+            read({"contents": [turns[0], {"role": "model", "parts": [part]}]})
+    with pytest.raises(DataError, match=r"role/parts, which is format 'gemini'.*columns: \{contents: messages\}"):
+        read({"messages": turns})
+    with pytest.raises(DataError, match=r"role/content, which is format 'messages'.*columns: \{messages: contents\}"):
+        read({"contents": [ASK, SAY]})
+
+
+def test_the_nested_file_of_squad_is_refused_with_the_row_to_write(tmp_path: Path) -> None:
+    answers = [{"text": "resin", "answer_start": 9}]
+    paragraph = {"context": "Amber is resin.", "qas": [{"id": "1", "question": "What is it?", "answers": answers}]}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"version": "1.1", "data": [{"title": "T", "paragraphs": [paragraph]}]}))
+    with pytest.raises(DataError, match=r'a\.json:1: .*Write a row for each question.*"output": qa\["answers"\]\[0\]'):
+        read_examples(str(path))
+
+
+def test_a_list_of_choices_is_to_be_written_into_the_question() -> None:
+    for value in (["4", "5"], {"text": ["4"], "label": ["A"]}):
+        with pytest.raises(
+            DataError, match=r"would not see the choices\. Write them into the question.*\"A\. first\""
+        ) as e:
+            read({"question": "2 + 2?", "choices": value, "answer": "A"})
+        assert "columns" not in str(e.value)
+
+
+def test_a_question_after_the_last_answer_is_named_as_not_read(tmp_path: Path) -> None:
+    assert read({"messages": [ASK, SAY, ASK]}).unread == (row_fields.UNANSWERED,)
+    assert read({"messages": [SAY, ASK, SAY, ASK]}).unread == row_fields.PARTS
+    assert read({"messages": [ASK, SAY, ASK, SAY | {"weight": 0}]}).unread == ()  # the row says so itself
+    path = str(write_rows(tmp_path / "a.jsonl", [{"messages": [ASK, SAY, ASK]}]))
+    (found,) = check_files([TrainFile(path=path)], DataConfig(train="-")).findings
+    assert found.places[0].shown == "the turns after the last answer: not read, as no answer follows them"
+
+
 def test_the_choices_of_a_question_are_not_left_out() -> None:
     for names in ("ABCD", ("option_a", "option_b"), ("choice1", "choice2"), ("opa", "opb")):
         value = {"question": "Which?", "answer": "A", **dict.fromkeys(names, "x")}
@@ -264,6 +311,10 @@ def test_a_greeting_before_the_first_question_is_read_and_not_trained() -> None:
             {"question": "q", "context": "c", "answers": {"text": ["a"], "answer_start": [0]}},
             r"as SQuAD writes it.*answers\[\"text\"\]\[0\]",
         ),
+        (
+            {"title": "t", "paragraphs": [{"context": "c", "qas": []}]},
+            r"SQuAD's own files.*\"input\": paragraph\[\"context\"\]",
+        ),
         ({"question": "q", "answers": ["a", "b"]}, r"several answers.*answers\[0\]"),
         ({"title": "t", "mapping": {"x": {"message": None}}}, "ChatGPT exports it.*'current_node'"),
         (
@@ -277,6 +328,7 @@ def test_a_greeting_before_the_first_question_is_read_and_not_trained() -> None:
         ),
         ({"instruction": "i", "input": "", "output": ["good", "bad"]}, r"\"chosen\": output\[0\]"),
         ({"chat": [ASK, SAY]}, r"'chat' holds turns.*columns: \{messages: chat\}"),
+        ({"chat": SHAPES["Gemini and Vertex"]["contents"]}, r"'chat' holds turns.*columns: \{contents: chat\}"),
         ({"chat": [HUMAN, GPT]}, r"'chat' holds turns.*columns: \{conversations: chat\}"),
     ],
 )

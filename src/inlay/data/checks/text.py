@@ -33,21 +33,21 @@ TAGS: Final = Kind(
     "Remove them; besides the flags of a few regions nothing needs them.",
 )  # fmt: skip
 INVISIBLE: Final = Kind(
-    "invisible-character", "note", "rows with invisible characters, such as zero-width spaces and soft hyphens",
-    "Remove them; they come from web pages and split words into other tokens.",
+    "invisible-character", "note", "rows with invisible characters, such as zero-width spaces, byte order marks and soft hyphens",
+    "Remove them; they come from web pages and joined files, and split words into other tokens.",
 )  # fmt: skip
 ENTITIES: Final = Kind(
     "html-entity", "note", "rows with HTML entities such as &amp;",
     "If they are rests of a web page: html.unescape(text).",
 )  # fmt: skip
 
-_CONTROL = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x84\x86-\x9f\ufeff\ufffe\uffff]")
+_CONTROL = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x84\x86-\x9f\ufffe\uffff]")
 _RIGHT_TO_LEFT = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc"
 _BIDI = re.compile("[\u202d\u202e]")
 _BIDI_LATIN = re.compile("[\u202a-\u202e\u2066-\u2069]")  # in a text without letters from right to left
 _HAS_RIGHT_TO_LEFT = re.compile(f"[{_RIGHT_TO_LEFT}]")
 _TAG = re.compile("(?<![\U0001f3f4\U000e0020-\U000e007e])[\U000e0000-\U000e007f]")  # behind a black flag they are one
-_INVISIBLE = re.compile("[\xad\u200b\u2060-\u2064]")
+_INVISIBLE = re.compile("[\xad\u200b\u2060-\u2064\ufeff]")
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")  # scripts that mark words by zero-width spaces
 _ORDINARY_ASCII: Final = b"\t\n\r" + bytes(range(0x20, 0x7F))  # every ASCII character but NUL and those of _CONTROL
 _ENTITY = re.compile(r"&(?:amp|lt|gt|quot|nbsp|#39|#x27|#\d{2,5});")

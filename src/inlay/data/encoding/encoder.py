@@ -28,7 +28,7 @@ from inlay.data.encoding.word_cache import AtOnce, Tokenized
 from inlay.data.types import Example, Message, Source, Switches, Tool, ToolCall
 from inlay.errors import DataError, ModelError
 
-CODE_VERSION = 9
+CODE_VERSION = 10
 """Raised when some row is read or encoded otherwise than before; part of the cache keys."""
 
 QUESTION_ANSWER = (

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final, NoReturn
 
 from inlay.data.reading import turn_fields
-from inlay.data.reading.row_fields import GREETING, SYSTEMS, is_empty
+from inlay.data.reading.row_fields import GREETING, SYSTEMS, UNANSWERED, is_empty
 from inlay.data.reading.tool_calls import CALLS, Calls, as_calls, calls_of_turn
 from inlay.data.reading.values import fail, json_in, missing, text
 from inlay.data.types import Example, Message, Row, Switches, Tool
@@ -41,6 +41,7 @@ SHAREGPT_ROLES: Final = {
     "function_response": "tool",
     "tool_response": "tool",
 }
+GEMINI_ROLES: Final = {"user": "user", "model": "assistant", "system": "system"}
 _CALL_ROLES: Final = ("function_call", "tool_call")
 """Roles of turns whose text is a call, or a list of calls, as JSON."""
 _PLAIN_ROLES: Final = {name: role for name, role in OPENAI_ROLES.items() if name not in _CALL_ROLES}
@@ -80,9 +81,10 @@ def example(row: Row, messages: list[Message], tools: tuple[Tool, ...] = ()) -> 
             f"{row.source}: nothing to train on (roles: {roles}). "
             "At least one assistant turn with a weight above 0 is needed."
         )
-    kept = messages[: last + 1]
+    kept, after = messages[: last + 1], messages[last + 1 :]
+    unread = (UNANSWERED,) if after and all(m.role != "assistant" for m in after) else ()
     if kept[0].role != "assistant":
-        return Example(tuple(kept), row.source, tools)
+        return Example(tuple(kept), row.source, tools, unread=unread)
     if all(message.role == "assistant" for message in kept):
         raise DataError(
             f"{row.source}: the assistant speaks and nobody did before (roles: "
@@ -91,7 +93,7 @@ def example(row: Row, messages: list[Message], tools: tuple[Tool, ...] = ()) -> 
         )
     greeting = kept[0].weight > 0
     kept[0] = replace(kept[0], weight=0.0)  # no model is ever prompted with nothing
-    return Example(tuple(kept), row.source, tools, unread=(GREETING,) if greeting else ())
+    return Example(tuple(kept), row.source, tools, unread=(GREETING, *unread) if greeting else unread)
 
 
 def with_system(row: Row, example: Example, masked: bool) -> Example:
@@ -103,6 +105,7 @@ def with_system(row: Row, example: Example, masked: bool) -> Example:
     given = {name: row.value[name] for name in SYSTEMS if not is_empty(row.value.get(name))}
     if not given:
         return example
+    given = {name: value["parts"] if _has_parts(value) else value for name, value in given.items()}
     texts = {name: _content(row, name, value, "system", may_be_null=False) for name, value in given.items()}
     (name, system), first = next(iter(texts.items())), example.messages[0]
     if len(set(texts.values())) > 1:
@@ -149,6 +152,11 @@ def sharegpt_turns(row: Row, field: str, value: object) -> list[Message]:
     return _joined(
         row, field, [_sharegpt_turn(row, f"{field}[{n}]", turn) for n, turn in enumerate(_turns(row, field, value))]
     )
+
+
+def gemini_turns(row: Row, field: str, value: object) -> list[Message]:
+    """Messages from role/parts turns, as Gemini and Vertex have them."""
+    return [_gemini_turn(row, f"{field}[{n}]", turn) for n, turn in enumerate(_turns(row, field, value))]
 
 
 def _joined(row: Row, field: str, messages: list[Message]) -> list[Message]:
@@ -208,6 +216,8 @@ def _openai_turn(row: Row, where: str, turn: JsonObject, trained: bool) -> Messa
         return _call_turn(row, where, "content", turn, trained)
     calls = calls_of_turn(row, where, turn)
     if "content" not in turn and not calls:
+        if "parts" in turn:
+            _other_format(row, where, "role/parts", "gemini", "contents")
         missing(row, where, "content", turn, turn_fields.READ)
     content = _content(row, f"{where}.content", turn.get("content"), role, may_be_null=bool(calls))
     return _message(row, where, "content", turn, Message(role, content, tool_calls=calls), trained)
@@ -225,6 +235,17 @@ def _sharegpt_turn(row: Row, where: str, turn: JsonObject) -> Message:
     calls = calls_of_turn(row, where, turn)
     content = _content(row, f"{where}.value", turn["value"], role, may_be_null=bool(calls))
     return _message(row, where, "value", turn, Message(role, content, tool_calls=calls), True)
+
+
+def _gemini_turn(row: Row, where: str, turn: JsonObject) -> Message:
+    for key in ("role", "parts"):
+        if key not in turn:
+            if "content" in turn:
+                _other_format(row, where, "role/content", "messages", "messages")
+            missing(row, where, key, turn, turn_fields.READ)
+    role = _role(row, f"{where}.role", turn["role"], GEMINI_ROLES)
+    content = _content(row, f"{where}.parts", turn["parts"], role, may_be_null=False)
+    return _message(row, where, "parts", turn, Message(role, content), True)
 
 
 def _call_turn(row: Row, where: str, key: str, turn: JsonObject, trained: bool) -> Message:
@@ -292,6 +313,11 @@ def _content(row: Row, field: str, value: object, role: str, *, may_be_null: boo
 
 _TEXTS: Final = ("text", "input_text", "output_text")
 _PART_FIELDS: Final = ("type", "text", "annotations", "cache_control")
+
+
+def _has_parts(value: object) -> bool:
+    """Whether a value is a turn as Gemini has it."""
+    return isinstance(value, dict) and value.keys() <= {"role", "parts"} and "parts" in value
 
 
 def _is_part(value: object) -> bool:

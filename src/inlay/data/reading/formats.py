@@ -111,9 +111,9 @@ def written_as(keys: Set[str]) -> str | None:
     return next((f.name for f in FORMATS.values() if f.matches(keys)), None)
 
 
-_JSON_TURNS: Final = frozenset({"messages", "conversations", "chosen", "rejected", "prompt", "completion"})
+_JSON_TURNS: Final = frozenset({"messages", "conversations", "contents", "chosen", "rejected", "prompt", "completion"})
 """Fields whose turns may be written as JSON text, which is the only way that a table has."""
-_LOOKS_LIKE_TURNS: Final = re.compile(r"\s*\[?\s*\{\s*[\"'](role|from|content|value)[\"']\s*:")
+_LOOKS_LIKE_TURNS: Final = re.compile(r"\s*\[?\s*\{\s*[\"'](role|from|content|value|parts)[\"']\s*:")
 
 
 def _decoded(row: Row) -> Row:
@@ -171,6 +171,11 @@ def _sharegpt(row: Row) -> Example:
 
 def _messages(row: Row) -> Example:
     turns = conversation.openai_turns(row, "messages", row.value["messages"])
+    return conversation.example(row, turns, tools_of(row))
+
+
+def _gemini(row: Row) -> Example:
+    turns = conversation.gemini_turns(row, "contents", row.value["contents"])
     return conversation.example(row, turns, tools_of(row))
 
 
@@ -249,6 +254,19 @@ FORMATS: Final[dict[str, Format]] = {
                     {"from": "gpt", "value": "4 degrees."},
                 ],
                 "tools": [_WEATHER],
+            },
+        ),
+        Format(
+            "gemini",
+            "Turns as Gemini and Vertex have them: role user or model, and parts of text.",
+            ("contents",),
+            ("tools", "functions", "system"),
+            _gemini,
+            {
+                "contents": [
+                    {"role": "user", "parts": [{"text": "Hi"}]},
+                    {"role": "model", "parts": [{"text": "Hello!"}]},
+                ]
             },
         ),
         Format(
@@ -365,7 +383,9 @@ def named(format_name: str) -> Format:
     return FORMATS[format_name]
 
 
-LISTS: Final = frozenset({"messages", "conversations", "tools", "functions", "history", "chosen", "rejected"})
+LISTS: Final = frozenset(
+    {"messages", "conversations", "contents", "tools", "functions", "history", "chosen", "rejected"}
+)
 """Fields that are lists by nature or may hold turns; every other mapped field becomes text."""
 
 

@@ -9,7 +9,7 @@ from inlay.errors import DataError
 from inlay.typed_json import JsonObject
 
 ROW_LISTS: Final = frozenset({
-    "messages", "conversations", "prompt", "completion", "tools", "functions", "instances",
+    "messages", "conversations", "contents", "prompt", "completion", "tools", "functions", "instances",
     "chosen", "rejected", "preferred_output", "non_preferred_output",
 })  # fmt: skip
 """Fields of one row that hold lists of objects, so such a list is not the list of rows."""

@@ -27,6 +27,12 @@ SHAPES: Final[tuple[tuple[Callable[[JsonObject], Any], str], ...]] = (
         'leave out rows without one: {"instruction": question, "input": context, "output": answers["text"][0]}',
     ),
     (
+        lambda value: _is_list(value, "paragraphs") or _is_list(value, "qas"),
+        "a text with its questions, as SQuAD's own files nest them. Write a row for each question that has an answer: "
+        '{"instruction": qa["question"], "input": paragraph["context"], "output": qa["answers"][0]["text"]}, for every qa of '
+        'paragraph["qas"] and every paragraph of data[…]["paragraphs"]',
+    ),
+    (
         lambda value: "question" in value and _is_list(value, "answers"),
         "a question with several answers in 'answers'. Write the one to train on as a text: "
         '{"question": question, "answer": answers[0]}',

@@ -16,7 +16,7 @@ from inlay.data.reading.turn_fields import THOUGHTS
 from inlay.data.types import Row
 from inlay.errors import DataError
 
-SYSTEMS: Final = ("system", "system_prompt", "system_message", "system_instruction")
+SYSTEMS: Final = ("system", "system_prompt", "system_message", "system_instruction", "systemInstruction")
 """The system turn beside the other turns, in every format but `text`."""
 # fmt: off
 TEXT_NOTES: Final = frozenset({
@@ -35,13 +35,18 @@ SWITCHES: Final = ("chat_template_kwargs", "enable_thinking")
 """Fields with switches of the chat template, in every format but `text`."""
 GREETING: Final = "the greeting in the first turn"
 """The name of an assistant turn before all others, among the parts of a row that have no effect."""
+UNANSWERED: Final = "the turns after the last answer"
+"""The name of a question at the end of a conversation, among the parts of a row that have no effect."""
 COSTS: Final = {
     **dict.fromkeys(("rejected", "rejected_response", "rejected_messages", "rejected_output"), "not learned from"),
     **dict.fromkeys(("score", "reward", "rating", "score_chosen", "score_rejected"), "rows of every score count the same"),
     GREETING: "read and not trained, as it answers nothing",
+    UNANSWERED: "not read, as no answer follows them",
 }  # fmt: skip
 """The cost of leaving a field out, where the model loses more than its text."""
-TURNS: Final = frozenset({"messages", "conversations", "chosen", "preferred_output"})
+PARTS: Final = (GREETING, UNANSWERED)
+"""Parts of a row that have no effect and are no fields."""
+TURNS: Final = frozenset({"messages", "conversations", "contents", "chosen", "preferred_output"})
 _NO: Final[tuple[Any, ...]] = (None, "", [], {})
 _BAD: Final = (
     "bad", "poor", "low", "negative", "down", "thumbs_down", "thumbs down", "thumbs-down", "thumbsdown", "👎", "dislike",
@@ -130,8 +135,12 @@ KINDS: Final = (
     ),
     Kind(
         ("context", "contexts", "passage", "passages", "document", "article", "paragraph", "background", "evidence",
-         "knowledge", "support", "options", "choices", "input", "instruction"), _ANYTHING,
+         "knowledge", "support", "input", "instruction"), _ANYTHING,
         "the model would not see it beside the question", _INTO, beside_turns=False,
+    ),
+    Kind(
+        ("options", "choices"), _ANYTHING, "the model would not see the choices", "Write them into the question as the model "
+        'is to read them, each on a line of its own ("A. first"), and the answer as it shall write it', beside_turns=False,
     ),
     Kind(("history",), _ANYTHING, "the model would not see the turns before the question",
          "Write the turns as messages"),
@@ -245,7 +254,7 @@ def table() -> list[tuple[tuple[str, ...], str]]:
             "two or more choices like these: refused, as the model would not see them",
         ),
         (SPLITS, "rows for training and for testing in one file: refused, as both would be trained on"),
-        *((names, f"named as ignored: {why}") for why, names in costs.items() if GREETING not in names),
+        *((names, f"named as ignored: {why}") for why, names in costs.items() if names[0] not in PARTS),
         (tuple(sorted(NOTES)), "named as ignored: nothing to learn from"),
         ((), "named as ignored: the model never sees it"),
     ]

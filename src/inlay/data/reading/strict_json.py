@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from inlay.data.reading.json_tables import rows_within
 from inlay.data.types import OnFault, Row, Source
@@ -176,12 +176,14 @@ def _nothing_after(text: str, end: int, place: str) -> None:
     raise DataError(f"{place}: text after the object (got {rest!r}). One line holds one object and nothing else.")
 
 
+_TURN_KEYS: Final = (("contents", {"role", "parts"}), ("messages", {"role"}), ("conversations", {"from"}))
+"""(field, the keys of every turn in it) of each way to write turns."""
+
+
 def turns_field(value: Any) -> str | None:
     """The field that a list of turns would stand in, if the value is one."""
     if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
-        return next(
-            (f for f, key in (("messages", "role"), ("conversations", "from")) if all(key in t for t in value)), None
-        )
+        return next((name for name, keys in _TURN_KEYS if all(t.keys() >= keys for t in value)), None)
     return None
 
 

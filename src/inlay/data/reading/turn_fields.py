@@ -29,14 +29,18 @@ NOTES: Final = frozenset({
 # fmt: on
 """Fields of a turn that change nothing in what is trained."""
 READ: Final = frozenset({
-    "role", "content", "from", "value", "name", "tool_calls", "function_call", "tool_call_id",
+    "role", "content", "from", "value", "parts", "name", "tool_calls", "function_call", "tool_call_id",
     *WEIGHTS, *SWITCHES, *THOUGHTS,
 })  # fmt: skip
 KNOWN: Final = READ | NOTES
 _NO: Final[tuple[Any, ...]] = (None, "", [], {})
 
 
-_OTHER_STYLE: Final = {"content": ("from", "value"), "value": ("role", "content")}
+_OTHER_STYLE: Final = {
+    "content": ("from", "value", "parts"),
+    "value": ("role", "content", "parts"),
+    "parts": ("from", "value", "content"),
+}
 
 
 def refuse_unknown(row: Row, where: str, turn: JsonObject, text_field: str) -> None:
@@ -53,7 +57,7 @@ def refuse_unknown(row: Row, where: str, turn: JsonObject, text_field: str) -> N
             f"{where}.{key}",
             value,
             f"inlay does not read this field of a turn, so it would be lost.{hint} Read are "
-            f"{', '.join(sorted(READ - {'from', 'value', 'role', 'content'}))}. Take it out, or write it as one of these.",
+            f"{', '.join(sorted(READ - {'from', 'value', 'role', 'content', 'parts'}))}. Take it out, or write it as one of these.",
         )
 
 
@@ -125,7 +129,7 @@ def tool_call_id(row: Row, where: str, turn: JsonObject, role: str) -> str | Non
 def table() -> list[tuple[tuple[str, ...], str]]:
     """(fields of a turn, what inlay does with them), for the page on data."""
     return [
-        (("role", "content", "from", "value"), "the speaker and the text"),
+        (("role", "content", "from", "value", "parts"), "the speaker and the text"),
         (WEIGHTS, "each token of the turn counts so much; 0 masks it"),
         (SWITCHES, "false or 0 masks the turn, true or 1 trains it; refused where two of these contradict each other"),
         (THOUGHTS, "given to the chat template under the name that it shows, and trained; refused where it shows none"),
