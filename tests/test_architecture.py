@@ -25,7 +25,7 @@ def test_torch_is_not_imported_before_a_verb_needs_it(module: str) -> None:
 
 
 def test_the_compiler_of_torch_is_not_imported_where_rows_are_only_tokenized() -> None:
-    program = "import sys, inlay.tasks.table; assert not {'torch._dynamo', 'triton', 'peft'} & set(sys.modules)"
+    program = "import sys, inlay.tasks.task; assert not {'torch._dynamo', 'triton', 'peft'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 

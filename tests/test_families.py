@@ -19,7 +19,7 @@ from inlay.engine import select_engine
 from inlay.evaluation.score import held_out, read_held_out, score
 from inlay.methods.adapter import detach
 from inlay.methods.target_modules import coverage, expert_targets
-from inlay.tasks.causal import CAUSAL
+from inlay.tasks.task import CAUSAL
 from parts import qa_rows, quick_tree, write_rows
 from training_runs import Quiet, train
 

@@ -22,7 +22,7 @@ from inlay.evaluation.summary import style_relevance_text
 from inlay.evaluation.task_metrics import metrics_for
 from inlay.runs import folder as runs
 from inlay.runs.reporter import PlainReporter
-from inlay.tasks.table import TASKS
+from inlay.tasks.task import TASKS
 from parts import qa_rows, write_rows
 from program import Ended
 

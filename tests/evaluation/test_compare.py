@@ -33,7 +33,7 @@ from inlay.evaluation.score import EvalSet, Score, held_out, read_held_out, scor
 from inlay.evaluation.task_metrics import primary_metric
 from inlay.methods.adapter import attach
 from inlay.runs.reporter import PlainReporter
-from inlay.tasks.causal import CAUSAL
+from inlay.tasks.task import CAUSAL
 from parts import make_base, write_rows
 from training_runs import Quiet
 

@@ -16,8 +16,7 @@ from inlay.data.encoding.encoder import Encoder
 from inlay.data.types import Message
 from inlay.errors import DataError
 from inlay.generation import generate
-from inlay.generation.cache import cache_argument, cache_for
-from inlay.generation.generate import Sampling, answers, full_answers, text_streamer
+from inlay.generation.generate import Sampling, answers, cache_argument, cache_for, full_answers, text_streamer
 
 
 @pytest.fixture(scope="module")

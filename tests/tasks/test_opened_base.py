@@ -19,7 +19,7 @@ from inlay.errors import AdapterError
 from inlay.models import base as bases
 from inlay.runs.folder import Run
 from inlay.tasks.opened_base import OpenedBase, Precision
-from inlay.tasks.table import TASKS
+from inlay.tasks.task import TASKS
 from parts import make_base
 from training_runs import train
 

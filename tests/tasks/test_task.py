@@ -14,7 +14,7 @@ from inlay.config import validate
 from inlay.data.batches import Batch
 from inlay.engine.loss import RowLosses, causal_loss
 from inlay.generation.generate import Answer
-from inlay.tasks.table import TASKS, task_of
+from inlay.tasks.task import TASKS, task_of
 from training_runs import train
 
 Tree = Callable[..., dict[str, Any]]

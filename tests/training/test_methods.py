@@ -17,7 +17,7 @@ from inlay import api
 from inlay import config as configs
 from inlay.data.batches import collate
 from inlay.errors import ConfigError, InlayError
-from inlay.generation.cache import cache_argument, cache_for
+from inlay.generation.generate import cache_argument, cache_for
 from inlay.methods.adapter import adapter_disabled, detach, trained_parameters
 from inlay.methods.adapter_state import AdapterState
 from inlay.training.optimizer import make_optimizer, set_learning_rate

@@ -18,7 +18,7 @@ from inlay.errors import RunError
 from inlay.generation.generate import Sampling, text_streamer
 from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter, Reporter
-from inlay.tasks.table import task_of
+from inlay.tasks.task import task_of
 
 Prompt = str | Sequence[Mapping[str, str]]
 """The text of a user, or the messages of a conversation."""

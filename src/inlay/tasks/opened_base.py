@@ -17,8 +17,7 @@ from inlay.methods.adapter import detach
 from inlay.methods.adapter_state import AdapterState
 from inlay.models import base as bases
 from inlay.models.base import BaseRef
-from inlay.tasks.table import TASKS, task_of
-from inlay.tasks.task import Task
+from inlay.tasks.task import TASKS, Task, task_of
 
 _OF_LOADING = ("attention", "matmul_precision", "double_quantization", "compute_dtype")
 """Settings that decide, beside the precision, what is in memory."""

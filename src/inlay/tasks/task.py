@@ -1,23 +1,25 @@
 """The seam of tasks: what differs between, say, a causal language model and a classifier, in one place.
 
-`inlay.tasks.table.TASKS` lists them.
+`TASKS` lists them; each is made of functions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from inlay.config import Config
 from inlay.config.sections.data import DataConfig
-from inlay.data.batches import Batch
+from inlay.data.batches import Batch, collate
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.encoding.token_arrays import TokenSet
-from inlay.engine.loss import Collate, Loss, score_rows
-from inlay.generation.generate import Answer
+from inlay.engine.loss import Collate, Loss, causal_loss, score_rows
+from inlay.generation.generate import Answer, full_answers
+from inlay.models import base as bases
 from inlay.models.base import BaseRef
 
 
@@ -50,3 +52,31 @@ class Task:
     ) -> Tensor:  # fmt: skip
         """Loss, weight and, with `hits`, hits of each sequence; see `inlay.engine.loss.score_rows`."""
         return score_rows(model, tokens, shares, pad_id, device, dtype, self.collate, self.loss, hits=hits)
+
+
+def _random_causal_model(architecture: Any, attention: str, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    implementation = None if attention == "auto" else attention
+    return AutoModelForCausalLM.from_config(architecture, dtype=dtype, attn_implementation=implementation)
+
+
+CAUSAL: Final = Task(
+    architecture=bases.architecture,
+    load_model=bases.load_model,
+    random_model=_random_causal_model,
+    encoder=Encoder.of,
+    collate=collate,
+    loss=causal_loss,
+    answers=full_answers,
+)
+"""Causal language modelling: the model continues a text, and learns the answers in it token by token."""
+
+TASKS: Final[dict[str, Task]] = {"causal": CAUSAL}
+"""Name -> task. The functions of a new one lie in a file of their own, and it has an entry here; docs/architecture.md
+lists the places that still take a causal language model for granted."""
+
+
+def task_of(config: Config) -> Task:  # noqa: ARG001 -- every config trains a causal language model today
+    """The task of a run."""
+    return TASKS["causal"]

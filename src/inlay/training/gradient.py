@@ -9,7 +9,7 @@ from torch import Tensor
 from inlay.data.batches import Batch, assign_to_ranks, micro_batches, split_across_ranks
 from inlay.engine.memory import trim_allocator
 from inlay.engine.profile import timed
-from inlay.tasks.table import task_of
+from inlay.tasks.task import task_of
 from inlay.training.job import AdapterJob
 from inlay.training.process_group import share_size
 from inlay.training.signals import StopRequest

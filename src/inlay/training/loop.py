@@ -27,7 +27,7 @@ from inlay.errors import Interrupted, TrainingError
 from inlay.methods.adapter import adapter_disabled, only
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter
-from inlay.tasks.table import task_of
+from inlay.tasks.task import task_of
 from inlay.training import guards
 from inlay.training.checkpoint import StepMetrics
 from inlay.training.gradient import accumulate, share_of

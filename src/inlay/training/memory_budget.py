@@ -21,7 +21,7 @@ from inlay.methods.method import TRAINED
 from inlay.methods.table import method_of
 from inlay.runs.reporter import bytes_shown
 from inlay.tasks.opened_base import Precision
-from inlay.tasks.table import task_of
+from inlay.tasks.task import task_of
 from inlay.training.launcher import launch
 from inlay.training.process_group import ProcessGroup, share_size
 from inlay.training.resolve import Choices

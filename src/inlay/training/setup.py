@@ -39,8 +39,7 @@ from inlay.models.generation_settings import generation_settings
 from inlay.models.untrained_ends import untrained_ends_warning
 from inlay.runs.reporter import Reporter
 from inlay.tasks.opened_base import OpenedBase, Precision
-from inlay.tasks.table import task_of
-from inlay.tasks.task import Task
+from inlay.tasks.task import Task, task_of
 from inlay.training.job import AdapterJob, TrainingBase
 from inlay.training.launcher import require_precision
 from inlay.training.memory_budget import fit_batches, keeps_freed, parse_bytes, work_of

@@ -32,7 +32,7 @@ from inlay.hardware.probe import synchronize
 from inlay.methods.adapter import attach, trained_parameters
 from inlay.methods.method import TRAINED
 from inlay.methods.table import METHODS, adapters_on
-from inlay.tasks.table import task_of
+from inlay.tasks.task import task_of
 from inlay.training.optimizer import make_optimizer
 from inlay.training.resolve import targets_of
 from inlay.training.setup import ready_to_train
