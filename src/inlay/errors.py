@@ -73,6 +73,12 @@ def nearest(name: str, allowed: Iterable[str], cutoff: float = 0.6) -> str | Non
     return close[0] if close else None
 
 
+def nearest_of(name: str, allowed: Iterable[str]) -> str:
+    """` Did you mean A, B or C?` with the at most three allowed names closest to `name`; empty when none is close."""
+    close = difflib.get_close_matches(name, list(allowed), n=3)
+    return f" Did you mean {' or '.join([', '.join(close[:-1])] * bool(close[:-1]) + close[-1:])}?" if close else ""
+
+
 def unknown_name(kind: str, got: str, allowed: Iterable[str]) -> str:
     """One line for a name that is not in a closed set: the name, the nearest, and the set where it is short."""
     names = sorted(allowed)

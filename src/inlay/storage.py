@@ -31,13 +31,13 @@ _STAGING = ".staging-"
 _OLD = f"{_STAGING}old-"  # an earlier folder in the moment when its successor takes its place
 
 _WAY_OUT = {
-    errno.ENOSPC: "the disk is full. Free space or choose another folder (for runs: output.folder)",
-    errno.EDQUOT: "your disk quota is used up. Free space or choose another folder (for runs: output.folder)",
-    errno.EACCES: "no permission to write here. Choose another folder (for runs: output.folder) or change its owner",
-    errno.EPERM: "no permission to write here. Choose another folder (for runs: output.folder) or change its owner",
-    errno.EROFS: "this file system is read-only. Choose another folder (for runs: output.folder)",
+    errno.ENOSPC: "the disk is full. Free space or choose another folder (runs: output.folder; adapters: --library)",
+    errno.EDQUOT: "your disk quota is used up. Free space or choose another folder (runs: output.folder; adapters: --library)",
+    errno.EACCES: "no permission to write here. Choose another folder (runs: output.folder; adapters: --library) or change its owner",
+    errno.EPERM: "no permission to write here. Choose another folder (runs: output.folder; adapters: --library) or change its owner",
+    errno.EROFS: "this file system is read-only. Choose another folder (runs: output.folder; adapters: --library)",
     errno.EISDIR: "is a folder. Name a file",
-    errno.ENOTDIR: "a part of this path is a file, not a folder. Choose another folder (for runs: output.folder)",
+    errno.ENOTDIR: "a part of this path is a file, not a folder. Choose another folder (runs: output.folder; adapters: --library)",
 }
 
 
@@ -282,6 +282,16 @@ def move_aside(folder: Path, why: str = "old") -> Path:
     return target
 
 
+def removed_at_once(folder: Path) -> None:
+    """Deletes a folder: from one moment to the next it is gone as a whole. `sweep_staging` finishes after a kill."""
+    going = folder.with_name(f"{_STAGING}removed-{folder.name}-{os.getpid()}")
+    with explained(folder):
+        shutil.rmtree(going, ignore_errors=True)
+        folder.rename(going)
+        _fsync_folder(folder.parent)
+        shutil.rmtree(going, ignore_errors=True)
+
+
 def is_staging(path: Path) -> bool:
     """Whether the name is that of something half-written."""
     return path.name.startswith(".") and _STAGING in path.name
@@ -309,16 +319,19 @@ def sweep_abandoned(folder: Path, after_s: float = 3600) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def require_space(folder: Path, needed_bytes: int) -> None:
-    """Raises: StorageError when the file system of `folder` has less room than needed."""
+def require_space(
+    folder: Path, needed_bytes: int, what: str = "the run",
+    remedy: str = "choose another folder (output.folder), or lower train.keep_checkpoints",
+) -> None:  # fmt: skip
+    """Raises: StorageError when the file system of `folder` has less room than `what` needs."""
     while not folder.exists():
         folder = folder.parent
     with explained(folder):
         free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise StorageError(
-            f"{folder}: {free_bytes / 1e6:.0f} MB free, but the run needs about {needed_bytes / 1e6:.0f} MB. "
-            "Free space, choose another folder (for runs: output.folder), or lower train.keep_checkpoints."
+            f"{folder}: {free_bytes / 1e6:.0f} MB free, but {what} needs about {needed_bytes / 1e6:.0f} MB. "
+            f"Free space, or {remedy}."
         )
 
 
