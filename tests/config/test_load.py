@@ -37,6 +37,9 @@ def refusal(**given: Any) -> str:
         ("data.columns.prompt=utterance", "data.columns.prompt", "utterance"),
         ("data.columns={prompt: a, completion: b}", "data.columns", {"prompt": "a", "completion": "b"}),
         ("train.max_steps=null", "train.max_steps", None),
+        ("train.max_steps=1e3", "train.max_steps", 1000),
+        ("train.eval_steps=2.0", "train.eval_steps", 2),
+        ("train.learning_rate_factors={1e2: 1}", "train.learning_rate_factors", {100: 1}),
         ("model.revision=1234567", "model.revision", "1234567"),  # a commit, not a number
         ("model.revision=null", "model.revision", None),
         ("output.name=2026", "output.name", "2026"),
@@ -47,7 +50,10 @@ def refusal(**given: Any) -> str:
 )
 def test_an_assignment_gives_the_value_its_setting_takes(text: str, key: str, value: Any) -> None:
     assert parse_assignment(text) == (key, value)
-    load(tree=LEAST, assignments={key: value})
+    section, _, name = key.partition(".")
+    config = load(tree=LEAST, assignments=dict([parse_assignment(text)]))
+    if "." not in name:
+        assert getattr(getattr(config, section), name) == value
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationInfo, field_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 Auto = Literal["auto"]
@@ -30,6 +31,26 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _whole_numbers_in_any_notation(cls, value: Any, info: ValidationInfo) -> Any:
+        return _whole(value, cls.model_fields[str(info.field_name)].annotation)
+
+
+def _whole(value: Any, annotation: Any) -> Any:
+    """`1e3` as 1000 where a setting takes whole numbers and no others; entries of lists and mappings too."""
+    kind, arguments = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        return _whole(value, arguments[0])
+    if kind in (Union, UnionType):
+        found = [_whole(value, member) for member in arguments]
+        return value if float in arguments else next((new for new in found if new is not value), value)
+    if isinstance(value, list) and kind is list:
+        return [_whole(item, arguments[0]) for item in value]
+    if isinstance(value, Mapping) and kind is dict:
+        return {_whole(key, arguments[0]): _whole(item, arguments[1]) for key, item in value.items()}
+    return int(value) if annotation is int and isinstance(value, float) and value.is_integer() else value
 
 
 @dataclass(frozen=True)
