@@ -16,8 +16,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from families import make_family
 from inlay import api, file_digests, storage
 from inlay import config as configs
+from inlay.config.sections.model import ModelConfig
 from inlay.errors import ConfigError, ModelError
 from inlay.hardware.probe import pick_dtype
 from inlay.models import base as bases
@@ -139,6 +141,34 @@ def test_a_file_or_a_wrong_name_in_place_of_a_folder_is_explained(tmp_path: Path
         find_base(str(tmp_path / "bases"))
     with pytest.raises(ModelError, match="has no effect on the local folder"):
         find_base(str(copied), revision="main")
+
+
+@pytest.mark.parametrize(
+    ("switch", "other"), [("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), ("TRANSFORMERS_OFFLINE", "HF_HUB_OFFLINE")]
+)
+def test_a_hub_id_that_is_not_there_while_offline_names_the_switch_and_both_ways_out(
+    switch: str, other: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(switch, "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=f"{switch} is set.*Unset {switch} to download it, or give a local folder"):
+        find_base("owner/name")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+def test_an_attention_that_a_base_does_not_have_names_the_setting_and_what_works(
+    attention: str, tmp_path: Path
+) -> None:
+    base = find_base(str(make_family(tmp_path / "base", "gemma2" if attention == "sdpa" else "llama")))
+    settings = ModelConfig(base_model="x", attention=attention)  # type: ignore[arg-type]
+    with pytest.raises(
+        ModelError, match=rf"model\.attention {attention}: .*model\.attention=eager.*leave it out"
+    ) as caught:
+        load_model(base, settings, torch.float32, "cpu", "none")
+    assert str(caught.value).endswith(".")
+    load_model(base, ModelConfig(base_model="x", attention="eager"), torch.float32, "cpu", "none")
 
 
 def test_a_tokenizer_without_fast_form_is_refused(copied: Path, monkeypatch: pytest.MonkeyPatch):

@@ -70,7 +70,7 @@ OTHER: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a value": (lambda f: edit_weights(f, first_up), "its weights have other values"),
     "halves": (
         lambda f: edit_weights(f, lambda t: {k: v.half() for k, v in t.items()}),
-        "its weights are stored as F16, then as F32",
+        "the dtype of its weights was F32 and is F16",
     ),
     "a weight less": (
         lambda f: edit_weights(f, lambda t: {k: v for k, v in t.items() if k != "model.norm.weight"}),

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from inlay.config.sections.model import ModelConfig
 from inlay.errors import ModelError, nearest
 from inlay.hardware.probe import pick_matmul_precision
+from inlay.models.attention import refuse_attention
 from inlay.models.fingerprint import Fingerprint, difference, digest_of_files, fingerprint
 from inlay.models.generation_settings import without_sampling
 from inlay.models.memory_mapped import paged_out
@@ -165,10 +166,24 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> Path:
             f"--model {name}: no such folder here and no such model on the hub (or it is gated: set HF_TOKEN)."
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        if offline := _offline_switch():
+            raise ModelError(
+                f"--model {name}: no such folder here, and the hub is not asked: {offline} is set, and the hub's cache has "
+                f"no complete copy{f' of {revision}' if revision else ''}. Unset {offline} to download it, or give a local "
+                "folder or builtin:nano."
+            ) from None
         raise ModelError(
             f"--model {name}: no such folder here, and the hub cannot be reached ({type(error).__name__}). "
             "Give a local folder or builtin:nano."
         ) from None
+
+
+def _offline_switch() -> str:
+    """The variable of the environment that keeps huggingface_hub offline; empty where it is online."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    switches = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return next((name for name in switches if os.environ.get(name)), switches[0]) if HF_HUB_OFFLINE else ""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -347,6 +362,7 @@ def load_model(
         with _without_reports(), _lean(ref.folder, quantization):
             model, found = AutoModelForCausalLM.from_pretrained(str(ref.folder), output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        refuse_attention(architecture(ref), settings.attention)
         raise ModelError(f"--model {ref.name}: cannot be loaded ({_first_line(error)}).") from None
     absent = sorted(found["missing_keys"]) or sorted(str(entry[0]) for entry in found["mismatched_keys"])
     if absent:

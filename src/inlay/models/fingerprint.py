@@ -82,7 +82,7 @@ def difference(then: JsonObject, now: Fingerprint) -> str:
         layout, dtypes = then.get("layout"), then.get("dtypes")
         found.append(
             "its weights have other names or shapes" if layout != now.layout
-            else f"its weights are stored as {now.dtypes}, then as {dtypes}" if dtypes != now.dtypes
+            else f"the dtype of its weights was {dtypes} and is {now.dtypes}" if dtypes != now.dtypes
             else "its weights have other values"
         )  # fmt: skip
     before, after = dict(then.get("config") or {}), now.config
