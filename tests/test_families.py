@@ -18,7 +18,9 @@ from inlay.data.batches import collate
 from inlay.engine import select_engine
 from inlay.evaluation.score import held_out, read_held_out, score
 from inlay.methods.adapter import detach
+from inlay.methods.lora import lora_layers
 from inlay.methods.target_modules import coverage, expert_targets
+from inlay.runs.pre_flight import AdapterFacts
 from inlay.tasks.task import CAUSAL
 from parts import qa_rows, quick_tree, write_rows
 from training_runs import Quiet, train
@@ -52,6 +54,14 @@ def of_the_family(name: str, tmp_path: Path, **adapter: Any) -> str:
     assert run.config.train.engine == ("handwritten" if FAMILIES[name][0] in select_engine.FAMILIES else "autograd")
 
     loaded = api.load(run)
+    targets = run.config.adapter.target_modules
+    assert not isinstance(targets, str)
+    shown = AdapterFacts(summary="LoRA", trainable=1, targets=targets, coverage="all").words()
+    named = shown.partition(" on ")[2].partition(": ")[0].rpartition(" layers named ")[2]
+    layers = {
+        layer.rpartition(".")[2] for layer, held in lora_layers(loaded.model) if not hasattr(held, "parameter_name")
+    }
+    assert set(named.split(", ")) == layers
     rows = held_out(read_held_out(run.heldout), loaded.encoder, int(run.config.data.max_length), "drop", ())
     alike = {
         "batch_size": 4,
@@ -75,8 +85,6 @@ def of_the_family(name: str, tmp_path: Path, **adapter: Any) -> str:
         assert float((off - opened.base_model.model(input_ids=ids).logits).abs().max()) == 0
 
     plain = detach(loaded.model)
-    targets = run.config.adapter.target_modules
-    assert not isinstance(targets, str)
     return coverage(plain, targets, expert_targets(plain) if adapter.get("experts") else ()).split(" ")[0]
 
 

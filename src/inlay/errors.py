@@ -68,8 +68,10 @@ class Interrupted(InlayError):
 
 
 def nearest(name: str, allowed: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The allowed name closest to `name`, or None when nothing is close."""
-    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=cutoff)
+    """The allowed name closest to `name`, or None when nothing is close. One in other letter case is the closest."""
+    names = list(allowed)
+    close = [other for other in names if other.casefold() == name.casefold()]
+    close = close or difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     return close[0] if close else None
 
 

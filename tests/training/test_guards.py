@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from inlay import api
 from inlay.cli.render.run import after_training
 from inlay.config import load
+from inlay.data.batches import micro_batches, step_rows
 from inlay.errors import Interrupted, TrainingError
 from inlay.methods.adapter_state import AdapterState
 from inlay.runs.folder import Run
@@ -195,6 +196,29 @@ def test_the_pre_flight_block_says_what_was_held_out_and_what_was_lost(config_tr
     assert said(0) == "20 of 20 rows"
     assert said(2) == "18 of 20 rows; 2 dropped, 0 cut"
     assert said(2, data={"overlong": "cut"}, eval={"max_rows": 5}) == "5 of 20 rows (drawn by seed); 0 dropped, 2 cut"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batch_size": 8, "micro_batch_size": 4}, "8 = 4 × 2"),
+        ({"batch_size": 10, "micro_batch_size": 4}, "10, in 3 micro batches of at most 4"),
+        (
+            {"batch_size": 512, "micro_batch_size": 64},
+            "32 = 32 × 1 (train.batch_size 512 is larger than the 32 rows of an epoch, so each epoch is one step; a smaller "
+            "one takes more steps)",
+        ),
+    ],
+)
+def test_the_pre_flight_block_says_how_the_rows_of_a_step_are_computed(
+    settings: dict[str, int], said: str, config_tree: Tree
+) -> None:
+    job = set_up(load(tree=config_tree(train=settings)), Quiet(), ProcessGroup())
+    assert dict(pre_flight(job).block())["batch"] == said
+    groups = micro_batches(
+        step_rows(1, 0, job.train.shares, settings["batch_size"]), job.lengths, settings["micro_batch_size"]
+    )
+    assert said.startswith(f"{sum(map(len, groups))}")
 
 
 def test_the_figures_of_a_run_count_what_they_say(config_tree: Tree, tmp_path: Path) -> None:

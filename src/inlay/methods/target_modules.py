@@ -151,16 +151,23 @@ def all_linear(model: nn.Module) -> str:
 
 def _heads_named(model: nn.Module, wanted: Sequence[str]) -> list[str]:
     """The head, where it is named. Raises: AdapterError where it shares its weights with the embeddings."""
-    head, embeddings = _head(model), getattr(model, "get_input_embeddings", lambda: None)()
-    found = hit(
-        wanted, [name for name, module in base_modules(model) if isinstance(head, nn.Linear) and module is head]
-    )
-    if found and embeddings is not None and getattr(head, "weight", None) is embeddings.weight:
+    found = hit(wanted, _head_names(model))
+    if found and _is_tied(model):
         raise AdapterError(
             f"adapter.target_modules: {found[0]} has the weights of the embeddings (tie_word_embeddings), and an adapter "
             "merged into it would change them too. Leave it out, or train all weights with adapter.method=full."
         )
     return found
+
+
+def _head_names(model: nn.Module) -> list[str]:
+    head = _head(model)
+    return [name for name, module in base_modules(model) if isinstance(head, nn.Linear) and module is head]
+
+
+def _is_tied(model: nn.Module) -> bool:
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    return embeddings is not None and getattr(_head(model), "weight", None) is embeddings.weight
 
 
 def _why_not(model: nn.Module, ending: str, layers: Sequence[str]) -> str:
@@ -180,6 +187,8 @@ def _why_not(model: nn.Module, ending: str, layers: Sequence[str]) -> str:
             f"{ending} is an embedding, and adapters are put on linear layers. Leave it out, or train all weights with "
             "adapter.method=full."
         )
+    if not _is_tied(model):
+        known |= {name.rpartition(".")[2] for name in _head_names(model)}
     return unknown_name("layer", ending, known)
 
 

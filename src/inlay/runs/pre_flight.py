@@ -100,7 +100,10 @@ class AdapterFacts:
     def _kind(self) -> str:
         if not self.coverage:
             return self.summary
-        places = ", ".join(self.targets) if len(self.targets) <= 8 else f"{len(self.targets)} layers"
+        places = ", ".join(self.targets)
+        if any(part.isdigit() for name in self.targets for part in name.split(".")):  # each layer by its full name
+            kinds = sorted({name.rpartition(".")[2] for name in self.targets})
+            places = f"{len(self.targets)} layers named {', '.join(kinds)}"
         return f"{self.summary}, on {places}{' and all experts' if self.experts else ''}: {self.coverage}"
 
 
@@ -134,6 +137,8 @@ class StepFacts:
     micro_batch_size: int
     """As configured; a process may have fewer rows of a step."""
     processes: int
+    rows: int
+    """Rows that an epoch draws; a step has no more."""
     total: int
     warmup: int
     schedule: str
@@ -150,20 +155,35 @@ class StepFacts:
     def block(self) -> list[tuple[str, str]]:
         """Names and words, for the reader."""
         several = self.processes > 1
-        share = -(-self.batch_size // self.processes)
-        at_once = min(self.micro_batch_size, share) if several else self.micro_batch_size
-        over = f"{self.processes} processes × " if several else ""
         of_b = f", of B {self.lora_plus_ratio:g} times that" if self.lora_plus_ratio != 1 else ""
         return [
             ("engine", str(self.engine)),
             *([("processes", f"{self.processes}, each with its share of every step and of the held-out rows")] if several else []),
-            ("batch", f"{self.batch_size} = {over}{at_once} × {-(-share // self.micro_batch_size)}"),
+            ("batch", self._batch()),
             *([("apart", self.apart)] if self.apart else []),
             *([("order", self.order.words())] if self.order else []),
             ("steps", f"{self.total}, warmup {self.warmup}, {self.schedule}, learning rate {self.learning_rate:g} "
                       f"({self.learning_rate_reason}){of_b}"),
             ("evaluate, save", f"every {self.eval_every}, every {self.save_every} steps"),
         ]  # fmt: skip
+
+    def _batch(self) -> str:
+        """Rows of a step as they are shared out: processes × rows computed at once × micro batches."""
+        rows = min(self.batch_size, self.rows)
+        share = -(-rows // self.processes)
+        at_once = min(self.micro_batch_size, share)
+        times = -(-share // at_once)
+        over = f"{self.processes} processes × " if self.processes > 1 else ""
+        each = " of each process" if self.processes > 1 else ""
+        shown = f"{rows} = {over}{at_once} × {times}"
+        if rows != self.processes * at_once * times:
+            shown = f"{rows}, in {times} micro batches{each} of at most {at_once}"
+        if rows == self.batch_size:
+            return shown
+        return (
+            f"{shown} (train.batch_size {self.batch_size} is larger than the {rows} rows of an epoch, so each epoch is one "
+            "step; a smaller one takes more steps)"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,7 @@ def _steps(job: AdapterJob) -> StepFacts:
         batch_size=train.batch_size,
         micro_batch_size=int(train.micro_batch_size),
         processes=job.base.group.size,
+        rows=job.train.drawn,
         total=job.total_steps,
         warmup=warmup_steps(train, job.total_steps),
         schedule=train.schedule,
