@@ -18,6 +18,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from inlay import api
+from inlay.cli.render.run import after_training
 from inlay.config.sections.model import ModelConfig
 from inlay.models.base import find_base, load_model
 from inlay.models.named_class import named_class, pattern_for_both, renamed, reverse
@@ -102,6 +103,8 @@ def test_an_adapter_has_the_same_effect_in_the_class_that_config_json_names(
         card["class"]
         == "Qwen3_5ForCausalLM, saved under the names of Qwen3_5ForConditionalGeneration, which config.json names"
     )
+    assert card["opens_in"] == run.result.opens_in == "Qwen3_5ForConditionalGeneration"
+    assert "opens with PEFT on transformers' Qwen3_5ForConditionalGeneration\n" in after_training(run)
     assert api.verify(run)["passed"]
 
 

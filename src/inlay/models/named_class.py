@@ -38,6 +38,11 @@ class NamedClass:
         """The name of a module of the trained class in the named one."""
         return _moved(module, self.prefixes)
 
+    @property
+    def opened_in(self) -> str:
+        """The class of transformers in which the saved adapter has its effect."""
+        return self.trained if self.unproven else self.name
+
     def summary(self) -> str:
         """For the pre-flight block and the card."""
         if self.unproven:

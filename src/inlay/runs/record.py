@@ -145,6 +145,8 @@ class Result:
     time_s: float
     adapter: str
     """Folder of the adapter, or of the model after full fine-tuning."""
+    opens_in: str = ""
+    """Class of transformers in which the adapter has its effect, where config.json names another than was trained."""
     escape: EscapeOutcome | None = None
     """Of a run with `train.on_plateau: escape` that met a plateau, once its branches are judged."""
 

@@ -67,7 +67,11 @@ def export(job: AdapterJob) -> int:
     }
 
     if job.base.named:
-        card |= {"class": job.base.named.summary(), "module_names": job.base.named.prefixes}
+        card |= {
+            "class": job.base.named.summary(),
+            "opens_in": job.base.named.opened_in,
+            "module_names": job.base.named.prefixes,
+        }
 
     def fill(folder: Path) -> None:
         if whole:

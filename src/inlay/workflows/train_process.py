@@ -178,6 +178,7 @@ class Attempt:
             train_time_s=round(progress.train_time_s, 3),
             time_s=round(time.perf_counter() - self.began, 3),
             adapter=str(job.run.trained),
+            opens_in=job.base.named.opened_in if job.base.named else "",
         )
         ended = replace(
             job.run.record, status=FINISHED, error=None, result=result, processes=processes or job.run.record.processes

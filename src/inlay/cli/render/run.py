@@ -17,12 +17,14 @@ def after_training(run: Run) -> str:
     best = f", best step {result.best_step}" if result.best_step is not None else ""
     stopped = ", stopped early" if result.stopped_early else ""
     made = run.trained.name
-    opens = "transformers" if made == "model" else "PEFT"
+    opens = "transformers as it is" if made == "model" else "PEFT as it is"
+    if result.opens_in:
+        opens = f"PEFT on transformers' {result.opens_in}"
     escaped = result.escape is not None and result.escape.tried
     branches = "  branches/escape  branches/decay: runs of their own\n" if escaped else ""
     return (
         f"\n{run.path}\n"
-        f"  {made}/  from step {result.adapter_step} of {result.steps}{stopped}{best}; opens with {opens} as it is\n"
+        f"  {made}/  from step {result.adapter_step} of {result.steps}{stopped}{best}; opens with {opens}\n"
         f"  reports/curves.png  config.yaml  run.json  metrics.jsonl  log.txt  checkpoints/\n"
         f"{branches}"
         f"  took {duration_shown(result.time_s)}\n"
