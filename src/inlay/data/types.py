@@ -121,6 +121,8 @@ class Message:
     """The name of that field in the row."""
     tool_call_id: str | None = None
     """For a tool's answer: the id of the call that it answers."""
+    written: tuple[str, str] | None = None
+    """(role, text) of the turn in its row, where calls or tool answers were lifted out of the text."""
 
     @property
     def has_more(self) -> bool:

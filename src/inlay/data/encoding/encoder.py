@@ -169,6 +169,7 @@ class Encoder:
         if _is_document(messages):
             return [*self._bos, *self._tokenize([messages[0].content], [True])[0].tolist()]
         conversation = RenderedConversation(self._template_with(switches, _PROMPT), messages, tools, _PROMPT)
+        messages = conversation.messages
         text = conversation.prompt(len(messages))
         refuse_lost_prompt(text, messages, tools, _PROMPT)
         pieces = _cut(text, conversation.boundaries(text, len(messages), self._roles))
@@ -238,6 +239,7 @@ class Encoder:
             return [_Sequence((messages[0].content,), (messages[0].weight,), True, True)]
         template = self._template_with(example.switches, source) if example.switches else self._template
         conversation = RenderedConversation(template, messages, tools, source)
+        messages = conversation.messages
         remaining = [n for n, m in enumerate(messages) if m.weight > 0]
         found = []
         while answers := [n for n in remaining if messages[n].role == "assistant"]:

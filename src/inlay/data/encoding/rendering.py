@@ -23,6 +23,7 @@ from inlay.data.encoding.reasoning_prefix import (
 from inlay.data.encoding.special_tokens import SpecialTokens
 from inlay.data.encoding.template_cache import TemplateCache
 from inlay.data.encoding.template_kwargs import thinking_switch
+from inlay.data.reading.tagged_calls import as_written
 from inlay.data.reading.turn_fields import THOUGHTS
 from inlay.data.types import Message, Source, Tool
 from inlay.errors import DataError
@@ -38,6 +39,9 @@ MARK = "\ue0f4"
 
 _QUESTION = "\ue0f5"
 """Stands for the text of a user turn, likewise."""
+
+_FUNCTION = "inlay_probe"
+"""The name of a function in a call, likewise."""
 
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
@@ -76,8 +80,11 @@ class Template:
         """The messages, with each thought where the template shows it.
 
         That is the field of the row or another field; the content, where the template shows thoughts only there; or a
-        field in place of the content, where the template would write an empty thought before it.
+        field in place of the content, where the template would write an empty thought before it. Calls and tool answers that
+        the row wrote as text are that text again where the template knows no calls.
         """
+        if any(m.written for m in messages) and not self._shows_calls:
+            messages = as_written(list(messages))
         has_more = self._takes_thoughts_apart or any(m.thought for m in messages)
         return [self._placed(m) for m in messages] if has_more else messages
 
@@ -96,6 +103,22 @@ class Template:
             return message
         content = f"<think>\n{message.thought.strip()}\n</think>\n\n{message.content}"
         return replace(message, content=content, thought="", thought_field="")
+
+    @cached_property
+    def _shows_calls(self) -> bool:
+        """Whether the template writes the calls of an answer."""
+        call = {"type": "function", "id": "abcdefghi", "function": {"name": _FUNCTION, "arguments": {}}}
+        answer: JsonObject = {"role": "assistant", "content": "", "tool_calls": [call]}
+        turns: list[JsonObject] = [{"role": "user", "content": "a"}, answer]
+        tool: Tool = {
+            "type": "function",
+            "function": {"name": "other", "description": "", "parameters": {"type": "object"}},
+        }
+        for tools in (None, [tool]):
+            with contextlib.suppress(*_TEMPLATE_ERRORS):
+                if _FUNCTION in self.render(turns, False, tools):
+                    return True
+        return False
 
     @cached_property
     def _takes_thoughts_apart(self) -> bool:

@@ -118,6 +118,7 @@ class SpecialTokens:
             thought=self._quote(message.thought),
             tool_call_id=message.tool_call_id and self._quote(message.tool_call_id),
             tool_calls=_mapped(message.tool_calls, self._quote),
+            written=message.written and (message.written[0], self._quote(message.written[1])),
         )
 
     def _quote(self, text: str) -> str:

@@ -241,7 +241,8 @@ def _plain(examples: Iterable[Example]) -> _Plain:
 
 def _turn(m: Message) -> tuple[Any, ...]:
     usual = m.role, m.content, m.weight, m.tool_calls, m.name
-    return (*usual, m.thought, m.thought_field, m.tool_call_id) if m.thought or m.tool_call_id else usual
+    has_more = m.thought or m.tool_call_id or m.written
+    return (*usual, m.thought, m.thought_field, m.tool_call_id, m.written) if has_more else usual
 
 
 def _examples(plain: _Plain) -> list[Example]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NoReturn
 
-from inlay.data.reading import turn_fields
+from inlay.data.reading import tagged_calls, turn_fields
 from inlay.data.reading.row_fields import GREETING, SYSTEMS, UNANSWERED, is_empty
 from inlay.data.reading.tool_calls import CALLS, Calls, as_calls, calls_of_turn
 from inlay.data.reading.values import fail, json_in, missing, text
@@ -72,6 +72,10 @@ def example(row: Row, messages: list[Message], tools: tuple[Tool, ...] = ()) -> 
     Raises:
         DataError: no turn is trained, or none comes before the assistant's.
     """
+    for message in messages:
+        if tagged_calls.TAG in message.content:
+            messages = tagged_calls.lifted(row, messages)
+            break
     last = len(messages) - 1
     while last >= 0 and not (messages[last].role == "assistant" and messages[last].weight > 0):
         last -= 1

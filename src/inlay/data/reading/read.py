@@ -18,7 +18,7 @@ from inlay.typed_json import JsonObject
 
 Changed = TypeVar("Changed")
 _SPLITS = frozenset(SPLITS)
-_MORE = {"name": None, "thought": "", "thought_field": "", "tool_call_id": None}
+_MORE = {"name": None, "thought": "", "thought_field": "", "tool_call_id": None, "written": None}
 """Fields of few messages, with their value in the others."""
 
 
@@ -170,11 +170,13 @@ def from_lines(text: str) -> tuple[Example, ...]:
 
 
 def _example(row: JsonObject) -> Example:
-    messages = tuple(
-        Message(
-            m["role"], m["content"], m["weight"], tuple(m.get("tool_calls", ())), **{n: m[n] for n in _MORE if n in m}
-        )
-        for m in row["messages"]
-    )
+    messages = tuple([_message(turn) for turn in row["messages"]])
     switches = tuple([(name, value) for name, value in row.get("switches", ())])
     return Example(messages, Source(row["file"], row["line"]), tuple(row["tools"]), switches)
+
+
+def _message(turn: JsonObject) -> Message:
+    more = {name: turn[name] for name in _MORE if name in turn}
+    if "written" in more:
+        more["written"] = tuple(more["written"])
+    return Message(turn["role"], turn["content"], turn["weight"], tuple(turn.get("tool_calls", ())), **more)
