@@ -19,7 +19,7 @@ from inlay.runs.folder import Run
 from inlay.storage import path_exists, verified
 from inlay.tasks.opened_base import OpenedBase, Precision
 from inlay.training import checkpoint
-from inlay.training.checkpoint_commands import checkpoint_at
+from inlay.training.checkpoint import checkpoint_at
 
 ModelName = str | Path | Run | None
 BASE = "base"

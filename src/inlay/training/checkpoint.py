@@ -15,13 +15,15 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypedDict, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from inlay.errors import StorageError
+from inlay.errors import RunError, StorageError, TrainingError
 from inlay.methods.adapter_state import AdapterState
+from inlay.runs.folder import Run
 from inlay.runs.record import Diagnosis, Plateau, Rollback
 from inlay.storage import (
     FileEntry,
@@ -33,7 +35,6 @@ from inlay.storage import (
     verified,
     write_json,
 )
-from inlay.training.guards import require_finite_state
 from inlay.training.optimizer import state_tensors
 from inlay.typed_json import JsonObject, decode
 
@@ -214,6 +215,13 @@ def snapshot(
     return Snapshot(adapter, tensors, state, about)
 
 
+def require_finite_state(tensors: Mapping[str, Tensor]) -> None:
+    """Raises: TrainingError: what is not finite never reaches the disk."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(f"{name} is not finite: nothing was written. Lower train.learning_rate.")
+
+
 def write(folder: Path, kept: Snapshot) -> Checkpoint:
     """Puts a snapshot on the disk, durably.
 
@@ -297,6 +305,21 @@ def load(checkpoint: Checkpoint) -> tuple[AdapterState, dict[str, Tensor], JsonO
 
 
 # Retention goes by step numbers alone: clocks have no say in it.
+
+
+def checkpoint_at(run: Run, step: int) -> Checkpoint:
+    """The complete checkpoint of that step. Raises: RunError naming the steps there are; StorageError when damaged."""
+    there = {c.step: c for c in listed(run.checkpoints)}
+    if step not in there:
+        known = f"There are {', '.join(map(str, sorted(there)))}" if there else "It has none"
+        raise RunError(f"{run.path}: no checkpoint of step {step}. {known}.")
+    there[step].verified()
+    return there[step]
+
+
+def adapter_at(run: Run, step: int) -> AdapterState:
+    """The adapter of a checkpoint, as one ordinary LoRA on the bare base. Raises: RunError, StorageError."""
+    return load(checkpoint_at(run, step))[0].exported()
 
 
 def pinned(folder: Path) -> set[int]:

@@ -1,4 +1,4 @@
-"""The checkpoints of a run for its user: look, pin, clean up, and take any of them as an adapter."""
+"""The checkpoints of a run for its user: look, pin, clean up, delete."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TypedDict
 
 from inlay.errors import RunError, StorageError
-from inlay.methods.adapter_state import AdapterState
 from inlay.runs.folder import Run
 from inlay.storage import FileEntry, owned
 from inlay.training import checkpoint as checkpoints
-from inlay.training.checkpoint import Checkpoint
+from inlay.training.checkpoint import Checkpoint, checkpoint_at
 from inlay.typed_json import JsonObject
 
 
@@ -47,21 +46,6 @@ class CheckpointDetails(TypedDict):
     inputs: dict[str, str]
     versions: dict[str, str | None]
     files: dict[str, FileEntry]
-
-
-def checkpoint_at(run: Run, step: int) -> Checkpoint:
-    """The complete checkpoint of that step. Raises: RunError naming the steps there are; StorageError when damaged."""
-    there = {c.step: c for c in checkpoints.listed(run.checkpoints)}
-    if step not in there:
-        known = f"There are {', '.join(map(str, sorted(there)))}" if there else "It has none"
-        raise RunError(f"{run.path}: no checkpoint of step {step}. {known}.")
-    there[step].verified()
-    return there[step]
-
-
-def adapter_at(run: Run, step: int) -> AdapterState:
-    """The adapter of a checkpoint, as one ordinary LoRA on the bare base. Raises: RunError, StorageError."""
-    return checkpoints.load(checkpoint_at(run, step))[0].exported()
 
 
 def rows(run: Run) -> list[CheckpointRow]:

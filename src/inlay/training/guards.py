@@ -77,13 +77,6 @@ def _floats(state: Any) -> list[Tensor]:
     return [tensor for inner in state.values() for tensor in _floats(inner)] if isinstance(state, Mapping) else []
 
 
-def require_finite_state(tensors: Mapping[str, Tensor]) -> None:
-    """Raises: TrainingError: what is not finite never reaches the disk."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise TrainingError(f"{name} is not finite: nothing was written. Lower train.learning_rate.")
-
-
 def spike(norm: float, earlier: Sequence[float]) -> float | None:
     """Robust deviations of a gradient norm above the median of the earlier ones if it is a spike, else None.
 

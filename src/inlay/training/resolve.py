@@ -22,7 +22,7 @@ from inlay.methods.target_modules import layers_for_roles, resolve_targets
 from inlay.models.base import BaseRef
 from inlay.runs import folder as runs
 from inlay.tasks.task import task_of
-from inlay.training.checkpoint_commands import adapter_at
+from inlay.training.checkpoint import adapter_at
 
 
 @dataclass

@@ -58,7 +58,7 @@ def follow(run: Run, reporter: Reporter) -> None:
 
 def _missing(run: Run, step: int) -> str | None:
     """Why the branches cannot start, or None where they can or already have."""
-    from inlay.training.checkpoint_commands import checkpoint_at
+    from inlay.training.checkpoint import checkpoint_at
 
     if all((run.path / "branches" / name / "run.json").exists() for name in ("escape", "decay")):
         return None

@@ -38,8 +38,7 @@ from inlay.runs.record import FAILED, FINISHED, INTERRUPTED, RUNNING, ProcessSha
 from inlay.runs.reporter import LateBar, LoggedReporter, Reporter
 from inlay.storage import owned, path_exists, require_space, sweep_staging, write_file
 from inlay.training import finish
-from inlay.training.checkpoint import Checkpoint
-from inlay.training.checkpoint_commands import checkpoint_at
+from inlay.training.checkpoint import Checkpoint, checkpoint_at
 from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop, resume_hint
 from inlay.training.loss_curriculum import by_loss
