@@ -31,8 +31,8 @@ from inlay.tasks.task import task_of
 from inlay.training import guards
 from inlay.training.checkpoint import StepMetrics
 from inlay.training.gradient import accumulate, share_of
+from inlay.training.guards import recover
 from inlay.training.job import EVALUATION, TRAINING, AdapterJob
-from inlay.training.nonfinite_recovery import recover
 from inlay.training.optimizer import learning_rate, set_learning_rate
 from inlay.training.out_of_memory import run_with_oom_retry
 from inlay.training.plateau.diagnose import WINDOW, diagnosis_of, respond
