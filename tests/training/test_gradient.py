@@ -20,9 +20,8 @@ from inlay.engine.autograd import AutogradEngine
 from inlay.runs.folder import Run
 from inlay.tasks.task import Task
 from inlay.training import loop
-from inlay.training.gradient import accumulate, share_of
 from inlay.training.job import AdapterJob
-from inlay.training.loop import TrainingLoop
+from inlay.training.loop import TrainingLoop, accumulate, share_of
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import set_up
 from inlay.training.signals import StopRequest
@@ -255,7 +254,7 @@ def test_memory_is_handed_back_before_a_micro_batch_that_is_larger_than_any_befo
     setup: AdapterJob, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, at = job_of(setup, tmp_path, 1), []
-    monkeypatch.setattr("inlay.training.gradient.trim_allocator", lambda device: at.append((device, job.most_tokens)))
+    monkeypatch.setattr("inlay.training.loop.trim_allocator", lambda device: at.append((device, job.most_tokens)))
     short, middle, long = (int(row) for row in np.argsort(job.lengths)[[0, len(job.lengths) // 2, -1]])
     accumulate(job, 1, [[middle], [short], [long], [middle], [long]], 1.0, StopRequest())
     assert at == [("cpu", 0), ("cpu", int(job.lengths[middle]))]

@@ -17,10 +17,9 @@ from inlay.methods.adapter_state import AdapterState
 from inlay.methods.table import adapters_on
 from inlay.runs.folder import Run
 from inlay.training import checkpoint as checkpoints
-from inlay.training.gradient import accumulate
 from inlay.training.guards import NonFinite
 from inlay.training.job import AdapterJob
-from inlay.training.loop import TrainingLoop
+from inlay.training.loop import TrainingLoop, accumulate
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import join, open_training_base
 from inlay.training.signals import StopRequest

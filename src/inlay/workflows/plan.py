@@ -28,7 +28,7 @@ from inlay.models.dropout import switch_off
 from inlay.runs.reporter import Reporter
 from inlay.tasks.opened_base import OpenedBase, Precision
 from inlay.tasks.task import task_of
-from inlay.training.gradient import accumulate
+from inlay.training.loop import accumulate
 from inlay.training.memory_budget import parse_bytes, token_cap, work_of
 from inlay.training.optimizer import length_of
 from inlay.training.process_group import ProcessGroup
