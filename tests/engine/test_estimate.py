@@ -14,7 +14,7 @@ from inlay.config import validate
 from inlay.engine.estimate import MemoryEstimate, Shape, Work, estimate, shape_of
 from inlay.engine.loss import causal_loss
 from inlay.methods.adapter import attach, virtual_tokens
-from inlay.training.resolve import targets_of
+from inlay.training.setup import targets_of
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

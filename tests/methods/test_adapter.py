@@ -21,7 +21,7 @@ from inlay.methods.adapter_state import AdapterState
 from inlay.methods.initialization import leading
 from inlay.methods.lora import lora_layers
 from inlay.methods.target_modules import layers_for_roles, linear_layers, resolve_targets
-from inlay.training.resolve import targets_of
+from inlay.training.setup import targets_of
 from parts import NANO
 
 SMALL = {

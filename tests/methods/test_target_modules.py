@@ -27,7 +27,7 @@ from inlay.methods.lora import expert_bytes, lora_layers
 from inlay.methods.target_modules import coverage, expert_targets, linear_layers, resolve_targets, unsuitable_layers
 from inlay.models.named_class import NamedClass
 from inlay.runs.pre_flight import AdapterFacts
-from inlay.training.resolve import targets_of
+from inlay.training.setup import targets_of
 from training_runs import Quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT alone asks for it

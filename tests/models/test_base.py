@@ -26,7 +26,7 @@ from inlay.models import base as bases
 from inlay.models import fingerprint
 from inlay.models.base import BaseRef, architecture, find_base, load_model, load_tokenizer
 from inlay.models.quantization import QUANTIZATIONS, check_gradient, constant_bytes, quantized_summary
-from inlay.training.resolve import choose_quantization
+from inlay.training.setup import choose_quantization
 from parts import NANO, make_base
 
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from inlay.config import Config
 from inlay.config.identity import settings_hash
+from inlay.config.load import merge, nested, validate
 from inlay.config.render import explicit_values
 from inlay.data.curriculum import Curriculum
 from inlay.data.encoding.encoder import Encoder
@@ -38,7 +39,6 @@ from inlay.training.checkpoint import Checkpoint, Progress, Saver, StepMetrics
 from inlay.training.optimizer import restore_state
 from inlay.training.plateau import escape
 from inlay.training.process_group import ProcessGroup
-from inlay.training.resolve import Choices
 from inlay.training.trackers import Tracker
 from inlay.typed_json import JsonObject
 
@@ -47,6 +47,25 @@ TRAINING, EVALUATION = "training", "evaluation"
 _LOSS_SCALE = 1024.0  # of float16, whose small gradients would vanish
 _SHARED = ("model.", "train.max_memory", "train.gradient_checkpointing", "train.base_dropout")
 """Settings of the base, which all adapters on it have in common."""
+
+
+@dataclass
+class Choices:
+    """Value and reason of each setting that was `auto`."""
+
+    config: Config
+    values: dict[str, object] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def settle(self, path: str, value: Any, reason: str) -> None:
+        """Takes the value where the config leaves it open."""
+        section, _, name = path.partition(".")
+        if getattr(getattr(self.config, section), name) == "auto":
+            self.values[path], self.reasons[path] = value, reason
+
+    def config_settled(self) -> Config:
+        """The config without `auto` where it was settled."""
+        return validate(merge(self.config.model_dump(), nested(self.values)), "resolved config")
 
 
 @dataclass

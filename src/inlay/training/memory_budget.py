@@ -22,9 +22,9 @@ from inlay.methods.table import method_of
 from inlay.runs.reporter import bytes_shown
 from inlay.tasks.opened_base import Precision
 from inlay.tasks.task import task_of
+from inlay.training.job import Choices
 from inlay.training.launcher import launch
 from inlay.training.process_group import ProcessGroup, share_size
-from inlay.training.resolve import Choices
 
 _TOKEN_CAP = {"cpu": 4096, "mps": 4096, "cuda": 16384}
 _TOKEN_CAP_16_BIT_CPU = 8192  # its matmuls are so quick that calls between them count

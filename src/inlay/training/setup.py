@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from inlay.config import Config
 from inlay.config.identity import PLACES
+from inlay.config.load import preset_tree
 from inlay.config.render import explicit_values
 from inlay.config.sections.train import TrainConfig
 from inlay.data.batches import Batch, step_rows
 from inlay.data.curriculum import curriculum, difficulty
+from inlay.data.encoding.encoder import Encoder
 from inlay.data.encoding.token_arrays import TokenSet
 from inlay.data.prepare import MIXED, PreparedData, prepare
 from inlay.engine import cpu_ops
@@ -26,30 +31,35 @@ from inlay.engine.autograd import Engine
 from inlay.engine.estimate import shape_of
 from inlay.engine.memory import tune_allocator
 from inlay.engine.select_engine import EngineChoice, select_engine
-from inlay.errors import ConfigError, RunError, UserError
+from inlay.errors import AdapterError, ConfigError, ModelError, RunError, UserError
 from inlay.hardware.facts import library_versions
 from inlay.hardware.probe import DTYPES, dtype_name, matmul_dtype, pick_device, pick_dtype, pick_matmul_precision
 from inlay.methods.adapter import attach, detach, layers_adapted, trained_parameters
+from inlay.methods.adapter_state import AdapterState
 from inlay.methods.called_layers import failed_pass_warning
+from inlay.methods.method import TRAINED
 from inlay.methods.table import method_of
-from inlay.methods.target_modules import coverage, expert_targets
+from inlay.methods.target_modules import coverage, expert_targets, layers_for_roles, resolve_targets
 from inlay.models import base as bases
+from inlay.models.base import BaseRef
 from inlay.models.dropout import own_dropout
 from inlay.models.generation_settings import generation_settings
 from inlay.models.untrained_ends import untrained_ends_warning
+from inlay.runs import folder as runs
 from inlay.runs.reporter import Reporter
 from inlay.tasks.opened_base import OpenedBase, Precision
 from inlay.tasks.task import Task, task_of
-from inlay.training.job import AdapterJob, TrainingBase
+from inlay.training.checkpoint import adapter_at
+from inlay.training.job import AdapterJob, Choices, TrainingBase
 from inlay.training.launcher import require_precision
 from inlay.training.memory_budget import fit_batches, keeps_freed, parse_bytes, work_of
 from inlay.training.optimizer import auto_learning_rate, length_of, make_optimizer, require_warmup
 from inlay.training.process_group import ProcessGroup, require_work, share_size
-from inlay.training.resolve import Choices, choose_quantization, sample_batches, start_from, targets_of
 from inlay.training.trackers import chosen
 from inlay.typed_json import JsonObject
 
 _ROWS_TRIED = 2
+_SAMPLE_ROWS, _SAMPLE_BATCH = 64, 4
 
 
 def open_training_base(config: Config, group: ProcessGroup, revision: str | None = None) -> TrainingBase:
@@ -201,6 +211,93 @@ def _attached(
     trainable = sum(p.numel() for p in trained_parameters(base.model, name).values())
     reporter.stage(f"adapter: {trainable:,} trainable parameters{layers_adapted(base.model, name)}")
     return targets
+
+
+def targets_of(config: Config, model: Any) -> tuple[list[str], str]:
+    """(target modules, reason) of the config; the reason is empty for a list that the user wrote.
+
+    A preset names layers as Llama does; they are found under this architecture's names. A user's list is taken as it is.
+    """
+    wanted = config.adapter.target_modules
+    method = method_of(config)
+    if not method.has_targets:
+        return [], ""
+    if wanted == "auto":
+        return method.auto_targets(model)
+    if config.preset is not None and preset_tree(config.preset).get("adapter", {}).get("target_modules") == wanted:
+        names, reason = layers_for_roles(model, wanted, "the preset's")
+        return resolve_targets(model, names), reason
+    return resolve_targets(model, wanted), ""
+
+
+def choose_quantization(config: Config, device: str, dtype: str) -> tuple[str, str]:
+    """The quantization that is used, and why. Raises: ModelError if the chosen one does not work and must not fall back."""
+    wanted = config.model.quantization
+    if wanted == "none":
+        return "none", "not asked for"
+    from inlay.models.quantization import probe_quantization
+
+    compute = config.model.compute_dtype if config.model.compute_dtype != "auto" else dtype
+    probe = probe_quantization(wanted, device, compute)
+    if probe.works:
+        return wanted, probe.reason
+    if not config.model.quantization_fallback:
+        raise ModelError(
+            f"model.quantization {wanted}: does not work here: {probe.reason}. Leave it out, or allow an unquantized "
+            "run with --set model.quantization_fallback=true."
+        )
+    return "none", f"{wanted} was asked for but does not work here: {probe.reason}"
+
+
+def sample_batches(config: Config, data: PreparedData, encoder: Encoder, device: str) -> Iterator[dict[str, Tensor]]:
+    """The first training rows, in the order of training, a few at a time."""
+    rows = step_rows(1, config.train.seed, data.train.shares, min(_SAMPLE_ROWS, data.train.drawn))
+    for start in range(0, len(rows), _SAMPLE_BATCH):
+        batch = task_of(config).batch(data.train, rows[start : start + _SAMPLE_BATCH], encoder.pad_id, device)
+        yield {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+
+
+def start_from(config: Config, model: Any, base: BaseRef, adapter_name: str = TRAINED) -> str:
+    """Puts the adapter that `adapter.start_from` names into the model; what to tell of its run, usually nothing.
+
+    Raises: AdapterError when it is none, or when it differs from the config in what an adapter computes.
+    """
+    reference = str(config.adapter.start_from)
+    name, step = runs.split_step(reference)
+    if step is not None:
+        run = runs.find(name, config.output.folder)
+        if difference := base.difference(run.record.base):
+            raise AdapterError(
+                f"adapter.start_from {reference}: was trained on another base than this one: {difference}."
+            )
+        state, caution = adapter_at(run, step), run.caution
+    else:
+        folder = _adapter_folder(str(name), config.output.folder)
+        state, caution = AdapterState.read(folder, base), runs.caution_of(folder)
+    method, its_method = method_of(config), state.method
+    if its_method is not method:
+        raise AdapterError(
+            f"adapter.start_from {reference}: is of method {its_method.name}, this config {method.name}. "
+            f"Set adapter.method={its_method.name} to go on from it."
+        )
+    for setting, wanted, found in method.differences(config, state.settings):
+        raise AdapterError(
+            f"adapter.start_from {reference}: has {setting} {found}, this config {wanted}. "
+            f"Set adapter.{setting}={found} to go on from it."
+        )
+    try:
+        state.load_into(model, adapter_name)
+    except AdapterError as error:
+        raise AdapterError(f"adapter.start_from {reference}: {str(error).removeprefix('adapter: ')}") from None
+    return caution
+
+
+def _adapter_folder(reference: str, results: str) -> Path:
+    for folder in (Path(reference), Path(results) / reference):
+        for candidate in (folder / "adapter", folder):
+            if (candidate / "adapter_config.json").is_file():
+                return candidate
+    raise AdapterError(f"adapter.start_from {reference}: neither a run with an adapter nor an adapter folder.")
 
 
 def ready_to_train(model: Any, config: Config) -> Any:

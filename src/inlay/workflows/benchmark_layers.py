@@ -34,8 +34,7 @@ from inlay.methods.method import TRAINED
 from inlay.methods.table import METHODS, adapters_on
 from inlay.tasks.task import task_of
 from inlay.training.optimizer import make_optimizer
-from inlay.training.resolve import targets_of
-from inlay.training.setup import ready_to_train
+from inlay.training.setup import ready_to_train, targets_of
 
 _LAYERS: Final = 2
 _VOCABULARY: Final = 64

@@ -32,8 +32,7 @@ from inlay.training.loop import accumulate
 from inlay.training.memory_budget import parse_bytes, token_cap, work_of
 from inlay.training.optimizer import length_of
 from inlay.training.process_group import ProcessGroup
-from inlay.training.resolve import targets_of
-from inlay.training.setup import set_up
+from inlay.training.setup import set_up, targets_of
 from inlay.training.signals import StopRequest
 from inlay.typed_json import JsonObject
 from inlay.workflows.benchmark_layers import LayerSpeed, MicroBatchSize
