@@ -118,14 +118,14 @@ def test_a_row_without_a_number_in_the_column_is_refused_by_line(
     tmp_path: Path, tiny_base: Path, config_tree: Callable[..., dict[str, Any]], value: Any, says: str
 ) -> None:
     from inlay.training.process_group import ProcessGroup
-    from inlay.training.setup import set_up
+    from inlay.training.setup import make_single_job
     from training_runs import Quiet
 
     rows = [r | ({} if value is None else {"hard": value}) for r in qa_rows(12)]
     path = write_rows(tmp_path / "b.jsonl", rows)
     tree = config_tree(data={"train": str(path)}, train={"order": "column", "order_column": "hard"})
     with pytest.raises(DataError, match=rf"b\.jsonl:\d+: field 'hard' {says}"):
-        set_up(api.as_config(tree), Quiet(), ProcessGroup())
+        make_single_job(api.as_config(tree), Quiet(), ProcessGroup())
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ class Lab:
             "track": {"trackers": []},
         }
         os.environ["INLAY_CACHE"] = str(folder / "cache")
-        self.job = setup.set_up(load(tree=self._tree(folder / "runs" / "none")), Quiet(), ProcessGroup())
+        self.job = setup.make_single_job(load(tree=self._tree(folder / "runs" / "none")), Quiet(), ProcessGroup())
         self._number = 0
         self._record = doctor.machine_record(True, folder, "cpu")
         self._warm()
@@ -175,7 +175,7 @@ class Lab:
         gc.disable()  # a child is short, and collecting would copy every page it shares
         FigureCanvasAgg.print_png = lambda canvas, file: file.write(b"\x89PNG")
         if not real:
-            train_process.set_up = lambda *_: self.job
+            train_process.make_single_job = lambda *_: self.job
         train_process.machine_record = lambda *_: self._record
 
     def ends_whole(self, run: Path, tally: Tally, case: str, end: str = "bit-identical after resume") -> bool:

@@ -19,7 +19,7 @@ from inlay.models.dropout import own_dropout, switch_off
 from inlay.training.job import AdapterJob
 from inlay.training.pre_flight import pre_flight
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import set_up
+from inlay.training.setup import make_single_job
 from parts import save_base
 from training_runs import Quiet
 
@@ -82,7 +82,7 @@ def test_a_run_says_what_it_does_with_it_and_takes_the_handwritten_engine_withou
 
     def made(wanted: bool) -> AdapterJob:
         tree = config_tree(model={"base_model": str(base)}, train={"base_dropout": wanted})
-        return set_up(load(tree=tree), Quiet(), ProcessGroup())
+        return make_single_job(load(tree=tree), Quiet(), ProcessGroup())
 
     off = made(False)
     assert dict(pre_flight(off).block())["base's dropout"] == "off (the base's config has 0.2)"
@@ -96,4 +96,4 @@ def test_asking_for_the_dropout_of_a_base_that_has_none_is_an_error(
     config_tree: Callable[..., dict[str, Any]],
 ) -> None:
     with pytest.raises(ConfigError, match="this base has no dropout"):
-        set_up(load(tree=config_tree(train={"base_dropout": True})), Quiet(), ProcessGroup())
+        make_single_job(load(tree=config_tree(train={"base_dropout": True})), Quiet(), ProcessGroup())

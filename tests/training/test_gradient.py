@@ -23,7 +23,7 @@ from inlay.training import loop
 from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop, accumulate, share_of
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import set_up
+from inlay.training.setup import make_single_job
 from inlay.training.signals import StopRequest
 from parts import qa_rows, write_rows
 from training_runs import Quiet, at_start
@@ -41,7 +41,7 @@ def setup(tiny_base: Any, tmp_path_factory: pytest.TempPathFactory) -> AdapterJo
         "data": {"train": str(data), "cache": False},
         "train": {"batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2},
     }
-    made = set_up(load(tree=tree), Quiet(), ProcessGroup())
+    made = make_single_job(load(tree=tree), Quiet(), ProcessGroup())
     torch.manual_seed(1)
     for name, parameter in made.model.named_parameters():
         if "lora_B" in name:  # at zero, A has no gradient
@@ -168,7 +168,7 @@ def test_the_loss_under_weights_of_turns_roles_and_files_is_that_computed_by_han
                  "role_weights": roles},
         "train": {"batch_size": 12, "micro_batch_size": 3},
     }  # fmt: skip
-    job = job_of(set_up(load(tree=tree), Quiet(), ProcessGroup()), tmp_path, 3)
+    job = job_of(make_single_job(load(tree=tree), Quiet(), ProcessGroup()), tmp_path, 3)
     total, weight = 0.0, 0.0
     drawn = step_rows(1, 0, job.train.shares, 12)
     assert len(set(drawn)) < 12  # some of the second file come twice

@@ -25,7 +25,7 @@ from inlay.training.guards import require_finite_base
 from inlay.training.loop import TrainingLoop
 from inlay.training.pre_flight import pre_flight
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import set_up
+from inlay.training.setup import make_single_job
 from parts import make_base, write_rows
 from training_runs import Quiet, outcome, stop_after, train
 
@@ -191,7 +191,7 @@ def test_the_pre_flight_block_says_what_was_held_out_and_what_was_lost(config_tr
         rows = [{"question": f"Number {n}?", "answer": "word " * (150 if n < long else 3)} for n in range(20)]
         evaluated = {"eval": str(write_rows(tmp_path / "eval.jsonl", rows)), "max_length": 128}
         tree = config_tree(data=evaluated | settings.pop("data", {}), **settings)
-        return dict(pre_flight(set_up(load(tree=tree), Quiet(), ProcessGroup())).block())["held out"]
+        return dict(pre_flight(make_single_job(load(tree=tree), Quiet(), ProcessGroup())).block())["held out"]
 
     assert said(0) == "20 of 20 rows"
     assert said(2) == "18 of 20 rows; 2 dropped, 0 cut"

@@ -22,7 +22,7 @@ from inlay.methods.adapter import adapter_disabled, detach, trained_parameters
 from inlay.methods.adapter_state import AdapterState
 from inlay.training.optimizer import make_optimizer, set_learning_rate
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import set_up
+from inlay.training.setup import make_single_job
 from training_runs import Quiet, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -38,7 +38,7 @@ def gradients_of(model: Any) -> None:
 
 def test_lora_plus_steps_as_pefts_own_optimizer_does(config_tree: Tree):
     tree = config_tree(train={"lora_plus_ratio": 16.0, "weight_decay": 0.1})
-    job = set_up(configs.validate(tree, "test"), Quiet(), ProcessGroup())
+    job = make_single_job(configs.validate(tree, "test"), Quiet(), ProcessGroup())
     named = trained_parameters(job.model)
     start = {name: parameter.detach().clone() for name, parameter in named.items()}
     ours = make_optimizer(job.config.train, named)
@@ -66,7 +66,9 @@ def test_lora_plus_lowers_the_rate_of_auto_by_the_root_of_its_ratio(config_tree:
     rates = []
     for ratio in (1.0, 16.0):
         tree = config_tree(train={"learning_rate": "auto", "lora_plus_ratio": ratio})
-        rates.append(set_up(configs.validate(tree, "test"), Quiet(), ProcessGroup()).config.train.learning_rate)
+        rates.append(
+            make_single_job(configs.validate(tree, "test"), Quiet(), ProcessGroup()).config.train.learning_rate
+        )
     assert rates == [2e-3, 5e-4]
 
 
@@ -168,7 +170,7 @@ def test_full_fine_tuning_leaves_the_bases_files_alone_and_writes_a_model_of_its
 
 
 def test_full_fine_tuning_has_the_gradient_of_plain_transformers(method_tree: Tree, tiny_base: Path):
-    job = set_up(configs.validate(method_tree({"method": "full"})), Quiet(), ProcessGroup())
+    job = make_single_job(configs.validate(method_tree({"method": "full"})), Quiet(), ProcessGroup())
     assert job.base.dtype == torch.float32
     batch = collate(job.train, [0, 3, 5], job.encoder.pad_id)
     job.engine.add_gradient(batch, 1.0)
@@ -185,7 +187,7 @@ def test_full_fine_tuning_has_the_gradient_of_plain_transformers(method_tree: Tr
 
 def test_prompt_tuning_has_the_loss_gradient_and_answers_of_peft(method_tree: Tree, tiny_base: Path, tmp_path: Path):
     adapter = {"method": "prompt", "prompt_tokens": 5}
-    job = set_up(configs.validate(method_tree(adapter)), Quiet(), ProcessGroup())
+    job = make_single_job(configs.validate(method_tree(adapter)), Quiet(), ProcessGroup())
     ours = job.model
     AdapterState.of(ours).write(tmp_path)
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(str(tiny_base)), str(tmp_path))
@@ -222,7 +224,9 @@ def test_prompt_tuning_has_the_loss_gradient_and_answers_of_peft(method_tree: Tr
 def test_over_a_quantized_base_a_method_has_the_loss_and_gradient_of_peft_also_after_an_evaluation(
     method: str, kind: str, method_tree: Tree, tiny_base: Path, tmp_path: Path
 ):
-    job = set_up(configs.validate(method_tree(METHODS[method], model={"quantization": kind})), Quiet(), ProcessGroup())
+    job = make_single_job(
+        configs.validate(method_tree(METHODS[method], model={"quantization": kind})), Quiet(), ProcessGroup()
+    )
     ours = job.model
     with torch.no_grad():
         for parameter in trained_parameters(ours).values():
@@ -254,7 +258,7 @@ def test_over_a_quantized_base_a_method_has_the_loss_and_gradient_of_peft_also_a
 
 def test_lora_plus_over_nf4_is_on_the_handwritten_engine_and_raises_the_rate_of_b_alone(config_tree: Tree):
     tree = config_tree(model={"quantization": "nf4"}, train={"lora_plus_ratio": 4.0, "engine": "handwritten"})
-    job = set_up(configs.validate(tree), Quiet(), ProcessGroup())
+    job = make_single_job(configs.validate(tree), Quiet(), ProcessGroup())
     set_learning_rate(job.optimizer, 1e-2)
     batch = collate(job.train, [0, 3, 5], job.encoder.pad_id)
     named = trained_parameters(job.model)
@@ -273,4 +277,4 @@ def test_lora_plus_over_nf4_is_on_the_handwritten_engine_and_raises_the_rate_of_
 def test_virtual_tokens_count_as_positions_of_the_context(method_tree: Tree):
     tree = method_tree({"method": "prompt", "prompt_tokens": 250}, data={"max_lost_share": 1.0})
     with pytest.raises(InlayError):  # 256 positions leave 6 for a row
-        set_up(configs.validate(tree), Quiet(), ProcessGroup())
+        make_single_job(configs.validate(tree), Quiet(), ProcessGroup())

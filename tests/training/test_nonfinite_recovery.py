@@ -294,10 +294,10 @@ def test_a_value_that_is_not_finite_never_reaches_the_disk_and_is_answered_which
 
 def _spoilt_run(tree: dict[str, Any], patch: pytest.MonkeyPatch, stage: str, value: float, at: int) -> bool:
     """Whether it came to its end."""
-    join, calls = setup.join, itertools.count(1)
+    make_job, calls = setup.make_job, itertools.count(1)
 
     def joined(*given: Any) -> AdapterJob:
-        made = join(*given)
+        made = make_job(*given)
         if stage in ("forward", "gradient"):
             made.engine = Spoilt(made.engine, list(made.parameters.values()), stage, value)
         return made
@@ -307,7 +307,7 @@ def _spoilt_run(tree: dict[str, Any], patch: pytest.MonkeyPatch, stage: str, val
             parameter = optimizer.param_groups[0]["params"][0]
             (parameter.data if stage == "weight" else optimizer.state[parameter][stage]).view(-1)[0] = value
 
-    patch.setattr(setup, "join", joined)
+    patch.setattr(setup, "make_job", joined)
     hook = register_optimizer_step_post_hook(after_update)
     try:
         train(tree)

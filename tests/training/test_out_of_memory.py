@@ -24,7 +24,7 @@ from inlay.training import setup as setups
 from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import set_up
+from inlay.training.setup import make_single_job
 from inlay.training.signals import StopRequest
 from parts import qa_rows, run_record, write_rows
 from training_runs import Quiet, at_start, outcome, stop_after, train
@@ -74,7 +74,7 @@ def setup(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory, request: py
         },
         "eval": {"batch_size": 4},
     }
-    return set_up(load(tree=tree), Quiet(), ProcessGroup())
+    return make_single_job(load(tree=tree), Quiet(), ProcessGroup())
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_a_limit_is_planned_with_before_anything_is_trained(
         release("cpu")
         limit = room if isinstance(room, str) else f"{held_bytes('cpu') + room}"
         tree = config_tree(data=data, train={"batch_size": 8, "micro_batch_size": "auto", "max_memory": limit})
-        return set_up(load(tree=tree), Quiet(), ProcessGroup())
+        return make_single_job(load(tree=tree), Quiet(), ProcessGroup())
 
     roomy, close = planned("900GB"), planned(20_000_000)
     assert (roomy.config.train.micro_batch_size, roomy.eval_batch_size) == (8, 16)

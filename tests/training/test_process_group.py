@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from inlay.config import load
 from inlay.runs.folder import Run
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import set_up
+from inlay.training.setup import make_single_job
 from training_runs import Inlay, Quiet, lines_of, train, untimed
 
 SECTIONS: dict[str, Any] = {
@@ -191,10 +191,10 @@ def test_what_one_process_meets_is_answered_by_all_as_one_process_alone_answers_
 def test_where_another_rank_takes_the_autograd_engine_all_take_it(
     config_tree: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = set_up(load(tree=config_tree()), Quiet(), ProcessGroup())
+    job = make_single_job(load(tree=config_tree()), Quiet(), ProcessGroup())
     assert job.engine.name == job.config.train.engine == "handwritten"
     monkeypatch.setattr(ProcessGroup, "gather", lambda _, text: [text, "autograd"] if text == "handwritten" else [text])
-    job = set_up(load(tree=config_tree()), Quiet(), ProcessGroup())
+    job = make_single_job(load(tree=config_tree()), Quiet(), ProcessGroup())
     assert job.engine.name == job.config.train.engine == "autograd"
     assert job.reasons["train.engine"] == "not the hand-written engine: another rank takes the autograd engine"
 

@@ -21,7 +21,7 @@ from inlay.training.guards import NonFinite
 from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop, accumulate
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import join, open_training_base
+from inlay.training.setup import make_job, open_training_base
 from inlay.training.signals import StopRequest
 from parts import qa_rows, run_record, write_rows
 from training_runs import Quiet, untimed
@@ -48,7 +48,7 @@ def configs(config_tree: Tree, tmp_path: Path, request: pytest.FixtureRequest) -
 def jobs_of(folder: Path, *configs: Config) -> list[AdapterJob]:
     """The configs on one base, each with a run folder of its own."""
     base = open_training_base(configs[0], ProcessGroup())
-    jobs = [join(base, config, Quiet()) for config in configs]
+    jobs = [make_job(base, config, Quiet()) for config in configs]
     for number, job in enumerate(jobs):
         job.run = Run(folder / f"run-{number}")
         job.run.path.mkdir(parents=True)
@@ -141,24 +141,24 @@ def test_a_signal_leaves_a_checkpoint_of_each_job_from_which_both_end_as_unbroke
 
 def test_only_settings_of_the_base_must_be_shared(configs: dict[str, Config], tmp_path: Path) -> None:
     base = open_training_base(configs["one"], ProcessGroup())
-    join(base, configs["one"], Quiet())
+    make_job(base, configs["one"], Quiet())
     other = configs["two"].model_copy(update={"model": configs["two"].model.model_copy(update={"dtype": "bfloat16"})})
     with pytest.raises(ConfigError, match=r"^model.dtype \('bfloat16', the base has 'float32'\): adapters on one base"):
-        join(base, other, Quiet())
+        make_job(base, other, Quiet())
     assert base.names == ["default"]
-    join(base, configs["two"], Quiet())
+    make_job(base, configs["two"], Quiet())
 
 
 def test_a_config_that_is_refused_leaves_the_base_with_the_adapters_that_it_had(
     config_tree: Tree,
 ) -> None:
     base = open_training_base(load(tree=config_tree()), ProcessGroup())
-    join(base, load(tree=config_tree()), Quiet())
+    make_job(base, load(tree=config_tree()), Quiet())
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     with pytest.raises(ConfigError, match=r"train\.engine"):
-        join(base, load(tree=config_tree(adapter={"dropout": 0.1}, train={"engine": "handwritten"})), Quiet())
+        make_job(base, load(tree=config_tree(adapter={"dropout": 0.1}, train={"engine": "handwritten"})), Quiet())
     with pytest.raises(AdapterError, match=r"adapter\.bias"):
-        join(base, load(tree=config_tree(adapter={"bias": "all"})), Quiet())
+        make_job(base, load(tree=config_tree(adapter={"bias": "all"})), Quiet())
     assert (base.names, list(adapters_on(base.model))) == (["default"], ["default"])
     assert before.keys() == base.model.state_dict().keys()
     assert [name for name, value in base.model.state_dict().items() if not torch.equal(value, before[name])] == []

@@ -25,7 +25,7 @@ from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop
 from inlay.training.optimizer import restore_state, state_tensors
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import set_up
+from inlay.training.setup import make_single_job
 from inlay.training.signals import StopRequest
 from parts import NANO, make_base, run_record
 
@@ -51,7 +51,7 @@ def ready(config_tree: Tree, tmp_path: Path, data_file: Path) -> Callable[..., A
             tree["adapter"].pop("rank")
         tree["data"]["train"] = str(data_file)
         tree["train"] |= {"max_steps": 3, "export": "last"}
-        job = set_up(configs.validate(tree, "test"), Quiet(), ProcessGroup())
+        job = make_single_job(configs.validate(tree, "test"), Quiet(), ProcessGroup())
         job.run = Run(tmp_path / name)
         job.run.path.mkdir()
         job.run.write_record(run_record())

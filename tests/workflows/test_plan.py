@@ -17,7 +17,7 @@ from inlay.engine.estimate import Shape, Work, estimate
 from inlay.errors import ConfigError
 from inlay.training.memory_budget import token_cap
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import set_up
+from inlay.training.setup import make_single_job
 from inlay.workflows.plan import Plan, _largest
 from training_runs import Quiet
 
@@ -29,7 +29,7 @@ def planned(tree: dict[str, Any], **options: Any) -> Plan:
 
 
 def test_sizes_are_those_of_the_loaded_model_and_no_weights_are_needed(config_tree: Tree, tiny_base: Path) -> None:
-    job = set_up(load(tree=config_tree()), Quiet(), ProcessGroup())
+    job = make_single_job(load(tree=config_tree()), Quiet(), ProcessGroup())
     bare = tiny_base.parent / "without weights"
     bare.mkdir(exist_ok=True)
     for path in tiny_base.iterdir():

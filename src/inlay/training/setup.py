@@ -103,12 +103,12 @@ def _placed(choices: Choices, group: ProcessGroup) -> Precision:
     return Precision(device.device, DTYPES[dtype.dtype], quantization)
 
 
-def set_up(config: Config, reporter: Reporter, group: ProcessGroup, revision: str | None = None) -> AdapterJob:
-    """A job alone on its base, ready for step 1: see `open_training_base` and `join`."""
-    return join(open_training_base(config, group, revision), config, reporter)
+def make_single_job(config: Config, reporter: Reporter, group: ProcessGroup, revision: str | None = None) -> AdapterJob:
+    """A job alone on its base, ready for step 1: see `open_training_base` and `make_job`."""
+    return make_job(open_training_base(config, group, revision), config, reporter)
 
 
-def join(base: TrainingBase, config: Config, reporter: Reporter) -> AdapterJob:
+def make_job(base: TrainingBase, config: Config, reporter: Reporter) -> AdapterJob:
     """A fresh adapter of this config on the base, with its data and optimizer; only its run folder is missing.
 
     Raises: a UserError subclass for anything in the config, the data or the base that cannot work. The base then has the
@@ -118,7 +118,7 @@ def join(base: TrainingBase, config: Config, reporter: Reporter) -> AdapterJob:
     chosen(config)
     name = base.new_name()
     try:
-        return _joined(base, config, name, reporter)
+        return _make_job(base, config, name, reporter)
     except UserError:
         if name in base.names and not method_of(config).trains_base:
             base.model = detach(base.model, name)
@@ -126,7 +126,7 @@ def join(base: TrainingBase, config: Config, reporter: Reporter) -> AdapterJob:
         raise
 
 
-def _joined(base: TrainingBase, config: Config, name: str, reporter: Reporter) -> AdapterJob:
+def _make_job(base: TrainingBase, config: Config, name: str, reporter: Reporter) -> AdapterJob:
     choices = Choices(config, {**base.choices.values}, {**base.choices.reasons})
     opened = base.opened_for(config)
     data = _data(opened, choices, reporter)

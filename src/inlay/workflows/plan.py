@@ -32,7 +32,7 @@ from inlay.training.loop import accumulate
 from inlay.training.memory_budget import parse_bytes, token_cap, work_of
 from inlay.training.optimizer import length_of
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import set_up, targets_of
+from inlay.training.setup import make_single_job, targets_of
 from inlay.training.signals import StopRequest
 from inlay.typed_json import JsonObject
 from inlay.workflows.benchmark_layers import LayerSpeed, MicroBatchSize
@@ -376,7 +376,7 @@ def _largest(needed: Callable[[int], int], room: int, most: int) -> int:
 def _calibrated(found: Plan, situation: _Situation, reporter: Reporter) -> Plan:
     """With the peak and the seconds of the heaviest and of a middling micro batch of the run itself."""
     settings = situation.config.train.model_copy(update={"micro_batch_size": found.micro_batch_size})
-    job = set_up(situation.config.model_copy(update={"train": settings}), reporter, ProcessGroup())
+    job = make_single_job(situation.config.model_copy(update={"train": settings}), reporter, ProcessGroup())
     loads = [load for step in situation.loads(found.micro_batch_size, job.engine.name) for load in step]
     by_tokens = sorted(loads, key=lambda load: load.tokens)
     heaviest, middling = by_tokens[-1], by_tokens[len(by_tokens) // 2]

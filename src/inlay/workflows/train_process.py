@@ -45,7 +45,7 @@ from inlay.training.loss_curriculum import by_loss
 from inlay.training.plateau import escape
 from inlay.training.pre_flight import look_ahead, pre_flight
 from inlay.training.process_group import ProcessGroup
-from inlay.training.setup import require_same, set_up
+from inlay.training.setup import make_single_job, require_same
 from inlay.training.signals import StopRequest, stop_on_signals
 from inlay.training.trackers import open_trackers
 from inlay.typed_json import JsonObject, decode, encode
@@ -233,7 +233,7 @@ def prepare(
     machine = _machine(effective, group) if group.is_first else {}
     for warning in machine.get("warnings", ()):
         reporter.note(f"warning: {warning}")
-    job = set_up(effective, reporter, group, run.base_revision if resumes else None)
+    job = make_single_job(effective, reporter, group, run.base_revision if resumes else None)
     has_answers = any(e.messages[0].role != "text" for e in job.data.heldout_examples)
     primary_metric(effective.eval.metric, has_answers=has_answers)
     require_same(job, config)
