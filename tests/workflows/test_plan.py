@@ -15,7 +15,7 @@ from inlay.cli.render.plan import plan_text
 from inlay.config import load
 from inlay.engine.estimate import Shape, Work, estimate
 from inlay.errors import ConfigError
-from inlay.training.memory_budget import token_cap
+from inlay.training.memory import token_cap
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import make_single_job
 from inlay.workflows.plan import Plan, _largest

@@ -32,8 +32,8 @@ from inlay.training import guards
 from inlay.training.checkpoint import StepMetrics
 from inlay.training.guards import recover
 from inlay.training.job import EVALUATION, TRAINING, AdapterJob
+from inlay.training.memory import run_with_oom_retry
 from inlay.training.optimizer import learning_rate, set_learning_rate
-from inlay.training.out_of_memory import run_with_oom_retry
 from inlay.training.plateau.diagnose import WINDOW, diagnosis_of, respond
 from inlay.training.process_group import share_size
 from inlay.training.signals import StopRequest

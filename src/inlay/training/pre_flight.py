@@ -14,8 +14,8 @@ from inlay.methods.table import method_of
 from inlay.runs.pre_flight import AdapterFacts, Chosen, DataFacts, OrderFacts, Outlook, PreFlight, StepFacts
 from inlay.training.job import TRAINING, AdapterJob
 from inlay.training.loop import TrainingLoop, accumulate
+from inlay.training.memory import run_with_oom_retry
 from inlay.training.optimizer import warmup_steps
-from inlay.training.out_of_memory import run_with_oom_retry
 from inlay.training.process_group import share_size
 from inlay.training.signals import StopRequest
 

@@ -52,7 +52,7 @@ from inlay.tasks.task import Task, task_of
 from inlay.training.checkpoint import adapter_at
 from inlay.training.job import AdapterJob, Choices, TrainingBase
 from inlay.training.launcher import require_precision
-from inlay.training.memory_budget import fit_batches, keeps_freed, parse_bytes, work_of
+from inlay.training.memory import fit_batches, keeps_freed, parse_bytes, work_of
 from inlay.training.optimizer import auto_learning_rate, length_of, make_optimizer, require_warmup
 from inlay.training.process_group import ProcessGroup, require_work, share_size
 from inlay.training.trackers import chosen

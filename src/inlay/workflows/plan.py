@@ -29,7 +29,7 @@ from inlay.runs.reporter import Reporter
 from inlay.tasks.opened_base import OpenedBase, Precision
 from inlay.tasks.task import task_of
 from inlay.training.loop import accumulate
-from inlay.training.memory_budget import parse_bytes, token_cap, work_of
+from inlay.training.memory import parse_bytes, token_cap, work_of
 from inlay.training.optimizer import length_of
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import make_single_job, targets_of

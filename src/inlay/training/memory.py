@@ -1,30 +1,39 @@
-"""The memory that a run may hold, and the largest batches that fit into it."""
+"""How a run stays within memory: the largest batches that fit are found before it begins; where memory runs out
+all the same, the same rows again in smaller batches, and from then on.
+
+The rows of a batch are a pure function of the step and of the events that run.json keeps, so a resumed run computes
+every step as the first time. The rows of a step, their order and their gradient do not depend on it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from inlay.config import Config
 from inlay.engine.estimate import MemoryEstimate, Shape, Work, estimate, largest_micro_batch
 from inlay.engine.lm_head import head_of
-from inlay.engine.memory import held_bytes
+from inlay.engine.memory import first_line, held_bytes, is_out_of_memory, limited, release
 from inlay.engine.select_engine import expected_engine
-from inlay.errors import ConfigError
+from inlay.errors import ConfigError, TrainingError
 from inlay.hardware.facts import memory_facts
 from inlay.hardware.probe import matmul_dtype
 from inlay.methods.adapter import trained_parameters
 from inlay.methods.lora import expert_bytes
 from inlay.methods.method import TRAINED
 from inlay.methods.table import method_of
+from inlay.runs.record import OutOfMemoryEvent
 from inlay.runs.reporter import bytes_shown
 from inlay.tasks.opened_base import Precision
 from inlay.tasks.task import task_of
-from inlay.training.job import Choices
+from inlay.training.job import TRAINING, AdapterJob, Choices
 from inlay.training.launcher import launch
 from inlay.training.process_group import ProcessGroup, share_size
+
+T = TypeVar("T")
 
 _TOKEN_CAP = {"cpu": 4096, "mps": 4096, "cuda": 16384}
 _TOKEN_CAP_16_BIT_CPU = 8192  # its matmuls are so quick that calls between them count
@@ -127,3 +136,40 @@ def parse_bytes(text: str, where: str = "train.max_memory") -> int:
     if not 0 < value < 1e18:
         raise ConfigError(f"{where}: must be above 0 and below 1e18 bytes (got {text!r}).")
     return int(value)
+
+
+def run_with_oom_retry(
+    job: AdapterJob, phase: str, step: int, note: Callable[[str], None], compute: Callable[[int], T]
+) -> tuple[T, int]:
+    """(`compute` of a batch size, that size): the first that this rank and all others have memory for.
+
+    Raises: what the allocator raised once a single row is too much.
+    """
+    group = job.base.group
+    while True:
+        size, failed = job.batch_size_at(phase, step), ""
+        try:
+            with limited(job.device, job.base.max_memory_bytes):
+                result = compute(size)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or (size == 1 and group.size == 1):
+                raise
+            failed = first_line(error)
+        if not group.any(bool(failed)):
+            return result, size
+        if size == 1:
+            raise TrainingError(
+                f"step {step}: out of memory with a single row ({failed or 'on another process'}).", step=step
+            )
+        # outside of the except clause, whose traceback holds every tensor of the pass
+        job.optimizer.zero_grad(set_to_none=True)
+        release(job.device)
+        held = share_size(job.config.train.batch_size, group.size) if phase == TRAINING else len(job.heldout)
+        smaller = (min(size, held) + 1) // 2
+        job.out_of_memory_events.append(OutOfMemoryEvent(phase, step, smaller, failed or "on another process"))
+        if group.is_first:
+            job.run.write_record(replace(job.run.record, out_of_memory=tuple(job.out_of_memory_events)))
+        note(
+            f"step {step}: out of memory in {phase} ({job.out_of_memory_events[-1].error}); the same rows again, "
+            f"{smaller} at a time from here on"
+        )
