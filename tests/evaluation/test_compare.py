@@ -352,8 +352,8 @@ def test_an_unknown_metric_is_refused_before_anything_is_done(
 
 def test_the_loss_of_a_score_is_the_held_out_loss_of_training(tmp_path: Path, encoder: Encoder, rows: EvalSet) -> None:
     from inlay.training.loop import TrainingLoop
+    from inlay.training.process import StopRequest
     from inlay.training.process_group import ProcessGroup
-    from inlay.training.signals import StopRequest
 
     model = base_model(make_base(tmp_path / "base", seed=3)).eval()
     job: Any = SimpleNamespace(

@@ -100,10 +100,10 @@ class Lab:
 
         import inlay.evaluation.compare
         import inlay.proof.verify
+        import inlay.runs.trackers
         import inlay.training.finish
         import inlay.training.pre_flight
-        import inlay.training.signals
-        import inlay.training.trackers
+        import inlay.training.process
         from inlay.engine import cpu_ops
 
         cpu_ops.reason(torch.float32)  # or each child would wait for the compiler of its parent

@@ -17,7 +17,7 @@ import torch
 
 from inlay import api
 from inlay.errors import ConfigError, DataError, InlayError
-from inlay.training.launcher import launch, require_data_parallel, require_precision
+from inlay.training.process import launch, require_data_parallel, require_precision
 from inlay.training.process_group import ProcessGroup, join_process_group
 from parts import qa_rows, write_rows
 from training_runs import Forked, Inlay

@@ -22,9 +22,9 @@ from inlay.tasks.task import Task
 from inlay.training import loop
 from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop, accumulate, share_of
+from inlay.training.process import StopRequest
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import make_single_job
-from inlay.training.signals import StopRequest
 from parts import qa_rows, write_rows
 from training_runs import Quiet, at_start
 

@@ -23,9 +23,9 @@ from inlay.runs.folder import Run
 from inlay.training import setup as setups
 from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop
+from inlay.training.process import StopRequest
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import make_single_job
-from inlay.training.signals import StopRequest
 from parts import qa_rows, run_record, write_rows
 from training_runs import Quiet, at_start, outcome, stop_after, train
 

@@ -20,9 +20,9 @@ from inlay.training import checkpoint as checkpoints
 from inlay.training.guards import NonFinite
 from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop, accumulate
+from inlay.training.process import StopRequest
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import make_job, open_training_base
-from inlay.training.signals import StopRequest
 from parts import qa_rows, run_record, write_rows
 from training_runs import Quiet, untimed
 

@@ -24,9 +24,9 @@ from inlay.training import finish
 from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop
 from inlay.training.optimizer import restore_state, state_tensors
+from inlay.training.process import StopRequest
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import make_single_job
-from inlay.training.signals import StopRequest
 from parts import NANO, make_base, run_record
 
 # plain PEFT, as others will load our adapters, asks transformers 5 for a name it renamed

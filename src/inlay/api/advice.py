@@ -12,7 +12,7 @@ from inlay.errors import ConfigError
 from inlay.evaluation.costs import Prices
 from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter, Reporter
-from inlay.training.launcher import require_alone
+from inlay.training.process import require_alone
 from inlay.workflows.advise.advise import Advice, Terms
 from inlay.workflows.advise.advise import advise as advised
 

@@ -10,7 +10,7 @@ from inlay.evaluation.compare import Comparison
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter
-from inlay.training.launcher import require_alone
+from inlay.training.process import require_alone
 
 
 def demo(*, folder: str = "results", reporter: Reporter | None = None) -> tuple[Run, Comparison]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from inlay.api.types import ConfigLike, Confirm, RunLike, as_config, as_run
 from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter, Reporter
-from inlay.training.launcher import require_alone
+from inlay.training.process import require_alone
 from inlay.workflows import escape_plateau
 from inlay.workflows import train as training_run
 

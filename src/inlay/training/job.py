@@ -33,13 +33,13 @@ from inlay.models.quantization import quantized_summary
 from inlay.runs.folder import Run, caution_of
 from inlay.runs.record import OutOfMemoryEvent, RunRecord
 from inlay.runs.reporter import Reporter
+from inlay.runs.trackers import Tracker
 from inlay.tasks.opened_base import OpenedBase, Precision
 from inlay.training import checkpoint as checkpoints
 from inlay.training.checkpoint import Checkpoint, Progress, Saver, StepMetrics
 from inlay.training.optimizer import restore_state
 from inlay.training.plateau import escape
 from inlay.training.process_group import ProcessGroup
-from inlay.training.trackers import Tracker
 from inlay.typed_json import JsonObject
 
 TRAINING, EVALUATION = "training", "evaluation"

@@ -35,8 +35,8 @@ from inlay.training.job import EVALUATION, TRAINING, AdapterJob
 from inlay.training.memory import run_with_oom_retry
 from inlay.training.optimizer import learning_rate, set_learning_rate
 from inlay.training.plateau.diagnose import WINDOW, diagnosis_of, respond
+from inlay.training.process import StopRequest
 from inlay.training.process_group import share_size
-from inlay.training.signals import StopRequest
 
 _SHOWN = {"loss": "loss", "lr": "learning_rate", "norm": "grad_norm", "tok/s": "tokens_per_s", "memory": "memory_bytes"}
 

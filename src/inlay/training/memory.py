@@ -30,7 +30,7 @@ from inlay.runs.reporter import bytes_shown
 from inlay.tasks.opened_base import Precision
 from inlay.tasks.task import task_of
 from inlay.training.job import TRAINING, AdapterJob, Choices
-from inlay.training.launcher import launch
+from inlay.training.process import launch
 from inlay.training.process_group import ProcessGroup, share_size
 
 T = TypeVar("T")

@@ -16,8 +16,8 @@ from inlay.training.job import TRAINING, AdapterJob
 from inlay.training.loop import TrainingLoop, accumulate
 from inlay.training.memory import run_with_oom_retry
 from inlay.training.optimizer import warmup_steps
+from inlay.training.process import StopRequest
 from inlay.training.process_group import share_size
-from inlay.training.signals import StopRequest
 
 
 def pre_flight(job: AdapterJob, outlook: Outlook | None = None) -> PreFlight:

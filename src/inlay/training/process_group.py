@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from inlay.errors import ConfigError, InlayError, RunError, TrainingError
-from inlay.training.launcher import Launch, launch
+from inlay.training.process import Launch, launch
 from inlay.typed_json import JsonObject
 
 _PATIENCE: Final = timedelta(days=7)

@@ -47,15 +47,15 @@ from inlay.models.generation_settings import generation_settings
 from inlay.models.untrained_ends import untrained_ends_warning
 from inlay.runs import folder as runs
 from inlay.runs.reporter import Reporter
+from inlay.runs.trackers import chosen
 from inlay.tasks.opened_base import OpenedBase, Precision
 from inlay.tasks.task import Task, task_of
 from inlay.training.checkpoint import adapter_at
 from inlay.training.job import AdapterJob, Choices, TrainingBase
-from inlay.training.launcher import require_precision
 from inlay.training.memory import fit_batches, keeps_freed, parse_bytes, work_of
 from inlay.training.optimizer import auto_learning_rate, length_of, make_optimizer, require_warmup
+from inlay.training.process import require_precision
 from inlay.training.process_group import ProcessGroup, require_work, share_size
-from inlay.training.trackers import chosen
 from inlay.typed_json import JsonObject
 
 _ROWS_TRIED = 2

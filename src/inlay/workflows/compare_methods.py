@@ -33,7 +33,7 @@ from inlay.runs.folder import Run
 from inlay.runs.record import FINISHED
 from inlay.runs.reporter import Reporter, bytes_shown, duration_shown
 from inlay.storage import explained, owned, write_file, write_json
-from inlay.training.signals import STOP_WITH_STDIN
+from inlay.training.process import STOP_WITH_STDIN
 from inlay.typed_json import JsonObject
 from inlay.workflows import plan
 from inlay.workflows.train_process import anchored

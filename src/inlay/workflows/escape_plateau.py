@@ -17,7 +17,7 @@ from inlay.runs.guard_events import escape_summary
 from inlay.runs.record import FINISHED, BestEvaluation, DifferenceRecord, EscapeOutcome, Plateau
 from inlay.runs.reporter import LoggedReporter, Reporter
 from inlay.storage import owned
-from inlay.training.launcher import launched_rank
+from inlay.training.process import launched_rank
 from inlay.typed_json import decode
 from inlay.workflows import train
 

@@ -31,9 +31,9 @@ from inlay.tasks.task import task_of
 from inlay.training.loop import accumulate
 from inlay.training.memory import parse_bytes, token_cap, work_of
 from inlay.training.optimizer import length_of
+from inlay.training.process import StopRequest
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import make_single_job, targets_of
-from inlay.training.signals import StopRequest
 from inlay.typed_json import JsonObject
 from inlay.workflows.benchmark_layers import LayerSpeed, MicroBatchSize
 

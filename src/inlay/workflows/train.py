@@ -13,8 +13,7 @@ from inlay.errors import ConfigError, InlayError
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Figures, Reporter
 from inlay.storage import path_exists, require_writable
-from inlay.training.launcher import launch, require_data_parallel
-from inlay.training.signals import save_on_signal, stop_with_stdin
+from inlay.training.process import launch, require_data_parallel, save_on_signal, stop_with_stdin
 from inlay.workflows.resume import Confirm, RunSelection, parse_extension, select_run
 
 

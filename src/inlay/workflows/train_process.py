@@ -36,6 +36,7 @@ from inlay.runs import folder as runs
 from inlay.runs.folder import Run
 from inlay.runs.record import FAILED, FINISHED, INTERRUPTED, RUNNING, ProcessShare, Result, RunRecord, Status
 from inlay.runs.reporter import LateBar, LoggedReporter, Reporter
+from inlay.runs.trackers import open_trackers
 from inlay.storage import owned, path_exists, require_space, sweep_staging, write_file
 from inlay.training import finish
 from inlay.training.checkpoint import Checkpoint, checkpoint_at
@@ -44,10 +45,9 @@ from inlay.training.loop import TrainingLoop, resume_hint
 from inlay.training.loss_curriculum import by_loss
 from inlay.training.plateau import escape
 from inlay.training.pre_flight import look_ahead, pre_flight
+from inlay.training.process import StopRequest, stop_on_signals
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import make_single_job, require_same
-from inlay.training.signals import StopRequest, stop_on_signals
-from inlay.training.trackers import open_trackers
 from inlay.typed_json import JsonObject, decode, encode
 from inlay.workflows.doctor import machine_record
 from inlay.workflows.resume import RunSelection, refuse_other_inputs, restore, stored_config

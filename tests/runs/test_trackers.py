@@ -9,7 +9,7 @@ import pytest
 
 from inlay.config import load
 from inlay.errors import ConfigError, Interrupted
-from inlay.training import trackers
+from inlay.runs import trackers
 from training_runs import stop_after, train
 
 
