@@ -185,8 +185,8 @@ def test_training_and_evaluation_beyond_a_planned_limit_are_computed_again_in_sm
         limits.append(job.base.max_memory_bytes)
         return job
 
-    make = setups.join
-    monkeypatch.setattr(setups, "join", modest)
+    make = setups.make_job
+    monkeypatch.setattr(setups, "make_job", modest)
     run = train(config_tree(train=plan, data=data, eval={"batch_size": 8}))
     found = run.record.out_of_memory
     assert {one.phase for one in found} == {"training", "evaluation"}
