@@ -213,7 +213,7 @@ def test_the_pre_flight_block_says_what_was_held_out_and_what_was_lost(config_tr
 def test_the_pre_flight_block_says_how_the_rows_of_a_step_are_computed(
     settings: dict[str, int], said: str, config_tree: Tree
 ) -> None:
-    job = set_up(load(tree=config_tree(train=settings)), Quiet(), ProcessGroup())
+    job = make_single_job(load(tree=config_tree(train=settings)), Quiet(), ProcessGroup())
     assert dict(pre_flight(job).block())["batch"] == said
     groups = micro_batches(
         step_rows(1, 0, job.train.shares, settings["batch_size"]), job.lengths, settings["micro_batch_size"]
