@@ -1,0 +1,1 @@
+"""Verbs on the adapter library, one file a verb."""
