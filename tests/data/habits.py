@@ -297,10 +297,15 @@ HABITS = {
               assistant="<|Assistant|></think>" + _DROP + "<|end_of_sentence|>"),
         "{}<|end_of_sentence|>", eos="<|end_of_sentence|>", refuses=("tools", "thought"), one_row=False,
     ),
+    "deepseek, the prompt holds the end of a thought alone": Habit(
+        turns("{{ bos_token }}", "<|Assistant|></think>", user="<|User|>{}", system="{}\n\n",
+              assistant="<|Assistant|></think>{}<|end_of_sentence|>"),
+        "{}<|end_of_sentence|>", eos="<|end_of_sentence|>", refuses=("tools", "thought"),
+    ),
     "glm, the next speaker is the end": Habit(
         "[gMASK]" + turns(opening="<|assistant|>\n<think></think>\n", user="<|user|>\n{}", system="<|system|>\n{}",
                           assistant="<|assistant|>\n<think></think>\n{}"),
-        "{}<|user|>", eos="<|user|>", one_row=False,
+        "{}<|user|>", eos="<|user|>", one_row=False, refuses=("tools", "thought"),
     ),
     "glm, the prompt opens a thought": Habit(
         turns("[gMASK]", "<|assistant|><think>", user="<|user|>{}", system="<|system|>{}",

@@ -81,7 +81,7 @@ def _data(job: AdapterJob, data: PreparedData) -> DataFacts:
     return DataFacts(
         rows=data.rows,
         format=Chosen(data.format, data.format_reason),
-        template=job.encoder.template_name,
+        template=job.encoder.template_summary,
         max_length=Chosen(str(data.max_length), data.max_length_reason),
         kept=lengths.kept,
         cut=lengths.cut,

@@ -281,8 +281,48 @@ def test_a_template_that_asks_otherwise_than_it_answers_is_refused() -> None:
     other = toys.CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>helper\n{% endif %}")
     with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template renders turn 2 differently .*helper"):
         encoded(Encoder(toys.nano(other)), user("a"), said("b"))
-    with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template refuses this conversation: no, thanks"):
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:7: the chat template refuses turn 1 \(user\): no, thanks\. Change the turn, or"
+    ):
         encoded(Encoder(toys.nano("{{ raise_exception('no, thanks') }}")), user("a"), said("b"))
+
+
+ALTERNATES = (
+    "{% for m in messages %}{% if m.role == 'system' and loop.index0 %}{{ raise_exception('No system turn here.') }}{% endif %}"
+    "{% if m.role == loop.previtem.role or (loop.first and m.role == 'assistant') %}{{ raise_exception('Roles must alternate!') }}"
+    "{% endif %}{% for c in m.tool_calls or [] %}{% if not c.id or c.id | length != 9 %}"
+    "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}{% endif %}{% endfor %}{% endfor %}"
+).replace("loop.previtem.role", "(loop.previtem | default({'role': ''})).role")
+
+
+@pytest.mark.parametrize(
+    ("turns", "words"),
+    [
+        (
+            (user("a"), user("b"), said("c")),
+            r"refuses turn 2 \(user\): Roles must alternate!\. Join it with turn 1, which",
+        ),
+        ((user("a"), said("b"), said("c")), r"refuses turn 3 \(assistant\): .*Join it with turn 2"),
+        (
+            (said("a"), user("b"), said("c")),
+            r"refuses turn 1 \(assistant\): .*Put the user turn .* before it, or take this greet",
+        ),
+        (
+            (user("a"), said("b"), Message("system", "x"), user("c"), said("d")),
+            r"refuses turn 3 \(system\): .*into the next user turn",
+        ),
+        (
+            (user("a"), Message("assistant", "", 1.0, (CALL,)), Message("tool", "4"), said("b")),
+            r"refuses turn 2 \(assistant\): .*9!\. Give each call an \"id\" of nine letters and digits, and .*\"tool_call_id\", or use",
+        ),
+    ],
+)
+def test_a_turn_that_a_template_refuses_is_named_with_what_to_change(turns: tuple[Message, ...], words: str) -> None:
+    enc = Encoder(toys.nano(ALTERNATES + toys.TOOLS))
+    with pytest.raises(DataError, match=rf"rows.jsonl:7: the chat template {words}"):
+        encoded(enc, *turns)
+    with pytest.raises(DataError, match=rf"prompt:1: the chat template {words}"):
+        enc.prompt(turns)
 
 
 def test_a_tokenizer_without_pad_token_pads_with_its_end_and_one_without_end_is_refused() -> None:

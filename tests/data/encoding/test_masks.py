@@ -1,4 +1,4 @@
-"""What is trained is what each template makes of the answers, after the very prompt that is served: 48 templates with
+"""What is trained is what each template makes of the answers, after the very prompt that is served: 49 templates with
 the habits of those that models ship with, and 26 conversations."""
 
 from __future__ import annotations

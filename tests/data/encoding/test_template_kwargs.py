@@ -16,6 +16,7 @@ import inlay
 import toys
 from inlay.config.sections.data import DataConfig
 from inlay.data.encoding.encoder import Encoder
+from inlay.data.encoding.rendering import _head, _tail
 from inlay.data.encoding.template_kwargs import switches_of, with_switches
 from inlay.data.types import Example, Message, Source
 from inlay.errors import ConfigError, DataError
@@ -99,6 +100,23 @@ def test_a_switch_turns_thoughts_on_in_the_prompt_that_is_trained_and_served() -
     assert str(on.tokenizer.decode(prompt)).endswith("assistant\n<think>\n")
     assert on.tokenizer.decode(row.input_ids[row.weights > 0]) == f"{ROW[1].content}<|im_end|>"
     assert on.template_hash != off.template_hash
+
+
+def test_the_switch_that_turns_thoughts_on_is_named_by_what_it_does_and_the_others_beside_it() -> None:
+    other = THINKS.replace("enable_thinking", "open_thinking").replace("{% for m", "{{ keep_thinking }}{% for m", 1)
+    with pytest.raises(DataError, match=r"\{open_thinking: true\}\).*Its other switches: keep_thinking, style\.") as e:
+        list(made(other).examples([Example(ROW, Source("a", 1))]))
+    assert "('<|im_end|>\\n<|im_start|>assistant\\n<think></think>')" in str(e.value)  # from the beginning of a mark
+    assert len(list(made(other, open_thinking=True).examples([Example(ROW, Source("a", 1))]))) == 1
+    assert made(other).template_summary.endswith("reads keep_thinking, open_thinking, style (data.template_kwargs)")
+    assert made(toys.CHATML).template_summary == "the tokenizer's own"
+
+
+def test_a_long_rendering_is_quoted_from_and_to_whole_marks_and_words() -> None:
+    assert _tail("a" * 70 + "<|im_end|>\n<|im_start|>assistant\n") == "…<|im_end|>\n<|im_start|>assistant\n"
+    assert _tail("<|im_start|>" * 6) == "…" + "<|im_start|>" * 5
+    assert _head("<|im_start|>" * 6) == "<|im_start|>" * 5 + "…"
+    assert (_tail("short"), _head("short")) == ("short", "short")
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import toys
 from inlay.data import Example, read_examples
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.reading.rendered_text import turns_of
+from inlay.data.types import Message
 from inlay.errors import DataError
 
 Turns = list[tuple[str, str]]
@@ -99,6 +100,29 @@ def test_such_a_file_trains_the_answers_and_says_so(tmp_path: Path, markup: str)
 def test_a_prompt_and_a_completion_cut_from_one_are_put_together(tmp_path: Path) -> None:
     value = {"prompt": "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n", "completion": "4<|im_end|>"}
     assert trained(read_examples(rows(tmp_path, value)).examples[0]) == "4<|im_end|>"
+
+
+@pytest.mark.parametrize("markup", ["ChatML", "Llama 3", "Gemma", "Phi", "Zephyr"])
+def test_a_completion_need_not_end_its_turn_and_a_text_must(tmp_path: Path, markup: str) -> None:
+    write = WRITERS[markup]
+    asked = write([("user", "Sure?"), ("assistant", "Yes."), ("user", "2 + 2?"), ("assistant", "4")]).rpartition("4")
+    found = read_examples(rows(tmp_path, {"prompt": asked[0], "completion": "4"}))
+    assert trained(found.examples[0]) == "4<|im_end|>"
+    assert "read as their turns" in found.why
+    end = asked[2].strip()
+    with pytest.raises(DataError, match=r"a\.jsonl:1: .*its last turn has no end.*where that answer was cut off") as e:
+        read_examples(rows(tmp_path, {"text": asked[0] + "4"}))
+    assert f"Write {end} after the last answer" in str(e.value)
+
+
+def test_marks_of_a_conversation_are_not_to_be_escaped() -> None:
+    encoder = Encoder(toys.nano(toys.CHATML))
+    written = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello"
+    with pytest.raises(DataError, match="give the text of each turn") as e:
+        encoder.prompt([Message("user", written)])
+    assert "escape" not in str(e.value)
+    with pytest.raises(DataError, match=r"data\.special_tokens: escape"):
+        encoder.prompt([Message("user", "A turn is <|im_start|>user\nHi<|im_end|> in ChatML.")])
 
 
 PAIR = {"chosen": "\n\nHuman: 2 + 2?\n\nAssistant: 4", "rejected": "\n\nHuman: 2 + 2?\n\nAssistant: 5"}

@@ -274,6 +274,21 @@ def test_rows_of_two_splits_are_not_trained_together(tmp_path: Path, name: str) 
     assert len(read_examples(str(tmp_path / "a.jsonl"), "question_answer").examples) == 160
 
 
+@pytest.mark.parametrize("name", row_fields.RATINGS)
+def test_an_answer_rated_low_is_not_trained_beside_those_rated_high(tmp_path: Path, name: str) -> None:
+    def path(*ratings: object) -> str:
+        return str(write_rows(tmp_path / "a.jsonl", [SHAPES["GSM8K"] | {name: rating} for rating in ratings]))
+
+    for ratings in ((5, 1, 4), ("5", "4", "1.0"), (10, 4), (4, 2)):
+        with pytest.raises(DataError, match=rf"a\.jsonl:[23]: field '{name}' is .*other rows are rated \d+.*format="):
+            read_examples(path(*ratings))
+    with pytest.raises(DataError, match=r"a\.jsonl:1: .*other rows are rated 5"):
+        read_examples(path(1, 3, 5))
+    for fine in ((5, 3, 4), (1, 1, 1), (1, 2, 3), ("good", None, 5), (900, 3)):
+        assert len(read_examples(path(*fine)).examples) == len(fine)
+    assert len(read_examples(path(5, 1), "question_answer").examples) == 2
+
+
 def test_a_weight_of_one_is_none_and_another_is_refused() -> None:
     assert read(SHAPES["GSM8K"] | {"weight": 1.0}).unread == ("weight",)
     with pytest.raises(DataError, match=r"'weight' is number 0\.5: it could be how much the row counts"):

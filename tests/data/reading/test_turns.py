@@ -119,7 +119,20 @@ class TestUnknownFields:
         assert conversation("messages", asks("a") | {"timestamp": 3}, says("b", id="x")).messages == plain.messages
 
 
+CHANNELS = (  # has marks of its own for the thought of a field
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.thinking %}analysis: {{ m.thinking }}<|im_end|>\n"
+    "<|im_start|>assistant\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
 class TestThoughts:
+    def test_a_thought_in_tags_is_that_of_the_field_where_the_template_has_other_marks_for_it(self) -> None:
+        of_field = trained(CHANNELS, conversation("messages", asks("a"), says("4", reasoning_content="Two and two.")))
+        assert of_field == "analysis: Two and two.<|im_end|>\n<|im_start|>assistant\n4<|im_end|>"
+        for text in ("<think>\nTwo and two.\n</think>\n\n4", "Two and two.\n</think>\n\n4"):
+            assert trained(CHANNELS, conversation("messages", asks("a"), says(text))) == of_field
+
     @pytest.mark.parametrize("style", STYLES)
     @pytest.mark.parametrize("field", turn_fields.THOUGHTS)
     def test_a_thought_is_trained_as_the_template_writes_its_own_field(self, style: str, field: str) -> None:

@@ -33,6 +33,11 @@ OPEN_FENCE: Final = Kind(
     "unclosed-code-fence", "warning", "answers that open a code block and do not close it",
     "Look whether the answer was cut off; close the block (```) or remove the row.",
 )  # fmt: skip
+UNOPENED: Final = Kind(
+    "unopened-thought", "warning", "answers that end a thought (</think>) and do not begin it",
+    "Write <think> before the reasoning. Leave it as it is only where the base's chat template opens a thought in every "
+    "prompt: `inlay data show` shows that.",
+)  # fmt: skip
 ASSISTANT: Final = Kind(
     "assistant-boilerplate", "note", "answers that say “as an AI language model”",
     "Keep them if that is part of the task; otherwise the model learns to say so.",
@@ -48,6 +53,7 @@ _PLACEHOLDER = re.compile(
 _ASSISTANT = re.compile(r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b", re.I)
 _AS_MODEL: Final = ("language model", "as an ai", "as a ai", "artificial intelligence")  # one stands in every match
 _FENCE = re.compile(r"^[ \t>]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?(`{3,}|~{3,})([^\n]*)", re.M)
+_UNOPENED = re.compile(r"(?s)\A(?!.*<think>).*?\S.*?(\n</think>|</think>\s*\n)")
 _HAS_WORD = re.compile(r"\w")
 _ENOUGH: Final = 20  # answers before "all the same" means something
 _TAIL, _TIMES, _COMPRESSED = 24, 8, 0.12
@@ -78,6 +84,8 @@ class Answers:
                 found.setdefault(kind, (text, at))
             if (at := open_fence(text)) >= 0 and not (n and open_fence(row.texts[n - 1]) >= 0):
                 found.setdefault(OPEN_FENCE, (text, at))
+            if "</think>" in text and (match := _UNOPENED.search(text)):
+                found.setdefault(UNOPENED, (text, match.start(1)))
         for kind, (text, at) in found.items():
             self._tally.add(kind, row.source, text, at)
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from inlay.config.sections.data import DataConfig
 from inlay.data.encoding.reasoning_prefix import continues, parted
+from inlay.data.encoding.refusals import RefusedConversationError
 from inlay.data.encoding.rendering import MARK, RenderedConversation, Template
 from inlay.data.encoding.special_token_escaping import EscapingTokenizer
 from inlay.data.encoding.special_tokens import SpecialTokens, make_end_special, refuse_lost_answer, refuse_lost_prompt
@@ -139,6 +140,12 @@ class Encoder:
         return "question-answer (inlay's own; the base has none)" if self.own_template else "the tokenizer's own"
 
     @property
+    def template_summary(self) -> str:
+        """The origin of the chat template, and the switches that it reads, for people."""
+        read = switches_read(self.tokenizer.chat_template)
+        return f"{self.template_name}; reads {', '.join(read)} (data.template_kwargs)" if read else self.template_name
+
+    @property
     def template_hash(self) -> str:
         """Hex digest of the chat template in use."""
         return hashlib.sha256(json.dumps(self.tokenizer.chat_template, sort_keys=True).encode()).hexdigest()
@@ -170,7 +177,10 @@ class Encoder:
             return [*self._bos, *self._tokenize([messages[0].content], [True])[0].tolist()]
         conversation = RenderedConversation(self._template_with(switches, _PROMPT), messages, tools, _PROMPT)
         messages = conversation.messages
-        text = conversation.prompt(len(messages))
+        try:
+            text = conversation.prompt(len(messages))
+        except RefusedConversationError as refusal:
+            raise conversation.explained(refusal) from None
         refuse_lost_prompt(text, messages, tools, _PROMPT)
         pieces = _cut(text, conversation.boundaries(text, len(messages), self._roles))
         ids = self._tokenize(pieces, [k == 0 for k in range(len(pieces))])
@@ -243,7 +253,10 @@ class Encoder:
         remaining = [n for n, m in enumerate(messages) if m.weight > 0]
         found = []
         while answers := [n for n in remaining if messages[n].role == "assistant"]:
-            sequence, done = self._sequence_ending_at(answers[-1], remaining, conversation, template)
+            try:
+                sequence, done = self._sequence_ending_at(answers[-1], remaining, conversation, template)
+            except RefusedConversationError as refusal:
+                raise conversation.explained(refusal) from None
             found.append(sequence)
             remaining = [n for n in remaining if n not in done]
         if remaining:
@@ -277,13 +290,14 @@ class Encoder:
             if not answers or (self._special.closing(text) and not (opens and conversation.lacks_thought(turn, text))):
                 weights[2 * k + 1] = conversation.messages[turn].weight
                 done.add(turn)
-        trained = [(turn, cuts[2 * k + 1]) for k, (turn, _, _) in enumerate(boundaries) if turn in done]
-        trained.append((last, answer))
-        for turn, text in trained:
-            refuse_lost_answer(text, turn, conversation.messages[turn], conversation.source, template.way_to_think)
+        trained = [(turn, cuts[2 * k + 1], cuts[2 * k]) for k, (turn, _, _) in enumerate(boundaries) if turn in done]
+        trained.append((last, answer, cuts[-2]))
+        for turn, text, before in trained:
+            message = conversation.messages[turn]
+            refuse_lost_answer(before, text, turn, message, conversation.source, lambda: template.way_to_think)
         lacks_end = self._special.closing(answer) is None
         altered = tuple(
-            [words for turn, text in trained if (words := _altered(text, turn, conversation.messages[turn]))]
+            [words for turn, text, _ in trained if (words := _altered(text, turn, conversation.messages[turn]))]
         )
         return _Sequence(tuple(cuts), tuple(weights), lacks_end, False, altered), done
 

@@ -58,6 +58,20 @@ def ends_before(text: str, thought: str) -> bool:
     return at > 0 and _ENDS.search(text, 0, at) is not None
 
 
+def ended_by(prompt: str, content: str) -> bool:
+    """Whether the prompt ends in the end of a thought, and the answer begins another one of the same marks."""
+    stripped, begin = prompt.rstrip(), content.lstrip()
+    return any(
+        stripped.endswith(closes) and (begin.startswith(opens) or _unopened(content, opens, closes) is not None)
+        for opens, closes in THOUGHTS
+    )
+
+
+def count_of_ends(text: str) -> int:
+    """The number of marks in a text that end a thought."""
+    return len(_ENDS.findall(text))
+
+
 def opened_by(prompt: str) -> tuple[str, str] | None:
     """(mark, white space behind it) where the prompt ends in the opening of a thought, else None."""
     stripped = prompt.rstrip()

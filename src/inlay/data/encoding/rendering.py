@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -14,15 +15,17 @@ from jinja2.exceptions import TemplateError
 from inlay.data.encoding.reasoning_prefix import (
     LostThoughtError,
     continuation,
+    count_of_ends,
     ends_before,
     opened_by,
     parted,
     shared,
     with_opening,
 )
+from inlay.data.encoding.refusals import RefusedConversationError, explained
 from inlay.data.encoding.special_tokens import SpecialTokens
 from inlay.data.encoding.template_cache import TemplateCache
-from inlay.data.encoding.template_kwargs import thinking_switch
+from inlay.data.encoding.template_kwargs import head_of, switches_read, thinking_switches
 from inlay.data.reading.tagged_calls import as_written
 from inlay.data.reading.turn_fields import THOUGHTS
 from inlay.data.types import Message, Source, Tool
@@ -43,6 +46,9 @@ _QUESTION = "\ue0f5"
 _FUNCTION = "inlay_probe"
 """The name of a function in a call, likewise."""
 
+_QUOTED = 60
+"""Characters of a rendering that a message quotes at most."""
+
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 
@@ -59,12 +65,34 @@ class Template:
         self.opens_thought = self._opening is not None
         self.cache = TemplateCache(self._plain, self.render)
 
-    @property
+    @cached_property
     def way_to_think(self) -> str:
         """The way out for a row whose thought has no place in this template, as a sentence."""
-        switch = thinking_switch(self._tokenizer.chat_template)
+        template = self._tokenizer.chat_template
+        switch = next((name for name in thinking_switches(template) if self._thinks_with(name)), None)
+        others = [name for name in switches_read(template) if name != switch]
         turn_on = f"Turn thoughts on (data.template_kwargs: {{{switch}: true}}), take the thought" if switch else ""
-        return f"{turn_on or 'Take the thought'} out of the row, or use a template that opens it (model.chat_template)."
+        also = f" Its {'other ' if switch else ''}switches: {', '.join(others)}."
+        return (
+            f"{turn_on or 'Take the thought'} out of the row, or use a template that opens it (model.chat_template)."
+            f"{also if others else ''}"
+        )
+
+    def _thinks_with(self, switch: str) -> bool:
+        """Whether a prompt opens a thought, or no longer ends an empty one, where the switch is on."""
+        turns: list[JsonObject] = [{"role": "user", "content": "a"}]
+        prompts = []
+        for head in ("", head_of([(switch, True)])):
+            try:
+                prompts.append(
+                    self._tokenizer.apply_chat_template(
+                        turns, chat_template=head + self._plain, tokenize=False, add_generation_prompt=True
+                    )
+                )
+            except _TEMPLATE_ERRORS:  # a switch of another kind
+                return False
+        off, on = prompts
+        return on != off and (opened_by(on) is not None or count_of_ends(on) < count_of_ends(off))
 
     def render(self, turns: list[JsonObject], opens_turn: bool, tools: list[Tool] | None = None) -> str:
         """The text that the template makes of these turns. Raises: what the template or jinja raises."""
@@ -122,7 +150,8 @@ class Template:
 
     @cached_property
     def _takes_thoughts_apart(self) -> bool:
-        """Whether the template shows thoughts of a field, and ends an empty one before a thought in the content."""
+        """Whether the template shows thoughts of a field, and ends an empty one before a thought in the content, or shows
+        that thought as text beside marks of its own."""
         turns = [
             {"role": "user", "content": _QUESTION},
             {"role": "assistant", "content": f"<think>\n{MARK}\n</think>\n\nb"},
@@ -131,7 +160,13 @@ class Template:
             shown = self.render(turns, False).partition(_QUESTION)[2]
         except _TEMPLATE_ERRORS:  # reported for the first conversation that meets it
             return False
-        return ends_before(shown, MARK) and bool(self._thoughts_shown)
+        return bool(self._thoughts_shown) and (ends_before(shown, MARK) or self._has_other_marks(shown))
+
+    def _has_other_marks(self, shown: str) -> bool:
+        """Whether the template writes the thought of a field without the tags that it leaves in the content as `shown`."""
+        answer = {"role": "assistant", "content": "b", self._thoughts_shown[0]: MARK}
+        of_field = self.render([{"role": "user", "content": _QUESTION}, answer], False).partition(_QUESTION)[2]
+        return "<think>" in shown.partition(MARK)[0] and "think>" not in of_field
 
     @cached_property
     def _thoughts_shown(self) -> tuple[str, ...]:
@@ -237,12 +272,12 @@ class RenderedConversation:
         except LostThoughtError:
             raise DataError(
                 f"{self.source}: the chat template ends the thought before turn {turn + 1} is answered "
-                f"({opening[-40:]!r}), so the thought in it could not be trained. {self._template.way_to_think}"
+                f"({_tail(opening)!r}), so the thought in it could not be trained. {self._template.way_to_think}"
             ) from None
         if not found:
             raise DataError(
                 f"{self.source}: the chat template renders turn {turn + 1} differently when it is answered "
-                f"({shown[:40]!r}) than when it is opened ({opening[-40:]!r}), so the trained ids could not be served. "
+                f"({_head(shown)!r}) than when it is opened ({_tail(opening)!r}), so the trained ids could not be served. "
                 "Use another template (model.chat_template)."
             )
         return found
@@ -266,12 +301,40 @@ class RenderedConversation:
         messages = [*self.messages[: count - 1], replace(self.messages[count - 1], content=answer)]
         return messages, [m.content for m in messages]
 
+    def explained(self, refusal: RefusedConversationError) -> DataError:
+        """The template's refusal of this conversation, with the turn and the way out."""
+        return explained(refusal, self.messages, self._refusal_of)
+
+    def _refusal_of(self, count: int) -> str | None:
+        """The template's reason against the first `count` turns; None where it takes them."""
+        try:
+            self._render_whole(self.messages[:count], False)
+        except RefusedConversationError as refusal:
+            return refusal.reason
+        return None
+
     def _render_whole(self, messages: Sequence[Message], opens_turn: bool) -> str:
         try:
             return self._template.render([_turn(m) for m in messages], opens_turn, list(self.tools) or None)
         except _TEMPLATE_ERRORS as error:
             reason = str(error) or type(error).__name__
-            raise DataError(f"{self.source}: the chat template refuses this conversation: {reason}") from None
+            raise RefusedConversationError(self.source, reason, len(messages)) from None
+
+
+def _tail(text: str) -> str:
+    """The end of a text, from the beginning of a mark or a word."""
+    if len(text) <= _QUOTED:
+        return text
+    found = re.compile(r"[<\[]|\s").search(text, len(text) - _QUOTED)
+    return f"…{text[found.start() if found else -_QUOTED :]}"
+
+
+def _head(text: str) -> str:
+    """The beginning of a text, to the end of a mark or a word."""
+    if len(text) <= _QUOTED:
+        return text
+    ends = [found.end() for found in re.finditer(r"[>\]]|(?=\s)", text[:_QUOTED])]
+    return f"{text[: ends[-1] if ends and ends[-1] else _QUOTED]}…"
 
 
 def _dated(template: str) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken
 
-from inlay.data.encoding.reasoning_prefix import ends_before, parted
+from inlay.data.encoding.reasoning_prefix import ended_by, ends_before, parted
+from inlay.data.reading.rendered_text import looks_rendered
 from inlay.data.types import Message, Source, Tool
 from inlay.errors import DataError
 
@@ -85,7 +86,10 @@ class SpecialTokens:
         stripped, count = text.strip(), len(self._pattern.findall(text)) if self._pattern else 0
         escape = "" if self.escapes else "data.special_tokens: escape"
         if count > 1 or (stripped.startswith(token) and stripped != token):
-            quoted_only = f" Where it only quotes them, encode them as ordinary text ({escape})." if escape else ""
+            quotes = escape and not looks_rendered(
+                text
+            )  # escaped, the marks of a conversation would be trained as text
+            quoted_only = f" Where it only quotes them, encode them as ordinary text ({escape})." if quotes else ""
             return (
                 "The text looks as if a chat template had written it already: give the text of each turn, without such "
                 f"tokens, as messages with role and content; the template of this base writes them.{quoted_only}"
@@ -206,11 +210,18 @@ def refuse_lost_prompt(prompt: str, messages: Sequence[Message], tools: Sequence
             raise _lost(source, f"the tool {tool['function']['name']!r}")
 
 
-def refuse_lost_answer(answer: str, n: int, message: Message, source: Source, way_to_think: str) -> None:
-    """Raises: DataError when the template leaves out a part of trained turn `n` (from 0)."""
+def refuse_lost_answer(
+    before: str, answer: str, n: int, message: Message, source: Source, way_to_think: Callable[[], str]
+) -> None:
+    """Raises: DataError when the template leaves out a part of trained turn `n` (from 0), which follows the text `before`."""
     thought, text = parted(message.content)
+    if (thought or message.thought) and ended_by(before, message.content):
+        raise DataError(
+            f"{source}: the chat template ends the thought before turn {n + 1} ({message.role}) is answered, so the thought in "
+            f"it would follow an ended one. {way_to_think()}"
+        )
     if not _shows(answer, thought):
-        raise _lost(source, f"the thought of turn {n + 1} ({message.role})", way_to_think)
+        raise _lost(source, f"the thought of turn {n + 1} ({message.role})", way_to_think())
     if message.thought and not _shows(answer, message.thought):
         raise DataError(
             f"{source}: the chat template shows no field {message.thought_field!r}, so the thought of turn {n + 1} would be "
@@ -221,7 +232,7 @@ def refuse_lost_answer(answer: str, n: int, message: Message, source: Source, wa
     if own and ends_before(answer, own):
         raise DataError(
             f"{source}: the chat template ends an empty thought before that of turn {n + 1} ({message.role}), so the answer "
-            f"would begin with the empty one. {way_to_think}"
+            f"would begin with the empty one. {way_to_think()}"
         )
     if not _shows(answer, text):
         raise _lost(source, f"the text of turn {n + 1} ({message.role})")

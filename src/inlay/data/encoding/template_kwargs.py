@@ -128,10 +128,10 @@ def head_of(switches: Iterable[tuple[str, Switch]]) -> str:
     )
 
 
-def thinking_switch(template: Any) -> str | None:
-    """The switch of the template that turns thoughts on, by its name."""
-    read = switches_read(template)
-    return next((name for name in ("enable_thinking", "thinking") if name in read), None)
+def thinking_switches(template: Any) -> list[str]:
+    """The switches of the template that may turn thoughts on, by their names; the usual ones first."""
+    named = [name for name in switches_read(template) if "think" in name or "reason" in name]
+    return sorted(named, key=lambda name: name not in ("enable_thinking", "thinking"))
 
 
 def _each(template: Any) -> list[str]:

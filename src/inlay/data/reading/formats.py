@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from inlay.data.reading import conversation, known_shapes, preferences, row_fields, values
-from inlay.data.reading.rendered_text import turns_of, turns_of_pair
+from inlay.data.reading.rendered_text import lacks_end, turns_of, turns_of_pair
 from inlay.data.reading.strict_json import listed
 from inlay.data.reading.tool_calls import tools as tools_of
 from inlay.data.types import Example, Message, Row
@@ -224,6 +224,9 @@ def _text(row: Row) -> Example:
     document = values.text(row, "text", row.value["text"])
     if turns := turns_of(document):
         return conversation.example(row, [conversation.turn(row, role, text) for role, text in turns])
+    if end := lacks_end(document):
+        values.fail(row, "text", document, f"A chat template wrote it, and its last turn has no end ({end!r}). Write {end} "
+                    "after the last answer, or remove the row where that answer was cut off.")  # fmt: skip
     return Example((Message("text", document, 1.0),), row.source)
 
 

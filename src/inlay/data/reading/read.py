@@ -11,13 +11,12 @@ from typing import TypeVar
 
 from inlay.data.reading import formats, sources
 from inlay.data.reading.detection import PREVIEW, DetectedFormat, detect, named
-from inlay.data.reading.row_fields import SPLITS, OneSplit
+from inlay.data.reading.row_fields import BY_FILE, OneSplit
 from inlay.data.types import ASSISTANT, Example, Hash, Message, OnFault, Row, Source
 from inlay.errors import DataError
 from inlay.typed_json import JsonObject
 
 Changed = TypeVar("Changed")
-_SPLITS = frozenset(SPLITS)
 _MORE = {"name": None, "thought": "", "thought_field": "", "tool_call_id": None, "written": None}
 """Fields of few messages, with their value in the others."""
 
@@ -98,7 +97,7 @@ def _parser(format_name: str, split: OneSplit | None) -> Callable[[Row], Example
         return parse
 
     def parsed(row: Row) -> Example:
-        if not _SPLITS.isdisjoint(row.value):
+        if not BY_FILE.isdisjoint(row.value):
             split.see(row, format_name)
         return parse(row, strict=True)
 

@@ -38,6 +38,14 @@ _PAIR: Final = re.compile(
     r"(?:<s>)?\s*\[INST\] ?(?:<<SYS>>\n(?P<system>.*?)\n<</SYS>>\n\n)?(?P<prompt>.*?) ?\[/INST\] ?(?P<answer>.*?) ?</s>\s*",
     re.DOTALL,
 )
+_ENDS: Final = (
+    ("<|im_start|>", ("<|im_end|>",)),
+    ("<|start_header_id|>", ("<|eot_id|>",)),
+    ("<start_of_turn>", ("<end_of_turn>",)),
+    ("[INST]", ("</s>",)),
+    ("<|user|>", ("<|end|>", "<|endoftext|>", "</s>")),
+)
+"""(a mark before a turn, the marks that may end it) of each markup."""
 _SPEAKERS: Final = (re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):"), re.compile(r"\s*### ?(Human|User|Assistant):"))
 """The names before the turns of texts without other markup."""
 
@@ -62,8 +70,20 @@ def turns_of_pair(prompt: object, answer: str) -> Turns | None:
     """The turns of a prompt and its answer that were cut from one text, the answer being the last one."""
     if not isinstance(prompt, str) or not looks_rendered(prompt):
         return None
-    found = turns_of(prompt + answer)
+    end = _end_of(prompt)  # a completion need not hold the end of its turn
+    found = turns_of(prompt + answer) or (turns_of(prompt + answer + end) if end else None)
     return found if found and found[-1][0] == "assistant" else None
+
+
+def lacks_end(text: str) -> str | None:
+    """The mark that is missing at the end of a conversation, where its last turn is not ended; else None."""
+    end = _end_of(text)
+    return end if end and turns_of(text) is None and turns_of(text + end) is not None else None
+
+
+def _end_of(text: str) -> str | None:
+    """The mark that ends an answer of this markup; None for a text without one."""
+    return next((end for begin, ends in _ENDS if begin in text for end in ends if end in text or end == ends[-1]), None)
 
 
 def _in_turns(turn: re.Pattern[str], text: str, at: int) -> Turns | None:

@@ -54,6 +54,11 @@ _BAD: Final = (
 )  # fmt: skip
 SPLITS: Final = ("split", "set", "subset", "partition", "fold", "data_split", "dataset_split")
 """Columns that may say which rows are for training and which for testing."""
+RATINGS: Final = ("rating", "ratings", "stars", "star_rating")
+"""Columns that rate the answers of a file on one scale."""
+_GOOD, _BEST = 4, 10  # a rating from which a scale is one of quality, and the best of any
+BY_FILE: Final = frozenset({*SPLITS, *RATINGS})
+"""Columns of which the meaning shows over the rows of a file."""
 _FALSE, _TRUE = ("false", "0", "-1", "no", "bad", "undesirable"), ("true", "1", "yes", "good")
 
 
@@ -193,7 +198,7 @@ def _lettered(names: Iterable[str]) -> list[str]:
 
 
 class OneSplit:
-    """Refuses rows for training and rows for testing in one file."""
+    """Refuses rows for training and for testing in one file, and rows rated low beside rows rated high."""
 
     _TRAIN, _TEST = (
         ("train", "training"),
@@ -202,12 +207,29 @@ class OneSplit:
 
     def __init__(self) -> None:
         self._first: dict[str, str] = {}
+        self._lowest: dict[str, tuple[float, Row]] = {}
+        self._highest: dict[str, float] = {}
 
     def see(self, row: Row, format_name: str) -> None:
         """Looks at one row. Raises: DataError for the first row of the other split."""
         for name in SPLITS:
             if name in row.value:
                 self._see(row, name, format_name)
+
+        for name in RATINGS:
+            if name in row.value:
+                self._rate(row, name, format_name)
+
+    def _rate(self, row: Row, name: str, format_name: str) -> None:
+        try:
+            rating = float(row.value[name])
+        except (TypeError, ValueError):
+            return
+        low = self._lowest[name] = min(self._lowest.get(name, (rating, row)), (rating, row), key=lambda one: one[0])
+        high = self._highest[name] = max(self._highest.get(name, rating), rating)
+        if _GOOD <= high <= _BEST and low[0] <= high / 2:
+            _refuse(low[1], name, f"other rows are rated {high:g}, and training on this one would teach what is bad",
+                    "Keep the rows that are rated high", format_name)  # fmt: skip
 
     def _see(self, row: Row, name: str, format_name: str) -> None:
         value = str(row.value[name]).strip().lower()
@@ -253,6 +275,7 @@ def table() -> list[tuple[tuple[str, ...], str]]:
             ("A", "B", "option_1", "option_2"),
             "two or more choices like these: refused, as the model would not see them",
         ),
+        (RATINGS, "low ratings in a file whose best is 4 to 10: a rating up to half of the best is refused"),
         (SPLITS, "rows for training and for testing in one file: refused, as both would be trained on"),
         *((names, f"named as ignored: {why}") for why, names in costs.items() if names[0] not in PARTS),
         (tuple(sorted(NOTES)), "named as ignored: nothing to learn from"),
