@@ -72,10 +72,6 @@ def only_a_pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
-def only_gguf(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "model-q4.gguf")
-
-
 def an_adapter(folder: Path) -> None:
     (folder / "config.json").rename(folder / "adapter_config.json")
 
@@ -97,7 +93,6 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "config cut short": (lambda f: (f / "config.json").write_text("{"), "its config.json cannot be used"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no *.safetensors weights in"),
     "a pickle": (only_a_pickle, "pytorch_model.bin, which is a pickle and is not loaded"),
-    "gguf": (only_gguf, "model-q4.gguf, which is for inference"),
     "truncated": (half_the_weights, "model.safetensors is not a whole safetensors file"),
     "missing shard": (a_missing_shard, "model-00002.safetensors is missing"),
     "missing index": (
@@ -134,9 +129,9 @@ def test_a_base_that_cannot_be_trained_is_refused_in_one_line_before_anything_is
 
 
 def test_a_file_or_a_wrong_name_in_place_of_a_folder_is_explained(tmp_path: Path, copied: Path):
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ModelError, match="GGUF files are for inference"):
-        find_base(str(tmp_path / "model.gguf"))
+    (tmp_path / "model.bin").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match=r"a file\. Give the folder .* or a file that ends in \.gguf"):
+        find_base(str(tmp_path / "model.bin"))
     with pytest.raises(ModelError, match=r"no such folder\. Did you mean .*base\?"):
         find_base(str(tmp_path / "bases"))
     with pytest.raises(ModelError, match="has no effect on the local folder"):

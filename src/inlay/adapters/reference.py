@@ -14,6 +14,7 @@ from inlay.errors import AdapterError, ModelError, RunError
 from inlay.hardware.probe import pick_device
 from inlay.methods.adapter_state import AdapterState
 from inlay.models.base import BaseRef, find_base
+from inlay.models.gguf import gguf_file
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run
 from inlay.storage import path_exists, verified
@@ -82,7 +83,7 @@ def reference(name: ModelName, folder: str) -> Reference:
             )
         if path_exists(path / "adapter_config.json"):
             return _of_adapter(path)
-        if text.startswith("builtin:") or path_exists(path / "config.json"):
+        if text.startswith("builtin:") or path_exists(path / "config.json") or (path_exists(path) and gguf_file(path)):
             return Reference(text, "model", text)
         before, at, step = text.rpartition("@")
         if at and step.isdigit():

@@ -22,6 +22,7 @@ from inlay.hardware.probe import pick_matmul_precision
 from inlay.models.attention import refuse_attention
 from inlay.models.fingerprint import Fingerprint, difference, digest_of_files, fingerprint
 from inlay.models.generation_settings import without_sampling
+from inlay.models.gguf import Gguf, dequantized, gguf_file
 from inlay.models.memory_mapped import paged_out
 from inlay.models.quantization import forbid_cpu_repack
 from inlay.models.sentencepiece_file import refuse_other_ids, require_sentencepiece
@@ -47,6 +48,8 @@ class BaseRef:
     name: str
     """As the user wrote it."""
     folder: Path
+    gguf: Gguf | None = None
+    """The GGUF file whose weights the folder has, dequantized; None for a base that is safetensors itself."""
 
     def digest(self) -> str:
         """Hex digest over weights and config: two bases with the same digest compute the same."""
@@ -94,9 +97,15 @@ class BaseRef:
         found = f"on the hub as {self.hub_id}, commit {self.commit}"
         if self.name in BUILTIN:
             found = f"comes with inlay; on the machine of the training at {local}"
+        elif self.gguf:
+            found = (
+                f"dequantized to {local} from {self.gguf.file.absolute()}; elsewhere give inlay that file as the base"
+            )
         elif local:
             found = f"a folder of the machine of the training; elsewhere put the base at {local}, or its new place into {_SETTINGS}"
         named = self.name if self.pinned_commit or self.name in BUILTIN else str(self.folder.absolute())
+        if self.gguf:
+            named = os.path.abspath(os.path.expanduser(self.name))  # noqa: PTH100, PTH111 -- as in find_base
         return {"base_model": named, "base_hub_id": self.hub_id, "base_hub_commit": self.commit, "base_found": found}
 
     @property
@@ -119,11 +128,15 @@ def find_base(name: str, revision: str | None = None, *, weights: bool = True) -
     folder = Path(os.path.expanduser(name))  # noqa: PTH111 -- Path.expanduser() raises for a user without a home
     if revision is not None and path_exists(folder):
         raise ModelError(f"model.revision {revision}: has no effect on the local folder {name}. Leave it out.")
+    if path_exists(folder) and (file := gguf_file(folder)):
+        made, gguf = dequantized(f"--model {name}", file, folder if folder.is_dir() else None)
+        return _checked(BaseRef(name, made, gguf), weights)
     if path_exists(folder) and folder.is_dir():
         return _checked(BaseRef(name, folder), weights)
     if folder.exists():
-        gguf = " GGUF files are for inference and are not loaded." if folder.suffix == ".gguf" else ""
-        raise ModelError(f"--model {name}: a file.{gguf} Give the folder that holds config.json and *.safetensors.")
+        raise ModelError(
+            f"--model {name}: a file. Give the folder that holds config.json and *.safetensors, or a file that ends in .gguf."
+        )
     name = SHORT_IDS.get(name, name)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
@@ -203,9 +216,12 @@ def _all_weight_files(folder: Path) -> list[Path]:
 
 def _checked(ref: BaseRef, weights: bool) -> BaseRef:
     where, folder = f"--model {ref.name}", ref.folder
-    gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
+    several = sorted(folder.glob("*.gguf"))  # one alone is dequantized
+    gguf = f" It holds {len(several)} .gguf files: give one of them, such as {several[0]}." if several else ""
     if not (folder / "config.json").is_file():
-        hint = f" It holds {gguf.name}: GGUF is for inference; get the model's safetensors form." if gguf else ""
+        hint = gguf
+        if "gguf" in ref.name.lower() and ref.hub_id:
+            hint = " If the repository has .gguf files, download one of them and give --model FILE.gguf."
         if (folder / "adapter_config.json").is_file():
             hint = " It holds an adapter: give its base with --model, and the adapter as adapter.start_from."
         elif (folder / "run.json").is_file():
@@ -221,7 +237,7 @@ def _checked(ref: BaseRef, weights: bool) -> BaseRef:
             if pickled
             else ""
         )
-        why = f" It has {gguf.name}, which is for inference: get the safetensors form." if gguf else why
+        why = gguf or why
         raise ModelError(f"{where}: no *.safetensors weights in {folder}.{why}")
     for path in files:
         try:

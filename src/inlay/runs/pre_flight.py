@@ -218,6 +218,8 @@ class PreFlight:
 
     base: str
     base_digest: str
+    base_form: str
+    """Form of its weights where they were converted: a dequantized GGUF file."""
     total_parameters: int
     device: Chosen
     dtype: Chosen
@@ -237,7 +239,7 @@ class PreFlight:
         """The rows of the pre-flight block: names and words."""
         trainable = self.adapter.trainable
         return [
-            ("base", f"{self.base} ({self.total_parameters / 1e6:.1f}M parameters, {self.base_digest[:12]})"),
+            ("base", f"{self.base} ({self.base_form + '; ' if self.base_form else ''}{self.total_parameters / 1e6:.1f}M parameters, {self.base_digest[:12]})"),
             *([("class", self.named_class)] if self.named_class else []),
             ("device", str(self.device)),
             ("dtype", str(self.dtype)),

@@ -193,6 +193,8 @@ class RunRecord:
     """See `inlay.models.fingerprint.Fingerprint`."""
     base_commit: str | None
     """Commit of a base from the hub."""
+    base_gguf: JsonObject | None = None
+    """File, quantization and sha256 of the GGUF file that the base was dequantized from."""
     error: str | None
     machine: JsonObject | None = None
     """A quick `inlay doctor` as of the last start: for a reader, so its keys are those of the version that wrote it."""

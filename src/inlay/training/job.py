@@ -273,7 +273,8 @@ class AdapterJob:
     def base_record(self) -> JsonObject:
         """Keys that identify the base, for run.json and the adapter's card."""
         seen, commit = self.base.fingerprint.to_json(), self.base.ref.pinned_commit
-        return {"base_digest": self.base_digest, "base_fingerprint": seen, "base_commit": commit}
+        gguf = {"base_gguf": self.base.ref.gguf.to_json()} if self.base.ref.gguf else {}
+        return {"base_digest": self.base_digest, "base_fingerprint": seen, "base_commit": commit, **gguf}
 
     @property
     def inputs(self) -> dict[str, str]:

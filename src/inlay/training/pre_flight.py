@@ -26,6 +26,7 @@ def pre_flight(job: AdapterJob, outlook: Outlook | None = None) -> PreFlight:
     return PreFlight(
         base=config.model.base_model,
         base_digest=job.base_digest,
+        base_form=base.ref.gguf.summary() if base.ref.gguf else "",
         total_parameters=base.total_parameters,
         device=_chosen(job, "model.device", job.device),
         dtype=_chosen(job, "model.dtype", str(config.model.dtype)),

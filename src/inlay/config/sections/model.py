@@ -13,7 +13,8 @@ class ModelConfig(Settings):
     """The base model and how it is loaded."""
 
     base_model: Annotated[str, Field(min_length=1)]
-    """The frozen base model: a local folder, a hub id such as `Qwen/Qwen2.5-0.5B-Instruct`, or `builtin:nano`."""
+    """The frozen base model: a local folder, a hub id such as `Qwen/Qwen2.5-0.5B-Instruct`, a `.gguf`
+    file (needs the `gguf` extra), or `builtin:nano`."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     device: str = "auto"
