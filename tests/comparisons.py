@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from inlay.evaluation.bootstrap import compare_scores
 from inlay.evaluation.caveats import SelectedCheckpoint
 from inlay.evaluation.compare import ComparedRow, Comparison, Group
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
-from inlay.evaluation.verdict import Difference
+from inlay.evaluation.verdict import Difference, compare_scores
 
 HOSTILE = "<script>alert(1)</script>\"'<img src=x onerror=alert(1)>"
 HISTORY = [

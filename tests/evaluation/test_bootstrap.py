@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from inlay.errors import ConfigError, DataError
-from inlay.evaluation.bootstrap import compare_scores, paired_bootstrap
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS, Metric
-from inlay.evaluation.p_values import holm, mcnemar, t_quantile
-from inlay.evaluation.verdict import MIN_ROWS, Difference
+from inlay.evaluation.verdict import MIN_ROWS, Difference, compare_scores, holm, mcnemar, paired_bootstrap, t_quantile
 
 MEAN = METRICS["token_f1"]
 LOSS = LOSS_METRICS["loss"]
@@ -119,7 +117,7 @@ def test_the_seed_decides_the_interval_and_nothing_else():
 def test_resamples_are_drawn_in_blocks_without_a_seam(monkeypatch):
     a, b, metric = all_metrics(50, seed=0)["chrf"]
     whole = paired_bootstrap(a, b, metric, resamples=999, seed=0)
-    monkeypatch.setattr("inlay.evaluation.bootstrap._CELLS", 50 * 7)
+    monkeypatch.setattr("inlay.evaluation.verdict._CELLS", 50 * 7)
     assert paired_bootstrap(a, b, metric, resamples=999, seed=0) == whole
 
 

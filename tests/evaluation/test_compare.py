@@ -24,13 +24,13 @@ from inlay.data.encoding.encoder import Encoder
 from inlay.data.reading.read import as_lines
 from inlay.data.types import Example, Message, Source
 from inlay.errors import ConfigError, DataError, RunError
-from inlay.evaluation.bootstrap import loss_difference
 from inlay.evaluation.compare import Comparison, compare_models
 from inlay.evaluation.measured_model import MeasuredModel, ModelFacts, text_metrics
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
 from inlay.evaluation.report import as_csv, as_markdown, harmless, write_reports
 from inlay.evaluation.score import EvalSet, Score, held_out, read_held_out, score
 from inlay.evaluation.task_metrics import primary_metric
+from inlay.evaluation.verdict import loss_difference
 from inlay.methods.adapter import attach
 from inlay.runs.reporter import PlainReporter
 from inlay.tasks.task import CAUSAL

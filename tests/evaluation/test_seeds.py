@@ -13,11 +13,10 @@ import pytest
 from inlay import api
 from inlay.cli.render.comparison import comparisons_text
 from inlay.errors import DataError
-from inlay.evaluation.bootstrap import compare_scores
 from inlay.evaluation.caveats import SeedsOfOneConfig
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS, Metric
 from inlay.evaluation.seeds import by_seed, over_seeds
-from inlay.evaluation.verdict import Difference
+from inlay.evaluation.verdict import Difference, compare_scores
 from training_runs import Quiet
 
 MEAN = METRICS["token_f1"]

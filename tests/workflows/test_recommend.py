@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from inlay.evaluation.bootstrap import compare_scores
 from inlay.evaluation.costs import Costs, money_shown
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
-from inlay.evaluation.verdict import Difference
+from inlay.evaluation.verdict import Difference, compare_scores
 from inlay.workflows.advise.arms import ARMS, Arm
 from inlay.workflows.advise.recommend import ArmCosts, recommend
 

@@ -21,10 +21,9 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 
 from inlay.errors import StorageError
-from inlay.evaluation.bootstrap import paired_bootstrap
 from inlay.evaluation.compare import ComparedRow, Comparison
 from inlay.evaluation.metrics import Metric, ratio
-from inlay.evaluation.verdict import Difference
+from inlay.evaluation.verdict import Difference, paired_bootstrap
 from inlay.reports import html
 from inlay.reports.html import Html, page, section, tag
 from inlay.storage import read_lines, write_file

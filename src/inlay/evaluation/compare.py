@@ -1,6 +1,6 @@
 """Two measured models on the same rows, compared: their rows paired, the difference of every metric, and one verdict.
 
-`compare_models` makes a `Comparison`. `inlay.evaluation.bootstrap` makes each interval, `inlay.evaluation.verdict` decides.
+`compare_models` makes a `Comparison`. `inlay.evaluation.verdict` makes each interval and decides.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ import numpy as np
 
 from inlay.errors import ConfigError
 from inlay.evaluation import summary
-from inlay.evaluation.bootstrap import compare_scores, paired_bootstrap
 from inlay.evaluation.caveats import Caveat
 from inlay.evaluation.costs import Bill, bills_json
 from inlay.evaluation.measured_model import MeasuredModel, by_scored_rows, clusters_of
 from inlay.evaluation.metrics import BEHAVIOUR, LOSS_METRICS, Array, Metric, normalise
-from inlay.evaluation.p_values import holm
 from inlay.evaluation.score import EvalSet, GenerationSpeed, prompt_text
 from inlay.evaluation.seeds import SeedLevel
 from inlay.evaluation.style_relevance import LEAST_ROWS, StyleRelevance, relevance, style
 from inlay.evaluation.task_metrics import answer_metric, labels_of, primary_metric
-from inlay.evaluation.verdict import Difference
+from inlay.evaluation.verdict import Difference, compare_scores, holm, paired_bootstrap
 from inlay.typed_json import JsonObject
 
 Pair = tuple[Array, Array, Metric]

@@ -13,10 +13,9 @@ from inlay.data.example_tasks import example_tasks
 from inlay.data.reading.read import read_examples
 from inlay.data.splits import draw, prompt_key
 from inlay.data.types import Example
-from inlay.evaluation.bootstrap import paired_bootstrap
 from inlay.evaluation.metrics import LOSS_METRICS
 from inlay.evaluation.score import EvalSet, Score
-from inlay.evaluation.verdict import Difference
+from inlay.evaluation.verdict import Difference, paired_bootstrap
 
 GENERAL = "general text"
 

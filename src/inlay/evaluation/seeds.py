@@ -11,11 +11,9 @@ import numpy as np
 
 from inlay.errors import DataError
 from inlay.evaluation import summary
-from inlay.evaluation.bootstrap import compare_scores
 from inlay.evaluation.measured_model import MeasuredModel, by_scored_rows, clusters_of
 from inlay.evaluation.metrics import LOSS_METRICS, Array, Metric
-from inlay.evaluation.p_values import t_cdf, t_quantile
-from inlay.evaluation.verdict import Difference
+from inlay.evaluation.verdict import Difference, compare_scores, t_cdf, t_quantile
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,11 +153,11 @@ def _pooled(found: Sequence[EvaluationResult], wanted: Sequence[str]) -> dict[st
     """Adapter minus base of every metric that scores rows of each fold, over the held-out rows of all folds together."""
     import numpy as np
 
-    from inlay.evaluation.bootstrap import compare_scores
     from inlay.evaluation.compare import Pair
     from inlay.evaluation.measured_model import row_statistics
     from inlay.evaluation.metrics import LOSS_METRICS
     from inlay.evaluation.task_metrics import metrics_for
+    from inlay.evaluation.verdict import compare_scores
 
     references = [one.rows.references[n] for one in found for n in one.rows.prompt_ids]
     texts = metrics_for(references, wanted) if references else {}

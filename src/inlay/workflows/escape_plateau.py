@@ -90,8 +90,8 @@ def _configs(run: Run, plateau: Plateau, last: int) -> dict[str, Config]:
 def _judged(run: Run, plateau: Plateau, last: int, reporter: Reporter) -> EscapeOutcome:
     """The three ways after the last step on the held-out rows; differences are escape minus the other."""
     from inlay.adapters import reference
-    from inlay.evaluation.bootstrap import loss_difference
     from inlay.evaluation.score import held_out, read_held_out, score
+    from inlay.evaluation.verdict import loss_difference
 
     config, ready = run.config, reference.open_base(run)
     rows = held_out(read_held_out(run.heldout), ready.encoder, int(config.data.max_length), config.data.overlong, ())

@@ -24,9 +24,8 @@ from inlay.config.measuring import changed
 from inlay.data.encoding.encoder import Encoder
 from inlay.engine.batch_invariance import BatchGroups, answer_groups, batch_groups
 from inlay.errors import ConfigError, nearest
-from inlay.evaluation.bootstrap import paired_bootstrap
 from inlay.evaluation.metrics import Metric
-from inlay.evaluation.verdict import MIN_ROWS, Difference
+from inlay.evaluation.verdict import MIN_ROWS, Difference, paired_bootstrap
 from inlay.runs.reporter import Reporter
 from inlay.typed_json import JsonObject
 

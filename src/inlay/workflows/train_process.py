@@ -25,8 +25,8 @@ from inlay.data.reading.read import as_lines
 from inlay.engine.memory import enough_memory
 from inlay.engine.profile import profiled
 from inlay.errors import ConfigError, InlayError, Interrupted, RunError, TrainingError
-from inlay.evaluation.bootstrap import loss_difference
 from inlay.evaluation.task_metrics import primary_metric
+from inlay.evaluation.verdict import loss_difference
 from inlay.hardware.facts import library_versions
 from inlay.hardware.probe import dtype_name
 from inlay.methods.adapter import adapter_disabled

@@ -11,10 +11,9 @@ import numpy as np
 from inlay.data.types import Example
 from inlay.evaluation.costs import Costs, money_shown
 from inlay.evaluation.metrics import token_f1_statistics, word_tokens
-from inlay.evaluation.p_values import holm
 from inlay.evaluation.score import prompt_and_reference
 from inlay.evaluation.task_metrics import labels_of
-from inlay.evaluation.verdict import Difference
+from inlay.evaluation.verdict import Difference, holm
 from inlay.runs.reporter import figure_shown
 from inlay.workflows.advise.arms import MeasuredArm
 from inlay.workflows.advise.passages import Index
