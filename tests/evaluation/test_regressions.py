@@ -20,9 +20,10 @@ from inlay.data.types import Example, Message, Source
 from inlay.evaluation.compare import ComparedRow, groups
 from inlay.evaluation.metrics import LOSS_METRICS, METRICS
 from inlay.evaluation.report import as_markdown
-from inlay.evaluation.retention import GENERAL, retention, retention_sets
 from inlay.evaluation.score import EvalSet, Score
 from inlay.runs.reporter import PlainReporter
+from inlay.workflows.compare import retention
+from inlay.workflows.measure import GENERAL, retention_sets
 from training_runs import train
 
 

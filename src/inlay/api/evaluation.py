@@ -19,7 +19,6 @@ from inlay.proof.verify import prove_stored
 from inlay.runs.reporter import PlainReporter, Reporter
 from inlay.typed_json import JsonObject
 from inlay.workflows.compare import add_judgements, compare_and_report, reports_folder
-from inlay.workflows.harness import measure_on_tasks
 from inlay.workflows.measure import EvaluationRequest, measure_models
 
 
@@ -113,6 +112,8 @@ def harness(
     has its paired interval where the metric is a mean over documents. Raises: ConfigError for unknown tasks, or when the
     extra `harness` is not installed.
     """
+    from inlay.workflows.harness import measure_on_tasks
+
     over = assigned(settings, "harness")
     found = measure_on_tasks(reference(model, folder), tasks, limit, reporter or PlainReporter(), over)
     return found.to_json()

@@ -40,7 +40,8 @@ def train(
     """
     reporter = reporter or PlainReporter()
     run = training_run.train(as_config(config), resume, fresh, reporter, confirm, extend, profile)
-    escape_plateau.follow(run, reporter)
+    if run.record.awaits_escape:
+        escape_plateau.follow(run, reporter)
     return run
 
 

@@ -227,6 +227,12 @@ class RunRecord:
             "base_commit": self.base_commit,
         }
 
+    @property
+    def awaits_escape(self) -> bool:
+        """Whether branches of a plateau are still to be trained."""
+        result = self.result
+        return self.status == FINISHED and result is not None and result.plateau is not None and result.escape is None
+
     @staticmethod
     def from_json(value: object) -> RunRecord:
         """The record of a run.json. Raises: inlay.typed_json.Mistyped naming the key at fault."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from inlay.adapters.reference import device_for
 from inlay.evaluation.blind import preference
@@ -21,13 +24,14 @@ from inlay.evaluation.caveats import (
 from inlay.evaluation.compare import Comparison, compare_models
 from inlay.evaluation.costs import Bill, Costs, Prices
 from inlay.evaluation.measured_model import MeasuredModel
+from inlay.evaluation.metrics import LOSS_METRICS
 from inlay.evaluation.report import write_document, write_reports
-from inlay.evaluation.retention import retention
+from inlay.evaluation.score import EvalSet, Score
 from inlay.evaluation.seeds import by_seed, config_and_seed, seed_levels
-from inlay.evaluation.verdict import Difference
+from inlay.evaluation.verdict import Difference, paired_bootstrap
 from inlay.runs import folder as runs
 from inlay.runs.guard_events import incidents
-from inlay.workflows.measure import EvaluationResult
+from inlay.workflows.measure import EvaluationResult, RetentionSets
 
 
 def compare_and_report(found: EvaluationResult, where: Path, prices: Prices | None = None) -> Comparison:
@@ -139,3 +143,32 @@ def _write(found: EvaluationResult, comparison: Comparison, where: Path) -> None
         },
     }  # fmt: skip
     write_document(where, found.models, comparison, about)
+
+
+def retention(
+    sets: RetentionSets,
+    rows: EvalSet,
+    base: Score,
+    adapter: Score,
+    *,
+    resamples: int,
+    seed: int,
+    per_token: bool,
+) -> dict[str, Difference]:
+    """Retention: by set the difference of the loss, in bits per byte where the models have different tokenizers.
+
+    `rows` and the scores are over the rows of all sets, one after the other.
+    """
+    found, start = {}, 0
+    for name, kept in sets.items():
+        part = slice(start, start + len(kept))
+        start = part.stop
+        units = base.weight[part] if per_token else np.maximum(rows.trained_bytes[part], 1)
+        fits = (base.weight[part] > 0) & (adapter.weight[part] > 0)  # a row may be too long for a model
+        if not fits.any():
+            continue
+        scale = 1.0 if per_token else math.log(2)
+        sides = [np.stack([side.nll[part] / scale, units], 1)[fits] for side in (base, adapter)]
+        metric = LOSS_METRICS["loss" if per_token else "bits_per_byte"]
+        found[name] = paired_bootstrap(sides[0], sides[1], metric, resamples=resamples, seed=seed)
+    return found

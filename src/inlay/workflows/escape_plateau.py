@@ -14,7 +14,7 @@ from inlay.config import Config
 from inlay.errors import RunError, StorageError
 from inlay.runs.folder import Run
 from inlay.runs.guard_events import escape_summary
-from inlay.runs.record import FINISHED, BestEvaluation, DifferenceRecord, EscapeOutcome, Plateau
+from inlay.runs.record import BestEvaluation, DifferenceRecord, EscapeOutcome, Plateau
 from inlay.runs.reporter import LoggedReporter, Reporter
 from inlay.storage import owned
 from inlay.training.process import launched_rank
@@ -25,14 +25,13 @@ _PLAIN = "continuation"
 
 
 def follow(run: Run, reporter: Reporter) -> None:
-    """Trains the branches that are still to be trained and writes the outcome as `escape` into the run's result.
+    """Trains the branches of a run that awaits them and writes the outcome as `escape` into its result.
 
     Raises: as `inlay.workflows.train.train`; the run itself stays finished.
     """
-    record = run.record
-    result = record.result
-    if record.status != FINISHED or result is None or result.plateau is None or result.escape is not None:
-        return
+    result = run.record.result
+    assert result is not None
+    assert result.plateau is not None, "the run met no plateau"
     plateau = result.plateau
     first = launched_rank()[0] == 0
     if first:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from inlay.adapters.reference import Reference, config_of, opened
 from inlay.config import Config
 from inlay.config.identity import settings_hash
 from inlay.config.measuring import changed, overrides_text
+from inlay.data.example_tasks import example_tasks
 from inlay.data.reading import sources
 from inlay.data.reading.read import read_examples
-from inlay.data.splits import draw
+from inlay.data.splits import draw, prompt_key
 from inlay.data.types import Example
 from inlay.errors import ConfigError, DataError
 from inlay.evaluation.custom import MetricSpecs
 from inlay.evaluation.measured_model import MeasuredModel, ModelFacts, RowEmbeddings, text_metrics
 from inlay.evaluation.metrics import LOSS_METRICS, Array, TextMetric
 from inlay.evaluation.python_tests import python_tests_metric
-from inlay.evaluation.retention import Sets, retention_sets
 from inlay.evaluation.score import EvalSet, Score, held_out, prompt_text, read_held_out, score
 from inlay.evaluation.style_relevance import text_embeddings
 from inlay.evaluation.task_metrics import primary_metric
@@ -33,6 +35,12 @@ from inlay.tasks.opened_base import OpenedBase
 
 _NOTED_FROM_S = 10.0
 """Seconds of one model from which the time for the others is estimated."""
+
+
+GENERAL = "general text"
+
+RetentionSets = Mapping[str, tuple[Example, ...]]
+"""Rows that no model was trained for, by the name of their set: general text and the other example tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,7 @@ class EvaluationResult:
     available: int
     """Number of rows before drawing."""
     one_tokenizer: bool
-    retention_sets: Sets
+    retention_sets: RetentionSets
     """Rows that none of the models was trained for; empty where one model is measured alone."""
     retention_rows: EvalSet | None
     left_out: int
@@ -196,7 +204,7 @@ class _Measurement:
     data: str
     prompts: Sequence[str]
     generate: bool
-    unrelated: Sets
+    unrelated: RetentionSets
     compared: bool
     reporter: Reporter
 
@@ -268,7 +276,19 @@ class _Measurement:
         return replace(first, answers=embedded([result.answers[n] or "" for n in places]))
 
 
-def _retention_sets(models: Sequence[Reference], examples: Sequence[Example], config: Config) -> Sets:
+def retention_sets(trained_for: Iterable[Example], rows: int, seed: int) -> RetentionSets:
+    """At most `rows` rows of general text, and of each example task without a prompt of `trained_for`."""
+    prompts = {prompt_key(example) for example in trained_for}
+    general = Path(str(resources.files("inlay") / "builtin" / "general.jsonl"))
+    found = {GENERAL: read_examples(str(general)).examples}
+    for name, task in example_tasks().items():
+        train, heldout = task.read()
+        if prompts.isdisjoint(map(prompt_key, (*train, *heldout))):
+            found[name] = heldout
+    return {name: tuple(kept[n] for n in draw(len(kept), rows, seed)) for name, kept in found.items()}
+
+
+def _retention_sets(models: Sequence[Reference], examples: Sequence[Example], config: Config) -> RetentionSets:
     if len(models) == 1 or not config.eval.retention_rows:
         return {}
     trained = {one.run.path: one.run for one in models if one.run is not None}.values()
