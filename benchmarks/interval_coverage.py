@@ -11,8 +11,8 @@ from statistics import NormalDist
 import numpy as np
 from scipy import stats
 
-from inlay.evaluation.bootstrap import compare_scores
 from inlay.evaluation.metrics import METRICS
+from inlay.evaluation.verdict import compare_scores
 
 NORMAL = NormalDist()
 METHODS = ("percentile", "expanded", "bca", "bootstrap-t", "student t", "inlay")

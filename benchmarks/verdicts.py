@@ -20,10 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.example_tasks import find_example_task
-from inlay.evaluation.bootstrap import compare_scores
 from inlay.evaluation.metrics import METRICS
 from inlay.evaluation.score import prompt_messages
-from inlay.evaluation.verdict import Difference
+from inlay.evaluation.verdict import Difference, compare_scores
 from inlay.generation.generate import Sampling, answers
 from inlay.models.base import find_base
 
