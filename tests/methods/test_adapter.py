@@ -218,23 +218,34 @@ def change_tensors(change: Callable[[dict[str, Tensor]], Any]) -> Callable[[Path
 
 
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+def with_another_layer(tensors: dict[str, Tensor]) -> None:
+    for half in ("lora_A", "lora_B"):
+        name = FIRST.replace("lora_A", half)
+        tensors[name.replace("q_proj", "q_proj.r")] = tensors[name] + 0
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "infinite alpha": (lambda f: change_settings(f, lora_alpha=float("inf")), "alpha of lora_alpha is inf"),
-    "absurd alpha": (lambda f: change_settings(f, lora_alpha=1e30), "must be above 0 and at most 1e6"),
-    "no alpha": (lambda f: change_settings(f, lora_alpha=0), "must be above 0"),
-    "alpha of one layer": (lambda f: change_settings(f, alpha_pattern={"q_proj": float("nan")}), "alpha of q_proj"),
+    "infinite alpha": (lambda f: change_settings(f, lora_alpha=float("inf")), "Infinity is not a JSON number"),
+    "absurd alpha": (lambda f: change_settings(f, lora_alpha=1e30), "it must be above 0 and at most 1e6"),
+    "no alpha": (lambda f: change_settings(f, lora_alpha=0), "lora_alpha of adapter_config.json is 0"),
+    "alpha of one layer": (
+        lambda f: change_settings(f, alpha_pattern={"q_proj": 0}),
+        "above 0 and at most 1e6 for each name",
+    ),
     "another rank": (lambda f: change_settings(f, r=3), "has rank 2, but adapter_config.json says 3"),
-    "no rank": (lambda f: change_settings(f, r="2"), "its rank is '2'"),
+    "no rank": (lambda f: change_settings(f, r="2"), "r of adapter_config.json is 2; it must be a whole number"),
     "another method": (lambda f: change_settings(f, peft_type="VERA"), "does not describe an adapter of LORA"),
     "rearranged base": (lambda f: change_settings(f, layer_replication=[[0, 1], [0, 2]]), "uses PEFT's layer_repl"),
     "not finite": (change_tensors(lambda t: t[FIRST].fill_(float("nan"))), "not finite"),
     "missing tensor": (change_tensors(lambda t: t.pop(FIRST)), "q_proj.lora_A.weight is missing from the adapter"),
-    "extra tensor": (change_tensors(lambda t: t.update({FIRST.replace("q_", "r_"): t[FIRST] + 0})), "has no place"),
+    "extra tensor": (change_tensors(with_another_layer), "q_proj.r has no place in this model"),
     "other shape": (change_tensors(lambda t: t.update({FIRST: torch.ones(2, 5)})), "has shape (2, 5)"),
-    "more targets": (lambda f: change_settings(f, target_modules=["nothing"]), "cannot be put on this base"),
-    "cut short": (lambda f: (f / "adapter_model.safetensors").write_bytes(b"short"), "not a usable adapter folder"),
-    "not json": (lambda f: (f / "adapter_config.json").write_text("[1"), "not a usable adapter folder"),
-    "a list": (lambda f: (f / "adapter_config.json").write_text("[1]"), "not a usable adapter folder"),
+    "more targets": (lambda f: change_settings(f, target_modules=["nothing"]), "its target_modules do not name it"),
+    "cut short": (lambda f: (f / "adapter_model.safetensors").write_bytes(b"short"), "it is cut off"),
+    "not json": (lambda f: (f / "adapter_config.json").write_text("[1"), "is not usable JSON"),
+    "a list": (lambda f: (f / "adapter_config.json").write_text("[1]"), "holds no object"),
 }
 
 

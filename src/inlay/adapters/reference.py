@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from inlay import config as configs
 from inlay.config import Config
 from inlay.errors import AdapterError, ModelError, RunError
 from inlay.hardware.probe import pick_device
+from inlay.methods.adapter_files import SETTINGS, read_card, read_json
 from inlay.methods.adapter_state import AdapterState
 from inlay.models.base import BaseRef, find_base
 from inlay.models.gguf import gguf_file
@@ -44,10 +44,17 @@ class Reference:
     """Folder of the adapter or checkpoint; None for a model without one."""
     revision: str | None = None
     """Commit or branch of a hub's base; None is its newest."""
+    is_base_recorded: bool = True
+    """Whether what it was made on is known, and not only named."""
 
     @property
     def caution(self) -> str:
-        """One line to tell where its run failed its proofs; empty where it did not."""
+        """One line to tell where its run failed its proofs, or its base is only named; else empty."""
+        if self.folder is not None and not self.is_base_recorded:
+            return (
+                f"{self.name} was made on a base of this name ({self.base}); its digest is not recorded, so it may have been "
+                "other weights."
+            )
         if self.kind == "model":
             return runs.caution_of(Path(self.base))
         return self.run.caution if self.run is not None and self.folder is not None else ""
@@ -109,22 +116,19 @@ def _of_checkpoint(run: Run, step: int) -> Reference:
 
 
 def _of_adapter(folder: Path) -> Reference:
-    try:
-        card, settings = (
-            json.loads((folder / name).read_text(encoding="utf-8")) if path_exists(folder / name) else {}
-            for name in ("card.json", "adapter_config.json")
+    card, settings = read_card(folder), read_json(folder, SETTINGS)
+    base, revision = card.get("base_model"), card.get("base_commit")
+    if base is None or (Path(str(base)).is_absolute() and not path_exists(Path(str(base)))):
+        base, revision = settings.get("base_model_name_or_path") or base, settings.get("revision")
+    if not isinstance(base, str) or not isinstance(revision, str | None):
+        raise AdapterError(
+            f"{folder}: does not say which base it was made on (base_model_name_or_path of {SETTINGS}). Write the folder or "
+            "the hub id of its base there."
         )
-        base, revision = card.get("base_model"), card.get("base_commit")
-        if base is None or (Path(str(base)).is_absolute() and not path_exists(Path(str(base)))):
-            base, revision = settings.get("base_model_name_or_path") or base, settings.get("revision")
-        if base is None:
-            raise KeyError("base_model_name_or_path")
-        if path_exists(Path(str(base))):
-            revision = None
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise AdapterError(f"{folder}: does not say which base it was made on ({error}).") from None
+    if path_exists(Path(base)):
+        revision = None
     made_by = Run(folder.parent) if path_exists(folder.parent / "run.json") else None
-    return Reference(str(folder), "adapter", str(base), made_by, folder, revision)
+    return Reference(str(folder), "adapter", base, made_by, folder, revision, card.get("base_digest") is not None)
 
 
 def require_adapter(run: Run) -> None:

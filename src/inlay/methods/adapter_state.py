@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inlay.errors import AdapterError
 from inlay.methods import full
 from inlay.methods.adapter import require_compatible
-from inlay.methods.adapter_file_checks import CARD, SETTINGS, WEIGHTS
+from inlay.methods.adapter_file_checks import LARGEST_RANK, refuse_large_ranks
+from inlay.methods.adapter_files import (
+    CARD,
+    LARGEST_JSON,
+    LARGEST_WEIGHTS,
+    SETTINGS,
+    WEIGHTS,
+    Weights,
+    in_a_line,
+    read_card,
+    read_json,
+    shown,
+)
 from inlay.methods.lora import START
 from inlay.methods.method import TRAINED, Method, PeftSettings
 from inlay.methods.peft_names import tensors_of_target_modules
 from inlay.methods.table import METHODS, adapters_on, method_of_type
-from inlay.models.base import BaseRef
+from inlay.models.base import BaseRef, bytes_of_lora
 from inlay.models.named_class import NamedClass, pattern_for_both, renamed, reverse
 from inlay.typed_json import JsonObject
 
@@ -37,6 +50,8 @@ class AdapterState:
     settings: PeftSettings
     tensors: dict[str, Tensor]
     """An A that was initialized from the base's weights has START in its name; only checkpoints hold it."""
+    folder: Path | None = field(default=None, compare=False)
+    """Where it was read, for messages."""
 
     @property
     def method(self) -> Method:
@@ -82,29 +97,24 @@ class AdapterState:
 
     @staticmethod
     def read(folder: Path, base: BaseRef | str | None = None) -> AdapterState:
-        """The adapter in a folder.
+        """The adapter in a folder, whoever wrote it. No pattern or program in it is run, and no link followed.
 
-        Raises: AdapterError when a file is missing or broken, a value is not finite or absurd, or its card names
-        another base than `base`, or than the one that was recorded with that digest.
+        Raises: AdapterError when a file is missing or broken, a setting is one that inlay does not apply, a value is not
+        finite or absurd, or its card names another base than `base`, or than the one that was recorded with that digest.
         """
-        try:
-            if (folder / "config.json").is_file():
+        card = read_card(folder)
+        if (folder / "config.json").is_file() and not os.path.lexists(folder / SETTINGS):
+            try:
                 settings, tensors = {"peft_type": full.FULL}, full.read(folder)
-            else:
-                settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-                tensors = load_file(folder / WEIGHTS)
-            card = json.loads((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else {}
-            if moved := card.get("module_names"):
-                tensors = renamed(tensors, reverse(moved))
-            _require_usable(folder, settings, tensors)
-        except (OSError, ValueError, AttributeError, SafetensorError) as error:
-            raise AdapterError(f"{folder}: not a usable adapter folder ({error}).") from None
-        if difference := _difference(card, base):
-            raise AdapterError(
-                f"{folder}: was trained on another base ({card.get('base_model')}, {str(card['base_digest'])[:12]}) than "
-                f"this one: {difference}. It would not do what was measured."
-            )
-        return AdapterState(settings, tensors)
+            except (OSError, ValueError, AttributeError, SafetensorError) as error:
+                raise AdapterError(f"{folder}: not a usable model folder ({in_a_line(error)}).") from None
+            _require_base(folder, card, base)
+        else:
+            settings = read_json(folder, SETTINGS)
+            tensors = _tensors(folder, settings, card, base)
+        if moved := card.get("module_names"):
+            tensors = renamed(tensors, reverse(moved))
+        return AdapterState(settings, tensors, folder)
 
     def load_into(self, model: Any, name: str = TRAINED) -> None:
         """Copies the tensors into the adapter of that name. Raises: AdapterError on any name or shape that differs."""
@@ -120,19 +130,50 @@ class AdapterState:
     def attach_to(self, model: nn.Module, name: str = TRAINED) -> Any:
         """The model with this adapter, ready for inference. Raises: AdapterError if it does not fit."""
         require_compatible(model, self.method, name)
-        return self.method.attach_stored(model, self.settings, self.tensors, name)
+        try:
+            return self.method.attach_stored(model, self.settings, self.tensors, name)
+        except AdapterError as error:
+            raise AdapterError(f"{self.folder or 'adapter'}: {str(error).removeprefix('adapter: ')}") from None
 
 
-def _require_usable(folder: Path, settings: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Raises: AdapterError, or a ValueError that says what is wrong with the files."""
-    method = method_of_type(settings.get("peft_type")) if isinstance(settings, dict) else None
-    if method is None:
-        known = " or ".join(method.peft_type for method in METHODS.values())
-        raise ValueError(f"{SETTINGS} does not describe an adapter of {known}")
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise AdapterError(f"{folder}: {name} holds values that are not finite. The adapter is damaged.")
-    method.require_usable(folder, settings, tensors)
+def _tensors(folder: Path, settings: PeftSettings, card: JsonObject, base: BaseRef | str | None) -> dict[str, Tensor]:
+    """The tensors of an adapter file, read after all that can be judged without them. Raises: AdapterError."""
+    method = method_of_type(settings.get("peft_type"))
+    if method is None or method.peft_type == full.FULL:
+        known = " or ".join(method.peft_type for method in METHODS.values() if method.peft_type != full.FULL)
+        raise AdapterError(
+            f"{folder}: {SETTINGS} does not describe an adapter of {known} (its peft_type is "
+            f"{shown(settings.get('peft_type'))}). Merge it into its base with PEFT, and name the merged model."
+        )
+    with Weights(folder) as weights:
+        method.require_usable(folder, settings, weights.shapes)
+        _require_base(folder, card, base)
+        rank = LARGEST_RANK
+        if card.get("base_digest") is None:
+            refuse_large_ranks(folder, settings, weights.shapes)
+        else:  # one of inlay's own has the rank that its config says
+            rank = max(rank, settings.get("r", 0))
+        if isinstance(base, BaseRef):
+            limit = bytes_of_lora(base, rank) + LARGEST_JSON
+            weights.require_at_most(limit, f"rank {rank} on all layers of {base.name} can have")
+        elif card.get("base_digest") is None:
+            weights.require_at_most(LARGEST_WEIGHTS, "an adapter may have whose base is not known")
+        return weights.read()
+
+
+def _require_base(folder: Path, card: JsonObject, base: BaseRef | str | None) -> None:
+    """Raises: AdapterError where the card names another base."""
+    try:
+        difference = _difference(card, base)
+        if not all(isinstance(name, str) for pair in (card.get("module_names") or {}).items() for name in pair):
+            raise ValueError("its module_names are no names")
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise AdapterError(f"{folder}: {CARD} cannot be used ({in_a_line(error)}). Get the folder once more.") from None
+    if difference:
+        raise AdapterError(
+            f"{folder}: was trained on another base ({shown(card.get('base_model'))}, {shown(card['base_digest'])[:12]}) "
+            f"than this one: {difference}. It would not do what was measured."
+        )
 
 
 def _difference(card: JsonObject, base: BaseRef | str | None) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from torch import nn
+from torch import Tensor, nn
 
 from inlay.config import Config
-from inlay.methods.adapter_file_checks import COMMON_SETTINGS, LAYER_SETTINGS
+from inlay.methods.adapter_file_checks import IA3, refuse_names, refuse_settings
 from inlay.methods.base_modules import base_modules
-from inlay.methods.method import AttachInputs, FirstToMove, SavedActivations
-from inlay.methods.peft_layers import LayerMethod, all_conv1d, as_named
+from inlay.methods.method import AttachInputs, FirstToMove, PeftSettings, SavedActivations
+from inlay.methods.peft_layers import APPLIED_IN_LAYERS, LayerMethod, all_conv1d, as_named
+from inlay.methods.stored_layers import exact_ia3
 from inlay.methods.target_modules import feed_forward_output, hit, layers_for_roles, resolve_targets
 
 _ROLES: Final = ("k_proj", "v_proj", "down_proj")
@@ -29,7 +32,7 @@ class Ia3(LayerMethod):
     saved_activations_fp32: ClassVar[SavedActivations] = (2, 4, 4, 2)
     saved_activations_16bit: ClassVar[SavedActivations] = (4, 5, 4, 2)
     prefix: ClassVar[str] = "ia3_l"
-    applied: ClassVar[tuple[str, ...]] = (*COMMON_SETTINGS, *LAYER_SETTINGS, "feedforward_modules")
+    applied: ClassVar[tuple[str, ...]] = (*APPLIED_IN_LAYERS, "feedforward_modules")
 
     def summary(self, config: Config) -> str:
         """`IA3 vectors`."""
@@ -50,6 +53,15 @@ class Ia3(LayerMethod):
         named = set(hit(targets, (path for path, _ in base_modules(model))))
         peft_model = self.wrapped(model, _peft_config(model, targets, config.model.base_model), name)
         return as_named(peft_model, named, self, name)
+
+    def require_usable(self, folder: Path, settings: PeftSettings, tensors: Mapping[str, Tensor]) -> None:
+        """Refuses settings beside those of IA3, and other tensors than vectors."""
+        refuse_settings(folder, settings, IA3)
+        refuse_names(folder, tensors, ("ia3_l", "weight"))
+
+    def exact(self, settings: PeftSettings, tensors: Mapping[str, Tensor], base: nn.Module) -> PeftSettings:
+        """Layers whose input is scaled, too."""
+        return exact_ia3(settings, tensors, base)
 
 
 def _peft_config(model: nn.Module, targets: list[str], base_model: str) -> Any:

@@ -12,25 +12,41 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inlay.config import Config
 from inlay.errors import AdapterError
 from inlay.methods.adapter_file_checks import (
-    COMMON_SETTINGS,
-    LAYER_SETTINGS,
-    refuse_absurd,
+    LORA,
+    refuse_alpha_patterns,
+    refuse_names,
+    refuse_ranks,
+    refuse_settings,
     refuse_start,
+    refuse_tied_embedding,
 )
 from inlay.methods.base_modules import base_modules, base_of, base_parameters
 from inlay.methods.initialization import FROM_WEIGHTS, ShiftedDown, ShiftedUp, factors, principal_inputs
 from inlay.methods.method import TRAINED, AttachInputs, FirstToMove, PeftSettings, SavedActivations, require_places
-from inlay.methods.peft_layers import LayerMethod, all_conv1d, as_named, peft_tensors, without_copies
+from inlay.methods.peft_layers import (
+    APPLIED_IN_LAYERS,
+    LayerMethod,
+    all_conv1d,
+    as_named,
+    peft_tensors,
+    without_copies,
+)
 from inlay.methods.peft_names import names_peft_rewrites
+from inlay.methods.stored_layers import exact_lora, require_pairs
 from inlay.methods.target_modules import expert_targets, hit
 
 START: Final = "inlay_start"
 """In the name of the A that training started from, where that was the base's weights; only checkpoints hold it."""
+
+_TENSORS: Final = (
+    "lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "weight", "bias",
+)  # fmt: skip
+"""Ends of the names of its tensors. The last two are those of biases that it trains, and of copies that PEFT adds."""
 
 
 class Lora(LayerMethod):
@@ -47,8 +63,8 @@ class Lora(LayerMethod):
     saved_activations_16bit: ClassVar[SavedActivations] = (9.2, 4, 5.2, 0)
     prefix: ClassVar[str] = "lora_"
     applied: ClassVar[tuple[str, ...]] = (
-        *COMMON_SETTINGS, *LAYER_SETTINGS, "r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "use_dora",
-        "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "target_parameters",
+        *APPLIED_IN_LAYERS, "r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "use_dora", "rank_pattern",
+        "alpha_pattern", "target_parameters",
     )  # fmt: skip
 
     def summary(self, config: Config) -> str:
@@ -95,10 +111,18 @@ class Lora(LayerMethod):
         return peft_model
 
     def require_usable(self, folder: Path, settings: PeftSettings, tensors: Mapping[str, Tensor]) -> None:
-        """Refuses initializations that changed the base, and absurd values of alpha or rank, too."""
-        super().require_usable(folder, settings, tensors)
+        """Refuses all that A, B and the scale do not tell: other settings, and initializations that changed the base."""
+        refuse_settings(folder, settings, LORA)
         refuse_start(folder, settings.get("init_lora_weights"))
-        refuse_absurd(folder, settings, tensors)
+        refuse_alpha_patterns(folder, settings)
+        refuse_names(folder, tensors, _TENSORS)
+        refuse_tied_embedding(folder, settings, tensors)
+        refuse_ranks(folder, settings, tensors)
+        require_pairs(str(folder), tensors)
+
+    def exact(self, settings: PeftSettings, tensors: Mapping[str, Tensor], base: nn.Module) -> PeftSettings:
+        """Rank and alpha of each layer, too."""
+        return exact_lora(settings, tensors, base)
 
     def tensors(self, model: Any, name: str) -> dict[str, Tensor]:
         """A and B of an ordinary LoRA; beside them, where A started from the base's weights, that start under START."""
@@ -174,7 +198,7 @@ def _peft_config(config: Config, base: Any, targets: list[str], experts: list[st
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type, unused-ignore]
+        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # other programs read no 32.0  # type: ignore[arg-type, unused-ignore]
         lora_dropout=adapter.dropout,
         target_modules=targets,
         target_parameters=experts or None,

@@ -6,17 +6,21 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
 from inlay.errors import AdapterError
-from inlay.methods.adapter_file_checks import refuse_endless_patterns, refuse_other_meaning
+from inlay.methods.adapter_files import in_a_line
 from inlay.methods.base_modules import base_modules, base_of, flags_kept, peft_disabled
 from inlay.methods.method import Method, PeftSettings, plain
 from inlay.methods.peft_names import literal_target_names, with_layer_targets, with_weight_targets
+
+APPLIED_IN_LAYERS: Final = (
+    "task_type", "base_model_name_or_path", "inference_mode", "target_modules", "exclude_modules", "fan_in_fan_out",
+)  # fmt: skip
+"""Settings of PEFT's that are taken over from every adapter in layers."""
 
 
 class LayerMethod(Method):
@@ -34,12 +38,13 @@ class LayerMethod(Method):
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
         base = base_of(model)
-        taken = {k: v for k, v in with_layer_targets(settings, base).items() if k in self.applied}
-        refuse_endless_patterns(taken, (path for path, _ in base_modules(base)))
+        exact = self.exact(with_layer_targets(settings, base), tensors, base)
+        taken = {k: v for k, v in exact.items() if k in self.applied}
         try:
             peft_model = self.wrapped(model, PEFT_TYPE_TO_CONFIG_MAPPING[self.peft_type](**taken), name)
-        except (ValueError, TypeError) as error:
-            raise AdapterError(f"adapter: cannot be put on this base ({error}).") from None
+        except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
+            _take_back(base, name)
+            raise AdapterError(f"adapter: cannot be put on this base ({in_a_line(error)}).") from None
         try:
             self.load(peft_model, tensors, name)
         except AdapterError:
@@ -47,9 +52,9 @@ class LayerMethod(Method):
             raise
         return peft_model.eval()
 
-    def require_usable(self, folder: Path, settings: PeftSettings, tensors: Mapping[str, Tensor]) -> None:
-        """Refuses settings that inlay does not apply and that could change the output."""
-        refuse_other_meaning(folder, settings, self.applied)
+    def exact(self, settings: PeftSettings, tensors: Mapping[str, Tensor], base: nn.Module) -> PeftSettings:
+        """The settings with each layer that has tensors under its full name. Raises: AdapterError for what does not fit."""
+        raise NotImplementedError
 
     def names_on(self, model: Any) -> Sequence[str]:
         """Names in PEFT's own table."""
@@ -233,6 +238,19 @@ def _first(model: Any, settings: Any, name: str) -> Any:
 
 def _has(layer: Any, name: str) -> bool:
     return any(name in getattr(layer, held) for held in layer.adapter_layer_names)
+
+
+def _take_back(base: Any, name: str) -> None:
+    """Leaves the base as it was before PEFT began to put the adapter of that name on it, and failed."""
+    for layer_name, layer in tuned_layers(base):
+        if _has(layer, name):
+            layer.delete_adapter(name)
+        if not any(len(getattr(layer, held)) for held in layer.adapter_layer_names):
+            base.set_submodule(layer_name, layer.get_base_layer())
+    there = getattr(base, "peft_config", {})
+    there.pop(name, None)
+    if not there and hasattr(base, "peft_config"):
+        del base.peft_config
 
 
 def _activate(model: Any, name: str) -> None:

@@ -8,9 +8,7 @@ inlay adapts the layers with these names, and saves settings that make PEFT adap
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from torch import nn
 
@@ -72,18 +70,14 @@ def with_layer_targets(settings: PeftSettings, base: nn.Module) -> PeftSettings:
     """Settings in which linear layers named by their weights are target modules again: undoes `with_weight_targets`."""
     weights = settings.get("target_parameters") or ()
     targets = settings.get("target_modules")
-    linear = tuple(f".{name}" for name, module in base_modules(base) if isinstance(module, nn.Linear))
-    back = [
-        weight.removesuffix(_WEIGHT)
-        for weight in weights
-        if weight.endswith(_WEIGHT) and any(f".{name}".endswith(f".{weight.removesuffix(_WEIGHT)}") for name in linear)
-    ]
+    linear = [name for name, module in base_modules(base) if isinstance(module, nn.Linear)]
+    ends = {".".join(parts[at:]) for parts in (name.split(".") for name in linear) for at in range(len(parts))}
+    back = [weight.removesuffix(_WEIGHT) for weight in weights if weight.endswith(_WEIGHT)]
+    back = [weight for weight in back if weight in ends]
     if not back:
         return settings
     left = sorted(set(weights) - {f"{target}{_WEIGHT}" for target in back})
-    together: Any = sorted({*back, *(() if isinstance(targets, str) else targets or ())})
-    if isinstance(targets, str):
-        together = rf"{targets}|(.*\.)?({'|'.join(map(re.escape, back))})"
+    together = targets if isinstance(targets, str) else sorted({*back, *(targets or ())})
     return settings | {"target_modules": together, "target_parameters": left or None}
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from inlay.config import Config
 from inlay.errors import AdapterError
+from inlay.methods.adapter_file_checks import PROMPT_TUNING, refuse_settings
+from inlay.methods.adapter_files import shown
 from inlay.methods.method import (
     AttachInputs,
     FirstToMove,
@@ -90,9 +92,12 @@ class PromptTuning(Method):
         return _with_virtual_tokens(model, name, settings, tensors[NAME]).eval()
 
     def require_usable(self, folder: Path, settings: PeftSettings, tensors: Mapping[str, Tensor]) -> None:
-        """Refuses modules that were trained beside the virtual tokens."""
-        if settings.get("modules_to_save"):
-            raise AdapterError(f"{folder}: uses PEFT's modules_to_save, which inlay does not load.")
+        """Refuses all but one tensor with as many rows as there are virtual tokens."""
+        refuse_settings(folder, settings, PROMPT_TUNING)
+        rows = settings.get("num_virtual_tokens")
+        if set(tensors) != {NAME} or tensors[NAME].ndim != 2 or tensors[NAME].shape[0] != rows:
+            held = ", ".join(f"{shown(name)} {tuple(tensor.shape)}" for name, tensor in list(tensors.items())[:3])
+            raise AdapterError(f"{folder}: needs one tensor {NAME} of {rows} rows, but holds {held}. It is damaged.")
 
     def names_on(self, model: Any) -> Sequence[str]:
         """The one name, where the model has virtual tokens."""

@@ -267,8 +267,9 @@ def _kind(model: nn.Module) -> str:
 
 def hit(endings: Iterable[str], names: Iterable[str]) -> list[str]:
     """The names that PEFT matches with these endings."""
-    wanted = tuple(endings)
-    return [name for name in names if name in wanted or name.endswith(tuple(f".{ending}" for ending in wanted))]
+    wanted = set(endings)
+    after_dot = tuple(f".{ending}" for ending in wanted)
+    return [name for name in names if name in wanted or name.endswith(after_dot)]
 
 
 def _without_strays(model: nn.Module, endings: list[str], layers: Sequence[str]) -> list[str]:

@@ -278,6 +278,20 @@ def parameter_count(ref: BaseRef) -> int:
     return count
 
 
+def bytes_of_lora(ref: BaseRef, rank: int) -> int:
+    """Size in fp32 of a LoRA of that rank on every matrix of the weight files, with copies of their largest two matrices."""
+    values, largest = 0, [0, 0]
+    for path in weight_files(ref.folder):
+        with safe_open(path, framework="pt") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        for shape in shapes:
+            if len(shape) > 1:
+                values += math.prod(shape[:-2]) * rank * (shape[-2] + shape[-1])
+            values += shape[0] if shape else 0  # a bias or a DoRA magnitude
+        largest = sorted([*largest, *map(math.prod, shapes)])[-2:]
+    return 4 * (values + sum(largest))
+
+
 def load_tokenizer(ref: BaseRef, chat_template: str | None = None) -> Any:
     """The tokenizer of a base; `chat_template` names a file whose template replaces its own. Raises: ModelError."""
     from transformers import AutoTokenizer

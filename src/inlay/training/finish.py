@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import StorageError
-from inlay.methods.adapter_file_checks import CARD
+from inlay.methods.adapter_files import CARD
 from inlay.methods.adapter_state import AdapterState
 from inlay.methods.full import write_model
 from inlay.methods.table import method_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
@@ -11,6 +10,7 @@ from typing import Any, Final
 from inlay.data.reading.json_tables import rows_within
 from inlay.data.types import OnFault, Row, Source
 from inlay.errors import DataError
+from inlay.strict_json import DECODER, RefusedJson
 from inlay.typed_json import JsonObject
 
 Where = Callable[[int], str]
@@ -18,33 +18,6 @@ Where = Callable[[int], str]
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-class _RefusedError(ValueError):
-    """Valid for Python's json module, not for us."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _RefusedError(f"key {twice!r} appears twice in one object. Keep one of them.")
-    return value
-
-
-def _constant(name: str) -> Any:
-    raise _RefusedError(f"{name} is not a JSON number. Write a finite number, or null if the field is unused.")
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise _RefusedError(f"number {text} is too large (infinite as a 64-bit float). Write a finite number.")
-    return value
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
 
 
 def skip_space(text: str, at: int) -> int:
@@ -61,12 +34,12 @@ def value_at(text: str, at: int, where: Where) -> tuple[Any, int]:
         DataError: not JSON, a duplicate key, NaN or infinity, half a surrogate pair, or too deep.
     """
     try:
-        value, end = _DECODER.raw_decode(text, at)
+        value, end = DECODER.raw_decode(text, at)
         if "\\u" in text and _SURROGATE.search(text, at, end):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         raise DataError(f"{where(error.pos)}: {_explain(text, error)}") from None
-    except _RefusedError as error:
+    except RefusedJson as error:
         raise DataError(f"{where(at)}: {error}") from None
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
@@ -154,7 +127,7 @@ def _plain_object(line: str) -> JsonObject | None:
     if not line.startswith("{") or "\\u" in line:
         return None
     try:
-        value, end = _DECODER.raw_decode(line)
+        value, end = DECODER.raw_decode(line)
     except (ValueError, RecursionError):  # the careful reading reports what is wrong
         return None
     return value if line[end:] in ("\n", "\r\n", "") else None
