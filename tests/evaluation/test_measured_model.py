@@ -15,7 +15,7 @@ from inlay.data.encoding.token_arrays import pack
 from inlay.data.types import Example, Message, Source
 from inlay.evaluation.caveats import (
     Caveat,
-    FailedProofs,
+    ModelCaution,
     NoAnswers,
     SeedsOfOneConfig,
     SelectedCheckpoint,
@@ -101,7 +101,7 @@ def test_caveats_come_from_the_facts_of_the_models_alone() -> None:
     )
     assert caveats(result(one, three), three) == ()
     assert caveats(result(one, two, three), two) == (
-        FailedProofs("two: failed its proofs"), SeveralModels(2), SeedsOfOneConfig(("one", "two")),
+        ModelCaution("two: failed its proofs"), SeveralModels(2), SeedsOfOneConfig(("one", "two")),
         SelectedCheckpoint(11),
     )  # fmt: skip
 

@@ -295,3 +295,9 @@ def test_the_randomised_svd_of_a_large_weight_is_nearly_the_exact_one():
     u, s, v = leading(weight, 16)
     best = float(falling[16:].norm())
     assert float((weight - u * s @ v).norm()) <= 1.001 * best
+
+
+@pytest.mark.parametrize(("alpha", "written"), [("2x", "4"), (9, "9"), (2.5, "2.5")])
+def test_alpha_is_written_as_a_whole_number_where_it_is_one(alpha: Any, written: str, tmp_path: Path):
+    AdapterState.of(attach(decoder("llama"), settings(alpha=alpha), ["q_proj"])).write(tmp_path)
+    assert f'"lora_alpha": {written},' in (tmp_path / "adapter_config.json").read_text()

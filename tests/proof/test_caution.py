@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,20 @@ def test_a_run_without_proofs_is_used_without_a_word(tmp_path: Path) -> None:
     assert Run(tmp_path).caution == ""
     (tmp_path / "proofs.json").write_text("[1")
     assert Run(tmp_path).caution == ""
+
+
+def test_an_adapter_that_records_no_digest_of_its_base_is_measured_and_that_is_told(
+    trained: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    run, tree = trained
+    fail_a_proof(run, False)
+    folder = Path(shutil.copytree(run.adapter, tmp_path / "elsewhere"))
+    measured = {"data": tree["data"]["train"], "settings": ["eval.max_rows=2", "eval.max_new_tokens=2"]}
+    known = [caveat_text(each) for each in api.compare(folder, **measured).caveats]
+    (folder / "card.json").unlink()
+    now = [caveat_text(each) for each in api.compare(folder, **measured).caveats]
+    base = tree["model"]["base_model"]
+    assert [text for text in now if text not in known] == [
+        f"warning: {folder}: was made on a base of this name ({base}); its digest is not recorded, so it may have been "
+        "other weights."
+    ]

@@ -52,8 +52,8 @@ class Reference:
         """One line to tell where its run failed its proofs, or its base is only named; else empty."""
         if self.folder is not None and not self.is_base_recorded:
             return (
-                f"{self.name} was made on a base of this name ({self.base}); its digest is not recorded, so it may have been "
-                "other weights."
+                f"warning: {self.name}: was made on a base of this name ({self.base}); its digest is not recorded, so it may "
+                "have been other weights."
             )
         if self.kind == "model":
             return runs.caution_of(Path(self.base))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class FailedProofs:
-    """A model's run failed its proofs."""
+class ModelCaution:
+    """A model's run failed its proofs, or its base is only named."""
 
     caution: str
 
@@ -96,7 +96,7 @@ class FilesPassedOver:
 
 
 Caveat = (
-    FailedProofs
+    ModelCaution
     | ChangedSettings
     | RowsLeftOut
     | DifferentTokenizers

@@ -55,7 +55,7 @@ def style_relevance_text(one: StyleRelevance) -> str:
 def caveat_text(caveat: c.Caveat) -> str:
     """One or two sentences, with what to do."""
     match caveat:
-        case c.FailedProofs(text):
+        case c.ModelCaution(text):
             return text
         case c.ChangedSettings(changes):
             return f"set for this comparison: {', '.join(changes)}."

@@ -14,7 +14,7 @@ from inlay.evaluation.caveats import (
     Caveat,
     ChangedSettings,
     DifferentTokenizers,
-    FailedProofs,
+    ModelCaution,
     NoAnswers,
     RowsLeftOut,
     SeedsOfOneConfig,
@@ -94,7 +94,7 @@ def _preference(found: EvaluationResult, comparison: Comparison, where: Path) ->
 
 def caveats(found: EvaluationResult, other: MeasuredModel) -> tuple[Caveat, ...]:
     """Facts that weaken the verdict on `other`: those of all models, then its own."""
-    listed: list[Caveat] = [FailedProofs(one.facts.caution) for one in found.models if one.facts.caution]
+    listed: list[Caveat] = [ModelCaution(one.facts.caution) for one in found.models if one.facts.caution]
     if found.changed_settings:
         listed.append(ChangedSettings(found.changed_settings))
     if found.left_out:
