@@ -25,11 +25,9 @@ from inlay.data.types import Example
 from inlay.engine.batch_invariance import batch_groups
 from inlay.engine.loss import autocast
 from inlay.errors import AdapterError, DataError
-from inlay.evaluation.bootstrap import compare_scores
 from inlay.evaluation.metrics import LOSS_METRICS, Array
-from inlay.evaluation.p_values import holm
 from inlay.evaluation.score import EvalSet, held_out
-from inlay.evaluation.verdict import Difference
+from inlay.evaluation.verdict import Difference, compare_scores, holm
 from inlay.methods.lora import lora_layers
 from inlay.runs.reporter import Reporter
 from inlay.tasks.opened_base import OpenedBase
