@@ -25,6 +25,7 @@ BaseParameters = Callable[[str], Tensor | None]
 """A parameter of the base by its exact name; None where the base has none of that name."""
 _PREFIX: Final = "base_model.model."
 _HALVES: Final = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
+_MAGNITUDE: Final = "lora_magnitude_vector"
 _MERGE_INSTEAD: Final = "`inlay adapters merge` gives it as a whole model"
 _ROUNDING: Final = 1e-14
 """Singular values below this share of ‖B‖·‖A‖ are what float64 leaves of an exact zero."""
@@ -100,10 +101,29 @@ def lowrank_of(state: AdapterState, base_digest: str, base: BaseParameters | Non
     state = state.exported()
     settings = state.settings
     _require_plain_lora(state)
-    alphas, rslora = settings.get("alpha_pattern") or {}, bool(settings.get("use_rslora"))
-    factors, embeddings = {}, set()
+    factors = module_factors(state)
     names = {name: _module_and_half(name) for name in state.tensors}
-    for module, (down, up) in _pairs(names).items():
+    embeddings = {module for module, half in names.values() if half == "lora_embedding_A"}
+    targets = {names[name][0] for name in tensors_of_target_modules([n for n in names if ".lora_" in n], settings)}
+    weight_targets = frozenset(factors) - targets
+    _refuse_experts(settings, factors, weight_targets)
+    return LowRank(
+        base_digest, factors, _bias_changes(state, names, base), frozenset(embeddings), weight_targets,
+        bool(settings.get("fan_in_fan_out")), settings.get("task_type"),
+    )  # fmt: skip
+
+
+def module_factors(state: AdapterState) -> dict[str, Factors]:
+    """A and B of each module that a LoRA adapter is on, with the scale in B. What DoRA does beside them is not in it.
+
+    Raises: AdapterError for halves that do not fit each other.
+    """
+    settings = state.settings
+    alphas, rslora = settings.get("alpha_pattern") or {}, bool(settings.get("use_rslora"))
+    beside = (_MAGNITUDE,) if settings.get("use_dora") else ()
+    names = {name: _module_and_half(name) for name in state.tensors}
+    factors = {}
+    for module, (down, up) in _pairs({name: place for name, place in names.items() if place[1] not in beside}).items():
         a_RI, b_OR = state.tensors[down].float(), state.tensors[up].float()
         rank = len(a_RI)
         if a_RI.ndim != 2 or b_OR.ndim != 2 or b_OR.shape[1] != rank or rank == 0:
@@ -113,15 +133,7 @@ def lowrank_of(state: AdapterState, base_digest: str, base: BaseParameters | Non
             )
         alpha = float(_pattern_value(alphas, module, settings["lora_alpha"], "alpha_pattern"))
         factors[module] = Factors(a_RI, b_OR * (alpha / (math.sqrt(rank) if rslora else rank)))
-        if "lora_embedding_" in down:
-            embeddings.add(module)
-    targets = {names[name][0] for name in tensors_of_target_modules([n for n in names if ".lora_" in n], settings)}
-    weight_targets = frozenset(factors) - targets
-    _refuse_experts(settings, factors, weight_targets)
-    return LowRank(
-        base_digest, factors, _bias_changes(state, names, base), frozenset(embeddings), weight_targets,
-        bool(settings.get("fan_in_fan_out")), settings.get("task_type"),
-    )  # fmt: skip
+    return factors
 
 
 def state_of(adapter: LowRank, base: BaseParameters | None = None) -> AdapterState:

@@ -63,7 +63,7 @@ def named_class(base: BaseRef, model: Any) -> NamedClass | None:
     try:
         with torch.device("meta"):
             whole = kind(config)
-        prefixes = _prefixes(_sources(base, model), _sources(base, whole))
+        prefixes = _prefixes(sources_in_files(base, model), sources_in_files(base, whole))
     except Exception as error:  # noqa: BLE001 -- insides of transformers: without them nothing is proven, and the summary says so
         return NamedClass(name, trained, {}, f"its weights could not be matched ({type(error).__name__}: {error})")
     if not prefixes:
@@ -134,8 +134,8 @@ def _without_common_end(one: str, two: str) -> tuple[str, str]:
     return ".".join(left), ".".join(right)
 
 
-def _sources(base: BaseRef, model: Any) -> dict[str, frozenset[str]]:
-    """Parameter of a model -> names in the base's files that transformers fills it from."""
+def sources_in_files(base: BaseRef, model: Any) -> dict[str, frozenset[str]]:
+    """Parameter of a model, which may be on the meta device -> names in the base's files that transformers fills it from."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 

@@ -75,6 +75,25 @@ QUANTIZATIONS: dict[str, Quantization] = {
 }
 """int8 also rounds the activations to 8 bits, which moves outputs by about 1%; its gradient does not."""
 
+
+def dequantised_weight(model: Any, parameter: str, kind: str, bare: nn.Module) -> Tensor | None:
+    """The fp32 weight that a quantized layer computes with, on the CPU; None for a parameter that is not quantized.
+
+    `parameter` is its name in the model. `bare` is the model without quantization, on the meta device, for the shape.
+    """
+    path, _, last = parameter.rpartition(".")
+    if last != "weight":
+        return None
+    layer = model.get_submodule(path) if path else model
+    if not isinstance(getattr(layer, "weight", None), Tensor) or not (
+        hasattr(layer.weight, "quant_state") or hasattr(layer.weight, "SCB")
+    ):
+        return None
+    dense = QUANTIZATIONS[kind].dequantise(layer).float().cpu()
+    shape = bare.get_parameter(parameter).shape
+    return dense if dense.shape == shape else dense.T  # GPT-2's Conv1D is quantized as a linear layer
+
+
 BITSANDBYTES_MISSING = "bitsandbytes is not installed. Run: pip install 'bitsandbytes>=0.50,<0.51'"
 
 

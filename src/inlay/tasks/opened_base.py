@@ -49,7 +49,7 @@ class OpenedBase:
         language modelling where none is given.
         """
         self.ref, self.settings, self.data, self.task = ref, settings, data, task or TASKS["causal"]
-        self._precision, self._tokenizer_folder, self._warn = precision, tokenizer_folder, warn
+        self._precision, self.tokenizer_folder, self._warn = precision, tokenizer_folder, warn
         self._weights = _Weights()
 
     @staticmethod
@@ -65,14 +65,14 @@ class OpenedBase:
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer, with the chat template of the settings. Raises: ModelError when it cannot be loaded."""
-        if self._tokenizer_folder is None:
+        if self.tokenizer_folder is None:
             return bases.load_tokenizer(self.ref, self.settings.chat_template)
-        return bases.load_tokenizer(BaseRef(f"the tokenizer of {self._tokenizer_folder}", self._tokenizer_folder))
+        return bases.load_tokenizer(BaseRef(f"the tokenizer of {self.tokenizer_folder}", self.tokenizer_folder))
 
     @cached_property
     def encoder(self) -> Encoder:
         """Rows and prompts to ids. No weights are touched. Raises: ModelError, DataError."""
-        template = None if self._tokenizer_folder else self.settings.chat_template
+        template = None if self.tokenizer_folder else self.settings.chat_template
         return self.task.encoder(self.tokenizer, self.data, template, bases.embedding_rows(self.architecture))
 
     @property

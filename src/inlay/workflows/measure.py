@@ -103,7 +103,7 @@ def measure_models(models: Sequence[Reference], request: EvaluationRequest, repo
     lead = next((one.run for one in models if one.run is not None), None)
     trained = lead.config if lead else config_of(models[0])
     config = changed(trained, request.settings)
-    examples, available, data = _examples(lead, request.data, config, request.settings)
+    examples, available, data = examples_for(lead, request.data, config, request.settings)
     if "eval.metric" in request.settings:
         primary_metric(config.eval.metric, has_answers=_have_prompts(examples))
     unrelated = _retention_sets(models, examples, config)
@@ -276,11 +276,15 @@ class _Measurement:
         return replace(first, answers=embedded([result.answers[n] or "" for n in places]))
 
 
+def general_rows() -> tuple[Example, ...]:
+    """The documents of general text that come with inlay."""
+    return read_examples(str(Path(str(resources.files("inlay") / "builtin" / "general.jsonl")))).examples
+
+
 def retention_sets(trained_for: Iterable[Example], rows: int, seed: int) -> RetentionSets:
     """At most `rows` rows of general text, and of each example task without a prompt of `trained_for`."""
     prompts = {prompt_key(example) for example in trained_for}
-    general = Path(str(resources.files("inlay") / "builtin" / "general.jsonl"))
-    found = {GENERAL: read_examples(str(general)).examples}
+    found = {GENERAL: general_rows()}
     for name, task in example_tasks().items():
         train, heldout = task.read()
         if prompts.isdisjoint(map(prompt_key, (*train, *heldout))):
@@ -296,7 +300,7 @@ def _retention_sets(models: Sequence[Reference], examples: Sequence[Example], co
     return retention_sets([*examples, *known], config.eval.retention_rows, config.train.seed)
 
 
-def _examples(
+def examples_for(
     lead: Run | None, data: str | None, config: Config, over: Mapping[str, object]
 ) -> tuple[tuple[Example, ...], int, str]:
     """(examples, number before drawing, the file they are from)."""
