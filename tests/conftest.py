@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import json
 import os
@@ -37,9 +38,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
+@pytest.fixture(scope="session")
+def session_cache(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of these tests. What an earlier session compiled stays: its name is a digest of all that it depends on."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    folder.mkdir()
+    with contextlib.suppress(AttributeError):  # pytest keeps nothing
+        (folder / "loops").symlink_to(pytestconfig.cache.mkdir("loops"))
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INLAY_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+def _own_cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INLAY_CACHE", str(session_cache))
 
 
 @pytest.fixture(scope="session")

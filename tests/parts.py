@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from importlib import resources
@@ -123,6 +124,14 @@ class ToldBar:
 
     def end(self) -> None:
         self.told.append("end")
+
+
+def empty_cache(folder: Path) -> str:
+    """A cache folder in which nothing lies but the compiled loops, whose compilation takes seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if "INLAY_CACHE" in os.environ:
+        (folder / "loops").symlink_to((Path(os.environ["INLAY_CACHE"]) / "loops").resolve())
+    return str(folder)
 
 
 def edit_config(folder: Path, **values: Any) -> None:

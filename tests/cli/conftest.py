@@ -36,7 +36,9 @@ def inlay(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, session_cache: Path
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A folder with `results/first` in it, and the process of `inlay train … --json` that made it.
 
     PYTHONWARNINGS=error stands in its environment, where a deprecation of a library must not end a run.
@@ -45,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[
     write_rows(folder / "data.jsonl", qa_rows(60))
     ended = program(
         "train", "data.jsonl", "--model", str(tiny_base), "--name", "first", *QUICK, "--json",
-        cwd=folder, env={"INLAY_CACHE": str(folder / ".cache"), "PYTHONWARNINGS": "error"},
+        cwd=folder, env={"INLAY_CACHE": str(session_cache), "PYTHONWARNINGS": "error"},
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     return folder, ended

@@ -24,7 +24,7 @@ from inlay.data.prepare import MIXED, PreparedData, data_hash, prepare, sides
 from inlay.data.show_row import ShownRow
 from inlay.data.types import Source
 from inlay.errors import ConfigError, DataCheckError, DataError, Interrupted, RunError
-from parts import qa_rows, write_rows
+from parts import empty_cache, qa_rows, write_rows
 from training_runs import outcome, stop_after, train
 
 Tree = Callable[..., dict[str, Any]]
@@ -129,7 +129,7 @@ def test_a_file_may_name_its_own_format_and_columns(tmp_path: Path, enc: Encoder
 def test_only_the_rows_that_a_cap_leaves_are_tokenized(
     tmp_path: Path, enc: Encoder, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("INLAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("INLAY_CACHE", empty_cache(tmp_path / "cache"))
     capped = {"path": str(files[1]), "max_rows": 10}
     few = made(enc, files[0], capped)
     assert [len(part) for part in few.train.parts] == [40, 10]

@@ -32,12 +32,12 @@ from inlay.data.types import Example, Source
 from inlay.data.write_split import write_split
 from inlay.errors import DataCheckError, DataError
 from inlay.storage import cache_folder
-from parts import ToldBar, qa_rows, write_rows
+from parts import ToldBar, empty_cache, qa_rows, write_rows
 
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("INLAY_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("INLAY_CACHE", empty_cache(tmp_path / "own"))
     return cache_folder("tokens")
 
 

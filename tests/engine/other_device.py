@@ -1,12 +1,10 @@
-"""One step of the hand-written engine on a device that computes nothing and refuses what lies elsewhere: `python other_device.py
-FAMILY...` prints a line for each family, the devices of its gradients and how often the flash kernel was called.
+"""One step of the hand-written engine on a device that computes nothing and refuses what lies elsewhere.
 
 Torch's meta tensors know a shape, and of each operation what its result's is, that of the flash kernel too.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import fields, replace
 from typing import Any
 from unittest import mock
@@ -35,32 +33,27 @@ class Apart(TorchDispatchMode):
 COPIES = ("aten::copy_", "aten::_to_copy")
 
 
-def main() -> None:
-    for family in sys.argv[1:]:
-        model = adapted(decoder(family, torch.bfloat16))
-        packed = Packed.of([Part(0, batch(), 0.1)], heads=4)
-        with Apart(), mock.patch.object(gpu_ops, "attend", side_effect=gpu_ops.attend) as flash:
-            for module in model.modules():
-                for name, value in module._parameters.items():
-                    if value is not None:
-                        module._parameters[name] = torch.nn.Parameter(there(value), value.requires_grad)
-                for name, value in module._buffers.items():
-                    module._buffers[name] = None if value is None else there(value)
-            moved = {f.name: there(x) for f in fields(packed) if isinstance(x := getattr(packed, f.name), torch.Tensor)}
-            with (
-                mock.patch.object(Packed, "of", return_value=replace(packed, **moved)),
-                mock.patch.object(gpu_ops, "is_on_gpu", lambda x: x.is_meta),
-                mock.patch.object(gpu_ops, "reason", return_value="Triton's kernels are for numbers"),
-                mock.patch.object(torch, "isfinite"),  # of numbers nothing is known
-            ):
-                HandwrittenEngine(model).add_gradient(batch(), 0.1)
-        devices = {str(p.grad.device) for p in model.parameters() if p.grad is not None}
-        sys.stdout.write(f"{family}: {sorted(devices)}: {flash.call_count}\n")
+def step_elsewhere(family: str) -> tuple[set[str], int]:
+    """(devices of the gradients of a step, how often the flash kernel was called)"""
+    model = adapted(decoder(family, torch.bfloat16))
+    packed = Packed.of([Part(0, batch(), 0.1)], heads=4)
+    with Apart(), mock.patch.object(gpu_ops, "attend", side_effect=gpu_ops.attend) as flash:
+        for module in model.modules():
+            for name, value in module._parameters.items():
+                if value is not None:
+                    module._parameters[name] = torch.nn.Parameter(there(value), value.requires_grad)
+            for name, value in module._buffers.items():
+                module._buffers[name] = None if value is None else there(value)
+        moved = {f.name: there(x) for f in fields(packed) if isinstance(x := getattr(packed, f.name), torch.Tensor)}
+        with (
+            mock.patch.object(Packed, "of", return_value=replace(packed, **moved)),
+            mock.patch.object(gpu_ops, "is_on_gpu", lambda x: x.is_meta),
+            mock.patch.object(gpu_ops, "reason", return_value="Triton's kernels are for numbers"),
+            mock.patch.object(torch, "isfinite"),  # of numbers nothing is known
+        ):
+            HandwrittenEngine(model).add_gradient(batch(), 0.1)
+    return {str(p.grad.device) for p in model.parameters() if p.grad is not None}, flash.call_count
 
 
 def there(x: Any) -> torch.Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=DEVICE)
-
-
-if __name__ == "__main__":
-    main()

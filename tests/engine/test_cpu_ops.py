@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import stat
 import sys
 from collections.abc import Iterator
@@ -26,10 +27,11 @@ ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": lambda x: F.gelu(x, approxim
 
 
 @pytest.fixture(autouse=True)
-def compiled() -> None:
-    """Before the clock of an example runs."""
+def compiled() -> Path:
+    """Before the clock of an example runs; what is kept for float32."""
     assert cpu_ops.reason(torch.float32) is None
     assert cpu_ops.reason(torch.bfloat16) is None
+    return Path(os.environ["INLAY_CACHE"]).resolve() / "loops" / cpu_ops._build(torch.float32)._file.name
 
 
 def numbers(seed: int, *shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
@@ -245,29 +247,32 @@ def forget() -> None:
         each.cache_clear()
 
 
-def test_the_loops_are_compiled_once_and_again_where_what_was_kept_is_damaged(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_loops_are_compiled_again_where_what_was_kept_is_damaged_and_then_no_more(
+    compiled: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    damaged = compiled.read_bytes()[:-1]
+    cache.mkdir()
+    (cache / compiled.name).write_bytes(damaged)
     assert cpu_ops.reason(torch.float32) is None
-    (kept,) = cache.iterdir()
-    good = kept.read_bytes()
-    kept.write_bytes(good[:-1])
-    forget()
-    assert cpu_ops.reason(torch.float32) is None
-    assert kept.read_bytes() != good[:-1]
+    assert (cache / compiled.name).read_bytes() != damaged
     forget()
     monkeypatch.setattr(cpu_ops.sys, "executable", "/nowhere/python")
     x = numbers(0, 4, 8, dtype=torch.float32)
     assert_rounded(cpu_ops.gated("silu", x, x), F.silu(x.double()) * x.double())
 
 
+def compiler(path: Path, script: str) -> str:
+    """A program in place of Python, which compiles."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
 def test_a_compiler_that_fails_leaves_torch_at_work_and_says_why(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = tmp_path / "python"
-    broken.write_text("#!/bin/sh\necho 'first line' >&2; echo 'it broke' >&2; exit 3\n")
-    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(cpu_ops.sys, "executable", str(broken))
+    broken = compiler(tmp_path / "python", "echo 'first line' >&2; echo 'it broke' >&2; exit 3")
+    monkeypatch.setattr(cpu_ops.sys, "executable", broken)
     assert cpu_ops.reason(torch.float32) == "numba could not compile the loops: it broke"
     assert not cpu_ops.takes(torch.zeros(2, 3))
     forget()
@@ -278,11 +283,13 @@ def test_a_compiler_that_fails_leaves_torch_at_work_and_says_why(
 
 
 def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compiled: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("INLAY_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(cpu_ops.sys, "executable", compiler(tmp_path / "python", f"cat '{compiled}'"))
     assert cpu_ops.reason(torch.float32) is None
+    assert cpu_ops._address("gated_silu", torch.float32)
     assert not cache.exists()
 
 

@@ -17,6 +17,7 @@ from inlay.engine.handwritten.mlp import Mlp
 from inlay.engine.handwritten.model import HandwrittenEngine
 from inlay.engine.select_engine import EngineChoice, refusal, select_engine
 from inlay.errors import ConfigError
+from parts import empty_cache
 
 
 def chosen(peft_model: Any, wanted: str = "auto", **options: Any) -> EngineChoice:
@@ -25,7 +26,7 @@ def chosen(peft_model: Any, wanted: str = "auto", **options: Any) -> EngineChoic
 
 @pytest.fixture(autouse=True)
 def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INLAY_CACHE", str(tmp_path))
+    monkeypatch.setenv("INLAY_CACHE", empty_cache(tmp_path))
 
 
 def test_a_known_decoder_takes_the_hand_written_engine_and_the_proof_is_kept_for_its_shape() -> None:
@@ -86,7 +87,7 @@ def test_an_engine_that_differs_is_refused_with_the_reason(monkeypatch: pytest.M
     assert choice.refused == f"its gradient differs from autograd's by {choice.error:.1e}, more than 1e-04"
     with pytest.raises(ConfigError, match=r"train\.engine handwritten: its gradient differs"):
         chosen(peft_model, "handwritten")
-    assert not list(Path(os.environ["INLAY_CACHE"]).iterdir())
+    assert [path.name for path in Path(os.environ["INLAY_CACHE"]).iterdir()] == ["loops"]
 
 
 def test_what_it_does_not_know_falls_back_and_says_so() -> None:

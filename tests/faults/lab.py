@@ -24,7 +24,7 @@ from inlay import api
 from inlay.config import load
 from inlay.errors import InlayError
 from inlay.runs.folder import Run
-from parts import make_base, qa_rows, write_rows
+from parts import empty_cache, make_base, qa_rows, write_rows
 from training_runs import Quiet, outcome
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -79,7 +79,7 @@ class Lab:
             "eval": {"resamples": 100},
             "track": {"trackers": []},
         }
-        os.environ["INLAY_CACHE"] = str(folder / "cache")
+        os.environ["INLAY_CACHE"] = empty_cache(folder / "cache")
         self.job = setup.make_single_job(load(tree=self._tree(folder / "runs" / "none")), Quiet(), ProcessGroup())
         self._number = 0
         self._record = doctor.machine_record(True, folder, "cpu")

@@ -211,11 +211,11 @@ class Info(ctypes.Structure):
 mallinfo = ctypes.CDLL(None).mallinfo2
 mallinfo.restype = Info
 torch.set_float32_matmul_precision("medium")
-weight = torch.randn(512, 2048)
+weight = torch.randn(128, 512)
 held = []
-for tokens in range(300, 620):
-    torch.randn(tokens, 512) @ weight
-    if tokens in (320, 619):
+for tokens in range(300, 450):
+    torch.randn(tokens, 128) @ weight
+    if tokens in (320, 449):
         info = mallinfo()
         held.append(info.uordblks + info.hblkhd)
 print((held[1] - held[0]) >> 20)

@@ -17,7 +17,7 @@ from inlay.data.prepare import PreparedData, prepare
 from inlay.data.reading.folders import files_of
 from inlay.data.reading.sources import is_data_name, rows
 from inlay.errors import DataError
-from parts import NANO, qa_rows, write_rows
+from parts import NANO, empty_cache, qa_rows, write_rows
 
 
 def shards(folder: Path, count: int = 40, parts: int = 3) -> tuple[Path, Path]:
@@ -49,7 +49,7 @@ def test_a_folder_and_a_pattern_give_the_rows_of_their_files_in_order(tmp_path: 
 
 
 def test_what_is_made_of_a_folder_is_what_is_made_of_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INLAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("INLAY_CACHE", empty_cache(tmp_path / "cache"))
     encoder = Encoder(toys.nano())
 
     def made(path: Path, **more: Any) -> PreparedData:
