@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from parts import make_base, qa_rows, quick_tree, write_rows
@@ -25,6 +26,8 @@ if shutil.which("nvidia-smi") is None:
 # Triton, which bitsandbytes imports, counts aloud what the end of Python leaves of it.
 atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
 
+hypothesis.settings.register_profile("suite", max_examples=50)  # `--hypothesis-profile default` draws a hundred
+hypothesis.settings.load_profile("suite")
 
 FIRST = (
     "test_faults.py", "test_process_group.py", "test_resume.py", "test_checkpoint_commands.py", "test_escape.py",
