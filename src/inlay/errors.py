@@ -88,3 +88,8 @@ def unknown_name(kind: str, got: str, allowed: Iterable[str]) -> str:
     hint = f" Did you mean {guess!r}?" if guess else ""
     known = f" Known: {', '.join(names)}." if len(names) <= 20 or not guess else ""
     return f"unknown {kind} {got!r}.{hint}{known}"
+
+
+def count_shown(count: int, noun: str, plural: str = "") -> str:
+    """`1 row`, `1,234 rows`; `plural` where it is not the noun with an s, as in `1 row is`, `2 rows are`."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

@@ -16,7 +16,7 @@ from inlay.adapters.reference import reference
 from inlay.cli.render.comparison import comparisons_text
 from inlay.data.example_tasks import find_example_task
 from inlay.errors import AdapterError, ConfigError, DataError, RunError
-from inlay.evaluation.caveats import NoAnswers, RowsLeftOut, SeveralModels
+from inlay.evaluation.caveats import NoAnswers, RowsLeftOut, SelectedCheckpoint, SeveralModels
 from inlay.evaluation.metrics import LOSS_METRICS
 from inlay.evaluation.summary import style_relevance_text
 from inlay.evaluation.task_metrics import metrics_for
@@ -175,3 +175,22 @@ def test_a_name_that_means_nothing_is_refused(with_run: Path) -> None:
         api.compare("base")
     with pytest.raises(RunError, match="Did you mean"):
         api.compare("first", "frist")
+
+
+def test_the_selected_checkpoint_is_flattered_by_the_rows_it_was_selected_on_by_whatever_name(
+    with_run: Path, tmp_path: Path
+) -> None:
+    run = runs.find("first")
+    best = run.result.best_step
+    others = [f"first@{one['step']}" for one in api.checkpoints("first") if one["step"] != best]
+    names = ["first", f"first@{best}", "results/first/adapter", others[0]]
+
+    def flattered(data: str | None) -> list[bool]:
+        found = api.compare("base", *names, data=data, metrics=["loss"], reporter=QUIET)
+        return [any(isinstance(one, SelectedCheckpoint) for one in c.caveats) for c in (found, *found.also)]
+
+    expected = [True, True, True, False]
+    assert flattered(None) == expected
+    copied = shutil.copy(run.heldout, tmp_path / "copy.jsonl")
+    assert flattered(str(copied)) == expected
+    assert flattered(str(write_rows(tmp_path / "new.jsonl", qa_rows(3)))) == [False] * 4

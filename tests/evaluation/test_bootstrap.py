@@ -61,8 +61,8 @@ def mirrored(d: Difference) -> Difference:
         base=d.other,
         other=d.base,
         difference=-d.difference,
-        low=-d.high,
-        high=-d.low,
+        low=None if d.high is None else -d.high,
+        high=None if d.low is None else -d.low,
         wins=d.losses,
         losses=d.wins,
     )
@@ -87,14 +87,14 @@ def test_swapping_mirrors_exactly_for_any_scores(scores):
     a, b = (mean_rows([pair[side] for pair in scores]) for side in (0, 1))
     forward = paired_bootstrap(a, b, MEAN, resamples=200, seed=0)
     assert paired_bootstrap(b, a, MEAN, resamples=200, seed=0) == mirrored(forward)
-    assert forward.low <= forward.high
+    assert forward.interval == (None if len(scores) == 1 else tuple(sorted(forward.interval or ())))
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 60, 301])
 def test_a_model_against_itself_differs_by_exactly_zero(n):
     pairs = {name: (a, a.copy(), metric) for name, (a, _, metric) in all_metrics(n, seed=n).items()}
     for difference in compare_scores(pairs, resamples=500, seed=0).values():
-        assert (difference.difference, difference.low, difference.high) == (0.0, 0.0, 0.0)
+        assert (difference.difference, difference.interval) == (0.0, None if n == 1 else (0.0, 0.0))
         assert (difference.wins, difference.ties, difference.losses) == (0, n, 0)
         assert difference.verdict == "not distinguishable"
 
@@ -359,3 +359,23 @@ def test_intervals_of_skewed_rows_cover_93_to_97_percent(kind, n):
 @pytest.mark.parametrize("n", [20, 50, 100, 200])
 def test_two_equal_models_are_told_apart_in_at_most_one_of_twenty(n):
     assert simulated("no effect, 10% of rows differ", n, count=4000, resamples=4000)[1] <= 0.05
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 99), st.booleans())
+def test_too_few_rows_give_no_p_and_one_row_no_interval(n: int, seed: int, clustered: bool) -> None:
+    pairs = all_metrics(n, seed)
+    files = [row // 2 for row in range(n)] if clustered else None
+    for d in compare_scores(pairs, resamples=100, seed=seed, clusters=files).values():
+        units = (n + 1) // 2 if clustered else n
+        assert (d.p is None) == bool(d.too_few)
+        assert not d.too_few or d.verdict == "not distinguishable"
+        assert units >= MIN_ROWS or d.p is None
+        told = d.to_json()
+        if units == 1:
+            assert [told[key] for key in ("low", "high", "standard_error", "mde", "p")] == [None] * 5
+            assert d.reason.startswith("only 1 group of rows;" if clustered else "only 1 row;")
+        else:
+            assert d.low is not None
+            assert d.high is not None
+            assert d.low <= d.high

@@ -99,7 +99,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         shards_without_index,
         "model.safetensors.index.json is missing, which says what is in model-00001-of",
     ),
-    "missing weight": (drop_a_weight, "1 weights are missing or of another shape, first model.layers.1.mlp.up_proj"),
+    "missing weight": (drop_a_weight, "1 weight is missing or of another shape, first model.layers.1.mlp.up_proj"),
     "other shape": (lambda f: edit_config(f, intermediate_size=32), "missing or of another shape"),
     "an adapter": (an_adapter, "It holds an adapter: give its base with --model"),
     "a run": (a_run, "It is a run: give its base with --model, and the run as adapter.start_from"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,6 +105,14 @@ def reference(name: ModelName, folder: str) -> Reference:
     return _of_run(runs.find(name, folder))
 
 
+def name_here(run: Run) -> str:
+    """The name by which `reference` finds this run from the working folder: its own, or its path where that is another's."""
+    if str(run.path.parent) != "results" or run.name == BASE or runs.split_step(run.name)[1] is not None:
+        return str(run.path)
+    is_taken = any(path_exists(Path(run.name) / mark) for mark in (*_MARKS.values(), "run.json"))
+    return str(run.path) if is_taken else run.name
+
+
 def _of_run(run: Run) -> Reference:
     require_adapter(run)
     verified(run.trained)
@@ -136,7 +145,7 @@ def require_adapter(run: Run) -> None:
     if not run.trained.is_dir():
         raise RunError(
             f"{run.path}: has no adapter yet (status {run.status}). "
-            f"Finish it: inlay checkpoints resume {run.path}, or train it anew."
+            f"Finish it: inlay checkpoints resume {shlex.quote(str(run.path))}, or train it anew."
         )
 
 

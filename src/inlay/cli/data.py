@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,8 @@ from inlay.cli import render
 from inlay.cli.help import group, verb
 from inlay.cli.options import PREPARE, Json
 from inlay.cli.render.outcome import Output
-from inlay.errors import UserError
+from inlay.errors import UserError, count_shown
+from inlay.typed_json import JsonObject
 
 Files = Annotated[
     list[str],
@@ -123,8 +125,8 @@ def split(
     """
     made = api.split_data(file, to=to, settings=settings)
     train, held_out = made["train"], made["heldout"]
-    text = f"wrote {train['path']} ({train['rows']:,} rows) and {held_out['path']} ({held_out['rows']:,} rows)\n"
-    return Output(made, text + f"Next: inlay train {train['path']} --set data.eval={held_out['path']} --model MODEL")
+    text = f"wrote {_file_text(train)} and {_file_text(held_out)}\n"
+    return Output(made, text + _next(train, held_out, "MODEL"))
 
 
 def make(
@@ -135,6 +137,16 @@ def make(
     """Write the training and held-out rows of an example task as files."""
     made = api.make_data(task, to=to)
     train, heldout = made["train"], made["heldout"]
-    text = f"wrote {train['path']} ({train['rows']} rows) and {heldout['path']} ({heldout['rows']} rows)\n"
-    next_step = f"Next: inlay train {train['path']} --set data.eval={heldout['path']} --model builtin:nano"
-    return Output(made, text + next_step)
+    text = f"wrote {_file_text(train)} and {_file_text(heldout)}\n"
+    return Output(made, text + _next(train, heldout, "builtin:nano"))
+
+
+def _file_text(made: JsonObject) -> str:
+    """A written file and the number of its rows."""
+    return f"{made['path']} ({count_shown(made['rows'], 'row')})"
+
+
+def _next(train: JsonObject, heldout: JsonObject, model: str) -> str:
+    """The command that trains on the written files, safe to paste."""
+    data, judged = shlex.quote(train["path"]), shlex.quote(f"data.eval={heldout['path']}")
+    return f"Next: inlay train {data} --set {judged} --model {model}"

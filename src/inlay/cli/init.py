@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -27,4 +28,4 @@ def init(
 ) -> Output:  # fmt: skip
     """Write a commented config to start from."""
     written = api.init(path, preset=preset, force=force)
-    return Output({"path": str(written)}, f"wrote {written}. Edit it, then: inlay train {written}")
+    return Output({"path": str(written)}, f"wrote {written}. Edit it, then: inlay train {shlex.quote(str(written))}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from inlay.config.sections.data import DataConfig
 from inlay.data.encoding.token_arrays import TokenSet
-from inlay.errors import DataCheckError, DataError
+from inlay.errors import DataCheckError, DataError, count_shown
 
 SMALL: Final = 200
 """Below so many rows `auto` takes the longest one: 1% of fewer is a single row, and each one counts."""
@@ -56,7 +56,7 @@ def _wanted(tokens: TokenSet, side: str) -> tuple[int, str]:
     if not len(tokens):
         return 0, ""
     if len(np.unique(tokens.examples)) < SMALL:
-        return int(tokens.lengths.max()), f"longest of {len(tokens)} {side} sequences"
+        return int(tokens.lengths.max()), f"longest of {count_shown(len(tokens), f'{side} sequence')}"
     return int(np.percentile(tokens.lengths, 99, method="higher")), f"99th percentile of {len(tokens)} {side} sequences"
 
 
@@ -67,7 +67,7 @@ def apply_max_length(tokens: TokenSet, max_length: int, overlong: str) -> tuple[
         first = int(np.flatnonzero(too_long)[0])
         raise DataError(
             f"{tokens.source(first)}: {tokens.lengths[first]} tokens, longer than data.max_length {max_length} "
-            f"({int(too_long.sum())} rows in all). Raise it, or set data.overlong to drop or cut."
+            f"({count_shown(int(too_long.sum()), 'row')} in all). Raise it, or set data.overlong to drop or cut."
         )
     if overlong == "cut":
         cut = TokenSet(tokens.parts, tokens.chosen, max_length)
@@ -85,7 +85,7 @@ def require_enough(config: DataConfig, path: str, kind: str, lengths: Truncation
     lost = lengths.dropped + lengths.cut
     if lengths.total and lost / lengths.total > config.max_lost_share:
         raise DataCheckError(
-            f"{path}: {lost} of {lengths.total} {kind} rows are longer than {limit}; "
-            f"{lengths.trained_tokens_lost} trained tokens would be lost. Raise data.max_length, shorten the rows, "
+            f"{path}: {lost} of {count_shown(lengths.total, f'{kind} row is', f'{kind} rows are')} longer than {limit}; "
+            f"{count_shown(lengths.trained_tokens_lost, 'trained token')} would be lost. Raise data.max_length, shorten the rows, "
             f"or allow it with --set data.max_lost_share={min(1.0, round(lost / lengths.total + 0.01, 2))}."
         )

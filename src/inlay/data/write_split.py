@@ -11,7 +11,7 @@ from inlay.data.reading import sources
 from inlay.data.reading.read import read_examples
 from inlay.data.splits import as_keys, by_content, least, prompt_key
 from inlay.data.types import Row
-from inlay.errors import DataError
+from inlay.errors import DataError, count_shown
 from inlay.storage import path_exists, write_file
 from inlay.typed_json import JsonObject
 
@@ -30,7 +30,7 @@ def write_split(path: str, folder: Path, config: DataConfig) -> JsonObject:
     )
     if not train or not held_out:
         raise DataError(
-            f"{path}: {len(used)} rows cannot be split into training and held-out rows "
+            f"{path}: {count_shown(len(used), 'row')} cannot be split into training and held-out rows "
             f"(data.eval_fraction {config.eval_fraction}). Add rows with other prompts."
         )
     kind, packed = sources.kind_of(path)

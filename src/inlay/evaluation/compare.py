@@ -119,11 +119,14 @@ class Comparison:
         return summary.headline(self.loss_metric, self.metrics[self.loss_metric], name, answers)
 
     @property
-    def adjusted_p(self) -> dict[str, float]:
-        """Holm's p-values over the metrics; perplexity and bits_per_byte are other scales of the loss and have its p."""
+    def adjusted_p(self) -> dict[str, float | None]:
+        """Holm's p-values over the metrics; perplexity and bits_per_byte are other scales of the loss and have its p.
+
+        None where too few rows give a p.
+        """
         family = {n: d.p for n, d in self.metrics.items() if n not in _SAME_AS_LOSS or "loss" not in self.metrics}
         found = holm(family)
-        return {name: found.get(name, found.get("loss", d.p)) for name, d in self.metrics.items()}
+        return {name: found.get(name if name in family else "loss") for name in self.metrics}
 
     @property
     def n(self) -> int:

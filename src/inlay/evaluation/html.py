@@ -9,16 +9,17 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from types import MappingProxyType
 
+from inlay.errors import count_shown
 from inlay.evaluation.compare import ComparedRow, Comparison
 from inlay.evaluation.costs import HEAD
 from inlay.evaluation.metrics import BEHAVIOUR, LOSS_METRICS, METRICS
-from inlay.evaluation.summary import caveat_text, preference_text, style_relevance_text
+from inlay.evaluation.summary import caveat_text, p_shown, preference_text, style_relevance_text
 from inlay.evaluation.task_metrics import TASK_METRICS
 from inlay.evaluation.verdict import Difference
 from inlay.reports.charts import Line, differences, interval, lines
 from inlay.reports.html import Html, Item, badge, facts, filtered, joined, note, page, section, table, tag
 from inlay.runs.guard_events import Incident
-from inlay.runs.reporter import duration_shown, figure_shown
+from inlay.runs.reporter import change_shown, duration_shown, figure_shown, interval_shown, signed
 from inlay.typed_json import JsonObject
 
 _MOST_ROWS = 1000
@@ -71,7 +72,7 @@ def _verdict(c: Comparison) -> list[Html]:
             ("in short", f"{c.headline}."),
             *((("people", f"{preference_text(c.preference, c.base, c.adapter)}."),) if c.preference else ()),
             ("reason", primary.reason),
-            ("rows", f"{c.n} of {c.available} held-out rows{drawn}"),
+            ("rows", f"{c.n} of {count_shown(c.available, 'held-out row')}{drawn}"),
             *(("note", caveat_text(one)) for one in c.caveats),
             ("took", duration_shown(c.time_s)),
         ]
@@ -121,14 +122,14 @@ def _parts(c: Comparison, histories: Histories, incidents: Incidents) -> list[Ht
 
 
 def _metrics(
-    found: Mapping[str, Difference], adjusted: Mapping[str, float] | None = None, primary: str | None = None
+    found: Mapping[str, Difference], adjusted: Mapping[str, float | None] | None = None, primary: str | None = None
 ) -> list[Html]:
     """A table that fits a phone, and behind a click the one with every figure."""
     short = [
         [
             joined(name, " ", badge("decides", "note")) if name == primary else name,
             figure_shown(d.base), figure_shown(d.other), figure_shown(d.difference, "+"),
-            interval(*_good_is_right(d), _BADGES[d.verdict]),
+            _drawn(d),
             tag("span", d.verdict.replace("distinguish", "distin\u00adguish\u00ad"), class_=_BADGES[d.verdict]),
         ]
         for name, d in found.items()
@@ -136,8 +137,9 @@ def _metrics(
     head = ["", "before", "after", "change", "worse ← 0 → better", "verdict"]
     full = [
         [
-            name, f"{d.base:.6g}", f"{d.other:.6g}", f"{d.difference:+.6g}", f"[{d.low:+.4g}, {d.high:+.4g}]",
-            "" if d.mde is None else f"{d.mde:.2g}", f"{adjusted[name] if adjusted else d.p:.2g}",
+            name, f"{d.base:.6g}", f"{d.other:.6g}", f"{d.difference:+.6g}",
+            interval_shown(d, "{:+.4g}".format), "" if d.mde is None else f"{d.mde:.2g}",
+            p_shown(adjusted[name] if adjusted else d.p),
             f"{d.wins} / {d.ties} / {d.losses}", f"{d.n}",
         ]
         for name, d in found.items()
@@ -168,7 +170,7 @@ def _groups(c: Comparison) -> Html:
     shown: list[Html] = []
     for by in dict.fromkeys(group.by for group in c.groups):
         found = {
-            f"{group.name} ({group.n} rows): {metric}": d
+            f"{group.name} ({count_shown(group.n, 'row')}): {metric}": d
             for group in c.groups
             if group.by == by
             for metric, d in group.differences.items()
@@ -177,12 +179,17 @@ def _groups(c: Comparison) -> Html:
     return section("By group", about, shown)
 
 
-def _good_is_right(d: Difference) -> tuple[float, float, float]:
-    return (d.low, d.difference, d.high) if d.higher_is_better else (-d.high, -d.difference, -d.low)
+def _drawn(d: Difference) -> Html | str:
+    """The interval as a drawing whose right side is the better one; a dash where there is none."""
+    if d.interval is None:
+        return "—"
+    low, high = d.interval
+    placed = (low, d.difference, high) if d.higher_is_better else (-high, -d.difference, -low)
+    return interval(*placed, _BADGES[d.verdict])
 
 
 def _change(d: Difference) -> str:
-    return f"{figure_shown(d.difference, '+')} [{figure_shown(d.low, '+')}, {figure_shown(d.high, '+')}]"
+    return change_shown(d, signed)
 
 
 # --- drawings ------------------------------------------------------------------------------------------------
@@ -239,7 +246,9 @@ def _spreads(c: Comparison) -> list[Html]:
 
 def _spread(name: str, changes: Sequence[float], *, higher_is_better: bool) -> Html:
     drawn = differences(changes, higher_is_better=higher_is_better, show=lambda value: figure_shown(value, "+"))
-    return tag("figure", tag("figcaption", f"change of {name}, {len(changes)} rows", class_="name"), drawn)
+    return tag(
+        "figure", tag("figcaption", f"change of {name}, {count_shown(len(changes), 'row')}", class_="name"), drawn
+    )
 
 
 # --- rows ----------------------------------------------------------------------------------------------------

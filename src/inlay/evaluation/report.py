@@ -15,16 +15,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from inlay.errors import count_shown
 from inlay.evaluation.compare import ComparedRow, Comparison
 from inlay.evaluation.costs import HEAD
 from inlay.evaluation.html import Histories, Incidents, comparison_page
 from inlay.evaluation.measured_model import MeasuredModel, RowStatistics
 from inlay.evaluation.metrics import TextMetric
 from inlay.evaluation.score import prompt_text
-from inlay.evaluation.summary import caveat_text, preference_text, style_relevance_text
+from inlay.evaluation.summary import caveat_text, p_shown, preference_text, style_relevance_text
 from inlay.evaluation.task_metrics import confusion, labels_of
 from inlay.evaluation.verdict import Difference
 from inlay.runs.guard_events import as_markdown as incidents_table
+from inlay.runs.reporter import change_shown, interval_shown
 from inlay.storage import write_file, write_json
 
 _SHOWN = 3
@@ -75,8 +77,8 @@ def as_markdown(comparison: Comparison, curves: bool, incidents: Incidents = Map
     lines = [
         f"# {c.adapter} against {c.base}: {c.verdict}",
         "",
-        f"By {c.primary}: {primary.difference:+.4g} [{primary.low:+.4g}, {primary.high:+.4g}] "
-        f"({100 * primary.level:g}% interval) on {c.n} of {c.available} held-out rows{drawn}; {primary.reason}.",
+        f"By {c.primary}: {change_shown(primary, '{:+.4g}'.format)} "
+        f"({100 * primary.level:g}% interval) on {c.n} of {count_shown(c.available, 'held-out row')}{drawn}; {primary.reason}.",
         "",
         f"{c.headline}.",
         *([f"\n{preference_text(c.preference, c.base, c.adapter)}."] if c.preference else []),
@@ -115,16 +117,16 @@ def as_markdown(comparison: Comparison, curves: bool, incidents: Incidents = Map
     return "\n".join(lines) + "\n"
 
 
-def _table(differences: dict[str, Difference], adjusted: dict[str, float] | None) -> list[str]:
+def _table(differences: dict[str, Difference], adjusted: Mapping[str, float | None] | None) -> list[str]:
     lines = [
         "| metric | base | adapter | difference | interval | detectable | p | wins / ties / losses | verdict |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, d in differences.items():
-        detectable = "" if d.mde is None else f"{d.mde:.2g}"
+        detectable, p = "" if d.mde is None else f"{d.mde:.2g}", d.p if adjusted is None else adjusted[name]
         lines.append(
-            f"| {name} | {d.base:.4g} | {d.other:.4g} | {d.difference:+.4g} | [{d.low:+.4g}, {d.high:+.4g}] "
-            f"| {detectable} | {d.p if adjusted is None else adjusted[name]:.2g} "
+            f"| {name} | {d.base:.4g} | {d.other:.4g} | {d.difference:+.4g} "
+            f"| {interval_shown(d, '{:+.4g}'.format)} | {detectable} | {p_shown(p)} "
             f"| {d.wins} / {d.ties} / {d.losses} | {d.verdict} |"
         )
     return lines
@@ -157,7 +159,7 @@ def _groups(c: Comparison) -> list[str]:
         for name, d in g.differences.items():
             lines.append(
                 f"| {g.by}: {_one_line(g.name)} | {g.n} | {name} | {d.base:.4g} | {d.other:.4g} | {d.difference:+.4g} "
-                f"| [{d.low:+.4g}, {d.high:+.4g}] | {d.verdict} |"
+                f"| {interval_shown(d, '{:+.4g}'.format)} | {d.verdict} |"
             )
     return lines
 

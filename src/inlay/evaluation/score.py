@@ -19,7 +19,7 @@ from inlay.data.truncation import apply_max_length
 from inlay.data.types import Example, Message
 from inlay.engine.batch_invariance import batch_groups
 from inlay.engine.loss import autocast, counted
-from inlay.errors import DataError, RunError
+from inlay.errors import DataError, RunError, count_shown
 from inlay.generation.generate import Sampling
 from inlay.models.base import context_length
 from inlay.runs.reporter import LateBar, Reporter
@@ -161,7 +161,7 @@ def score(
     """
     began = time.perf_counter()
     prompts = _extra_prompt_ids(rows.extra_prompts, encoder, context_length(model.config)) if generate else []
-    reporter.stage(f"{name}: loss on {len(rows.examples)} rows")
+    reporter.stage(f"{name}: loss on {count_shown(len(rows.examples), 'row')}")
     shares = micro_batches(range(len(rows.tokens)), rows.tokens.lengths, batch_size)
     shares = batch_groups(model).apart(shares, rows.tokens.lengths)
     with LateBar(reporter, len(rows.tokens), "row") as bar:
@@ -176,7 +176,7 @@ def score(
     if generate:
         sampling = Sampling(max_new_tokens=max_new_tokens)
         all_prompts = [*rows.prompt_ids.values(), *prompts]
-        reporter.stage(f"{name}: answering {len(all_prompts)} prompts")
+        reporter.stage(f"{name}: answering {count_shown(len(all_prompts), 'prompt')}")
         reporter.start(len(all_prompts), 0, "answer")
         start = time.perf_counter()
         try:

@@ -148,6 +148,8 @@ def _mean_of(metric: Metric, count: int) -> Metric:
 def _with_spread(over_rows: Difference, each: Sequence[float]) -> Difference:
     """The same with the spread of the trainings in its interval and p."""
     count, d = len(each), over_rows
+    if d.interval is None or d.standard_error is None:
+        return replace(d, test="t", seeds=count)
     error = float(np.std(each, ddof=1)) / math.sqrt(count)
     reach = t_quantile((1 + d.level) / 2, count - 1) * error
     total_error = math.hypot(d.standard_error, error)
@@ -156,8 +158,9 @@ def _with_spread(over_rows: Difference, each: Sequence[float]) -> Difference:
     if total_error > 0:
         parts = (d.standard_error / total_error) ** 4 / max(units - 1, 1) + (error / total_error) ** 4 / (count - 1)
         p = 2 * t_cdf(-abs(d.difference) / total_error, max(1, int(1 / parts)))
+    low, high = d.interval
     return replace(
-        d, low=d.difference - math.hypot(d.difference - d.low, reach),
-        high=d.difference + math.hypot(d.high - d.difference, reach),
-        standard_error=total_error, p=p, test="t", seeds=count,
+        d, low=d.difference - math.hypot(d.difference - low, reach),
+        high=d.difference + math.hypot(high - d.difference, reach),
+        standard_error=total_error, p=None if d.too_few else p, test="t", seeds=count,
     )  # fmt: skip

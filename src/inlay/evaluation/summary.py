@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import assert_never
 
+from inlay.errors import count_shown
 from inlay.evaluation import caveats as c
 from inlay.evaluation.style_relevance import STYLE, StyleRelevance
 from inlay.evaluation.verdict import Difference
+from inlay.runs.reporter import change_shown
 
 
 def headline(loss_name: str, loss: Difference, answers_name: str | None, answers: Difference | None) -> str:
@@ -26,13 +29,18 @@ def _verdict(of: str, d: Difference) -> str:
 
 
 def _change(d: Difference) -> str:
-    return f"{d.difference:+.4g} [{d.low:+.4g}, {d.high:+.4g}]"
+    return change_shown(d, "{:+.4g}".format)
+
+
+def p_shown(p: float | None) -> str:
+    """Two digits; a dash where too few rows give none."""
+    return "—" if p is None else f"{p:.2g}"
 
 
 def preference_text(d: Difference, base: str, adapter: str) -> str:
     """Number of rows on which each model's answer was preferred in a blind comparison."""
     return (
-        f"judged blindly: {adapter} preferred on {d.wins} of {d.n} rows, {base} on {d.losses}, "
+        f"judged blindly: {adapter} preferred on {d.wins} of {count_shown(d.n, 'row')}, {base} on {d.losses}, "
         f"{d.ties} alike: {d.verdict} ({_change(d)})"
     )
 
@@ -60,7 +68,7 @@ def caveat_text(caveat: c.Caveat) -> str:
         case c.ChangedSettings(changes):
             return f"set for this comparison: {', '.join(changes)}."
         case c.RowsLeftOut(count):
-            return f"{count} rows longer than data.max_length, or than the context, are left out."
+            return f"{count_shown(count, 'row is', 'rows are')} left out: longer than data.max_length or the context."
         case c.DifferentTokenizers():
             return "The models have different tokenizers, so loss per token is not comparable: see bits_per_byte."
         case c.NoAnswers():
@@ -73,7 +81,7 @@ def caveat_text(caveat: c.Caveat) -> str:
         case c.SeedsOfOneConfig(names):
             return (
                 f"{', '.join(names)} are one config with several seeds. To judge them as one: "
-                f"inlay compare base {' '.join(names)}."
+                f"inlay compare base {shlex.join(names)}."
             )
         case c.SelectedCheckpoint(checkpoints):
             return (
@@ -87,15 +95,18 @@ def caveat_text(caveat: c.Caveat) -> str:
                 "the adapter was trained without passages in its prompts; one trained with them might use them better"
             )
         case c.PromptsOverBudget(count):
-            return f"{count} held-out rows fit no prompt of this budget and are left out of all arms"
+            left_out = count_shown(count, "held-out row is", "held-out rows are")
+            return f"{left_out} left out of all arms, as no prompt of this budget holds them"
         case c.RepeatedTrainingRows(count):
+            repeats = count_shown(count, "training row repeats", "training rows repeat")
             return (
-                f"{count} training rows repeat a held-out row nearly word for word: they are not retrieved, but the "
-                "adapter was trained on them, so its score is optimistic. Look at them: inlay data check"
+                f"{repeats} a held-out row nearly word for word: retrieval leaves such rows out, but the adapter was "
+                "trained on them, so its score is optimistic. Look at them: inlay data check"
             )
         case c.RepeatedPassages(count):
-            return f"{count} passages of the documents hold a held-out question with its answer: left out"
+            hold = count_shown(count, "passage of the documents holds", "passages of the documents hold")
+            return f"{hold} a held-out question with its answer: left out"
         case c.FilesPassedOver(count):
-            return f"{count} files that are not text were passed over"
+            return f"{count_shown(count, 'file that is not text was', 'files that are not text were')} passed over"
         case _:
             assert_never(caveat)

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from inlay.errors import ConfigError, DataError
+from inlay.errors import ConfigError, DataError, count_shown
 from inlay.evaluation.metrics import LOSS_METRICS, Array, Metric
 from inlay.typed_json import JsonObject
 
@@ -40,8 +40,9 @@ class Difference:
     base: float
     other: float
     difference: float
-    low: float
-    high: float
+    low: float | None
+    """Ends of the interval; None of both where a single row, or a single group of rows, gives none."""
+    high: float | None
     wins: int
     """Rows that `other` scores better than `base`, in the metric's own direction."""
     ties: int
@@ -49,10 +50,12 @@ class Difference:
     n: int
     level: float
     higher_is_better: bool
-    standard_error: float = 0.0
-    """Standard error of the difference, by the jackknife over rows (over clusters where rows come in clusters)."""
-    p: float = 1.0
-    """Two-sided, before any correction: exact McNemar for right/wrong rows, else from the resamples."""
+    standard_error: float | None = 0.0
+    """Standard error of the difference, by the jackknife over rows (over clusters where rows come in clusters); None of
+    a single one."""
+    p: float | None = 1.0
+    """Two-sided, before any correction: exact McNemar for right/wrong rows, else from the resamples. None where there
+    are too few rows for a verdict."""
     test: str = "bootstrap"
     """bootstrap, mcnemar, or t where `other` is several models."""
     clusters: int | None = None
@@ -61,45 +64,59 @@ class Difference:
     """Number of trainings whose mean `other` is: rows and seeds then both vary. None for one model."""
 
     @property
+    def interval(self) -> tuple[float, float] | None:
+        """(low, high); None where there is none."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
+    def excludes_zero(self) -> bool:
+        """True where there is an interval and 0 lies outside it."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+    @property
     def mde(self) -> float | None:
         """The smallest true difference that rows like these would show in 95 of 100 comparisons.
 
         None where no two rows differ: then nothing is known of the spread. Nor is it stated over seeds.
         """
         units = self.clusters or self.n
-        if self.standard_error == 0 or units < 2 or self.seeds is not None:
+        if self.interval is None or not self.standard_error or self.seeds is not None:
             return None
         # the interval reaches this far to its longer side; the estimate falls short of the truth by the other term
-        reach = max(self.high - self.difference, self.difference - self.low)
+        reach = max(self.interval[1] - self.difference, self.difference - self.interval[0])
         return reach + t_quantile(_POWER, units - 1) * math.sqrt(units / (units - 1)) * self.standard_error
 
     @property
     def verdict(self) -> Verdict:
         """better or worse where the interval excludes 0 and enough rows differ; else not distinguishable."""
-        if self._too_few() or self.low <= 0 <= self.high:
+        if self.too_few or self.interval is None or not self.excludes_zero:
             return "not distinguishable"
-        return "better" if (self.low > 0) == self.higher_is_better else "worse"
+        return "better" if (self.interval[0] > 0) == self.higher_is_better else "worse"
 
     @property
     def reason(self) -> str:
         """The cause of the verdict, in one line."""
-        contains = "contains" if self.low <= 0 <= self.high else "excludes"
-        return self._too_few() or f"the {100 * self.level:g}% interval {contains} 0"
+        contains = "excludes" if self.excludes_zero else "contains"
+        return self.too_few or f"the {100 * self.level:g}% interval {contains} 0"
 
-    def _too_few(self) -> str:
+    @property
+    def too_few(self) -> str:
         """The reason that no verdict can be given; empty where one can."""
-        units, what = (self.n, "rows") if self.clusters is None else (self.clusters, "groups of rows")
-        if units < MIN_ROWS:
-            return f"only {units} {what}; a verdict needs {MIN_ROWS}"
+        if self.clusters is None and self.n < MIN_ROWS:
+            return f"only {count_shown(self.n, 'row')}; a verdict needs {MIN_ROWS}"
+        if self.clusters is not None and self.clusters < MIN_ROWS:
+            groups = count_shown(self.clusters, "group of rows", "groups of rows")
+            return f"only {groups}; a verdict needs {MIN_ROWS}"
         # k rows that all go one way come up by chance with probability 2 * 2^-k.
         needed = math.ceil(1 - math.log2(1 - self.level))
         changed = self.wins + self.losses
         if 0 < changed < needed:
-            return f"only {changed} of {self.n} rows differ; a verdict needs {needed}"
+            differ = "differs" if changed == 1 else "differ"
+            return f"only {changed} of {count_shown(self.n, 'row')} {differ}; a verdict needs {needed}"
         return ""
 
     def to_json(self) -> JsonObject:
-        """The difference as JSON; `mde` is null where no two rows differ."""
+        """The difference as JSON, null for what these rows cannot give."""
         return {
             "base": self.base, "adapter": self.other, "difference": self.difference,
             "low": self.low, "high": self.high, "level": self.level,
@@ -153,7 +170,9 @@ def compare_scores(
         units = (columns_UK[:, a], columns_UK[:, b])
         drawn = (sums_RK[:, a], sums_RK[:, b])
         found = _difference(name, pairs[name], units, drawn, level)
-        result[name] = found if clusters is None else replace(found, clusters=len(columns_UK))
+        if clusters is not None:
+            found = replace(found, clusters=len(columns_UK))
+        result[name] = replace(found, p=None) if found.too_few else found
     return result
 
 
@@ -283,7 +302,7 @@ def _difference(
                 f"compare: {name}: a row or a resample of rows has no score. Leave out rows without weight."
             )
     influence = _influence(metric, units)
-    low, high = _interval(drawn_R, influence, level)
+    low, high = _interval(drawn_R, influence, level) or (None, None)
     gains = scores if metric.higher_is_better else -scores
     wins, losses = int((gains > 0).sum()), int((gains < 0).sum())
     binary = _is_binary(before) and _is_binary(after)
@@ -302,7 +321,7 @@ def _difference(
         n=len(before),
         level=level,
         higher_is_better=metric.higher_is_better,
-        standard_error=math.sqrt(float(np.mean(influence**2)) / max(count - 1, 1)),
+        standard_error=math.sqrt(float(np.mean(influence**2)) / (count - 1)) if count > 1 else None,
         p=mcnemar(wins, losses) if binary and count == len(before) else min(1.0, 2 * far / (len(drawn_R) + 1)),
         test="mcnemar" if binary and count == len(before) else "bootstrap",
     )
@@ -323,8 +342,8 @@ def _influence(metric: Metric, rows: tuple[Array, Array]) -> Array:
     return np.asarray((n - 1) * (without.mean() - without))
 
 
-def _interval(drawn_R: Array, influence_N: Array, level: float) -> tuple[float, float]:
-    """Expanded percentile interval, its longer tail lengthened for skewness.
+def _interval(drawn_R: Array, influence_N: Array, level: float) -> tuple[float, float] | None:
+    """Expanded percentile interval, its longer tail lengthened for skewness; None of a single row.
 
     Order statistics without interpolation, counted from both ends alike, so that -drawn gives (-high, -low).
     Sources: T. Hesterberg, "What teachers should know about the bootstrap", 2015, section 5 (tail areas of t
@@ -332,9 +351,9 @@ def _interval(drawn_R: Array, influence_N: Array, level: float) -> tuple[float, 
     Why this one: docs/decisions/bootstrap-interval.md.
     """
     n, resamples = len(influence_N), len(drawn_R)
-    ordered = np.sort(drawn_R)
     if n < 2:
-        return float(ordered[0]), float(ordered[-1])
+        return None
+    ordered = np.sort(drawn_R)
     t = t_quantile((1 + level) / 2, n - 1)
     tail = NormalDist().cdf(-t * math.sqrt(n / (n - 1)))
     rank = max(1, int(tail * (resamples + 1)))
@@ -349,16 +368,19 @@ def _interval(drawn_R: Array, influence_N: Array, level: float) -> tuple[float, 
     return low + min(missing, 0.0), high + max(missing, 0.0)
 
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
+def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
     """The p-values adjusted so that, over all of them, one false alarm comes with at most the stated chance.
+
+    None stays None: what has no p claims nothing, so it is no hypothesis.
 
     Source: S. Holm, "A simple sequentially rejective multiple test procedure", 1979.
     """
     adjusted, running = {}, 0.0
-    for place, name in enumerate(sorted(p, key=lambda k: p[k])):
-        running = max(running, min(1.0, (len(p) - place) * p[name]))
+    tested = sorted((value, place, name) for place, (name, value) in enumerate(p.items()) if value is not None)
+    for rank, (value, _, name) in enumerate(tested):
+        running = max(running, min(1.0, (len(tested) - rank) * value))
         adjusted[name] = running
-    return {name: adjusted[name] for name in p}
+    return {name: adjusted.get(name) for name in p}
 
 
 def mcnemar(wins: int, losses: int) -> float:

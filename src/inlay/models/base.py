@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from inlay.config.sections.model import ModelConfig
-from inlay.errors import ModelError, nearest
+from inlay.errors import ModelError, count_shown, nearest
 from inlay.hardware.probe import pick_matmul_precision
 from inlay.models.attention import refuse_attention
 from inlay.models.fingerprint import Fingerprint, difference, digest_of_files, fingerprint
@@ -397,7 +397,8 @@ def load_model(
     absent = sorted(found["missing_keys"]) or sorted(str(entry[0]) for entry in found["mismatched_keys"])
     if absent:
         raise ModelError(
-            f"--model {ref.name}: {len(absent)} weights are missing or of another shape, first {absent[0]}; they would "
+            f"--model {ref.name}: {count_shown(len(absent), 'weight is', 'weights are')} missing or of another shape, "
+            f"first {absent[0]}; they would "
             "be random. Give a whole causal language model."
         )
     whole = json.loads((ref.folder / "config.json").read_text(encoding="utf-8")).get("model_type")

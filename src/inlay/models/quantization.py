@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inlay.errors import ModelError, unknown_name
+from inlay.errors import ModelError, count_shown, unknown_name
 from inlay.hardware.probe import DTYPES, FAILURES, Probe, first_line, relative_error, untested
 
 CPU_REPACK_FLAG = "support_avx512bf16_for_cpu"
@@ -221,7 +221,8 @@ def quantized_summary(model: nn.Module, kind: str) -> str:
         raise ModelError(f"model.quantization {kind}: no layer of this base could be quantised. Leave it out.")
     size = sum(m.weight.numel() * m.weight.element_size() + constant_bytes(m) for m in layers)
     values = sum(m.in_features * m.out_features for m in layers)
-    return f"{len(layers)} linear layers hold {values:,} weights in {size:,} bytes ({8 * size / values:.2f} bits each)"
+    hold = count_shown(len(layers), "linear layer holds", "linear layers hold")
+    return f"{hold} {values:,} weights in {size:,} bytes ({8 * size / values:.2f} bits each)"
 
 
 def constant_bytes(layer: nn.Module) -> int:

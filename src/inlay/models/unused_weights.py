@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from inlay.errors import ModelError
+from inlay.errors import ModelError, count_shown
 
 _BUFFERS: Final = re.compile(r"(\.|^)(inv_freq|masked_bias|causal_mask|attn\.bias|attention\.bias)$")
 """Buffers in old files, computed anew by the model: rotary frequencies and causal masks."""
@@ -41,7 +41,8 @@ def refuse_unused(where: str, model: Any, unused: Iterable[str], *, part: bool =
     warnings = []
     if beside:
         warnings.append(
-            f"{where}: {len(beside)} weights of its files are not used, first {beside[0]}: no part of this model."
+            f"{where}: {count_shown(len(beside), 'weight of its files is', 'weights of its files are')} not used, "
+            f"first {beside[0]}: no part of this model."
         )
     if _holds_two_heads(model):
         warnings.append(

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ class Run:
             return ""
         return (
             f"warning: {self.path}: failed its proofs ({', '.join(failed)}), so it is not what was trained or measured. "
-            f"What they found: inlay verify {self.path}."
+            f"What they found: inlay verify {shlex.quote(str(self.path))}."
         )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from inlay.errors import count_shown
 from inlay.runs.reporter import bytes_shown, duration_shown
 
 
@@ -49,16 +50,17 @@ class DataFacts:
         """Names and words, for the reader."""
         drawn = " (drawn by seed)" if self.heldout < self.heldout_fitting else ""
         lost = self.heldout_dropped + self.heldout_cut
-        held = f"{self.heldout} of {self.heldout_available} rows{drawn}"
+        held = f"{self.heldout} of {count_shown(self.heldout_available, 'row')}{drawn}"
         held += f"; {self.heldout_dropped} dropped, {self.heldout_cut} cut" if lost else ""
         held += f"; {self.leaked} with the prompt of a training row" if self.leaked else ""
+        tokens_lost = count_shown(self.trained_tokens_lost, "trained token")
         return [
-            ("data", f"{self.rows} rows, format {self.format}"),
+            ("data", f"{count_shown(self.rows, 'row')}, format {self.format}"),
             *([("data check", self.check)] if self.check else []),
             ("template", self.template),
             *([("mixture", self.mixture)] if self.mixture else []),
-            ("rows", f"{self.kept} kept, {self.cut} cut, {self.dropped} dropped ({self.trained_tokens_lost} trained tokens "
-                     f"lost); max_length {self.max_length}"),
+            ("rows", f"{self.kept} kept, {self.cut} cut, {self.dropped} dropped ({tokens_lost} lost); "
+                     f"max_length {self.max_length}"),
             ("held out", held),
             ("trained tokens", f"{self.trained_tokens:,} of {self.tokens:,} ({self.trained_share:.0%})"),
         ]  # fmt: skip
@@ -164,7 +166,7 @@ class StepFacts:
             *([("order", self.order.words())] if self.order else []),
             ("steps", f"{self.total}, warmup {self.warmup}, {self.schedule}, learning rate {self.learning_rate:g} "
                       f"({self.learning_rate_reason}){of_b}"),
-            ("evaluate, save", f"every {self.eval_every}, every {self.save_every} steps"),
+            ("evaluate, save", f"every {self.eval_every}, every {count_shown(self.save_every, 'step')}"),
         ]  # fmt: skip
 
     def _batch(self) -> str:

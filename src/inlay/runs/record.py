@@ -76,8 +76,8 @@ class DifferenceRecord:
     base: float
     adapter: float
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     level: float
     wins: int
     ties: int
@@ -85,9 +85,9 @@ class DifferenceRecord:
     n: int
     clusters: int | None
     seeds: int | None
-    standard_error: float
+    standard_error: float | None
     mde: float | None
-    p: float
+    p: float | None
     test: str
     verdict: str
     reason: str
@@ -126,10 +126,12 @@ class Result:
     eval_loss: float
     base_eval_loss: float
     difference: float
-    """`eval_loss` minus `base_eval_loss`; `low` and `high` are its 95% interval."""
-    low: float
-    high: float
+    """`eval_loss` minus `base_eval_loss`; `low` and `high` are its 95% interval, None of a single row."""
+    low: float | None
+    high: float | None
     verdict: str
+    reason: str | None = None
+    """The cause of the verdict; None of a run of 0.1.0."""
     stopped_early: bool
     diagnosis: Diagnosis | None
     plateau: Plateau | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Protocol
 
@@ -208,6 +208,34 @@ def duration_shown(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+class Change(Protocol):
+    """A difference and the ends of its interval; None of both where too few rows give none."""
+
+    @property
+    def difference(self) -> float: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+
+
+def interval_shown(change: Change, number: Callable[[float], str], missing: str = "—") -> str:
+    """`[low, high]`; `missing` where there is none."""
+    if change.low is None or change.high is None:
+        return missing
+    return f"[{number(change.low)}, {number(change.high)}]"
+
+
+def change_shown(change: Change, number: Callable[[float], str]) -> str:
+    """`-0.42 [-0.57, -0.31]`, as a sentence has it."""
+    return f"{number(change.difference)} {interval_shown(change, number, '(no interval)')}"
+
+
+def signed(value: float) -> str:
+    """`figure_shown` with its sign."""
+    return figure_shown(value, "+")
 
 
 def figure_shown(value: float, sign: str = "") -> str:

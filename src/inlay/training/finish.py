@@ -16,6 +16,7 @@ from inlay.models.generation_settings import FILE, ends_of_base
 from inlay.runs.folder import Run
 from inlay.runs.guard_events import as_markdown, incidents
 from inlay.runs.record import RunRecord
+from inlay.runs.reporter import change_shown
 from inlay.storage import replace_folder, write_file, write_json
 from inlay.training import checkpoint as checkpoints
 from inlay.training.job import AdapterJob
@@ -112,8 +113,8 @@ def write_report(run: Run, record: RunRecord) -> Path:
         lines = [
             f"# {run.name}: {result.verdict} by held-out loss",
             "",
-            f"{result.base_eval_loss:.4f} → {result.eval_loss:.4f}: {result.difference:+.4f} "
-            f"[{result.low:+.4f}, {result.high:+.4f}]; adapter of step {result.adapter_step} of {result.steps}.",
+            f"{result.base_eval_loss:.4f} → {result.eval_loss:.4f}: {change_shown(result, '{:+.4f}'.format)}"
+            f"{f'; {result.reason}' if result.reason else ''}; adapter of step {result.adapter_step} of {result.steps}.",
         ]
     lines += ["", "![training and held-out loss](curves.png)", "", "## What the guards met", ""]
     path = run.reports / "report.md"

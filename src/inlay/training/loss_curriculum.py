@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from inlay.data.curriculum import Curriculum, curriculum
-from inlay.errors import StorageError
+from inlay.errors import StorageError, count_shown
 from inlay.methods.adapter import adapter_disabled
 from inlay.runs.folder import Run
 from inlay.runs.reporter import LateBar
@@ -28,7 +28,7 @@ def by_loss(loop: TrainingLoop, job: AdapterJob) -> Curriculum:
     """
     known, group, reporter = stored(job.run), loop.group, loop.reporter
     if group.any(known is None):
-        reporter.stage(f"loss of the base on {len(job.train)} training rows, which orders them")
+        reporter.stage(f"loss of the base on {count_shown(len(job.train), 'training row')}, for their order")
         with adapter_disabled(job.model), LateBar(reporter, -(-len(job.train) // group.size), "row") as bar:
             nll, weight = loop.nll_of(job, job.train, bar.reached)
         loop.raise_if_interrupted()

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from inlay.config import Config
 from inlay.config.sections.train import TrainConfig
 from inlay.data.batches import steps_per_epoch
-from inlay.errors import ConfigError
+from inlay.errors import ConfigError, count_shown
 from inlay.methods.table import method_of
 from inlay.typed_json import JsonObject
 
@@ -121,7 +121,8 @@ def require_warmup(train: TrainConfig, total: int) -> None:
     """Raises: ConfigError for a warmup that is longer than the run, whose learning rate would never reach its peak."""
     if train.warmup_steps is not None and train.warmup_steps > total:
         raise ConfigError(
-            f"train.warmup_steps {train.warmup_steps}: the run has {total} steps, so that the learning rate would never "
+            f"train.warmup_steps {train.warmup_steps}: the run has {count_shown(total, 'step')}, so that the learning rate "
+            "would never "
             "reach train.learning_rate. Lower it, or leave it out for train.warmup_ratio."
         )
 

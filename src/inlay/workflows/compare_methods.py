@@ -31,7 +31,7 @@ from inlay.reports import html
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run
 from inlay.runs.record import FINISHED
-from inlay.runs.reporter import Reporter, bytes_shown, duration_shown
+from inlay.runs.reporter import Reporter, bytes_shown, change_shown, duration_shown
 from inlay.storage import explained, owned, write_file, write_json
 from inlay.training.process import STOP_WITH_STDIN
 from inlay.typed_json import JsonObject
@@ -82,13 +82,13 @@ class MethodFigures:
     eval_loss: float
     difference: float
     """Of the held-out loss, adapter minus base; `low` and `high` are its 95% interval."""
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     verdict: str
 
     def summary(self) -> str:
         """Change of the loss, interval and verdict in one line."""
-        return f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}] {self.verdict}"
+        return f"{change_shown(self, '{:+.4f}'.format)} {self.verdict}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +325,7 @@ def cells(method: str, row: MethodFigures) -> list[str]:
         method, f"{row.trainable:,}", f"{row.share:.2%}", f"{row.learning_rate:.2g}", bytes_shown(row.memory_bytes),
         str(row.steps), duration_shown(row.train_time_s), duration_shown(row.time_s), bytes_shown(row.saved_bytes),
         f"{row.base_eval_loss:.3f} → {row.eval_loss:.3f}",
-        f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]", row.verdict,
+        change_shown(row, "{:+.3f}".format), row.verdict,
     ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from inlay.data.reading import sources
 from inlay.data.reading.read import read_examples
 from inlay.data.splits import draw, prompt_key
 from inlay.data.types import Example
-from inlay.errors import ConfigError, DataError
+from inlay.errors import ConfigError, DataError, count_shown
 from inlay.evaluation.custom import MetricSpecs
 from inlay.evaluation.measured_model import MeasuredModel, ModelFacts, RowEmbeddings, text_metrics
 from inlay.evaluation.metrics import LOSS_METRICS, Array, TextMetric
@@ -30,7 +30,7 @@ from inlay.evaluation.task_metrics import primary_metric
 from inlay.models.base import BaseRef, weight_files
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Reporter, duration_shown
-from inlay.storage import path_exists
+from inlay.storage import path_exists, sha256_of
 from inlay.tasks.opened_base import OpenedBase
 
 _NOTED_FROM_S = 10.0
@@ -252,8 +252,8 @@ class _Measurement:
             return found
         if later or not kept:
             raise DataError(
-                f"{self.data}: {len(found.examples) - len(kept)} rows are longer than {limit} tokens for {one.name}, so "
-                "nothing of them can be measured."
+                f"{self.data}: {count_shown(len(found.examples) - len(kept), 'row is', 'rows are')} longer than {limit} "
+                f"tokens for {one.name}, so nothing is left to measure."
             )
         return encoded(tuple(example for n, example in enumerate(found.examples) if n in kept))
 
@@ -317,7 +317,7 @@ def examples_for(
         return kept, available, str(lead.heldout)
     if most > len(kept) and available > len(kept):
         raise ConfigError(
-            f"eval.max_rows {most}: {lead.name} kept {len(kept)} of its {available} held-out rows, as it was trained "
+            f"eval.max_rows {most}: {lead.name} kept {len(kept)} of its {count_shown(available, 'held-out row')}, as it was trained "
             "with. Measure on more with --data FILE."
         )
     return tuple(kept[n] for n in draw(len(kept), most, config.train.seed)), available, str(lead.heldout)
@@ -365,11 +365,22 @@ def _stored_bytes(one: Reference, base: BaseRef) -> int:
 
 
 def _selected_from(one: Reference, data: str) -> int:
-    """Number of checkpoints that the run's best one was selected from by the loss on these rows; 0 if it was not."""
-    if one.kind != "run" or one.run is None or data != str(one.run.heldout):
+    """Number of checkpoints that the model was selected from by the loss on these rows; 0 if it was not."""
+    if one.run is None or one.folder is None or not _selected_on(one.run, data):
+        return 0
+    result = one.run.record.result
+    if result is None or result.best_step is None or one.run.config.train.export != "best":
+        return 0
+    if one.kind == "checkpoint" and one.folder.name != f"step-{result.best_step:06d}":
         return 0
     evaluations = sum("eval_loss" in line for line in one.run.metrics)
-    result = one.run.record.result
-    best = None if result is None else result.best_step
-    selected = evaluations > 1 and one.run.config.train.export == "best" and best is not None
-    return evaluations if selected else 0
+    return evaluations if evaluations > 1 else 0
+
+
+def _selected_on(run: Run, data: str) -> bool:
+    """True where the file holds the rows that the run's checkpoints were evaluated on, or some of them are drawn from it."""
+    path = Path(data)
+    if not path.is_file():
+        return False
+    named = [Path(one) for one in (run.heldout, run.config.data.eval) if one is not None]
+    return path.resolve() in [one.resolve() for one in named] or sha256_of(path) == sha256_of(run.heldout)

@@ -15,7 +15,7 @@ from inlay.config import Config
 from inlay.config.identity import PLACES
 from inlay.config.render import explicit_values
 from inlay.config.sections.base import Assignments
-from inlay.errors import ConfigError, RunError
+from inlay.errors import ConfigError, RunError, count_shown
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run
 from inlay.runs.record import FINISHED
@@ -204,10 +204,11 @@ def restore(job: AdapterJob, note: Callable[[str], None]) -> None:
         progress.stopped_early = False  # extended since
     progress.planned_steps = job.total_steps
     rate = learning_rate(settings, job.peak_learning_rate, min(progress.step + 1, job.total_steps), job.total_steps)
+    seen = count_shown(progress.step * min(settings.batch_size, job.train.drawn), "row")
     note(
         f"going on after step {progress.step} of {job.total_steps} "
         f"(epoch {epochs_done(progress.position(progress.step), job.train.drawn, settings.batch_size):.2f}, learning rate "
-        f"{rate * progress.learning_rate_factor:.3g}, {progress.step * min(settings.batch_size, job.train.drawn):,} rows seen) from {newest.path}"
+        f"{rate * progress.learning_rate_factor:.3g}, {seen} seen) from {newest.path}"
     )
 
 

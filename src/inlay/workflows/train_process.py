@@ -35,7 +35,7 @@ from inlay.proof.verify import Start, prove_trained
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run
 from inlay.runs.record import FAILED, FINISHED, INTERRUPTED, RUNNING, ProcessShare, Result, RunRecord, Status
-from inlay.runs.reporter import LateBar, LoggedReporter, Reporter
+from inlay.runs.reporter import LateBar, LoggedReporter, Reporter, change_shown
 from inlay.runs.trackers import open_trackers
 from inlay.storage import owned, path_exists, require_space, sweep_staging, write_file
 from inlay.training import finish
@@ -164,6 +164,7 @@ class Attempt:
             low=difference.low,
             high=difference.high,
             verdict=difference.verdict,
+            reason=difference.reason,
             stopped_early=progress.stopped_early,
             diagnosis=progress.diagnosis,
             plateau=progress.plateau,
@@ -185,8 +186,8 @@ class Attempt:
         finish.report(job.run, ended)
         job.run.write_record(ended)
         self.reporter.note(
-            f"held-out loss {difference.base:.4f} → {difference.other:.4f}: {difference.difference:+.4f} "
-            f"[{difference.low:+.4f}, {difference.high:+.4f}] {difference.verdict}"
+            f"held-out loss {difference.base:.4f} → {difference.other:.4f}: "
+            f"{change_shown(difference, '{:+.4f}'.format)} {difference.verdict}; {difference.reason}"
         )
 
     def _processes(self) -> tuple[ProcessShare, ...]:

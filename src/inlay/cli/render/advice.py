@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from inlay.evaluation.costs import money_shown
 from inlay.evaluation.summary import caveat_text
-from inlay.runs.reporter import figure_shown
+from inlay.runs.reporter import change_shown, figure_shown, signed
 from inlay.workflows.advise.recommend import cost_lines
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def _table(outcome: Outcome) -> list[str]:
     for one in outcome.arms:
         differences = outcome.differences(base, one.arm.name)
         d = differences[metric]
-        change = f"{figure_shown(d.difference, '+')} [{figure_shown(d.low, '+')}, {figure_shown(d.high, '+')}]"
+        change = change_shown(d, signed)
         name = one.arm.name + ("*" if one.arm.is_ceiling else "")
         values = "".join(f" {figure_shown(differences[m].other):>9}" for m in shown)
         lines.append(

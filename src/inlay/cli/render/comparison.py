@@ -6,8 +6,9 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from inlay.cli.render.costs import bills_text
+from inlay.errors import count_shown
 from inlay.evaluation.summary import caveat_text, preference_text, style_relevance_text
-from inlay.runs.reporter import duration_shown, figure_shown
+from inlay.runs.reporter import change_shown, duration_shown, figure_shown, interval_shown, signed
 
 if TYPE_CHECKING:
     from inlay.evaluation.compare import Comparison
@@ -24,7 +25,7 @@ def _seeds_text(level: SeedLevel, columns: int) -> str:
     lines = [*textwrap.wrap(level.title, columns), ""]
     lines.append(f"{'metric':<14} {'change':>8} {'95% interval':^18} {'spread':>8} verdict over rows and seeds")
     for name, d in level.metrics.items():
-        interval = f"[{figure_shown(d.low, '+')}, {figure_shown(d.high, '+')}]"
+        interval = interval_shown(d, signed)
         spread = figure_shown(level.spread(name))
         lines.append(f"{name:<14} {figure_shown(d.difference, '+'):>8} {interval:^18} {spread:>8} {d.verdict}")
     return "\n".join(lines)
@@ -33,7 +34,8 @@ def _seeds_text(level: SeedLevel, columns: int) -> str:
 def comparison_text(comparison: Comparison, columns: int) -> str:
     """The table, three rows side by side, the worst regressions, and at the end the verdict."""
     lines = [
-        f"{comparison.adapter} against {comparison.base} on {comparison.n} of {comparison.available} held-out rows",
+        f"{comparison.adapter} against {comparison.base} on {comparison.n} of "
+        f"{count_shown(comparison.available, 'held-out row')}",
         "",
         *_table(comparison, columns),
     ]
@@ -42,20 +44,24 @@ def comparison_text(comparison: Comparison, columns: int) -> str:
     for prompt, base, adapter in comparison.prompts:
         lines += ["", *_block(prompt, base, adapter, None, columns)]
     if wrong := comparison.worse_answers:
-        lines += ["", f"answers worse on {len(wrong)} of {comparison.n} rows by {comparison.answer_metric}; the worst:"]
+        lines += [
+            "",
+            f"answers worse on {len(wrong)} of {count_shown(comparison.n, 'row')} by {comparison.answer_metric}; the worst:",
+        ]
         row = wrong[0]
         lines += _block(row.question, row.base_answer or "", row.adapter_answer or "", row.reference, columns)
     worst = comparison.regressions[:3]
     if worst:
-        lines += ["", f"worse on {len(comparison.regressions)} of {comparison.n} rows by loss; the worst:"]
+        lines += [
+            "",
+            f"worse on {len(comparison.regressions)} of {count_shown(comparison.n, 'row')} by loss; the worst:",
+        ]
         lines += [
             _short(f"  {r.source}: {r.base_loss:.3f} → {r.adapter_loss:.3f}  {r.question}", columns) for r in worst
         ]
     primary = comparison.metrics[comparison.primary]
-    verdict = (
-        f"verdict: {comparison.verdict} by {comparison.primary}: {primary.difference:+.4f} "
-        f"[{primary.low:+.4f}, {primary.high:+.4f}]; {primary.reason}"
-    )
+    change = change_shown(primary, "{:+.4f}".format)
+    verdict = f"verdict: {comparison.verdict} by {comparison.primary}: {change}; {primary.reason}"
     broke = [f"{name}: {d.base:.1%} → {d.other:.1%}" for name, d in comparison.behaviour.items() if d.base or d.other]
     lines += ["", *textwrap.wrap(f"answers: {', '.join(broke)}", columns)] if broke else []
     lines += [
@@ -84,7 +90,7 @@ def _table(comparison: Comparison, columns: int) -> list[str]:
     lines = [header, "-" * (len(header) + len("not distinguishable") - len("verdict"))]
     for name, d in comparison.metrics.items():
         mark = "*" if name == comparison.primary else ""
-        interval = f"[{figure_shown(d.low, '+')}, {figure_shown(d.high, '+')}]"
+        interval = interval_shown(d, signed)
         counts = f" {f'{d.wins}/{d.ties}/{d.losses}':>16}" if wide else ""
         lines.append(
             f"{name + mark:<14} {figure_shown(d.base):>8} {figure_shown(d.other):>8} {figure_shown(d.difference, '+'):>8} "

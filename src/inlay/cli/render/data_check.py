@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from inlay.data.checks.findings import Finding, Place
 from inlay.data.checks.report import DataReport
 from inlay.data.checks.survey import FileFacts
+from inlay.errors import count_shown
 from inlay.typed_json import JsonObject
 
 _SHOWN = 3  # places of a finding; --json and --html have more
@@ -20,9 +21,9 @@ def report_text(report: DataReport, columns: int) -> str:
     lines = [line for facts in report.files for line in file_lines(facts, columns)]
     for finding in report.findings:
         lines += ["", *_finding(finding, columns)]
-    counts = ", ".join(f"{n} {word if n == 1 else word + 's'}" for word, n in _counts(report).items() if n)
+    counts = ", ".join(count_shown(n, word) for word, n in _counts(report).items() if n)
     lines += ["", *lengths_lines(report, columns)]
-    lines += ["", f"{report.rows:,} rows: {counts or 'nothing was found'}"]
+    lines += ["", f"{count_shown(report.rows, 'row')}: {counts or 'nothing was found'}"]
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from inlay.data.show_row import Landing, ShownRow, ShownSequence
+from inlay.errors import count_shown
 
 _KEPT = "\n\u200c\u200d"
 """Characters that are not printable and still belong to the text: joiners of letters and of emoji."""
@@ -29,15 +30,17 @@ def row_text(row: ShownRow, coloured: bool) -> str:
 def _head(sequence: ShownSequence, name: str) -> Iterator[str]:
     weights = sequence.tokens.weights
     cut = f", {sequence.cut} more are cut by data.max_length" if sequence.cut else ""
-    yield f"{name}: {len(weights)} tokens{cut}, {int((weights > 0).sum())} trained, weight {float(weights.sum()):g}"
+    tokens = count_shown(len(weights), "token")
+    yield f"{name}: {tokens}{cut}, {int((weights > 0).sum())} trained, weight {float(weights.sum()):g}"
     yield from (f"  {one}" for one in sequence.altered)
     yield from (f"  {_landing(one)}" for one in sequence.landings)
 
 
 def _landing(one: Landing) -> str:
     return (
-        f"epoch {one.epoch}: step {one.step} ({one.rows} rows), micro batch {one.micro_batch} of {one.micro_batches} "
-        f"({one.beside} rows padded to {one.padded_to} tokens)"
+        f"epoch {one.epoch}: step {one.step} ({count_shown(one.rows, 'row')}), "
+        f"micro batch {one.micro_batch} of {one.micro_batches} "
+        f"({count_shown(one.beside, 'row')} padded to {count_shown(one.padded_to, 'token')})"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from inlay.cli.render.costs import bills_text
+from inlay.errors import count_shown
 from inlay.runs.reporter import bytes_shown, duration_shown
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ def plan_text(plan: Plan) -> str:
     known = "two micro batches were computed" if plan.is_calibrated else "nothing was computed; --calibrate tries it"
     lines = [
         f"{plan.base}: {plan.parameters / 1e6:,.1f}M parameters in {plan.dtype} on {plan.device} ({known})",
-        f"{plan.steps} steps of {plan.batch_size} rows, {plan.micro_batch_size} at once, up to {plan.max_length} tokens; "
+        f"{count_shown(plan.steps, 'step')} of {count_shown(plan.batch_size, 'row')}, {plan.micro_batch_size} at once, "
+        f"up to {count_shown(plan.max_length, 'token')}; "
         f"rank {plan.rank}; planned with {bytes_shown(plan.room_bytes)}",
         "",
         *_columns([_HEAD, *(_row(plan, one) for one in plan.forecasts)]),

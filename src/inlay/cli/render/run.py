@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
+from inlay.adapters.reference import name_here
 from inlay.runs.reporter import duration_shown
 from inlay.typed_json import JsonObject
 
@@ -43,7 +45,8 @@ def after_demo(run: Run) -> str:
 
 
 def _argument(run: Run) -> str:
-    return run.name if str(run.path.parent) == "results" else str(run.path)
+    """The run as an argument of a command that a shell takes as it is."""
+    return shlex.quote(name_here(run))
 
 
 def proofs_text(proved: JsonObject) -> str:

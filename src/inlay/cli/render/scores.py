@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import textwrap
 
+from inlay.errors import count_shown
 from inlay.evaluation.verdict import Difference
-from inlay.runs.reporter import figure_shown
+from inlay.runs.reporter import change_shown, figure_shown, interval_shown, signed
 from inlay.typed_json import JsonObject
 from inlay.workflows.compare_methods import HEAD, REPORT, RESULT, MethodComparison, cells
 from inlay.workflows.cross_validate import CrossValidation
@@ -13,7 +14,7 @@ from inlay.workflows.cross_validate import CrossValidation
 
 def evaluation_text(result: JsonObject) -> str:
     """The metrics of one model, and its speed."""
-    lines = [f"{result['name']} on {result['n']} held-out rows"]
+    lines = [f"{result['name']} on {count_shown(result['n'], 'held-out row')}"]
     lines += [f"  {name:<14} {value:.4g}" for name, value in result["metrics"].items()]
     if speed := result["speed"]:
         lines.append(
@@ -61,17 +62,15 @@ def folds_text(found: CrossValidation, columns: int) -> str:
         spread = f"{figure_shown(metric.mean)} ± {figure_shown(metric.spread)}"
         lines.append(_fold_line(name + "*" * (name == primary), metric.pooled) + f" {spread}")
     decided = found.decided
-    verdict = (
-        f"verdict: {decided.verdict} by {primary}: {decided.difference:+.4f} "
-        f"[{decided.low:+.4f}, {decided.high:+.4f}] over all rows; {decided.reason}"
-    )
+    change = change_shown(decided, "{:+.4f}".format)
+    verdict = f"verdict: {decided.verdict} by {primary}: {change} over all rows; {decided.reason}"
     lines += ["* decides the verdict", "", *textwrap.wrap(verdict, columns)]
     lines += [line for note in found.notes for line in textwrap.wrap(f"note: {note}", columns)]
     return "\n".join([*lines, f"runs and folds.json: {found.folder}"])
 
 
 def _fold_line(head: str, d: Difference) -> str:
-    interval = f"[{figure_shown(d.low, '+')}, {figure_shown(d.high, '+')}]"
+    interval = interval_shown(d, signed)
     return (
         f"{head:<14} {figure_shown(d.base):>8} {figure_shown(d.other):>8} "
         f"{figure_shown(d.difference, '+'):>8} {interval:^18}"

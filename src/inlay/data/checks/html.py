@@ -8,6 +8,7 @@ from inlay.data.checks.findings import SEVERITIES, Finding, Place
 from inlay.data.checks.lengths import LengthFacts
 from inlay.data.checks.report import DataReport
 from inlay.data.checks.survey import FileFacts
+from inlay.errors import count_shown
 from inlay.reports.charts import histogram
 from inlay.reports.html import Html, Item, badge, facts, filtered, joined, note, page, section, table, tag
 
@@ -17,8 +18,8 @@ _OPEN = 5  # places shown without a click
 def check_page(report: DataReport) -> str:
     """The whole page."""
     counts = {severity: report.count(severity) for severity in SEVERITIES}
-    badges = [badge(f"{n} {word}{'' if n == 1 else 's'}", word) for word, n in counts.items() if n]
-    summary = [joined(f"{report.rows:,} rows  ", *_spaced(badges or [badge("nothing was found", "good")]))]
+    badges = [badge(count_shown(n, word), word) for word, n in counts.items() if n]
+    summary = [joined(f"{count_shown(report.rows, 'row')}  ", *_spaced(badges or [badge("nothing was found", "good")]))]
     return page("Data check", tag("p", summary), _findings(report), *_lengths(report), *map(_file, report.files))
 
 
@@ -57,7 +58,9 @@ def _lengths(report: DataReport) -> list[Html]:
     percentiles = found.percentiles()
     counts, edges = found.histogram()
     marks = [(f"p{p}", float(percentiles[p])) for p in (50, 90, 99)]
-    about = f"In {found.unit}{f' of {report.model}' if report.model else ''}, of {len(found.lengths):,} rows; "
+    about = (
+        f"In {found.unit}{f' of {report.model}' if report.model else ''}, of {count_shown(len(found.lengths), 'row')}; "
+    )
     about += f"the last bar holds all longer ones. {found.total:,} in all, {found.total_trained:,} trained "
     about += f"({found.trained_share:.1%})."
     shown = [note(about), histogram(counts, edges, marks, found.unit)]

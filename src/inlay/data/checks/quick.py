@@ -12,7 +12,7 @@ from inlay.data.checks import CHECKS, EXPENSIVE
 from inlay.data.checks.findings import Finding, by_gravity
 from inlay.data.checks.row import CheckedRow
 from inlay.data.types import Example
-from inlay.errors import DataCheckError
+from inlay.errors import DataCheckError, count_shown
 from inlay.typed_json import JsonObject
 
 MOST_ROWS: Final = 20_000
@@ -40,7 +40,9 @@ class QuickCheck:
     def summary(self) -> str:
         """The number of rows checked and the findings, in a line."""
         looked = (
-            f"{self.seen:,} rows" if self.seen == self.rows else f"{self.seen:,} of {self.rows:,} rows, evenly drawn"
+            count_shown(self.seen, "row")
+            if self.seen == self.rows
+            else f"{self.seen:,} of {self.rows:,} rows, evenly drawn"
         )
         found = ", ".join(f"{f.title}: {f.count:,}" for f in self.findings if f.severity != "note")
         return f"{looked}, without near duplicates; {found or 'nothing was found'}"

@@ -9,6 +9,7 @@ from typing import Final
 
 from inlay.data.checks.lengths import LengthFacts, Model
 from inlay.data.checks.row import CheckedRow
+from inlay.errors import count_shown
 from inlay.typed_json import JsonObject
 
 LEAST: Final = (1e-6, 1e-5)
@@ -120,7 +121,9 @@ def _fitting(task: Task, lengths: LengthFacts, model: Model | None) -> RuleOfThu
     if model and lengths.total_trained < LEAST[0] * model.parameters:
         text = "more data: there is less to learn from than the smallest rule of thumb asks for"
     elif rows < _ENOUGH_ROWS:
-        text = f"more data: {rows} rows can set a tone, and a held-out fifth of them can hardly measure it"
+        text = (
+            f"more data: {count_shown(rows, 'row')} can set a tone, and a held-out fifth of them can hardly measure it"
+        )
     elif not task.has_answers:
         text = "LoRA for the style of plain documents; to learn what they say takes far more text, or retrieval"
     elif task.are_labels:

@@ -13,7 +13,7 @@ from inlay.data.reading.formats import FORMATS, LISTS, Format, written_as
 from inlay.data.reading.rendered_text import turns_of, turns_of_pair
 from inlay.data.reading.strict_json import listed, turns_field
 from inlay.data.types import Row
-from inlay.errors import DataError, nearest
+from inlay.errors import DataError, count_shown, nearest
 
 PREVIEW: Final = 100
 """Number of rows that decide the format."""
@@ -74,7 +74,9 @@ def detect(rows: Sequence[Row]) -> DetectedFormat:
     chosen = FORMATS[found[0]]
     _refuse_mixture(rows, chosen)
     present = ", ".join(name for name in fields if name in chosen.known)
-    return _detected(chosen, f"{best} of the first {len(rows)} rows have the fields {present}", fields, rows[0])
+    return _detected(
+        chosen, f"{best} of the first {count_shown(len(rows), 'row')} have the fields {present}", fields, rows[0]
+    )
 
 
 def named(format_name: str, rows: Sequence[Row]) -> DetectedFormat:

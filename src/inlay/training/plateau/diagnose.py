@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from inlay.errors import count_shown
 from inlay.runs.record import Diagnosis, Kind, Plateau
 from inlay.training.job import AdapterJob
 from inlay.training.optimizer import learning_rate, warmup_steps
@@ -167,7 +168,9 @@ def respond(job: AdapterJob, step: int, found: Diagnosis, note: Callable[[str], 
     if policy == "stop":
         progress.stopped_early = True
         if step < job.total_steps:
-            note(f"step {step}: early stop by train.{setting}, {job.total_steps - step} steps before the end")
+            note(
+                f"step {step}: early stop by train.{setting}, {count_shown(job.total_steps - step, 'step')} before the end"
+            )
         return "the run was stopped"
     if policy == "escape" and progress.plateau is None and escape.is_over(step, job.save_every) < job.total_steps:
         back_to = escape.start(step, job.save_every)

@@ -55,14 +55,15 @@ class Fit:
     """Fitted minus simpler choice, on the rows that the weights were not fitted to: `A alone`, `sum`, `mean`."""
 
     @property
-    def adjusted_p(self) -> dict[str, float]:
+    def adjusted_p(self) -> dict[str, float | None]:
         """Holm's p-values over the simpler choices."""
         return holm({name: difference.p for name, difference in self.rivals.items()})
 
     def verdict(self, rival: str) -> str:
         """better, worse or not distinguishable, after Holm's correction for the number of simpler choices."""
         found = self.rivals[rival].verdict
-        return found if self.adjusted_p[rival] <= 1 - _LEVEL else "not distinguishable"
+        p = self.adjusted_p[rival]
+        return found if p is not None and p <= 1 - _LEVEL else "not distinguishable"
 
     def to_json(self) -> JsonObject:
         """The weights, the losses, and each difference."""

@@ -13,7 +13,7 @@ from inlay.config.measuring import changed
 from inlay.data.prepare import data_hash, sides
 from inlay.data.splits import draw
 from inlay.data.types import Example
-from inlay.errors import ConfigError, DataError, Interrupted, RunError
+from inlay.errors import ConfigError, DataError, Interrupted, RunError, count_shown
 from inlay.evaluation.caveats import (
     ArmsOnTheSameRows,
     Caveat,
@@ -217,7 +217,7 @@ def _outcome(
         terms.prices.on(ready.device), terms.requests, result.train_time_s if (result := run.record.result) else 0.0
     )  # fmt: skip
     about = (
-        f"{len(examples)} held-out rows, greedy answers of at most {config.eval.max_new_tokens} tokens",
+        f"{count_shown(len(examples), 'held-out row')}, greedy answers of at most {config.eval.max_new_tokens} tokens",
         f"prompts of at most {budget.prompt_tokens} tokens with at most {budget.passages} rows or passages",
         f"{len(index.passages):,} {'training rows' if index is rows else 'passages of documents'} to retrieve from (BM25)",
     )

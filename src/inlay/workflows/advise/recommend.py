@@ -9,12 +9,13 @@ from typing import Final
 import numpy as np
 
 from inlay.data.types import Example
+from inlay.errors import count_shown
 from inlay.evaluation.costs import Costs, money_shown
 from inlay.evaluation.metrics import token_f1_statistics, word_tokens
 from inlay.evaluation.score import prompt_and_reference
 from inlay.evaluation.task_metrics import labels_of
 from inlay.evaluation.verdict import Difference, holm
-from inlay.runs.reporter import figure_shown
+from inlay.runs.reporter import change_shown, figure_shown, signed
 from inlay.workflows.advise.arms import MeasuredArm
 from inlay.workflows.advise.passages import Index
 
@@ -61,7 +62,7 @@ def rule_of_thumb(
             f"nearest {'passages of the documents' if documents else 'training rows'}"
         )
     reasons.append(
-        f"{train:,} training rows ({'few' if train < FEW else 'enough to start' if train < MANY else 'plenty'})"
+        f"{count_shown(train, 'training row')} ({'few' if train < FEW else 'enough to start' if train < MANY else 'plenty'})"
     )
     if train < FEW:
         suggestion = "base + retrieval" if holds else "base + few-shot"
@@ -148,7 +149,8 @@ def recommend(found: Sequence[MeasuredArm], differ: Differ, metrics: Sequence[st
     base, *others = arms
     against_base = {name: differ(base, name) for name in others}
     adjusted = holm({name: against_base[name][metric].p for name in others})
-    shown = [n for n in others if against_base[n][metric].verdict == "better" and adjusted[n] < 0.05]
+    better = [n for n in others if against_base[n][metric].verdict == "better"]
+    shown = [n for n in better if (p := adjusted[n]) is not None and p < 0.05]
     if not shown:
         return Recommendation(base, tuple(_nothing_helps(against_base, metric)))
     first = against_base[shown[0]][metric]
@@ -166,10 +168,7 @@ def recommend(found: Sequence[MeasuredArm], differ: Differ, metrics: Sequence[st
 
 
 def _change(metric: str, d: Difference) -> str:
-    return (
-        f"{metric} {figure_shown(d.base)} → {figure_shown(d.other)} "
-        f"({figure_shown(d.difference, '+')} [{figure_shown(d.low, '+')}, {figure_shown(d.high, '+')}])"
-    )
+    return f"{metric} {figure_shown(d.base)} → {figure_shown(d.other)} ({change_shown(d, signed)})"
 
 
 def _nothing_helps(against_base: Mapping[str, Mapping[str, Difference]], metric: str) -> list[str]:
@@ -191,7 +190,7 @@ def _against(
     d = by_metric[deciding]
     own = costs.per_1000(arms[chosen])
     times = costs.per_1000(arms[name]) / own if own else 1.0
-    return f"{name}: {deciding} {figure_shown(d.difference, '+')} [{figure_shown(d.low, '+')}, {figure_shown(d.high, '+')}] " \
+    return f"{name}: {deciding} {change_shown(d, signed)} " \
            f"against {chosen}: {d.verdict}, at {times:.2g} times its cost a request"  # fmt: skip
 
 
