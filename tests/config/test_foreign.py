@@ -11,6 +11,7 @@ import yaml
 
 from inlay import config as configs
 from inlay.config.foreign.import_config import import_config
+from inlay.config.load import nested
 from inlay.data import read_examples
 from inlay.errors import ConfigError
 
@@ -167,10 +168,36 @@ def test_one_of_several_datasets_must_be_named(tmp_path: Path) -> None:
         ("a.yaml", "a: [\n", "not valid YAML"),
         ("a.json", "{", "not valid JSON"),
         ("a.yaml", "base_model: a\ndatasets: [1]\n", "a list of blocks with a path"),
-        ("a.yaml", "base_model: a\nlora_r: many\ndatasets: [{path: a.jsonl}]\n", "adapter.rank"),
+        ("a.yaml", "base_model: a\nadapter: lora\nlora_r: many\ndatasets: [{path: a.jsonl}]\n", "adapter.rank"),
     ],
 )
 def test_what_is_no_such_config_is_refused(name: str, text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=message):
         import_config(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "reason"),
+    [
+        (FACTORY | {"finetuning_type": "full"}, "adapter.rank has no effect with adapter.method full"),
+        ({key: value for key, value in AXOLOTL.items() if key != "adapter"}, "adapter.dropout has no effect with"),
+    ],
+)
+def test_full_fine_tuning_is_taken_over_without_the_settings_of_an_adapter(
+    tmp_path: Path, theirs: dict[str, Any], reason: str
+) -> None:
+    found = import_config(written(tmp_path, "full.yaml", theirs))
+    assert found.values["adapter.method"] == "full"
+    assert [name for name in found.values if name.startswith("adapter.")] == ["adapter.method"]
+    assert any(why.startswith(reason) for why in found.missing.values())
+    assert "model.quantization has no effect with adapter.method full" in found.missing.values()
+    values = {name: value for name, value in found.values.items() if not name.startswith("data.")}
+    assert configs.validate(nested(values), "the import", partial=True).adapter.method == "full"
+
+
+@pytest.mark.parametrize(("key", "name"), [("finetuning_type", "freeze"), ("stage", "pt"), ("stage", "dpo")])
+def test_a_method_or_stage_without_counterpart_names_what_there_is(tmp_path: Path, key: str, name: str) -> None:
+    found = import_config(written(tmp_path, "other.yaml", FACTORY | {key: name}))
+    why = found.missing[f"{key}: {name}"]
+    assert {"freeze": "ia3, prompt, full", "pt": "data.format: text", "dpo": "answers (sft)"}[name] in why

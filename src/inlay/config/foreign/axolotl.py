@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from inlay.config.foreign.imported import Imported, Keys, take_eval_fraction, take_held_out, take_train, translate
-from inlay.config.foreign.transformers_keys import take_batch, take_rest, take_same
+from inlay.config.foreign.transformers_keys import leave_idle, other_methods, take_batch, take_rest, take_same
 from inlay.errors import ConfigError
 
 _AXOLOTL_TYPES: Final = {
@@ -18,9 +18,11 @@ _AXOLOTL_TYPES: Final = {
 def training_config(tree: Keys) -> Imported:
     """The settings of a training config."""
     found, left = Imported("Axolotl config"), dict(tree)
-    kind = left.pop("adapter", "none")
-    if kind not in ("lora", "qlora"):
-        found.leave("adapter", kind, "inlay trains LoRA adapters only")
+    kind = left.pop("adapter", None) or None
+    if kind is None:
+        found.take("adapter.method", "full", "no adapter")
+    elif kind not in ("lora", "qlora"):
+        found.leave("adapter", kind, other_methods())
     four, eight = left.pop("load_in_4bit", False), left.pop("load_in_8bit", False)
     if four or kind == "qlora":
         found.take("model.quantization", "nf4", "load_in_4bit" if four else "adapter: qlora")
@@ -52,6 +54,7 @@ def training_config(tree: Keys) -> Imported:
     take_batch(found, left, "micro_batch_size")
     take_same(found, left)
     take_rest(found, left, optimizer="optimizer", schedule="lr_scheduler")
+    leave_idle(found)
     return found
 
 

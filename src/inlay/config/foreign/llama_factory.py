@@ -8,7 +8,7 @@ from typing import Final
 
 from inlay.config.foreign.imported import Imported, Keys, take_eval_fraction, take_held_out, take_train, translate
 from inlay.config.foreign.read import read_keys
-from inlay.config.foreign.transformers_keys import take_batch, take_rest, take_same
+from inlay.config.foreign.transformers_keys import leave_idle, other_methods, take_batch, take_rest, take_same
 from inlay.errors import ConfigError, unknown_name
 
 _HERE: Final = frozenset({"file_name", "hf_hub_url", "ms_hub_url", "script_url", "cloud_file_name"})
@@ -31,10 +31,15 @@ def dataset_info(path: Path, tree: Keys, dataset: str | None) -> Imported:
 def training_config(path: Path, tree: Keys) -> Imported:
     """The settings of a training config, with those of its datasets."""
     found, left = Imported("LLaMA-Factory training config"), dict(tree)
-    if (stage := left.pop("stage", "sft")) not in ("sft",):
-        found.leave("stage", stage, "inlay trains on answers (sft) only")
-    if (kind := left.pop("finetuning_type", "lora")) != "lora":
-        found.leave("finetuning_type", kind, "inlay trains LoRA adapters only")
+    if (stage := left.pop("stage", "sft")) == "pt":
+        found.leave("stage", stage, "data.format: text trains every token; data.columns: {text: COLUMN} names the text")
+    elif stage != "sft":
+        found.leave("stage", stage, "inlay trains on answers (sft), or on plain text")
+    kind = left.pop("finetuning_type", "lora")
+    if kind == "full":
+        found.take("adapter.method", kind, "finetuning_type")
+    elif kind != "lora":
+        found.leave("finetuning_type", kind, other_methods())
     left.pop("do_train", None)
     _datasets(found, left, path)
     bits = left.pop("quantization_bit", None)
@@ -57,6 +62,7 @@ def training_config(path: Path, tree: Keys) -> Imported:
         take_eval_fraction(found, "val_size", share)
     take_same(found, left)
     take_rest(found, left, optimizer="optim", schedule="lr_scheduler_type")
+    leave_idle(found)
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from inlay.config.foreign.imported import Imported, Keys, translate
 from inlay.config.load import in_yaml
 from inlay.config.other_trainers import COUNTERPARTS
+from inlay.config.sections.adapter import METHOD_SETTINGS
 
 _SCHEDULES: Final = {"cosine": "cosine", "linear": "linear", "constant": "constant", "warmup_stable_decay": "wsd"}
 _OPTIMIZERS: Final = {
@@ -49,6 +50,26 @@ def take_batch(found: Imported, left: Keys, micro_key: str) -> None:
         found.take("train.micro_batch_size", micro, micro_key)
     elif times != 1:
         found.leave("gradient_accumulation_steps", times, "train.batch_size counts the examples of a whole step")
+
+
+def other_methods() -> str:
+    """The reason why a method of another trainer has no counterpart."""
+    return f"adapter.method is one of {', '.join(METHOD_SETTINGS)}"
+
+
+def leave_idle(found: Imported) -> None:
+    """Lists the adapter's settings that have no effect with its method, and a quantized base under full fine-tuning."""
+    method = found.values.get("adapter.method", "lora")
+    idle = [
+        name
+        for name in found.values
+        if name.startswith("adapter.") and name[8:] not in ("method", *METHOD_SETTINGS[method])
+    ]
+    idle += ["model.quantization"] if method == "full" and "model.quantization" in found.values else []
+    for name in idle:
+        found.leave(
+            found.origins.pop(name), found.values.pop(name), f"{name} has no effect with adapter.method {method}"
+        )
 
 
 def take_rest(found: Imported, left: Keys, *, optimizer: str, schedule: str) -> None:
