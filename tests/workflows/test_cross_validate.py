@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from inlay import api
 from inlay.config import load
 from inlay.data.splits import by_fold
-from inlay.errors import ConfigError, Interrupted
+from inlay.errors import ConfigError, DataCheckError, DataError, Interrupted
 from inlay.evaluation.score import read_held_out
 from inlay.runs.folder import Run
 from parts import qa_rows, write_rows
@@ -52,7 +52,9 @@ def tree(tiny_base: Path, tmp_path: Path) -> dict[str, Any]:
 def test_every_row_is_judged_once_and_a_validation_cut_off_goes_on(tree: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         api.cross_validate(tree, 3, reporter=stop_after(1))
-    found = api.cross_validate(tree, 3, reporter=Quiet())
+    reporter = Quiet()
+    found = api.cross_validate(tree, 3, reporter=reporter)
+    assert "fold-2 of 3" in reporter.notes
     folder = tmp_path / "results" / "all-folds-3"
     runs = [Run(folder / f"fold-{part}") for part in (1, 2, 3)]
     asked = [example.messages[0].content for run in runs for example in read_held_out(run.heldout)]
@@ -101,3 +103,26 @@ def test_the_metric_that_decides_is_pooled_where_others_are_named(tree: dict[str
     tree["eval"] |= {"metric": "token_f1"}
     found = api.cross_validate(tree, 2, metrics=["loss"], reporter=Quiet())
     assert (found.primary, found.decided) == ("token_f1", found.metrics["token_f1"].pooled)
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (
+            {"train": "two.jsonl"},
+            "2 rows cannot be split .*data.fold 2/3.* make fewer folds",
+        ),  # the second fold lacks rows
+        ({"train": "data.jsonl", "max_length": 8}, "training rows are longer than 8 tokens"),
+    ],
+)
+def test_data_that_is_refused_is_refused_before_a_fold_is_announced(
+    tree: dict[str, Any], tmp_path: Path, data: dict[str, Any], error: str
+) -> None:
+    write_rows(tmp_path / "two.jsonl", qa_rows(2))
+    reporter = Quiet()
+    with pytest.raises((DataError, DataCheckError), match=error):
+        api.cross_validate(
+            tree | {"data": tree["data"] | data | {"train": str(tmp_path / data["train"])}}, 3, reporter=reporter
+        )
+    assert not [note for note in reporter.notes if "fold-" in note]
+    assert not (tmp_path / "results" / "all-folds-3" / "fold-1").exists()

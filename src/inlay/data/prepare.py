@@ -28,7 +28,7 @@ from inlay.data.reading.read import as_lines, from_lines
 from inlay.data.splits import as_keys, by_fold, by_key, draw, leaked, least, prompt_key
 from inlay.data.truncation import TruncationCounts, apply_max_length, choose_max_length, require_enough
 from inlay.data.types import Example
-from inlay.errors import DataCheckError, DataError, StorageError
+from inlay.errors import DataCheckError, DataError, StorageError, count_shown
 from inlay.storage import cache_folder, write_file
 
 _SAMPLE = 4
@@ -293,6 +293,14 @@ def _sample(train: TokenSet, max_length: int) -> list[int]:
     return list(found.values())
 
 
+def require_folds(config: DataConfig, count: int) -> None:
+    """Raises: DataError where one of so many folds would have no row to train on, or none to hold out."""
+    keys = [as_keys(map(prompt_key, file.examples())) for file in training_files(config)]
+    used = np.concatenate(keys)[_within_caps(keys, config.train_files)]
+    for part in range(1, count + 1):
+        _split(used, config.model_copy(update={"fold": f"{part}/{count}"}))
+
+
 def _use_threads(workers: int) -> None:
     # the tokenizers library reads these when it first works in parallel
     if workers:
@@ -309,8 +317,8 @@ def _split(keys: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray
     if not len(train) or not len(heldout):
         how = f"data.fold {config.fold}" if config.fold else f"data.eval_fraction {config.eval_fraction}"
         raise DataError(
-            f"{config.train_name}: {len(keys)} rows cannot be split into training and held-out rows "
-            f"({how}). Add rows with other prompts, or give data.eval a file."
+            f"{config.train_name}: {count_shown(len(keys), 'row')} cannot be split into training and held-out rows "
+            f"({how}). Add rows with other prompts, or {'make fewer folds' if config.fold else 'give data.eval a file'}."
         )
     return train, heldout
 

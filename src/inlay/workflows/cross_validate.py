@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from inlay.adapters import reference
 from inlay.config import Config
+from inlay.data.prepare import require_folds
 from inlay.errors import ConfigError, DataError
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run
@@ -107,12 +108,13 @@ def cross_validate(config: Config, count: int, metrics: Sequence[str], reporter:
         raise ConfigError(f"--folds {count}: at least two parts are needed, so that each can be held out once.")
     if config.data.eval is not None:
         raise ConfigError("--folds: every row is held out once, so data.eval has no place here. Leave it out.")
+    require_folds(config.data, count)
     folder = Path(config.output.folder) / f"{config.output.name or runs.stem(config)}-folds-{count}"
     names = [f"fold-{part}" for part in range(1, count + 1)]
     found, request = [], measure.EvaluationRequest(metrics=metrics)
     for part, name in enumerate(names, 1):
-        reporter.note(f"{name} of {count}")
-        run = train.train(_of_part(config, folder, name, f"{part}/{count}"), True, False, reporter, None)
+        titled = _Titled(reporter, f"{name} of {count}")
+        run = train.train(_of_part(config, folder, name, f"{part}/{count}"), True, False, titled, None)
         one = reference.reference(run, str(folder))
         found.append(measure.measure_models([one.without_adapter(), one], request, reporter))
     compared = [
@@ -140,6 +142,21 @@ def cross_validate(config: Config, count: int, metrics: Sequence[str], reporter:
     )
     write_json(folder / RESULT, result.to_json())
     return result
+
+
+class _Titled:
+    """Passes everything on, with a note before the first table: what is refused before it was not begun."""
+
+    def __init__(self, inner: Reporter, title: str) -> None:
+        self._inner, self._title = inner, title
+        self.stage, self.start, self.progress = inner.stage, inner.start, inner.progress
+        self.note, self.end = inner.note, inner.end
+
+    def block(self, title: str, rows: list[tuple[str, str]]) -> None:
+        if self._title:
+            self._inner.note(self._title)
+            self._title = ""
+        self._inner.block(title, rows)
 
 
 def _of_part(config: Config, folder: Path, name: str, part: str) -> Config:
