@@ -46,6 +46,22 @@ def run(tmp_path: Path) -> Run:
     return made
 
 
+@pytest.mark.parametrize(
+    ("error", "step"),
+    [
+        ("step 12: loss is nan on rows a.jsonl:3.", 12),
+        ("after step 1 2 of 14 matrices B have not moved", 1),
+        ("before step 1: the base's own held-out loss is nan.", 1),
+        ("results/a: 1 of 9 proofs failed", 9),  # no step is at fault: the last one that was logged
+    ],
+)
+def test_a_failure_without_a_recorded_step_is_shown_at_the_step_that_its_message_names(
+    run: Run, error: str, step: int
+) -> None:
+    run.write_record(run_record(status=FAILED, error=error))
+    assert [one.step for one in incidents(run) if one.kind == "failed"] == [step]
+
+
 def test_each_kind_is_listed_by_its_step_with_what_was_done(run: Run) -> None:
     assert [(one.step, one.kind) for one in incidents(run)] == [
         (1, "spike"), (2, "skipped"), (3, "out of memory"), (4, "rollback"), (5, "plateau"), (5, "escape"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,21 @@ def test_a_base_whose_loss_is_not_finite_is_told_whether_its_dtype_can_be_at_fau
         with pytest.raises(TrainingError, match=rf"(?i){said}"):
             require_finite_base(math.inf, model)
         require_finite_base(1.0, model)
+
+
+@pytest.mark.parametrize("rate", [1e3, 1e4])
+def test_a_learning_rate_that_leaves_no_gradient_is_named_at_its_step(
+    config_tree: Tree, tmp_path: Path, rate: float
+) -> None:
+    tree = config_tree(model={"base_model": "builtin:nano", "dtype": "float32"}, train={"learning_rate": rate})
+    with pytest.raises(TrainingError) as caught:
+        train(tree)
+    text = str(caught.value)
+    assert re.match(
+        rf"step [2-5]: the loss is 8\.31\d+, above the base's \d\.\d+ \(ln of its 4,096 tokens is 8\.3178\), .* "
+        rf"train\.learning_rate {rate:g} is too high\. Set it to auto", text
+    ), text  # fmt: skip
+    assert "[" not in text
 
 
 @pytest.mark.parametrize("adapter", [{"rank": 4, "dora": True}, {"method": "full"}])

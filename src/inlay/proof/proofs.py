@@ -20,7 +20,7 @@ from inlay.data.curriculum import Curriculum
 from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.encoding.token_arrays import TokenSet
 from inlay.data.types import Example
-from inlay.errors import InlayError
+from inlay.errors import InlayError, count_shown
 from inlay.evaluation.score import prompt_messages
 from inlay.runs.folder import Run
 from inlay.runs.reporter import bytes_shown
@@ -77,7 +77,8 @@ def files_are_whole(run: Run, digests: Mapping[str, str]) -> str:
         if sha256_of(path) != digest:
             raise Refuted(f"{path}: changed since the run ended.")
     size = bytes_shown(sum(file["size"] for file in listed))
-    return f"{run.trained.name} and {len(stored)} checkpoints, {len(listed) + len(digests)} files, {size}, have their sha256"
+    files = count_shown(len(listed) + len(digests), "file")
+    return f"{run.trained.name} and {count_shown(len(stored), 'checkpoint')}, {files}, {size}, have their sha256"
 
 
 def tokens_were_counted(
@@ -96,8 +97,10 @@ def tokens_were_counted(
     steps = sum(last - first + 1 for first, last in batches)
     expected = sum(up_to(last) - up_to(first - 1) for first, last in batches)
     if expected != seen or seen <= 0:
-        raise Refuted(f"the rows of {steps} steps hold {expected:,} trained tokens, the run recorded {seen:,}.")
-    return f"{seen:,} in {steps} steps over {len(train)} rows, counted anew from the data"
+        raise Refuted(
+            f"the rows of {count_shown(steps, 'step')} hold {expected:,} trained tokens, the run recorded {seen:,}."
+        )
+    return f"{seen:,} in {count_shown(steps, 'step')} over {count_shown(len(train), 'row')}, counted anew from the data"
 
 
 def answers_are_trained(
@@ -115,7 +118,7 @@ def answers_are_trained(
         else:
             _require_apart(example, _text(encoder, sequences, None), trained, untrained)
         shown.append(f"{example.source}: {_short(trained)}")
-    return f"{len(sample)} rows: what has weight is trained, nothing else is", shown
+    return f"{count_shown(len(sample), 'row')}: what has weight is trained, nothing else is", shown
 
 
 def _require_apart(example: Example, whole: str, trained: str, untrained: str) -> None:
@@ -154,7 +157,9 @@ def answers_end(train: TokenSet, stop_ids: Collection[int], max_length: int) -> 
         )
     if not ends.any():
         raise Refuted("no row trains an end of turn: all were cut by data.max_length.")
-    return f"{int(ends.sum())} of {len(train)} rows" + ("" if ends.all() else "; data.max_length cut the others")
+    return f"{int(ends.sum())} of {count_shown(len(train), 'row')}" + (
+        "" if ends.all() else "; data.max_length cut the others"
+    )
 
 
 def digests_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -184,8 +189,10 @@ def every_matrix_moved(start: Mapping[str, str], tensors: Mapping[str, Tensor], 
     unknown = sorted(set(own) - set(start))
     if unknown:
         raise Refuted(f"{unknown[0]} was not there when training began.")
-    if still or not own:
-        raise Refuted(f"{len(still)} of {len(own)} matrices are as they were before step 1, first {still[:1]}.")
+    if not own:
+        raise Refuted("the adapter has no matrix A or B.")
+    if still:
+        raise Refuted(f"{len(still)} of {len(own)} matrices are as they were before step 1, first {still[0]}.")
     return f"{len(own)} matrices differ from what they were before step 1"
 
 
@@ -236,8 +243,12 @@ def same_losses(now: Sequence[float], recorded: Sequence[float | None], toleranc
     then = [math.nan if loss is None else loss for loss in recorded]
     apart = float(np.abs(np.subtract(now, then)).max())
     if not apart <= tolerance * max(1.0, *map(abs, then)):  # NaN is no agreement
-        raise Refuted(f"{what}: loss {list(now)}, at the end of training {list(then)}.")
+        raise Refuted(f"{what}: loss {_numbers(now)}, at the end of training {_numbers(then)}.")
     return f"{what}: loss as at the end of training" + ("" if apart == 0 else f", within {apart:.1g}")
+
+
+def _numbers(losses: Sequence[float]) -> str:
+    return ", ".join(f"{loss:.6g}" for loss in losses)
 
 
 def prompts_are_prefixes(
@@ -255,4 +266,4 @@ def prompts_are_prefixes(
             raise Refuted(f"{example.source}: the prompt that would be served is not how its training row begins.")
     if not prompted:
         return "plain documents: same tokenizer as in training"
-    return f"{len(prompted)} rows, with the tokenizer in adapter/"
+    return f"{count_shown(len(prompted), 'row')}, with the tokenizer in adapter/"

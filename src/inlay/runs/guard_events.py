@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from inlay.runs.folder import Run
 from inlay.runs.record import FAILED, EscapeOutcome, RunRecord
+from inlay.runs.reporter import change_shown
 from inlay.typed_json import JsonObject
+
+_STEP = re.compile(r"(?:before |after )?step (\d+)\b")
+"""The beginning of a message about a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,8 @@ def _of_record(record: RunRecord, lines: Sequence[JsonObject]) -> Iterator[Incid
         yield Incident(result.plateau.step, "escape", result.plateau.kind, escape_summary(result.escape))
     if record.status == FAILED and record.error:
         step = record.failed_step
+        if step is None and (named := _STEP.match(record.error)):  # a run of 0.1.0 has it in the message alone
+            step = int(named[1])
         if step is None:  # no step is at fault: the last one that was logged
             step = max((int(line["step"]) for line in lines), default=0)
         yield Incident(step, "failed", record.error, "the run was stopped")
@@ -70,7 +77,7 @@ def escape_summary(outcome: EscapeOutcome) -> str:
         return f"the escape was not tried: {outcome.reason}"
     first, last = outcome.steps
     against = [
-        f"{name} {outcome.eval_loss[name]:.4f} ({d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}] {d.verdict})"
+        f"{name} {outcome.eval_loss[name]:.4f} ({change_shown(d, '{:+.4f}'.format)} {d.verdict})"
         for name, d in outcome.against.items()
     ]
     best = [f"{name} {one.eval_loss:.4f} after step {one.step}" for name, one in outcome.best.items()]

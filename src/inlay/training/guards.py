@@ -64,6 +64,19 @@ def require_finite(
     )
 
 
+def require_gradient(
+    step: int, loss: float, norm: float, *, base_loss: float | None, rate: float, vocabulary: int
+) -> None:
+    """Raises: TrainingError when the loss is above the base's and no gradient is left that could lower it."""
+    if norm == 0 and base_loss is not None and loss > base_loss:
+        raise TrainingError(
+            f"step {step}: the loss is {loss:.4f}, above the base's {base_loss:.4f} (ln of its {vocabulary:,} tokens is "
+            f"{math.log(vocabulary):.4f}), and its gradient is 0, so that no step can lower it again. train.learning_rate "
+            f"{rate:g} is too high. Set it to auto, or lower it.",
+            step=step,
+        )
+
+
 def require_finite_update(
     group: ProcessGroup, parameters: list[torch.nn.Parameter], optimizer: Optimizer, step: int
 ) -> None:

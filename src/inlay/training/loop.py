@@ -167,6 +167,10 @@ class TrainingLoop:
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         guards.require_finite(self.group, job.train, step, rows, bad_rows, float(loss), float(norm))
         rate = progress.learning_rate_factor * learning_rate(config, job.peak_learning_rate, step, job.total_steps)
+        guards.require_gradient(
+            step, float(loss), float(norm), base_loss=progress.base_eval_loss, rate=job.peak_learning_rate,
+            vocabulary=job.model.get_input_embeddings().num_embeddings,
+        )  # fmt: skip
         set_learning_rate(job.optimizer, rate)
         before = guards.BeforeFirstStep.of(job.model, job.name) if progress.train_loss is None else None
         job.optimizer.step()
