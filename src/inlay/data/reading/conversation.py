@@ -73,7 +73,7 @@ def example(row: Row, messages: list[Message], tools: tuple[Tool, ...] = ()) -> 
         DataError: no turn is trained, or none comes before the assistant's.
     """
     for message in messages:
-        if tagged_calls.TAG in message.content:
+        if "<" in message.content and tagged_calls.TAG in message.content:  # one character is found faster
             messages = tagged_calls.lifted(row, messages)
             break
     last = len(messages) - 1
