@@ -25,14 +25,14 @@ class _Closed(BaseModel):
 
 
 class Verdict(_Closed):
-    """Result of the run on its held-out rows: the adapter's metric minus the base's, with the 95% interval."""
+    """Result of the run on its held-out rows: the adapter's metric minus the base's, with the 95% interval if there is one."""
 
     metric: str
     base: float
     adapter: float
     difference: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
     verdict: str
     rows: int | None = None
     """Number of held-out rows."""

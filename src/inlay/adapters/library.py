@@ -77,6 +77,17 @@ class Entry:
         """Folder of its tokenizer with the chat template; None where the base's own is used."""
         return self.folder.parents[2] / "tokenizers" / self.card.tokenizer if self.card.tokenizer else None
 
+    def to_json(self) -> JsonObject:
+        """Its line of `inlay adapters list --json`."""
+        card = self.card
+        return {
+            "name": self.name, "version": self.version, "tags": list(self.tags), "task": card.task, "base": card.base_model,
+            "base_digest": card.base_digest, "method": card.method, "rank": card.rank, "modules": card.modules,
+            "parameters": card.parameters, "bytes": card.bytes, "verdict": card.verdict.verdict if card.verdict else None,
+            "licence": card.licence, "note": card.note, "operation": card.operation, "run": card.run, "step": card.step,
+            "created": card.created, "identity": card.identity, "folder": str(self.folder),
+        }  # fmt: skip
+
 
 class Stored(NamedTuple):
     """The entry that holds an adapter, and whether it was written just now."""
@@ -118,6 +129,11 @@ def split_ref(ref: str) -> tuple[str, str | None]:
     if colon and not (which.isdigit() or which == LATEST or (_NAME.fullmatch(which) and ".." not in which)):
         raise AdapterError(f"{ref!r}: names no adapter. Write NAME, NAME:VERSION or NAME:TAG.")
     return require_name(name, "adapter"), which if colon else None
+
+
+def is_adapter_name(text: str) -> bool:
+    """Whether an adapter could have this name."""
+    return bool(_NAME.fullmatch(text)) and ".." not in text and text not in RESERVED
 
 
 def is_library_ref(text: str) -> bool:

@@ -1,15 +1,22 @@
-"""Models by their names: a run, a checkpoint, an adapter, a whole model; and the base of each, opened for use."""
+"""Models by their names: a run, a checkpoint, a library adapter, an adapter folder, a whole model; and the base of each,
+opened for use."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from inlay import config as configs
+from inlay.adapters.identity import read_entry
+from inlay.adapters.library import Entry
+from inlay.adapters.names import entry_of, require_known
 from inlay.config import Config
+from inlay.config.load import read_tree
+from inlay.config.renamed import with_current_names
 from inlay.errors import AdapterError, ModelError, RunError
 from inlay.hardware.probe import pick_device
 from inlay.methods.adapter_files import SETTINGS, read_card, read_json
@@ -24,6 +31,8 @@ from inlay.training import checkpoint
 from inlay.training.checkpoint import checkpoint_at
 
 ModelName = str | Path | Run | None
+CONFIG = "config.yaml"
+"""The resolved config of the run, in a library version that a run trained."""
 BASE = "base"
 """The name of the base under the run that is named with it."""
 _MARKS = {"an adapter": "adapter_config.json", "a model": "config.json"}
@@ -36,7 +45,7 @@ class Reference:
 
     name: str
     kind: str
-    """base, run, checkpoint, adapter (a folder) or model (a whole one)."""
+    """base, run, checkpoint, library, adapter (a folder) or model (a whole one)."""
     base: str
     """Folder, hub id or built-in name of the weights."""
     run: Run | None = None
@@ -47,6 +56,8 @@ class Reference:
     """Commit or branch of a hub's base; None is its newest."""
     is_base_recorded: bool = True
     """Whether what it was made on is known, and not only named."""
+    entry: Entry | None = None
+    """The version in the adapter library, for kind `library`."""
 
     @property
     def caution(self) -> str:
@@ -58,6 +69,8 @@ class Reference:
             )
         if self.kind == "model":
             return runs.caution_of(Path(self.base))
+        if self.entry is not None and self.folder is not None:
+            return _caution_of(self.entry)
         return self.run.caution if self.run is not None and self.folder is not None else ""
 
     def without_adapter(self) -> Reference:
@@ -70,12 +83,15 @@ class Reference:
             return None
         if self.kind == "checkpoint":
             return checkpoint.load(checkpoint.Checkpoint(self.folder))[0].exported()
+        if self.entry is not None:
+            return read_entry(self.entry, base)
         return AdapterState.read(self.folder, base)
 
 
-def reference(name: ModelName, folder: str) -> Reference:
-    """The model of a name: a run, `RUN@STEP`, the folder of an adapter or of a model, a built-in model, a hub id; the
-    run trained last for None. A run of that name in `folder` goes before a hub id.
+def reference(name: ModelName, folder: str, note: Callable[[str], None] = lambda _: None) -> Reference:
+    """The model of a name; the run trained last for None. In this order: the folder of a run, an adapter or a model, a
+    built-in model, `RUN@STEP`, `NAME:VERSION` or `NAME:TAG` of the library beside `folder`, the name of a run in
+    `folder`, a bare name of the library, a hub id. `note` gets a line where a run hides an adapter of its name.
 
     Raises: RunError, AdapterError, naming what is near, or both where a bare name is that of a run and of a folder.
     """
@@ -96,12 +112,15 @@ def reference(name: ModelName, folder: str) -> Reference:
         before, at, step = text.rpartition("@")
         if at and step.isdigit():
             return _of_checkpoint(runs.find(before or None, folder), int(step))
+        if entry := entry_of(text, folder, note):
+            return _of_entry(entry)
         if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not path.parent.is_dir():
             try:
                 find_base(text)
             except ModelError as error:
                 raise RunError(f"{text}: no run, adapter or model folder of that name. {error}") from None
             return Reference(text, "model", text)
+        require_known(text, folder)
     return _of_run(runs.find(name, folder))
 
 
@@ -122,6 +141,33 @@ def _of_run(run: Run) -> Reference:
 def _of_checkpoint(run: Run, step: int) -> Reference:
     folder = checkpoint_at(run, step).path
     return Reference(f"{run.name}@{step}", "checkpoint", run.config.model.base_model, run, folder, run.base_revision)
+
+
+def _of_entry(entry: Entry) -> Reference:
+    card = entry.card
+    revision = None if path_exists(Path(card.base_model)) else card.base_commit
+    return Reference(entry.ref, "library", card.base_model, run_of(entry), entry.folder, revision, entry=entry)
+
+
+def run_of(entry: Entry) -> Run | None:
+    """The run that trained it, where that still lies in its place and is the same; its held-out rows come with it."""
+    card = entry.card
+    if card.run_folder is None or not path_exists(Path(card.run_folder) / "run.json"):
+        return None
+    run = Run(Path(card.run_folder))
+    try:
+        record = run.record
+    except RunError:
+        return None
+    then = (card.settings_hash, card.data_hash, card.base_digest)
+    return run if then == (record.settings_hash, record.data_hash, record.base_digest) else None
+
+
+def _caution_of(entry: Entry) -> str:
+    proofs = entry.card.proofs
+    if proofs is None or not proofs.failed:
+        return ""
+    return f"warning: {entry.ref}: its run failed its proofs ({', '.join(proofs.failed)}) before it was added."
 
 
 def _of_adapter(folder: Path) -> Reference:
@@ -168,13 +214,42 @@ def open_base(run: Run) -> OpenedBase:
     )
 
 
+def open_entry(entry: Entry) -> OpenedBase:
+    """The base of a library adapter, in the precision and with the tokenizer of its training.
+
+    Raises: ModelError when the base is not there, or has changed.
+    """
+    config, card = _config_of(entry), entry.card
+    ref = find_base(card.base_model, None if path_exists(Path(card.base_model)) else card.base_commit)
+    if changed := ref.difference({"base_digest": card.base_digest, "base_fingerprint": card.base_fingerprint}):
+        raise ModelError(
+            f"{card.base_model}: is not the base that {entry.ref} was made for: {changed}. "
+            "The adapter would not do what was measured."
+        )
+    precision = Precision(device_for(config), getattr(torch, card.dtype), card.quantization)
+    settings = config.model.model_copy(update={"chat_template": None})
+    return OpenedBase(ref, settings, config.data, precision, entry.tokenizer_folder)
+
+
+def _config_of(entry: Entry) -> Config:
+    path = entry.folder / CONFIG
+    if path.is_file():
+        return configs.validate(with_current_names(read_tree(path)), str(path))
+    kwargs = {"template_kwargs": entry.card.template_kwargs}
+    return configs.validate({"model": {"base_model": entry.card.base_model}, "data": kwargs}, partial=True)
+
+
 def config_of(one: Reference) -> Config:
-    """The config of its run, else the defaults for its base."""
+    """The config that it was trained with, else the defaults for its base."""
+    if one.entry is not None:
+        return _config_of(one.entry)
     return one.run.config if one.run else configs.validate({"model": {"base_model": one.base}}, partial=True)
 
 
 def opened(one: Reference, config: Config, before: OpenedBase | None = None) -> OpenedBase:
     """The base of a reference, opened with `config` where it is of no run; with the model of `before` where that is the same."""
+    if one.entry is not None:
+        return open_entry(one.entry).share(before)
     if one.run is not None:
         return open_base(one.run).share(before)
     ref, device = find_base(one.base, one.revision), device_for(config)

@@ -8,6 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inlay.api.adapters import (
+        add_adapter,
+        check_adapters,
+        list_adapters,
+        remove_adapter,
+        show_adapter,
+        tag_adapter,
+        untag_adapter,
+    )
     from inlay.api.advice import advise
     from inlay.api.chat import Loaded, load
     from inlay.api.configs import (
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
     from inlay.api.types import ConfigLike, Confirm, RunLike, as_config
 
 _FAMILIES = {
+    "adapters": "add_adapter check_adapters list_adapters remove_adapter show_adapter tag_adapter untag_adapter",
     "advice": "advise",
     "chat": "Loaded load",
     "configs": "advise_settings config_of explain_config import_config init sampling_of show_config",
@@ -47,9 +57,11 @@ __all__ = [
     "Confirm",
     "Loaded",
     "RunLike",
+    "add_adapter",
     "advise",
     "advise_settings",
     "as_config",
+    "check_adapters",
     "check_data",
     "checkpoint",
     "checkpoints",
@@ -67,16 +79,21 @@ __all__ = [
     "harness",
     "import_config",
     "init",
+    "list_adapters",
     "load",
     "make_data",
     "pin",
     "plan",
+    "remove_adapter",
     "resume",
     "sampling_of",
+    "show_adapter",
     "show_config",
     "show_data",
     "split_data",
+    "tag_adapter",
     "train",
+    "untag_adapter",
     "verify",
     "write_data_page",
 ]

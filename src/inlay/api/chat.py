@@ -8,7 +8,7 @@ from typing import Any
 
 from inlay.adapters import reference
 from inlay.api.types import RunLike
-from inlay.config import validate_section
+from inlay.config import Config, validate_section
 from inlay.config.sections.base import Assignments
 from inlay.config.sections.generation import GenerationConfig
 from inlay.data.encoding.encoder import Encoder
@@ -16,7 +16,6 @@ from inlay.data.types import Message
 from inlay.engine.loss import autocast
 from inlay.errors import RunError
 from inlay.generation.generate import Sampling, text_streamer
-from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter, Reporter
 from inlay.tasks.task import task_of
 
@@ -26,9 +25,11 @@ Prompt = str | Sequence[Mapping[str, str]]
 
 @dataclass
 class Loaded:
-    """A base with the adapter of a run on it, ready to answer."""
+    """A base with an adapter on it, ready to answer."""
 
-    run: Run
+    name: str
+    config: Config
+    """Its `generation` section holds the settings that a keyword overrides."""
     model: Any
     encoder: Encoder
     device: str
@@ -36,7 +37,7 @@ class Loaded:
     """As in training and scoring: the dtype of matmuls over a 16-bit base, None for that of the weights."""
 
     def generate(self, prompt: Prompt, **sampling: Any) -> str:
-        """The answer to a prompt or a conversation; keywords override the run's `generation` settings.
+        """The answer to a prompt or a conversation; keywords override its `generation` settings.
 
         Raises: ConfigError for an unknown keyword or a value out of range.
         """
@@ -51,29 +52,32 @@ class Loaded:
         return self._answers([messages], sampling, text_streamer(self.encoder.tokenizer, on_text))[0]
 
     def _answers(self, prompts: Sequence[Prompt], over: Assignments, streamer: Any = None) -> list[str]:
-        settings = validate_section(GenerationConfig, self.run.config.generation.model_dump() | dict(over))
+        settings = validate_section(GenerationConfig, self.config.generation.model_dump() | dict(over))
         sampling = Sampling.of(settings)
         encoded = [self.encoder.prompt(_conversation(prompt)) for prompt in prompts]
         with autocast(self.device, self.autocast_dtype):
-            found = task_of(self.run.config).answers(self.model, self.encoder, encoded, sampling, streamer=streamer)
+            found = task_of(self.config).answers(self.model, self.encoder, encoded, sampling, streamer=streamer)
         return [answer.text for answer in found]
 
 
 def load(
     run: RunLike = None, *, adapter: bool = True, reporter: Reporter | None = None, folder: str = "results"
 ) -> Loaded:
-    """The base of a run with its adapter (`adapter=False`: without), or with that of a checkpoint: `RUN@STEP`.
+    """The base of a run with its adapter (`adapter=False`: without), with that of a checkpoint, `RUN@STEP`, or of the
+    library, `NAME:VERSION` or `NAME:TAG`.
 
-    By default the run trained last. Raises: RunError for a name that is not of a run.
+    By default the run trained last. Raises: RunError for a name of neither.
     """
-    named = reference.reference(run, folder)
-    if named.run is None:
-        raise RunError(f"{run}: not a run. Name a run or a checkpoint of one, as RUN@120.")
+    reporter = reporter or PlainReporter()
+    named = reference.reference(run, folder, reporter.note)
+    if named.run is None and named.entry is None:
+        raise RunError(f"{run}: not a run. Name a run, a checkpoint of one as RUN@120, or a library adapter as NAME:3.")
     if adapter and named.caution:
-        (reporter or PlainReporter()).note(named.caution)
-    ready = reference.open_base(named.run)
+        reporter.note(named.caution)
+    config = reference.config_of(named)
+    ready = reference.opened(named, config)
     model = ready.with_adapter(named.adapter(ready.ref) if adapter else None)
-    return Loaded(named.run, model, ready.encoder, ready.device, ready.autocast_dtype)
+    return Loaded(named.name, config, model, ready.encoder, ready.device, ready.autocast_dtype)
 
 
 def _conversation(prompt: Prompt) -> list[Message]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from inlay.adapters.names import entry_of
 from inlay.adapters.reference import BASE, ModelName, Reference, open_base, reference, require_adapter
 from inlay.api.types import RunLike, as_run
 from inlay.config.measuring import TAKEN, assigned
@@ -18,6 +19,7 @@ from inlay.evaluation.task_metrics import resolved
 from inlay.proof.verify import prove_stored
 from inlay.runs.reporter import PlainReporter, Reporter
 from inlay.typed_json import JsonObject
+from inlay.workflows.adapter_library.check import check
 from inlay.workflows.compare import add_judgements, compare_and_report, reports_folder
 from inlay.workflows.measure import EvaluationRequest, measure_models
 
@@ -38,7 +40,8 @@ def compare(
 ) -> Comparison:
     """The models on the same rows, each against the first; one alone (by default the run trained last) against its base.
 
-    A model is a run, `RUN@STEP`, the folder of an adapter or of a complete model, `base`, or a hub id. The rows are the
+    A model is a run, `RUN@STEP`, a library adapter `NAME:TAG`, the folder of an adapter or of a complete model, `base`,
+    or a hub id. The rows are the
     held-out set of the first run, or the file `data`. `metrics` replace those that the references call for; one may be
     a function `(prediction, reference) -> float`, or `FILE.py:FUNCTION`. `settings` are `key=value` texts of the section
     eval, such as eval.max_rows=50, that override those of the first run; with `data` also data.format and data.columns,
@@ -53,7 +56,7 @@ def compare(
     over = assigned(settings, "compare", data)
     tests = read_tests(python_tests) if python_tests else {}
     prices = Prices.of(cost, watts, utilisation)
-    named = _references(models or (None,), folder)
+    named = _references(models or (None,), folder, reporter)
     if blind and len(named) > 2:
         raise ConfigError(f"--blind: two models are judged against each other (got {len(named)}). Name two, or one.")
     both = named if len(named) > 1 else [named[0].without_adapter(), *named]
@@ -82,10 +85,11 @@ def evaluate(
     Models, rows and `settings` as in `compare`; those that only a comparison needs, such as eval.resamples, are refused.
     """
     metrics, over = resolved(metrics), assigned(settings, "eval", data)
-    (named,) = _references([model], folder)
+    reporter = reporter or PlainReporter()
+    (named,) = _references([model], folder, reporter)
     named = named if adapter else named.without_adapter()
     request = EvaluationRequest(data, metrics, settings=over)
-    found = measure_models([named], request, reporter or PlainReporter())
+    found = measure_models([named], request, reporter)
     (one,) = found.models
     speed = None if one.score.speed is None else one.score.speed.to_json()
     used = {path: getattr(found.config.eval, path.removeprefix("eval.")) for path in TAKEN["eval"]}
@@ -115,24 +119,31 @@ def harness(
     from inlay.workflows.harness import measure_on_tasks
 
     over = assigned(settings, "harness")
-    found = measure_on_tasks(reference(model, folder), tasks, limit, reporter or PlainReporter(), over)
+    reporter = reporter or PlainReporter()
+    found = measure_on_tasks(reference(model, folder, reporter.note), tasks, limit, reporter, over)
     return found.to_json()
 
 
-def verify(run: RunLike = None, *, folder: str = "results") -> JsonObject:
+def verify(run: RunLike = None, *, reporter: Reporter | None = None, folder: str = "results") -> JsonObject:
     """{"run", "passed", "proofs": [{"name", "passed", "found", "samples"}]} of a run that has an adapter.
 
-    `passed` of a proof is None where a file that it needs, such as the data, is gone. Raises: RunError.
+    The name of a library adapter gives the proofs of `check_adapters`. `passed` of a proof is None where a file that it
+    needs, such as the data, is gone. Raises: RunError.
     """
-    found = as_run(run, folder)
-    require_adapter(found)
-    proofs = prove_stored(found, lambda: open_base(found))
+    reporter = reporter or PlainReporter()
+    entry = entry_of(str(run), folder, reporter.note) if isinstance(run, (str, Path)) else None
+    if entry is not None:
+        name, ((_, proofs),) = entry.ref, check([entry], reporter)
+    else:
+        found = as_run(run, folder)
+        require_adapter(found)
+        name, proofs = str(found.path), prove_stored(found, lambda: open_base(found))
     passed = all(proof.passed is not False for proof in proofs)
-    return {"run": str(found.path), "passed": passed, "proofs": [proof.to_json() for proof in proofs]}
+    return {"run": name, "passed": passed, "proofs": [proof.to_json() for proof in proofs]}
 
 
-def _references(names: Sequence[ModelName], folder: str) -> list[Reference]:
-    found = [None if name == BASE else reference(name, folder) for name in names]
+def _references(names: Sequence[ModelName], folder: str, reporter: Reporter) -> list[Reference]:
+    found = [None if name == BASE else reference(name, folder, reporter.note) for name in names]
     owner = next((one for one in found if one is not None), None)
     if owner is None:
         raise ConfigError(f"{BASE}: of which run? Name one with it: inlay compare {BASE} RUN.")

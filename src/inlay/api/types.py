@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from inlay import config as configs
+from inlay.adapters.names import with_library_adapter
 from inlay.config import Config
 from inlay.config.sections.base import Assignments
 from inlay.runs import folder as runs
@@ -20,12 +21,12 @@ Confirm = Callable[[str], bool]
 
 
 def as_config(config: ConfigLike) -> Config:
-    """The checked config. Raises: ConfigError."""
-    if isinstance(config, Config):
-        return config
+    """The checked config, in which a library adapter stands as its folder. Raises: ConfigError, AdapterError."""
     if isinstance(config, (str, Path)):
-        return configs.load(Path(config))
-    return configs.load(tree=config)
+        config = configs.load(Path(config))
+    elif not isinstance(config, Config):
+        config = configs.load(tree=config)
+    return with_library_adapter(config)
 
 
 def as_run(run: RunLike, folder: str) -> Run:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inlay import api
 from inlay.cli.help import verb
-from inlay.cli.options import USE, Folder, Json, NoAdapter, RunName, Sampling
+from inlay.cli.options import USE, Folder, Json, NoAdapter, Sampling
 from inlay.cli.render.outcome import Output
 from inlay.cli.stdin import decoded, utf8
 from inlay.errors import DataError
@@ -20,25 +20,34 @@ if TYPE_CHECKING:
     from inlay.config.sections.base import Assignments
 
 
+ChatModel = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RUN", show_default=False,
+        help="A run, RUN@STEP, or a library adapter NAME:TAG. [default: the newest run]",
+    ),
+]  # fmt: skip
+
+
 def add_to(app: typer.Typer) -> None:
     """Adds the verb."""
-    verb(app, ["inlay chat news", "inlay chat news --set temperature=0"], panel=USE)(chat)
+    verb(app, ["inlay chat news", "inlay chat support:prod --set temperature=0"], panel=USE)(chat)
 
 
 def chat(
-    run: RunName = None,
+    model: ChatModel = None,
     base: NoAdapter = False,
     settings: Sampling = [],  # noqa: B006
     output: Folder = "results",
     as_json: Json = False,
 ) -> Output:
-    """Chat with a run. /reset clears the conversation, Ctrl+C cuts an answer short, /exit or Ctrl+D ends.
+    """Chat with a run or a library adapter. /reset clears the conversation, Ctrl+C cuts an answer short, /exit or Ctrl+D ends.
 
     On a pipe every line of stdin is a prompt and every answer goes to stdout. --json prints the conversation at its end
     as a list of {"role", "content"}.
     """
     sampling = api.sampling_of(settings)
-    return Output(converse(api.load(run, adapter=not base, folder=output), sampling, quiet=as_json))
+    return Output(converse(api.load(model, adapter=not base, folder=output), sampling, quiet=as_json))
 
 
 def converse(loaded: Loaded, sampling: Assignments, *, quiet: bool) -> list[dict[str, str]]:
@@ -47,7 +56,7 @@ def converse(loaded: Loaded, sampling: Assignments, *, quiet: bool) -> list[dict
     if at_terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 -- arrow keys and history in input()
-        sys.stdout.write(f"{loaded.run.name} is ready. /reset clears the conversation, /exit or Ctrl+D ends.\n")
+        sys.stdout.write(f"{loaded.name} is ready. /reset clears the conversation, /exit or Ctrl+D ends.\n")
     messages: list[dict[str, str]] = []
     while (text := _next_turn(at_terminal)) is not None:
         if text == "/reset":
@@ -92,7 +101,7 @@ def _answer(
             sys.stdout.flush()
 
     if at_terminal:
-        sys.stdout.write(f"{loaded.run.name}: ")
+        sys.stdout.write(f"{loaded.name}: ")
         sys.stdout.flush()
     try:
         answer = loaded.stream(messages, show, **sampling)

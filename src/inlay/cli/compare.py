@@ -30,7 +30,7 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="MODELS",
-            help="Runs, RUN@STEP, adapter or model folders, base, hub ids. The others are compared with the first; one "
+            help="Runs, RUN@STEP, library adapters NAME:TAG, adapter or model folders, base, hub ids. The others are compared with the first; one "
             "alone with its base. [default: the newest run]",
             show_default=False,
         ),

@@ -19,11 +19,14 @@ ModelName = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL", show_default=False,
-        help="A run, RUN@STEP, an adapter or model folder, or a hub id. [default: the newest run]",
+        help="A run, RUN@STEP, a library adapter NAME:TAG, an adapter or model folder, or a hub id. [default: the newest run]",
     ),
 ]  # fmt: skip
 RunOption = Annotated[
-    str | None, typer.Option("--run", metavar="RUN", help="Name or folder of a run. [default: the newest]")
+    str | None,
+    typer.Option(
+        "--run", metavar="RUN", help="A run, RUN@STEP, or a library adapter NAME:TAG. [default: the newest run]"
+    ),
 ]
 Folder = Annotated[str, typer.Option("--output", metavar="FOLDER", help="Folder that holds the runs.")]
 NoAdapter = Annotated[bool, typer.Option("--base", help="Use the base without the adapter.")]

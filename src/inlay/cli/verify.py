@@ -13,10 +13,10 @@ from inlay.cli.render.outcome import Output
 
 def add_to(app: typer.Typer) -> None:
     """Adds the verb."""
-    verb(app, ["inlay verify news"], panel=USE)(verify)
+    verb(app, ["inlay verify news", "inlay verify support:prod"], panel=USE)(verify)
 
 
 def verify(run: RunName = None, output: Folder = "results", as_json: Json = False) -> Output:
     """Prove again what a run states: files, mask, counts, adapter, base, prompts. Exit code 1 when a proof fails."""
-    proved = api.verify(run, folder=output)
+    proved = api.verify(run, reporter=render.progress.reporter(), folder=output)
     return Output(proved, render.run.proofs_text(proved), 0 if proved["passed"] else 1)

@@ -157,7 +157,7 @@ def _generate(
         pad_token_id=encoder.pad_id,
         **options,
     )
-    with torch.inference_mode(), _only(model, settings):
+    with torch.inference_mode(), settings_alone(model, settings):
         output = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -171,8 +171,8 @@ def _generate(
 
 
 @contextlib.contextmanager
-def _only(model: Any, settings: Any) -> Iterator[None]:
-    """Keeps the settings that a checkpoint brings along out: generate() would take them where ours say nothing."""
+def settings_alone(model: Any, settings: Any) -> Iterator[None]:
+    """Inside, generate() takes these settings alone: those that a checkpoint brings along would fill what ours leave open."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = base.generation_config
     base.generation_config = settings

@@ -237,6 +237,12 @@ def _started_at(path: Path) -> str:
         return ""
 
 
+def names(folder: str | Path) -> list[str]:
+    """Names of the runs in a folder, without those that were moved aside."""
+    found = (path.parent.name for path in Path(folder).glob("*/run.json"))
+    return [name for name in found if not _MOVED_ASIDE.search(name)]
+
+
 def find(name: str | Path | None, folder: str | Path = "results") -> Run:
     """The run of that name or path; without a name the one trained last.
 
@@ -244,7 +250,7 @@ def find(name: str | Path | None, folder: str | Path = "results") -> Run:
     """
     if name is not None and path_exists(Path(name) / "run.json"):
         return Run(Path(name))
-    runs = {p.parent.name: p.parent for p in Path(folder).glob("*/run.json") if not _MOVED_ASIDE.search(p.parent.name)}
+    runs = {one: Path(folder) / one for one in names(folder)}
     if name is None:
         if not runs:
             raise RunError(

@@ -297,7 +297,9 @@ def _adapter_folder(reference: str, results: str) -> Path:
         for candidate in (folder / "adapter", folder):
             if (candidate / "adapter_config.json").is_file():
                 return candidate
-    raise AdapterError(f"adapter.start_from {reference}: neither a run with an adapter nor an adapter folder.")
+    raise AdapterError(
+        f"adapter.start_from {reference}: no run with an adapter, no adapter folder, no name in the library."
+    )
 
 
 def ready_to_train(model: Any, config: Config) -> Any:

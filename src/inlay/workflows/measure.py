@@ -98,7 +98,7 @@ def measure_models(models: Sequence[Reference], request: EvaluationRequest, repo
     Raises: ConfigError where there are no rows to measure on, or a setting cannot take effect.
     """
     for one in models:
-        if one.kind == "adapter":
+        if one.kind in ("adapter", "library"):
             one.adapter(None)  # an unusable adapter is refused before the models in front of it are measured
     lead = next((one.run for one in models if one.run is not None), None)
     trained = lead.config if lead else config_of(models[0])
@@ -352,7 +352,7 @@ def _config_key(one: Reference) -> str | None:
 
 
 def _training_s(one: Reference) -> float | None:
-    if one.run is None or one.kind not in ("run", "adapter"):
+    if one.run is None or one.kind not in ("run", "adapter", "library"):
         return None
     result = one.run.record.result
     return None if result is None else result.train_time_s
@@ -370,6 +370,8 @@ def _selected_from(one: Reference, data: str) -> int:
         return 0
     result = one.run.record.result
     if result is None or result.best_step is None or one.run.config.train.export != "best":
+        return 0
+    if one.entry is not None and one.entry.card.step != result.best_step:
         return 0
     if one.kind == "checkpoint" and one.folder.name != f"step-{result.best_step:06d}":
         return 0

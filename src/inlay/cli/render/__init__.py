@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inlay.cli.render import (
+        adapters,
         advice,
         checkpoints,
         comparison,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "adapters",
     "advice",
     "checkpoints",
     "comparison",

@@ -40,6 +40,7 @@ def after_demo(run: Run) -> str:
     return (
         f"\n\nNext: inlay chat {_argument(run)}\n"
         f'      inlay generate "My parcel is late." --run {_argument(run)}\n'
+        f"      inlay adapters add {_argument(run)} --name support\n"
         "      inlay train YOUR_DATA.jsonl --model Qwen/Qwen2.5-0.5B-Instruct"
     )
 

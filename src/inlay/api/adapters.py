@@ -1,0 +1,126 @@
+"""The adapter library: adapters listed, shown, added, tagged, removed, checked.
+
+`library` is its folder; by default that of INLAY_LIBRARY, else `library` beside `folder`, which holds the runs. Torch is
+imported by the verbs that compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from inlay.adapters.library import Damaged, Entry
+from inlay.adapters.names import library_at
+from inlay.api.types import RunLike
+from inlay.errors import AdapterError
+from inlay.runs.reporter import PlainReporter, Reporter
+from inlay.typed_json import JsonObject
+
+if TYPE_CHECKING:
+    from inlay.workflows.adapter_library.add import Added
+
+LibraryLike = str | Path | None
+"""Folder of a library; None for the usual one."""
+
+
+def list_adapters(
+    *, task: str | None = None, base: str | None = None, tag: str | None = None, library: LibraryLike = None,
+    folder: str = "results",
+) -> list[JsonObject]:  # fmt: skip
+    """[{"name", "version", "tags", "task", "base", "rank", "parameters", "bytes", "verdict", …}] of every version, by name.
+
+    Only those with the `task`, the `tag`, and the `base`: its name, the end of its path, or the beginning of its digest.
+    A version with an unreadable card is {"name", "version", "damaged"}.
+    """
+    damaged: list[Damaged] = []
+    entries = library_at(library, folder).entries(on_damage=damaged.append)
+    rows = [one.to_json() for one in entries if _is_wanted(one, task, base, tag)]
+    if task is base is tag is None:
+        rows += [{"name": one.name, "version": one.version, "damaged": one.fault} for one in damaged]
+    return sorted(rows, key=lambda row: (row["name"], row["version"]))
+
+
+def show_adapter(ref: str, *, library: LibraryLike = None, folder: str = "results") -> JsonObject:
+    """{"name", "version", "tags", "folder", "card", "history"} of one version. Raises: AdapterError for an unknown one."""
+    found = library_at(library, folder)
+    entry = found.find(ref)
+    lines = [line for line in found.history(entry.name) if line.get("version") == entry.version]
+    return {
+        "name": entry.name, "version": entry.version, "tags": list(entry.tags), "folder": str(entry.folder),
+        "card": entry.card.to_json(), "history": lines,
+    }  # fmt: skip
+
+
+def add_adapter(
+    source: RunLike = None,
+    *,
+    name: str | None = None,
+    task: str | None = None,
+    tags: Sequence[str] = (),
+    licence: str | None = None,
+    note: str | None = None,
+    base: str | None = None,
+    reporter: Reporter | None = None,
+    library: LibraryLike = None,
+    folder: str = "results",
+) -> Added:
+    """The library's entry of an adapter, which is a new version unless the name holds the same one already.
+
+    `source` is a run, `RUN@STEP`, or the folder of an adapter; `name` that of its run or folder by default. A folder that
+    does not record the digest of its base needs `base`. `task`, `licence` and `note` go onto the card.
+    Raises: AdapterError for what is no adapter, cannot be used, or belongs to another base; RunError; StorageError.
+    """
+    from inlay.workflows.adapter_library.add import Labels, add
+
+    labels = Labels(task, licence, note, tuple(tags))
+    return add(source, name, labels, base, library_at(library, folder), folder, reporter or PlainReporter())
+
+
+def tag_adapter(ref: str, tag: str, *, library: LibraryLike = None, folder: str = "results") -> JsonObject:
+    """The row of the version, which has the tag now; the version that had it before has it no more."""
+    return library_at(library, folder).tag(ref, tag).to_json()
+
+
+def untag_adapter(ref: str, tag: str, *, library: LibraryLike = None, folder: str = "results") -> JsonObject:
+    """The row of the version, without the tag. Raises: AdapterError when it does not have it."""
+    return library_at(library, folder).untag(ref, tag).to_json()
+
+
+def remove_adapter(ref: str, *, library: LibraryLike = None, folder: str = "results") -> JsonObject:
+    """{"removed": "NAME:VERSION"}. Raises: AdapterError for a version with a tag, and for one in use."""
+    return {"removed": library_at(library, folder).remove(ref)}
+
+
+def check_adapters(
+    ref: str | None = None, *, reporter: Reporter | None = None, library: LibraryLike = None, folder: str = "results"
+) -> list[JsonObject]:
+    """[{"adapter", "passed", "proofs": [{"name", "passed", "found", "samples"}]}] of one version, or of all.
+
+    Proven are its files, the digest of its weights, its base and tokenizer, and its golden answers, which are computed
+    anew. `passed` of a proof is None where it cannot be checked here, as without the base.
+    """
+    from inlay.workflows.adapter_library.check import check, damaged_proof, entries_to_check
+
+    entries, damaged = entries_to_check(library_at(library, folder), ref)
+    if not entries and not damaged:
+        raise AdapterError(
+            f"{library_at(library, folder).path}: the library is empty: inlay adapters add RUN --name NAME"
+        )
+    found = [(entry.ref, proofs) for entry, proofs in check(entries, reporter or PlainReporter())]
+    found += [(f"{one.name}:{one.version}", [damaged_proof(one)]) for one in damaged]
+    return [
+        {
+            "adapter": name,
+            "passed": all(one.passed is not False for one in proofs),
+            "proofs": [one.to_json() for one in proofs],
+        }
+        for name, proofs in found
+    ]
+
+
+def _is_wanted(entry: Entry, task: str | None, base: str | None, tag: str | None) -> bool:
+    card = entry.card
+    names = {card.base_model, Path(card.base_model).name, card.base_hub_id}
+    is_base = base is None or base.rstrip("/") in names or (len(base) >= 6 and card.base_digest.startswith(base))
+    return is_base and (task is None or card.task == task) and (tag is None or tag in entry.tags)

@@ -1,0 +1,133 @@
+"""inlay adapters: list, show, add, tag, remove, check."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from inlay import api
+from inlay.cli import render
+from inlay.cli.help import group, verb
+from inlay.cli.options import USE, Folder, Json
+from inlay.cli.render.outcome import Output
+
+Library = Annotated[
+    str | None,
+    typer.Option(
+        "--library", metavar="DIR", help="The library. [default: $INLAY_LIBRARY, else library beside results]"
+    ),
+]
+Ref = Annotated[str, typer.Argument(metavar="REF", help="NAME:VERSION, NAME:TAG, or NAME for its newest version.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Remove without asking.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the group."""
+    adapters = group("The adapter library: keep trained adapters by name and version, find them, check them.")
+    verb(adapters, ["inlay adapters list", "inlay adapters list --task support --json"], name="list")(listed)
+    verb(adapters, ["inlay adapters show support:prod"])(show)
+    verb(adapters, _ADD_EXAMPLES)(add)
+    verb(adapters, ["inlay adapters tag support:3 prod", "inlay adapters tag support:3 prod --remove"])(tag)
+    verb(adapters, ["inlay adapters remove support:2"])(remove)
+    verb(adapters, ["inlay adapters check", "inlay adapters check support:prod"])(check)
+    app.add_typer(adapters, name="adapters", rich_help_panel=USE)
+
+
+_ADD_EXAMPLES = (
+    "inlay adapters add news",
+    "inlay adapters add news --name support --task support --tag prod",
+    "inlay adapters add news@120 --name support",
+    "inlay adapters add ./legal --base Qwen/Qwen2.5-0.5B-Instruct",
+)
+
+
+def listed(
+    task: Annotated[str | None, typer.Option("--task", metavar="T", help="Only adapters with this task.")] = None,
+    base: Annotated[str | None, typer.Option("--base", metavar="B", help="Only adapters on this base.")] = None,
+    tag: Annotated[str | None, typer.Option("--tag", metavar="TAG", help="Only versions with this tag.")] = None,
+    library: Library = None,
+    output: Folder = "results",
+    as_json: Json = False,
+) -> Output:
+    """List every adapter and version: tags, task, base, rank, size, and the verdict of its run."""
+    rows = api.list_adapters(task=task, base=base, tag=tag, library=library, folder=output)
+    is_all = task is base is tag is None
+    return Output(rows, render.adapters.list_text(rows, render.terminal.width(), is_all=is_all))
+
+
+def show(ref: Ref, library: Library = None, output: Folder = "results", as_json: Json = False) -> Output:
+    """Show one version: facts, origin, verdict, parents, and its history."""
+    found = api.show_adapter(ref, library=library, folder=output)
+    return Output(found, render.adapters.show_text(found))
+
+
+def add(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="RUN|FOLDER", help="A run, RUN@STEP, or the folder of an adapter.", show_default=False),
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Its name. [default: that of the run or folder]")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", metavar="T", help="The task it was trained for.")] = None,
+    tags: Annotated[list[str], typer.Option("--tag", metavar="TAG", help="Tag the version. May be repeated.")] = [],  # noqa: B006
+    licence: Annotated[str | None, typer.Option("--licence", metavar="L", help="Licence of the adapter.")] = None,
+    note: Annotated[str | None, typer.Option("--note", metavar="TEXT", help="One line to remember it by.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", metavar="MODEL", help="The base of a folder that does not record the digest of its own."
+        ),
+    ] = None,
+    library: Library = None,
+    output: Folder = "results",
+    as_json: Json = False,
+) -> Output:
+    """Add an adapter as a new version of a name. The same adapter added twice is one version."""
+    added = api.add_adapter(
+        source, name=name, task=task, tags=tags, licence=licence, note=note, base=base,
+        reporter=render.progress.reporter(), library=library, folder=output,
+    )  # fmt: skip
+    return Output(added.to_json(), render.adapters.added_text(added, source))
+
+
+def tag(
+    ref: Ref,
+    tag: Annotated[str, typer.Argument(metavar="TAG", help="A name such as prod or canary.")],
+    is_removed: Annotated[bool, typer.Option("--remove", help="Take the tag off this version.")] = False,
+    library: Library = None,
+    output: Folder = "results",
+    as_json: Json = False,
+) -> Output:
+    """Give a version a tag, which the version that had it before loses; or take it off."""
+    if is_removed:
+        row = api.untag_adapter(ref, tag, library=library, folder=output)
+        return Output(row, f"{row['name']}:{row['version']} no longer has the tag {tag}")
+    row = api.tag_adapter(ref, tag, library=library, folder=output)
+    return Output(row, f"{row['name']}:{tag} is version {row['version']}")
+
+
+def remove(
+    ref: Ref, yes: Yes = False, library: Library = None, output: Folder = "results", as_json: Json = False
+) -> Output:
+    """Remove one version. Asks first; a version with a tag, and one in use, are refused."""
+    found = api.show_adapter(ref, library=library, folder=output)
+    named = f"{found['name']}:{found['version']}"
+    if not found["tags"]:
+        render.progress.require_yes(f"remove {named}?", yes, as_json)
+    gone = api.remove_adapter(named, library=library, folder=output)
+    return Output(gone, f"removed {gone['removed']}")
+
+
+def check(
+    ref: Annotated[
+        str | None, typer.Argument(metavar="REF", help="One version. [default: all]", show_default=False)
+    ] = None,
+    library: Library = None,
+    output: Folder = "results",
+    as_json: Json = False,
+) -> Output:
+    """Prove versions again: files, weights, base, tokenizer, golden answers. Exit code 1 when a proof fails."""
+    found = api.check_adapters(ref, reporter=render.progress.reporter(), library=library, folder=output)
+    return Output(found, render.adapters.check_text(found), 0 if all(one["passed"] for one in found) else 1)

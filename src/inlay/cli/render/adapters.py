@@ -1,0 +1,142 @@
+"""The adapter library: the list, one version, and the proofs of versions."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inlay.runs.reporter import bytes_shown, figure_shown
+from inlay.typed_json import JsonObject
+
+if TYPE_CHECKING:
+    from inlay.workflows.adapter_library.add import Added
+
+_LEAST = {"adapter": 12, "tags": 6, "task": 6, "base": 8, "verdict": 6}
+"""Columns that may be cut, down to these widths."""
+
+
+def list_text(rows: list[JsonObject], width: int, *, is_all: bool) -> str:
+    """A table of the versions, no wider than `width`."""
+    if not rows:
+        return "the library is empty\nNext: inlay adapters add RUN --name NAME" if is_all else "no such adapter"
+    table = [["adapter", "tags", "task", "base", "rank", "size", "verdict"], *map(_cells, rows)]
+    widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
+    while sum(widths) + 2 * (len(widths) - 1) > width:
+        spare = {n: widths[n] - _LEAST.get(title, widths[n]) for n, title in enumerate(table[0])}
+        widest = max(spare, key=lambda n: spare[n])
+        if spare[widest] <= 0:
+            break
+        widths[widest] -= 1
+    return "\n".join(_line(row, widths) for row in table)
+
+
+def _cells(row: JsonObject) -> list[str]:
+    name = f"{row['name']}:{row['version']}"
+    if "damaged" in row:
+        return [name, "", "", "", "", "", "damaged"]
+    rank = "–" if row["rank"] is None else str(row["rank"])
+    verdict = row["verdict"] or row["operation"] or "not measured"
+    cells = [
+        name,
+        " ".join(row["tags"]),
+        row["task"] or "",
+        base_shown(row["base"]),
+        rank,
+        bytes_shown(row["bytes"]),
+        verdict,
+    ]
+    return [printable(cell) for cell in cells]
+
+
+def _line(row: list[str], widths: list[int]) -> str:
+    cut = [cell if len(cell) <= size else f"{cell[: size - 1]}…" for cell, size in zip(row, widths, strict=True)]
+    numbers = (4, 5)
+    return "  ".join(
+        cell.rjust(size) if n in numbers else cell.ljust(size)
+        for n, (cell, size) in enumerate(zip(cut, widths, strict=True))
+    ).rstrip()
+
+
+def base_shown(base: str) -> str:
+    """The name of a base without the folder or owner that it lies in."""
+    return base if base.startswith("builtin:") else Path(base).name
+
+
+def show_text(found: JsonObject) -> str:
+    """One line a fact, then the history."""
+    card = found["card"]
+    tags = f"  ({', '.join(found['tags'])})" if found["tags"] else ""
+    lines = [f"{found['name']}:{found['version']}{tags}", f"  {found['folder']}"]
+    lines += [f"  {name:<12} {printable(str(text))}" for name, text in _facts(card) if text not in (None, "")]
+    lines += ["history"]
+    for line in found["history"]:
+        more = "".join(f" {line[key]}" for key in ("tag",) if key in line)
+        moved = f", which was on version {line['moved_from']}" if "moved_from" in line else ""
+        lines.append(f"  {line['at']}  {line['action']}{more}{moved}  {printable(str(line['by']))}")
+    return "\n".join(lines)
+
+
+def _facts(card: JsonObject) -> list[tuple[str, Any]]:
+    kept, rank = card.get("verdict"), card.get("rank")
+    proofs, goldens = card.get("proofs"), card.get("goldens")
+    parents = ", ".join(f"{one['weight']:g} of {one['name']}" for one in card.get("parents", []))
+    run = card.get("run")
+    return [
+        ("task", card.get("task")),
+        ("licence", card.get("licence")),
+        ("note", card.get("note")),
+        ("base", f"{card['base_model']}, {card['base_digest'][:12]}, {card['dtype']}"
+                 + (f" {card['quantization']}" if card["quantization"] != "none" else "")),
+        ("adapter", f"{card['method']}{f' of rank {rank}' if rank else ''} on {card['modules']} modules, "
+                    f"{card['parameters']:,} parameters, {bytes_shown(card['bytes'])}"),
+        ("verdict", kept and _verdict(kept)),
+        ("from", _origin(card, run, parents)),
+        ("proofs", proofs and (f"failed: {', '.join(proofs['failed'])}" if proofs["failed"] else f"{proofs['held']} held")),
+        ("goldens", goldens and f"{goldens['count']} answers, computed on {goldens['computed_on']}"),
+        ("created", card["created"][:19]),
+        ("identity", card["identity"]),
+    ]  # fmt: skip
+
+
+def _verdict(kept: JsonObject) -> str:
+    interval = "" if "low" not in kept else f" [{figure_shown(kept['low'], '+')}, {figure_shown(kept['high'], '+')}]"
+    change = f"{kept['base']:.4f} → {kept['adapter']:.4f}: {figure_shown(kept['difference'], '+')}"
+    return f"{kept['verdict']} by held-out {kept['metric']}: {change}{interval}"
+
+
+def _origin(card: JsonObject, run: str | None, parents: str) -> str:
+    trained = f"run {run}" + (f", step {card['step']}" if "step" in card else "") if run else ""
+    if card.get("operation") == "imported":
+        return "imported; base named by the user; what it was trained on is not known" + (
+            f"; it names {trained}" if run else ""
+        )
+    return f"{card['operation']}: {parents}" if card.get("operation") else trained
+
+
+def added_text(added: Added, source: str) -> str:
+    """The entry, and the next command."""
+    entry = added.entry
+    tags = f", tagged {', '.join(entry.tags)}" if entry.tags else ""
+    done = f"{source} is {entry.ref}{tags}" if added.is_new else f"{entry.ref} already holds {source}{tags}"
+    notes = [f"  {note}" for note in added.notes]
+    ref = shlex.quote(f"{entry.name}:{entry.tags[0]}" if entry.tags else entry.ref)
+    return "\n".join([done, *notes, f'Next: inlay generate "…" --run {ref}', f"      inlay adapters show {ref}"])
+
+
+def check_text(found: list[JsonObject]) -> str:
+    """A line for each proof, under the name of its version."""
+    words = {True: "pass", False: "FAIL", None: "?   "}
+    lines = []
+    for one in found:
+        lines.append(one["adapter"])
+        lines += [
+            f"  {words[proof['passed']]}  {proof['name']:<10}  {printable(proof['found'])}" for proof in one["proofs"]
+        ]
+    held = sum(one["passed"] for one in found)
+    return "\n".join([*lines, f"{held} of {len(found)} hold"])
+
+
+def printable(text: str) -> str:
+    """The text without control characters: a card may come from a stranger."""
+    return "".join(one if one.isprintable() else "�" for one in text)

@@ -1,0 +1,279 @@
+"""An adapter put into the library: from a run, a checkpoint, or a folder of PEFT's format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from inlay.adapters.cards import Card, StoredGoldens, StoredProofs, Verdict
+from inlay.adapters.goldens import FILE, Golden, golden_prompts, goldens_of, lines_of
+from inlay.adapters.identity import WeightFacts, identity
+from inlay.adapters.library import Entry, Library, require_name, require_tag
+from inlay.adapters.reference import CONFIG, Reference, config_of, open_base, opened, reference
+from inlay.config.sections.data import DataConfig
+from inlay.data.types import Example
+from inlay.errors import AdapterError, RunError
+from inlay.evaluation.score import read_held_out
+from inlay.hardware.facts import library_versions
+from inlay.methods.adapter_files import read_card
+from inlay.methods.adapter_state import AdapterState
+from inlay.models.generation_settings import FILE as GENERATION
+from inlay.models.named_class import named_class
+from inlay.runs.folder import PROOFS, Run
+from inlay.runs.record import RunRecord
+from inlay.runs.reporter import LateBar, Reporter
+from inlay.storage import path_exists, verified, write_file
+from inlay.tasks.opened_base import OpenedBase
+from inlay.typed_json import JsonObject
+
+IMPORTED = "imported"
+_LONGEST_LABEL = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What the user says of an adapter."""
+
+    task: str | None = None
+    licence: str | None = None
+    note: str | None = None
+    tags: Sequence[str] = ()
+
+    def require_usable(self) -> None:
+        """Raises: AdapterError for a tag that cannot be one, or a text that is empty, too long, or of several lines."""
+        for tag in self.tags:
+            require_tag(tag)
+        for what, text in (("task", self.task), ("licence", self.licence), ("note", self.note)):
+            if text is not None and not (text.isprintable() and 0 < len(text.strip()) <= _LONGEST_LABEL):
+                raise AdapterError(
+                    f"--{what}: must be one line of 1 to {_LONGEST_LABEL} printable characters (got {text[:40]!r})."
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """The entry that holds an adapter now, and what its user should know."""
+
+    entry: Entry
+    is_new: bool
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> JsonObject:
+        """The line of the entry in `inlay adapters list --json`, and the two other fields."""
+        return self.entry.to_json() | {"is_new": self.is_new, "notes": list(self.notes)}
+
+
+def add(
+    source: str | Path | Run | None, name: str | None, labels: Labels, base: str | None, library: Library, results: str,
+    reporter: Reporter,
+) -> Added:  # fmt: skip
+    """The entry of the source's adapter under `name`, by default that of its run or folder. See `inlay.api.add_adapter`."""
+    labels.require_usable()
+    one = reference(source, results, reporter.note)
+    name = require_name(name if name is not None else _default_name(one))
+    _require_adapter(one, source)
+    found = _of_run(one, reporter) if one.run is not None else _of_folder(one, base)
+    if one.run is not None and base is not None:
+        raise AdapterError(f"--base {base}: has no effect on {one.name}, whose run records its base. Leave it out.")
+    ready, state, notes = found
+    written, card = _card(one, ready, state, labels)
+    existing = next((e for e in library.entries(name, lambda _: None) if e.card.identity == card.identity), None)
+    if existing is None:
+        _put_tokenizer(library, card, ready)
+        goldens = _goldens(ready, state, _held_out(one.run), one.name, reporter)
+        card = card.model_copy(update={"goldens": StoredGoldens(count=len(goldens), computed_on=_where(goldens))})
+        stored = library.put(name, lambda folder: _fill(folder, written, one, goldens), card)
+    else:
+        stored = library.put(name, lambda folder: None, card)
+    entry = stored.entry
+    for tag in labels.tags:
+        entry = library.tag(entry.ref, tag)
+    return Added(entry, stored.is_new, tuple(notes))
+
+
+def _default_name(one: Reference) -> str:
+    name = one.run.name if one.run is not None else Path(one.name).name
+    try:
+        return require_name(name.lower())
+    except AdapterError:
+        raise AdapterError(f"{one.name}: its name cannot be that of an adapter. Give one: --name NAME.") from None
+
+
+def _require_adapter(one: Reference, source: object) -> None:
+    if one.kind == "library":
+        raise AdapterError(f"{source}: is in a library already. Tag it: inlay adapters tag {one.name} TAG")
+    whole = one.run is not None and one.kind == "run" and one.folder == one.run.model
+    if one.kind in ("model", "base") or whole:
+        raise AdapterError(
+            f"{source}: is a whole model, not an adapter on a base. Name its folder wherever a model is named; the "
+            "library keeps adapters."
+        )
+
+
+def _of_run(one: Reference, reporter: Reporter) -> tuple[OpenedBase, AdapterState, list[str]]:
+    assert one.run is not None
+    if one.kind == "adapter" and one.folder != one.run.adapter:
+        raise AdapterError(f"{one.name}: lies in the run {one.run.path} but is not its adapter. Name the run.")
+    ready = open_base(one.run)
+    state = one.adapter(ready.ref)
+    assert state is not None
+    if one.caution:
+        reporter.note(one.caution)
+    return ready, state, []
+
+
+def _of_folder(one: Reference, base: str | None) -> tuple[OpenedBase, AdapterState, list[str]]:
+    card = _card_of(one)
+    if base is None and not card.get("base_digest"):
+        raise AdapterError(
+            f"{one.name}: does not record the digest of its base ({one.base}), so nobody can tell whether a base is the "
+            "one. Name it: --base FOLDER|ID."
+        )
+    if base is not None:
+        one = replace(one, base=base, revision=None)
+    kwargs = card.get("template_kwargs") or {}
+    config = config_of(one)
+    config = config.model_copy(
+        update={"data": DataConfig.model_validate(config.data.model_dump() | {"template_kwargs": kwargs})}
+    )
+    ready = opened(one, config)
+    own = one.folder if card.get("chat_template_hash") and _is_intact(one.folder) else None
+    if own is not None:
+        ready = OpenedBase(ready.ref, ready.settings, ready.data, ready.precision, own)
+    state = one.adapter(ready.ref)
+    assert state is not None
+    notes = [f"imported for the base {ready.ref.name}: what it was trained on is not known"]
+    template = None if one.folder is None or own else _text(one.folder / "chat_template.jinja")
+    if template is not None and template != ready.tokenizer.chat_template:
+        notes.append("its chat template is another than the base's and was not taken; the base's is used")
+    return ready, state, notes
+
+
+def _card(one: Reference, ready: OpenedBase, state: AdapterState, labels: Labels) -> tuple[AdapterState, Card]:
+    """(the adapter as it is written, its card)"""
+    encoder, ref = ready.encoder, ready.ref
+    named = named_class(ref, ready.model)
+    written = state.under(named).on(ref)
+    digest = ref.digest()
+    # read again, the settings are those that were written, the tensors those of the class that is trained
+    facts = WeightFacts.of(AdapterState(written.settings, state.tensors), digest)
+    tokenizer_hash, template_hash = encoder.tokenizer_hash, encoder.template_hash
+    about: JsonObject = {
+        "identity": identity(facts.weights_digest, tokenizer_hash, template_hash),
+        **asdict(facts),
+        **ref.card_entries(),
+        "base_digest": digest,
+        "base_fingerprint": ref.fingerprint().to_json(),
+        "base_commit": ref.pinned_commit,
+        "dtype": str(ready.precision.dtype).removeprefix("torch."),
+        "quantization": ready.precision.quantization,
+        "tokenizer": hashlib.sha256(json.dumps([tokenizer_hash, template_hash]).encode()).hexdigest()[:32],
+        "tokenizer_hash": tokenizer_hash,
+        "chat_template": encoder.template_name,
+        "chat_template_hash": template_hash,
+        "template_kwargs": dict(ready.data.template_kwargs),
+        "task": labels.task,
+        "licence": labels.licence,
+        "note": labels.note,
+        "versions": library_versions(),
+    }
+    if named and named.prefixes:
+        about |= {"class": named.summary(), "module_names": named.prefixes}
+    about |= _origin(one)
+    return written, Card.model_validate(about)
+
+
+def _origin(one: Reference) -> JsonObject:
+    """What is known of the training."""
+    if one.run is None:
+        card = _card_of(one)
+        known = {key: card[key] for key in ("run", "step", "data_hash") if type(card.get(key)) in (str, int)}
+        return {"operation": IMPORTED, **known}
+    record = one.run.record
+    result = record.result
+    step = (
+        int(one.name.rpartition("@")[2])
+        if one.kind == "checkpoint"
+        else None
+        if result is None
+        else result.adapter_step
+    )
+    return {
+        "run": one.run.name, "run_folder": str(one.run.path.absolute()), "step": step, "seed": record.seed,
+        "data_hash": record.data_hash, "settings_hash": record.settings_hash, "verdict": _verdict(record, step),
+        "proofs": _proofs(one.run),
+    }  # fmt: skip
+
+
+def _verdict(record: RunRecord, step: int | None) -> Verdict | None:
+    result = record.result
+    if result is None or result.adapter_step != step:
+        return None
+    return Verdict(
+        metric="loss", base=result.base_eval_loss, adapter=result.eval_loss, difference=result.difference, low=result.low,
+        high=result.high, verdict=result.verdict, rows=record.heldout_available,
+    )  # fmt: skip
+
+
+def _proofs(run: Run) -> StoredProofs | None:
+    try:
+        proofs = json.loads((run.path / PROOFS).read_text(encoding="utf-8"))["proofs"]
+        failed = tuple(str(one["name"]) for one in proofs if one["passed"] is False)
+        return StoredProofs(held=sum(one["passed"] is True for one in proofs), failed=failed)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _put_tokenizer(library: Library, card: Card, ready: OpenedBase) -> None:
+    assert card.tokenizer is not None
+    library.put_tokenizer(card.tokenizer, lambda folder: ready.encoder.tokenizer.save_pretrained(str(folder)))
+
+
+def _goldens(
+    ready: OpenedBase, state: AdapterState, held_out: Sequence[Example], name: str, reporter: Reporter
+) -> list[Golden]:
+    prompts = golden_prompts(ready.encoder, held_out)
+    reporter.stage(f"{name}: {len(prompts)} golden answers")
+    with LateBar(reporter, len(prompts), "answer") as bar:
+        return goldens_of(ready, ready.with_adapter(state), prompts, bar.reached)
+
+
+def _held_out(run: Run | None) -> tuple[Example, ...]:
+    if run is None:
+        return ()
+    try:
+        return read_held_out(run.heldout)
+    except RunError:  # gone, and nothing else depends on them
+        return ()
+
+
+def _where(goldens: Sequence[Golden]) -> str:
+    return goldens[0].computed_on if goldens else "nowhere"
+
+
+def _fill(folder: Path, state: AdapterState, one: Reference, goldens: Sequence[Golden]) -> None:
+    state.write(folder)
+    write_file(folder / FILE, lines_of(goldens))
+    if one.run is not None:
+        shutil.copyfile(one.run.path / CONFIG, folder / CONFIG)
+        if (ends := one.run.adapter / GENERATION).is_file():
+            shutil.copyfile(ends, folder / GENERATION)
+
+
+def _card_of(one: Reference) -> JsonObject:
+    return read_card(one.folder) if one.folder else {}
+
+
+def _is_intact(folder: Path | None) -> bool:
+    if folder is None or not path_exists(folder / "manifest.json"):
+        return False
+    verified(folder)
+    return True
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
