@@ -33,7 +33,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class RankLimit:
-    """How short an adapter shall become; no limit leaves out negligible directions alone."""
+    """The limit that an adapter is cut to; without one only negligible directions are left out."""
 
     rank: int | None = None
     """Largest rank of a module."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from inlay.api.adapters import (
         add_adapter,
         check_adapters,
+        compose_adapters,
         list_adapters,
         remove_adapter,
         show_adapter,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from inlay.api.types import ConfigLike, Confirm, RunLike, as_config
 
 _FAMILIES = {
-    "adapters": "add_adapter check_adapters list_adapters remove_adapter show_adapter tag_adapter untag_adapter",
+    "adapters": "add_adapter check_adapters compose_adapters list_adapters remove_adapter show_adapter tag_adapter untag_adapter",
     "advice": "advise",
     "chat": "Loaded load",
     "configs": "advise_settings config_of explain_config import_config init sampling_of show_config",
@@ -68,6 +69,7 @@ __all__ = [
     "clean_checkpoints",
     "compare",
     "compare_methods",
+    "compose_adapters",
     "config_of",
     "cross_validate",
     "data_stats",

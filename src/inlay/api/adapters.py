@@ -1,4 +1,4 @@
-"""The adapter library: adapters listed, shown, added, tagged, removed, checked.
+"""The adapter library: adapters listed, shown, added, tagged, removed, checked, composed.
 
 `library` is its folder; by default that of INLAY_LIBRARY, else `library` beside `folder`, which holds the runs. Torch is
 imported by the verbs that compute.
@@ -6,7 +6,7 @@ imported by the verbs that compute.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from inlay.typed_json import JsonObject
 
 if TYPE_CHECKING:
     from inlay.workflows.adapter_library.add import Added
+    from inlay.workflows.adapter_library.compose import Composed
 
 LibraryLike = str | Path | None
 """Folder of a library; None for the usual one."""
@@ -117,6 +118,37 @@ def check_adapters(
         }
         for name, proofs in found
     ]
+
+
+def compose_adapters(
+    weights: Mapping[str, float | None],
+    name: str,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    budget: str | int | None = None,
+    lossy: str | None = None,
+    density: float | None = None,
+    fit: str | None = None,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+    library: LibraryLike = None,
+    folder: str = "results",
+) -> Composed:
+    """The weighted sum of adapters as a new version of `name`; exact, but for what `rank`, `energy` or `budget` cut off.
+
+    `weights` maps a run, `RUN@STEP`, a folder or a library adapter to its weight. With `fit`, a file of rows, every weight
+    is None: they are found on one half of the rows and judged on the other. `budget` is a size, such as `20MB`. `lossy` is
+    a merge that is no sum, `ties_svd` or `dare_svd`, which keeps the share `density` of each change.
+    Raises: AdapterError for adapters that have no sum, such as on different bases, or of DoRA; ConfigError.
+    """
+    from inlay.adapters.compose import RankLimit
+    from inlay.training.memory import parse_bytes
+    from inlay.workflows.adapter_library.compose import ComposeRequest, compose
+
+    size = parse_bytes(budget, "budget") if isinstance(budget, str) else budget
+    request = ComposeRequest(weights, RankLimit(rank, energy, size), lossy, density, fit, seed)
+    return compose(request, name, library_at(library, folder), folder, reporter or PlainReporter())
 
 
 def _is_wanted(entry: Entry, task: str | None, base: str | None, tag: str | None) -> bool:

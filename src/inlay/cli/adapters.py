@@ -1,4 +1,4 @@
-"""inlay adapters: list, show, add, tag, remove, check."""
+"""inlay adapters: list, show, add, tag, remove, check, compose."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def add_to(app: typer.Typer) -> None:
     verb(adapters, ["inlay adapters tag support:3 prod", "inlay adapters tag support:3 prod --remove"])(tag)
     verb(adapters, ["inlay adapters remove support:2"])(remove)
     verb(adapters, ["inlay adapters check", "inlay adapters check support:prod"])(check)
+    verb(adapters, _COMPOSE_EXAMPLES)(compose)
     app.add_typer(adapters, name="adapters", rich_help_panel=USE)
 
 
@@ -39,6 +40,14 @@ _ADD_EXAMPLES = (
     "inlay adapters add news --name support --task support --tag prod",
     "inlay adapters add news@120 --name support",
     "inlay adapters add ./legal --base Qwen/Qwen2.5-0.5B-Instruct",
+)
+
+
+_COMPOSE_EXAMPLES = (
+    "inlay adapters compose support=0.7 legal=0.3 --name both",
+    "inlay adapters compose support:prod=1 news@120=-0.4 --name c --energy 0.99",
+    "inlay adapters compose support legal --name both --fit rows.jsonl",
+    "inlay adapters compose support=1 legal=1 --name c --as ties_svd",
 )
 
 
@@ -131,3 +140,47 @@ def check(
     """Prove versions again: files, weights, base, tokenizer, golden answers. Exit code 1 when a proof fails."""
     found = api.check_adapters(ref, reporter=render.progress.reporter(), library=library, folder=output)
     return Output(found, render.adapters.check_text(found), 0 if all(one["passed"] for one in found) else 1)
+
+
+def compose(
+    parts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A=W B=W …",
+            show_default=False,
+            help="Adapters with weights: library names, runs, RUN@STEP, folders. Names alone with --fit.",
+        ),
+    ],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Its name in the library.", show_default=False)],
+    rank: Annotated[int | None, typer.Option("--rank", metavar="R", help="Cut each module to this rank.")] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option("--energy", metavar="E", help="Keep this share of each module's ‖ΔW‖², such as 0.99."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="SIZE", help="Cut to this size, such as 20MB, where it costs least."),
+    ] = None,
+    lossy: Annotated[
+        str | None,
+        typer.Option("--as", metavar="MERGE", help="ties_svd or dare_svd in place of the exact sum; they lose a part."),
+    ] = None,
+    density: Annotated[
+        float | None,
+        typer.Option("--density", metavar="D", help="Share of entries that --as keeps. [default: 0.2]"),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option("--fit", metavar="ROWS", help="Find the weights on half of these rows; judge them on the others."),
+    ] = None,
+    library: Library = None,
+    output: Folder = "results",
+    as_json: Json = False,
+) -> Output:
+    """Put the weighted sum of adapters into the library. The weights apply to the changes ΔW, so the sum is exact. PEFT's
+    linear, which weighs A and B apart, is off by 85% for two adapters."""
+    composed = api.compose_adapters(
+        render.adapters.weights_of(parts), name, rank=rank, energy=energy, budget=budget, lossy=lossy, density=density,
+        fit=fit, reporter=render.progress.reporter(), library=library, folder=output,
+    )  # fmt: skip
+    return Output(composed.to_json(), render.adapters.composed_text(composed))

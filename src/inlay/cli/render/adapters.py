@@ -6,11 +6,14 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inlay.errors import ConfigError
 from inlay.runs.reporter import bytes_shown, figure_shown
 from inlay.typed_json import JsonObject
 
 if TYPE_CHECKING:
     from inlay.workflows.adapter_library.add import Added
+    from inlay.workflows.adapter_library.compose import Composed
+    from inlay.workflows.adapter_library.fit import Fit
 
 _LEAST = {"adapter": 12, "tags": 6, "task": 6, "base": 8, "verdict": 6}
 """Columns that may be cut, down to these widths."""
@@ -122,6 +125,48 @@ def added_text(added: Added, source: str) -> str:
     notes = [f"  {note}" for note in added.notes]
     ref = shlex.quote(f"{entry.name}:{entry.tags[0]}" if entry.tags else entry.ref)
     return "\n".join([done, *notes, f'Next: inlay generate "…" --run {ref}', f"      inlay adapters show {ref}"])
+
+
+def weights_of(parts: list[str]) -> dict[str, float | None]:
+    """The weight of each `NAME=WEIGHT`; None for a name alone. Raises: ConfigError for a weight that is no number."""
+    weights: dict[str, float | None] = {}
+    for part in parts:
+        name, equals, number = part.rpartition("=") if "=" in part else (part, "", "")
+        try:
+            weight = float(number) if equals else None
+        except ValueError:
+            raise ConfigError(f"{part}: the weight {number!r} is no number. Write {name}=0.7.") from None
+        if name in weights:
+            raise ConfigError(f"{name}: is named twice. Name it once, with the sum of its weights.")
+        weights[name] = weight
+    return weights
+
+
+def composed_text(composed: Composed) -> str:
+    """The sum, its rank, size and error, the fit, and the next command."""
+    entry, card = composed.entry, composed.entry.card
+    terms = " ".join(f"{weight:+.4g}·{name}" for name, weight in composed.weights.items()).removeprefix("+")
+    kind = "the exact sum" if composed.lossy is None else f"{composed.lossy}, which is no sum,"
+    error = "exact" if composed.error == 0 else f"relative error {composed.error:.1e}"
+    lines = [
+        f"{entry.ref} {'is' if composed.is_new else 'already holds'} {kind} of {terms}",
+        f"  {card.modules} modules, rank {composed.rank_before} → {card.rank}, "
+        f"{bytes_shown(composed.bytes_before)} → {bytes_shown(card.bytes)}, {error}",
+        *(f"  {note}" for note in composed.notes),
+        *([] if composed.fit is None else _fit_lines(composed.fit)),
+        "  not measured: the verdicts of its parts do not carry over",
+    ]
+    names = " ".join(shlex.quote(name) for name in composed.weights)
+    return "\n".join([*lines, f"Next: inlay compare base {names} {shlex.quote(entry.ref)} --data ROWS"])
+
+
+def _fit_lines(fit: Fit) -> list[str]:
+    lines = [f"  weights fitted on {fit.fitted_rows} rows; judged on {fit.judged_rows} others, by loss against"]
+    width = max(len(name) for name in fit.rivals)
+    for name, one in fit.rivals.items():
+        span = f"{one.difference:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
+        lines.append(f"    {name:<{width}}  {span}  {fit.verdict(name)} (p {fit.adjusted_p[name]:.3f}, Holm)")
+    return lines
 
 
 def check_text(found: list[JsonObject]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from inlay.adapters.cards import Card, StoredGoldens, StoredProofs, Verdict
 from inlay.adapters.goldens import FILE, Golden, golden_prompts, goldens_of, lines_of
 from inlay.adapters.identity import WeightFacts, identity
-from inlay.adapters.library import Entry, Library, require_name, require_tag
+from inlay.adapters.library import Entry, Library, Stored, require_name, require_tag
 from inlay.adapters.reference import CONFIG, Reference, config_of, open_base, opened, reference
 from inlay.config.sections.data import DataConfig
 from inlay.data.types import Example
@@ -80,19 +80,28 @@ def add(
     if one.run is not None and base is not None:
         raise AdapterError(f"--base {base}: has no effect on {one.name}, whose run records its base. Leave it out.")
     ready, state, notes = found
-    written, card = _card(one, ready, state, labels)
-    existing = next((e for e in library.entries(name, lambda _: None) if e.card.identity == card.identity), None)
-    if existing is None:
-        _put_tokenizer(library, card, ready)
-        goldens = _goldens(ready, state, _held_out(one.run), one.name, reporter)
-        card = card.model_copy(update={"goldens": StoredGoldens(count=len(goldens), computed_on=_where(goldens))})
-        stored = library.put(name, lambda folder: _fill(folder, written, one, goldens), card)
-    else:
-        stored = library.put(name, lambda folder: None, card)
+    stored = put(name, ready, state, library, _origin(one), reporter, labels, one.run)
     entry = stored.entry
     for tag in labels.tags:
         entry = library.tag(entry.ref, tag)
     return Added(entry, stored.is_new, tuple(notes))
+
+
+def put(
+    name: str, ready: OpenedBase, state: AdapterState, library: Library, origin: JsonObject, reporter: Reporter,
+    labels: Labels = Labels(), run: Run | None = None,
+) -> Stored:  # fmt: skip
+    """The entry of an adapter over its opened base, with golden answers. `origin` are the card's entries on where it is from.
+
+    The config and the held-out prompts are those of `run`.
+    """
+    written, card = described(ready, state, labels, origin)
+    if any(entry.card.identity == card.identity for entry in library.entries(name, lambda _: None)):
+        return library.put(name, lambda folder: None, card)
+    _put_tokenizer(library, card, ready)
+    goldens = _goldens(ready, state, _held_out(run), name, reporter)
+    card = card.model_copy(update={"goldens": StoredGoldens(count=len(goldens), computed_on=_where(goldens))})
+    return library.put(name, lambda folder: _fill(folder, written, run, goldens), card)
 
 
 def _default_name(one: Reference) -> str:
@@ -153,8 +162,10 @@ def _of_folder(one: Reference, base: str | None) -> tuple[OpenedBase, AdapterSta
     return ready, state, notes
 
 
-def _card(one: Reference, ready: OpenedBase, state: AdapterState, labels: Labels) -> tuple[AdapterState, Card]:
-    """(the adapter as it is written, its card)"""
+def described(
+    ready: OpenedBase, state: AdapterState, labels: Labels = Labels(), origin: JsonObject | None = None
+) -> tuple[AdapterState, Card]:
+    """(the adapter as it is written, its card without goldens)"""
     encoder, ref = ready.encoder, ready.ref
     named = named_class(ref, ready.model)
     written = state.under(named).on(ref)
@@ -183,7 +194,7 @@ def _card(one: Reference, ready: OpenedBase, state: AdapterState, labels: Labels
     }
     if named and named.prefixes:
         about |= {"class": named.summary(), "module_names": named.prefixes}
-    about |= _origin(one)
+    about |= origin or {}
     return written, Card.model_validate(about)
 
 
@@ -255,12 +266,12 @@ def _where(goldens: Sequence[Golden]) -> str:
     return goldens[0].computed_on if goldens else "nowhere"
 
 
-def _fill(folder: Path, state: AdapterState, one: Reference, goldens: Sequence[Golden]) -> None:
+def _fill(folder: Path, state: AdapterState, run: Run | None, goldens: Sequence[Golden]) -> None:
     state.write(folder)
     write_file(folder / FILE, lines_of(goldens))
-    if one.run is not None:
-        shutil.copyfile(one.run.path / CONFIG, folder / CONFIG)
-        if (ends := one.run.adapter / GENERATION).is_file():
+    if run is not None:
+        shutil.copyfile(run.path / CONFIG, folder / CONFIG)
+        if (ends := run.adapter / GENERATION).is_file():
             shutil.copyfile(ends, folder / GENERATION)
 
 
