@@ -290,7 +290,7 @@ DAMAGED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "half": ({}, {"base_model.model.q.lora_B.weight": None}, "has only lora_A.weight"),
     "shapes": ({}, {"base_model.model.q.lora_B.weight": torch.zeros(6, 9)}, "must be \\(rank, inputs\\)"),
     "regular expression": ({"alpha_pattern": {"(q|v)": 3}}, {}, "regular expression '\\(q\\|v\\)'"),
-    "alpha in words": ({"alpha_pattern": {"q": "3"}}, {}, "alpha_pattern of q is '3'"),
+    "alpha in words": ({"alpha_pattern": {"q": "3"}}, {}, "alpha of q is '3'"),
     "another matrix": ({}, {"base_model.model.q.lora_C.weight": torch.zeros(1)}, "neither A nor B"),
     "a bias without its base": ({}, {"base_model.model.q.base_layer.bias": torch.zeros(6)}, "base was not opened"),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from inlay.errors import AdapterError
+from inlay.methods.adapter_file_checks import literal, values_by_layer
 from inlay.methods.adapter_state import AdapterState
 from inlay.methods.method import PeftSettings
 from inlay.methods.peft_names import tensors_of_target_modules
@@ -119,11 +120,12 @@ def module_factors(state: AdapterState) -> dict[str, Factors]:
     Raises: AdapterError for halves that do not fit each other.
     """
     settings = state.settings
-    alphas, rslora = settings.get("alpha_pattern") or {}, bool(settings.get("use_rslora"))
+    rslora = bool(settings.get("use_rslora"))
     beside = (_MAGNITUDE,) if settings.get("use_dora") else ()
     names = {name: _module_and_half(name) for name in state.tensors}
-    factors = {}
-    for module, (down, up) in _pairs({name: place for name, place in names.items() if place[1] not in beside}).items():
+    pairs = _pairs({name: place for name, place in names.items() if place[1] not in beside})
+    alphas, factors = _alphas(settings, pairs), {}
+    for module, (down, up) in pairs.items():
         a_RI, b_OR = state.tensors[down].float(), state.tensors[up].float()
         rank = len(a_RI)
         if a_RI.ndim != 2 or b_OR.ndim != 2 or b_OR.shape[1] != rank or rank == 0:
@@ -131,8 +133,7 @@ def module_factors(state: AdapterState) -> dict[str, Factors]:
                 f"adapter: {module} has A of shape {tuple(a_RI.shape)} and B of shape {tuple(b_OR.shape)}. They must be "
                 "(rank, inputs) and (outputs, rank)."
             )
-        alpha = float(_pattern_value(alphas, module, settings["lora_alpha"], "alpha_pattern"))
-        factors[module] = Factors(a_RI, b_OR * (alpha / (math.sqrt(rank) if rslora else rank)))
+        factors[module] = Factors(a_RI, b_OR * (alphas[module] / (math.sqrt(rank) if rslora else rank)))
     return factors
 
 
@@ -296,10 +297,10 @@ def _require_plain_lora(state: AdapterState) -> None:
 
 def _refuse_experts(settings: PeftSettings, factors: Mapping[str, Factors], by_weight: frozenset[str]) -> None:
     """Raises: AdapterError for an adapter of several experts in one tensor."""
-    ranks = settings.get("rank_pattern") or {}
+    ranks = values_by_layer(settings.get("rank_pattern"), factors, settings.get("r"))
     named = [name for name in settings.get("target_parameters") or () if not name.endswith(".weight")]
     second = [module for module in factors if module.endswith(".base_layer")]
-    stacked = [m for m in by_weight if factors[m].rank != _pattern_value(ranks, m, settings.get("r"), "rank_pattern")]
+    stacked = [m for m in by_weight if factors[m].rank != ranks[m]]
     if found := named or second or sorted(stacked):
         raise AdapterError(
             f"adapter: changes {found[0]}, a tensor with all experts of a layer (adapter.experts), which the adapter "
@@ -330,21 +331,18 @@ def _pairs(names: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
     return pairs
 
 
-def _pattern_value(patterns: Mapping[str, object], module: str, otherwise: object, key: str) -> int | float:
-    """The value of the first pattern that is the module's name or the end of it, as PEFT looks it up."""
-    found = otherwise
-    for pattern, value in patterns.items():
-        name = pattern.removeprefix("^")
-        if not all(part.isidentifier() or part.isdigit() for part in name.split(".")):
-            raise AdapterError(
-                f"adapter: {key} has the regular expression {pattern!r}. Write each module's name, or its last parts."
-            )
-        if module == name or (name == pattern and module.endswith(f".{name}")):
-            found = value
-            break
-    if isinstance(found, bool) or not isinstance(found, (int, float)):
-        raise AdapterError(f"adapter: {key} of {module} is {found!r}; it must be a number.")
-    return found
+def _alphas(settings: PeftSettings, modules: Collection[str]) -> dict[str, float]:
+    """Alpha of each module. Raises: AdapterError for one that is no number, or is given by a regular expression."""
+    patterns = settings.get("alpha_pattern") or {}
+    if strange := [pattern for pattern in patterns if literal(pattern) is None]:
+        raise AdapterError(
+            f"adapter: alpha_pattern has the regular expression {strange[0]!r}. Write each module's name, or its end."
+        )
+    alphas = values_by_layer(patterns, modules, settings.get("lora_alpha"))
+    for module, alpha in alphas.items():
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+            raise AdapterError(f"adapter: alpha of {module} is {alpha!r}; it must be a number.")
+    return alphas
 
 
 def _bias_changes(
