@@ -15,7 +15,7 @@ from inlay.errors import AdapterError, ConfigError
 from inlay.methods.adapter_state import AdapterState
 from inlay.runs.folder import Run
 from inlay.workflows.adapter_library import merge as merging
-from inlay.workflows.adapter_library.merge import MergeOptions, merge_adapters
+from inlay.workflows.adapter_library.merge import MergeOptions, merge
 from training_runs import Quiet, train
 
 Tree = Callable[..., dict[str, Any]]
@@ -31,7 +31,7 @@ def named(run: Run) -> Reference:
 
 
 def merged(run: Run, out: Path, **options: Any) -> Any:
-    return merge_adapters([(named(run), 1.0)], out, MergeOptions(**options), Quiet())
+    return merge([(named(run), 1.0)], out, MergeOptions(**options), Quiet())
 
 
 def test_a_merged_run_keeps_its_gain_and_is_a_model_that_compare_takes(run: Run, tmp_path: Path):
@@ -83,7 +83,7 @@ def test_options_without_a_meaning_are_refused_before_anything_is_written(
     weight: float, options: dict[str, Any], message: str, run: Run, tmp_path: Path
 ):
     with pytest.raises(ConfigError, match=message):
-        merge_adapters([(named(run), weight)], tmp_path / "merged", MergeOptions(**options), Quiet())
+        merge([(named(run), weight)], tmp_path / "merged", MergeOptions(**options), Quiet())
     assert not (tmp_path / "merged").exists()
 
 
@@ -112,7 +112,7 @@ def test_weights_that_transformers_makes_of_several_tensors_are_merged_in_memory
 def test_two_adapters_are_merged_as_their_weighted_sum(run: Run, config_tree: Tree, tmp_path: Path):
     other = train(config_tree(train={"learning_rate": 3e-2, "seed": 3}, adapter={"rank": 2}))
     parts = [(named(run), 0.6), (named(other), -0.5)]
-    found = merge_adapters(parts, tmp_path / "merged", MergeOptions(), Quiet())
+    found = merge(parts, tmp_path / "merged", MergeOptions(), Quiet())
     assert found.agreement.largest < 1e-4
     states = [one.adapter(None) for one, _ in parts]
     assert all(isinstance(state, AdapterState) for state in states)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         check_adapters,
         compose_adapters,
         list_adapters,
+        merge_adapters,
         remove_adapter,
         show_adapter,
         tag_adapter,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from inlay.api.types import ConfigLike, Confirm, RunLike, as_config
 
 _FAMILIES = {
-    "adapters": "add_adapter check_adapters compose_adapters list_adapters remove_adapter show_adapter tag_adapter untag_adapter",
+    "adapters": "add_adapter check_adapters compose_adapters list_adapters merge_adapters remove_adapter show_adapter tag_adapter untag_adapter",
     "advice": "advise",
     "chat": "Loaded load",
     "configs": "advise_settings config_of explain_config import_config init sampling_of show_config",
@@ -84,6 +85,7 @@ __all__ = [
     "list_adapters",
     "load",
     "make_data",
+    "merge_adapters",
     "pin",
     "plan",
     "remove_adapter",

@@ -20,6 +20,7 @@ from inlay.typed_json import JsonObject
 if TYPE_CHECKING:
     from inlay.workflows.adapter_library.add import Added
     from inlay.workflows.adapter_library.compose import Composed
+    from inlay.workflows.adapter_library.merge import MergedModel
 
 LibraryLike = str | Path | None
 """Folder of a library; None for the usual one."""
@@ -149,6 +150,37 @@ def compose_adapters(
     size = parse_bytes(budget, "budget") if isinstance(budget, str) else budget
     request = ComposeRequest(weights, RankLimit(rank, energy, size), lossy, density, fit, seed)
     return compose(request, name, library_at(library, folder), folder, reporter or PlainReporter())
+
+
+def merge_adapters(
+    weights: Mapping[str, float | None],
+    out: str | Path,
+    *,
+    dtype: str = "as-base",
+    onto: str = "trained",
+    rows: str | None = None,
+    check: bool = True,
+    accept_loss: bool = False,
+    reporter: Reporter | None = None,
+    folder: str = "results",
+) -> MergedModel:
+    """The model W + Σ weight·ΔW in the new folder `out`, with its tokenizer, as transformers loads it.
+
+    `weights` maps a run, `RUN@STEP`, a folder or a library adapter to its weight, None for 1. `dtype` is as-base,
+    bfloat16, float16 or float32. `onto` original takes the original weights of a quantized base. The logits and, where
+    there are held-out rows or the file `rows`, the loss are compared with those of base and adapter before the folder
+    gets its name; `accept_loss` keeps a model that loses more than a twentieth of the gain.
+    Raises: AdapterError for what cannot be merged; ConfigError; StorageError.
+    """
+    from inlay.adapters.reference import reference
+    from inlay.workflows.adapter_library.merge import MergeOptions, merge
+
+    reporter = reporter or PlainReporter()
+    parts = [
+        (reference(name, folder, reporter.note), 1.0 if weight is None else weight) for name, weight in weights.items()
+    ]
+    options = MergeOptions(dtype, onto, rows, check, accept_loss)
+    return merge(parts, Path(out), options, reporter)
 
 
 def _is_wanted(entry: Entry, task: str | None, base: str | None, tag: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""inlay adapters: list, show, add, tag, remove, check, compose."""
+"""inlay adapters: list, show, add, tag, remove, check, compose, merge."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ def add_to(app: typer.Typer) -> None:
     verb(adapters, ["inlay adapters remove support:2"])(remove)
     verb(adapters, ["inlay adapters check", "inlay adapters check support:prod"])(check)
     verb(adapters, _COMPOSE_EXAMPLES)(compose)
+    verb(
+        adapters,
+        [
+            "inlay adapters merge support:prod --out merged",
+            "inlay adapters merge a=0.7 b=0.3 --out both --dtype float32",
+        ],
+    )(merge)
     app.add_typer(adapters, name="adapters", rich_help_panel=USE)
 
 
@@ -184,3 +191,45 @@ def compose(
         fit=fit, reporter=render.progress.reporter(), library=library, folder=output,
     )  # fmt: skip
     return Output(composed.to_json(), render.adapters.composed_text(composed))
+
+
+def merge(
+    parts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A[=W] …",
+            show_default=False,
+            help="Adapters, with weights other than 1: library names, runs, RUN@STEP, folders.",
+        ),
+    ],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="The new folder.", show_default=False)],
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="DTYPE", help="as-base, bfloat16, float16 or float32.")
+    ] = "as-base",
+    onto: Annotated[
+        str,
+        typer.Option(
+            "--onto", metavar="WEIGHTS", help="Of a quantized base: those trained over, or the original ones."
+        ),
+    ] = "trained",
+    rows: Annotated[
+        str | None,
+        typer.Option("--rows", metavar="FILE", help="Rows of the check. [default: held-out rows of the run]"),
+    ] = None,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Load no model: for a machine that cannot hold it.")
+    ] = False,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Keep a model that loses more than 5% of the gain.")
+    ] = False,
+    output: Folder = "results",
+    as_json: Json = False,
+) -> Output:
+    """Merge adapters into their base: a complete model in a new folder. Any method but prompt tuning; weights add up. It is
+    checked against base and adapter before the folder gets its name."""
+    weights = render.adapters.weights_of(parts)
+    merged = api.merge_adapters(
+        weights, out, dtype=dtype, onto=onto, rows=rows, check=not no_check,
+        accept_loss=accept_loss, reporter=render.progress.reporter(), folder=output,
+    )  # fmt: skip
+    return Output(merged.to_json(), render.adapters.merged_text(merged, next(iter(weights))))

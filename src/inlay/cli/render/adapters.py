@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from inlay.workflows.adapter_library.add import Added
     from inlay.workflows.adapter_library.compose import Composed
     from inlay.workflows.adapter_library.fit import Fit
+    from inlay.workflows.adapter_library.merge import MergedModel
 
 _LEAST = {"adapter": 12, "tags": 6, "task": 6, "base": 8, "verdict": 6}
 """Columns that may be cut, down to these widths."""
@@ -185,3 +186,35 @@ def check_text(found: list[JsonObject]) -> str:
 def printable(text: str) -> str:
     """The text without control characters: a card may come from a stranger."""
     return "".join(one if one.isprintable() else "�" for one in text)
+
+
+def merged_text(merged: MergedModel, first: str) -> str:
+    """What was merged, what rounding cost, how the check ended, and the next command, with `first` as the user wrote it."""
+    terms = " ".join(f"{weight:+.4g}·{name}" for name, weight in merged.parts).removeprefix("+").removeprefix("1·")
+    lines = [
+        f"{merged.folder}: a complete model ({merged.bytes / 1e6:,.0f} MB, dtype {merged.dtype}): {terms}, merged into {merged.onto}"
+    ]
+    if merged.in_memory:
+        lines.append(f"merged in memory: the base's files do not hold {merged.in_memory} as one tensor")
+    elif merged.rounding.change2:
+        name = merged.rounding.worst_name.removesuffix(".weight")
+        lines.append(
+            f"rounding  {merged.rounding.relative:.2%} of the change, at most {merged.rounding.worst:.2%} ({name}) of one tensor"
+        )
+    if merged.untied:
+        lines.append(
+            "the embedding and the head, which the base shares, are two tensors now (tie_word_embeddings false)"
+        )
+    if (found := merged.agreement) is not None:
+        lines.append(
+            f"logits    off by at most {found.largest:.2g}, {found.relative:.1%} of what the adapter changes; KL {found.kl:.1e} nats; "
+            f"same next token for {found.same_choice:.1%} of {found.tokens}"
+        )
+    if merged.losses:
+        lines.append("loss      " + "   ".join(f"{name} {loss:.4f}" for name, loss in merged.losses.items()))
+    if merged.kept is not None:
+        lines.append(f"check     {merged.kept.text()}, on {merged.kept.rows} rows of {merged.checked_on}")
+    elif merged.agreement is None:
+        lines.append("not checked")
+    lines.append(f"Next: inlay compare {shlex.quote(first)} {shlex.quote(str(merged.folder))}")
+    return "\n".join(lines)

@@ -114,7 +114,7 @@ class MergedModel:
         }  # fmt: skip
 
 
-def merge_adapters(
+def merge(
     parts: Sequence[tuple[Reference, float]], out: Path, options: MergeOptions, reporter: Reporter
 ) -> MergedModel:
     """Writes the model W + Σ weight·ΔW into the folder `out`, which appears once it is whole and checked.
@@ -124,6 +124,9 @@ def merge_adapters(
     """
     _require_new(out)
     _require_options(parts, options)
+    for one, _ in parts:
+        if one.caution:
+            reporter.note(one.caution)
     return _Merge(parts, out, options, reporter).run()
 
 
