@@ -1,98 +1,161 @@
-"""How long a list of many adapters takes, and the reading of one with its digest.
+"""How long the adapter library takes beside PEFT, and how exact both are. Measures take turns; medians and ratios
+of CPU seconds.
 
-Run: python benchmarks/library.py [--entries 1000] [--repeats 20] [--json]
+Run: python benchmarks/library.py compose [--width 4096] [--modules 1] [--rank 64] [--pairs 3] [--json]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
-import tempfile
 import time
+import warnings
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
 
-from inlay import api
-from inlay.adapters.cards import Card
-from inlay.adapters.identity import WeightFacts, identity, read_entry
-from inlay.adapters.library import Library
+from inlay.adapters.compose import RankLimit, exact_sum, shortened
+from inlay.adapters.lowrank import lowrank_of, state_of
 from inlay.methods.adapter_state import AdapterState
 
-WIDTH, RANK, LAYERS = 1024, 16, 152  # 152 pairs of 16 × 1024 float32 are 20 MB
+WEIGHTS = (0.7, 0.3)
+MODULES_OF_8B = 224  # seven linear layers in each of 32 blocks
+Changes = list[Tensor]
 
 
-def adapter(layers: int, seed: int) -> AdapterState:
-    """A LoRA adapter under PEFT's names."""
-    torch.manual_seed(seed)
-    tensors = {
-        f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{side}.weight": torch.randn(*shape)
-        for layer in range(layers)
-        for side, shape in (("A", (RANK, WIDTH)), ("B", (WIDTH, RANK)))
-    }
-    settings = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": RANK,
-        "lora_alpha": RANK,
-        "target_modules": ["q_proj"],
-    }
-    return AdapterState(settings, tensors)
+class Layers(nn.Module):
+    """Square linear layers, of which only the shapes count here."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(count))
 
 
-def put(library: Library, name: str, state: AdapterState) -> None:
-    """Adds the adapter as a version of the name."""
-    facts = WeightFacts.of(state, "b" * 64)
-    known = {field: getattr(facts, field) for field in WeightFacts.__slots__}
-    card = Card(
-        identity=identity(facts.weights_digest, "t", "c"), base_model="base", base_digest="b" * 64, tokenizer_hash="t",
-        chat_template_hash="c", task="support", versions=dict.fromkeys(("inlay", "torch", "transformers", "peft"), "1"), **known,
-    )  # fmt: skip
-    library.put(name, state.write, card)
+def two_adapters(width: int, modules: int, rank: int) -> Any:
+    """A PeftModel with the random adapters `a` and `b`."""
+    torch.manual_seed(0)
+    settings = {"r": rank, "lora_alpha": 2 * rank, "target_modules": [f"layers.{n}" for n in range(modules)]}
+    model: Any = get_peft_model(Layers(width, modules), LoraConfig(**settings), adapter_name="a")
+    model.add_adapter("b", LoraConfig(**settings, use_rslora=False))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(0.0, 0.02)
+    return model
 
 
-def times_s(call: Callable[[], object], repeats: int) -> list[tuple[float, float]]:
-    """(seconds on the clock, seconds of this process) of each call, after one that is not counted."""
-    call()
+def exact_changes(model: Any) -> Changes:
+    """0.7 ΔWa + 0.3 ΔWb of each layer in float64."""
     found = []
-    for _ in range(repeats):
-        began, used = time.perf_counter(), time.process_time()
-        call()
-        found.append((time.perf_counter() - began, time.process_time() - used))
+    for layer in model.base_model.model.layers:
+        parts = [w * layer.scaling[n] * (layer.lora_B[n].weight.double() @ layer.lora_A[n].weight.double())
+                 for w, n in zip(WEIGHTS, "ab", strict=True)]  # fmt: skip
+        found.append(sum(parts[1:], parts[0]).detach())
     return found
 
 
+def by_peft(model: Any, kind: str, rank: int) -> Changes:
+    """What PEFT's `add_weighted_adapter` makes; its svd without the useless parts of full matrices, which is faster."""
+    more = {"svd_rank": 2 * rank, "svd_full_matrices": False} if kind == "svd" else {}
+    model.add_weighted_adapter(["a", "b"], list(WEIGHTS), "sum", combination_type=kind, **more)
+    return [layer.get_delta_weight("sum").double() for layer in model.base_model.model.layers]
+
+
+def by_inlay(states: tuple[AdapterState, AdapterState]) -> AdapterState:
+    """The same sum here, with its rank looked at."""
+    parts = [(weight, lowrank_of(state, "base")) for weight, state in zip(WEIGHTS, states, strict=True)]
+    return state_of(shortened(exact_sum(parts), RankLimit()).adapter)
+
+
+def changes_of(state: AdapterState, modules: int) -> Changes:
+    name = "base_model.model.layers.{}.lora_{}.weight"
+    return [state.tensors[name.format(n, "B")].double() @ state.tensors[name.format(n, "A")].double()
+            for n in range(modules)]  # fmt: skip
+
+
+def relative_error(got: Changes, exact: Changes) -> float:
+    off = sum(float((g - e).norm()) ** 2 for g, e in zip(got, exact, strict=True))
+    return float((off / sum(float(e.norm()) ** 2 for e in exact)) ** 0.5)
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """CPU seconds of all threads, which other work on the machine hardly changes; the result."""
+    began = time.process_time()
+    result = call()
+    return time.process_time() - began, result
+
+
+def compose(options: argparse.Namespace) -> dict[str, Any]:
+    """Two adapters composed here and by PEFT, in turns: seconds for each module, and relative error."""
+    model = two_adapters(options.width, options.modules, options.rank)
+    states = tuple(AdapterState.of(model, name) for name in "ab")
+    exact = exact_changes(model)
+    times: dict[str, list[float]] = {}
+    errors: dict[str, float] = {}
+    for _ in range(options.pairs):
+        for kind in ("linear", "cat", "svd"):
+            seconds, state = timed(lambda: by_inlay((states[0], states[1])))
+            times.setdefault("inlay", []).append(seconds / options.modules)
+            errors["inlay"] = relative_error(changes_of(state, options.modules), exact)
+            with torch.no_grad():
+                seconds, changes = timed(lambda kind=kind: by_peft(model, kind, options.rank))  # type: ignore[misc]
+            times.setdefault(kind, []).append(seconds / options.modules)
+            errors[kind] = relative_error(changes, exact)
+            model.delete_adapter("sum")
+    median = {name: statistics.median(seconds) for name, seconds in times.items()}
+    return {
+        name: {
+            "module_s": seconds,
+            "least_s": min(times[name]),
+            "most_s": max(times[name]),
+            "ratio": seconds / median["inlay"],
+            "adapter_of_224_modules_s": MODULES_OF_8B * seconds,
+            "error": errors[name],
+        }
+        for name, seconds in median.items()
+    }
+
+
+def show_compose(found: dict[str, Any]) -> None:
+    print(
+        "| | CPU s a module: median (least to most) | of inlay's | 224 modules, CPU s | relative error |\n|---|---|---|---|---|"
+    )
+    for name, row in found.items():
+        print(
+            f"| {name if name == 'inlay' else f'PEFT {name}'} | {row['module_s']:.3f} ({row['least_s']:.3f} to "
+            f"{row['most_s']:.3f}) | {row['ratio']:.1f}× | {row['adapter_of_224_modules_s']:.0f} | {row['error']:.1e} |"
+        )
+
+
+MEASURES: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
+    "compose": (compose, show_compose),
+}
+"""Name -> (measure, what prints it)."""
+
+
 def main() -> None:
-    """Prints median and slowest of each measurement."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--entries", type=int, default=1000)
-    parser.add_argument("--repeats", type=int, default=20)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("measure", choices=MEASURES)
+    parser.add_argument("--width", type=int, default=4096)
+    parser.add_argument("--modules", type=int, default=1)
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        library = Library(Path(folder) / "library")
-        for n in range(options.entries):
-            put(library, f"adapter-{n // 4}", adapter(1, n))
-        listed = times_s(lambda: api.list_adapters(library=library.path), options.repeats)
-        large = Library(Path(folder) / "large")
-        put(large, "large", adapter(LAYERS, 0))
-        read = times_s(lambda: read_entry(large.find("large")), options.repeats)
-    found = {
-        f"list {options.entries} versions": listed,
-        f"read {LAYERS * 2 * RANK * WIDTH * 4 / 1e6:.0f} MB with its digest": read,
-    }
+    warnings.filterwarnings("ignore")
+    measure, show = MEASURES[options.measure]
+    found = measure(options)
+    facts = {"machine": platform.machine(), "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
     if options.json:
-        print(json.dumps({"machine": platform.processor(), "seconds": found}))
+        print(json.dumps({"facts": facts, options.measure: found}, indent=2))
         return
-    for name, taken in found.items():
-        clock, used = ([1e3 * one for one in side] for side in zip(*taken, strict=True))
-        print(
-            f"{name:<32} median {statistics.median(clock):7.1f} ms   slowest {max(clock):7.1f} ms   "
-            f"of this process {statistics.median(used):7.1f} ms"
-        )
+    print(f"{facts['threads']} threads, load {facts['load']:.1f}, torch {torch.__version__}\n")
+    show(found)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ class Histories(RuleBasedStateMachine):
         assert self.library.names() == sorted(name for name, versions in self.there.items() if versions)
 
 
-def test_versions_and_tags_are_as_the_calls_made_them_and_a_number_is_never_given_again(tmp_path: Path) -> None:
+def test_versions_and_tags_are_as_the_calls_made_them(tmp_path: Path) -> None:
     Histories.folder = tmp_path / "library"
     run_state_machine_as_test(Histories, settings=settings(max_examples=6, stateful_step_count=12, deadline=None))
 
@@ -143,6 +143,18 @@ def test_every_change_is_a_line_of_history_with_when_and_by_whom(tmp_path: Path)
     ]  # fmt: skip
     assert lines[3]["moved_from"] == 1
     assert all("@" in line["by"] and line["at"] for line in lines)
+
+
+def test_the_number_of_a_removed_version_is_never_given_again(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    for content in "ab":
+        put(library, "a", content)
+    library.remove("a:2")
+    assert put(library, "a", "b").entry.version == 3
+    library.remove("a:1")
+    library.remove("a:3")
+    assert library.names() == []
+    assert put(library, "a", "b").entry.version == 4
 
 
 def test_a_version_has_a_manifest_and_stays_when_the_next_one_comes(tmp_path: Path) -> None:
