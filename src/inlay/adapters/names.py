@@ -21,15 +21,18 @@ def library_at(path: str | Path | None, results: str | Path) -> Library:
     return Library(path or os.environ.get("INLAY_LIBRARY") or Path(results).absolute().parent / "library")
 
 
-def entry_of(name: str, results: str, note: Callable[[str], None] = lambda _: None) -> Entry | None:
+def entry_of(
+    name: str, results: str, note: Callable[[str], None] = lambda _: None, library: Library | None = None
+) -> Entry | None:
     """The library adapter of a name; None for a name of something else: a path, a run, a built-in model, a hub id.
+    The usual library is looked in where none is given.
 
     A run goes before a bare name; where both exist, `note` gets a line that says so. Raises: AdapterError for
     `NAME:VERSION` or `NAME:TAG` that the library does not hold.
     """
     if any(path_exists(Path(name) / mark) for mark in _MARKS):
         return None
-    library = library_at(None, results)
+    library = library or library_at(None, results)
     if is_library_ref(name):
         return library.find(name)
     if not is_adapter_name(name) or not library.versions(name):

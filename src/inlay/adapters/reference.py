@@ -12,7 +12,7 @@ import torch
 
 from inlay import config as configs
 from inlay.adapters.identity import read_entry
-from inlay.adapters.library import Entry
+from inlay.adapters.library import Entry, Library
 from inlay.adapters.names import entry_of, require_known
 from inlay.config import Config
 from inlay.config.load import read_tree
@@ -88,9 +88,11 @@ class Reference:
         return AdapterState.read(self.folder, base)
 
 
-def reference(name: ModelName, folder: str, note: Callable[[str], None] = lambda _: None) -> Reference:
+def reference(
+    name: ModelName, folder: str, note: Callable[[str], None] = lambda _: None, library: Library | None = None
+) -> Reference:
     """The model of a name; the run trained last for None. In this order: the folder of a run, an adapter or a model, a
-    built-in model, `RUN@STEP`, `NAME:VERSION` or `NAME:TAG` of the library beside `folder`, the name of a run in
+    built-in model, `RUN@STEP`, `NAME:VERSION` or `NAME:TAG` of the library (by default the usual one), the name of a run in
     `folder`, a bare name of the library, a hub id. `note` gets a line where a run hides an adapter of its name.
 
     Raises: RunError, AdapterError, naming what is near, or both where a bare name is that of a run and of a folder.
@@ -112,7 +114,7 @@ def reference(name: ModelName, folder: str, note: Callable[[str], None] = lambda
         before, at, step = text.rpartition("@")
         if at and step.isdigit():
             return _of_checkpoint(runs.find(before or None, folder), int(step))
-        if entry := entry_of(text, folder, note):
+        if entry := entry_of(text, folder, note, library):
             return _of_entry(entry)
         if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not path.parent.is_dir():
             try:

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inlay.api.adapter_ranks import rank_adapter, shrink_adapter
     from inlay.api.adapters import (
         add_adapter,
         check_adapters,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from inlay.api.types import ConfigLike, Confirm, RunLike, as_config
 
 _FAMILIES = {
+    "adapter_ranks": "rank_adapter shrink_adapter",
     "adapters": "add_adapter check_adapters compose_adapters list_adapters merge_adapters remove_adapter show_adapter tag_adapter untag_adapter",
     "advice": "advise",
     "chat": "Loaded load",
@@ -88,12 +90,14 @@ __all__ = [
     "merge_adapters",
     "pin",
     "plan",
+    "rank_adapter",
     "remove_adapter",
     "resume",
     "sampling_of",
     "show_adapter",
     "show_config",
     "show_data",
+    "shrink_adapter",
     "split_data",
     "tag_adapter",
     "train",

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from inlay import api
-from inlay.cli import render
+from inlay.cli import adapter_ranks, render
 from inlay.cli.help import group, verb
 from inlay.cli.options import USE, Folder, Json
 from inlay.cli.render.outcome import Output
@@ -39,6 +39,7 @@ def add_to(app: typer.Typer) -> None:
             "inlay adapters merge a=0.7 b=0.3 --out both --dtype float32",
         ],
     )(merge)
+    adapter_ranks.add_to(adapters)
     app.add_typer(adapters, name="adapters", rich_help_panel=USE)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from inlay.reports.html import Html, joined, tag
@@ -117,6 +117,36 @@ def lines(drawn: Sequence[Line], x_name: str, y_name: str) -> Html:
     axes.append(tag("text", y_name, x=0, y=16))
     body = [_drawn(line, [at(point) for point in line.points]) for line in drawn if line.points]
     return tag("svg", axes, body, viewBox=f"0 0 {width:g} {height:g}", role="img", class_="lines")
+
+
+def heat_map(
+    rows: Sequence[str], columns: Sequence[str], values: Mapping[tuple[str, str], float], show: Callable[[float], str],
+    low: float | None = None, high: float | None = None,
+) -> Html:  # fmt: skip
+    """A square for each value by (row, column), darker from `low` to `high`: by default the least and largest value."""
+    found = list(values.values()) or [0.0]
+    low, high = min(found) if low is None else low, max(found) if high is None else high
+    left, size, head = 40.0, 22.0, 20.0
+    wide = (_WIDTH - left) / max(len(columns), 1)
+    squares = []
+    for y, row in enumerate(rows):
+        squares.append(tag("text", row, x=left - 6, y=head + size * y + 15, text_anchor="end"))
+        for x, column in enumerate(columns):
+            if (row, column) not in values:
+                continue
+            value = values[row, column]
+            share = min(max((value - low) / ((high - low) or 1), 0.0), 1.0)
+            squares.append(
+                tag("rect", tag("title", f"{row} {column}: {show(value)}"), x=round(left + wide * x, 1), y=head + size * y,
+                    width=round(wide - 1, 1), height=size - 1, fill_opacity=round(0.06 + 0.94 * share, 3))
+            )  # fmt: skip
+    named = [
+        tag("text", column, x=round(left + wide * (x + 0.5), 1), y=head - 6, text_anchor="middle")
+        for x, column in enumerate(columns)
+    ]
+    view = f"0 0 {_WIDTH:g} {head + size * len(rows):g}"
+    scale = tag("p", f"{show(low)} light, {show(high)} dark", class_="note")
+    return joined(tag("svg", named, squares, viewBox=view, role="img", class_="heat"), scale)
 
 
 def _drawn(line: Line, places: Sequence[tuple[float, float]]) -> Html:

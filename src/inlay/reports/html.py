@@ -192,6 +192,7 @@ svg .mark { stroke-width: 1; } svg line.mark { stroke: var(--warning); stroke-da
 .histogram rect { fill: var(--accent); opacity: .8; }
 .histogram .good { fill: var(--good); } .histogram .error { fill: var(--error); }
 .histogram .note { fill: var(--quiet); }
+.heat rect { fill: var(--accent); }
 .interval { width: 11rem; } .interval line { stroke: currentColor; stroke-width: 3; stroke-linecap: round; }
 .interval circle { fill: currentColor; } .interval line.axis { stroke: var(--quiet); stroke-width: 1; }
 .lines path { fill: none; stroke: var(--accent); stroke-width: 1.5; stroke-linejoin: round; }

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inlay.cli.render import (
+        adapter_ranks,
         adapters,
         advice,
         checkpoints,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "adapter_ranks",
     "adapters",
     "advice",
     "checkpoints",

@@ -31,6 +31,19 @@ from inlay.tasks.opened_base import OpenedBase
 from inlay.typed_json import JsonObject
 
 IMPORTED = "imported"
+_ORIGIN = (
+    "run",
+    "run_folder",
+    "step",
+    "seed",
+    "data_hash",
+    "settings_hash",
+    "verdict",
+    "proofs",
+    "operation",
+    "parents",
+)
+"""Entries of a card that say where an adapter is from."""
 _LONGEST_LABEL = 2000
 
 
@@ -80,7 +93,7 @@ def add(
     if one.run is not None and base is not None:
         raise AdapterError(f"--base {base}: has no effect on {one.name}, whose run records its base. Leave it out.")
     ready, state, notes = found
-    stored = put(name, ready, state, library, _origin(one), reporter, labels, one.run)
+    stored = put(name, ready, state, library, origin_of(one), reporter, labels, one.run)
     entry = stored.entry
     for tag in labels.tags:
         entry = library.tag(entry.ref, tag)
@@ -198,8 +211,10 @@ def described(
     return written, Card.model_validate(about)
 
 
-def _origin(one: Reference) -> JsonObject:
-    """What is known of the training."""
+def origin_of(one: Reference) -> JsonObject:
+    """The card's entries on where an adapter is from, as far as that is known."""
+    if one.entry is not None:
+        return {key: getattr(one.entry.card, key) for key in _ORIGIN}
     if one.run is None:
         card = _card_of(one)
         known = {key: card[key] for key in ("run", "step", "data_hash") if type(card.get(key)) in (str, int)}

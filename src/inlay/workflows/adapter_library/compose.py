@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor
-
 from inlay.adapters.compose import RankLimit, Shortened, distance, exact_sum, require_weights, shortened, size_note
 from inlay.adapters.library import Entry, Library, require_name
 from inlay.adapters.lossy_merges import lossy_merge
@@ -19,6 +17,7 @@ from inlay.tasks.opened_base import OpenedBase
 from inlay.typed_json import JsonObject
 from inlay.workflows.adapter_library.add import described, put
 from inlay.workflows.adapter_library.fit import Fit, fit_weights
+from inlay.workflows.adapter_library.one_adapter import LateParameters
 
 _NO_WEIGHT = 1e-3
 """A fitted weight below this has no part in the sum."""
@@ -140,7 +139,7 @@ def _opened_parts(names: Sequence[str], results: str, reporter: Reporter) -> tup
             reporter.note(one.caution)
         first, before = first or ready, ready
         try:
-            lowrank = lowrank_of(state, ready.ref.digest(), _LateParameters(ready))
+            lowrank = lowrank_of(state, ready.ref.digest(), LateParameters(ready))
         except AdapterError as error:
             raise AdapterError(f"{key}: {str(error).removeprefix('adapter: ')}") from None
         _require_one_base(parts, key, lowrank)
@@ -155,16 +154,6 @@ def _opened_parts(names: Sequence[str], results: str, reporter: Reporter) -> tup
 def _precision(ready: OpenedBase) -> str:
     precision = ready.precision
     return str(precision.dtype).removeprefix("torch.") if precision.quantization == "none" else precision.quantization
-
-
-class _LateParameters:
-    """Parameters of a base, which is loaded when one is first asked for."""
-
-    def __init__(self, ready: OpenedBase) -> None:
-        self._ready = ready
-
-    def __call__(self, name: str) -> Tensor | None:
-        return parameters_of(self._ready.model)(name)
 
 
 def _require_one_base(parts: Mapping[str, _Part], key: str, adapter: LowRank) -> None:

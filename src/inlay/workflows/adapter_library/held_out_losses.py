@@ -8,6 +8,7 @@ import numpy as np
 
 from inlay.adapters.reference import Reference, config_of, opened
 from inlay.config import Config
+from inlay.data.splits import by_content
 from inlay.data.types import Example
 from inlay.errors import DataError
 from inlay.evaluation.metrics import Array
@@ -31,10 +32,22 @@ class HeldOutLosses:
         self.weight_N: Array = np.zeros(0)
         """Summed weight of the trained tokens of each row, once one model was measured."""
 
+    @property
+    def limit(self) -> int:
+        """Longest row in tokens: `data.max_length` of the run, else the base's context."""
+        return int(self.config.data.max_length) if self.reference.run else self.base.context_length
+
+    def set_apart(self, share: float) -> tuple[Example, ...]:
+        """That share of the rows, with whole groups of one prompt, which are not measured on from now on."""
+        kept, apart = by_content(self.examples, share)
+        every, self.examples = self.examples, tuple(self.examples[n] for n in kept)
+        self.__dict__.pop("rows", None)
+        return tuple(every[n] for n in apart)
+
     @cached_property
     def rows(self) -> EvalSet:
         """The rows of which `data.max_length` leaves something to score."""
-        limit = int(self.config.data.max_length) if self.reference.run else self.base.context_length
+        limit = self.limit
         found = held_out(self.examples, self.base.encoder, limit, self.config.data.overlong, ())
         kept = sorted(set(found.tokens.examples.tolist()))
         if not kept:
