@@ -1,7 +1,9 @@
-"""How long the adapter library takes beside PEFT, and how exact both are. Measures take turns; medians and ratios
-of CPU seconds.
+"""How long the adapter library takes beside PEFT, and how exact both are. Measures take turns; medians and ratios.
 
 Run: python benchmarks/library.py compose [--width 4096] [--modules 1] [--rank 64] [--pairs 3] [--json]
+     python benchmarks/library.py merge --base FOLDER --adapter FOLDER [--pairs 3]     each in a process of its own
+     python benchmarks/library.py list [--entries 1000] [--pairs 5]
+     python benchmarks/library.py load --base FOLDER --adapter FOLDER [--pairs 100]
 """
 
 from __future__ import annotations
@@ -10,18 +12,28 @@ import argparse
 import json
 import os
 import platform
+import resource
+import shutil
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from inlay.adapters.compose import RankLimit, exact_sum, shortened
 from inlay.adapters.lowrank import lowrank_of, state_of
+from inlay.methods.adapter import detach
 from inlay.methods.adapter_state import AdapterState
 
 WEIGHTS = (0.7, 0.3)
@@ -132,15 +144,189 @@ def show_compose(found: dict[str, Any]) -> None:
         )
 
 
+def merge(options: argparse.Namespace) -> dict[str, Any]:
+    """One adapter merged here and by PEFT, in turns, each in a process: seconds, peak memory, error of the weights."""
+    found: dict[str, list[dict[str, float]]] = {"inlay": [], "PEFT": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(options.pairs):
+            for name in found:
+                out = Path(folder, f"{name}-{number}")
+                arguments = [
+                    sys.executable,
+                    __file__,
+                    f"merge-{name}",
+                    "--base",
+                    options.base,
+                    "--adapter",
+                    options.adapter,
+                ]
+                ended = subprocess.run([*arguments, "--out", str(out)], check=True, capture_output=True, text=True)
+                found[name].append(json.loads(ended.stdout.splitlines()[-1]))
+                if number:
+                    shutil.rmtree(out)
+        errors = {name: merged_error(options, Path(folder, f"{name}-0")) for name in found}
+    rows = {name: {key: statistics.median(one[key] for one in ones) for key in ones[0]} for name, ones in found.items()}
+    for name, row in rows.items():
+        seconds = [one["wall_s"] for one in found[name]]
+        row |= {"least_s": min(seconds), "most_s": max(seconds), "error": errors[name]}
+        row |= {f"{key}_ratio": row[key] / rows["PEFT"][key] for key in ("wall_s", "cpu_s", "peak_bytes")}
+    return rows
+
+
+def merge_once(options: argparse.Namespace) -> None:
+    """Merges in this process and prints its seconds and its own peak memory, libraries left out."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if options.measure == "merge-inlay":
+        from inlay.adapters.reference import reference
+        from inlay.runs.reporter import PlainReporter
+        from inlay.workflows.adapter_library.merge import MergeOptions
+        from inlay.workflows.adapter_library.merge import merge as merge_here
+
+        def work() -> None:
+            one = replace(reference(options.adapter, "results"), base=options.base, revision=None)
+            merge_here([(one, 1.0)], Path(options.out), MergeOptions(check=False), PlainReporter())
+    else:
+        from peft import PeftModel
+
+        def work() -> None:
+            model = AutoModelForCausalLM.from_pretrained(options.base, dtype="auto")
+            PeftModel.from_pretrained(model, options.adapter).merge_and_unload().save_pretrained(options.out)
+            AutoTokenizer.from_pretrained(options.base).save_pretrained(options.out)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began, cpu = time.perf_counter(), time.process_time()
+    work()
+    took, cpu = time.perf_counter() - began, time.process_time() - cpu
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    print(json.dumps({"wall_s": took, "cpu_s": cpu, "peak_bytes": peak}))
+
+
+def merged_error(options: argparse.Namespace, folder: Path) -> float:
+    """‖stored - (W + ΔW)‖ / ‖ΔW‖ over the weights that the adapter changes, by float64 arithmetic apart from both."""
+    factors = lowrank_of(AdapterState.read(Path(options.adapter)), "base").factors
+    wrong = change = 0.0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as merged, safe_open(Path(options.base, file.name), "pt") as base:
+            for name in merged.keys():  # noqa: SIM118
+                if (module := name.removesuffix(".weight")) in factors:
+                    delta = factors[module].B_OR.double() @ factors[module].A_RI.double()
+                    exact = base.get_tensor(name).double() + delta
+                    wrong += float((merged.get_tensor(name).double() - exact).square().sum())
+                    change += float(delta.square().sum())
+    return float((wrong / change) ** 0.5)
+
+
+def show_merge(found: dict[str, Any]) -> None:
+    print(
+        "| | s: median (least to most) | of PEFT's | CPU s | own peak memory, MB | of PEFT's | error, of ‖ΔW‖ |\n|---|---|---|---|---|---|---|"
+    )
+    for name, row in found.items():
+        print(
+            f"| {name} | {row['wall_s']:.2f} ({row['least_s']:.2f} to {row['most_s']:.2f}) | {row['wall_s_ratio']:.2f}× | "
+            f"{row['cpu_s']:.2f} | {row['peak_bytes'] / 1e6:.0f} | {row['peak_bytes_ratio']:.2f}× | {row['error']:.4f} |"
+        )
+
+
+def listing(options: argparse.Namespace) -> dict[str, Any]:
+    """A library of many adapters listed: in this process, and as a command with its start."""
+    from inlay import api
+
+    base = Path(str(resources.files("inlay"))) / "builtin" / "nano"
+    with tempfile.TemporaryDirectory() as folder:
+        adapter, library = Path(folder, "adapter"), Path(folder, "library")
+        made = get_peft_model(_nano(base), LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
+        made.save_pretrained(str(adapter))
+        api.add_adapter(adapter, name="a0", base=str(base), library=library)
+        for number in range(1, options.entries):
+            shutil.copytree(library / "a0", library / f"a{number}")
+        here, process = [], []
+        for _ in range(options.pairs):
+            began = time.perf_counter()
+            assert len(api.list_adapters(library=library)) == options.entries
+            here.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-m", "inlay", "adapters", "list", "--library", str(library)],
+                check=True,
+                capture_output=True,
+            )
+            process.append(time.perf_counter() - began)
+    return {name: {"entries": options.entries, "median_s": statistics.median(s), "least_s": min(s), "most_s": max(s)}
+            for name, s in (("list_adapters", here), ("inlay adapters list", process))}  # fmt: skip
+
+
+def _nano(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(folder))
+
+
+def show_listing(found: dict[str, Any]) -> None:
+    print("| | adapters | s: median (least to most) |\n|---|---|---|")
+    for name, row in found.items():
+        print(f"| {name} | {row['entries']} | {row['median_s']:.3f} ({row['least_s']:.3f} to {row['most_s']:.3f}) |")
+
+
+def load(options: argparse.Namespace) -> dict[str, Any]:
+    """A stored adapter read from the disk with its digest checked, to factors; then put on a base by PEFT's layers."""
+    from inlay import api
+    from inlay.adapters.identity import read_entry
+    from inlay.adapters.library import Library
+
+    times: dict[str, list[float]] = {"read, checked, as factors": [], "and on the base": []}
+    with tempfile.TemporaryDirectory() as folder:
+        entry = api.add_adapter(options.adapter, name="a", base=options.base, library=folder).entry
+        size = (entry.folder / "adapter_model.safetensors").stat().st_size
+        model: Any = _nano(Path(options.base))
+        for number in range(options.pairs):
+            forget(entry.folder)
+            began = time.perf_counter()
+            state = read_entry(Library(folder).find("a"))
+            lowrank_of(state, "base")
+            times["read, checked, as factors"].append(time.perf_counter() - began)
+            if number < 10:
+                adapted = state.attach_to(model)
+                times["and on the base"].append(time.perf_counter() - began)
+                model = detach(adapted)
+    return {
+        name: {
+            "bytes": size, "times": len(s), "median_s": statistics.median(s),
+            "p99_s": statistics.quantiles(s, n=100)[98] if len(s) >= 100 else max(s),
+        }
+        for name, s in times.items()
+    }  # fmt: skip
+
+
+def forget(folder: Path) -> None:
+    """Has the system forget the folder's files, so that the next read is from the disk."""
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def show_load(found: dict[str, Any]) -> None:
+    print("| | MB | times | s: median | p99 |\n|---|---|---|---|---|")
+    for name, row in found.items():
+        print(f"| {name} | {row['bytes'] / 1e6:.1f} | {row['times']} | {row['median_s']:.3f} | {row['p99_s']:.3f} |")
+
+
 MEASURES: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
     "compose": (compose, show_compose),
+    "merge": (merge, show_merge),
+    "list": (listing, show_listing),
+    "load": (load, show_load),
 }
 """Name -> (measure, what prints it)."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("measure", choices=MEASURES)
+    parser.add_argument("measure", choices=[*MEASURES, "merge-inlay", "merge-PEFT"])
+    parser.add_argument("--base")
+    parser.add_argument("--adapter")
+    parser.add_argument("--out")
+    parser.add_argument("--entries", type=int, default=1000)
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--modules", type=int, default=1)
     parser.add_argument("--rank", type=int, default=64)
@@ -148,6 +334,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
+    if options.measure not in MEASURES:
+        merge_once(options)
+        return
     measure, show = MEASURES[options.measure]
     found = measure(options)
     facts = {"machine": platform.machine(), "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}

@@ -21,6 +21,7 @@ from inlay.adapters.lowrank import module_factors
 from inlay.errors import AdapterError
 from inlay.methods.adapter_state import AdapterState
 from inlay.models.base import BaseRef, weight_files
+from inlay.models.memory_mapped import paged_out
 from inlay.models.named_class import sources_in_files
 from inlay.storage import write_json
 
@@ -141,7 +142,8 @@ def write_merged(
     total = sum(len(_shapes(file)) for file in files) + len(plan.untied)
     written = 0
     for file in files:
-        with safe_open(file, framework="pt") as source:
+        # what was read of a mapped file would stay in memory
+        with paged_out(plan.base.folder), safe_open(file, framework="pt") as source:
             names = {name: name for name in source.keys()}  # noqa: SIM118
             names = {n: o for n, o in names.items() if n not in plan.untied}
             names |= {new: old for new, old in plan.untied.items() if old in names}
