@@ -35,7 +35,7 @@ _DTYPES: Final = {code: dtype for dtype, code in _CODES.items()}
 
 @dataclass(slots=True)
 class Rounding:
-    """How much of the adapter's change the dtype of the merged weights rounds away."""
+    """The share of the adapter's change that the dtype of the merged weights rounds away."""
 
     lost2: float = 0.0
     """Σ‖stored - exact‖² over the changed tensors."""
@@ -60,7 +60,7 @@ class Rounding:
 
 @dataclass(frozen=True, slots=True)
 class MergePlan:
-    """What is written: every tensor of the base's files, the changes of some, and tensors that were tied."""
+    """A merge before it is written: every tensor of the base's files, the changes of some, and tensors that were tied."""
 
     base: BaseRef
     changes: Mapping[str, Sequence[Change]]

@@ -1,4 +1,4 @@
-"""How a run stays within memory: the largest batches that fit are found before it begins; where memory runs out
+"""A run kept within memory: the largest batches that fit are found before it begins; where memory runs out
 all the same, the same rows again in smaller batches, and from then on.
 
 The rows of a batch are a pure function of the step and of the events that run.json keeps, so a resumed run computes

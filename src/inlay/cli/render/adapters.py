@@ -189,7 +189,7 @@ def printable(text: str) -> str:
 
 
 def merged_text(merged: MergedModel, first: str) -> str:
-    """What was merged, what rounding cost, how the check ended, and the next command, with `first` as the user wrote it."""
+    """The parts, the cost of rounding, the outcome of the check, and the next command, with `first` as the user wrote it."""
     terms = " ".join(f"{weight:+.4g}·{name}" for name, weight in merged.parts).removeprefix("+").removeprefix("1·")
     lines = [
         f"{merged.folder}: a complete model ({merged.bytes / 1e6:,.0f} MB, dtype {merged.dtype}): {terms}, merged into {merged.onto}"

@@ -63,13 +63,13 @@ def as_written(messages: list[Message]) -> list[Message]:
     for message in messages:
         if message.written is None:
             found.append(message)
-        elif message.written != _SAID_BEFORE:
+        elif message.written != _WRITTEN_BEFORE:
             role, text = message.written
             found.append(replace(message, role=role, content=text, tool_calls=(), written=None))
     return found
 
 
-_SAID_BEFORE: Final = ("", "")
+_WRITTEN_BEFORE: Final = ("", "")
 """The text of a tool turn whose text stands in the turn before: one turn may hold several answers."""
 
 
@@ -129,7 +129,7 @@ def _answers(row: Row, n: int, message: Message) -> list[Message]:
             f"{row.source}: turn {n} (tool) holds {len(found)} answers for one call. Write a turn for each."
         )
     weight = row.role_weights.get("tool", 0.0) if message.role == "user" else message.weight
-    written = [(message.role, text), *[_SAID_BEFORE] * (len(found) - 1)]
+    written = [(message.role, text), *[_WRITTEN_BEFORE] * (len(found) - 1)]
     return [
         replace(message, role="tool", content=answer, weight=weight, written=kept)
         for answer, kept in zip(found, written, strict=True)

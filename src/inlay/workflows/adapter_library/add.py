@@ -49,7 +49,7 @@ _LONGEST_LABEL = 2000
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What the user says of an adapter."""
+    """The user's own words on an adapter."""
 
     task: str | None = None
     licence: str | None = None

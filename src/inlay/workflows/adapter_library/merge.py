@@ -46,7 +46,7 @@ _WRONG: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
-    """How to merge."""
+    """Choices of a merge."""
 
     dtype: str = AS_BASE
     onto: str = "trained"
