@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 import string
+import time
 from functools import partial
 from pathlib import Path
 
@@ -197,8 +198,6 @@ def test_a_version_with_a_tag_and_one_in_use_are_not_removed(tmp_path: Path) -> 
 
 
 def _hold(library: str, ready: str) -> None:
-    import time
-
     with held(Library(library).find("a")):
         Path(ready).touch()
         time.sleep(60)
@@ -218,6 +217,9 @@ def test_what_a_process_held_is_free_when_it_was_killed(tmp_path: Path) -> None:
 
 def _busy(path: str, who: str) -> None:
     library = Library(path)
+    Path(path).with_name(f"{who} is ready").touch()
+    while len(list(Path(path).parent.glob("* is ready"))) < 2:
+        time.sleep(0.001)
     for n in range(5):
         entry = put(library, "a", f"{who}{n}").entry
         library.tag(entry.ref, "newest")

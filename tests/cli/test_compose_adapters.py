@@ -119,7 +119,12 @@ def test_weights_are_fitted_to_one_half_of_the_rows_and_judged_on_the_other(
     ended = inlay("adapters", "compose", "support", other, "--name", "fitted", "--fit", rows)
     assert ended.code == 0, ended.err
     assert "weights fitted on 10 rows; judged on 10 others" in ended.out
+    assert ", Holm)" in ended.out
     assert all(name in ended.out for name in ("support alone", "sum", "mean"))
+    few = str(write_rows(tmp_path / "few.jsonl", qa_rows(4)))
+    ended = inlay("adapters", "compose", "support", "--name", "few", "--fit", few)
+    assert ended.code == 0, ended.err
+    assert "not distinguishable (only 2 rows" in ended.out
     entry = library.find("fitted")
     assert entry.card.operation == "compose, fitted weights"
     parts = {"support:1": read_entry(library.find("support")), other: AdapterState.read(Path(other))}

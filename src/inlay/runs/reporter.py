@@ -196,7 +196,7 @@ def shown(name: str, value: float | str) -> str:
 def bytes_shown(count: float) -> str:
     """`1.2 GB`."""
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
+        if round(count) < 1000:
             return f"{count:.0f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import ConfigError
-from inlay.runs.reporter import bytes_shown, figure_shown
+from inlay.evaluation.summary import p_shown
+from inlay.runs.reporter import bytes_shown, figure_shown, interval_shown
 from inlay.typed_json import JsonObject
 
 if TYPE_CHECKING:
@@ -165,8 +166,9 @@ def _fit_lines(fit: Fit) -> list[str]:
     lines = [f"  weights fitted on {fit.fitted_rows} rows; judged on {fit.judged_rows} others, by loss against"]
     width = max(len(name) for name in fit.rivals)
     for name, one in fit.rivals.items():
-        span = f"{one.difference:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
-        lines.append(f"    {name:<{width}}  {span}  {fit.verdict(name)} (p {fit.adjusted_p[name]:.3f}, Holm)")
+        p = fit.adjusted_p[name]
+        verdict = f"{fit.verdict(name)} ({one.reason if p is None else f'p {p_shown(p)}, Holm'})"
+        lines.append(f"    {name:<{width}}  {interval_shown(one, '{:+.4f}'.format)}  {verdict}")
     return lines
 
 
