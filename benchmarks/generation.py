@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from inlay import api
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.example_tasks import find_example_task
-from inlay.evaluation.score import prompt_messages
 from inlay.generation.generate import Sampling, answers
 from inlay.models.base import find_base
 
@@ -69,7 +68,7 @@ def main() -> None:
     given = parser.parse_args()
     model, encoder = loaded(given.run, given.folder)
     rows = find_example_task("customer_support").read()[1][: given.rows]
-    prompts = [encoder.prompt(prompt_messages(row), row.tools) for row in rows]
+    prompts = [encoder.prompt(row.prompt, row.tools) for row in rows]
     sampling = Sampling(max_new_tokens=given.max_new_tokens)
     ways: dict[str, Callable[[], list[str]]] = {
         "one by one": lambda: one_by_one(model, encoder, prompts, given.max_new_tokens),

@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.example_tasks import find_example_task
 from inlay.evaluation.metrics import METRICS
-from inlay.evaluation.score import prompt_messages
 from inlay.evaluation.verdict import Difference, compare_scores
 from inlay.generation.generate import Sampling, answers
 from inlay.models.base import find_base
@@ -75,8 +74,8 @@ def sampled_twice(seeds: int, count: int) -> dict[str, tuple[int, int]]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     encoder = Encoder(AutoTokenizer.from_pretrained(folder))
     asked = find_example_task("customer_support").read()[1][:count]
-    prompts = [encoder.prompt(prompt_messages(row), row.tools) for row in asked]
-    references = [row.messages[len(prompt_messages(row))].content for row in asked]
+    prompts = [encoder.prompt(row.prompt, row.tools) for row in asked]
+    references = [row.messages[len(row.prompt)].content for row in asked]
     samples = [
         answers(model, encoder, prompts, Sampling(max_new_tokens=32, temperature=1.0, seed=seed), 64)
         for seed in range(seeds)

@@ -2,8 +2,9 @@
 
 python tools/walk.py       needs inlay installed; trains two steps of the built-in model in a temporary folder
 
-Counted are the rooms above the engine: what a reader of the story has to open. A call that goes up is one from a lower
-room to a file of a higher one, such as a callback; each pair of files counts once.
+Counted are the rooms above the engine: what a reader of the story has to open. A file counts when a function of it is
+called, not when it is imported. A call that goes up is one from a lower room to a file of a higher one, such as a callback;
+each pair of files counts once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import tomllib
 import warnings
 from collections.abc import Callable
+from inspect import CO_OPTIMIZED
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -63,6 +65,8 @@ class Walk:
     def _see(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
         if event != "call" or code.co_name.startswith("<") or not code.co_filename.startswith(self._package):
+            return
+        if not code.co_flags & CO_OPTIMIZED:  # the body of a class, which is run when its module is imported
             return
         file = code.co_filename.removeprefix(self._package)
         self.files.add(file)

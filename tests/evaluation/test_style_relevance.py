@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM
 
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.example_tasks import find_example_task
-from inlay.evaluation.score import prompt_messages
 from inlay.evaluation.style_relevance import relevance, style, text_embeddings
 from inlay.evaluation.summary import style_relevance_text
 from inlay.models.base import find_base, load_tokenizer
@@ -20,7 +19,7 @@ from inlay.models.base import find_base, load_tokenizer
 def pairs(domain: str, count: int) -> tuple[list[str], list[str]]:
     """(questions, answers) of a built-in task."""
     rows = find_example_task(domain).read()[1][:count]
-    return [prompt_messages(r)[-1].content for r in rows], [r.messages[len(prompt_messages(r))].content for r in rows]
+    return [r.prompt[-1].content for r in rows], [r.messages[len(r.prompt)].content for r in rows]
 
 
 def mean(statistics: np.ndarray) -> float:

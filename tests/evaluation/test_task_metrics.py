@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from inlay.data.example_tasks import example_tasks
 from inlay.errors import ConfigError
 from inlay.evaluation.metrics import ANSWER_FAILURES, METRICS
-from inlay.evaluation.score import prompt_messages
 from inlay.evaluation.task_metrics import (
     TASK_METRICS,
     answer_metric,
@@ -54,7 +53,7 @@ def test_the_example_tasks_get_the_metrics_of_their_kind() -> None:
     found = {}
     for name, domain in example_tasks().items():
         rows = [e for e in domain.read()[1] if e.messages[0].role != "text"]
-        found[name] = metrics_for([e.messages[len(prompt_messages(e))].content for e in rows])
+        found[name] = metrics_for([e.messages[len(e.prompt)].content for e in rows])
     assert set(found["ticket_labels"]) - set(METRICS) == {"accuracy", "macro_f1"}
     assert set(found["python_code"]) - set(METRICS) == {"python_parses"}
     assert set(found["customer_support"]) == set(METRICS)

@@ -20,7 +20,6 @@ from inlay.data.reading.read import read_examples
 from inlay.data.types import Example
 from inlay.engine.loss import autocast
 from inlay.errors import AdapterError, DataError
-from inlay.evaluation.score import prompt_messages
 from inlay.generation.generate import cache_argument, cache_for, settings_alone
 from inlay.hardware.facts import library_versions
 from inlay.methods.adapter import virtual_tokens
@@ -81,7 +80,7 @@ def golden_prompts(encoder: Encoder, held_out: Iterable[Example]) -> list[tuple[
     for example in prompted:
         if len(found) == 2 * OF_EACH:
             break
-        ids = encoder.prompt(prompt_messages(example), example.tools, example.switches)
+        ids = encoder.prompt(example.prompt, example.tools, example.switches)
         if len(ids) <= _LONGEST_PROMPT:
             found.append(("held-out", ids))
     return found

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from inlay.api.machine import doctor, plan
     from inlay.api.run_checkpoints import checkpoint, checkpoints, clean_checkpoints, delete_checkpoint, pin
     from inlay.api.training import compare_methods, cross_validate, resume, train
-    from inlay.api.types import ConfigLike, Confirm, RunLike, as_config
+    from inlay.config.load import ConfigLike, as_config
+    from inlay.runs.folder import RunLike
+    from inlay.workflows.resume import Confirm
 
 _FAMILIES = {
     "adapter_ranks": "rank_adapter shrink_adapter",
@@ -53,9 +55,13 @@ _FAMILIES = {
     "machine": "doctor plan",
     "run_checkpoints": "checkpoint checkpoints clean_checkpoints delete_checkpoint pin",
     "training": "compare_methods cross_validate resume train",
-    "types": "ConfigLike Confirm RunLike as_config",
 }
 """File -> its public names."""
+_HOME = {
+    "ConfigLike": "inlay.config.load", "Confirm": "inlay.workflows.resume", "RunLike": "inlay.runs.folder",
+    "as_config": "inlay.config.load",
+}  # fmt: skip
+"""Home of the names that lie elsewhere."""
 __all__ = [
     "ConfigLike",
     "Confirm",
@@ -108,11 +114,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    for family, names in _FAMILIES.items():
-        if name in names.split():
-            value = globals()[name] = getattr(import_module(f"inlay.api.{family}"), name)
-            return value
-    raise AttributeError(f"module 'inlay.api' has no attribute {name!r}")
+    homes = _HOME | {each: f"inlay.api.{family}" for family, names in _FAMILIES.items() for each in names.split()}
+    if name not in homes:
+        raise AttributeError(f"module 'inlay.api' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(homes[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from inlay.adapters.library import Damaged, Entry
 from inlay.adapters.names import library_at
-from inlay.api.types import RunLike
 from inlay.errors import AdapterError
+from inlay.runs.folder import RunLike
 from inlay.runs.reporter import PlainReporter, Reporter
 from inlay.typed_json import JsonObject
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from inlay.api.training import train
-from inlay.api.types import ConfigLike, RunLike, as_config
+from inlay.config.load import ConfigLike, as_config
 from inlay.config.measuring import assigned
 from inlay.errors import ConfigError
 from inlay.evaluation.costs import Prices
-from inlay.runs.folder import Run
+from inlay.runs.folder import Run, RunLike
 from inlay.runs.reporter import PlainReporter, Reporter
 from inlay.training.process import require_alone
 from inlay.workflows.advise.advise import Advice, Terms

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from inlay.adapters import reference
-from inlay.api.types import RunLike
 from inlay.config import Config, validate_section
 from inlay.config.sections.base import Assignments
 from inlay.config.sections.generation import GenerationConfig
@@ -16,6 +15,7 @@ from inlay.data.types import Message
 from inlay.engine.loss import autocast
 from inlay.errors import RunError
 from inlay.generation.generate import Sampling, text_streamer
+from inlay.runs.folder import RunLike
 from inlay.runs.reporter import PlainReporter, Reporter
 from inlay.tasks.task import task_of
 

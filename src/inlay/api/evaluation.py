@@ -7,7 +7,6 @@ from pathlib import Path
 
 from inlay.adapters.names import entry_of
 from inlay.adapters.reference import BASE, ModelName, Reference, open_base, reference, require_adapter
-from inlay.api.types import RunLike, as_run
 from inlay.config.measuring import TAKEN, assigned
 from inlay.errors import ConfigError
 from inlay.evaluation.blind import serve_trials
@@ -17,6 +16,7 @@ from inlay.evaluation.custom import MetricSpecs
 from inlay.evaluation.python_tests import read_tests
 from inlay.evaluation.task_metrics import resolved
 from inlay.proof.verify import prove_stored
+from inlay.runs.folder import RunLike, find
 from inlay.runs.reporter import PlainReporter, Reporter
 from inlay.typed_json import JsonObject
 from inlay.workflows.adapter_library.check import check
@@ -135,7 +135,7 @@ def verify(run: RunLike = None, *, reporter: Reporter | None = None, folder: str
     if entry is not None:
         name, ((_, proofs),) = entry.ref, check([entry], reporter)
     else:
-        found = as_run(run, folder)
+        found = find(run, folder)
         require_adapter(found)
         name, proofs = str(found.path), prove_stored(found, lambda: open_base(found))
     passed = all(proof.passed is not False for proof in proofs)

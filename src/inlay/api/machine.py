@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from inlay.api.types import ConfigLike, as_config
+from inlay.config.load import ConfigLike, as_config
 from inlay.evaluation.costs import Prices
 from inlay.runs.reporter import PlainReporter, Reporter
 from inlay.workflows.doctor import Machine, machine_record

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from inlay.api.types import ConfigLike, Confirm, RunLike, as_config, as_run
-from inlay.runs.folder import Run
+from inlay.config.load import ConfigLike, as_config
+from inlay.runs import folder as runs
+from inlay.runs.folder import Run, RunLike
 from inlay.runs.reporter import PlainReporter, Reporter
 from inlay.training.process import require_alone
 from inlay.workflows import escape_plateau
 from inlay.workflows import train as training_run
+from inlay.workflows.resume import Confirm
 
 if TYPE_CHECKING:
     from inlay.workflows.compare_methods import MethodComparison
@@ -49,7 +51,7 @@ def resume(
     run: RunLike = None, *, extend: str | None = None, reporter: Reporter | None = None, folder: str = "results"
 ) -> Run:
     """The finished run, resumed from its newest checkpoint with its own config; `extend` as in `train`."""
-    found = as_run(run, folder)
+    found = runs.find(run, folder)
     config = found.config
     here = config.output.model_copy(update={"name": found.name, "folder": str(found.path.parent)})
     config = config.model_copy(update={"output": here})

@@ -22,6 +22,8 @@ from inlay.config.settings import Config
 from inlay.errors import ConfigError, nearest, unknown_name
 
 Section = TypeVar("Section", bound=Settings)
+ConfigLike = Config | Assignments | str | Path
+"""A config, a nested mapping of settings, or the path of a YAML file."""
 UNSET: Final = "-"
 """Stands for a required setting that a partial config leaves out."""
 VERB_SECTIONS: Final[Mapping[str, type[Settings]]] = {"advise": AdviseConfig}
@@ -256,6 +258,13 @@ def load(
             under.pop("adapter", None)  # what a preset says of adapters is of LoRA
         tree = merge(under, tree) | {"preset": name}
     return validate(merge(tree, over), str(file) if file else "", set(assignments or {}), partial=partial)
+
+
+def as_config(config: ConfigLike) -> Config:
+    """The checked config. Raises: ConfigError."""
+    if isinstance(config, Config):
+        return config
+    return load(Path(config)) if isinstance(config, (str, Path)) else load(tree=config)
 
 
 def _is_of_another_trainer(tree: Tree) -> bool:

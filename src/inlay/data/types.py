@@ -141,3 +141,9 @@ class Example:
     """Switches that the row sets for its chat template (`chat_template_kwargs`)."""
     unread: tuple[str, ...] = field(default=(), compare=False)
     """Parts of the row that have no effect: fields by name, and turns that are read without being trained."""
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The messages before the last trained answer."""
+        last = max(n for n, m in enumerate(self.messages) if m.role == "assistant" and m.weight > 0)
+        return self.messages[:last]

@@ -90,21 +90,15 @@ class Score:
     """None where no answer was generated."""
 
 
-def prompt_messages(example: Example) -> tuple[Message, ...]:
-    """The messages before the last trained answer."""
-    last = max(n for n, m in enumerate(example.messages) if m.role == "assistant" and m.weight > 0)
-    return example.messages[:last]
-
-
 def prompt_and_reference(example: Example) -> tuple[str, str]:
     """Texts of the last trained answer and of the message before it, as (message, answer)."""
-    before = prompt_messages(example)
+    before = example.prompt
     return before[-1].content, example.messages[len(before)].content
 
 
 def prompt_text(example: Example) -> str:
     """Text of the last message before the answer; of a plain document its own."""
-    before = example.messages if example.messages[0].role == "text" else prompt_messages(example)
+    before = example.messages if example.messages[0].role == "text" else example.prompt
     return before[-1].content if before else ""
 
 
@@ -119,7 +113,7 @@ def held_out(
     for n, example in enumerate(kept):
         if example.messages[0].role == "text":
             continue
-        before = prompt_messages(example)
+        before = example.prompt
         prompt = encoder.prompt(before, example.tools, example.switches)
         if len(prompt) < max_length:
             prompt_ids[n] = prompt

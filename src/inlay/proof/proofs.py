@@ -21,7 +21,6 @@ from inlay.data.encoding.encoder import Encoder, TokenizedSequence
 from inlay.data.encoding.token_arrays import TokenSet
 from inlay.data.types import Example
 from inlay.errors import InlayError, count_shown
-from inlay.evaluation.score import prompt_messages
 from inlay.runs.folder import Run
 from inlay.runs.reporter import bytes_shown
 from inlay.storage import sha256_of, verified
@@ -260,7 +259,7 @@ def prompts_are_prefixes(
             raise Refuted(f"adapter/ has another {what.replace('_hash', '')} than training had.")
     prompted = [(example, sequences) for example, sequences in sample if example.messages[0].role != "text"]
     for example, sequences in prompted:
-        prompt = served.prompt(prompt_messages(example), example.tools, example.switches)
+        prompt = served.prompt(example.prompt, example.tools, example.switches)
         last = sequences[-1].input_ids.tolist()
         if last[: len(prompt)] != prompt[: len(last)]:
             raise Refuted(f"{example.source}: the prompt that would be served is not how its training row begins.")

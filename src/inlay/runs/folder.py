@@ -180,6 +180,10 @@ class Run:
         return self.checkpoints.is_dir() and any(self.checkpoints.glob("step-*"))
 
 
+RunLike = str | Path | Run | None
+"""A run, its name or its folder; None is the run trained last."""
+
+
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -243,11 +247,13 @@ def names(folder: str | Path) -> list[str]:
     return [name for name in found if not _MOVED_ASIDE.search(name)]
 
 
-def find(name: str | Path | None, folder: str | Path = "results") -> Run:
-    """The run of that name or path; without a name the one trained last.
+def find(name: RunLike, folder: str | Path = "results") -> Run:
+    """The run of that name in `folder`, or of that path; without a name the one trained last.
 
     Raises: RunError naming the nearest run, or how to make one.
     """
+    if isinstance(name, Run):
+        return name
     if name is not None and path_exists(Path(name) / "run.json"):
         return Run(Path(name))
     runs = {one: Path(folder) / one for one in names(folder)}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from inlay.training.job import AdapterJob
 
 Confirm = Callable[[str], bool]
+"""Puts a yes-or-no question to the user."""
 _FREE_TO_CHANGE = ("output.", "track.", "preset")  # settings that a resumed run does not read from its own config
 
 

@@ -221,7 +221,8 @@ def prepare(
     held: contextlib.ExitStack, began: float,
 ) -> tuple[Run, Attempt | None, Callable[[], None] | None]:  # fmt: skip
     """(the run, with its folder; all its parts, None where it is finished; what takes them to where the run goes on)."""
-    primary_metric(config.eval.metric)
+    if config.eval.metric != "auto":
+        primary_metric(config.eval.metric)
     run = Run(Path(group.broadcast_text(str(selection.run.path))))
     resumes = bool(group.broadcast_text("resumed" if selection.resumes else ""))
     if longer and not resumes:
@@ -235,8 +236,9 @@ def prepare(
     for warning in machine.get("warnings", ()):
         reporter.note(f"warning: {warning}")
     job = make_single_job(effective, reporter, group, run.base_revision if resumes else None)
-    has_answers = any(e.messages[0].role != "text" for e in job.data.heldout_examples)
-    primary_metric(effective.eval.metric, has_answers=has_answers)
+    if effective.eval.metric != "auto":
+        has_answers = any(e.messages[0].role != "text" for e in job.data.heldout_examples)
+        primary_metric(effective.eval.metric, has_answers=has_answers)
     require_same(job, config)
     branched = None
     if resumes:

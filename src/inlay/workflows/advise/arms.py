@@ -18,7 +18,7 @@ from inlay.errors import DataError
 from inlay.evaluation.compare import Comparison, compare_models
 from inlay.evaluation.measured_model import MeasuredModel, ModelFacts, text_metrics
 from inlay.evaluation.metrics import normalise
-from inlay.evaluation.score import EvalSet, held_out, prompt_and_reference, prompt_messages, score
+from inlay.evaluation.score import EvalSet, held_out, prompt_and_reference, score
 from inlay.evaluation.verdict import Difference
 from inlay.generation.generate import Sampling
 from inlay.methods.adapter_state import AdapterState
@@ -167,12 +167,12 @@ class Budget:
 
 def has_prompt(example: Example) -> bool:
     """True where messages stand before the last trained answer; a plain document has none."""
-    return example.messages[0].role != "text" and bool(prompt_messages(example))
+    return example.messages[0].role != "text" and bool(example.prompt)
 
 
 def last_answer_only(example: Example) -> Example:
     """The row up to its last trained answer, with no other turn trained."""
-    before = prompt_messages(example)
+    before = example.prompt
     answer = example.messages[len(before)]
     return replace(example, messages=(*(replace(m, weight=0.0) for m in before), answer))
 
@@ -203,7 +203,7 @@ def answerable(
 
 def prompt_length(example: Example, encoder: Encoder) -> int:
     """Tokens of the prompt."""
-    return len(encoder.prompt(prompt_messages(example), example.tools, example.switches))
+    return len(encoder.prompt(example.prompt, example.tools, example.switches))
 
 
 def shots(passages: Sequence[Passage], left_out: Iterable[int], count: int, seed: int) -> list[Passage]:
@@ -251,7 +251,7 @@ def _placed(example: Example, shown: Sequence[Passage]) -> Example:
     head = next(n for n, m in enumerate(messages) if m.role != "system")
     turns = [turn for passage in reversed(shown) for turn in passage.turns]
     texts = [passage.text for passage in reversed(shown) if not passage.turns]
-    place = len(prompt_messages(example)) - 1
+    place = len(example.prompt) - 1
     last = messages[place]
     if texts:
         last = replace(last, content="\n\n".join([*texts, last.content]))

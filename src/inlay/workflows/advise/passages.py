@@ -13,7 +13,6 @@ import numpy as np
 from inlay.data.types import Example, Message
 from inlay.errors import ConfigError, DataError
 from inlay.evaluation.metrics import word_tokens
-from inlay.evaluation.score import prompt_messages
 
 DOCUMENT_TYPES: Final = (".md", ".rst", ".txt")
 _LONGEST: Final = 120
@@ -38,7 +37,7 @@ def of_rows(examples: Iterable[Example]) -> list[Passage]:
     """Each training row up to its last answer, found by its question and answer; the system turn is left out."""
     found = []
     for example in examples:
-        before = prompt_messages(example)
+        before = example.prompt
         turns = (*before, example.messages[len(before)])
         shown = tuple(replace(m, weight=0.0) for m in turns if m.role != "system")
         found.append(Passage("\n".join(m.content for m in shown), str(example.source), shown))
