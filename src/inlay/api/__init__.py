@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         add_adapter,
         check_adapters,
         compose_adapters,
+        export_adapter,
         list_adapters,
         merge_adapters,
         remove_adapter,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 _FAMILIES = {
     "adapter_ranks": "rank_adapter shrink_adapter",
-    "adapters": "add_adapter check_adapters compose_adapters list_adapters merge_adapters remove_adapter show_adapter tag_adapter untag_adapter",
+    "adapters": "add_adapter check_adapters compose_adapters export_adapter list_adapters merge_adapters remove_adapter show_adapter tag_adapter untag_adapter",
     "advice": "advise",
     "chat": "Loaded load",
     "configs": "advise_settings config_of explain_config import_config init sampling_of show_config",
@@ -87,6 +88,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "explain_config",
+    "export_adapter",
     "harness",
     "import_config",
     "init",

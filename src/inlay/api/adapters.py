@@ -1,4 +1,4 @@
-"""The adapter library: adapters listed, shown, added, tagged, removed, checked, composed.
+"""The adapter library: adapters listed, shown, added, tagged, removed, checked, composed, merged, exported.
 
 `library` is its folder; by default that of INLAY_LIBRARY, else `library` beside `folder`, which holds the runs. Torch is
 imported by the verbs that compute.
@@ -20,6 +20,7 @@ from inlay.typed_json import JsonObject
 if TYPE_CHECKING:
     from inlay.workflows.adapter_library.add import Added
     from inlay.workflows.adapter_library.compose import Composed
+    from inlay.workflows.adapter_library.export import Exported
     from inlay.workflows.adapter_library.merge import MergedModel
 
 LibraryLike = str | Path | None
@@ -181,6 +182,32 @@ def merge_adapters(
     ]
     options = MergeOptions(dtype, onto, rows, check, accept_loss)
     return merge(parts, Path(out), options, reporter)
+
+
+def export_adapter(
+    ref: RunLike,
+    to: str,
+    out: str | Path | None = None,
+    *,
+    as_trained: bool = False,
+    dtype: str = "float32",
+    with_rows: bool = False,
+    reporter: Reporter | None = None,
+    folder: str = "results",
+) -> Exported:
+    """The adapter in the new folder `out`, in the form that another program reads: peft, vllm, gguf, mlx or ollama.
+
+    The files are read back and compared with the change of every module before the folder appears; `EXPORT.md` in it has
+    the command. Without `out` nothing is written, and the limits of the form are given. `as_trained` keeps ranks, alphas
+    and method as they were (peft). `with_rows` adds golden answers to held-out prompts.
+    Raises: AdapterError for what the form cannot hold, with what to do instead; ConfigError.
+    """
+    from inlay.adapters.reference import reference
+    from inlay.workflows.adapter_library.export import ExportOptions, export
+
+    reporter = reporter or PlainReporter()
+    one = reference(ref, folder, reporter.note)
+    return export(one, None if out is None else Path(out), ExportOptions(to, as_trained, dtype, with_rows), reporter)
 
 
 def _is_wanted(entry: Entry, task: str | None, base: str | None, tag: str | None) -> bool:

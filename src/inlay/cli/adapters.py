@@ -1,4 +1,4 @@
-"""inlay adapters: list, show, add, tag, remove, check, compose, merge."""
+"""inlay adapters: list, show, add, tag, remove, check, compose, merge, export."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from inlay.cli import adapter_ranks, render
 from inlay.cli.help import group, verb
 from inlay.cli.options import USE, Folder, Json
 from inlay.cli.render.outcome import Output
+from inlay.errors import ConfigError
 
 Library = Annotated[
     str | None,
@@ -39,6 +40,7 @@ def add_to(app: typer.Typer) -> None:
             "inlay adapters merge a=0.7 b=0.3 --out both --dtype float32",
         ],
     )(merge)
+    verb(adapters, _EXPORT_EXAMPLES)(export)
     adapter_ranks.add_to(adapters)
     app.add_typer(adapters, name="adapters", rich_help_panel=USE)
 
@@ -56,6 +58,12 @@ _COMPOSE_EXAMPLES = (
     "inlay adapters compose support:prod=1 news@120=-0.4 --name c --energy 0.99",
     "inlay adapters compose support legal --name both --fit rows.jsonl",
     "inlay adapters compose support=1 legal=1 --name c --as ties_svd",
+)
+
+_EXPORT_EXAMPLES = (
+    "inlay adapters export support:prod --to gguf exported",
+    "inlay adapters export support:prod --to vllm --check",
+    "inlay adapters export news --to peft exported --as-trained",
 )
 
 
@@ -234,3 +242,44 @@ def merge(
         accept_loss=accept_loss, reporter=render.progress.reporter(), folder=output,
     )  # fmt: skip
     return Output(merged.to_json(), render.adapters.merged_text(merged, next(iter(weights))))
+
+
+def export(
+    ref: Annotated[
+        str,
+        typer.Argument(metavar="REF", help="A library name, a run, RUN@STEP, or a folder.", show_default=False),
+    ],
+    out: Annotated[
+        str | None, typer.Argument(metavar="DIR", help="The new folder; none with --check.", show_default=False)
+    ] = None,
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="FORM", help="peft, vllm, gguf, mlx, ollama or folder.", show_default=False),
+    ] = "",
+    is_check: Annotated[
+        bool, typer.Option("--check", help="Say what fits the program's limits and what not; write nothing.")
+    ] = False,
+    as_trained: Annotated[
+        bool, typer.Option("--as-trained", help="peft: keep method, ranks and alphas as they were.")
+    ] = False,
+    dtype: Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="float32 or float16.")] = "float32",
+    with_rows: Annotated[
+        bool, typer.Option("--with-rows", help="Add golden answers to held-out prompts, which are rows of your data.")
+    ] = False,
+    output: Folder = "results",
+    as_json: Json = False,
+) -> Output:
+    """Write an adapter for another program: PEFT, vLLM, llama.cpp (gguf), mlx-lm, Ollama; folder is a merged model. The files
+    are read back and compared with the adapter before the folder gets its name. EXPORT.md in it has the command."""
+    if is_check == (out is not None):
+        raise ConfigError("export: give the folder to write, or --check and no folder.")
+    if to == "folder":
+        render.adapters.require_plain_merge(is_check, as_trained, dtype, with_rows)
+        assert out is not None
+        merged = api.merge_adapters({ref: None}, out, reporter=render.progress.reporter(), folder=output)
+        return Output(merged.to_json(), render.adapters.merged_text(merged, ref))
+    exported = api.export_adapter(
+        ref, to, out, as_trained=as_trained, dtype=dtype, with_rows=with_rows, reporter=render.progress.reporter(),
+        folder=output,
+    )  # fmt: skip
+    return Output(exported.to_json(), render.adapters.exported_text(exported), 0 if exported.fits else 1)

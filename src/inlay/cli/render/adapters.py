@@ -14,6 +14,7 @@ from inlay.typed_json import JsonObject
 if TYPE_CHECKING:
     from inlay.workflows.adapter_library.add import Added
     from inlay.workflows.adapter_library.compose import Composed
+    from inlay.workflows.adapter_library.export import Exported
     from inlay.workflows.adapter_library.fit import Fit
     from inlay.workflows.adapter_library.merge import MergedModel
 
@@ -220,3 +221,33 @@ def merged_text(merged: MergedModel, first: str) -> str:
         lines.append("not checked")
     lines.append(f"Next: inlay compare {shlex.quote(first)} {shlex.quote(str(merged.folder))}")
     return "\n".join(lines)
+
+
+def require_plain_merge(is_check: bool, as_trained: bool, dtype: str, with_rows: bool) -> None:
+    """Raises: ConfigError for an option of an adapter's export, where a merged model is wanted."""
+    given = {"--check": is_check, "--as-trained": as_trained, "--dtype": dtype != "float32", "--with-rows": with_rows}
+    if name := next((name for name, is_given in given.items() if is_given), None):
+        raise ConfigError(
+            f"{name}: has no effect on --to folder. Options of a merged model: inlay adapters merge --help"
+        )
+
+
+def exported_text(exported: Exported) -> str:
+    """The limits, one a line; of an export also its size, its error and the commands that run it."""
+    marks = {True: "pass", False: "FAIL", None: "?   "}
+    width = max(len(limit.name) for limit in exported.limits)
+    limits = [f"  {marks[limit.passed]}  {limit.name:<{width}}  {limit.found}" for limit in exported.limits]
+    back = exported.read_back
+    if exported.folder is None or back is None:
+        verdict = "fits" if exported.fits else "does not fit"
+        return "\n".join([f"{exported.name} as {exported.to}: {verdict}", *limits])
+    error = "equal" if back.error == 0 else f"at most {back.error:.1e} off"
+    what = f"{back.modules} tensors" if exported.rank is None else f"the changes of {back.modules} modules"
+    shape = "" if exported.rank is None else f", rank {exported.rank}, {exported.dtype}"
+    lines = [
+        f"{exported.folder}: {exported.name} as {exported.to} ({bytes_shown(exported.bytes)}{shape})",
+        f"  read back: {what}, {error}; {exported.goldens} golden answers beside them",
+        *(line for line, limit in zip(limits, exported.limits, strict=True) if limit.passed is not True),
+    ]
+    first, *others = exported.commands
+    return "\n".join([*lines, f"Next: {first}", *(f"      {command}" for command in others)])

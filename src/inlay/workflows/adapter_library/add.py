@@ -112,7 +112,7 @@ def put(
     if any(entry.card.identity == card.identity for entry in library.entries(name, lambda _: None)):
         return library.put(name, lambda folder: None, card)
     _put_tokenizer(library, card, ready)
-    goldens = _goldens(ready, state, _held_out(run), name, reporter)
+    goldens = golden_answers(ready, state, held_out_of(run), name, reporter)
     card = card.model_copy(update={"goldens": StoredGoldens(count=len(goldens), computed_on=_where(goldens))})
     return library.put(name, lambda folder: _fill(folder, written, run, goldens), card)
 
@@ -259,16 +259,18 @@ def _put_tokenizer(library: Library, card: Card, ready: OpenedBase) -> None:
     library.put_tokenizer(card.tokenizer, lambda folder: ready.encoder.tokenizer.save_pretrained(str(folder)))
 
 
-def _goldens(
+def golden_answers(
     ready: OpenedBase, state: AdapterState, held_out: Sequence[Example], name: str, reporter: Reporter
 ) -> list[Golden]:
+    """The answers of base and adapter to general texts and held-out prompts."""
     prompts = golden_prompts(ready.encoder, held_out)
     reporter.stage(f"{name}: {len(prompts)} golden answers")
     with LateBar(reporter, len(prompts), "answer") as bar:
         return goldens_of(ready, ready.with_adapter(state), prompts, bar.reached)
 
 
-def _held_out(run: Run | None) -> tuple[Example, ...]:
+def held_out_of(run: Run | None) -> tuple[Example, ...]:
+    """The held-out rows of a run; none without one, or where they are gone."""
     if run is None:
         return ()
     try:
