@@ -2,8 +2,6 @@
 
 Run: python benchmarks/library.py compose [--width 4096] [--modules 1] [--rank 64] [--pairs 3] [--json]
      python benchmarks/library.py merge --base FOLDER --adapter FOLDER [--pairs 3]     each in a process of its own
-     python benchmarks/library.py list [--entries 1000] [--pairs 5]
-     python benchmarks/library.py load --base FOLDER --adapter FOLDER [--pairs 100]
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +30,6 @@ from torch import Tensor, nn
 
 from inlay.adapters.compose import RankLimit, exact_sum, shortened
 from inlay.adapters.lowrank import lowrank_of, state_of
-from inlay.methods.adapter import detach
 from inlay.methods.adapter_state import AdapterState
 
 WEIGHTS = (0.7, 0.3)
@@ -228,94 +224,9 @@ def show_merge(found: dict[str, Any]) -> None:
         )
 
 
-def listing(options: argparse.Namespace) -> dict[str, Any]:
-    """A library of many adapters listed: in this process, and as a command with its start."""
-    from inlay import api
-
-    base = Path(str(resources.files("inlay"))) / "builtin" / "nano"
-    with tempfile.TemporaryDirectory() as folder:
-        adapter, library = Path(folder, "adapter"), Path(folder, "library")
-        made = get_peft_model(_nano(base), LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
-        made.save_pretrained(str(adapter))
-        api.add_adapter(adapter, name="a0", base=str(base), library=library)
-        for number in range(1, options.entries):
-            shutil.copytree(library / "a0", library / f"a{number}")
-        here, process = [], []
-        for _ in range(options.pairs):
-            began = time.perf_counter()
-            assert len(api.list_adapters(library=library)) == options.entries
-            here.append(time.perf_counter() - began)
-            began = time.perf_counter()
-            subprocess.run(
-                [sys.executable, "-m", "inlay", "adapters", "list", "--library", str(library)],
-                check=True,
-                capture_output=True,
-            )
-            process.append(time.perf_counter() - began)
-    return {name: {"entries": options.entries, "median_s": statistics.median(s), "least_s": min(s), "most_s": max(s)}
-            for name, s in (("list_adapters", here), ("inlay adapters list", process))}  # fmt: skip
-
-
-def _nano(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(str(folder))
-
-
-def show_listing(found: dict[str, Any]) -> None:
-    print("| | adapters | s: median (least to most) |\n|---|---|---|")
-    for name, row in found.items():
-        print(f"| {name} | {row['entries']} | {row['median_s']:.3f} ({row['least_s']:.3f} to {row['most_s']:.3f}) |")
-
-
-def load(options: argparse.Namespace) -> dict[str, Any]:
-    """A stored adapter read from the disk with its digest checked, to factors; then put on a base by PEFT's layers."""
-    from inlay import api
-    from inlay.adapters.identity import read_entry
-    from inlay.adapters.library import Library
-
-    times: dict[str, list[float]] = {"read, checked, as factors": [], "and on the base": []}
-    with tempfile.TemporaryDirectory() as folder:
-        entry = api.add_adapter(options.adapter, name="a", base=options.base, library=folder).entry
-        size = (entry.folder / "adapter_model.safetensors").stat().st_size
-        model: Any = _nano(Path(options.base))
-        for number in range(options.pairs):
-            forget(entry.folder)
-            began = time.perf_counter()
-            state = read_entry(Library(folder).find("a"))
-            lowrank_of(state, "base")
-            times["read, checked, as factors"].append(time.perf_counter() - began)
-            if number < 10:
-                adapted = state.attach_to(model)
-                times["and on the base"].append(time.perf_counter() - began)
-                model = detach(adapted)
-    return {
-        name: {
-            "bytes": size, "times": len(s), "median_s": statistics.median(s),
-            "p99_s": statistics.quantiles(s, n=100)[98] if len(s) >= 100 else max(s),
-        }
-        for name, s in times.items()
-    }  # fmt: skip
-
-
-def forget(folder: Path) -> None:
-    """Has the system forget the folder's files, so that the next read is from the disk."""
-    for file in folder.iterdir():
-        with file.open("rb") as opened:
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def show_load(found: dict[str, Any]) -> None:
-    print("| | MB | times | s: median | p99 |\n|---|---|---|---|---|")
-    for name, row in found.items():
-        print(f"| {name} | {row['bytes'] / 1e6:.1f} | {row['times']} | {row['median_s']:.3f} | {row['p99_s']:.3f} |")
-
-
 MEASURES: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
     "compose": (compose, show_compose),
     "merge": (merge, show_merge),
-    "list": (listing, show_listing),
-    "load": (load, show_load),
 }
 """Name -> (measure, what prints it)."""
 
@@ -326,7 +237,6 @@ def main() -> None:
     parser.add_argument("--base")
     parser.add_argument("--adapter")
     parser.add_argument("--out")
-    parser.add_argument("--entries", type=int, default=1000)
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--modules", type=int, default=1)
     parser.add_argument("--rank", type=int, default=64)
