@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inlay.api.adapter_difference import diff_adapters
     from inlay.api.adapter_ranks import rank_adapter, shrink_adapter
     from inlay.api.adapters import (
         add_adapter,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from inlay.workflows.resume import Confirm
 
 _FAMILIES = {
+    "adapter_difference": "diff_adapters",
     "adapter_ranks": "rank_adapter shrink_adapter",
     "adapters": "add_adapter check_adapters compose_adapters export_adapter list_adapters merge_adapters remove_adapter show_adapter tag_adapter untag_adapter",
     "advice": "advise",
@@ -85,6 +87,7 @@ __all__ = [
     "data_stats",
     "delete_checkpoint",
     "demo",
+    "diff_adapters",
     "doctor",
     "evaluate",
     "explain_config",

@@ -1,4 +1,4 @@
-"""inlay adapters: rank, shrink."""
+"""inlay adapters: rank, shrink, diff."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ def add_to(adapters: typer.Typer) -> None:
     """Adds the verbs to the group."""
     verb(adapters, ["inlay adapters rank support", "inlay adapters rank support:3 --out ranks.html"])(rank)
     verb(adapters, _SHRINK_EXAMPLES)(shrink)
+    verb(adapters, ["inlay adapters diff support:3 support:4", "inlay adapters diff a b --answers --out page.html"])(
+        diff
+    )
 
 
 _SHRINK_EXAMPLES = (
@@ -96,3 +99,28 @@ def shrink(
         folder=output,
     )  # fmt: skip
     return Output(found.to_json(), render.adapter_ranks.shrunk_text(found))
+
+
+def diff(
+    a: Adapter,
+    b: Annotated[str, typer.Argument(metavar="REF", help="The other one.")],
+    answers: Annotated[
+        bool, typer.Option("--answers", help="Also compare both on held-out rows, as compare does.")
+    ] = False,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            "--rows", metavar="FILE", help="Rows for --answers. [default: the held-out rows of the first run]"
+        ),
+    ] = None,
+    out: Page = None,
+    library: Library = None,
+    output: Folder = "results",
+    as_json: Json = False,
+) -> Output:
+    """Compare two adapters: facts and settings, weights by module, behaviour on golden prompts."""
+    found = api.diff_adapters(
+        a, b, answers=answers, rows=rows, page=page_path(out), reporter=render.progress.reporter(), library=library,
+        folder=output,
+    )  # fmt: skip
+    return Output(found.to_json(), render.adapter_difference.difference_text(found, out, render.terminal.width()))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inlay.cli.render import (
+        adapter_difference,
         adapter_ranks,
         adapters,
         advice,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "adapter_difference",
     "adapter_ranks",
     "adapters",
     "advice",

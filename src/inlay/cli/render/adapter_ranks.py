@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 def rank_text(found: RankEvidence, page: str | None) -> str:
     """A line for each kind of module, the truncation curve, and what follows from it."""
-    from inlay.workflows.adapter_library.ranks import ENERGIES, advice
+    from inlay.workflows.adapter_library.ranks import ENERGIES, advice, place_of
 
     name = shlex.quote(found.name)
     lines = [f"{found.name}: rank {found.rank} on {len(found.modules)} modules; median of the modules of a kind", ""]
     shares = "".join(f"{f'rank {share:.0%}':>10}" for share in ENERGIES)
     lines.append(f"{'module':<16}{'number':>7}{'‖ΔW‖':>10}{'stable rank':>13}{shares}")
-    for kind in dict.fromkeys(one.kind for one in found.modules):
-        lines.append(_kind_line(kind, [one for one in found.modules if one.kind == kind]))
+    for kind in dict.fromkeys(place_of(one.module)[1] for one in found.modules):
+        lines.append(_kind_line(kind, [one for one in found.modules if place_of(one.module)[1] == kind]))
     if found.curve:
         lines += ["", f"held-out loss on {found.rows} rows of {found.data}, every module cut to a rank"]
         lines.append(f"{'rank':>4}{'left out':>10}{'loss':>9}")

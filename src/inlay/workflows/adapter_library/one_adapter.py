@@ -46,8 +46,23 @@ def one_adapter(name: str, library: Library, results: str, reporter: Reporter) -
 
     Raises: AdapterError for a whole model, and for one whose change is no sum of low-rank factors.
     """
+    one, ready, state = opened_adapter(name, library, results, reporter)
+    try:
+        lowrank = lowrank_of(state, ready.ref.digest(), LateParameters(ready))
+    except AdapterError as error:
+        raise AdapterError(f"{name}: {str(error).removeprefix('adapter: ')}") from None
+    return OneAdapter(one, ready, state, lowrank)
+
+
+def opened_adapter(
+    name: str, library: Library, results: str, reporter: Reporter, before: OpenedBase | None = None
+) -> tuple[Reference, OpenedBase, AdapterState]:
+    """(reference, base, adapter) of a name; the base has the model of `before` where that is the same.
+
+    Raises: AdapterError for a whole model.
+    """
     one = reference(name, results, reporter.note, library)
-    ready = opened(one, config_of(one))
+    ready = opened(one, config_of(one), before)
     state = one.adapter(ready.ref)
     if state is None:
         raise AdapterError(
@@ -55,8 +70,4 @@ def one_adapter(name: str, library: Library, results: str, reporter: Reporter) -
         )
     if one.caution:
         reporter.note(one.caution)
-    try:
-        lowrank = lowrank_of(state, ready.ref.digest(), LateParameters(ready))
-    except AdapterError as error:
-        raise AdapterError(f"{name}: {str(error).removeprefix('adapter: ')}") from None
-    return OneAdapter(one, ready, state, lowrank)
+    return one, ready, state

@@ -47,17 +47,6 @@ class ModuleSpectrum:
         """‖ΔW‖² / σ₁², 0 for ΔW = 0."""
         return (self.norm / self.sigma[0]) ** 2 if self.sigma and self.sigma[0] else 0.0
 
-    @property
-    def kind(self) -> str:
-        """Last part of the module's name, such as `q_proj`."""
-        return self.module.rpartition(".")[2]
-
-    @property
-    def layer(self) -> int | None:
-        """Number of its layer; None for a module outside them."""
-        found = _LAYER.search(self.module)
-        return int(found.group(1)) if found else None
-
     def to_json(self) -> JsonObject:
         """Ranks, norm and all singular values."""
         return {
@@ -114,6 +103,12 @@ class RankEvidence:
             "data": self.data, "no_curve": self.no_curve, "curve": [one.to_json() for one in self.curve],
             "modules": [one.to_json() for one in self.modules],
         }  # fmt: skip
+
+
+def place_of(module: str) -> tuple[int | None, str]:
+    """(number of its layer, None outside them; its kind, such as `q_proj`)"""
+    found = _LAYER.search(module)
+    return (int(found.group(1)) if found else None), module.rpartition(".")[2]
 
 
 def keeps(found: KeptGain, share: float) -> bool:
