@@ -127,7 +127,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(  # by name: the fork server does not know the folder of the tests
     [
         "torch", "transformers.models.llama.modeling_llama", "peft", "bitsandbytes", "matplotlib.figure",
-        "matplotlib.backends.backend_agg", "inlay.cli", "inlay.api.training", "inlay.api.evaluation", "inlay.training.setup", "inlay.training.finish",
+        "matplotlib.backends.backend_agg", "inlay.cli", "inlay.api.training", "inlay.api.evaluation", "inlay.training.setup", "inlay.runs.report",
         "inlay.evaluation.compare", "inlay.cli.render.comparison",
     ]
 )  # fmt: skip

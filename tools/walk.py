@@ -66,11 +66,14 @@ class Walk:
         code = frame.f_code
         if event != "call" or code.co_name.startswith("<") or not code.co_filename.startswith(self._package):
             return
-        if not code.co_flags & CO_OPTIMIZED:  # the body of a class, which is run when its module is imported
+        caller = frame.f_back
+        imported = (
+            caller is not None and caller.f_code.co_name == "<module>" and code.co_filename == caller.f_code.co_filename
+        )
+        if imported or not code.co_flags & CO_OPTIMIZED:  # of a module that is imported: a table, the body of a class
             return
         file = code.co_filename.removeprefix(self._package)
         self.files.add(file)
-        caller = frame.f_back
         while caller and not caller.f_code.co_filename.startswith(self._package):
             caller = caller.f_back
         if caller:

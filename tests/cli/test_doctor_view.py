@@ -8,13 +8,13 @@ import pytest
 
 from inlay.cli.render.doctor import doctor_lines
 from inlay.hardware.facts import GIB, BrokenGpu, DiskFacts, GpuFacts, gpu_tier
+from inlay.hardware.machine import Machine, TrainingSpeed, machine_record
 from inlay.hardware.probe import Probe
-from inlay.workflows.doctor import Machine, TrainingSpeed, machine_record
 
 
 @pytest.fixture(scope="module")
 def machine() -> Machine:
-    return machine_record(quick=True)
+    return machine_record()
 
 
 def test_the_recommendation_comes_first_and_every_number_format_is_answered(machine):

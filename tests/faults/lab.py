@@ -61,9 +61,9 @@ class Lab:
     """Trainings of one config in children of this process, each in a folder of its own."""
 
     def __init__(self, folder: Path, seed: int = 0, dropout: float = 0.1, **train: Any) -> None:
+        from inlay.hardware import machine
         from inlay.training import setup
         from inlay.training.process_group import ProcessGroup
-        from inlay.workflows import doctor
 
         self.folder, self.random = folder, random.Random(seed)
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ class Lab:
         os.environ["INLAY_CACHE"] = empty_cache(folder / "cache")
         self.job = setup.make_single_job(load(tree=self._tree(folder / "runs" / "none")), Quiet(), ProcessGroup())
         self._number = 0
-        self._record = doctor.machine_record(True, folder, "cpu")
+        self._record = machine.machine_record(folder, "cpu")
         self._warm()
         gc.freeze()
         began = time.monotonic()
@@ -100,8 +100,8 @@ class Lab:
 
         import inlay.evaluation.compare
         import inlay.proof.verify
+        import inlay.runs.report
         import inlay.runs.trackers
-        import inlay.training.finish
         import inlay.training.pre_flight
         import inlay.training.process
         from inlay.engine import cpu_ops

@@ -23,13 +23,14 @@ from inlay.hardware.facts import (
     largest_billions,
     memory_facts,
 )
+from inlay.hardware.machine import Machine, comfortable_billions, machine_record
 from inlay.hardware.probe import DeviceChoice, DtypeChoice, Probe
-from inlay.workflows.doctor import Machine, comfortable_billions, machine_record, training_benchmark
+from inlay.workflows.doctor import training_benchmark
 
 
 @pytest.fixture(scope="module")
 def quick() -> Machine:
-    return machine_record(quick=True)
+    return machine_record()
 
 
 def test_the_record_goes_through_json_unchanged_and_names_every_version(quick):

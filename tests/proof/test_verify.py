@@ -214,9 +214,9 @@ def test_a_wrong_mask_fails_the_run_that_trained_with_it(
 def test_an_adapter_folder_that_reads_back_otherwise_fails_the_run_and_resuming_mends_it(
     config_tree: Tree, monkeypatch: pytest.MonkeyPatch, name: str, named: str
 ) -> None:
-    from inlay.training import finish
+    from inlay.training import job
 
-    whole = finish.replace_folder
+    whole = job.replace_folder
 
     def damaging(final: Path, fill: Callable[[Path], None], about: dict[str, Any]) -> None:
         whole(final, fill, about)
@@ -225,7 +225,7 @@ def test_an_adapter_folder_that_reads_back_otherwise_fails_the_run_and_resuming_
         else:
             save_file({n: t + 1e-3 for n, t in load_file(final / name).items()}, final / name)
 
-    monkeypatch.setattr(finish, "replace_folder", damaging)
+    monkeypatch.setattr(job, "replace_folder", damaging)
     with pytest.raises(TrainingError, match=f"\n  {named}: "):
         train(config_tree(output={"name": "a"}))
     monkeypatch.undo()
@@ -233,15 +233,15 @@ def test_an_adapter_folder_that_reads_back_otherwise_fails_the_run_and_resuming_
 
 
 def test_a_base_that_training_has_changed_fails_the_run(config_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    from inlay.training import finish
+    from inlay.training.job import AdapterJob
 
-    export = finish.export
+    export = AdapterJob.export
 
     def changing(job: Any) -> int:
         next(p for n, p in job.model.named_parameters() if "down_proj.base_layer" in n).data.add_(1e-3)
         return export(job)
 
-    monkeypatch.setattr(finish, "export", changing)
+    monkeypatch.setattr(AdapterJob, "export", changing)
     with pytest.raises(TrainingError, match="adapter off = base: base before and after training"):
         train(config_tree())
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from inlay.runs import report
 from inlay.runs.folder import Run
 from inlay.runs.guard_events import as_markdown, incidents
 from inlay.runs.record import FAILED, EscapeOutcome, OutOfMemoryEvent, Plateau
-from inlay.training import finish
 from parts import run_record, run_result
 
 FLAT: dict[str, Any] = {"diagnosis": "stalled", "reason": "held-out loss +0.0"}
@@ -79,7 +79,7 @@ def test_each_kind_is_listed_by_its_step_with_what_was_done(run: Run) -> None:
 
 
 def test_the_curves_have_a_mark_at_every_step_where_a_guard_answered(run: Run) -> None:
-    loss = finish.curves(run).axes[0]
+    loss = report.curves(run).axes[0]
     marks = [line for line in loss.lines if line.get_linestyle() == "--"]
     assert sorted(float(line.get_xdata()[0]) for line in marks) == sorted(float(one.step) for one in incidents(run))
     named = {text.get_text() for text in loss.get_legend().get_texts()}

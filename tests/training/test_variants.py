@@ -20,7 +20,6 @@ from inlay.methods.adapter_state import AdapterState
 from inlay.runs.folder import Run
 from inlay.runs.reporter import PlainReporter
 from inlay.training import checkpoint as checkpoints
-from inlay.training import finish
 from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop
 from inlay.training.optimizer import restore_state, state_tensors
@@ -154,7 +153,7 @@ def check_variant(job: AdapterJob) -> None:
     assert sum(p.requires_grad for p in job.model.parameters()) == len(job.parameters)
     memory = logits(job.model)
     assert not torch.allclose(memory, original, atol=1e-3)
-    finish.export(job)
+    job.export()
     here = AdapterState.read(job.run.adapter, job.base_digest).attach_to(bare(job))
     elsewhere = PeftModel.from_pretrained(bare(job), str(job.run.adapter)).eval()
     for loaded in (job.model, here, elsewhere):
@@ -270,7 +269,7 @@ def test_from_refuses_another_shape_in_one_line(over: dict[str, Any], said: str,
 def saved(ready: Any) -> Path:
     """The run folder of a trained adapter of rank 4."""
     job = ready("saved", adapter={"rank": 4})
-    finish.export(train(job))
+    train(job).export()
     return job.run.path
 
 
@@ -330,6 +329,6 @@ def test_a_bfloat16_base_trains_and_its_adapter_comes_back(init: str, quantizati
     train(job)
     assert job.progress.eval_loss < job.progress.base_eval_loss
     memory = logits(job.model, torch.bfloat16)
-    finish.export(job)
+    job.export()
     loaded = AdapterState.read(job.run.adapter).attach_to(bare(job))
     assert torch.equal(logits(loaded, torch.bfloat16), memory)

@@ -6,15 +6,16 @@ from pathlib import Path
 
 from inlay.config.load import ConfigLike, as_config
 from inlay.evaluation.costs import Prices
+from inlay.hardware.machine import Machine
 from inlay.runs.reporter import PlainReporter, Reporter
-from inlay.workflows.doctor import Machine, machine_record
+from inlay.workflows.doctor import examine
 from inlay.workflows.plan import Plan
 from inlay.workflows.plan import plan as planned
 
 
 def doctor(*, quick: bool = False, folder: str = "results") -> Machine:
     """Versions, memory, devices, what really works here, and recommended settings; `to_json` gives them as one object."""
-    return machine_record(quick, Path(folder))
+    return examine(quick, Path(folder))
 
 
 def plan(

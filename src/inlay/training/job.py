@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,20 +22,24 @@ from inlay.data.prepare import PreparedData
 from inlay.engine.autograd import Engine
 from inlay.engine.estimate import LAYER_NAMES, MemoryEstimate, shape_of
 from inlay.engine.profile import timed
-from inlay.errors import ConfigError
+from inlay.errors import ConfigError, StorageError
+from inlay.methods.adapter_files import CARD
 from inlay.methods.adapter_state import AdapterState
+from inlay.methods.full import write_model
 from inlay.methods.method import TRAINED
 from inlay.methods.table import method_of
 from inlay.methods.target_modules import numel
 from inlay.models import base as bases
 from inlay.models.dropout import own_dropout, switch_off
 from inlay.models.fingerprint import Fingerprint
+from inlay.models.generation_settings import FILE, ends_of_base
 from inlay.models.named_class import NamedClass, named_class
 from inlay.models.quantization import quantized_summary
 from inlay.runs.folder import Run, caution_of
 from inlay.runs.record import OutOfMemoryEvent, RunRecord
 from inlay.runs.reporter import Reporter
 from inlay.runs.trackers import Tracker
+from inlay.storage import replace_folder, write_json
 from inlay.tasks.opened_base import OpenedBase, Precision
 from inlay.training import checkpoint as checkpoints
 from inlay.training.checkpoint import Checkpoint, Progress, Saver, StepMetrics
@@ -340,3 +346,66 @@ class AdapterJob:
         adapter.load_into(self.model, self.name)
         restore_state(self.optimizer, tensors, values)
         self.progress = progress
+
+    def export(self) -> int:
+        """Writes `adapter/`, or after full fine-tuning `model/`, from the best or the last step; the model then holds it.
+
+        Returns that step.
+        """
+        progress, step = self.progress, self.progress.step
+        if self.config.train.export == "best" and progress.best_step is not None:
+            step = progress.best_step
+        if step != progress.step:
+            kept = checkpoints.Checkpoint(self.run.checkpoints / f"step-{step:06d}")
+            try:
+                checkpoints.load(kept)[0].load_into(self.model, self.name)
+            except StorageError as error:
+                aside = f", now {checkpoints.set_aside(kept).name}" if kept.path.exists() else ""
+                raise StorageError(
+                    f"{error} It was the best step{aside}. To take the last one instead, set train.export to last in "
+                    f"{self.run.path / 'config.yaml'} and resume."
+                ) from None
+        whole = method_of(self.config).trains_base
+        card: JsonObject = {
+            **self.base.ref.card_entries(),
+            **self.base_record,
+            "chat_template": self.encoder.template_name,
+            "chat_template_hash": self.encoder.template_hash,
+            "template_kwargs": self.config.data.template_kwargs,
+            "data_hash": self.data.data_hash,
+            "run": self.run.name,
+            "step": step,
+            "metrics": {
+                "base_eval_loss": progress.base_eval_loss,
+                "eval_loss": progress.best_eval_loss if step == progress.best_step else progress.eval_loss,
+            },
+        }
+
+        if self.base.named:
+            card |= {
+                "class": self.base.named.summary(),
+                "opens_in": self.base.named.opened_in,
+                "module_names": self.base.named.prefixes,
+            }
+
+        def fill(folder: Path) -> None:
+            if whole:
+                write_model(self.model, self.base.ref.folder, folder)
+            else:
+                AdapterState.of(self.model, self.name).exported().under(self.base.named).on(self.base.ref).write(folder)
+            self.encoder.tokenizer.save_pretrained(str(folder))
+            _write_ends(self.encoder, self.model, folder)
+            write_json(folder / CARD, card)
+
+        replace_folder(self.run.model if whole else self.run.adapter, fill, {"step": step})
+        return step
+
+
+def _write_ends(encoder: Encoder, model: Any, folder: Path) -> None:
+    """Names the ids that end an answer for other programs, which else know only the tokenizer's end-of-sequence. What
+    ended the base's answers still ends them."""
+    path = folder / FILE
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(
+        path, kept | {"eos_token_id": sorted(encoder.stop_ids | ends_of_base(model)), "pad_token_id": encoder.pad_id}
+    )

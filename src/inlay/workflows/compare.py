@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from inlay.adapters.reference import device_for
-from inlay.evaluation.blind import preference
+from inlay.evaluation.blind import FILE, preference
 from inlay.evaluation.caveats import (
     Caveat,
     ChangedSettings,
@@ -89,6 +89,8 @@ def _against_first(found: EvaluationResult, other: MeasuredModel, where: Path) -
 
 
 def _preference(found: EvaluationResult, comparison: Comparison, where: Path) -> Difference | None:
+    if not (where / FILE).exists():  # nobody has judged
+        return None
     return preference(comparison, where, resamples=found.config.eval.resamples, seed=found.config.train.seed)
 
 

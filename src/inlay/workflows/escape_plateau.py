@@ -15,6 +15,7 @@ from inlay.errors import RunError, StorageError
 from inlay.runs.folder import Run
 from inlay.runs.guard_events import escape_summary
 from inlay.runs.record import BestEvaluation, DifferenceRecord, EscapeOutcome, Plateau
+from inlay.runs.report import report
 from inlay.runs.reporter import LoggedReporter, Reporter
 from inlay.storage import owned
 from inlay.training.process import launched_rank
@@ -47,11 +48,9 @@ def follow(run: Run, reporter: Reporter) -> None:
     if not first:
         return
     outcome = EscapeOutcome(tried=False, reason=reason) if reason else _judged(run, plateau, result.steps, reporter)
-    from inlay.training import finish
-
     with owned(run.path):
         run.write_record(replace(run.record, result=replace(result, escape=outcome)))
-        finish.report(run, run.record)
+        report(run, run.record)
     reporter.note(escape_summary(outcome))
 
 

@@ -28,6 +28,7 @@ from inlay.errors import ConfigError, InlayError, Interrupted, RunError, Trainin
 from inlay.evaluation.task_metrics import primary_metric
 from inlay.evaluation.verdict import loss_difference
 from inlay.hardware.facts import library_versions
+from inlay.hardware.machine import machine_record
 from inlay.hardware.probe import dtype_name
 from inlay.methods.adapter import adapter_disabled
 from inlay.methods.adapter_state import AdapterState
@@ -35,10 +36,10 @@ from inlay.proof.verify import Start, prove_trained
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run
 from inlay.runs.record import FAILED, FINISHED, INTERRUPTED, RUNNING, ProcessShare, Result, RunRecord, Status
+from inlay.runs.report import report
 from inlay.runs.reporter import LateBar, LoggedReporter, Reporter, change_shown
 from inlay.runs.trackers import open_trackers
 from inlay.storage import owned, path_exists, require_space, sweep_staging, write_file
-from inlay.training import finish
 from inlay.training.checkpoint import Checkpoint, checkpoint_at
 from inlay.training.job import AdapterJob
 from inlay.training.loop import TrainingLoop, resume_hint
@@ -49,7 +50,6 @@ from inlay.training.process import StopRequest, stop_on_signals
 from inlay.training.process_group import ProcessGroup
 from inlay.training.setup import make_single_job, require_same
 from inlay.typed_json import JsonObject, decode, encode
-from inlay.workflows.doctor import machine_record
 from inlay.workflows.resume import RunSelection, refuse_other_inputs, restore, stored_config
 
 _SMALLER = "set train.gradient_checkpointing=true, or quantize the base."
@@ -119,7 +119,7 @@ class Attempt:
         """
         group, job = self.group, self.job
         with group.failing_together():
-            step = finish.export(job) if group.is_first else 0
+            step = job.export() if group.is_first else 0
             step = int(group.broadcast_text(str(step)))
         if step != job.progress.step:
             AdapterState.broadcast(group.copy, job.model, job.name)
@@ -183,7 +183,7 @@ class Attempt:
         ended = replace(
             job.run.record, status=FINISHED, error=None, result=result, processes=processes or job.run.record.processes
         )
-        finish.report(job.run, ended)
+        report(job.run, ended)
         job.run.write_record(ended)
         self.reporter.note(
             f"held-out loss {difference.base:.4f} → {difference.other:.4f}: "
@@ -262,7 +262,7 @@ def prepare(
 def _machine(config: Config, group: ProcessGroup) -> JsonObject:
     """A quick `inlay doctor` for run.json. A machine that cannot be examined is no reason to stop."""
     try:
-        return machine_record(True, Path(config.output.folder), group.device(config.model.device)).to_json()
+        return machine_record(Path(config.output.folder), group.device(config.model.device)).to_json()
     except OSError as error:
         return {"warnings": [f"this machine cannot be looked at: {error}"]}
 
@@ -327,7 +327,7 @@ def recorded(run: Run) -> Iterator[None]:
             run.write_record(replace(run.record, status=status, error=str(error), failed_step=step))
             run.log(f"ended: {error}")
             if isinstance(error, TrainingError):
-                finish.report(run, run.record)
+                report(run, run.record)
         raise
     except BaseException as error:
         with contextlib.suppress(InlayError):

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from inlay.hardware.facts import CpuFacts
+    from inlay.hardware.machine import Machine
     from inlay.hardware.probe import Probe
-    from inlay.workflows.doctor import Machine
 
 GIB = 1024**3
 

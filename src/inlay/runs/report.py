@@ -1,100 +1,24 @@
-"""After the last step: the adapter folder, the curves and the report."""
+"""The report of a run that ended: what came out, its curves, and what the guards met."""
 
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from inlay.errors import StorageError
-from inlay.methods.adapter_files import CARD
-from inlay.methods.adapter_state import AdapterState
-from inlay.methods.full import write_model
-from inlay.methods.table import method_of
-from inlay.models.generation_settings import FILE, ends_of_base
 from inlay.runs.folder import Run
 from inlay.runs.guard_events import as_markdown, incidents
 from inlay.runs.record import RunRecord
 from inlay.runs.reporter import change_shown
-from inlay.storage import replace_folder, write_file, write_json
-from inlay.training import checkpoint as checkpoints
-from inlay.training.job import AdapterJob
-from inlay.typed_json import JsonObject
+from inlay.storage import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from inlay.data.encoding.encoder import Encoder
 
 _MARKS = {
     "skipped": "#7a1fa2", "rollback": "#d81b60", "spike": "#bdbdbd", "out of memory": "#f9a825", "overfitting": "#5d4037",
     "plateau": "#00897b", "escape": "#2e7d32", "failed": "#000000",
 }  # fmt: skip
-
-
-def export(job: AdapterJob) -> int:
-    """Writes `adapter/`, or after full fine-tuning `model/`, from the best or the last step; the model then holds it.
-
-    Returns that step.
-    """
-    progress, step = job.progress, job.progress.step
-    if job.config.train.export == "best" and progress.best_step is not None:
-        step = progress.best_step
-    if step != progress.step:
-        kept = checkpoints.Checkpoint(job.run.checkpoints / f"step-{step:06d}")
-        try:
-            checkpoints.load(kept)[0].load_into(job.model, job.name)
-        except StorageError as error:
-            aside = f", now {checkpoints.set_aside(kept).name}" if kept.path.exists() else ""
-            raise StorageError(
-                f"{error} It was the best step{aside}. To take the last one instead, set train.export to last in "
-                f"{job.run.path / 'config.yaml'} and resume."
-            ) from None
-    whole = method_of(job.config).trains_base
-    card: JsonObject = {
-        **job.base.ref.card_entries(),
-        **job.base_record,
-        "chat_template": job.encoder.template_name,
-        "chat_template_hash": job.encoder.template_hash,
-        "template_kwargs": job.config.data.template_kwargs,
-        "data_hash": job.data.data_hash,
-        "run": job.run.name,
-        "step": step,
-        "metrics": {
-            "base_eval_loss": progress.base_eval_loss,
-            "eval_loss": progress.best_eval_loss if step == progress.best_step else progress.eval_loss,
-        },
-    }
-
-    if job.base.named:
-        card |= {
-            "class": job.base.named.summary(),
-            "opens_in": job.base.named.opened_in,
-            "module_names": job.base.named.prefixes,
-        }
-
-    def fill(folder: Path) -> None:
-        if whole:
-            write_model(job.model, job.base.ref.folder, folder)
-        else:
-            AdapterState.of(job.model, job.name).exported().under(job.base.named).on(job.base.ref).write(folder)
-        job.encoder.tokenizer.save_pretrained(str(folder))
-        _write_ends(job.encoder, job.model, folder)
-        write_json(folder / CARD, card)
-
-    replace_folder(job.run.model if whole else job.run.adapter, fill, {"step": step})
-    return step
-
-
-def _write_ends(encoder: Encoder, model: Any, folder: Path) -> None:
-    """Names the ids that end an answer for other programs, which else know only the tokenizer's end-of-sequence. What
-    ended the base's answers still ends them."""
-    path = folder / FILE
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(
-        path, kept | {"eos_token_id": sorted(encoder.stop_ids | ends_of_base(model)), "pad_token_id": encoder.pad_id}
-    )
 
 
 def report(run: Run, record: RunRecord) -> None:
