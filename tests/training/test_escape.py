@@ -43,14 +43,17 @@ def test_the_place_to_go_back_to_is_kept_until_it_is_known(
     save_every: int, eval_every: int, found: int, step: int
 ) -> None:
     plateau = found * eval_every
-    back = escape.start(plateau, save_every)
+    back = escape.branch_step(plateau, save_every)
     assert back % save_every == 0
     assert 0 <= back < plateau
     assert plateau - back >= min(100, plateau / 2)
     assert plateau - back < min(100, plateau / 2 + 1) + save_every
     if back <= step <= plateau:  # from the moment it is written until the plateau is found
-        assert back in escape.needed(step, save_every, eval_every)
-    assert len(escape.needed(step, save_every, eval_every)) <= 100 // eval_every + save_every // eval_every + 3
+        assert back in escape.branch_steps_to_keep(step, save_every, eval_every)
+    assert (
+        len(escape.branch_steps_to_keep(step, save_every, eval_every))
+        <= 100 // eval_every + save_every // eval_every + 3
+    )
 
 
 def test_the_rate_falls_to_a_tenth_past_the_plateau_and_comes_back() -> None:
@@ -62,7 +65,7 @@ def test_the_rate_falls_to_a_tenth_past_the_plateau_and_comes_back() -> None:
     assert rates["escape"][201:311] == pytest.approx([0.1] * 110)
     assert rates["escape"][315] == pytest.approx(0.55)
     assert rates["escape"][320:] == [1.0] * 681
-    assert escape.is_over(300, 100) == 320
+    assert escape.end_step(300, 100) == 320
     assert rates["decay"][201] == 1.0
     assert rates["decay"][600] == pytest.approx(0.5, abs=0.01)
     assert rates["decay"][1000] == pytest.approx(1 / 800)
@@ -89,7 +92,7 @@ def test_a_plateau_is_escaped_from_by_branches_that_are_runs_also_through_stops(
     result = run.result.to_json()
     plateau, judged = result["plateau"], result["escape"]
     assert plateau["kind"] == "stalled"
-    assert plateau["back_to"] == escape.start(plateau["step"], 2)
+    assert plateau["back_to"] == escape.branch_step(plateau["step"], 2)
     assert (judged["tried"], judged["steps"]) == (True, [plateau["back_to"] + 1, 16])
     assert judged["eval_loss"].keys() == {"continuation", "decay", "escape"}
     assert judged["eval_loss"]["continuation"] == pytest.approx(run.metrics[-1]["eval_loss"], rel=1e-5)

@@ -338,7 +338,7 @@ class AdapterJob:
         if self.progress.plateau is not None:
             return {self.progress.plateau.back_to}
         wanted = self.config.train.on_plateau == "escape"
-        return escape.needed(self.progress.step, self.save_every, self.eval_every) if wanted else set()
+        return escape.branch_steps_to_keep(self.progress.step, self.save_every, self.eval_every) if wanted else set()
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes weights, optimizer and progress from the checkpoint. Raises: StorageError when it is damaged."""

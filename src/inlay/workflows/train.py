@@ -41,9 +41,9 @@ def train(
         with group.failing_together():
             if refused:
                 raise refused
-            run, attempt, begin = prepare(config, selection, longer, group, stop, reporter, held, began)
-        if attempt:
-            attempt.train(begin, profile)
+            run, process, begin = prepare(config, selection, longer, group, stop, reporter, held, began)
+        if process:
+            process.train(begin, profile)
     return run
 
 

@@ -56,7 +56,7 @@ _SMALLER = "set train.gradient_checkpointing=true, or quantize the base."
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class RunProcess:
     """One process at a run, from its start or checkpoint to proofs and verdict."""
 
     job: AdapterJob
@@ -75,7 +75,7 @@ class Attempt:
         return self.loop.reporter
 
     def train(self, begin: Callable[[], None] | None, profile: bool) -> None:
-        """Trains to the end and judges what came out. `begin` takes the job from step 0 to where this attempt begins,
+        """Trains to the end and judges what came out. `begin` takes the job from step 0 to where this process begins,
         None where that is step 0."""
         job, group, reporter = self.job, self.group, self.reporter
         way_out = f"Lower train.micro_batch_size (now {job.micro_batch_size}) or eval.batch_size, {_SMALLER}"
@@ -219,7 +219,7 @@ class Attempt:
 def prepare(
     config: Config, selection: RunSelection, longer: Assignments, group: ProcessGroup, stop: StopRequest, reporter: Reporter,
     held: contextlib.ExitStack, began: float,
-) -> tuple[Run, Attempt | None, Callable[[], None] | None]:  # fmt: skip
+) -> tuple[Run, RunProcess | None, Callable[[], None] | None]:  # fmt: skip
     """(the run, with its folder; all its parts, None where it is finished; what takes them to where the run goes on)."""
     if config.eval.metric != "auto":
         primary_metric(config.eval.metric)
@@ -253,10 +253,10 @@ def prepare(
         logged.opened(run)
         held.enter_context(recorded(run))
     run = job.run = Run(Path(group.broadcast_text(str(run.path))))  # from here on the folder is there
-    attempt = Attempt(job, TrainingLoop([job], stop, reporter), began)
+    process = RunProcess(job, TrainingLoop([job], stop, reporter), began)
     if branched:
-        return run, attempt, partial(begin_branch, job, *branched)
-    return run, attempt, partial(restore, job, reporter.note) if resumes else None
+        return run, process, partial(begin_branch, job, *branched)
+    return run, process, partial(restore, job, reporter.note) if resumes else None
 
 
 def _machine(config: Config, group: ProcessGroup) -> JsonObject:
@@ -341,7 +341,7 @@ def space_needed_bytes(job: AdapterJob) -> int:
     """Bytes that the run may write: checkpoints that are kept at once, the adapter, and some room."""
     checkpoints = job.config.train.keep_checkpoints + 2
     if job.config.train.on_plateau == "escape":
-        checkpoints += len(escape.needed(job.total_steps, job.save_every, job.eval_every))
+        checkpoints += len(escape.branch_steps_to_keep(job.total_steps, job.save_every, job.eval_every))
     return job.trainable * (12 * checkpoints + 4) + 20_000_000
 
 

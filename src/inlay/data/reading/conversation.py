@@ -10,7 +10,7 @@ from typing import Final, NoReturn
 from inlay.data.reading import tagged_calls, turn_fields
 from inlay.data.reading.row_fields import GREETING, SYSTEMS, UNANSWERED, is_empty
 from inlay.data.reading.tool_calls import CALLS, Calls, as_calls, calls_of_turn
-from inlay.data.reading.values import fail, json_in, missing, text
+from inlay.data.reading.values import json_in, refuse_field, refuse_missing_field, text
 from inlay.data.types import Example, Message, Row, Switches, Tool
 from inlay.errors import DataError, nearest
 from inlay.typed_json import JsonObject
@@ -118,7 +118,7 @@ def with_system(row: Row, example: Example, masked: bool) -> Example:
         )
     if first.role == "system":
         if first.content.strip() != system.strip():
-            fail(row, name, system, "The first turn is a system turn too. Keep one of the two.")
+            refuse_field(row, name, system, "The first turn is a system turn too. Keep one of the two.")
         return example
     message = Message("system", system) if masked else turn(row, "system", system)
     return replace(example, messages=(message, *example.messages))
@@ -130,14 +130,14 @@ def switches(row: Row) -> Switches:
     given = {} if is_empty(given) else given
     given = json_in(row, "chat_template_kwargs", given) if isinstance(given, str) else given
     if not isinstance(given, dict):
-        fail(row, "chat_template_kwargs", given, 'It must be an object, such as {"enable_thinking": true}.')
+        refuse_field(row, "chat_template_kwargs", given, 'It must be an object, such as {"enable_thinking": true}.')
     found = {f"chat_template_kwargs.{name}": (name, value) for name, value in given.items()}
     if "enable_thinking" in row.value:
         found["enable_thinking"] = "enable_thinking", row.value["enable_thinking"]
     found = {field: one for field, one in found.items() if not is_empty(one[1])}
     for field, (name, value) in found.items():
         if not name.isidentifier() or not isinstance(value, bool | int | float | str):
-            fail(row, field, value, "A switch of a chat template is true, false, a number or a text.")
+            refuse_field(row, field, value, "A switch of a chat template is true, false, a number or a text.")
     if len(set(found.values())) > len({name for name, _ in found.values()}):
         raise DataError(f"{row.source}: 'chat_template_kwargs' and 'enable_thinking' contradict each other. Keep one.")
     return tuple(sorted(set(found.values())))
@@ -193,10 +193,10 @@ def _joined(row: Row, field: str, messages: list[Message]) -> list[Message]:
 
 def _turns(row: Row, field: str, value: object) -> list[JsonObject]:
     if not isinstance(value, list) or not value:
-        fail(row, field, value, "It must be a list with at least one turn.")
+        refuse_field(row, field, value, "It must be a list with at least one turn.")
     for index, turn in enumerate(value):
         if not isinstance(turn, dict):
-            fail(row, f"{field}[{index}]", turn, "A turn is an object.")
+            refuse_field(row, f"{field}[{index}]", turn, "A turn is an object.")
     return value
 
 
@@ -214,7 +214,7 @@ def _openai_turn(row: Row, where: str, turn: JsonObject, trained: bool) -> Messa
     if "role" not in turn:
         if "from" in turn:
             _other_format(row, where, "from/value", "sharegpt", "conversations")
-        missing(row, where, "role", turn, turn_fields.READ)
+        refuse_missing_field(row, where, "role", turn, turn_fields.READ)
     role = _role(row, f"{where}.role", turn["role"], OPENAI_ROLES)
     if turn["role"] in _CALL_ROLES:
         return _call_turn(row, where, "content", turn, trained)
@@ -222,7 +222,7 @@ def _openai_turn(row: Row, where: str, turn: JsonObject, trained: bool) -> Messa
     if "content" not in turn and not calls:
         if "parts" in turn:
             _other_format(row, where, "role/parts", "gemini", "contents")
-        missing(row, where, "content", turn, turn_fields.READ)
+        refuse_missing_field(row, where, "content", turn, turn_fields.READ)
     content = _content(row, f"{where}.content", turn.get("content"), role, may_be_null=bool(calls))
     return _message(row, where, "content", turn, Message(role, content, tool_calls=calls), trained)
 
@@ -232,7 +232,7 @@ def _sharegpt_turn(row: Row, where: str, turn: JsonObject) -> Message:
         _other_format(row, where, "role/content", "messages", "messages")
     for key in ("from", "value"):
         if key not in turn:
-            missing(row, where, key, turn, turn_fields.READ)
+            refuse_missing_field(row, where, key, turn, turn_fields.READ)
     role = _role(row, f"{where}.from", turn["from"], SHAREGPT_ROLES)
     if turn["from"] in _CALL_ROLES:
         return _call_turn(row, where, "value", turn, True)
@@ -246,7 +246,7 @@ def _gemini_turn(row: Row, where: str, turn: JsonObject) -> Message:
         if key not in turn:
             if "content" in turn:
                 _other_format(row, where, "role/content", "messages", "messages")
-            missing(row, where, key, turn, turn_fields.READ)
+            refuse_missing_field(row, where, key, turn, turn_fields.READ)
     role = _role(row, f"{where}.role", turn["role"], GEMINI_ROLES)
     content = _content(row, f"{where}.parts", turn["parts"], role, may_be_null=False)
     return _message(row, where, "parts", turn, Message(role, content), True)
@@ -257,7 +257,9 @@ def _call_turn(row: Row, where: str, key: str, turn: JsonObject, trained: bool) 
     value = turn.get(key)
     for name in CALLS:
         if not is_empty(turn.get(name)):
-            fail(row, f"{where}.{name}", turn[name], f"The call stands in {key!r} of such a turn. Keep one of the two.")
+            refuse_field(
+                row, f"{where}.{name}", turn[name], f"The call stands in {key!r} of such a turn. Keep one of the two."
+            )
     if not isinstance(value, dict | list):
         value = json_in(row, f"{where}.{key}", text(row, f"{where}.{key}", value))
     message = Message("assistant", "", tool_calls=as_calls(row, f"{where}.{key}", value))
@@ -270,7 +272,7 @@ def _message(row: Row, where: str, key: str, turn: JsonObject, bare: Message, tr
     role, calls = bare.role, bare.tool_calls
     if calls and role != "assistant":
         field = next(name for name in CALLS if turn.get(name))
-        fail(row, f"{where}.{field}", turn[field], f"Only an assistant turn calls tools, not {role!r}.")
+        refuse_field(row, f"{where}.{field}", turn[field], f"Only an assistant turn calls tools, not {role!r}.")
     name = turn.get("name")
     name = None if is_empty(name) else text(row, f"{where}.name", name)
     weight = turn_fields.weight(row, where, turn, role, trained=trained)
@@ -290,13 +292,13 @@ def _other_format(row: Row, where: str, keys: str, name: str, field: str) -> NoR
 
 def _role(row: Row, field: str, value: object, roles: Mapping[str, str]) -> str:
     if not isinstance(value, str):
-        fail(row, field, value, f"A role is one of {', '.join(roles)}.")
+        refuse_field(row, field, value, f"A role is one of {', '.join(roles)}.")
     if value not in roles:
         name = value.strip().lower()
         guess = name if name in roles else _OTHER_NAMES.get(name)
         guess = guess if guess in roles else nearest(name, roles)
         hint = f" Did you mean {guess!r}?" if guess else ""
-        fail(row, field, value, f"Not a role.{hint} Roles: {', '.join(roles)}.")
+        refuse_field(row, field, value, f"Not a role.{hint} Roles: {', '.join(roles)}.")
     return roles[value]
 
 
@@ -307,7 +309,7 @@ def _content(row: Row, field: str, value: object, role: str, *, may_be_null: boo
     if value is None and (may_be_null or role == "tool"):
         return ""
     if value is None:
-        fail(row, field, value, "It must be a string; null is allowed only next to tool_calls and from a tool.")
+        refuse_field(row, field, value, "It must be a string; null is allowed only next to tool_calls and from a tool.")
     if isinstance(value, list) and (role != "tool" or all(map(_is_part, value))):
         return "".join([_part(row, f"{field}[{index}]", part) for index, part in enumerate(value)])
     if role == "tool":
@@ -331,12 +333,14 @@ def _is_part(value: object) -> bool:
 def _part(row: Row, place: str, part: object) -> str:
     """The text of one part of a turn."""
     if not isinstance(part, dict):
-        fail(row, place, part, 'A part is an object: {"type": "text", "text": "..."}.')
+        refuse_field(row, place, part, 'A part is an object: {"type": "text", "text": "..."}.')
     if part.get("type", "text") not in _TEXTS:
-        fail(row, f"{place}.type", part["type"], "Only parts of type 'text' can be read here.")
+        refuse_field(row, f"{place}.type", part["type"], "Only parts of type 'text' can be read here.")
     for key, value in part.items():
         if key not in _PART_FIELDS and value not in (None, "", [], {}):
-            fail(row, f"{place}.{key}", value, "Only the text of a part is read. Take the field or the row out.")
+            refuse_field(
+                row, f"{place}.{key}", value, "Only the text of a part is read. Take the field or the row out."
+            )
     return text(row, f"{place}.text", part.get("text"), may_be_empty=True)
 
 
@@ -344,4 +348,4 @@ def _refuse_empty(row: Row, field: str, content: str, role: str, weight: float, 
     """Raises: DataError for a user turn or a trained answer without text; a tool may answer nothing."""
     if not content.strip() and (role == "user" or (role == "assistant" and weight > 0 and not calls)):
         article = "An" if role == "assistant" else "A"
-        fail(row, field, content, f"{article} {role} turn must hold some text. Fill it or remove the row.")
+        refuse_field(row, field, content, f"{article} {role} turn must hold some text. Fill it or remove the row.")

@@ -76,7 +76,7 @@ class Format:
                     f"this row is written as {other!r} "
                     f"({listed(row.value)}). Keep one format in a file."
                 )
-            values.missing(row, "", name, row.value, self.fields)
+            values.refuse_missing_field(row, "", name, row.value, self.fields)
         example = self.read(row)
         return example if row.value.keys() <= self.reads else self._with_the_rest(row, example, strict)
 
@@ -141,9 +141,9 @@ def _instruction(row: Row) -> Example:
         question = f"{question}\n\n{context}"
     field = "output" if "output" in row.value else "response"
     if field == "output" and not row_fields.is_empty(other := row.value.get("response")):
-        values.fail(row, "response", other, "The answer stands in 'output'. Keep one of the two.")
+        values.refuse_field(row, "response", other, "The answer stands in 'output'. Keep one of the two.")
     if isinstance(row.value[field], list):
-        values.fail(row, field, row.value[field], known_shapes.ANSWERS)
+        values.refuse_field(row, field, row.value[field], known_shapes.ANSWERS)
     answer = values.text(row, field, row.value[field])
     messages += [conversation.turn(row, "user", question), conversation.turn(row, "assistant", answer)]
     return conversation.example(row, messages)
@@ -154,12 +154,12 @@ def _history(row: Row) -> list[tuple[str, str]]:
     if value is None or (isinstance(value, str) and not value.strip()):
         return []
     if not isinstance(value, list):
-        values.fail(row, "history", value, "It must be a list of [question, answer] pairs.")
+        values.refuse_field(row, "history", value, "It must be a list of [question, answer] pairs.")
     pairs = []
     for index, pair in enumerate(value):
         place = f"history[{index}]"
         if not isinstance(pair, list) or len(pair) != 2:
-            values.fail(row, place, pair, "It must be a pair: [question, answer].")
+            values.refuse_field(row, place, pair, "It must be a pair: [question, answer].")
         pairs.append((values.text(row, f"{place}[0]", pair[0]), values.text(row, f"{place}[1]", pair[1])))
     return pairs
 
@@ -187,7 +187,9 @@ def _prompt_completion(row: Row) -> Example:
         return conversation.example(row, before + answered, tools_of(row))
     if isinstance(prompt, list) != isinstance(completion, list):
         field = "completion" if isinstance(prompt, list) else "prompt"
-        values.fail(row, field, row.value[field], "prompt and completion are both strings or both lists of turns.")
+        values.refuse_field(
+            row, field, row.value[field], "prompt and completion are both strings or both lists of turns."
+        )
     question, answer = values.text(row, "prompt", prompt), values.text(row, "completion", completion)
     if cut := turns_of_pair(question, answer):
         return conversation.example(row, conversation.last_trained(row, cut), tools_of(row))
@@ -216,7 +218,7 @@ def _classification(row: Row) -> Example:
     if isinstance(label, int | float) and not isinstance(label, bool) and math.isfinite(label):
         label = json.dumps(label)
     if not isinstance(label, str):
-        values.fail(row, "label", label, "A label is a string or a number.")
+        values.refuse_field(row, "label", label, "A label is a string or a number.")
     return _two_turns(row, values.text(row, "text", row.value["text"]), values.text(row, "label", label))
 
 
@@ -225,7 +227,7 @@ def _text(row: Row) -> Example:
     if turns := turns_of(document):
         return conversation.example(row, [conversation.turn(row, role, text) for role, text in turns])
     if end := lacks_end(document):
-        values.fail(row, "text", document, f"A chat template wrote it, and its last turn has no end ({end!r}). Write {end} "
+        values.refuse_field(row, "text", document, f"A chat template wrote it, and its last turn has no end ({end!r}). Write {end} "
                     "after the last answer, or remove the row where that answer was cut off.")  # fmt: skip
     return Example((Message("text", document, 1.0),), row.source)
 

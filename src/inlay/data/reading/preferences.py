@@ -22,7 +22,9 @@ def preference(row: Row) -> Example:
     prompt = _prompt(row)
     tools = tools_of(row)
     if not isinstance(row.value["rejected"], str | list | dict):
-        values.fail(row, "rejected", row.value["rejected"], "It must be a string, or turns. Fill it or remove the row.")
+        values.refuse_field(
+            row, "rejected", row.value["rejected"], "It must be a string, or turns. Fill it or remove the row."
+        )
     chosen = row.value["chosen"]
     if isinstance(chosen, str):
         if cut := turns_of_pair(row.value.get("prompt"), chosen):
@@ -48,12 +50,12 @@ def openai_preference(row: Row) -> Example:
     """The Example of a row of OpenAI's preference files: input.messages, preferred_output, non_preferred_output."""
     value = row.value["input"]
     if not isinstance(value, dict):
-        values.fail(row, "input", value, 'It must be an object: {"messages": [...]}.')
+        values.refuse_field(row, "input", value, 'It must be an object: {"messages": [...]}.')
     if "messages" not in value:
-        values.missing(row, "input", "messages", value, _INPUT)
+        values.refuse_missing_field(row, "input", "messages", value, _INPUT)
     for name in value.keys() - set(_INPUT):
         if not is_empty(value[name]):
-            values.fail(
+            values.refuse_field(
                 row, f"input.{name}", value[name], f"Of the input only {', '.join(_INPUT)} are read. Take it out."
             )
     prompt = conversation.openai_turns(row, "input.messages", value["messages"], trained=False)
@@ -68,7 +70,7 @@ def _prompt(row: Row) -> list[Message]:
     if len(named) > 1:
         raise DataError(f"{row.source}: {' and '.join(map(repr, named))} are both the question. Keep one of them.")
     if named != ["instruction"] and not is_empty(context := row.value.get("input")):
-        values.fail(
+        values.refuse_field(
             row, "input", context, "It is a part of an 'instruction', and there is none. Write it into the question."
         )
     if not named:
@@ -95,7 +97,7 @@ def _rejected(row: Row) -> list[Message]:
     if isinstance(value, str) and (written := turns_of(value)):
         return _written_turns(row, written)
     if isinstance(value, str):
-        values.fail(row, "rejected", value, "It must be a list of turns, as 'chosen' is.")
+        values.refuse_field(row, "rejected", value, "It must be a list of turns, as 'chosen' is.")
     return _turns(row, "rejected", value)
 
 

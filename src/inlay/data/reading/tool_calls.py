@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from inlay.data.reading.row_fields import is_empty
-from inlay.data.reading.values import fail, json_in, missing, text
+from inlay.data.reading.values import json_in, refuse_field, refuse_missing_field, text
 from inlay.data.types import Row, Tool, ToolCall
 from inlay.errors import DataError, nearest
 from inlay.typed_json import JsonObject
@@ -38,19 +38,19 @@ def as_calls(row: Row, field: str, value: object) -> Calls:
     """
     items = value if isinstance(value, list) else [value]
     if not items:
-        fail(row, field, value, "It must hold at least one call.")
+        refuse_field(row, field, value, "It must hold at least one call.")
     calls: list[ToolCall] = []
     for index, item in enumerate(items):
         place = f"{field}[{index}]" if isinstance(value, list) else field
         if not isinstance(item, dict):
-            fail(row, place, item, 'A call is an object: {"name": "...", "arguments": {...}}.')
+            refuse_field(row, place, item, 'A call is an object: {"name": "...", "arguments": {...}}.')
         inner = item.get("function", item)
         if not isinstance(inner, dict):
-            fail(row, f"{place}.function", inner, 'It must be an object: {"name": "...", "arguments": {...}}.')
+            refuse_field(row, f"{place}.function", inner, 'It must be an object: {"name": "...", "arguments": {...}}.')
         for part in (item, inner):
             _refuse_unknown(row, place, part)
         if "name" not in inner:
-            missing(row, place, "name", inner, _CALL_FIELDS)
+            refuse_missing_field(row, place, "name", inner, _CALL_FIELDS)
         name, arguments = text(row, f"{place}.name", inner["name"]), _arguments(row, place, inner)
         call: ToolCall = {"type": "function", "function": {"name": name, "arguments": arguments}}
         if item.get("id") is not None:
@@ -62,12 +62,14 @@ def as_calls(row: Row, field: str, value: object) -> Calls:
 def _refuse_unknown(row: Row, place: str, call: JsonObject) -> None:
     kind = call.get("type")
     if kind not in ("function", *_EMPTY_CALL):
-        fail(row, f"{place}.type", kind, "Only calls of type 'function' can be read here.")
+        refuse_field(row, f"{place}.type", kind, "Only calls of type 'function' can be read here.")
     for key in call.keys() - _CALL_FIELDS:
         if call[key] is not None:
             guess = nearest(key, _CALL_FIELDS)
             hint = f" Did you mean {guess!r}?" if guess else ""
-            fail(row, f"{place}.{key}", call[key], f"A call has no such field.{hint} It has name, arguments and id.")
+            refuse_field(
+                row, f"{place}.{key}", call[key], f"A call has no such field.{hint} It has name, arguments and id."
+            )
 
 
 def _arguments(row: Row, place: str, call: JsonObject) -> JsonObject:
@@ -84,7 +86,7 @@ def _arguments(row: Row, place: str, call: JsonObject) -> JsonObject:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        fail(row, f"{place}.{name}", value, "It must be an object, or a string that holds one as JSON.")
+        refuse_field(row, f"{place}.{name}", value, "It must be an object, or a string that holds one as JSON.")
     return value
 
 
@@ -102,7 +104,7 @@ def tools(row: Row) -> tuple[Tool, ...]:
         raise DataError(f"{row.source}: 'tools' and 'functions' both list tools. Keep one of the two.")
     ((field, value),) = given.items()
     if not isinstance(value, list):
-        fail(row, field, value, "It must be a list of tools, or a string that holds one as JSON.")
+        refuse_field(row, field, value, "It must be a list of tools, or a string that holds one as JSON.")
     return tuple([_tool(row, f"{field}[{index}]", item) for index, item in enumerate(value)])
 
 
@@ -117,7 +119,7 @@ def _tool(row: Row, place: str, item: object) -> Tool:
         item = json_in(row, place, item)
     inner = item.get("function", item) if isinstance(item, dict) else item
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
-        fail(row, place, item, 'A tool is {"type": "function", "function": {"name": "...", ...}}.')
+        refuse_field(row, place, item, 'A tool is {"type": "function", "function": {"name": "...", ...}}.')
     if inner is item and inner.get("type") == "function":
         inner = {name: of_it for name, of_it in inner.items() if name != "type"}
     if "input_schema" in inner and "parameters" not in inner:  # Anthropic's name

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
-from inlay.data.reading.values import fail, text
+from inlay.data.reading.values import refuse_field, text
 from inlay.data.types import Row
 from inlay.errors import DataError, nearest
 from inlay.typed_json import JsonObject
@@ -52,7 +52,7 @@ def refuse_unknown(row: Row, where: str, turn: JsonObject, text_field: str) -> N
             continue
         guess = nearest(key, READ)
         hint = f" Did you mean {guess!r}?" if guess else ""
-        fail(
+        refuse_field(
             row,
             f"{where}.{key}",
             value,
@@ -80,7 +80,7 @@ def weight(row: Row, where: str, turn: JsonObject, role: str, *, trained: bool) 
     value = 0.0 if masks else counted[0] if counted else 1.0
     if value and not of_role:
         trained_on = " and ".join(name for name, weight in row.role_weights.items() if weight)
-        fail(
+        refuse_field(
             row,
             f"{where}.{next(iter(given))}",
             next(iter(given.values())),
@@ -93,11 +93,11 @@ def _number(row: Row, field: str, value: object, name: str) -> float:
     if name in SWITCHES:
         if isinstance(value, bool | int | float) and value in (0, 1):
             return float(value)
-        fail(row, field, value, "It must be true or 1 to train on the turn, false or 0 to mask it.")
+        refuse_field(row, field, value, "It must be true or 1 to train on the turn, false or 0 to mask it.")
     if isinstance(value, bool) or not isinstance(value, int | float):
-        fail(row, field, value, "It must be a number, 0 to mask the turn or above 0 to train on it.")
+        refuse_field(row, field, value, "It must be a number, 0 to mask the turn or above 0 to train on it.")
     if not 0 <= value < math.inf or value > 1e6:
-        fail(row, field, value, "It must be a finite number from 0 to 1e6; 0 masks the turn.")
+        refuse_field(row, field, value, "It must be a finite number from 0 to 1e6; 0 masks the turn.")
     return float(value)
 
 
@@ -110,7 +110,7 @@ def thought(row: Row, where: str, turn: JsonObject, role: str) -> tuple[str, str
         return "", ""
     name, value = next(iter(texts.items()))
     if role != "assistant":
-        fail(row, f"{where}.{name}", value, f"Only an assistant turn has a thought, not {role!r}.")
+        refuse_field(row, f"{where}.{name}", value, f"Only an assistant turn has a thought, not {role!r}.")
     if len(set(texts.values())) > 1:
         raise DataError(f"{row.source}: field {where!r} has thoughts that differ ({', '.join(texts)}). Keep one.")
     return value, name
@@ -122,7 +122,7 @@ def tool_call_id(row: Row, where: str, turn: JsonObject, role: str) -> str | Non
     if value is None or value == "":
         return None
     if role != "tool":
-        fail(row, f"{where}.tool_call_id", value, f"Only a tool turn answers a call, not {role!r}.")
+        refuse_field(row, f"{where}.tool_call_id", value, f"Only a tool turn answers a call, not {role!r}.")
     return text(row, f"{where}.tool_call_id", value)
 
 

@@ -10,12 +10,12 @@ from inlay.data.types import Row
 from inlay.errors import DataError, nearest
 
 
-def fail(row: Row, field: str, value: object, right: str) -> NoReturn:
+def refuse_field(row: Row, field: str, value: object, right: str) -> NoReturn:
     """Raises the DataError that every field defect ends in."""
     raise DataError(f"{row.source}: field {field!r} is {shown(value)}. {right}")
 
 
-def missing(row: Row, where: str, name: str, keys: Collection[str], known: Collection[str]) -> NoReturn:
+def refuse_missing_field(row: Row, where: str, name: str, keys: Collection[str], known: Collection[str]) -> NoReturn:
     """Raises the DataError for a field that `where` lacks; one of `keys` that is not `known` may be a slip."""
     guess = nearest(name, [key for key in keys if key not in known])
     hint = f" Did you mean {name!r} where it says {guess!r}?" if guess else ""
@@ -26,9 +26,9 @@ def missing(row: Row, where: str, name: str, keys: Collection[str], known: Colle
 def text(row: Row, field: str, value: object, *, may_be_empty: bool = False) -> str:
     """`value` unchanged, when it is a string with something in it."""
     if not isinstance(value, str):
-        fail(row, field, value, "It must be a string.")
+        refuse_field(row, field, value, "It must be a string.")
     if not may_be_empty and not value.strip():
-        fail(row, field, value, "It must hold some text. Fill it or remove the row.")
+        refuse_field(row, field, value, "It must hold some text. Fill it or remove the row.")
     return value
 
 
@@ -43,5 +43,5 @@ def json_in(row: Row, field: str, value: str) -> Any:
     start = len(value) - len(value.lstrip())
     found, end = value_at(value, start, lambda _: f"{row.source}: field {field!r} holds JSON text")
     if value[end:].strip():
-        fail(row, field, value, "It must hold one JSON value and nothing after it.")
+        refuse_field(row, field, value, "It must hold one JSON value and nothing after it.")
     return found

@@ -172,8 +172,8 @@ def respond(job: AdapterJob, step: int, found: Diagnosis, note: Callable[[str], 
                 f"step {step}: early stop by train.{setting}, {count_shown(job.total_steps - step, 'step')} before the end"
             )
         return "the run was stopped"
-    if policy == "escape" and progress.plateau is None and escape.is_over(step, job.save_every) < job.total_steps:
-        back_to = escape.start(step, job.save_every)
+    if policy == "escape" and progress.plateau is None and escape.end_step(step, job.save_every) < job.total_steps:
+        back_to = escape.branch_step(step, job.save_every)
         progress.plateau = Plateau(step=step, back_to=back_to, kind=found.kind, reason=found.reason)
         done = f"after the run's end other ways go from step {back_to}"
         note(f"step {step}: {done}")

@@ -11,21 +11,21 @@ LOWERED = 0.1
 _MARGIN = 0.1  # of the stretch that was gone back: so far past the plateau it stays low, and so long it rises
 
 
-def start(plateau: int, save_every: int) -> int:
+def branch_step(plateau: int, save_every: int) -> int:
     """The step of the checkpoint that an escape from a plateau at that step starts from; 0 is before the first."""
     return (plateau - min(BACK, (plateau + 1) // 2)) // save_every * save_every
 
 
-def is_over(plateau: int, save_every: int) -> int:
+def end_step(plateau: int, save_every: int) -> int:
     """The step at which the learning rate is what it would have been."""
-    return plateau + 2 * _margin(start(plateau, save_every), plateau)
+    return plateau + 2 * _margin(branch_step(plateau, save_every), plateau)
 
 
-def needed(step: int, save_every: int, eval_every: int) -> set[int]:
+def branch_steps_to_keep(step: int, save_every: int, eval_every: int) -> set[int]:
     """Steps up to this one from which a plateau that is found now or later would be escaped."""
     places: set[int] = set()
     found = -(-step // eval_every) * eval_every
-    while (place := start(found, save_every)) <= step:
+    while (place := branch_step(found, save_every)) <= step:
         places.add(place)
         found += eval_every
     return places
