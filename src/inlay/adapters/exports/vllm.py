@@ -35,10 +35,11 @@ LIMITS: Final = {
         "vllm/config/lora.py, vllm/lora/peft_helper.py and vllm/model_executor/models of vLLM 0.32.0",
         (1, 8, 16, 32, 64, 128, 256, 320, 512),
         {
-            "llama": _HEADS, "mistral": _NONE, "qwen2": _NONE, "qwen3": _HEADS, "gemma": _NONE, "gemma2": _NONE,
-            "gemma3_text": _NONE, "phi3": _HEADS, "granite": _HEADS, "cohere": frozenset(("embed_tokens",)),
+            "cohere": frozenset(("embed_tokens",)), "ernie4_5": _HEADS, "exaone4": _HEADS, "gemma": _NONE, "gemma2": _NONE,
+            "gemma3_text": _NONE, "glm4": _NONE, "granite": _HEADS, "llama": _HEADS, "mistral": _NONE, "nemotron": _HEADS,
+            "phi3": _HEADS, "qwen2": _NONE, "qwen3": _HEADS,
         },
-        frozenset(("gpt2", "gpt_neox", "gptj", "starcoder2", "phi", "stablelm", "falcon", "bloom", "mpt")),
+        frozenset(("gpt2", "stablelm")),
     ),
 }  # fmt: skip
 """By version, newest last."""
