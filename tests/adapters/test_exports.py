@@ -257,6 +257,21 @@ def test_dora_is_refused_with_the_way_out(to: str, base: Path):
     assert broken("peft", source_of(base, state, as_trained=True)) == ""
 
 
+@pytest.mark.parametrize("to", LORA_FORMS)
+@pytest.mark.parametrize(("kind", "way_out"), [("IA3", "inlay adapters merge"), ("PROMPT_TUNING", "Use it alone")])
+def test_methods_that_are_no_sum_of_factors_are_refused_with_the_way_out(kind: str, way_out: str, to: str, base: Path):
+    state = AdapterState({"peft_type": kind, "task_type": "CAUSAL_LM"}, {"x": torch.ones(1)})
+    assert way_out in broken(to, source_of(base, state))
+    assert broken("peft", source_of(base, state, as_trained=True)) == ""
+
+
+def test_trained_biases_are_refused_but_by_peft(base: Path):
+    source = source_of(base, adapter_on(Q))
+    adapter = replace(source.lowrank, biases={"model.layers.0.self_attn.q_proj.bias": torch.ones(32)})
+    for to in LORA_FORMS:
+        assert ("trains biases" in broken(to, replace(source, adapter=adapter))) == (to != "peft")
+
+
 @pytest.mark.parametrize(("to", "family", "module", "message"), [
     ("gguf", "mamba", "model.layers.0.self_attn.q_proj", "not among those compared .*llama.*inlay adapters merge"),
     ("mlx", "mamba", "model.layers.0.self_attn.q_proj", "not among those compared .*llama"),
@@ -323,6 +338,14 @@ def test_a_template_is_written_for_ollama_only_where_it_renders_the_same_text(
     else:
         assert found is not None
         assert (found.turns.name, found.system, found.takes_system) == (name, system, takes_system)
+
+
+def test_a_template_that_opens_with_the_token_of_the_beginning_is_known_all_the_same(base: Path):
+    tokenizer = AutoTokenizer.from_pretrained(str(base))
+    tokenizer.chat_template, tokenizer.bos_token = CHATML, "<|im_start|>"
+    assert ollama.proven_template(tokenizer) is not None
+    tokenizer.chat_template, tokenizer.bos_token = GEMMA, "<|pad|>"
+    assert ollama.proven_template(tokenizer) is not None
 
 
 def test_a_modelfile_has_the_sampling_and_the_stop_strings_of_the_run(base: Path):

@@ -72,21 +72,22 @@ class Proven(NamedTuple):
 def proven_template(tokenizer: Any) -> Proven | None:
     """The known template with the same text as the tokenizer's for conversations with and without a system message."""
 
-    def own(conversation: Conversation) -> str | None:
+    def own(turns: Turns, conversation: Conversation) -> str | None:
         messages = [{"role": role, "content": text} for role, text in conversation]
         try:
             text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except Exception:  # noqa: BLE001 -- a template may refuse a conversation with any error
             return None
-        return text.removeprefix(tokenizer.bos_token or "")  # Ollama adds it
+        bos = tokenizer.bos_token or ""  # Ollama adds it; that of SmolLM2 is the ordinary opening of a message
+        return text if bos and turns.before.startswith(bos) else text.removeprefix(bos)
 
     if not tokenizer.chat_template:
         return None
     for turns in KNOWN:
-        takes_system = all(own((_SYSTEM, *one)) == turns.rendered((_SYSTEM, *one)) for one in _PLAIN)
-        system = _added_system(own(_PLAIN[0]) or "", turns)
+        takes_system = all(own(turns, (_SYSTEM, *one)) == turns.rendered((_SYSTEM, *one)) for one in _PLAIN)
+        system = _added_system(own(turns, _PLAIN[0]) or "", turns)
         first = (("system", system),) if system else ()
-        if all(own(one) == turns.rendered((*first, *one)) for one in _PLAIN):
+        if all(own(turns, one) == turns.rendered((*first, *one)) for one in _PLAIN):
             return Proven(turns, system, takes_system)
     return None
 
