@@ -68,7 +68,7 @@ def rank(
         ref, rows=rows, keep=keep, page=page_path(out), reporter=render.progress.reporter(), library=library,
         folder=output,
     )  # fmt: skip
-    return Output(found.to_json(), render.adapter_ranks.rank_text(found, out))
+    return Output(found.to_json(), render.adapter_ranks.rank_text(found, ref, out))
 
 
 def shrink(
@@ -98,7 +98,7 @@ def shrink(
         ref, name, rank=rank, energy=energy, keep=keep, rows=rows, reporter=render.progress.reporter(), library=library,
         folder=output,
     )  # fmt: skip
-    return Output(found.to_json(), render.adapter_ranks.shrunk_text(found))
+    return Output(found.to_json(), render.adapter_ranks.shrunk_text(found, ref))
 
 
 def diff(

@@ -13,11 +13,10 @@ if TYPE_CHECKING:
     from inlay.workflows.adapter_library.shrink import Shrunk
 
 
-def rank_text(found: RankEvidence, page: str | None) -> str:
-    """A line for each kind of module, the truncation curve, and what follows from it."""
+def rank_text(found: RankEvidence, ref: str, page: str | None) -> str:
+    """A line for each kind of module, the truncation curve, and what follows from it; `ref` is what the user named it by."""
     from inlay.workflows.adapter_library.ranks import ENERGIES, advice, place_of
 
-    name = shlex.quote(found.name)
     lines = [f"{found.name}: rank {found.rank} on {len(found.modules)} modules; median of the modules of a kind", ""]
     shares = "".join(f"{f'rank {share:.0%}':>10}" for share in ENERGIES)
     lines.append(f"{'module':<16}{'number':>7}{'‖ΔW‖':>10}{'stable rank':>13}{shares}")
@@ -32,7 +31,7 @@ def rank_text(found: RankEvidence, page: str | None) -> str:
         lines.append(f"page: {page}")
     rank = found.recommended
     if rank is not None and rank < found.rank:
-        lines.append(f"Next: inlay adapters shrink {name} --name NAME")
+        lines.append(f"Next: inlay adapters shrink {shlex.quote(ref)} --name NAME")
     return "\n".join(lines)
 
 
@@ -43,8 +42,8 @@ def _kind_line(kind: str, modules: list[ModuleSpectrum]) -> str:
     return f"{kind:<16}{len(modules):>7}{norm:>10.3g}{stable:>13.1f}{shown}"
 
 
-def shrunk_text(found: Shrunk) -> str:
-    """The smaller adapter, what it keeps, and the next command."""
+def shrunk_text(found: Shrunk, ref: str) -> str:
+    """The smaller adapter, what it keeps, and the next command; `ref` is what the user named the larger one by."""
     entry, card = found.entry, found.entry.card
     less = f"{found.parameters_before:,} → {card.parameters:,} parameters, {bytes_shown(card.bytes)}"
     by = {"weights": "nearest in its weights", "activations": "nearest in what it adds to outputs"}
@@ -63,4 +62,4 @@ def shrunk_text(found: Shrunk) -> str:
         other = next(form for form in by if form != found.form)
         lines.append(f"  {by[other]}, it {found.other_form.text()}")
     lines += [f"  {note}" for note in found.notes]
-    return "\n".join([*lines, f"Next: inlay compare {shlex.quote(found.name)} {shlex.quote(entry.ref)}"])
+    return "\n".join([*lines, f"Next: inlay compare {shlex.quote(ref)} {shlex.quote(entry.ref)}"])

@@ -14,7 +14,7 @@ from inlay.adapters.lowrank import LowRank, energy_rank, state_of
 from inlay.adapters.truncation import Cores, halved_ranks, truncated, weight_cores
 from inlay.errors import ConfigError, RunError
 from inlay.evaluation.kept_gain import LEAST_ROWS, KeptGain, kept_gain
-from inlay.runs.reporter import LateBar, Reporter
+from inlay.runs.reporter import Reporter
 from inlay.typed_json import JsonObject
 from inlay.workflows.adapter_library.held_out_losses import HeldOutLosses
 from inlay.workflows.adapter_library.one_adapter import LateParameters, one_adapter
@@ -165,14 +165,12 @@ def _with_curve(
     parameters = LateParameters(losses.base)
     curve: list[RankLoss] = []
     whole_N = None
-    with LateBar(reporter, len(ranks), "rank") as bar:
-        for rank in ranks:
-            cut_to = {module: min(rank, each.rank) for module, each in adapter.factors.items()}
-            nll_N = losses.of(f"rank {rank}", state_of(truncated(adapter, cores, cut_to), parameters))
-            whole_N = nll_N if whole_N is None else whole_N
-            kept = kept_gain(base_N, whole_N, nll_N, losses.weight_N)
-            curve.append(RankLoss(rank, relative_error(cores, cut_to), kept))
-            bar.reached(len(curve))
+    for rank in ranks:
+        cut_to = {module: min(rank, each.rank) for module, each in adapter.factors.items()}
+        nll_N = losses.of(f"rank {rank}", state_of(truncated(adapter, cores, cut_to), parameters))
+        whole_N = nll_N if whole_N is None else whole_N
+        kept = kept_gain(base_N, whole_N, nll_N, losses.weight_N)
+        curve.append(RankLoss(rank, relative_error(cores, cut_to), kept))
     return replace(evidence, curve=tuple(curve), rows=count, data=losses.data)
 
 
