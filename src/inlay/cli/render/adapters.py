@@ -200,10 +200,9 @@ def merged_text(merged: MergedModel, first: str) -> str:
     if merged.in_memory:
         lines.append(f"merged in memory: the base's files do not hold {merged.in_memory} as one tensor")
     elif merged.rounding.change2:
-        name = merged.rounding.worst_name.removesuffix(".weight")
-        lines.append(
-            f"rounding  {merged.rounding.relative:.2%} of the change, at most {merged.rounding.worst:.2%} ({name}) of one tensor"
-        )
+        name, worst = merged.rounding.worst_name.removesuffix(".weight"), merged.rounding.worst
+        most = f", at most {worst:.2%} ({name}) of one tensor" if worst else ""
+        lines.append(f"rounding  {merged.rounding.relative:.2%} of the change{most}")
     if merged.untied:
         lines.append(
             "the embedding and the head, which the base shares, are two tensors now (tie_word_embeddings false)"

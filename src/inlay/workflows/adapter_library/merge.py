@@ -138,7 +138,7 @@ class _Merge:
     ) -> None:
         self._parts, self._out, self._options, self._reporter = parts, out, options, reporter
         self._lead = parts[0][0]
-        self._opened = opened(self._lead, config_of(self._lead))
+        self._opened = self._in_written_dtype(opened(self._lead, config_of(self._lead)))
         self._states = [one.adapter(self._opened.ref) for one, _ in parts]
         if missing := next(
             (one.name for (one, _), state in zip(parts, self._states, strict=True) if state is None), None
@@ -155,6 +155,13 @@ class _Merge:
         self._losses: dict[str, float] = {}
         self._kept: KeptGain | None = None
         self._rows: HeldOutLosses | None = None
+
+    def _in_written_dtype(self, ready: OpenedBase) -> OpenedBase:
+        """The base in fp32 where the merged weights are: else the check would see the rounding of 16 bits."""
+        device, dtype, quantization = ready.precision
+        if self._options.dtype != "float32" or quantization != "none" or dtype == torch.float32:
+            return ready
+        return _opened_as(ready, ready.ref, Precision(device, torch.float32))
 
     def run(self) -> MergedModel:
         """The merged model."""
@@ -266,8 +273,8 @@ class _Merge:
 
     def _unquantized(self, ref: BaseRef) -> OpenedBase:
         device, dtype, _ = self._opened.precision
-        return OpenedBase(
-            ref, self._opened.settings, self._opened.data, Precision(device, dtype), task=self._opened.task
+        return _opened_as(
+            self._opened, ref, Precision(device, torch.float32 if self._options.dtype == "float32" else dtype)
         )
 
     def _compare(self, folder: Path, before: _Unmerged) -> None:
@@ -333,7 +340,12 @@ def _require_options(parts: Sequence[tuple[Reference, float]], options: MergeOpt
 
 def _closed(ready: OpenedBase) -> OpenedBase:
     """The same base without its model in memory."""
-    return OpenedBase(ready.ref, ready.settings, ready.data, ready.precision, ready.tokenizer_folder, task=ready.task)
+    return _opened_as(ready, ready.ref, ready.precision)
+
+
+def _opened_as(ready: OpenedBase, ref: BaseRef, precision: Precision) -> OpenedBase:
+    """Another base, or the same in another precision, with the tokenizer of `ready`; no model in memory."""
+    return OpenedBase(ref, ready.settings, ready.data, precision, ready.tokenizer_folder, task=ready.task)
 
 
 def _probe_texts(ready: OpenedBase) -> list[list[int]]:
