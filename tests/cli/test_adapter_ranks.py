@@ -124,6 +124,8 @@ def test_a_size_that_was_asked_for_needs_no_rows_and_is_said_to_be_unmeasured(tw
 
 
 def test_a_run_is_shrunk_by_its_own_held_out_rows_and_keeps_them(with_run: Path, two: str):
+    with pytest.raises(ConfigError, match="--energy 1: takes every rank"):
+        api.shrink_adapter("first", "run-small", energy=1.0, reporter=QUIET)
     found = api.shrink_adapter("first", "run-small", rank=2, reporter=QUIET)
     assert found.kept is not None
     assert found.kept.rows > 0

@@ -55,9 +55,9 @@ def shrunk_text(found: Shrunk, ref: str) -> str:
     if found.modules_left_out:
         lines.append(f"  {found.modules_left_out} modules have no rank left and are left out")
     if found.kept is not None:
-        lines.append(
-            f"  {found.kept.text()} on {found.kept.rows} rows, not the {found.calibration_rows} of calibration"
-        )
+        where = "" if found.kept.share is None else f" on {found.kept.rows} rows"
+        apart = f"; activations were measured on {found.calibration_rows} others" if found.calibration_rows else ""
+        lines.append(f"  {found.kept.text()}{where}{apart}")
     if found.other_form is not None:
         other = next(form for form in by if form != found.form)
         lines.append(f"  {by[other]}, it {found.other_form.text()}")

@@ -203,6 +203,10 @@ class _Shrinking:
                 price(each) * energy_rank(sigmas[module], request.energy)
                 for module, each in self._adapter.factors.items()
             )
+            if budget >= budget_of(adapter, adapter.rank):
+                raise ConfigError(
+                    f"--energy {request.energy:g}: takes every rank, so there is nothing to cut. Give less."
+                )
             rank = next(r for r in range(1, adapter.rank + 1) if budget_of(adapter, r) >= budget)
         return rank, self._measured(budget, f"rank {rank}")
 
