@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from inlay.adapters.exports import gguf, ollama
-from inlay.adapters.exports.form import LARGEST_ERROR, ExportSource
+from inlay.adapters.exports.form import LARGEST_ERROR, ExportSource, Limit
 from inlay.adapters.exports.table import EXPORTS
 from inlay.adapters.lowrank import Factors, lowrank_of
 from inlay.config.sections.data import DataConfig
@@ -293,6 +293,20 @@ def test_a_head_that_is_tied_to_the_embedding_is_refused(to: str, base: Path):
     source = source_of(base, adapter_on({"lm_head": (64, 32)}))
     tied = SimpleNamespace(model_type="llama", tie_word_embeddings=True)
     assert "lm_head is adapted" in broken(to, replace(source, architecture=tied))
+
+
+def test_rope_settings_of_the_base_that_mlx_would_not_find_are_named(base: Path, tmp_path: Path):
+    found: dict[bool, Limit] = {}
+    for is_on_top in (False, True):
+        config = {"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}} | (
+            {"rope_theta": 1e5} if is_on_top else {}
+        )
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        source = replace(source_of(base, adapter_on(Q)), base=BaseRef("b", tmp_path))
+        found[is_on_top] = next(limit for limit in EXPORTS["mlx"].limits(source) if limit.name == "rope")
+    assert found[True].passed
+    assert found[False].passed is None
+    assert 'add "rope_theta": 100000.0' in found[False].found
 
 
 def test_the_rank_that_vllm_is_started_with_holds_the_adapter(base: Path):

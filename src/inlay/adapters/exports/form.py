@@ -1,4 +1,4 @@
-"""What every form of export has: its source, its limits, and the proof that its files hold the adapter's changes."""
+"""One form of export: its source, its limits, and the proof that its files hold the adapter's changes."""
 
 from __future__ import annotations
 

@@ -32,13 +32,33 @@ FAMILIES: Final = dict.fromkeys(
     "0.32.2",
 )  # fmt: skip
 """Model type -> version of mlx-lm whose module names and weight shapes were compared with those of transformers."""
+_READ_ROPE_PARAMETERS: Final = frozenset(("qwen3",))
+"""Families in which mlx-lm reads `rope_parameters`, under which transformers 5 writes the RoPE settings."""
 _IN_BLOCK: Final = re.compile(r"model\.layers\.\d+\.(.+)")
 
 
 def limits(source: ExportSource) -> list[Limit]:
     """A LoRA on linear layers of a family that has the same names there."""
     family = family_limit(source, FAMILIES, "mlx-lm")
-    return [*method_limits(source), family, embedding_limit(source)]
+    return [*method_limits(source), family, embedding_limit(source), _rope_limit(source)]
+
+
+def _rope_limit(source: ExportSource) -> Limit:
+    """Whether mlx-lm finds the RoPE settings of the base: those it does not find have another value there."""
+    config: Any = json.loads((source.base.folder / "config.json").read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or {}
+    lacking = {}
+    if source.family not in _READ_ROPE_PARAMETERS:
+        if "rope_theta" in rope and "rope_theta" not in config:
+            lacking["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default" and not config.get("rope_scaling"):
+            lacking["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
+    if not lacking:
+        return Limit("rope", True, "found by mlx-lm in the base's config.json")
+    entries = json.dumps(lacking)[1:-1]
+    return Limit(
+        "rope", None, f"mlx-lm 0.32 finds it only at the top of the base's config.json: add {entries} to a copy"
+    )
 
 
 def write(source: ExportSource, folder: Path) -> None:

@@ -52,7 +52,7 @@ def served_rank(rank: int, ranks: tuple[int, ...]) -> int | None:
 
 
 def limits(source: ExportSource) -> list[Limit]:
-    """What vLLM checks when it loads an adapter, and what it would ignore."""
+    """The checks that vLLM makes when it loads an adapter, and whether its class takes the adapted modules."""
     found = method_limits(source)
     if source.adapter is None:
         return found
