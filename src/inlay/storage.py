@@ -310,6 +310,21 @@ def sweep_staging(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def sweep_killed(final: Path) -> None:
+    """Removes what processes that were killed left half-written of this folder; that of a living one stays."""
+    import psutil  # here: the command line starts without it
+
+    for path in final.parent.glob(f"{_STAGING}{final.name}-*"):
+        pid = path.name.rpartition("-")[2]
+        if (
+            path.name == f"{_STAGING}{final.name}-{pid}"
+            and pid.isascii()
+            and pid.isdigit()
+            and not psutil.pid_exists(int(pid))
+        ):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def sweep_abandoned(folder: Path, after_s: float = 3600) -> None:
     """Removes what killed writers left half-written in a folder of several owners, once nobody has written to it."""
     for path in folder.glob(f"{_STAGING}*"):

@@ -140,6 +140,48 @@ def test_shards_are_merged_as_one_file_is_and_keep_their_index(tmp_path: Path):
     assert (logits(model) - expected).abs().max() < 1e-5
 
 
+def test_one_shard_with_an_index_keeps_it(tmp_path: Path):
+    base = llama(tmp_path / "base")
+    state, expected = adapted(base, {"rank": 2})
+    names = load_file(base / "model.safetensors").keys()
+    (base / "model.safetensors").rename(base / "model-00001-of-00001.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert (logits(merged(base, [(1.0, state)], tmp_path / "out")[0]) - expected).abs().max() < 1e-5
+
+
+def test_tensors_of_other_dtypes_are_copied_as_they_are(tmp_path: Path):
+    base = llama(tmp_path / "base")
+    state, _ = adapted(base, {"rank": 2})
+    beside = {
+        "a.mask": torch.tensor([True, False, True]),
+        "a.count": torch.arange(3),
+        "a.tiny": torch.ones(2).to(torch.float8_e4m3fn),
+    }
+    save_file(load_file(base / "model.safetensors") | beside, base / "model.safetensors", metadata={"format": "pt"})
+    merged(base, [(1.0, state)], tmp_path / "out", torch.bfloat16)
+    written = load_file(tmp_path / "out/model.safetensors")
+    for name, tensor in beside.items():
+        assert written[name].dtype == tensor.dtype
+        assert torch.equal(written[name].view(torch.uint8), tensor.view(torch.uint8))
+
+
+def test_an_adapter_with_an_embedding_of_its_own_is_refused(tmp_path: Path):
+    base = llama(tmp_path / "base")
+    state, _ = adapted(base, {"rank": 2})
+    own = load_file(base / "model.safetensors")["model.embed_tokens.weight"]
+    place = "base_model.model.model.embed_tokens.weight"
+    merged(base, [(1.0, AdapterState(state.settings, state.tensors | {place: own}))], tmp_path / "copy")
+    with pytest.raises(AdapterError, match=r"embed_tokens\.weight of its own"):
+        merged(base, [(1.0, AdapterState(state.settings, state.tensors | {place: own + 1}))], tmp_path / "out")
+
+
+def test_an_adapter_of_other_shapes_is_refused_by_its_module(tmp_path: Path):
+    base, other = llama(tmp_path / "base"), llama(tmp_path / "other", intermediate_size=56)
+    with pytest.raises(AdapterError, match=r"mlp\.\w+ has a change of shape .* does not fit"):
+        changes_of(adapted(other, {"rank": 2})[0], bare(base))
+
+
 def test_a_merged_file_is_the_one_that_safetensors_writes(tmp_path: Path):
     base = llama(tmp_path / "base")
     merged(base, [(1.0, adapted(base, {"rank": 2})[0])], tmp_path / "out")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from inlay import api
 from inlay.adapters.reference import Reference, reference
 from inlay.errors import AdapterError, ConfigError
-from inlay.methods.adapter_state import AdapterState
 from inlay.runs.folder import Run
 from inlay.workflows.adapter_library import merge as merging
 from inlay.workflows.adapter_library.merge import MergeOptions, merge
@@ -114,6 +115,66 @@ def test_two_adapters_are_merged_as_their_weighted_sum(run: Run, config_tree: Tr
     parts = [(named(run), 0.6), (named(other), -0.5)]
     found = merge(parts, tmp_path / "merged", MergeOptions(), Quiet())
     assert found.agreement.largest < 1e-4
-    states = [one.adapter(None) for one, _ in parts]
-    assert all(isinstance(state, AdapterState) for state in states)
-    assert torch.isfinite(torch.tensor(found.losses["merged"]))
+    alone = {weight: merge([(one, weight)], tmp_path / f"{weight}", MergeOptions(), Quiet()) for one, weight in parts}
+    assert all(one.losses["merged"] != found.losses["merged"] for one in alone.values())
+    own, both, first, second = (
+        load_file(folder / "model.safetensors")
+        for folder in (Path(run.config.model.base_model), *(tmp_path / name for name in ("merged", "0.6", "-0.5")))
+    )
+    for name in own:
+        torch.testing.assert_close(both[name], first[name] + second[name] - own[name], atol=1e-6, rtol=0)
+
+
+def test_a_run_in_sixteen_bits_is_checked_in_the_precision_of_what_was_written(config_tree: Tree, tmp_path: Path):
+    run = train(config_tree(model={"dtype": "bfloat16"}, train={"learning_rate": 3e-2}))
+    exact, rounded = (merged(run, tmp_path / dtype, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert exact.agreement.relative < 1e-4
+    assert exact.losses["merged"] == pytest.approx(exact.losses["adapter"], abs=1e-4)
+    assert rounded.agreement.relative == pytest.approx(rounded.rounding.relative, rel=1.0)
+    assert rounded.rounding.relative > 1e-4
+
+
+def test_weights_that_are_not_finite_are_refused_in_every_dtype(run: Run, tmp_path: Path):
+    for weight, options in ((1e30, {}), (1e39, {"check": False})):
+        with pytest.raises(AdapterError, match="not finite"):
+            merge([(named(run), weight)], tmp_path / "merged", MergeOptions(**options), Quiet())
+        assert not (tmp_path / "merged").exists()
+
+
+def test_adapters_without_a_common_sum_are_merged_and_the_missing_comparison_is_named(
+    config_tree: Tree, tmp_path: Path
+):
+    run = train(config_tree() | {"adapter": {"method": "ia3"}})
+    found = merge([(named(run), 0.5)], tmp_path / "half", MergeOptions(), Quiet())
+    assert "IA3 multiplies activations" in found.unchecked
+    assert found.agreement is None
+    assert found.losses.keys() == {"base", "merged"}
+
+
+def test_what_a_killed_merge_left_is_gone_after_the_next_one(run: Run, tmp_path: Path):
+    left, living = tmp_path / ".staging-merged-999999999", tmp_path / f".staging-merged-{os.getppid()}"
+    for folder in (left, living):
+        folder.mkdir()
+    merged(run, tmp_path / "merged", check=False)
+    assert not left.exists()
+    assert living.exists()
+
+
+def test_the_card_of_a_base_that_was_itself_fine_tuned_is_not_the_merged_models(config_tree: Tree, tmp_path: Path):
+    whole = train(config_tree(output={"name": "whole"}) | {"adapter": {"method": "full"}})
+    run = train(config_tree(model={"base_model": str(whole.model)}, output={"name": "over"}))
+    merged(run, tmp_path / "merged", check=False)
+    assert not (tmp_path / "merged/card.json").exists()
+
+
+@pytest.mark.parametrize("options", [{"rows": "rows.jsonl"}, {"accept_loss": True}])
+def test_options_of_the_check_have_no_place_beside_no_check(options: dict[str, Any], run: Run, tmp_path: Path):
+    with pytest.raises(ConfigError, match="no effect with --no-check"):
+        merged(run, tmp_path / "merged", check=False, **options)
+
+
+def test_a_part_that_was_trained_over_another_precision_is_named(run: Run, config_tree: Tree, tmp_path: Path):
+    other = train(config_tree(model={"quantization": "nf4", "dtype": "bfloat16"}, train={"seed": 2}))
+    reporter = Quiet()
+    merge([(named(run), 1.0), (named(other), 1.0)], tmp_path / "both", MergeOptions(check=False), reporter)
+    assert any("over nf4 weights" in note for note in reporter.notes)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -31,6 +32,8 @@ _ROOT: Final = "base_model.model."
 _INDEX: Final = "model.safetensors.index.json"
 _CODES: Final = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 _DTYPES: Final = {code: dtype for dtype, code in _CODES.items()}
+"""Dtypes that an adapter can be merged into; tensors of all others are copied."""
+_BITS: Final = re.compile(r"[A-Z]+(\d+)")
 
 
 @dataclass(slots=True)
@@ -108,7 +111,7 @@ def plan_merge(
     sources = sources_in_files(base, model)
     shapes = {name: shape for file in weight_files(base.folder) for name, shape in _shapes(file).items()}
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    ties = _ties(model)
+    ties = ties_of(model)
     places: dict[str, str] = {}
     for parameter, owner in ((name, ties.get(name, name)) for name in parameters):
         found = [*sources.get(owner, ())]
@@ -150,37 +153,42 @@ def write_merged(
             entries = {new: _entry(source, old, dtype) for new, old in names.items()}
             with _TensorFile(folder / file.name, entries) as target:
                 for new, old in names.items():
-                    target.write(new, _merged(plan, new, source.get_tensor(old), entries[new][0], over, rounding))
+                    target.write(new, _merged(plan, new, source.get_tensor(old), entries[new], over, rounding))
                     weight_map[new] = file.name
                     written += 1
                     done(written, total)
             size += target.bytes
-    if (plan.base.folder / _INDEX).is_file() and len(files) > 1:
+    if (plan.base.folder / _INDEX).is_file():
         write_json(folder / _INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))})
     return rounding
 
 
 def _merged(
-    plan: MergePlan,
-    name: str,
-    tensor: Tensor,
-    dtype: torch.dtype,
-    over: Callable[[str], Tensor | None],
-    rounding: Rounding,
+    plan: MergePlan, name: str, tensor: Tensor, entry: _Entry, over: Callable[[str], Tensor | None], rounding: Rounding
 ) -> Tensor:
     changes = plan.changes.get(name)
+    if entry.dtype is None:
+        if changes:
+            raise AdapterError(
+                f"merge: the base's {name} is stored as {entry.code}, and an adapter is merged into F32, F16 and BF16 weights. "
+                "Merge into the base in one of these."
+            )
+        return tensor
+    own = over(plan.parameters.get(name, ""))
     if not changes:
-        replaced = over(plan.parameters.get(name, ""))
-        stored = (tensor if replaced is None else replaced.reshape(tensor.shape)).to(dtype)
+        stored = (tensor if own is None else own.reshape(tensor.shape)).to(entry.dtype)
     else:
-        own = over(plan.parameters[name])
         base = (tensor if own is None else own).float().reshape(tensor.shape)
         exact = base
         for change in changes:
             exact = change(exact)
-        stored = exact.to(dtype)
+        stored = exact.to(entry.dtype)
+        if not torch.isfinite(exact).all():
+            raise AdapterError(
+                f"merge: {name} would hold values that are not finite. Lower the weights of the adapters."
+            )
         rounding.add(name, base, exact, stored.float())
-    if dtype == torch.float16 and not torch.isfinite(stored).all():
+    if entry.dtype == torch.float16 and not torch.isfinite(stored).all():
         raise AdapterError(f"merge: {name} overflows float16 (largest value 65504). Use --dtype bfloat16 or float32.")
     return stored
 
@@ -193,17 +201,39 @@ def _lora_changes(state: AdapterState, model: nn.Module) -> dict[str, Change]:
         weight = getattr(layer, "weight", None)
         if not isinstance(weight, Tensor) or weight.ndim != 2:
             raise NotInFiles(module)
-        transposed = tuple(weight.shape) != (len(factors.B_OR), factors.A_RI.shape[1]) or _is_conv1d(layer)
-        if isinstance(layer, nn.Embedding):
-            transposed = True
         magnitude = tensors.get(f"{_ROOT}{module}.lora_magnitude_vector")
         if magnitude is not None and isinstance(layer, nn.Embedding):
             raise NotInFiles(module)
+        transposed = isinstance(layer, nn.Embedding) or _is_conv1d(layer)
+        shape = (len(factors.B_OR), factors.A_RI.shape[1])
+        if shape != tuple(weight.T.shape if transposed else weight.shape):
+            raise AdapterError(
+                f"adapter: {module} has a change of shape {shape}, which does not fit this base's {tuple(weight.shape)}."
+            )
         changes[f"{module}.weight"] = _lora_change(factors.A_RI, factors.B_OR, magnitude, transposed=transposed)
     for name, tensor in tensors.items():
-        if name.endswith("bias") and ".lora_" not in name:
-            changes[name.removeprefix(_ROOT).replace(".base_layer", "")] = _replaced(tensor)
+        if ".lora_" in name:
+            continue
+        parameter = name.removeprefix(_ROOT).replace(".base_layer", "")
+        if parameter.endswith("bias"):
+            changes[parameter] = _replaced(tensor)
+        else:
+            changes[parameter] = _over_copy(parameter, tensor, changes.get(parameter))
     return changes
+
+
+def _over_copy(name: str, copy: Tensor, then: Change | None) -> Change:
+    """The change of a weight that the adapter brings a copy of, which must be the base's own."""
+
+    def change(weight: Tensor) -> Tensor:
+        if copy.shape != weight.shape or not torch.equal(copy.float(), weight):
+            raise AdapterError(
+                f"adapter: brings a {name} of its own in place of the base's: tokens were added or the base is another. "
+                "Merge it into its base with PEFT, and name the merged model."
+            )
+        return weight if then is None else then(weight)
+
+    return change
 
 
 def _lora_change(a_RI: Tensor, b_OR: Tensor, magnitude_O: Tensor | None, *, transposed: bool) -> Change:
@@ -259,7 +289,7 @@ def _is_conv1d(layer: Any) -> bool:
     return isinstance(layer, Conv1D)
 
 
-def _ties(model: Any) -> dict[str, str]:
+def ties_of(model: Any) -> dict[str, str]:
     """Parameter -> the one that it shares its tensor with, where config.json ties them."""
     settings = model.config
     text = getattr(settings, "text_config", None) or settings
@@ -273,14 +303,27 @@ def _shapes(file: Path) -> dict[str, list[int]]:
         return {name: source.get_slice(name).get_shape() for name in source.keys()}  # noqa: SIM118
 
 
-def _entry(source: Any, name: str, dtype: torch.dtype | None) -> tuple[torch.dtype, list[int]]:
+class _Entry(NamedTuple):
+    """One tensor of a file: its dtype in the format's words, and in torch's where it is converted."""
+
+    code: str
+    shape: list[int]
+    dtype: torch.dtype | None
+
+    @property
+    def bytes(self) -> int:
+        """Size of its values."""
+        found = _BITS.match(self.code)
+        return math.prod(self.shape) * (int(found[1]) // 8 if found else 1)  # BOOL has a byte
+
+
+def _entry(source: Any, name: str, dtype: torch.dtype | None) -> _Entry:
     view = source.get_slice(name)
     code = view.get_dtype()
     if code not in _DTYPES:
-        raise AdapterError(
-            f"merge: the base's {name} is stored as {code}. inlay merges into F32, F16 and BF16 weights."
-        )
-    return (dtype or _DTYPES[code]), view.get_shape()
+        return _Entry(code, view.get_shape(), None)
+    kept = dtype or _DTYPES[code]
+    return _Entry(_CODES[kept], view.get_shape(), kept)
 
 
 class _TensorFile:
@@ -289,12 +332,12 @@ class _TensorFile:
     Source: the format's description: 8 bytes of header size, a JSON header, the tensors without gaps.
     """
 
-    def __init__(self, path: Path, entries: Mapping[str, tuple[torch.dtype, list[int]]]) -> None:
+    def __init__(self, path: Path, entries: Mapping[str, _Entry]) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         self._order, self.bytes = list(entries), 0
-        for name, (dtype, shape) in entries.items():
-            end = self.bytes + math.prod(shape) * dtype.itemsize
-            header[name] = {"dtype": _CODES[dtype], "shape": shape, "data_offsets": [self.bytes, end]}
+        for name, entry in entries.items():
+            end = self.bytes + entry.bytes
+            header[name] = {"dtype": entry.code, "shape": entry.shape, "data_offsets": [self.bytes, end]}
             self.bytes = end
         text = json.dumps(header, separators=(",", ":")).encode()
         self._header = text + b" " * (-len(text) % 8)

@@ -199,7 +199,7 @@ def merged_text(merged: MergedModel, first: str) -> str:
     ]
     if merged.in_memory:
         lines.append(f"merged in memory: the base's files do not hold {merged.in_memory} as one tensor")
-    elif merged.rounding.change2:
+    elif merged.rounding is not None and merged.rounding.change2:
         name, worst = merged.rounding.worst_name.removesuffix(".weight"), merged.rounding.worst
         most = f", at most {worst:.2%} ({name}) of one tensor" if worst else ""
         lines.append(f"rounding  {merged.rounding.relative:.2%} of the change{most}")
@@ -216,8 +216,8 @@ def merged_text(merged: MergedModel, first: str) -> str:
         lines.append("loss      " + "   ".join(f"{name} {loss:.4f}" for name, loss in merged.losses.items()))
     if merged.kept is not None:
         lines.append(f"check     {merged.kept.text()}, on {merged.kept.rows} rows of {merged.checked_on}")
-    elif merged.agreement is None:
-        lines.append("not checked")
+    if merged.unchecked:
+        lines.append(f"not compared with the unmerged form: {merged.unchecked}")
     lines.append(f"Next: inlay compare {shlex.quote(first)} {shlex.quote(str(merged.folder))}")
     return "\n".join(lines)
 

@@ -16,22 +16,31 @@ import torch
 from torch import Tensor, nn
 
 from inlay.adapters.lowrank import lowrank_of, parameters_of, state_of, summed
-from inlay.adapters.merge import MergePlan, NotInFiles, Rounding, changes_of, combined, plan_merge, write_merged
+from inlay.adapters.merge import (
+    MergePlan,
+    NotInFiles,
+    Rounding,
+    changes_of,
+    combined,
+    plan_merge,
+    ties_of,
+    write_merged,
+)
 from inlay.adapters.reference import Reference, config_of, opened
-from inlay.engine.loss import autocast
-from inlay.errors import AdapterError, ConfigError, unknown_name
+from inlay.errors import AdapterError, ConfigError, RunError, unknown_name
 from inlay.evaluation.kept_gain import KeptGain, kept_gain
-from inlay.evaluation.score import held_out
+from inlay.hardware.facts import memory_facts
+from inlay.methods.adapter_files import CARD, SETTINGS
 from inlay.methods.adapter_state import AdapterState
-from inlay.models.base import BaseRef, weight_files
+from inlay.models.base import BaseRef, parameter_count, weight_files
 from inlay.models.generation_settings import FILE, generation_settings
 from inlay.models.quantization import dequantised_weight
 from inlay.runs.reporter import LateBar, Reporter
-from inlay.storage import require_space, write_folder, write_json
+from inlay.storage import MANIFEST, require_space, sweep_killed, write_folder, write_json
 from inlay.tasks.opened_base import OpenedBase, Precision
 from inlay.typed_json import JsonObject
 from inlay.workflows.adapter_library.held_out_losses import HeldOutLosses
-from inlay.workflows.measure import general_rows
+from inlay.workflows.adapter_library.logit_agreement import LogitAgreement, agreement_of, logits_of, probe_texts
 
 AS_BASE: Final = "as-base"
 DTYPES: Final = {AS_BASE: None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -39,7 +48,9 @@ DTYPES: Final = {AS_BASE: None, "bfloat16": torch.bfloat16, "float16": torch.flo
 ONTO: Final = ("trained", "original")
 LEAST_KEPT: Final = 0.95
 """Share of the adapter's gain that a merged model must keep."""
-_PROBES, _PROBE_TOKENS = 8, 32
+_NOT_COPIED: Final = ("model.safetensors.index.json", "pytorch_model.bin.index.json", CARD, SETTINGS, MANIFEST)
+_SPARE: Final = 1.3
+"""Memory of the check beside the weights."""
 _WRONG: Final = 0.5
 """Error of the logits, as a share of what the adapter changes them by, beyond which the merge is no rounding."""
 
@@ -59,28 +70,6 @@ class MergeOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class LogitAgreement:
-    """Logits of the merged model beside those of base and adapter, over the tokens of a few texts."""
-
-    tokens: int
-    largest: float
-    """Largest |difference| of a logit."""
-    relative: float
-    """Root mean square difference, as a share of that between base and adapter."""
-    kl: float
-    """Mean KL divergence of the next token, in nats."""
-    same_choice: float
-    """Share of the tokens for which both rank the same next token first."""
-
-    def to_json(self) -> JsonObject:
-        """All figures."""
-        return {
-            "tokens": self.tokens, "largest": self.largest, "relative": self.relative, "kl": self.kl,
-            "same_choice": self.same_choice,
-        }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
 class MergedModel:
     """A merged model on disk, and what the check found."""
 
@@ -95,22 +84,26 @@ class MergedModel:
     """The parameter because of which the model was loaded as a whole; empty where it was merged file by file."""
     untied: bool
     """Whether embedding and head, which the base shares, became two tensors."""
-    rounding: Rounding
+    rounding: Rounding | None
+    """None where it was not measured."""
     agreement: LogitAgreement | None
     losses: dict[str, float]
     """Held-out loss by what was measured, in nats per trained token."""
     kept: KeptGain | None
     checked_on: str
     """The rows of the check; empty without any."""
+    unchecked: str
+    """The reason why the merged model was not compared with its unmerged form; empty where it was."""
 
     def to_json(self) -> JsonObject:
         """Everything, as `--json` prints it."""
         return {
             "folder": str(self.folder), "parts": [{"name": name, "weight": weight} for name, weight in self.parts],
             "bytes": self.bytes, "dtype": self.dtype, "onto": self.onto, "in_memory": self.in_memory or None,
-            "untied": self.untied, "rounding": self.rounding.relative,
+            "untied": self.untied, "rounding": None if self.rounding is None else self.rounding.relative,
             "agreement": None if self.agreement is None else self.agreement.to_json(), "losses": self.losses,
             "kept": None if self.kept is None else self.kept.to_json(), "checked_on": self.checked_on or None,
+            "unchecked": self.unchecked or None,
         }  # fmt: skip
 
 
@@ -122,8 +115,8 @@ def merge(
     Raises: AdapterError for what cannot be merged, and where the merged model does not do what the adapter does;
     ConfigError for options without effect; StorageError for a full disk.
     """
-    _require_new(out)
     _require_options(parts, options)
+    _require_new(out)
     for one, _ in parts:
         if one.caution:
             reporter.note(one.caution)
@@ -138,7 +131,9 @@ class _Merge:
     ) -> None:
         self._parts, self._out, self._options, self._reporter = parts, out, options, reporter
         self._lead = parts[0][0]
-        self._opened = self._in_written_dtype(opened(self._lead, config_of(self._lead)))
+        ready = opened(self._lead, config_of(self._lead))
+        self._precision_of_run = ready.precision
+        self._opened = self._as_written(ready)
         self._states = [one.adapter(self._opened.ref) for one, _ in parts]
         if missing := next(
             (one.name for (one, _), state in zip(parts, self._states, strict=True) if state is None), None
@@ -150,31 +145,57 @@ class _Merge:
                 "--onto original: the base was not quantized, so the adapter was trained over the original weights."
             )
         self._dequantizes = quantization != "none" and options.onto == "trained"
-        self._rounding, self._in_memory, self._untied = Rounding(), "", False
+        self._rounding: Rounding | None = None
+        self._in_memory, self._untied, self._unchecked = "", False, "" if options.check else "--no-check"
         self._agreement: LogitAgreement | None = None
         self._losses: dict[str, float] = {}
         self._kept: KeptGain | None = None
         self._rows: HeldOutLosses | None = None
 
-    def _in_written_dtype(self, ready: OpenedBase) -> OpenedBase:
-        """The base in fp32 where the merged weights are: else the check would see the rounding of 16 bits."""
+    def _note_differences(self) -> None:
+        """Notes parts that were made with another tokenizer or template, or over another precision, than the first."""
+        lead = self._precision_of_run
+        encoding = self._opened.encoder.tokenizer_hash, self._opened.encoder.template_hash
+        for one, _ in self._parts[1:]:
+            other = opened(one, config_of(one))
+            if (other.encoder.tokenizer_hash, other.encoder.template_hash) != encoding:
+                self._reporter.note(
+                    f"{one.name} was made with another tokenizer or chat template than {self._lead.name}, whose the merged model has"
+                )
+            if other.precision[1:] != lead[1:]:
+                self._reporter.note(
+                    f"{one.name} was made over {_weights_in_words(other.precision)}, {self._lead.name} over "
+                    f"{_weights_in_words(lead)}: merged into {self._onto()}"
+                )
+
+    def _as_written(self, ready: OpenedBase) -> OpenedBase:
+        """The base in fp32, so that the check sees the rounding of the file and not that of 16-bit arithmetic.
+
+        A base that does not fit the free memory so is left as its run had it, and a quantized one as it was trained over.
+        """
         device, dtype, quantization = ready.precision
-        if self._options.dtype != "float32" or quantization != "none" or dtype == torch.float32:
+        needed = 4 * parameter_count(ready.ref) * _SPARE
+        if not self._options.check or quantization != "none" or dtype == torch.float32:
+            return ready
+        if device == "cpu" and needed > memory_facts().available_bytes:
             return ready
         return _opened_as(ready, ready.ref, Precision(device, torch.float32))
 
     def run(self) -> MergedModel:
         """The merged model."""
         ref = self._opened.ref
+        self._note_differences()
         size = sum(file.stat().st_size for file in weight_files(ref.folder))
         require_space(self._out.absolute().parent, size * (2 if self._options.dtype == "float32" else 1))
         about = {"merged": [{"name": one.name, "weight": weight} for one, weight in self._parts], "base": ref.digest()}
+        sweep_killed(self._out)
+        _require_new(self._out)
         write_folder(self._out, self._fill, about)
         written = sum(file.stat().st_size for file in self._out.glob("*.safetensors"))
         return MergedModel(
             self._out, tuple((one.name, weight) for one, weight in self._parts), written, self._options.dtype,
             self._onto(), self._in_memory, self._untied, self._rounding, self._agreement, self._losses, self._kept,
-            self._rows.data if self._rows is not None else "",
+            self._rows.data if self._rows is not None else "", self._unchecked,
         )  # fmt: skip
 
     def _fill(self, folder: Path) -> None:
@@ -198,7 +219,7 @@ class _Merge:
             plan = plan_merge(ref, bare, changes, keeps_ties=keeps_ties)
         except NotInFiles as place:
             self._in_memory = str(place)
-            self._write_from_memory(folder, dtype)
+            self._write_from_memory(folder, dtype, bare)
         else:
             self._untied = bool(plan.untied)
             self._write_tensors(plan, folder, dtype, bare)
@@ -214,7 +235,7 @@ class _Merge:
         with LateBar(self._reporter, sum(1 for _ in plan.parameters), "tensor") as bar, torch.no_grad():
             self._rounding = write_merged(plan, folder, dtype, over, lambda done, _: bar.reached(done))
 
-    def _write_from_memory(self, folder: Path, dtype: torch.dtype | None) -> None:
+    def _write_from_memory(self, folder: Path, dtype: torch.dtype | None, bare: nn.Module) -> None:
         """Merges with PEFT in fp32: transformers makes the changed weight of several tensors of the files."""
         state, weight = self._states[0], self._parts[0][1]
         if len(self._parts) > 1 or weight != 1 or state is None or self._dequantizes:
@@ -222,26 +243,35 @@ class _Merge:
                 f"merge: {self._in_memory} is made of several tensors of the base's files, and such a model is merged in "
                 "memory, one adapter at weight 1 onto the original weights."
             )
+        shared = {name.removesuffix(".weight") for pair in ties_of(bare).items() for name in pair}
+        if changed := sorted(module for module in shared if any(f".{module}." in name for name in state.tensors)):
+            raise AdapterError(
+                f"merge: the adapter changes {changed[0]}, which embedding and head share, and has to be merged in memory "
+                f"({self._in_memory}), where both would change. Train without it in adapter.target_modules."
+            )
         self._reporter.stage(f"merging in memory: {self._in_memory} is no tensor of the base's files")
-        ready = OpenedBase(
-            self._opened.ref,
-            self._opened.settings,
-            self._opened.data,
-            Precision("cpu", torch.float32),
-            task=self._opened.task,
+        ready = _opened_as(self._opened, self._opened.ref, Precision("cpu", torch.float32))
+        model = (
+            state.attach_to(ready.load())
+            .merge_and_unload()
+            .to(dtype or self._opened.architecture.dtype or torch.float32)
         )
-        model = state.attach_to(ready.load()).merge_and_unload()
-        stored = dtype or self._opened.architecture.dtype or torch.float32
-        model.to(stored).save_pretrained(str(folder))
+        if broken := next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None):
+            raise AdapterError(
+                f"merge: {broken} would hold values that are not finite. Use --dtype bfloat16 or float32."
+            )
+        model.save_pretrained(str(folder))
 
     def _measured_unmerged(self) -> _Unmerged:
         """Logits of a few texts and losses of the held-out rows, of base and adapter."""
-        probes = _probe_texts(self._opened)
-        with contextlib.suppress(ConfigError):  # no run and no file: nothing to measure the loss on
+        probes = probe_texts(self._opened)
+        with contextlib.suppress(
+            ConfigError, *(() if self._options.rows else (RunError,))
+        ):  # no rows to measure the loss on
             self._rows = HeldOutLosses(self._lead, self._options.rows, self._reporter, self._opened)
         state = self._one_state()
-        base = _logits(self._opened, None, probes)
-        adapted = None if state is None else _logits(self._opened, state, probes)
+        base = logits_of(self._opened, None, probes)
+        adapted = None if state is None else logits_of(self._opened, state, probes)
         losses = {}
         if self._rows is not None:
             losses["base"] = self._rows.of("base", None)
@@ -258,7 +288,7 @@ class _Merge:
         return unmerged
 
     def _one_state(self) -> AdapterState | None:
-        """All adapters as one; None where their methods do not add up."""
+        """All adapters as one; None where their methods do not add up, which is noted."""
         states = [state for state in self._states if state is not None]
         if len(states) == 1 and self._parts[0][1] == 1:
             return states[0]
@@ -268,14 +298,16 @@ class _Merge:
             return state_of(
                 summed([(w, lowrank_of(s, digest, base)) for (_, w), s in zip(self._parts, states, strict=True)]), base
             )
-        except AdapterError:
+        except AdapterError as error:
+            self._unchecked = (
+                f"adapters with weights are compared where they have a sum; {str(error).removeprefix('adapter: ')}"
+            )
             return None
 
     def _unquantized(self, ref: BaseRef) -> OpenedBase:
-        device, dtype, _ = self._opened.precision
-        return _opened_as(
-            self._opened, ref, Precision(device, torch.float32 if self._options.dtype == "float32" else dtype)
-        )
+        device, dtype, quantization = self._opened.precision
+        exact = torch.float32 if quantization != "none" and self._options.dtype == "float32" else dtype
+        return _opened_as(self._opened, ref, Precision(device, exact))
 
     def _compare(self, folder: Path, before: _Unmerged) -> None:
         """Measures the merged model. Raises: AdapterError where it is not what the adapter was."""
@@ -284,7 +316,7 @@ class _Merge:
         merged = self._unquantized(BaseRef(f"the merged model in {self._out}", folder))
         self._reporter.stage("checking the merged model")
         if before.adapter is not None:
-            self._agreement = _agreement(before.base, before.adapter, _logits(merged, None, before.probes))
+            self._agreement = agreement_of(before.base, before.adapter, logits_of(merged, None, before.probes))
         losses = dict(before.losses)
         if self._rows is not None:
             losses["merged"] = self._rows.of("merged", None, merged)
@@ -294,17 +326,30 @@ class _Merge:
         self._refuse_loss()
 
     def _refuse_loss(self) -> None:
+        logits = self._agreement
+        if not all(math.isfinite(loss) for loss in self._losses.values()) or (
+            logits and not math.isfinite(logits.largest)
+        ):
+            raise AdapterError(
+                "merge: the merged model gives values that are not finite. Nothing was written. Lower the weights of the "
+                "adapters, or merge with --dtype float32."
+            )
         if self._options.accept_loss:
             return
-        way_out = "Merge with --dtype float32, or take it as it is: --accept-loss."
+        wide = self._options.dtype == "float32"
+        way_out = f"{'T' if wide else 'Merge with --dtype float32, or t'}ake it as it is: --accept-loss."
         if self._kept is not None and self._kept.share is not None and self._kept.share < LEAST_KEPT:
-            raise AdapterError(
-                f"merge: the merged model {self._kept.text()}, less than {LEAST_KEPT:.0%}: {self._options.dtype} weights round "
-                f"{self._rounding.relative:.1%} of the adapter's change away. Nothing was written. {way_out}"
+            lost = (
+                ""
+                if self._rounding is None
+                else f": its weights round {self._rounding.relative:.1%} of the adapter's change away"
             )
-        if self._agreement is not None and self._agreement.relative > _WRONG:
             raise AdapterError(
-                f"merge: the logits of the merged model are off by {self._agreement.relative:.0%} of what the adapter changes. "
+                f"merge: the merged model {self._kept.text()}, less than {LEAST_KEPT:.0%}{lost}. Nothing was written. {way_out}"
+            )
+        if logits is not None and logits.relative > _WRONG and self._opened.precision.dtype == torch.float32:
+            raise AdapterError(
+                f"merge: the logits of the merged model are off by {logits.relative:.0%} of what the adapter changes. "
                 f"Nothing was written. {way_out}"
             )
 
@@ -329,6 +374,11 @@ def _require_options(parts: Sequence[tuple[Reference, float]], options: MergeOpt
         raise ConfigError(f"--dtype: {unknown_name('dtype', options.dtype, DTYPES)}")
     if options.onto not in ONTO:
         raise ConfigError(f"--onto: {unknown_name('choice', options.onto, ONTO)}")
+    if not parts:
+        raise ConfigError("merge: no adapter is named. Name at least one.")
+    if not options.check and (options.rows or options.accept_loss):
+        name = "--rows" if options.rows else "--accept-loss"
+        raise ConfigError(f"{name}: has no effect with --no-check. Leave out one of them.")
     for one, weight in parts:
         if not math.isfinite(weight) or weight == 0:
             raise ConfigError(
@@ -348,34 +398,10 @@ def _opened_as(ready: OpenedBase, ref: BaseRef, precision: Precision) -> OpenedB
     return OpenedBase(ref, ready.settings, ready.data, precision, ready.tokenizer_folder, task=ready.task)
 
 
-def _probe_texts(ready: OpenedBase) -> list[list[int]]:
-    rows = held_out(general_rows(), ready.encoder, _PROBE_TOKENS, "cut", ()).tokens
-    return [rows.row(i).input_ids.tolist() for i in range(min(len(rows), _PROBES))]
-
-
-@torch.no_grad()
-def _logits(ready: OpenedBase, state: AdapterState | None, probes: list[list[int]]) -> list[Tensor]:
-    """(T, V) fp32 logits of each text."""
-    model = ready.with_adapter(state)
-    with autocast(ready.device, ready.autocast_dtype):
-        return [model(torch.tensor([ids], device=ready.device)).logits[0].float().cpu() for ids in probes]
-
-
-def _agreement(base: list[Tensor], adapter: list[Tensor], merged: list[Tensor]) -> LogitAgreement:
-    wrong2 = effect2 = largest = kl = 0.0
-    same = tokens = 0
-    for base_TV, adapter_TV, merged_TV in zip(base, adapter, merged, strict=True):
-        # an adapter over virtual tokens or a padded head has no other length here
-        difference_TV = merged_TV - adapter_TV
-        wrong2 += float(difference_TV.double().square().sum())
-        effect2 += float((adapter_TV - base_TV).double().square().sum())
-        largest = max(largest, float(difference_TV.abs().max()))
-        one_TV, two_TV = adapter_TV.log_softmax(-1), merged_TV.log_softmax(-1)
-        kl += float((one_TV.exp() * (one_TV - two_TV)).sum())
-        same += int((one_TV.argmax(-1) == two_TV.argmax(-1)).sum())
-        tokens += len(one_TV)
-    relative = math.sqrt(wrong2 / effect2) if effect2 else 0.0 if not wrong2 else math.inf
-    return LogitAgreement(tokens, largest, relative, max(kl / tokens, 0.0), same / tokens)
+def _weights_in_words(precision: Precision) -> str:
+    """`nf4 weights`, `bfloat16 weights`."""
+    dtype = str(precision.dtype).removeprefix("torch.")
+    return f"{dtype if precision.quantization == 'none' else precision.quantization} weights"
 
 
 def _write_rest(ready: OpenedBase, lead: Reference, folder: Path, dtype: torch.dtype | None, *, untied: bool) -> None:
@@ -385,7 +411,7 @@ def _write_rest(ready: OpenedBase, lead: Reference, folder: Path, dtype: torch.d
         if (
             file.suffix in (".json", ".jinja", ".txt", ".model")
             and not (folder / file.name).exists()
-            and "index" not in file.name
+            and file.name not in _NOT_COPIED
         ):
             shutil.copyfile(file, folder / file.name)
     settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
