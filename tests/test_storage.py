@@ -171,3 +171,15 @@ def test_a_user_without_a_home_has_a_cache_that_ends_with_the_process(tmp_path: 
         [sys.executable, "-c", code], env=_env() | {"XDG_CACHE_HOME": str(tmp_path)}, capture_output=True, text=True
     )
     assert with_cache.stdout.split()[0] == str(tmp_path / "inlay" / "digests")
+
+
+def test_a_name_that_an_ascii_environment_cannot_read_is_told_apart_from_one_that_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "mödel").mkdir()
+    program = "from pathlib import Path; from inlay.storage import path_exists; print(path_exists(Path('m\\xf6del')))"
+    env = _env() | {"PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    for utf8, expected in (("1", "True"), ("0", "this environment lets Python read only ASCII. Set LC_ALL=C.UTF-8")):
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False,
+            env=env | {"PYTHONUTF8": utf8},
+        )  # fmt: skip
+        assert expected in done.stdout + done.stderr

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Final
+
+ONLY_ASCII: Final = "this environment lets Python read only ASCII. Set LC_ALL=C.UTF-8, unset PYTHONUTF8."
+"""What is wrong where a name is not ASCII and the system's encoding is."""
 
 
 class InlayError(Exception):

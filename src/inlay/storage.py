@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
-from inlay.errors import InlayError, RunError, StorageError, UserError
+from inlay.errors import ONLY_ASCII, InlayError, RunError, StorageError, UserError
 from inlay.typed_json import JsonObject
 
 MANIFEST, LOCK, OWNER = "manifest.json", ".lock", ".lock.pid"
@@ -90,10 +90,22 @@ def _passing_cache() -> Path:
 def path_exists(path: Path) -> bool:
     """Whether something lies at a path that a user gave. Raises: UserError when the system refuses to tell."""
     try:
-        return path.exists()
+        found = path.exists()
     except OSError as error:  # a name that is too long, a folder that is closed to us
         shown = str(path) if len(str(path)) < 200 else f"{str(path)[:199]}…"
         raise UserError(f"{shown}: cannot be looked at ({error.strerror}). Give another path.") from None
+    if not found:
+        refuse_ascii_only(str(path))
+    return found
+
+
+def refuse_ascii_only(name: str) -> None:
+    """Raises: UserError for a name that is text, but that Python cannot pass to the system in this environment."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        if not any("\ud800" <= character <= "\udfff" for character in name):
+            raise UserError(f"{name}: {ONLY_ASCII}") from None
 
 
 def sha256_of(path: Path) -> str:

@@ -71,7 +71,11 @@ def load(
     reporter = reporter or PlainReporter()
     named = reference.reference(run, folder, reporter.note)
     if named.run is None and named.entry is None:
-        raise RunError(f"{run}: not a run. Name a run, a checkpoint of one as RUN@120, or a library adapter as NAME:3.")
+        raise RunError(
+            f"{run}: not a run, and only a run says how to answer. Name a run, a checkpoint of one as RUN@120, or a library "
+            "adapter as NAME:3. A model without one is scored by `inlay eval MODEL --data FILE`; a base answers under the "
+            "run that was trained on it, with --base."
+        )
     if adapter and named.caution:
         reporter.note(named.caution)
     config = reference.config_of(named)

@@ -34,7 +34,7 @@ from inlay.cli import eval as evaluate
 from inlay.cli.help import WIDTH, Verbs
 from inlay.cli.quiet import quiet_libraries
 from inlay.cli.render.outcome import Output, finish
-from inlay.errors import UserError
+from inlay.errors import ONLY_ASCII, UserError
 
 _EPILOG = """\b
 Start: inlay demo
@@ -96,9 +96,7 @@ def _run(words: list[str]) -> Any:
     if broken:
         with contextlib.suppress(UnicodeDecodeError):
             shown = os.fsencode(broken[0]).decode("utf-8")
-            raise UserError(
-                f"{shown}: this environment lets Python read only ASCII. Set LC_ALL=C.UTF-8, unset PYTHONUTF8."
-            )
+            raise UserError(f"{shown}: {ONLY_ASCII}")
         raise UserError(f"{broken[0]!a}: not UTF-8 text. Write it as UTF-8; rename a file with such a name.")
     result = app(args=words, prog_name="inlay", standalone_mode=False)
     return result if isinstance(result, (int, Output)) else None

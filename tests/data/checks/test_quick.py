@@ -77,3 +77,11 @@ def test_long_rows_are_looked_at_up_to_a_number_of_characters(tmp_path: Path, mo
     monkeypatch.setattr(quick, "MOST_CHARACTERS", 10_000)
     rows = sample(tmp_path, [{"question": f"{n:05}", "answer": "a" * 995} for n in range(90)])
     assert len(rows.examples) == 6
+
+
+def test_fields_without_effect_are_in_the_line_of_the_check(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = sample(tmp_path, [{"messages": turns, "rejected_response": "c"}])
+    said = quick.quick_check(rows.examples, (), 1).summary()
+    assert "rows with fields that have no effect, or turns that are not trained: 1" in said
+    assert "nothing was found" not in said

@@ -15,6 +15,7 @@ from inlay.data.checks.report import check_files
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.prepare import PreparedData, prepare
 from inlay.data.reading.folders import files_of
+from inlay.data.reading.read import read_examples
 from inlay.data.reading.sources import is_data_name, rows
 from inlay.errors import DataError
 from parts import NANO, empty_cache, qa_rows, write_rows
@@ -182,3 +183,15 @@ def test_a_folder_of_save_to_disk_gives_its_rows_and_one_of_splits_names_them(tm
     (tmp_path / "saved" / "test" / names[1]).unlink()
     with pytest.raises(DataError, match=r"data-00001-of-00002\.arrow: no such file, but state\.json names it"):
         read(tmp_path / "saved" / "test")
+
+
+def test_one_part_named_alone_is_read_and_said_to_be_one_of_several(tmp_path: Path) -> None:
+    folder, whole = shards(tmp_path)
+    part = folder / "train-00001-of-00003.jsonl"
+    assert f"one of 3 parts is read, and others lie beside it (for all: '{folder}/train-*-of-00003.jsonl')" in (
+        read_examples(str(part)).why
+    )
+    assert "parts" not in read_examples(str(whole)).why
+    for other in set(folder.iterdir()) - {part}:
+        other.unlink()
+    assert "parts" not in read_examples(str(part)).why

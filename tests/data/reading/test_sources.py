@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -290,3 +291,13 @@ def test_what_json_writes_is_what_is_read(
     lines = "".join(json.dumps(value) + "\n" for value in values)
     assert read(written(folder, "any.jsonl", lines)) == values
     assert read(written(folder, "any.json", json.dumps(values, indent=1))) == values
+
+
+@pytest.mark.parametrize("path", ["./folder", "/folder", "folder"])
+def test_a_folder_behind_hub_is_told_to_stand_alone(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(
+        DataError, match=re.escape(f"hub:{path}: a path of this machine") + f".* Write it without hub: {path}"
+    ):
+        list(rows(f"hub:{path}"))

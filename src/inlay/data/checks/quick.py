@@ -11,6 +11,7 @@ from typing import Final
 from inlay.data.checks import CHECKS, EXPENSIVE
 from inlay.data.checks.findings import Finding, by_gravity
 from inlay.data.checks.row import CheckedRow
+from inlay.data.checks.unread import UNREAD
 from inlay.data.types import Example
 from inlay.errors import DataCheckError, count_shown
 from inlay.typed_json import JsonObject
@@ -44,7 +45,8 @@ class QuickCheck:
             if self.seen == self.rows
             else f"{self.seen:,} of {self.rows:,} rows, evenly drawn"
         )
-        found = ", ".join(f"{f.title}: {f.count:,}" for f in self.findings if f.severity != "note")
+        shown = [f for f in self.findings if f.severity != "note" or f.kind == UNREAD.name]
+        found = ", ".join(f"{f.title}: {f.count:,}" for f in shown)
         return f"{looked}, without near duplicates; {found or 'nothing was found'}"
 
     def refuse_errors(self, file: str) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NoReturn
 
-from inlay.data.reading import tagged_calls, turn_fields
+from inlay.data.reading import part_ways, tagged_calls, turn_fields
 from inlay.data.reading.row_fields import GREETING, SYSTEMS, UNANSWERED, is_empty
+from inlay.data.reading.settings_to_type import columns_to_type
 from inlay.data.reading.tool_calls import CALLS, Calls, as_calls, calls_of_turn
 from inlay.data.reading.values import json_in, refuse_field, refuse_missing_field, text
 from inlay.data.types import Example, Message, Row, Switches, Tool
@@ -54,6 +55,9 @@ _OTHER_NAMES: Final = {
     "chatgpt": "assistant",
     "agent": "assistant",
 }
+
+_LANGCHAIN: Final = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
+"""Types of the turns that LangChain writes, and their roles."""
 
 
 def turn(row: Row, role: str, content: str) -> Message:
@@ -214,6 +218,8 @@ def _openai_turn(row: Row, where: str, turn: JsonObject, trained: bool) -> Messa
     if "role" not in turn:
         if "from" in turn:
             _other_format(row, where, "from/value", "sharegpt", "conversations")
+        if turn.get("type") in _LANGCHAIN and ("content" in turn or isinstance(turn.get("data"), dict)):
+            _langchain(row, where, turn)
         refuse_missing_field(row, where, "role", turn, turn_fields.READ)
     role = _role(row, f"{where}.role", turn["role"], OPENAI_ROLES)
     if turn["role"] in _CALL_ROLES:
@@ -286,7 +292,16 @@ def _other_format(row: Row, where: str, keys: str, name: str, field: str) -> NoR
     own = where.partition("[")[0]
     raise DataError(
         f"{row.source}: {where!r} is written as {keys}, which is format {name!r}. "
-        f"Rename the field {own!r} to {field!r} (columns: {{{field}: {own}}})."
+        f"Rename the field {own!r} to {field!r} ({columns_to_type({field: own})})."
+    )
+
+
+def _langchain(row: Row, where: str, turn: JsonObject) -> NoReturn:
+    text = "content" if "content" in turn else "data.content"
+    raise DataError(
+        f"{row.source}: {where!r} is a turn as LangChain writes it, with 'type' for the role. Write it as "
+        f'{{"role": "{_LANGCHAIN[turn["type"]]}", "content": the text of {text}}}, and the others likewise: '
+        f"{', '.join(f'{name} is {role}' for name, role in _LANGCHAIN.items())}."
     )
 
 
@@ -335,12 +350,12 @@ def _part(row: Row, place: str, part: object) -> str:
     if not isinstance(part, dict):
         refuse_field(row, place, part, 'A part is an object: {"type": "text", "text": "..."}.')
     if part.get("type", "text") not in _TEXTS:
-        refuse_field(row, f"{place}.type", part["type"], "Only parts of type 'text' can be read here.")
+        way = part_ways.way_out(part["type"])
+        refuse_field(row, f"{place}.type", part["type"], f"Only parts of type 'text' can be read here.{way}")
     for key, value in part.items():
         if key not in _PART_FIELDS and value not in (None, "", [], {}):
-            refuse_field(
-                row, f"{place}.{key}", value, "Only the text of a part is read. Take the field or the row out."
-            )
+            way = part_ways.way_out(key) or " Take the field or the row out."
+            refuse_field(row, f"{place}.{key}", value, f"Only the text of a part is read.{way}")
     return text(row, f"{place}.text", part.get("text"), may_be_empty=True)
 
 

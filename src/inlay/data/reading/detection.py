@@ -11,6 +11,7 @@ from typing import Final, NoReturn
 from inlay.data.reading import known_shapes, row_fields
 from inlay.data.reading.formats import FORMATS, LISTS, Format, written_as
 from inlay.data.reading.rendered_text import turns_of, turns_of_pair
+from inlay.data.reading.settings_to_type import columns_to_type, format_to_type
 from inlay.data.reading.strict_json import listed, turns_field
 from inlay.data.types import Row
 from inlay.errors import DataError, count_shown, nearest
@@ -69,7 +70,7 @@ def detect(rows: Sequence[Row]) -> DetectedFormat:
     if len(found) > 1 and any(all(FORMATS[name].matches(row.value.keys()) for name in found) for row in rows):
         raise DataError(
             f"{rows[0].source}: the fields {listed(fields)} fit {len(found)} formats "
-            f"({', '.join(found)}). Say which with format, for example format={found[0]}."
+            f"({', '.join(found)}). Say which (for example {format_to_type(found[0])})."
         )
     chosen = FORMATS[found[0]]
     _refuse_mixture(rows, chosen)
@@ -129,8 +130,8 @@ def _unknown(row: Row, fields: list[str]) -> NoReturn:
     for name, value in row.value.items():
         if of := turns_field(value):
             raise DataError(
-                f"{row.source}: no format fits the fields {has}. {name!r} holds turns: read it with "
-                f"columns: {{{of}: {name}}} (--set data.columns.{of}={name})."
+                f"{row.source}: no format fits the fields {has}. {name!r} holds turns. Read it as "
+                f"{of!r} ({columns_to_type({of: name})})."
             )
     if "input_ids" in fields:
         raise DataError(
@@ -141,9 +142,9 @@ def _unknown(row: Row, fields: list[str]) -> NoReturn:
         others = [name for name in fields if name != "text"]
         other = next((name for name in others if isinstance(row.value.get(name), str)), others[0])
         raise DataError(
-            f"{row.source}: the fields {has} could be a text with its label (columns: {{label: {other}}}), "
-            f"a prompt with its answer (columns: {{prompt: text, completion: {other}}}), or a plain document "
-            "(format=text). Say which."
+            f"{row.source}: the fields {has} could be a text with its label ({columns_to_type({'label': other})}), "
+            f"a prompt with its answer ({columns_to_type({'prompt': 'text', 'completion': other})}), or a plain document "
+            f"({format_to_type('text')}). Say which."
         )
     texts = [name for name in fields if not isinstance(row.value.get(name), list | dict)]
     needs = "; ".join(f"{f.name} needs {' and '.join(f.required)}" for f in FORMATS.values()).replace("|", " or ")
@@ -154,7 +155,7 @@ def _unknown(row: Row, fields: list[str]) -> NoReturn:
     if question and answer and not any(lacks.values()):
         raise DataError(
             f"{row.source}: no format fits the fields {has}. Say which is the question and which the answer "
-            f"(columns: {{prompt: {question}, completion: {answer}}}). Formats: {needs}."
+            f"({columns_to_type({'prompt': question, 'completion': answer})}). Formats: {needs}."
         )
     if not any(isinstance(value, str) for value in row.value.values()):
         raise DataError(
@@ -165,13 +166,13 @@ def _unknown(row: Row, fields: list[str]) -> NoReturn:
     if not _closeness(near, fields):
         raise DataError(
             f"{row.source}: no format fits the fields {has}. Say which column is which "
-            f"(columns: {{prompt: COLUMN, completion: COLUMN}}). Formats: {needs}."
+            f"({columns_to_type({'prompt': 'COLUMN', 'completion': 'COLUMN'})}). Formats: {needs}."
         )
     hint = "".join(f" Did you mean {name!r} where it says {slip!r}?" for name, slip in lacks.items() if slip)
-    pairs = ", ".join(f"{name}: {slip or 'COLUMN'}" for name, slip in lacks.items())
+    renamed = columns_to_type({name: slip or "COLUMN" for name, slip in lacks.items()})
     raise DataError(
         f"{row.source}: no format fits the fields {has}. Nearest is {near.name!r}, which lacks "
-        f"{', '.join(lacks)}.{hint} Rename (columns: {{{pairs}}}). Formats: {needs}."
+        f"{', '.join(lacks)}.{hint} Rename ({renamed}). Formats: {needs}."
     )
 
 

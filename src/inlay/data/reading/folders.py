@@ -172,5 +172,19 @@ def _refuse_incomplete(files: Sequence[str]) -> None:
             raise DataError(f"{name}: no such file, but it is one of the {count} parts of this data set. Fetch it too.")
 
 
+def parts_beside(path: str) -> str:
+    """A clause on the parts of the same data set that lie beside a file and are not read; empty where there are none."""
+    file = Path(path)
+    own = _PART.fullmatch(file.name)
+    if not own or not file.is_file():
+        return ""
+    parts = [found for one in file.parent.iterdir() if (found := _PART.fullmatch(one.name))]
+    alike = [p for p in parts if p.group("before", "count", "behind") == own.group("before", "count", "behind")]
+    if len(alike) < 2:
+        return ""
+    every = file.parent / f"{own['before']}-*-of-{own['count']}{own['behind']}"
+    return f"one of {int(own['count'])} parts is read, and others lie beside it (for all: '{every}')"
+
+
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from inlay.data.reading import conversation, known_shapes, preferences, row_fields, values
 from inlay.data.reading.rendered_text import lacks_end, turns_of, turns_of_pair
+from inlay.data.reading.settings_to_type import columns_to_type
 from inlay.data.reading.strict_json import listed
 from inlay.data.reading.tool_calls import tools as tools_of
 from inlay.data.types import Example, Message, Row
@@ -429,4 +430,6 @@ def check_columns(columns: Mapping[str, str], format_name: str) -> None:
         known = set(named(format_name).fields)
     for field in columns:
         if field not in known:
-            raise DataError(f"columns: {unknown_name('field', field, known)} Write columns as field=column.")
+            raise DataError(
+                f"columns: {unknown_name('field', field, known)} Write {columns_to_type({'FIELD': 'COLUMN'})}."
+            )

@@ -6,11 +6,13 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from inlay.data.reading.columnar import as_written
 from inlay.data.types import Hash, Row, Source
 from inlay.errors import DataError, nearest
+from inlay.storage import path_exists
 
 _NAME = re.compile(
     r"(?P<prefix>hub:)?(?P<name>[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})(?P<parts>(?::[\w.+-]{1,128}){0,2})", re.ASCII
@@ -35,7 +37,10 @@ def parsed(path: str) -> HubName | None:
     match = _NAME.fullmatch(path)
     if match:
         return HubName(match["name"], tuple(match["parts"].split(":")[1:]), bool(match["prefix"]))
+    local = path.removeprefix("hub:")
     if path.startswith("hub:"):
+        if local.startswith((".", "/", "~")) or (local and path_exists(Path(local))):
+            raise DataError(f"{path}: a path of this machine, not a dataset of the hub. Write it without hub: {local}.")
         raise DataError(
             f"{path}: not a dataset id. Write hub:owner/name, hub:owner/name:SPLIT, hub:owner/name:CONFIGURATION or "
             "hub:owner/name:CONFIGURATION:SPLIT; data.max_rows takes a part of the rows."

@@ -20,6 +20,10 @@ def _is_list(value: JsonObject, name: str) -> bool:
     return isinstance(value.get(name), list)
 
 
+def _is_label_studio(value: JsonObject) -> bool:
+    return isinstance(value.get("data"), dict) and (_is_list(value, "annotations") or _is_list(value, "completions"))
+
+
 SHAPES: Final[tuple[tuple[Callable[[JsonObject], Any], str], ...]] = (
     (
         _is_squad,
@@ -36,6 +40,11 @@ SHAPES: Final[tuple[tuple[Callable[[JsonObject], Any], str], ...]] = (
         lambda value: "question" in value and _is_list(value, "answers"),
         "a question with several answers in 'answers'. Write the one to train on as a text: "
         '{"question": question, "answer": answers[0]}',
+    ),
+    (
+        _is_label_studio,
+        "a task as Label Studio exports it. Write a text with its label for each: 'text' from data.text, 'label' from "
+        "annotations[].result[].value.choices, and leave out tasks without annotations or with several answers",
     ),
     (
         lambda value: isinstance(value.get("mapping"), dict),

@@ -9,6 +9,7 @@ from typing import Any, Final
 from inlay.data.reading import conversation, values
 from inlay.data.reading.rendered_text import Turns, turns_of, turns_of_pair
 from inlay.data.reading.row_fields import is_empty
+from inlay.data.reading.settings_to_type import columns_to_type
 from inlay.data.reading.strict_json import shown
 from inlay.data.reading.tool_calls import tools as tools_of
 from inlay.data.types import Example, Message, Row
@@ -37,7 +38,7 @@ def preference(row: Row) -> Example:
         if not prompt:
             raise DataError(
                 f"{row.source}: field 'chosen' is {shown(chosen)} and there is no prompt that it answers. "
-                "Map the question (columns: {prompt: COLUMN}), or write chosen and rejected as lists of turns."
+                f"Map the question ({columns_to_type({'prompt': 'COLUMN'})}), or write chosen and rejected as lists of turns."
             )
         return conversation.example(row, [*prompt, _answer(row, "chosen", chosen)], tools)
     turns = _turns(row, "chosen", chosen)

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from inlay.data.reading import formats, sources
 from inlay.data.reading.detection import PREVIEW, DetectedFormat, detect, named
+from inlay.data.reading.folders import parts_beside
 from inlay.data.reading.row_fields import BY_FILE, OneSplit
 from inlay.data.types import ASSISTANT, Example, Hash, Message, OnFault, Row, Source
 from inlay.errors import DataError
@@ -71,6 +72,8 @@ def stream_examples(
     rows = _seen_as(sources.rows(path, sha, on_fault), columns, on_fault, role_weights)
     first, rows = _preview(rows, on_fault)
     found = detect(first) if format == "auto" else named(format, first)
+    if beside := parts_beside(path):
+        found = replace(found, why=f"{found.why}; {beside}")
     return found, _each(rows, _parser(found.name, OneSplit() if format == "auto" else None), on_fault)
 
 

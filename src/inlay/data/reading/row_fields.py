@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
+from inlay.data.reading.settings_to_type import columns_to_type, format_to_type
 from inlay.data.reading.strict_json import listed, shown
 from inlay.data.reading.turn_fields import THOUGHTS
 from inlay.data.types import Row
@@ -98,7 +99,7 @@ class Kind:
 _LETTERS: Final = re.compile(r"(option|choice|ending|opt?|ans|sol)?[_ ]?([A-Ea-e1-5])")
 _JUDGED: Final = "rows are judged good or bad, and training on this one would teach what is bad"
 _KEEP: Final = "Keep the rows that are judged good"
-_INTO: Final = "Take it in (columns: {{instruction: {question}, input: {name}, output: {answer}}})"
+_INTO: Final = "Take it in ({columns})"
 _ANYTHING: Final = lambda _: True  # noqa: E731  a value that is there at all
 
 KINDS: Final = (
@@ -175,7 +176,8 @@ def unread(
     for name in extra:
         kind, value = _BY_NAME.get(name), row.value[name]
         if kind and (strict or kind.always) and (kind.beside_turns or not turns) and kind.harms(value):
-            way = kind.way.format(question=pair[0], name=name, answer=pair[1])
+            columns = columns_to_type({"instruction": pair[0], "input": name, "output": pair[1]})
+            way = kind.way.format(columns=columns)
             _refuse(row, name, kind.why, way, None if kind.always else format_name)
     if strict and len(extra) > 1 and not turns and (letters := _lettered(extra)):
         _refuse(row, letters[0], f"the model would not see the choices {', '.join(letters)}",
@@ -184,7 +186,7 @@ def unread(
 
 
 def _refuse(row: Row, name: str, why: str, way: str, format_name: str | None) -> NoReturn:
-    out = f", or leave the field out by naming the format (format={format_name})" if format_name else ""
+    out = f", or leave the field out by naming the format ({format_to_type(format_name)})" if format_name else ""
     raise DataError(f"{row.source}: field {name!r} is {shown(row.value[name])}: {why}. {way}{out}.")
 
 
@@ -238,7 +240,7 @@ class OneSplit:
             raise DataError(
                 f"{row.source}: field {name!r} is {shown(row.value[name])}, while rows before are of the other kind, and "
                 "both would be trained on. Write the rows to train on and those to hold out into two files (data.train, "
-                f"data.eval), or take all together by naming the format (format={format_name})."
+                f"data.eval), or take all together by naming the format ({format_to_type(format_name)})."
             )
 
 

@@ -15,6 +15,7 @@ from inlay.data.reading.folders import is_several
 from inlay.data.reading.workbook import workbook_rows
 from inlay.data.types import Hash, OnFault, Row
 from inlay.errors import DataError, nearest
+from inlay.storage import refuse_ascii_only
 
 EXTENSIONS: Final = (
     ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".xlsx", ".txt",
@@ -217,6 +218,7 @@ def _open(path: str) -> BinaryIO:
     except PermissionError:
         raise DataError(f"{path}: no permission to read it. Give yourself read access (chmod u+r).") from None
     except (OSError, ValueError) as error:
+        refuse_ascii_only(path)
         raise DataError(f"{path}: cannot be opened ({error}). Give the path of a data file.") from None
 
 
