@@ -11,10 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.cache_utils import DynamicCache
 
+from inlay import api
 from inlay.config.sections.generation import GenerationConfig
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.types import Message
-from inlay.errors import DataError
+from inlay.errors import DataError, RunError
 from inlay.generation import generate
 from inlay.generation.generate import Sampling, answers, cache_argument, cache_for, full_answers, text_streamer
 
@@ -201,3 +202,8 @@ def test_a_streamed_answer_comes_in_pieces_that_make_the_whole(
     streamer = text_streamer(encoder.tokenizer, pieces.append)
     whole = answers(model, encoder, [prompts[0]], Sampling(max_new_tokens=12), streamer=streamer)[0]
     assert "".join(pieces).strip() == whole
+
+
+def test_a_model_without_a_run_is_refused_with_what_works() -> None:
+    with pytest.raises(RunError, match=r"builtin:nano: not a run.* `inlay eval MODEL --data FILE`.*--base"):
+        api.load("builtin:nano")
