@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import string
 import time
@@ -313,3 +314,84 @@ def test_a_full_or_read_only_disk_is_one_message_and_leaves_nothing(
     for call in (partial(put, library, "a", "b"), partial(library.tag, "a", "x"), partial(library.remove, "a")):
         with pytest.raises(StorageError, match="no permission to write here"):
             call()
+
+
+def test_a_card_that_is_no_ordinary_file_is_damage_and_nothing_waits_for_it(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    cards = [put(library, "a", content).entry.folder / "card.json" for content in "xyz"]
+    cards[0].unlink()
+    os.mkfifo(cards[0])
+    cards[1].unlink()
+    cards[1].symlink_to("/dev/zero")
+    damaged: list[libraries.Damaged] = []
+    assert [entry.version for entry in library.entries(on_damage=damaged.append)] == [3]
+    assert ["not an ordinary file" in damaged[0].fault, "is a link" in damaged[1].fault] == [True, True]
+    assert library.remove("a:1") == "a:1"
+
+
+@pytest.mark.parametrize("name", ["tags.json", "log.jsonl"])
+def test_tags_and_history_that_are_no_ordinary_files_are_one_message(tmp_path: Path, name: str) -> None:
+    library = Library(tmp_path)
+    put(library, "a")
+    (tmp_path / "a" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "a" / name)
+    with pytest.raises(AdapterError, match=f"{name}.*ordinary file"):
+        library.tag("a", "prod")
+
+
+@pytest.mark.parametrize("ref", ["a:\u00b2", "a:" + "9" * 5000, "a:\u0663"])
+def test_a_number_that_no_version_can_have_is_one_message(tmp_path: Path, ref: str) -> None:
+    library = Library(tmp_path)
+    put(library, "a")
+    (tmp_path / "a" / "versions" / "\u00b2").mkdir()
+    assert [entry.version for entry in library.entries()] == [1]
+    with pytest.raises(AdapterError, match="names no adapter"):
+        library.find(ref)
+
+
+def test_a_line_of_history_without_a_version_is_told_and_stops_nothing(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    put(library, "a", "x")
+    log = tmp_path / "a" / "log.jsonl"
+    log.write_bytes(b'{"action": "add"}\n' + log.read_bytes())
+    assert put(library, "a", "y").entry.version == 2
+    library.tag("a:2", "prod")
+    library.remove("a:1")
+    assert library.history("a")[0]["damaged"].startswith(f"{log}:1: is no line of history")
+
+
+def test_a_tag_that_a_terminal_would_obey_is_damage(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    put(library, "a")
+    (tmp_path / "a" / "tags.json").write_text(json.dumps({"\x1b]0;title\x07": 1}))
+    with pytest.raises(AdapterError, match=r"tags\.json: cannot be used") as caught:
+        library.find("a")
+    assert str(caught.value).isprintable()
+    with pytest.raises(AdapterError) as caught:
+        Card.read(_with_card(tmp_path / "b", {"\x1b[2J": 1}))
+    assert "\x1b" not in str(caught.value)
+
+
+def _with_card(folder: Path, more: dict[str, object]) -> Path:
+    folder.mkdir()
+    (folder / "card.json").write_text(json.dumps(card().to_json() | more))
+    return folder
+
+
+@pytest.mark.parametrize("key", ["../../outside", "/etc", "A" * 32, "a" * 32 + "\n"])
+def test_the_tokenizer_of_a_card_is_a_folder_of_the_library(tmp_path: Path, key: str) -> None:
+    with pytest.raises(AdapterError, match="is damaged"):
+        Card.read(_with_card(tmp_path / "b", {"tokenizer": key}))
+
+
+def test_a_version_that_another_process_removes_meanwhile_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Library(tmp_path)
+    put(library, "a", "x")
+    put(library, "a", "y")
+    monkeypatch.setattr(Library, "versions", lambda self, name: [1, 2])
+    shutil.rmtree(tmp_path / "a" / "versions" / "1")
+    damaged: list[libraries.Damaged] = []
+    assert [entry.version for entry in library.entries("a", on_damage=damaged.append)] == [2]
+    assert damaged == []

@@ -15,12 +15,14 @@ from transformers import AutoModelForCausalLM
 from inlay import api
 from inlay.adapters.cards import Card
 from inlay.adapters.goldens import agree, read_goldens
-from inlay.adapters.identity import read_entry, weights_digest
+from inlay.adapters.identity import read_entry, start_held, weights_digest
 from inlay.adapters.library import Library
+from inlay.adapters.lowrank import module_factors
 from inlay.adapters.reference import reference
 from inlay.cli.render.adapters import list_text
 from inlay.errors import AdapterError, RunError
 from inlay.methods.adapter_state import AdapterState
+from inlay.models.base import find_base
 from inlay.runs.reporter import PlainReporter
 from parts import make_base, qa_rows, write_rows
 from program import Ended
@@ -139,6 +141,75 @@ def test_the_digest_follows_what_is_computed_and_nothing_else(library: Library) 
     first = next(iter(state.tensors))
     assert digest != weights_digest("b", state.settings, state.tensors | {first: state.tensors[first] + 1e-7})
     assert digest != weights_digest("b", state.settings, {name + "x": t for name, t in state.tensors.items()})
+
+
+def test_the_first_fitting_alpha_stays_the_first_and_is_part_of_the_identity(
+    library: Library, tmp_path: Path, tiny_base: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(str(tiny_base))
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model.save_pretrained(str(tmp_path / "theirs"))
+    file = tmp_path / "theirs" / "adapter_config.json"
+    plain = json.loads(file.read_text())
+    patterns = {"q_proj": 8, "model.layers.0.self_attn.q_proj": 800}
+    scales, refs = [], []
+    for order in (patterns, dict(reversed(patterns.items()))):
+        file.write_text(json.dumps(plain | {"alpha_pattern": order}))
+        added = api.add_adapter(str(tmp_path / "theirs"), base=str(tiny_base), reporter=QUIET)
+        factors = [module_factors(AdapterState.read(one)) for one in (tmp_path / "theirs", added.entry.folder)]
+        norms = [float(each["model.layers.0.self_attn.q_proj"].B_OR.norm()) for each in factors]
+        assert norms[0] == norms[1]
+        scales.append(norms[0])
+        refs.append(added.entry.ref)
+        read_entry(added.entry)
+    assert scales[1] == pytest.approx(100 * scales[0])
+    assert refs == ["theirs:1", "theirs:2"]
+
+
+def test_labels_of_an_adapter_that_is_there_already_are_said_to_have_no_effect(library: Library) -> None:
+    (note,) = api.add_adapter("first", name="support", task="other", licence="MIT", reporter=QUIET).notes
+    assert note.startswith("--task not applied: support:1 is there already")
+
+
+def test_a_version_is_added_to_another_library_with_its_tokenizer(library: Library, tmp_path: Path) -> None:
+    entry = library.find("support")
+    added = api.add_adapter(str(entry.folder), name="copy", library=tmp_path / "other", reporter=QUIET).entry
+    assert added.card.identity == entry.card.identity
+
+
+def test_a_version_with_a_damaged_card_is_removed(library: Library, inlay: Callable[..., Ended]) -> None:
+    entry = api.add_adapter(f"first@{api.checkpoints('first')[0]['step']}", name="support", reporter=QUIET).entry
+    (entry.folder / "card.json").write_text('{"schema": 2}')
+    ended = inlay("adapters", "remove", entry.ref, "--yes")
+    assert (ended.code, ended.out.strip()) == (0, f"removed {entry.ref}")
+
+
+def test_a_checkpoint_of_another_base_is_refused(library: Library, tmp_path: Path) -> None:
+    one = reference(f"first@{api.checkpoints('first')[0]['step']}", "results")
+    other = find_base(str(make_base(tmp_path / "other", seed=9)))
+    with pytest.raises(AdapterError, match="was trained on another base"):
+        one.adapter(other)
+
+
+def test_a_training_holds_the_version_that_it_starts_from_and_refuses_a_damaged_one(
+    library: Library, config_tree: Callable[..., dict[str, Any]]
+) -> None:
+    config = api.as_config(config_tree(adapter={"start_from": "support"}))
+    entry = library.untag("support", "prod")
+    with start_held(config), pytest.raises(AdapterError, match="is in use"):
+        library.remove(entry.ref)
+    settings = entry.folder / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"lora_alpha": 999}))
+    with pytest.raises(AdapterError, match="are not those that were added"):
+        api.train(config, reporter=QUIET)
+
+
+def test_margins_that_moved_are_another_answer(library: Library) -> None:
+    golden = read_goldens(library.find("support").folder)[0]
+    moved = [golden.margins[0] + 0.02, *golden.margins[1:]]
+    for margins, differing in ((golden.margins, 0), (moved, 1)):
+        assert agree([golden], [golden.ids], golden.computed_on, [margins]).differing == differing
+    assert agree([golden], [golden.ids], "cuda bfloat16, torch 2", [moved]).differing == 0
 
 
 def test_a_checkpoint_is_added_as_its_own_version(library: Library) -> None:

@@ -210,3 +210,11 @@ def test_a_checkpoint_of_a_run_is_a_part_too(library: Library) -> None:
     found = api.compose_adapters({"first": 2.0, "first@2": -1.0}, "extrapolated", reporter=QUIET)
     assert found.entry.card.modules == library.find("support").card.modules
     assert state_of(change_of(read_entry(found.entry))).settings["r"] <= 8
+
+
+def test_parts_are_looked_for_in_the_library_that_is_named(library: Library, tmp_path: Path) -> None:
+    entry = library.entries()[0]
+    shutil.copytree(library.path, tmp_path / "elsewhere")
+    shutil.rmtree(library.path)
+    composed = api.compose_adapters({entry.ref: 0.5}, "half", library=tmp_path / "elsewhere", reporter=PlainReporter())
+    assert composed.entry.card.parents[0].name == entry.ref

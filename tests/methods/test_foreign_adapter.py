@@ -148,8 +148,8 @@ def test_ranks_of_experts_are_those_of_peft(tmp_path: Path) -> None:
 
 
 BREAKS = {
-    "links": ("inlay.methods.adapter_files.Path.is_symlink", lambda self: False, "settings are a link"),
-    "sizes of JSON": ("inlay.methods.adapter_files._require_at_most", lambda *_: None, "settings one byte too large"),
+    "links": ("inlay.folder_files.Path.is_symlink", lambda self: False, "settings are a link"),
+    "sizes of JSON": ("inlay.folder_files.require_at_most", lambda *_: None, "settings one byte too large"),
     "settings": ("inlay.methods.lora.refuse_settings", lambda *_: None, "an unknown setting that is off"),
     "starts": ("inlay.methods.lora.refuse_start", lambda *_: None, "init_lora_weights is 'pissa' (str)"),
     "alpha patterns": ("inlay.methods.lora.refuse_alpha_patterns", lambda *_: None, "an endless alpha_pattern"),

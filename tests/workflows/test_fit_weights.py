@@ -171,4 +171,6 @@ def test_too_few_rows_and_changes_beside_linear_layers_are_refused(ready: Opened
         fit_weights(parts(), ready, examples, 2, 8, 200, 0, Quiet())
     with pytest.raises(AdapterError, match="a: changes biases, for which weights cannot be fitted"):
         fitted(ready, examples, a=replace(part(1), biases={"x.bias": torch.ones(3)}))
+    with pytest.raises(AdapterError, match="a: changes the weight of router, for which weights cannot be fitted"):
+        fitted(ready, examples, a=replace(part(1), weight_targets=frozenset({"router"})))
     assert ready.task.loss is causal_loss

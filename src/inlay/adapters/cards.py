@@ -5,6 +5,7 @@ No torch here: a thousand cards are read to print a list. `inlay.adapters.identi
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -12,10 +13,17 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inlay.errors import AdapterError
+from inlay.folder_files import read_bytes, shown
 from inlay.typed_json import JsonObject
 
 CARD: Final = "card.json"
 SCHEMA: Final = 1
+_KEY: Final = "^[0-9a-f]{32}$"
+
+
+def is_tokenizer_key(text: str) -> bool:
+    """Whether a folder below `tokenizers/` can have this name."""
+    return re.fullmatch("[0-9a-f]{32}", text) is not None
 
 
 class _Closed(BaseModel):
@@ -96,7 +104,7 @@ class Card(_Closed):
     bytes: int
     """Size of its weights on disk."""
 
-    tokenizer: str | None = None
+    tokenizer: str | None = Field(default=None, pattern=_KEY)
     """Folder below `tokenizers/`; None where the base's own tokenizer is used."""
     tokenizer_hash: str
     chat_template: str | None = None
@@ -139,9 +147,7 @@ class Card(_Closed):
         """
         path = folder / CARD
         try:
-            return Card.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise AdapterError(f"{path}: cannot be read ({error.strerror}).") from None
+            return Card.model_validate_json(read_bytes(folder, CARD))
         except ValidationError as error:
             raise AdapterError(f"{path}: {_fault(error)}") from None
 
@@ -152,9 +158,9 @@ def _fault(error: ValidationError) -> str:
     for one in faults:
         if one["loc"] == ("schema",) and isinstance(one["input"], int) and one["input"] > SCHEMA:
             return f"has schema {one['input']}; this inlay reads {SCHEMA}. {newer}"
-    unknown = [".".join(map(str, one["loc"])) for one in faults if one["type"] == "extra_forbidden"]
+    unknown = [shown(".".join(map(str, one["loc"]))) for one in faults if one["type"] == "extra_forbidden"]
     if unknown:
         return f"has the unknown {'keys' if len(unknown) > 1 else 'key'} {', '.join(unknown)}. {newer}"
     first = faults[0]
-    place = ".".join(map(str, first["loc"]))
+    place = shown(".".join(map(str, first["loc"]))) if first["loc"] else ""
     return f"is damaged ({place + ': ' if place else ''}{first['msg']}). Restore it, or add the adapter anew."

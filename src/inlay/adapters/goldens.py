@@ -40,6 +40,11 @@ _NEAR_FLOAT32: Final = 1e-3
 """Margins in nats under which rounding may choose another token; the second between two float32 computations."""
 
 
+_MARGIN_OFF: Final = 0.5
+_MARGIN_OFF_FLOAT32: Final = 1e-2
+"""How far a margin may be off on the same kind of device and dtype, in nats."""
+
+
 @dataclass(frozen=True, slots=True)
 class Golden:
     """One prompt and its greedy answer."""
@@ -125,24 +130,32 @@ def read_goldens(folder: Path) -> list[Golden]:
         raise AdapterError(f"{folder / FILE}: is damaged ({error}). Add the adapter anew.") from None
 
 
-def agree(goldens: Sequence[Golden], answers: Sequence[Sequence[int]], computed_on: str = "") -> Agreement:
+def agree(
+    goldens: Sequence[Golden], answers: Sequence[Sequence[int]], computed_on: str = "",
+    margins: Sequence[Sequence[float]] | None = None,
+) -> Agreement:  # fmt: skip
     """The answers (ids, in the order of the goldens) against the golden ones.
 
     Two that part where the golden margin is under 0.05 nats are a near tie; under 0.001 where both are of float32 on the
     same kind of device. What follows such a place is not compared.
+    Of equal answers the `margins` are compared, where they were computed on the same kind of device in the same dtype:
+    they may be off by 0.01 nats in float32, by 0.5 in a narrower dtype.
     """
     if len(goldens) != len(answers):
         raise DataError(f"goldens: {len(goldens)} are stored, {len(answers)} answers were given.")
     equal = near = 0
     differing = []
-    for golden, answer in zip(goldens, answers, strict=True):
+    for row, (golden, answer) in enumerate(zip(goldens, answers, strict=True)):
         limit = (
             _NEAR_FLOAT32 if _exact(golden.computed_on) and _exact(computed_on) == _exact(golden.computed_on) else _NEAR
         )
         at = next((n for n, (a, b) in enumerate(zip(golden.ids, answer, strict=False)) if a != b), None)
         if at is None and len(golden.ids) != len(answer):
             at = min(len(golden.ids), len(answer))
-        if at is None:
+        off = _largest_gap(golden, margins[row], computed_on) if at is None and margins is not None else None
+        if off is not None:
+            differing.append(f"{golden.source} prompt {golden.prompt[:40]!r}: same tokens, {off}")
+        elif at is None:
             equal += 1
         elif at < len(golden.margins) and golden.margins[at] < limit:
             near += 1
@@ -156,7 +169,21 @@ def replayed(ready: OpenedBase, model: Any, goldens: Sequence[Golden], on_done: 
     """The model's answers to the golden prompts, against the golden ones."""
     prompts = [(golden.source, list(golden.prompt_ids)) for golden in goldens]
     now = goldens_of(ready, model, prompts, on_done)
-    return agree(goldens, [golden.ids for golden in now], _computed_on(ready))
+    return agree(
+        goldens, [golden.ids for golden in now], _computed_on(ready), [golden.margins for golden in now]
+    )  # fmt: skip
+
+
+def _largest_gap(golden: Golden, margins: Sequence[float], computed_on: str) -> str | None:
+    """Where the margins are too far from the golden ones, in words; None where they are near, or not comparable."""
+    if golden.computed_on.partition(",")[0] != computed_on.partition(",")[0]:
+        return None
+    gaps = [abs(now - then) for now, then in zip(margins, golden.margins, strict=True)]
+    limit = _MARGIN_OFF_FLOAT32 if _exact(computed_on) else _MARGIN_OFF
+    worst = max(range(len(gaps)), key=gaps.__getitem__, default=0)
+    if not gaps or gaps[worst] <= limit:
+        return None
+    return f"the margin of token {worst + 1} is {margins[worst]:.4g}, then {golden.margins[worst]:.4g}"
 
 
 def _computed_on(ready: OpenedBase) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -13,7 +14,10 @@ import torch
 from torch import Tensor
 
 from inlay.adapters.library import Entry, held
+from inlay.adapters.names import entry_at
+from inlay.config import Config
 from inlay.errors import AdapterError
+from inlay.methods.adapter_file_checks import values_by_layer
 from inlay.methods.adapter_state import AdapterState
 from inlay.methods.method import PeftSettings
 from inlay.models.base import BaseRef
@@ -25,6 +29,7 @@ _NOT_COMPUTED_WITH: Final = frozenset((
 ))  # fmt: skip
 """Settings of PEFT that change nothing of what a stored adapter computes."""
 _A: Final = re.compile(r"\.lora_(embedding_)?A\b")
+_PREFIX: Final = "base_model.model."
 _PART: Final = re.compile(r"\.(?:lora_|ia3_)")
 
 
@@ -56,7 +61,8 @@ class WeightFacts:
 
 def weights_digest(base_digest: str, settings: PeftSettings, tensors: Mapping[str, Tensor]) -> str:
     """Hex digest of what an adapter computes: its base, its settings, and name, dtype, shape and bytes of each tensor."""
-    digest = hashlib.sha256(json.dumps([base_digest, _canonical(settings)], sort_keys=True).encode())
+    computed = _canonical(settings) | _decided_by_order(settings, tensors)
+    digest = hashlib.sha256(json.dumps([base_digest, computed], sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -88,10 +94,35 @@ def read_entry(entry: Entry, base: BaseRef | str | None = None) -> AdapterState:
     return state
 
 
+@contextlib.contextmanager
+def start_held(config: Config) -> Iterator[None]:
+    """Inside, the library adapter that a training starts from cannot be removed. Raises: AdapterError when it is damaged."""
+    entry = entry_at(config.adapter.start_from) if config.adapter.start_from else None
+    if entry is None:
+        yield
+        return
+    with held(entry):
+        read_entry(entry)
+        yield
+
+
 def _canonical(settings: PeftSettings) -> dict[str, Any]:
     """The settings that may change what is computed; one that is at an empty default counts as absent."""
     kept = ((name, _plain(value)) for name, value in settings.items() if name not in _NOT_COMPUTED_WITH)
     return {name: value for name, value in kept if value not in (None, False, [], {}, "none")}
+
+
+def _decided_by_order(settings: PeftSettings, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Value of each module whose first fitting pattern is another one than in sorted order."""
+    modules = sorted({_PART.split(name)[0].removeprefix(_PREFIX) for name in tensors if _PART.search(name)})
+    found = {}
+    for key in ("alpha_pattern", "rank_pattern"):
+        patterns = settings.get(key) or {}
+        now = values_by_layer(patterns, modules, None)
+        in_order = values_by_layer(dict(sorted(patterns.items())), modules, None)
+        if moved := {module: _plain(now[module]) for module in modules if now[module] != in_order[module]}:
+            found[f"{key} by order"] = moved
+    return found
 
 
 def _plain(value: Any) -> Any:

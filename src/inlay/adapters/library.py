@@ -25,12 +25,12 @@ from typing import IO, Final, NamedTuple
 
 from inlay.adapters.cards import CARD, Card
 from inlay.errors import AdapterError, StorageError, nearest_of
+from inlay.folder_files import in_a_line, read_bytes
 from inlay.storage import (
     MANIFEST,
     explained,
     one_at_a_time,
     path_exists,
-    read_lines,
     removed_at_once,
     replace_folder,
     require_space,
@@ -41,6 +41,7 @@ from inlay.storage import (
     write_folder,
     write_json,
 )
+from inlay.strict_json import parsed
 from inlay.typed_json import JsonObject
 
 try:
@@ -52,7 +53,9 @@ RESERVED: Final = frozenset({"base", "builtin", "latest", "auto", "tokenizers"})
 """Names and tags with a meaning of their own."""
 LATEST: Final = "latest"
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_NUMBER: Final = re.compile("[0-9]{1,9}")
 _ALLOWED: Final = "lower-case letters, digits, '.', '_' and '-' (at most 64, no '..'), beginning with a letter or digit"
+_LARGEST_LOG: Final = 64 << 20
 _SPARE_BYTES: Final = 1 << 20
 """Room for the files beside the weights."""
 
@@ -113,9 +116,14 @@ def require_name(name: str, what: str = "name") -> str:
     return name
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a version or a step: at most nine digits of ASCII. `str.isdigit` also takes superscripts."""
+    return _NUMBER.fullmatch(text) is not None
+
+
 def require_tag(tag: str) -> str:
     """The tag. Raises: AdapterError when it is no name, or could be taken for a version."""
-    if tag.isdigit():
+    if is_number(tag):
         raise AdapterError(f"tag {tag!r}: would be taken for a version. Begin it with a letter.")
     return require_name(tag, "tag")
 
@@ -126,9 +134,13 @@ def split_ref(ref: str) -> tuple[str, str | None]:
     Raises: AdapterError for text that no adapter can have as its reference.
     """
     name, colon, which = ref.partition(":")
-    if colon and not (which.isdigit() or which == LATEST or (_NAME.fullmatch(which) and ".." not in which)):
+    if colon and not (is_number(which) or which == LATEST or _is_tag(which)):
         raise AdapterError(f"{ref!r}: names no adapter. Write NAME, NAME:VERSION or NAME:TAG.")
     return require_name(name, "adapter"), which if colon else None
+
+
+def _is_tag(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None and ".." not in text
 
 
 def is_adapter_name(text: str) -> bool:
@@ -164,7 +176,7 @@ class Library:
             return []
         except OSError as error:
             raise StorageError(f"{self._versions(name)}: cannot be listed ({error.strerror}).") from None
-        return sorted(int(one) for one in found if one.isdigit() and str(int(one)) == one)
+        return sorted(int(one) for one in found if is_number(one) and str(int(one)) == one)
 
     def entries(self, name: str | None = None, on_damage: Callable[[Damaged], None] | None = None) -> list[Entry]:
         """Every version of a name, or of all, by name and version; files are not verified.
@@ -178,6 +190,8 @@ class Library:
                 try:
                     found.append(self._entry(one, version, tags))
                 except AdapterError as error:
+                    if not path_exists(self._versions(one) / str(version)):  # removed meanwhile by another process
+                        continue
                     if on_damage is None:
                         raise
                     on_damage(Damaged(one, version, str(error)))
@@ -202,7 +216,7 @@ class Library:
             empty = "" if known else f" It is empty: inlay adapters add RUN --name {name}."
             raise AdapterError(f"{ref}: no adapter {name!r} in {self.path}.{hint}{more}{empty}")
         tags = self.tags(name)
-        version = versions[-1] if which in (None, LATEST) else int(which) if which.isdigit() else tags.get(which)
+        version = versions[-1] if which in (None, LATEST) else int(which) if is_number(which) else tags.get(which)
         if version not in versions:
             listed = ", ".join(map(str, versions[-8:])) + (f"; tags: {', '.join(sorted(tags))}" if tags else "")
             hint = nearest_of(which or "", tags)
@@ -212,19 +226,28 @@ class Library:
     def tags(self, name: str) -> dict[str, int]:
         """Version by tag. Raises: AdapterError when tags.json is damaged."""
         path = self.path / name / "tags.json"
-        try:
-            found = json.loads(path.read_bytes())
-            if not all(isinstance(tag, str) and type(version) is int for tag, version in found.items()):
-                raise ValueError("it does not map tags to versions")
-        except FileNotFoundError:
+        if not os.path.lexists(path):
             return {}
-        except (OSError, ValueError, AttributeError) as error:
-            raise AdapterError(f"{path}: cannot be used ({error}). Restore it, or delete it and tag anew.") from None
+        try:
+            found = parsed(read_bytes(path.parent, path.name).decode("utf-8"))
+            if not all(_is_tag(tag) and type(version) is int for tag, version in found.items()):
+                raise ValueError("it does not map tags to versions")
+        except (AdapterError, ValueError, AttributeError) as error:
+            raise AdapterError(
+                f"{path}: cannot be used ({in_a_line(error)}). Restore it, or delete it and tag anew."
+            ) from None
         return dict(found)
 
     def history(self, name: str) -> list[JsonObject]:
-        """Lines of log.jsonl, oldest first: {"at", "by", "action", "version", …}."""
-        return read_lines(self.path / name / "log.jsonl")
+        """Lines of log.jsonl, oldest first: {"at", "by", "action", "version", …}; of a line that is none, {"damaged"}.
+
+        A last line that a kill cut short is left out.
+        """
+        path = self.path / name / "log.jsonl"
+        if not os.path.lexists(path):
+            return []
+        *whole, _torn = read_bytes(path.parent, path.name, _LARGEST_LOG).split(b"\n")
+        return [_history_line(path, number, line) for number, line in enumerate(whole, 1)]
 
     def put(self, name: str, fill: Callable[[Path], None], card: Card) -> Stored:
         """The entry of this card under the name: a new version that `fill` writes the files of, or the one that has the
@@ -270,6 +293,14 @@ class Library:
         """The entry, without the tag. Raises: AdapterError when it does not have it."""
         return self._retag(ref, tag, is_set=False)
 
+    def removable(self, ref: str) -> tuple[str, int]:
+        """(name, version) of a reference; the card is not read. Raises: AdapterError for a version that has a tag."""
+        name, version = self.resolve(ref)
+        if tags := self._tags_by_version(name).get(version):
+            untag = f"inlay adapters tag {name}:{version} {tags[0]} --remove"
+            raise AdapterError(f"{name}:{version}: has the tag {tags[0]}. Take it off first: {untag}")
+        return name, version
+
     def remove(self, ref: str) -> str:
         """`NAME:VERSION` of the version that was removed, damaged or not; its number is never given again.
 
@@ -277,10 +308,7 @@ class Library:
         """
         require_writable(self.path)
         with self._changing(split_ref(ref)[0]):
-            name, version = self.resolve(ref)
-            if tags := self._tags_by_version(name).get(version):
-                untag = f"inlay adapters tag {name}:{version} {tags[0]} --remove"
-                raise AdapterError(f"{name}:{version}: has the tag {tags[0]}. Take it off first: {untag}")
+            name, version = self.removable(ref)
             folder = self._versions(name) / str(version)
             with _locked(f"{name}:{version}", folder / MANIFEST, shared=False):
                 removed_at_once(folder)
@@ -320,7 +348,7 @@ class Library:
         return found
 
     def _numbers_given(self, name: str) -> list[int]:
-        return [int(line["version"]) for line in self.history(name) if line.get("action") == "add"]
+        return [line["version"] for line in self.history(name) if line.get("action") == "add"]
 
     @contextlib.contextmanager
     def _changing(self, name: str) -> Iterator[None]:
@@ -351,7 +379,7 @@ class Library:
             "version": version,
         }
         with explained(path):
-            before = path.read_bytes() if path.exists() else b""
+            before = read_bytes(path.parent, path.name, _LARGEST_LOG) if os.path.lexists(path) else b""
         whole = before[: before.rfind(b"\n") + 1]
         # replaced, not appended to: a line that was cut short would make the next one unreadable
         write_file(path, whole + json.dumps(line | dict(more), ensure_ascii=False).encode() + b"\n")
@@ -389,6 +417,18 @@ def _locked(ref: str, manifest: Path, *, shared: bool) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
+
+
+def _history_line(path: Path, number: int, line: bytes) -> JsonObject:
+    try:
+        found = parsed(line.decode("utf-8"))
+        if not isinstance(found, dict) or type(found.get("version")) is not int:
+            raise ValueError("it names no version")
+        if not all(isinstance(found.get(key), str) for key in ("at", "by", "action")):
+            raise ValueError("it does not say when, by whom and what")
+    except ValueError as error:
+        return {"damaged": f"{path}:{number}: is no line of history ({in_a_line(error)})"}
+    return dict(found)
 
 
 def _user() -> str:

@@ -6,8 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from inlay.adapters.library import Entry, Library, is_adapter_name, is_library_ref
+from inlay.adapters.cards import CARD
+from inlay.adapters.library import Entry, Library, is_adapter_name, is_library_ref, is_number
 from inlay.config import Config
+from inlay.config.load import ConfigLike
+from inlay.config.load import as_config as checked_config
 from inlay.errors import RunError, nearest_of
 from inlay.runs import folder as runs
 from inlay.storage import path_exists
@@ -43,6 +46,15 @@ def entry_of(
     return library.find(name)
 
 
+def entry_at(folder: str | Path) -> Entry | None:
+    """The library adapter whose version lies in this folder; None for any other folder. Raises: AdapterError."""
+    path = Path(folder).absolute()
+    if path.parent.name != "versions" or not is_number(path.name) or not path_exists(path / CARD):
+        return None
+    name = path.parents[1].name
+    return Library(path.parents[2]).find(f"{name}:{path.name}") if is_adapter_name(name) else None
+
+
 def require_known(name: str, results: str) -> None:
     """Raises: RunError naming the three nearest for a bare name that is neither a run nor an adapter of the library."""
     known = library_at(None, results).names() if "/" not in name else []
@@ -54,11 +66,15 @@ def require_known(name: str, results: str) -> None:
     raise RunError(f"{name}: no run in {results} and no adapter in the library has that name.{hint}{listed}")
 
 
-def with_library_adapter(config: Config) -> Config:
-    """The config, whose `adapter.start_from` is the folder of the version where it names an adapter of the library."""
-    name = config.adapter.start_from
-    entry = entry_of(name, config.output.folder) if name else None
+def as_config(config: ConfigLike) -> Config:
+    """The checked config, in which an adapter of the library that `adapter.start_from` names stands as its folder.
+
+    Raises: ConfigError, AdapterError.
+    """
+    found = checked_config(config)
+    name = found.adapter.start_from
+    entry = entry_of(name, found.output.folder) if name else None
     if entry is None:
-        return config
-    adapter = config.adapter.model_copy(update={"start_from": str(entry.folder)})
-    return config.model_copy(update={"adapter": adapter})
+        return found
+    adapter = found.adapter.model_copy(update={"start_from": str(entry.folder)})
+    return found.model_copy(update={"adapter": adapter})

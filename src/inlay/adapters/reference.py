@@ -12,14 +12,15 @@ import torch
 
 from inlay import config as configs
 from inlay.adapters.identity import read_entry
-from inlay.adapters.library import Entry, Library
+from inlay.adapters.library import Entry, Library, is_number
 from inlay.adapters.names import entry_of, require_known
 from inlay.config import Config
 from inlay.config.load import read_tree
 from inlay.config.renamed import with_current_names
 from inlay.errors import AdapterError, ModelError, RunError
+from inlay.folder_files import SETTINGS
 from inlay.hardware.probe import pick_device
-from inlay.methods.adapter_files import SETTINGS, read_card, read_json
+from inlay.methods.adapter_files import read_card, read_json
 from inlay.methods.adapter_state import AdapterState
 from inlay.models.base import BaseRef, find_base
 from inlay.models.gguf import gguf_file
@@ -82,6 +83,11 @@ class Reference:
         if self.folder is None:
             return None
         if self.kind == "checkpoint":
+            if base is not None and self.run is not None and (changed := base.difference(self.run.record.base)):
+                raise AdapterError(
+                    f"{self.name}: was trained on another base ({self.base}) than this one: {changed}. It would not do what "
+                    "was measured."
+                )
             return checkpoint.load(checkpoint.Checkpoint(self.folder))[0].exported()
         if self.entry is not None:
             return read_entry(self.entry, base)
@@ -112,7 +118,7 @@ def reference(
         if text.startswith("builtin:") or path_exists(path / "config.json") or (path_exists(path) and gguf_file(path)):
             return Reference(text, "model", text)
         before, at, step = text.rpartition("@")
-        if at and step.isdigit():
+        if at and is_number(step):
             return _of_checkpoint(runs.find(before or None, folder), int(step))
         if entry := entry_of(text, folder, note, library):
             return _of_entry(entry)

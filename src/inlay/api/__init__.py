@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inlay.adapters.names import as_config
     from inlay.api.adapter_difference import diff_adapters
     from inlay.api.adapter_ranks import rank_adapter, shrink_adapter
     from inlay.api.adapters import (
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         export_adapter,
         list_adapters,
         merge_adapters,
+        removable_adapter,
         remove_adapter,
         show_adapter,
         tag_adapter,
@@ -40,14 +42,14 @@ if TYPE_CHECKING:
     from inlay.api.machine import doctor, plan
     from inlay.api.run_checkpoints import checkpoint, checkpoints, clean_checkpoints, delete_checkpoint, pin
     from inlay.api.training import compare_methods, cross_validate, resume, train
-    from inlay.config.load import ConfigLike, as_config
+    from inlay.config.load import ConfigLike
     from inlay.runs.folder import RunLike
     from inlay.workflows.resume import Confirm
 
 _FAMILIES = {
     "adapter_difference": "diff_adapters",
     "adapter_ranks": "rank_adapter shrink_adapter",
-    "adapters": "add_adapter check_adapters compose_adapters export_adapter list_adapters merge_adapters remove_adapter show_adapter tag_adapter untag_adapter",
+    "adapters": "removable_adapter add_adapter check_adapters compose_adapters export_adapter list_adapters merge_adapters remove_adapter show_adapter tag_adapter untag_adapter",
     "advice": "advise",
     "chat": "Loaded load",
     "configs": "advise_settings config_of explain_config import_config init sampling_of show_config",
@@ -62,7 +64,7 @@ _FAMILIES = {
 """File -> its public names."""
 _HOME = {
     "ConfigLike": "inlay.config.load", "Confirm": "inlay.workflows.resume", "RunLike": "inlay.runs.folder",
-    "as_config": "inlay.config.load",
+    "as_config": "inlay.adapters.names",
 }  # fmt: skip
 """Home of the names that lie elsewhere."""
 __all__ = [
@@ -102,6 +104,7 @@ __all__ = [
     "pin",
     "plan",
     "rank_adapter",
+    "removable_adapter",
     "remove_adapter",
     "resume",
     "sampling_of",

@@ -48,7 +48,7 @@ def show_adapter(ref: str, *, library: LibraryLike = None, folder: str = "result
     """{"name", "version", "tags", "folder", "card", "history"} of one version. Raises: AdapterError for an unknown one."""
     found = library_at(library, folder)
     entry = found.find(ref)
-    lines = [line for line in found.history(entry.name) if line.get("version") == entry.version]
+    lines = [line for line in found.history(entry.name) if line.get("version") == entry.version or "damaged" in line]
     return {
         "name": entry.name, "version": entry.version, "tags": list(entry.tags), "folder": str(entry.folder),
         "card": entry.card.to_json(), "history": lines,
@@ -88,6 +88,12 @@ def tag_adapter(ref: str, tag: str, *, library: LibraryLike = None, folder: str 
 def untag_adapter(ref: str, tag: str, *, library: LibraryLike = None, folder: str = "results") -> JsonObject:
     """The row of the version, without the tag. Raises: AdapterError when it does not have it."""
     return library_at(library, folder).untag(ref, tag).to_json()
+
+
+def removable_adapter(ref: str, *, library: LibraryLike = None, folder: str = "results") -> str:
+    """`NAME:VERSION` that a reference names, damaged or not. Raises: AdapterError for an unknown one, or one with a tag."""
+    name, version = library_at(library, folder).removable(ref)
+    return f"{name}:{version}"
 
 
 def remove_adapter(ref: str, *, library: LibraryLike = None, folder: str = "results") -> JsonObject:
@@ -163,6 +169,7 @@ def merge_adapters(
     check: bool = True,
     accept_loss: bool = False,
     reporter: Reporter | None = None,
+    library: LibraryLike = None,
     folder: str = "results",
 ) -> MergedModel:
     """The model W + Σ weight·ΔW in the new folder `out`, with its tokenizer, as transformers loads it.
@@ -177,8 +184,10 @@ def merge_adapters(
     from inlay.workflows.adapter_library.merge import MergeOptions, merge
 
     reporter = reporter or PlainReporter()
+    at = library_at(library, folder)
     parts = [
-        (reference(name, folder, reporter.note), 1.0 if weight is None else weight) for name, weight in weights.items()
+        (reference(name, folder, reporter.note, at), 1.0 if weight is None else weight)
+        for name, weight in weights.items()
     ]
     options = MergeOptions(dtype, onto, rows, check, accept_loss)
     return merge(parts, Path(out), options, reporter)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from inlay.adapters.names import as_config
 from inlay.api.training import train
-from inlay.config.load import ConfigLike, as_config
+from inlay.config.load import ConfigLike
 from inlay.config.measuring import assigned
 from inlay.errors import ConfigError
 from inlay.evaluation.costs import Prices

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from inlay.config.load import ConfigLike, as_config
+from inlay.adapters.names import as_config
+from inlay.config.load import ConfigLike
 from inlay.evaluation.costs import Prices
 from inlay.hardware.machine import Machine
 from inlay.runs.reporter import PlainReporter, Reporter

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from inlay.config.load import ConfigLike, as_config
+from inlay.adapters.names import as_config
+from inlay.config.load import ConfigLike
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run, RunLike
 from inlay.runs.reporter import PlainReporter, Reporter

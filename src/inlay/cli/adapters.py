@@ -137,10 +137,8 @@ def remove(
     ref: Ref, yes: Yes = False, library: Library = None, output: Folder = "results", as_json: Json = False
 ) -> Output:
     """Remove one version. Asks first; a version with a tag, and one in use, are refused."""
-    found = api.show_adapter(ref, library=library, folder=output)
-    named = f"{found['name']}:{found['version']}"
-    if not found["tags"]:
-        render.progress.require_yes(f"remove {named}?", yes, as_json)
+    named = api.removable_adapter(ref, library=library, folder=output)  # its card may be what is damaged
+    render.progress.require_yes(f"remove {named}?", yes, as_json)
     gone = api.remove_adapter(named, library=library, folder=output)
     return Output(gone, f"removed {gone['removed']}")
 
@@ -231,6 +229,7 @@ def merge(
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Keep a model that loses more than 5% of the gain.")
     ] = False,
+    library: Library = None,
     output: Folder = "results",
     as_json: Json = False,
 ) -> Output:
@@ -239,7 +238,7 @@ def merge(
     weights = render.adapters.weights_of(parts)
     merged = api.merge_adapters(
         weights, out, dtype=dtype, onto=onto, rows=rows, check=not no_check,
-        accept_loss=accept_loss, reporter=render.progress.reporter(), folder=output,
+        accept_loss=accept_loss, reporter=render.progress.reporter(), library=library, folder=output,
     )  # fmt: skip
     return Output(merged.to_json(), render.adapters.merged_text(merged, next(iter(weights))))
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from torch import Tensor
 
 from inlay.errors import AdapterError
-from inlay.methods.adapter_files import SETTINGS, shown
+from inlay.folder_files import SETTINGS, shown
 from inlay.methods.method import PeftSettings
 
 LARGEST_RANK: Final = 512

@@ -5,12 +5,9 @@ Each file is opened once. What is judged is what is used, also where the file ch
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import stat
 import sys
-from io import BufferedReader
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from math import prod
 from pathlib import Path
@@ -20,11 +17,11 @@ import torch
 from torch import Tensor
 
 from inlay.errors import AdapterError
+from inlay.folder_files import AGAIN, WEIGHTS, in_a_line, opened, read_bytes, shown
 from inlay.strict_json import DECODER, parsed
 from inlay.typed_json import JsonObject
 
-WEIGHTS, SETTINGS, CARD = "adapter_model.safetensors", "adapter_config.json", "card.json"
-LARGEST_JSON: Final = 256 * 1024
+CARD = "card.json"
 LARGEST_WEIGHTS: Final = 2 * 1024**3
 """Of a folder whose base is not at hand, and which therefore could be of any size."""
 _LARGEST_HEADER: Final = 12 * 1024**2
@@ -34,8 +31,6 @@ _LARGEST_ENTRY: Final = 4096
 _LARGEST_METADATA: Final = 64 * 1024
 _MOST_DIMENSIONS: Final = 5
 _DTYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_ARCHIVES: Final = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".zst", ".xz", ".bz2")
 _STARTS: Final = {
     b"PK\x03\x04": "a zip archive or a PyTorch pickle", b"\x80": "a pickle", b"\x1f\x8b": "a gzip archive",
     b"GGUF": "a GGUF file", b"version ": "a pointer of Git LFS in place of the file",
@@ -52,15 +47,13 @@ class _Entry(NamedTuple):
 
 def read_json(folder: Path, name: str) -> JsonObject:
     """The object in a JSON file of the folder. Raises: AdapterError."""
-    with _opened(folder, name) as file:
-        _require_at_most(folder, name, LARGEST_JSON, file)
-        text = file.read(LARGEST_JSON + 1)
+    text = read_bytes(folder, name)
     try:
         value = parsed(text.decode("utf-8"))
     except ValueError as error:
-        raise AdapterError(f"{folder}: {name} is not usable JSON ({in_a_line(error)}). {_AGAIN}") from None
+        raise AdapterError(f"{folder}: {name} is not usable JSON ({in_a_line(error)}). {AGAIN}") from None
     if not isinstance(value, dict):
-        raise AdapterError(f"{folder}: {name} holds no object. {_AGAIN}")
+        raise AdapterError(f"{folder}: {name} holds no object. {AGAIN}")
     return value
 
 
@@ -75,7 +68,7 @@ class Weights:
     def __init__(self, folder: Path) -> None:
         """Opens the file and judges its header. Raises: AdapterError."""
         self._folder = folder
-        self._file = _opened(folder, WEIGHTS)
+        self._file = opened(folder, WEIGHTS)
         try:
             self.size = os.fstat(self._file.fileno()).st_size
             header = self._header()
@@ -207,87 +200,7 @@ class Weights:
         return _Entry(_DTYPES[dtype], tuple(shape), start, end)
 
     def _broken(self, why: str) -> AdapterError:
-        return AdapterError(f"{self._folder}: {WEIGHTS} cannot be used: {why}. {_AGAIN}")
-
-
-_AGAIN: Final = "Copy or download the folder once more."
-
-
-def _opened(folder: Path, name: str) -> BufferedReader:
-    """The open file of that name: a regular one, in the folder itself. Raises: AdapterError."""
-    path = folder / name
-    if linked := _in_hub_cache(path):
-        path = linked
-    flags = os.O_RDONLY
-    for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):  # a FIFO would be waited for
-        flags |= getattr(os, flag, 0)
-    try:
-        if path.is_symlink():
-            raise AdapterError(
-                f"{folder}: {name} is a link, which may lead out of the folder. Copy the folder with its files "
-                "(cp -rL FOLDER COPY), and name the copy."
-            )
-        if not stat.S_ISREG(path.lstat().st_mode):  # to open a device can already do something
-            raise AdapterError(f"{folder}: {name} is not an ordinary file. Copy or download the folder once more.")
-        file = os.fdopen(os.open(path, flags), "rb")
-    except FileNotFoundError:
-        raise AdapterError(f"{folder}: {_missing(folder, name)}") from None
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{folder}: {name} cannot be opened ({in_a_line(error)}).") from None
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise AdapterError(f"{folder}: {name} is not an ordinary file. {_AGAIN}")
-    return file
-
-
-def _in_hub_cache(path: Path) -> Path | None:
-    """The file that an entry of the hub's cache stands for: there each file is a link into `blobs` beside `snapshots`."""
-    if path.parent.parent.name != "snapshots" or not path.is_symlink():
-        return None
-    target = str(path.readlink()).replace(os.sep, "/")
-    found = re.fullmatch(r"\.\./\.\./blobs/([0-9a-f]{40,64})", target)
-    return path.parent.parent.parent / "blobs" / found[1] if found else None
-
-
-def _missing(folder: Path, name: str) -> str:
-    """Reason and remedy for a file that is not there."""
-    try:
-        there = sorted(path.name for path in folder.iterdir())[:10_000]
-    except OSError as error:
-        return f"is not a folder that can be read ({in_a_line(error)})."
-    stem = name.rpartition(".")[0]
-    if pickle := next((each for each in there if each.startswith(stem) and each.endswith(_PICKLES)), None):
-        return (
-            f"holds {shown(pickle)}, a pickle, and opening one may run any program. Have it saved again as "
-            f"{WEIGHTS}: load it with PEFT where that may happen, then save_pretrained(FOLDER)."
-        )
-    if archive := next((each for each in there if each.endswith(_ARCHIVES)), None):
-        return f"has no {name}, but an archive ({shown(archive)}). Unpack it, and name the folder that holds {name}."
-    return f"has no {name}. An adapter folder holds {SETTINGS} and {WEIGHTS}."
-
-
-def _require_at_most(folder: Path, name: str, limit: int, file: BufferedReader) -> None:
-    size = os.fstat(file.fileno()).st_size
-    if size > limit:
-        raise AdapterError(
-            f"{folder}: {name} has {size:,} bytes; at most {limit:,} are read. It is no {name} of PEFT's."
-        )
-
-
-def shown(value: object) -> str:
-    """A value of a stranger's file as an error names it: in one line, and short."""
-    text = value if isinstance(value, str) and value.isprintable() and value else ascii(value)
-    return text if len(text) <= 120 else f"{text[:119]}…"
-
-
-def in_a_line(error: BaseException) -> str:
-    """The text of an error of a library, in one line, and short."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at character {error.pos}"
-    if isinstance(error, UnicodeDecodeError):
-        return "not UTF-8"
-    text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
-    return shown(text)
+        return AdapterError(f"{self._folder}: {WEIGHTS} cannot be used: {why}. {AGAIN}")
 
 
 def _skip(text: str, at: int) -> int:

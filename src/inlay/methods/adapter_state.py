@@ -15,21 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inlay.errors import AdapterError
+from inlay.folder_files import LARGEST_JSON, SETTINGS, WEIGHTS, in_a_line, shown
 from inlay.methods import full
 from inlay.methods.adapter import require_compatible
 from inlay.methods.adapter_file_checks import LARGEST_RANK, refuse_large_ranks
-from inlay.methods.adapter_files import (
-    CARD,
-    LARGEST_JSON,
-    LARGEST_WEIGHTS,
-    SETTINGS,
-    WEIGHTS,
-    Weights,
-    in_a_line,
-    read_card,
-    read_json,
-    shown,
-)
+from inlay.methods.adapter_files import CARD, LARGEST_WEIGHTS, Weights, read_card, read_json
 from inlay.methods.lora import START
 from inlay.methods.method import TRAINED, Method, PeftSettings
 from inlay.methods.peft_names import tensors_of_target_modules
@@ -93,7 +83,9 @@ class AdapterState:
             if not torch.isfinite(tensor).all():
                 raise AdapterError(f"{folder}: {name} is not finite; nothing was written.")
         save_file({k: v.contiguous() for k, v in self.tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / SETTINGS).write_text(json.dumps(self.settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        # only the outer keys are sorted: of the patterns of alpha_pattern and rank_pattern, the first that fits counts
+        settings = json.dumps(dict(sorted(self.settings.items())), indent=2)
+        (folder / SETTINGS).write_text(settings + "\n", encoding="utf-8")
 
     @staticmethod
     def read(folder: Path, base: BaseRef | str | None = None) -> AdapterState:

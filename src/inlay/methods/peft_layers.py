@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inlay.errors import AdapterError
-from inlay.methods.adapter_files import in_a_line
+from inlay.folder_files import in_a_line
 from inlay.methods.base_modules import base_modules, base_of, flags_kept, peft_disabled
 from inlay.methods.method import Method, PeftSettings, plain
 from inlay.methods.peft_names import literal_target_names, with_layer_targets, with_weight_targets

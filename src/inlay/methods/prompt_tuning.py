@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from inlay.config import Config
 from inlay.errors import AdapterError
+from inlay.folder_files import shown
 from inlay.methods.adapter_file_checks import PROMPT_TUNING, refuse_settings
-from inlay.methods.adapter_files import shown
 from inlay.methods.method import (
     AttachInputs,
     FirstToMove,

@@ -12,8 +12,8 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from inlay.errors import AdapterError
+from inlay.folder_files import shown
 from inlay.methods.adapter_file_checks import values_by_layer
-from inlay.methods.adapter_files import shown
 from inlay.methods.base_modules import base_modules, base_parameters
 from inlay.methods.method import PeftSettings
 from inlay.methods.target_modules import hit

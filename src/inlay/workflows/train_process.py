@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from inlay.adapters.identity import start_held
 from inlay.config import Config
 from inlay.config.identity import PLACES
 from inlay.config.render import as_yaml
@@ -235,6 +236,8 @@ def prepare(
     machine = _machine(effective, group) if group.is_first else {}
     for warning in machine.get("warnings", ()):
         reporter.note(f"warning: {warning}")
+    if not resumes:
+        held.enter_context(start_held(effective))
     job = make_single_job(effective, reporter, group, run.base_revision if resumes else None)
     if effective.eval.metric != "auto":
         has_answers = any(e.messages[0].role != "text" for e in job.data.heldout_examples)

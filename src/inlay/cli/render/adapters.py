@@ -73,13 +73,16 @@ def show_text(found: JsonObject) -> str:
     """One line a fact, then the history."""
     card = found["card"]
     tags = f"  ({', '.join(found['tags'])})" if found["tags"] else ""
-    lines = [f"{found['name']}:{found['version']}{tags}", f"  {found['folder']}"]
+    lines = [printable(f"{found['name']}:{found['version']}{tags}"), f"  {printable(found['folder'])}"]
     lines += [f"  {name:<12} {printable(str(text))}" for name, text in _facts(card) if text not in (None, "")]
     lines += ["history"]
     for line in found["history"]:
+        if "damaged" in line:
+            lines.append(f"  {printable(line['damaged'])}")
+            continue
         more = "".join(f" {line[key]}" for key in ("tag",) if key in line)
         moved = f", which was on version {line['moved_from']}" if "moved_from" in line else ""
-        lines.append(f"  {line['at']}  {line['action']}{more}{moved}  {printable(str(line['by']))}")
+        lines.append(printable(f"  {line['at']}  {line['action']}{more}{moved}  {line['by']}"))
     return "\n".join(lines)
 
 

@@ -18,6 +18,11 @@ from inlay.cli.render.usage_error import usage_text
 from inlay.errors import InlayError, Interrupted
 
 SIGINT_CODE, SIGPIPE_CODE = 130, 141
+_CONTROLS = {chr(n) for n in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))} - {
+    "\n",
+    "\t",
+}
+"""Characters that a terminal obeys, or that reorder a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,8 @@ def _finite(value: Any) -> Any:
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:
+    # a text of a file that is not the user's own could move the cursor or set the title
+    message = "".join("�" if one in _CONTROLS else one for one in message)
     with contextlib.suppress(OSError):
         sys.stderr.write(message + "\n")
     if as_json:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from inlay.adapters.cards import Card, StoredGoldens, StoredProofs, Verdict
+from inlay.adapters.cards import Card, StoredGoldens, StoredProofs, Verdict, is_tokenizer_key
 from inlay.adapters.goldens import FILE, Golden, golden_prompts, goldens_of, lines_of
 from inlay.adapters.identity import WeightFacts, identity
 from inlay.adapters.library import Entry, Library, Stored, require_name, require_tag
@@ -97,7 +97,26 @@ def add(
     entry = stored.entry
     for tag in labels.tags:
         entry = library.tag(entry.ref, tag)
+    if not stored.is_new:
+        notes = [*notes, *_not_applied(labels, entry)]
     return Added(entry, stored.is_new, tuple(notes))
+
+
+def _not_applied(labels: Labels, entry: Entry) -> list[str]:
+    """A line on labels that differ from those of the version that is there, whose card never changes."""
+    card = entry.card
+    given = {
+        "task": (labels.task, card.task),
+        "licence": (labels.licence, card.licence),
+        "note": (labels.note, card.note),
+    }
+    names = [f"--{name}" for name, (new, old) in given.items() if new is not None and new != old]
+    if not names:
+        return []
+    return [
+        f"{', '.join(names)} not applied: {entry.ref} is there already, and its card never changes. Remove it and add it "
+        f"again (inlay adapters remove {entry.ref}), or add it under another name (--name)"
+    ]
 
 
 def put(
@@ -163,7 +182,7 @@ def _of_folder(one: Reference, base: str | None) -> tuple[OpenedBase, AdapterSta
         update={"data": DataConfig.model_validate(config.data.model_dump() | {"template_kwargs": kwargs})}
     )
     ready = opened(one, config)
-    own = one.folder if card.get("chat_template_hash") and _is_intact(one.folder) else None
+    own = _tokenizer_folder(one, card)
     if own is not None:
         ready = OpenedBase(ready.ref, ready.settings, ready.data, ready.precision, own)
     state = one.adapter(ready.ref)
@@ -173,6 +192,19 @@ def _of_folder(one: Reference, base: str | None) -> tuple[OpenedBase, AdapterSta
     if template is not None and template != ready.tokenizer.chat_template:
         notes.append("its chat template is another than the base's and was not taken; the base's is used")
     return ready, state, notes
+
+
+def _tokenizer_folder(one: Reference, card: JsonObject) -> Path | None:
+    """The folder of the adapter's own tokenizer; None where that of its base is used."""
+    if one.folder is None or not card.get("chat_template_hash"):
+        return None
+    key = card.get("tokenizer")
+    if isinstance(key, str) and is_tokenizer_key(key) and len(one.folder.absolute().parents) > 2:
+        folder = one.folder.absolute().parents[2] / "tokenizers" / key  # the folder is a version of a library
+        if path_exists(folder):
+            return folder if _is_intact(folder) else None
+        return None
+    return one.folder if _is_intact(one.folder) else None
 
 
 def described(

@@ -97,11 +97,11 @@ def compose(request: ComposeRequest, name: str, library: Library, results: str, 
     """The sum of the adapters as a version of `name`. See `inlay.api.compose_adapters`."""
     request.require_usable()
     require_name(name)
-    ready, parts = _opened_parts(list(request.weights), results, reporter)
+    ready, parts = _opened_parts(list(request.weights), library, results, reporter)
     notes = _notes_on_differences(parts)
     weights, fit = {key: weight for key, weight in request.weights.items() if weight is not None}, None
     if request.fit is not None:
-        fit = _fitted(request, ready, parts, results, reporter)
+        fit = _fitted(request, ready, parts, library, results, reporter)
         weights = {key: weight for key, weight in fit.weights.items() if abs(weight) >= _NO_WEIGHT}
         if not weights:
             raise AdapterError("--fit: all fitted weights are 0: the base alone has the least loss on these rows.")
@@ -124,13 +124,15 @@ def compose(request: ComposeRequest, name: str, library: Library, results: str, 
     )  # fmt: skip
 
 
-def _opened_parts(names: Sequence[str], results: str, reporter: Reporter) -> tuple[OpenedBase, dict[str, _Part]]:
+def _opened_parts(
+    names: Sequence[str], library: Library, results: str, reporter: Reporter
+) -> tuple[OpenedBase, dict[str, _Part]]:
     """(the base of the first part, every part). Raises: AdapterError for a model that is no adapter."""
     first: OpenedBase | None = None
     before: OpenedBase | None = None
     parts: dict[str, _Part] = {}
     for key in names:
-        one = reference(key, results, reporter.note)
+        one = reference(key, results, reporter.note, library)
         ready = opened(one, config_of(one), before)
         state = one.adapter(ready.ref)
         if state is None:
@@ -183,9 +185,10 @@ def _notes_on_differences(parts: Mapping[str, _Part]) -> list[str]:
 
 
 def _fitted(
-    request: ComposeRequest, ready: OpenedBase, parts: Mapping[str, _Part], results: str, reporter: Reporter
-) -> Fit:
-    config = config_of(reference(next(iter(parts)), results))
+    request: ComposeRequest, ready: OpenedBase, parts: Mapping[str, _Part], library: Library, results: str,
+    reporter: Reporter,
+) -> Fit:  # fmt: skip
+    config = config_of(reference(next(iter(parts)), results, library=library))
     assert request.fit is not None
     examples = read_examples(request.fit).examples
     limit = config.data.max_length if isinstance(config.data.max_length, int) else ready.context_length

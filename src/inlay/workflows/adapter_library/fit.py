@@ -210,8 +210,10 @@ def weighted_blocks(peft_model: Any, parts: Sequence[LowRank]) -> Iterator[Calla
 
 def _require_linear(parts: Mapping[str, LowRank]) -> None:
     for name, part in parts.items():
-        if part.embeddings or part.biases:
-            what = "an embedding" if part.embeddings else "biases"
+        if part.embeddings or part.biases or part.weight_targets:
+            # PEFT never calls the layers of a weight that it is given by target_parameters
+            router = f"the weight of {min(part.weight_targets)}" if part.weight_targets else ""
+            what = "an embedding" if part.embeddings else "biases" if part.biases else router
             raise AdapterError(
                 f"{name}: changes {what}, for which weights cannot be fitted. Give the weights yourself."
             )

@@ -29,8 +29,9 @@ from inlay.adapters.merge import (
 from inlay.adapters.reference import Reference, config_of, opened
 from inlay.errors import AdapterError, ConfigError, RunError, unknown_name
 from inlay.evaluation.kept_gain import KeptGain, kept_gain
+from inlay.folder_files import SETTINGS
 from inlay.hardware.facts import memory_facts
-from inlay.methods.adapter_files import CARD, SETTINGS
+from inlay.methods.adapter_files import CARD
 from inlay.methods.adapter_state import AdapterState
 from inlay.models.base import BaseRef, parameter_count, weight_files
 from inlay.models.generation_settings import FILE, generation_settings
