@@ -346,3 +346,14 @@ def test_a_card_knows_its_run(library: Library) -> None:
     )
     assert card.proofs is not None
     assert card.proofs.failed == ()
+
+
+def test_an_error_cannot_move_the_cursor(library: Library, inlay: Callable[..., Ended]) -> None:
+    ended = inlay("adapters", "show", "support", "--library", "x\x1b[2J")
+    assert (ended.code, "\x1b" in ended.err, "x�[2J" in ended.err) == (2, False, True)
+
+
+def test_a_merge_takes_its_adapters_from_the_library_that_is_named(library: Library, tmp_path: Path) -> None:
+    library.path.rename(tmp_path / "elsewhere")
+    options: dict[str, Any] = {"library": tmp_path / "elsewhere", "check": False, "reporter": QUIET}
+    assert api.merge_adapters({"support:1": None}, tmp_path / "merged", **options).folder.is_dir()
