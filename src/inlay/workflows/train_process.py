@@ -236,7 +236,7 @@ def prepare(
     machine = _machine(effective, group) if group.is_first else {}
     for warning in machine.get("warnings", ()):
         reporter.note(f"warning: {warning}")
-    if not resumes:
+    if not resumes and effective.adapter.start_from:
         held.enter_context(start_held(effective))
     job = make_single_job(effective, reporter, group, run.base_revision if resumes else None)
     if effective.eval.metric != "auto":
