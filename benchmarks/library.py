@@ -202,15 +202,25 @@ def merged_error(options: argparse.Namespace, folder: Path) -> float:
     """‖stored - (W + ΔW)‖ / ‖ΔW‖ over the weights that the adapter changes, by float64 arithmetic apart from both."""
     factors = lowrank_of(AdapterState.read(Path(options.adapter)), "base").factors
     wrong = change = 0.0
+    places = {name: file for file in Path(options.base).glob("*.safetensors") for name in names_in(file)}
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as merged, safe_open(Path(options.base, file.name), "pt") as base:
-            for name in merged.keys():  # noqa: SIM118
-                if (module := name.removesuffix(".weight")) in factors:
-                    delta = factors[module].B_OR.double() @ factors[module].A_RI.double()
-                    exact = base.get_tensor(name).double() + delta
-                    wrong += float((merged.get_tensor(name).double() - exact).square().sum())
-                    change += float(delta.square().sum())
+        for name in names_in(file):
+            if (module := name.removesuffix(".weight")) in factors:
+                delta = factors[module].B_OR.double() @ factors[module].A_RI.double()
+                stored, base = tensor_in(file, name), tensor_in(places[name], name)
+                wrong += float((stored - base - delta).square().sum())
+                change += float(delta.square().sum())
     return float((wrong / change) ** 0.5)
+
+
+def names_in(file: Path) -> list[str]:
+    with safe_open(file, "pt") as opened:
+        return list(opened.keys())
+
+
+def tensor_in(file: Path, name: str) -> Tensor:
+    with safe_open(file, "pt") as opened:
+        return opened.get_tensor(name).double()  # type: ignore[no-any-return]
 
 
 def show_merge(found: dict[str, Any]) -> None:
