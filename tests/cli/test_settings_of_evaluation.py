@@ -73,7 +73,7 @@ def test_more_rows_than_a_run_kept_are_refused(with_run: Path, tmp_path: Path) -
     shutil.copytree("results/first", tmp_path / "many", symlinks=True)
     record = json.loads((tmp_path / "many" / "run.json").read_text(encoding="utf-8"))
     write_json(tmp_path / "many" / "run.json", record | {"heldout_available": 1000})
-    with pytest.raises(ConfigError, match=r"eval.max_rows 500: many kept \d+ of its 1000 held-out rows.*--data FILE"):
+    with pytest.raises(ConfigError, match=r"eval.max_rows 500: many kept \d+ of its 1,000 held-out rows.*--data FILE"):
         api.compare(tmp_path / "many", settings=["eval.max_rows=500"], reporter=QUIET)
 
 

@@ -287,7 +287,7 @@ def test_from_refuses_an_adapter_of_another_base(saved: Path, ready: Any, tmp_pa
     model = {"base_model": str(other), "device": "cpu", "dtype": "float32"}
     with pytest.raises(AdapterError, match="was trained on another base"):
         ready("next", model=model, adapter={"rank": 4, "start_from": str(saved)})
-    with pytest.raises(AdapterError, match="neither a run with an adapter nor an adapter folder"):
+    with pytest.raises(AdapterError, match="no run with an adapter, no adapter folder, no name in the library"):
         ready("nowhere", adapter={"rank": 4, "start_from": str(tmp_path)})
 
 
