@@ -24,6 +24,8 @@ from inlay.errors import AdapterError
 from inlay.storage import verified
 from training_runs import Forked
 
+TOKENIZER = "0" * 32
+
 
 def fill(folder: Path, content: str = "x") -> None:
     (folder / "adapter_model.safetensors").write_bytes(content.encode() * 100)
@@ -34,9 +36,9 @@ def put(library: Library, content: str) -> None:
     digest = hashlib.sha256(content.encode()).hexdigest()
     card = Card(
         identity=digest, weights_digest=digest, base_model="b", base_digest="d", method="lora", modules=1, parameters=1,
-        bytes=1, tokenizer_hash="t", chat_template_hash="c", tokenizer="key",
+        bytes=1, tokenizer_hash="t", chat_template_hash="c", tokenizer=TOKENIZER,
     )  # fmt: skip
-    library.put_tokenizer("key", fill)
+    library.put_tokenizer(TOKENIZER, fill)
     library.put("a", partial(fill, content=content), card)
 
 

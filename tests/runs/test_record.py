@@ -43,6 +43,7 @@ def test_a_finished_run_has_the_keys_that_scripts_rely_on(config_tree: Tree) -> 
         "run", "status", "steps", "adapter_step", "best_step", "train_loss", "eval_loss", "base_eval_loss", "difference",
         "low", "high", "verdict", "reason", "stopped_early", "diagnosis", "plateau", "skipped_steps", "trained_batches", "rollbacks",
         "gradient_spikes", "out_of_memory", "tokens_seen", "trained_tokens_seen", "train_time_s", "time_s", "adapter",
+        "opens_in",
     ]  # fmt: skip
 
 
