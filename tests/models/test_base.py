@@ -371,7 +371,7 @@ def test_a_hub_id_that_once_had_no_owner_is_the_whole_one(tmp_path: Path, monkey
         asked.append(name)
         return base
 
-    monkeypatch.setattr(bases, "_from_hub", fetched)
+    monkeypatch.setattr(bases, "from_hub", fetched)
     monkeypatch.chdir(tmp_path)
     assert find_base("distilgpt2").name == "distilbert/distilgpt2"
     assert find_base("gpt2").name == "openai-community/gpt2"

@@ -23,6 +23,7 @@ from inlay.models.attention import refuse_attention
 from inlay.models.fingerprint import Fingerprint, difference, digest_of_files, fingerprint
 from inlay.models.generation_settings import without_sampling
 from inlay.models.gguf import Gguf, dequantized, gguf_file
+from inlay.models.hub import from_hub
 from inlay.models.memory_mapped import paged_out
 from inlay.models.quantization import forbid_cpu_repack
 from inlay.models.sentencepiece_file import refuse_other_ids, require_sentencepiece
@@ -152,51 +153,7 @@ def find_base(name: str, revision: str | None = None, *, weights: bool = True) -
         raise ModelError(
             f"--model {name}: no such folder.{hint} Give a local folder, a hub id like owner/name, or builtin:nano."
         )
-    return _checked(BaseRef(name, _from_hub(name, revision, weights)), weights)
-
-
-def _from_hub(name: str, revision: str | None, weights: bool) -> Path:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    wanted = ["*.json", "*.model", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
-    copies = ["consolidated*", "*/*"]  # the same weights again, for other programs
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=copies))
-    except HFValidationError:
-        raise ModelError(f"--model {name}: no such folder here, and not a hub id (owner/name).") from None
-    except RevisionNotFoundError:
-        raise ModelError(f"model.revision {revision}: {name} has no such branch, tag or commit.") from None
-    except RepositoryNotFoundError:
-        raise ModelError(
-            f"--model {name}: no such folder here and no such model on the hub (or it is gated: set HF_TOKEN)."
-        ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        if offline := _offline_switch():
-            raise ModelError(
-                f"--model {name}: no such folder here, and the hub is not asked: {offline} is set, and the hub's cache has "
-                f"no complete copy{f' of {revision}' if revision else ''}. Unset {offline} to download it, or give a local "
-                "folder or builtin:nano."
-            ) from None
-        raise ModelError(
-            f"--model {name}: no such folder here, and the hub cannot be reached ({type(error).__name__}). "
-            "Give a local folder or builtin:nano."
-        ) from None
-
-
-def _offline_switch() -> str:
-    """The variable of the environment that keeps huggingface_hub offline; empty where it is online."""
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    switches = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    return next((name for name in switches if os.environ.get(name)), switches[0]) if HF_HUB_OFFLINE else ""
+    return _checked(BaseRef(name, from_hub(name, revision, weights)), weights)
 
 
 def weight_files(folder: Path) -> list[Path]:
