@@ -41,7 +41,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 def commands(text: str) -> Iterator[list[str]]:
     """The arguments of every `inlay …` in a fenced block or in backticks."""
-    fenced = [line for language, body in blocks(text) if language in ("sh", "") for line in body.splitlines()]
+    fenced = [line for language, body in blocks(text) if language in ("sh", "text", "") for line in body.splitlines()]
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
     quoted = re.findall(r"`(inlay [^`]+)`", prose)
     for line in [*fenced, *quoted]:
