@@ -9,8 +9,7 @@ from pathlib import Path
 from inlay.adapters.cards import CARD
 from inlay.adapters.library import Entry, Library, is_adapter_name, is_library_ref, is_number
 from inlay.config import Config
-from inlay.config.load import ConfigLike
-from inlay.config.load import as_config as checked_config
+from inlay.config.load import ConfigLike, checked_config
 from inlay.errors import RunError, nearest_of
 from inlay.runs import folder as runs
 from inlay.storage import path_exists

@@ -10,16 +10,10 @@ import typer
 from inlay import api
 from inlay.cli import render
 from inlay.cli.help import verb
-from inlay.cli.options import Folder, Json
+from inlay.cli.options import Folder, Json, Library
 from inlay.cli.render.outcome import Output
 from inlay.errors import UserError
 
-Library = Annotated[
-    str | None,
-    typer.Option(
-        "--library", metavar="DIR", help="The library. [default: $INLAY_LIBRARY, else library beside results]"
-    ),
-]
 Adapter = Annotated[
     str, typer.Argument(metavar="REF", help="A library name, a run, RUN@STEP, or the folder of an adapter.")
 ]

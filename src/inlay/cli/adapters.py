@@ -9,16 +9,10 @@ import typer
 from inlay import api
 from inlay.cli import adapter_ranks, render
 from inlay.cli.help import group, verb
-from inlay.cli.options import USE, Folder, Json
+from inlay.cli.options import USE, Folder, Json, Library
 from inlay.cli.render.outcome import Output
 from inlay.errors import ConfigError
 
-Library = Annotated[
-    str | None,
-    typer.Option(
-        "--library", metavar="DIR", help="The library. [default: $INLAY_LIBRARY, else library beside results]"
-    ),
-]
 Ref = Annotated[str, typer.Argument(metavar="REF", help="NAME:VERSION, NAME:TAG, or NAME for its newest version.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Remove without asking.")]
 

@@ -29,6 +29,12 @@ RunOption = Annotated[
     ),
 ]
 Folder = Annotated[str, typer.Option("--output", metavar="FOLDER", help="Folder that holds the runs.")]
+Library = Annotated[
+    str | None,
+    typer.Option(
+        "--library", metavar="DIR", help="The library. [default: $INLAY_LIBRARY, else library beside results]"
+    ),
+]
 NoAdapter = Annotated[bool, typer.Option("--base", help="Use the base without the adapter.")]
 Data = Annotated[
     str | None, typer.Option("--data", metavar="FILE", help="Measure on these rows. [default: the run's held-out rows]")

@@ -260,7 +260,7 @@ def load(
     return validate(merge(tree, over), str(file) if file else "", set(assignments or {}), partial=partial)
 
 
-def as_config(config: ConfigLike) -> Config:
+def checked_config(config: ConfigLike) -> Config:
     """The checked config. Raises: ConfigError."""
     if isinstance(config, Config):
         return config
