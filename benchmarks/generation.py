@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from inlay import api
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.example_tasks import find_example_task
-from inlay.generation.generate import Sampling, answers
+from inlay.generation.generate import answers
+from inlay.generation.request import Sampling
 from inlay.models.base import find_base
 
 

@@ -22,7 +22,8 @@ from inlay.data.encoding.encoder import Encoder
 from inlay.data.example_tasks import find_example_task
 from inlay.evaluation.metrics import METRICS
 from inlay.evaluation.verdict import Difference, compare_scores
-from inlay.generation.generate import Sampling, answers
+from inlay.generation.generate import answers
+from inlay.generation.request import Sampling
 from inlay.models.base import find_base
 
 RESAMPLES = 2000

@@ -17,7 +17,8 @@ from inlay.data.batches import micro_batches
 from inlay.data.encoding.encoder import Encoder
 from inlay.data.types import Message
 from inlay.engine.batch_invariance import BatchGroups, answer_groups, batch_groups, groups_of_config
-from inlay.generation.generate import Sampling, full_answers
+from inlay.generation.generate import full_answers
+from inlay.generation.request import Sampling
 from parts import save_base
 from training_runs import train
 

@@ -17,7 +17,8 @@ from inlay.data.encoding.encoder import Encoder
 from inlay.data.types import Message
 from inlay.errors import DataError, RunError
 from inlay.generation import generate
-from inlay.generation.generate import Sampling, answers, cache_argument, cache_for, full_answers, text_streamer
+from inlay.generation.generate import answers, cache_argument, cache_for, full_answers, text_streamer
+from inlay.generation.request import Sampling
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from inlay.data.encoding.encoder import Encoder
 from inlay.data.types import Message
 from inlay.engine.loss import autocast
 from inlay.errors import RunError
-from inlay.generation.generate import Sampling, text_streamer
+from inlay.generation.generate import text_streamer
+from inlay.generation.request import Sampling
 from inlay.runs.folder import RunLike
 from inlay.runs.reporter import PlainReporter, Reporter
 from inlay.tasks.task import task_of

@@ -20,7 +20,7 @@ from inlay.data.types import Example, Message
 from inlay.engine.batch_invariance import batch_groups
 from inlay.engine.loss import autocast, counted
 from inlay.errors import DataError, RunError, count_shown
-from inlay.generation.generate import Sampling
+from inlay.generation.request import Sampling
 from inlay.models.base import context_length
 from inlay.runs.reporter import LateBar, Reporter
 from inlay.tasks.task import Task

@@ -13,31 +13,12 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from inlay.config.sections.generation import GenerationConfig
 from inlay.data.encoding.encoder import Encoder
 from inlay.engine.batch_invariance import BatchGroups, answer_groups
 from inlay.errors import DataError
+from inlay.generation.request import Sampling
 from inlay.methods.adapter import virtual_tokens
 from inlay.models.base import context_length
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """Settings of choosing the next token. The default is greedy."""
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-
-    @staticmethod
-    def of(config: GenerationConfig) -> Sampling:
-        """The settings of a config."""
-        return Sampling(**config.model_dump() | {"stop": tuple(config.stop)})
 
 
 @dataclass(frozen=True, slots=True)

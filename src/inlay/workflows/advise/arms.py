@@ -20,7 +20,7 @@ from inlay.evaluation.measured_model import MeasuredModel, ModelFacts, text_metr
 from inlay.evaluation.metrics import normalise
 from inlay.evaluation.score import EvalSet, held_out, prompt_and_reference, score
 from inlay.evaluation.verdict import Difference
-from inlay.generation.generate import Sampling
+from inlay.generation.request import Sampling
 from inlay.methods.adapter_state import AdapterState
 from inlay.runs.reporter import Reporter
 from inlay.tasks.opened_base import OpenedBase

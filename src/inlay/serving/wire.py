@@ -1,0 +1,101 @@
+"""Messages between the front and its child processes: a length, then JSON. One message per step, with the events of all rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from asyncio import IncompleteReadError, StreamReader
+from socket import socket
+from typing import Any
+
+from inlay.generation.request import Ask, Event, Sampling, TokenLogprob
+from inlay.typed_json import JsonObject
+
+LARGEST_BYTES = 64 * 2**20
+"""Of one message; a longer one is a defect of ours."""
+
+
+def packed(message: JsonObject) -> bytes:
+    """A message as it is sent."""
+    body = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()
+    assert len(body) <= LARGEST_BYTES, f"a message of {len(body)} bytes"
+    return len(body).to_bytes(4, "big") + body
+
+
+async def received(reader: StreamReader) -> JsonObject | None:
+    """The next message; None where the other side has gone."""
+    try:
+        length = int.from_bytes(await reader.readexactly(4), "big")
+        message: JsonObject = json.loads(await reader.readexactly(length))
+    except (IncompleteReadError, ConnectionResetError):
+        return None
+    return message
+
+
+def receive(connection: socket) -> JsonObject | None:
+    """The same in a child process, which waits for it."""
+    head = _exactly(connection, 4)
+    body = _exactly(connection, int.from_bytes(head, "big")) if head else b""
+    message: JsonObject | None = json.loads(body) if body else None
+    return message
+
+
+def _exactly(connection: socket, size: int) -> bytes:
+    """So many bytes; none where the other side has gone."""
+    parts = bytearray()
+    while len(parts) < size:
+        part = connection.recv(size - len(parts))
+        if not part:
+            return b""
+        parts += part
+    return bytes(parts)
+
+
+def ask_to_json(ask: Ask) -> JsonObject:
+    """An `Ask` as JSON; fields at their defaults are left out."""
+    found = _changed(ask, Ask((0,)))
+    return found | {"sampling": _changed(ask.sampling, Sampling()), "salt": ask.salt.hex(), "prompt": list(ask.prompt)}
+
+
+def ask_from_json(value: JsonObject) -> Ask:
+    """The `Ask` of its JSON."""
+    sampling: dict[str, Any] = dict(value["sampling"])
+    if "stop" in sampling:
+        sampling["stop"] = tuple(sampling["stop"])
+    if "logit_bias" in sampling:
+        sampling["logit_bias"] = tuple((id_, bias) for id_, bias in sampling["logit_bias"])
+    more = {"sampling": Sampling(**sampling), "salt": bytes.fromhex(value["salt"]), "prompt": tuple(value["prompt"])}
+    return Ask(**{**value, **more})
+
+
+def event_to_json(event: Event) -> JsonObject:
+    """An `Event` as JSON; fields at their defaults are left out."""
+    return {"row": event.row} | _changed(event, Event(0))
+
+
+def event_from_json(value: JsonObject) -> Event:
+    """The `Event` of its JSON."""
+    found: dict[str, Any] = dict(value)
+    found["ids"] = tuple(found.get("ids", ()))
+    for name in ("logprobs", "prompt_logprobs"):
+        if name in found:
+            found[name] = tuple(None if one is None else _logprob(one) for one in found[name])
+    return Event(**found)
+
+
+def _logprob(value: JsonObject) -> TokenLogprob:
+    return TokenLogprob(value["id"], value["logprob"], tuple((id_, p) for id_, p in value.get("top", ())))
+
+
+def _changed(value: Any, default: Any) -> JsonObject:
+    """The fields that are not at their defaults, as JSON."""
+    found: JsonObject = {}
+    for field in dataclasses.fields(value):
+        one = getattr(value, field.name)
+        if one != getattr(default, field.name) and not isinstance(one, Sampling):
+            found[field.name] = [_plain(part) for part in one] if isinstance(one, tuple) else one
+    return found
+
+
+def _plain(part: Any) -> Any:
+    return dataclasses.asdict(part) if isinstance(part, TokenLogprob) else part
