@@ -196,12 +196,14 @@ def test_a_set_precision_of_matmuls_is_taken_without_measuring(monkeypatch: pyte
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc what is allocated")
-@pytest.mark.parametrize("settings", [{}, {"LRU_CACHE_CAPACITY": "1024", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"}])
-def test_matmuls_of_ever_new_shapes_hold_no_memory_unless_somebody_has_tuned_that(settings: dict[str, str]):
-    done = subprocess.run(
-        [sys.executable, "-c", MANY_SHAPES], capture_output=True, text=True, check=True, env=os.environ | settings
-    )
-    assert (int(done.stdout) < 40) is not bool(settings)
+def test_matmuls_of_ever_new_shapes_hold_little_memory_unless_somebody_has_tuned_that():
+    held_mib = []
+    for settings in ({}, {"LRU_CACHE_CAPACITY": "1024", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"}):
+        done = subprocess.run(
+            [sys.executable, "-c", MANY_SHAPES], capture_output=True, text=True, check=True, env=os.environ | settings
+        )
+        held_mib.append(int(done.stdout))
+    assert held_mib[0] < 0.6 * held_mib[1]
 
 
 MANY_SHAPES = """

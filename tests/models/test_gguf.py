@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,6 +26,12 @@ from parts import make_base
 
 Tree = Callable[..., dict[str, Any]]
 IDS = torch.arange(20, 60)[None]
+
+_VERSION = tuple(map(int, transformers.__version__.split(".")[:2]))
+reads_gguf = pytest.mark.skipif(
+    not find_spec("gguf") or _VERSION < gguf_bases.READ_SINCE,
+    reason="needs the gguf extra and a transformers that reads GGUF",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +72,16 @@ def test_without_the_package_the_message_names_the_extra(tmp_path: Path, monkeyp
         find_base(str(tmp_path / "a.gguf"))
 
 
+def test_with_an_older_transformers_the_message_names_the_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(gguf_bases, "find_spec", lambda _: True)
+    monkeypatch.setattr(gguf_bases, "READ_SINCE", (99, 1))
+    with pytest.raises(ModelError, match=r"need transformers 99\.1 or newer \(got 5\."):
+        find_base(str(tmp_path / "a.gguf"))
+
+
 def test_a_folder_with_several_gguf_files_needs_the_name_of_one(tmp_path: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
@@ -71,9 +89,11 @@ def test_a_folder_with_several_gguf_files_needs_the_name_of_one(tmp_path: Path) 
         find_base(str(tmp_path))
 
 
+@reads_gguf
 @pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0"])
 def test_the_weights_are_those_that_the_gguf_package_dequantizes(kind: str, base: Path, tmp_path: Path) -> None:
-    gguf = pytest.importorskip("gguf", reason="needs the gguf extra")
+    import gguf
+
     heads = {"q_proj": 4, "k_proj": 2}
 
     def through(name: str, values: np.ndarray) -> np.ndarray:
@@ -88,10 +108,10 @@ def test_the_weights_are_those_that_the_gguf_package_dequantizes(kind: str, base
     assert found.gguf.summary().startswith(f"dequantized to float32 from GGUF {kind}")
 
 
+@reads_gguf
 def test_the_same_weights_in_another_file_are_the_same_base_and_a_file_is_converted_once(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("gguf", reason="needs the gguf extra")
     one = find_base(in_folder(base, tmp_path / "one", name="one"))
     two = find_base(in_folder(base, tmp_path / "two", name="two", more=lambda w: w.add_author("somebody")))
     assert one.folder != two.folder
@@ -100,10 +120,10 @@ def test_the_same_weights_in_another_file_are_the_same_base_and_a_file_is_conver
     assert find_base(str(tmp_path / "one")) == one
 
 
+@reads_gguf
 def test_one_who_has_only_a_gguf_file_trains_compares_and_generates_on_it(
     base: Path, tmp_path: Path, config_tree: Tree, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("gguf", reason="needs the gguf extra")
     file = write_gguf(base, tmp_path / "model.gguf", "Q8_0", more=lambda w: w.add_file_type(7))
     run = api.train(config_tree(model={"base_model": str(file)}, train={"max_steps": 2}, output={"name": "a"}))
     assert "(dequantized to float32 from GGUF Q8_0 (Q8_0, F32); 0.6M parameters" in capfd.readouterr().err
@@ -121,8 +141,8 @@ def test_one_who_has_only_a_gguf_file_trains_compares_and_generates_on_it(
         assert torch.equal(opened, loaded.model(input_ids=IDS).logits)
 
 
+@reads_gguf
 def test_a_tokenizer_beside_the_file_in_its_folder_goes_before_that_of_the_file(base: Path, tmp_path: Path) -> None:
-    pytest.importorskip("gguf", reason="needs the gguf extra")
     (tmp_path / "own").mkdir()
     write_gguf(base, tmp_path / "own" / "model.gguf", pre="smollm")
     with pytest.raises(
@@ -139,8 +159,8 @@ def test_a_tokenizer_beside_the_file_in_its_folder_goes_before_that_of_the_file(
         find_base(str(tmp_path / "own" / "model.gguf"))
 
 
+@reads_gguf
 def test_the_tokenizer_and_template_of_the_file_are_those_of_the_base(base: Path, tmp_path: Path) -> None:
-    pytest.importorskip("gguf", reason="needs the gguf extra")
     found = load_tokenizer(find_base(str(write_gguf(base, tmp_path / "model.gguf"))))
     original = AutoTokenizer.from_pretrained(str(base))
     assert found.chat_template == original.chat_template
@@ -168,11 +188,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@reads_gguf
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_file_that_would_become_another_model_is_refused_with_the_way_out(
     what: str, base: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("gguf", reason="needs the gguf extra")
     how, said = REFUSED[what]
     with pytest.raises(ModelError, match=said) as caught:
         find_base(
@@ -184,8 +204,8 @@ def test_a_file_that_would_become_another_model_is_refused_with_the_way_out(
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_dir() and path.parent.name == "gguf"]
 
 
+@reads_gguf
 def test_a_file_that_is_cut_is_refused_in_one_line(base: Path, tmp_path: Path) -> None:
-    pytest.importorskip("gguf", reason="needs the gguf extra")
     whole = write_gguf(base, tmp_path / "model.gguf", pre=None).read_bytes()
     for length in (0, 3, 4, 30, 1000, len(whole) // 2, len(whole) - 100):
         (tmp_path / "cut.gguf").write_bytes(whole[:length])

@@ -302,7 +302,7 @@ def test_training_and_resuming_never_touch_pickle(inlay: Callable[..., Inlay], c
 
 
 def test_a_damaged_best_checkpoint_ends_with_a_way_out_that_works(config: Make, tmp_path: Path) -> None:
-    run = train(config(tmp_path, learning_rate=100.0, schedule="constant", warmup_ratio=0.0, eval_steps=1, max_steps=4))
+    run = train(config(tmp_path, learning_rate=0.3, schedule="constant", warmup_ratio=0.0, eval_steps=1, max_steps=2))
     record = run.record
     best = record.result.best_step
     assert best < record.result.steps  # the rate is far too high

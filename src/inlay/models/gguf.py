@@ -27,7 +27,7 @@ from inlay.typed_json import JsonObject
 _TOKENIZER_FILES: Final = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
 )  # fmt: skip
-_SINCE: Final = (5, 24)
+READ_SINCE: Final = (5, 24)
 """transformers that splits text as the file says; older ones split every byte-level text as GPT-2 does."""
 _OWN_TOKENIZER: Final = (
     "Put the file into a folder with the model's tokenizer.json and tokenizer_config.json, and give that folder."
@@ -96,9 +96,9 @@ def _require_package(where: str) -> None:
         raise ModelError(
             f'{where}: a GGUF file is read by the package gguf, which is not installed: pip install "inlay[gguf]"'
         )
-    if tuple(map(int, transformers.__version__.split(".")[:2])) < _SINCE:
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < READ_SINCE:
         raise ModelError(
-            f"{where}: GGUF files need transformers {'.'.join(map(str, _SINCE))} or newer (got {transformers.__version__})."
+            f"{where}: GGUF files need transformers {'.'.join(map(str, READ_SINCE))} or newer (got {transformers.__version__})."
         )
 
 
