@@ -35,7 +35,7 @@ def test_the_run_of_a_printed_command_is_found_whatever_its_name_and_what_lies_h
         (Path(name) / beside).write_text("{}")
     run = Run(Path("results") / name)
     commands = printed(run)
-    assert [words[1] for words in commands] == ["compare", "generate", "chat", "generate", "adapters"]
+    assert [words[1] for words in commands] == ["compare", "generate", "adapters", "chat", "generate", "adapters"]
     for words in commands:
         found = reference(words[3] if words[1] == "adapters" else words[-1], "results")
         assert (found.kind, found.run.path if found.run else None) == ("run", run.path)

@@ -24,6 +24,7 @@ def after_training(run: Run) -> str:
         opens = f"PEFT on transformers' {result.opens_in}"
     escaped = result.escape is not None and result.escape.tried
     branches = "  branches/escape  branches/decay: runs of their own\n" if escaped else ""
+    kept = f"\n      inlay adapters add {_argument(run)}" if made == "adapter" else ""
     return (
         f"\n{run.path}\n"
         f"  {made}/  from step {result.adapter_step} of {result.steps}{stopped}{best}; opens with {opens}\n"
@@ -31,7 +32,7 @@ def after_training(run: Run) -> str:
         f"{branches}"
         f"  took {duration_shown(result.time_s)}\n"
         f"Next: inlay compare {_argument(run)}\n"
-        f'      inlay generate "…" --run {_argument(run)}'
+        f'      inlay generate "…" --run {_argument(run)}{kept}'
     )
 
 

@@ -34,6 +34,8 @@ _QUESTIONS: Final = (
 )
 _ANSWERS: Final = ("answer", "response", "completion", "output", "solution", "reply", "target", "assistant", "chosen")
 """Usual names of columns with questions and with answers."""
+_PAIRS: Final = ("question_answer", "prompt_completion", "input_output", "source_target")
+"""Formats of a question and its answer with no place for a text beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +154,13 @@ def _unknown(row: Row, fields: list[str]) -> NoReturn:
     lacking = [choice.partition("|")[0] for choice in near.missing(set(fields))]
     lacks = {name: _slip(name, fields if name in LISTS else texts) for name in lacking}
     question, answer = (next((name for name in usual if name in texts), None) for usual in (_QUESTIONS, _ANSWERS))
+    context = _context(row)
     if question and answer and not any(lacks.values()):
+        which = ", which the answer, and which the text they are about" if context else " and which the answer"
+        columns = _with_context(question, answer, context) if context else {"prompt": question, "completion": answer}
         raise DataError(
-            f"{row.source}: no format fits the fields {has}. Say which is the question and which the answer "
-            f"({columns_to_type({'prompt': question, 'completion': answer})}). Formats: {needs}."
+            f"{row.source}: no format fits the fields {has}. Say which is the question{which} "
+            f"({columns_to_type(columns)}). Formats: {needs}."
         )
     if not any(isinstance(value, str) for value in row.value.values()):
         raise DataError(
@@ -169,11 +174,28 @@ def _unknown(row: Row, fields: list[str]) -> NoReturn:
             f"({columns_to_type({'prompt': 'COLUMN', 'completion': 'COLUMN'})}). Formats: {needs}."
         )
     hint = "".join(f" Did you mean {name!r} where it says {slip!r}?" for name, slip in lacks.items() if slip)
-    renamed = columns_to_type({name: slip or "COLUMN" for name, slip in lacks.items()})
+    columns = {name: slip or "COLUMN" for name, slip in lacks.items()}
+    about = ""
+    if context and near.name in _PAIRS and all(lacks.values()):
+        first, last = near.required
+        columns = _with_context(columns.get(first, first), columns.get(last, last), context)
+        about = f", with {context!r} as the text that the question is about"
+    known = "" if about else f" Formats: {needs}."
     raise DataError(
         f"{row.source}: no format fits the fields {has}. Nearest is {near.name!r}, which lacks "
-        f"{', '.join(lacks)}.{hint} Rename ({renamed}). Formats: {needs}."
+        f"{', '.join(lacks)}.{hint} Rename{about} ({columns_to_type(columns)}).{known}"
     )
+
+
+def _context(row: Row) -> str | None:
+    """The column that by its name and value holds the text that a question is about."""
+    named = (name for name in row.value if name.lower() in row_fields.CONTEXTS)
+    return next((name for name in named if isinstance(text := row.value[name], str) and text.strip()), None)
+
+
+def _with_context(question: str, answer: str, context: str) -> dict[str, str]:
+    """Columns of the format that has a place for the text beside the question."""
+    return {"instruction": question, "input": context, "output": answer}
 
 
 def _slip(name: str, fields: list[str]) -> str | None:

@@ -53,6 +53,11 @@ _BAD: Final = (
     "bad", "poor", "low", "negative", "down", "thumbs_down", "thumbs down", "thumbs-down", "thumbsdown", "👎", "dislike",
     "disliked", "downvote", "wrong", "incorrect", "reject", "rejected", "unacceptable", "fail", "failed",
 )  # fmt: skip
+CONTEXTS: Final = (
+    "context", "contexts", "passage", "passages", "document", "article", "paragraph", "background", "evidence", "knowledge",
+    "support", "body", "story",
+)  # fmt: skip
+"""Usual names of a column with what a question is about."""
 SPLITS: Final = ("split", "set", "subset", "partition", "fold", "data_split", "dataset_split")
 """Columns that may say which rows are for training and which for testing."""
 RATINGS: Final = ("rating", "ratings", "stars", "star_rating")
@@ -140,8 +145,7 @@ KINDS: Final = (
         "Write it into the question",
     ),
     Kind(
-        ("context", "contexts", "passage", "passages", "document", "article", "paragraph", "background", "evidence",
-         "knowledge", "support", "input", "instruction"), _ANYTHING,
+        (*CONTEXTS, "input", "instruction"), _ANYTHING,
         "the model would not see it beside the question", _INTO, beside_turns=False,
     ),
     Kind(
@@ -174,7 +178,7 @@ def unread(
     extra = [name for name in row.value if name not in known and not is_empty(row.value[name])]
     turns = any(isinstance(row.value.get(name), list | dict) for name in TURNS)
     for name in extra:
-        kind, value = _BY_NAME.get(name), row.value[name]
+        kind, value = _BY_NAME.get(name) or _BY_NAME.get(name.lower()), row.value[name]
         if kind and (strict or kind.always) and (kind.beside_turns or not turns) and kind.harms(value):
             columns = columns_to_type({"instruction": pair[0], "input": name, "output": pair[1]})
             way = kind.way.format(columns=columns)
