@@ -56,8 +56,14 @@ class Adapters(Protocol):
         """Exact module names that any adapter in memory changes."""
         raise NotImplementedError
 
+    def inputs(self, site: str, x_TI: Tensor, work: Work) -> Tensor:
+        """The layer's input, with h of each token's own adapter: what W is multiplied with. The same tensor where no
+        token has one."""
+        raise NotImplementedError
+
     def add(self, site: str, x_TI: Tensor, y_TO: Tensor, work: Work) -> Tensor:
-        """The layer's output with each token's own adapter: `g ⊙ (W (h ⊙ x)) + B A x + b`, see `Gain`; may be written in place.
+        """The layer's output with each token's own adapter: of `y = W (h ⊙ x) + bias` it is `g ⊙ y + B A x + b`, see
+        `Gain`. `x` is the layer's input without h; y is overwritten.
 
         Tokens of the base alone keep their output bit for bit.
         """
