@@ -105,7 +105,7 @@ class ArmTest:
 
     @property
     def outcome(self) -> Outcome:
-        """Of a single test."""
+        """The outcome of a single test."""
         return OUTCOMES[int(self.outcome_R[0])]
 
     @property
