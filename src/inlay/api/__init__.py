@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from inlay.api.data_with_base import show_data
     from inlay.api.demo_run import demo
     from inlay.api.evaluation import compare, evaluate, harness, verify
+    from inlay.api.load_tests import bench_serve
     from inlay.api.machine import doctor, plan
     from inlay.api.run_checkpoints import checkpoint, checkpoints, clean_checkpoints, delete_checkpoint, pin
     from inlay.api.training import compare_methods, cross_validate, resume, train
@@ -57,6 +58,7 @@ _FAMILIES = {
     "data_with_base": "show_data",
     "demo_run": "demo",
     "evaluation": "compare evaluate harness verify",
+    "load_tests": "bench_serve",
     "machine": "doctor plan",
     "run_checkpoints": "checkpoint checkpoints clean_checkpoints delete_checkpoint pin",
     "training": "compare_methods cross_validate resume train",
@@ -76,6 +78,7 @@ __all__ = [
     "advise",
     "advise_settings",
     "as_config",
+    "bench_serve",
     "check_adapters",
     "check_data",
     "checkpoint",

@@ -14,6 +14,7 @@ from inlay._version import __version__
 from inlay.cli import (
     adapters,
     advise,
+    bench,
     chat,
     checkpoints,
     compare,
@@ -56,7 +57,7 @@ app = typer.Typer(
 )
 for module in (
     train, compare_methods, cross_validate, demo, checkpoints,
-    compare, evaluate, harness, generate, chat, verify, adapters,
+    compare, evaluate, harness, generate, chat, verify, adapters, bench,
     doctor, plan, init, advise, data, config,
 ):  # fmt: skip
     module.add_to(app)
