@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("module", ["inlay", "inlay.api", "inlay.cli", "inlay.config", "inlay.data.reading.formats"])
+@pytest.mark.parametrize(
+    "module", ["inlay", "inlay.api", "inlay.cli", "inlay.config", "inlay.data.reading.formats", "inlay.serving.app"]
+)
 def test_torch_is_not_imported_before_a_verb_needs_it(module: str) -> None:
     asked = (
         f"import sys, {module}; heavy = {{'torch', 'transformers', 'peft', 'matplotlib'}} & set(sys.modules); "

@@ -84,6 +84,8 @@ class EngineState:
     """Measured of late."""
     context_length: int = 0
     """Prompt and answer together have at most so many tokens."""
+    vocabulary_size: int = 0
+    """Ids are below it; the front refuses others in prompts and `logit_bias`. 0: not known yet."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """More for `/metrics` and `/health`, by name: `kv_blocks_used`, `kv_blocks`, `prefix_hits_tokens`, `adapters_bytes`, `step_seconds` …"""
 
@@ -96,7 +98,8 @@ class Engine(Protocol):
         raise NotImplementedError
 
     async def encode_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
-        """Raises: Refusal 400 for what the template refuses, for special tokens in a text, for a template that takes too long."""
+        """Raises: Refusal 400 for what the template refuses, for special tokens in a text, for a template that takes too long;
+        with the code `no_chat_template` where there is none."""
         raise NotImplementedError
 
     async def encode_text(self, text: str, identity: str | None = None) -> EncodedPrompt:
