@@ -111,7 +111,7 @@ def test_a_config_that_is_missing_or_not_utf8_is_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("key", "value", "part"),
     [
-        ("adapter.rank", 0, "must be a whole number from 1 to 65536 (got 0)"),
+        ("adapter.rank", 0, "must be `auto` or a whole number from 1 to 65536 (got 0)"),
         ("adapter.rank", True, "must be a whole number from 1 to 65536 (got True)"),
         ("adapter.rank", "8", "(got '8')"),
         ("adapter.rank", 8.5, "(got 8.5)"),

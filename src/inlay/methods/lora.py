@@ -153,7 +153,13 @@ class Lora(LayerMethod):
 def alpha_of(config: Config) -> float:
     """Numerator of the LoRA scale; `2x` is twice the rank."""
     alpha = config.adapter.alpha
-    return float(alpha.removesuffix("x")) * config.adapter.rank if isinstance(alpha, str) else float(alpha)
+    return float(alpha.removesuffix("x")) * rank_of(config) if isinstance(alpha, str) else float(alpha)
+
+
+def rank_of(config: Config) -> int:
+    """Rank of the adapter, which is settled where it was `auto`."""
+    assert config.adapter.rank != "auto"
+    return config.adapter.rank
 
 
 def lora_learning_rate(hidden_size: int, model_type: str) -> tuple[float, str]:
@@ -191,7 +197,7 @@ def expert_bytes(peft_model: Any, name: str = TRAINED) -> int:
 def _peft_config(config: Config, base: Any, targets: list[str], experts: list[str]) -> Any:
     from peft import LoraConfig, TaskType
 
-    adapter, alpha, rank = config.adapter, alpha_of(config), config.adapter.rank
+    adapter, alpha, rank = config.adapter, alpha_of(config), rank_of(config)
     if adapter.init in FROM_WEIGHTS:  # of twice the rank, at the same scale: alpha/r, or alpha/sqrt(r)
         alpha *= math.sqrt(2.0) if adapter.rslora else 2.0
         rank *= 2
@@ -228,13 +234,13 @@ def _initialize(method: Lora, peft_model: Any, config: Config, inputs: AttachInp
     adapter = config.adapter
     if adapter.init in FROM_WEIGHTS:
         for _, layer in lora_layers(peft_model, name):
-            up_OR, down_RI = factors(adapter.init, layer, adapter.rank, layer.scaling[name])
+            up_OR, down_RI = factors(adapter.init, layer, rank_of(config), layer.scaling[name])
             layer.lora_A[name], layer.lora_B[name] = ShiftedDown(down_RI), ShiftedUp(up_OR)
     elif adapter.init == "eva":
         peft_model.eval()
         layers = dict(lora_layers(peft_model, name))
         with method.disabled(peft_model):
-            directions = principal_inputs(peft_model, layers, inputs.sample(), adapter.rank)
+            directions = principal_inputs(peft_model, layers, inputs.sample(), rank_of(config))
         for path, layer in layers.items():
             layer.lora_A[name].weight.data.copy_(directions[path])
 

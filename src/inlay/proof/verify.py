@@ -29,6 +29,7 @@ from inlay.evaluation.score import held_out, read_held_out
 from inlay.methods.adapter import adapter_disabled, detach
 from inlay.methods.adapter_state import AdapterState
 from inlay.methods.initialization import FROM_WEIGHTS
+from inlay.methods.lora import rank_of
 from inlay.methods.table import method_of
 from inlay.models import base as bases
 from inlay.proof import proofs as p
@@ -220,7 +221,7 @@ def _of_folder(
 
 def _moving_rank(config: Config) -> int | None:
     """See `proofs.trained_part`."""
-    return config.adapter.rank if config.adapter.init in FROM_WEIGHTS else None
+    return rank_of(config) if config.adapter.init in FROM_WEIGHTS else None
 
 
 def _of_data(

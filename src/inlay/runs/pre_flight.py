@@ -84,6 +84,8 @@ class AdapterFacts:
     dropout: float = 0.0
     bias: str = "none"
     targets_reason: str = ""
+    rank: Chosen | None = None
+    """Where it was `auto`."""
 
     def words(self) -> str:
         """The adapter in one line."""
@@ -249,6 +251,7 @@ class PreFlight:
             ("quantization", str(self.quantization)),
             *self.data.block(),
             ("adapter", self.adapter.words()),
+            *([("rank", str(self.adapter.rank))] if self.adapter.rank else []),
             *([("base's dropout", str(self.base_dropout))] if self.base_dropout else []),
             ("trainable", f"{trainable:,} ({trainable / self.total_parameters:.2%})"),
             *self.steps.block(),

@@ -22,7 +22,7 @@ from inlay.errors import ConfigError, TrainingError
 from inlay.hardware.facts import memory_facts
 from inlay.hardware.probe import matmul_dtype
 from inlay.methods.adapter import trained_parameters
-from inlay.methods.lora import expert_bytes
+from inlay.methods.lora import expert_bytes, rank_of
 from inlay.methods.method import TRAINED
 from inlay.methods.table import method_of
 from inlay.runs.record import OutOfMemoryEvent
@@ -90,7 +90,7 @@ def work_of(config: Config, model: Any, precision: Precision, name: str = TRAINE
         recompute=config.train.gradient_checkpointing,
         offload=config.train.activation_offload,
         adapter=0 if method.trains_base else sum(p.numel() for p in trained_parameters(model, name).values()),
-        rank=config.adapter.rank if method.has_rank else 0,
+        rank=rank_of(config) if method.has_rank else 0,
         method=config.adapter.method,
         virtual_tokens=method.virtual_tokens(config),
         unpacks=quantization == "nf4",

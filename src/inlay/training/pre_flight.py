@@ -117,6 +117,7 @@ def _adapter(job: AdapterJob) -> AdapterFacts:
         dropout=adapter.dropout,
         bias=adapter.bias,
         targets_reason=job.reasons.get("adapter.target_modules", ""),
+        rank=_chosen(job, "adapter.rank", str(adapter.rank)) if "adapter.rank" in job.reasons else None,
     )
 
 

@@ -36,6 +36,7 @@ from inlay.hardware.facts import library_versions
 from inlay.hardware.probe import DTYPES, dtype_name, matmul_dtype, pick_device, pick_dtype, pick_matmul_precision
 from inlay.methods.adapter import attach, detach, layers_adapted, trained_parameters
 from inlay.methods.adapter_state import AdapterState
+from inlay.methods.auto_rank import auto_rank, directions_hint, with_rank
 from inlay.methods.called_layers import failed_pass_warning
 from inlay.methods.method import TRAINED
 from inlay.methods.table import method_of
@@ -138,6 +139,7 @@ def _make_job(base: TrainingBase, config: Config, name: str, reporter: Reporter)
         base.load(config, reporter)
         choices.reasons |= base.choices.reasons
     targets = _attached(base, opened, data, choices, name, reporter)
+    config = choices.config
     text = getattr(opened.architecture, "text_config", None) or opened.architecture
     hidden = shape_of(text, "hidden_size", "n_embd", "d_model")
     choices.settle("train.learning_rate", *auto_learning_rate(config, hidden, str(opened.architecture.model_type)))
@@ -196,6 +198,11 @@ def _attached(
             reporter.note(unseen)
         experts = expert_targets(bare) if config.adapter.experts else []
         choices.reasons["adapter.coverage"] = coverage(bare, targets, experts)
+        if config.adapter.rank == "auto":
+            rank, reason = auto_rank(bare, targets, experts, data.train.trained_tokens)
+            hint = directions_hint(bare, targets, sample_batches(config, data, opened.encoder, base.device))
+            choices.settle("adapter.rank", rank, f"{reason}; {hint}")
+            config = choices.config = with_rank(config, rank)
     if why:  # a preset's words stay in the config, their meaning here goes beside them
         choices.reasons["adapter.target_modules"] = why
     sample = partial(sample_batches, config, data, opened.encoder, base.device)

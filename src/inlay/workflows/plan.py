@@ -22,7 +22,10 @@ from inlay.evaluation.costs import Bill, Prices, bills_json
 from inlay.hardware.facts import memory_facts
 from inlay.hardware.probe import dtype_name, matmul_dtype, pick_device, pick_dtype, synchronize
 from inlay.methods.adapter import attach
+from inlay.methods.auto_rank import auto_rank, with_rank
+from inlay.methods.lora import rank_of
 from inlay.methods.table import METHODS, method_of
+from inlay.methods.target_modules import expert_targets
 from inlay.models.base import find_base
 from inlay.models.dropout import switch_off
 from inlay.runs.reporter import Reporter
@@ -174,9 +177,11 @@ class _Situation:
         self, config: Config, data: PreparedData, device: str, dtype: torch.dtype, architecture: Any, context: int,
         memory: str | None,
     ) -> None:  # fmt: skip
+        bare = _without_weights(architecture, config, dtype)
+        config = _rank_settled(config, bare, data)
         self.config, self.data, self.device, self.dtype, self.context = config, data, device, dtype, context
         self.together = groups_of_config(architecture, method_of(config).virtual_tokens(config))
-        self.bare = Shape.of(_without_weights(architecture, config, dtype))
+        self.bare = Shape.of(bare)
         self.ways = self._ways(architecture, dtype)
         self.total, self.eval_every, _ = length_of(config.train, data.train.drawn)
         if device == "cpu":
@@ -227,7 +232,7 @@ class _Situation:
         return Plan(
             base=name, parameters=self.bare.parameters, device=self.device,
             dtype=dtype_name(self.dtype), steps=self.total, batch_size=self.config.train.batch_size,
-            micro_batch_size=size, max_length=self.data.max_length, rank=self.config.adapter.rank,
+            micro_batch_size=size, max_length=self.data.max_length, rank=rank_of(self.config),
             tokens=round(self.total * float(self.data.train.lengths.mean()) * self.config.train.batch_size),
             room_bytes=self.room, other_bytes=self.other, is_calibrated=False, wanted=wanted, forecasts=forecasts,
             changes=() if mine.fits else self._changes(shape, work, size),
@@ -294,7 +299,7 @@ class _Situation:
         return largest_micro_batch(shape, work, train.batch_size, self.data.max_length, room, cap)[0]
 
     def _largest(self, shape: Shape, work: Work, size: int) -> Largest:
-        room, longest, rank = self.room - self.other, self.data.max_length, self.config.adapter.rank
+        room, longest, rank = self.room - self.other, self.data.max_length, rank_of(self.config)
 
         def with_rank(wanted: int) -> int:
             wider = replace(work, rank=wanted, adapter=work.adapter * wanted // rank)
@@ -339,6 +344,14 @@ def _adapted(architecture: Any, config: Config, method: str, dtype: torch.dtype)
     config, model = config.model_copy(update={"adapter": adapter}), _without_weights(architecture, config, dtype)
     with torch.device("meta"):
         return config, attach(model, config, targets_of(config, model)[0])
+
+
+def _rank_settled(config: Config, bare: Any, data: PreparedData) -> Config:
+    """The config with the rank that a training on these rows would take for `auto`."""
+    if config.adapter.rank != "auto":
+        return config
+    experts = expert_targets(bare) if config.adapter.experts else []
+    return with_rank(config, auto_rank(bare, targets_of(config, bare)[0], experts, data.train.trained_tokens)[0])
 
 
 def _without_weights(architecture: Any, config: Config, dtype: torch.dtype) -> Any:

@@ -26,8 +26,9 @@ class AdapterConfig(Settings):
     """Fine-tuning method. `lora` adds a low-rank update B·A to each layer. `ia3` scales keys, values and the inner
     activations of the feed-forward layers. `prompt` trains virtual tokens before every sequence. `full` trains all weights
     of the base, in float32. See docs/methods.md."""
-    rank: Annotated[int, Field(ge=1, le=65_536)] = 16
-    """Rank r of the update B·A of each adapted layer."""
+    rank: Auto | Annotated[int, Field(ge=1, le=65_536)] = 16
+    """Rank r of the update B·A of each adapted layer. `auto` is a rule of thumb: as many parameters as the rows have trained
+    tokens, from rank 8 to 256."""
     alpha: Annotated[float, Field(gt=0)] | Literal["1x", "2x", "4x"] = "2x"
     """Numerator of the scale alpha/r: a number, or a multiple of the rank such as `2x`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -81,6 +82,8 @@ class AdapterConfig(Settings):
     def _start_takes_effect(self) -> AdapterConfig:
         if self.init in ("pissa", "olora") and self.dora:
             raise ValueError(f"init {self.init} cannot be combined with dora; leave one out")
+        if self.start_from is not None and self.rank == "auto":
+            raise ValueError("rank auto cannot be combined with start_from, whose rank stays; write that rank")
         if self.start_from is not None and self.init != "default":
             raise ValueError(
                 f"init {self.init} has no effect with start_from, whose weights come instead; leave one out"
