@@ -12,6 +12,7 @@ Shape suffixes: R independent tests side by side (1 in a server, thousands in a 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -61,9 +62,9 @@ class Bettors:
         self._log_wealth_RG += np.log1p(stake_RG * self._sign * (value_R[:, None] - self.g_G))
         np.maximum(self.highest_RG, self._log_wealth_RG, out=self.highest_RG)
 
-    def has_reached(self, g: float, wealth: float) -> Flags:
-        """Whether the bettor against one g has ever had so much."""
-        reached_R: Flags = self.highest_RG[:, int(np.searchsorted(self.g_G, g))] >= np.log(wealth)
+    def has_reached(self, place: int, wealth: float) -> Flags:
+        """Whether the bettor at this place in `g_G` has ever had so much."""
+        reached_R: Flags = self.highest_RG[:, place] >= math.log(wealth)
         return reached_R
 
 
@@ -75,6 +76,7 @@ class ArmTest:
         ends = np.array([-rule.margin, 0.0, rule.margin])
         g_G = np.union1d(np.arange(-_STEPS, _STEPS + 1) / _STEPS, ends) if with_interval else ends
         self.rule = rule
+        self._low, self._zero, self._high = (int(place) for place in np.searchsorted(g_G, ends))
         self._above, self._below = Bettors(g_G, 1, repetitions), Bettors(g_G, -1, repetitions)
         self.counts_R2, self.sums_R2 = np.zeros((repetitions, 2)), np.zeros((repetitions, 2))
         """Scores of A and of B, and their sums."""
@@ -127,9 +129,9 @@ class ArmTest:
         return float(low_R[0]), float(high_R[0])
 
     def _decide(self) -> None:
-        margin, alpha = self.rule.margin, self.rule.alpha
-        is_above_R, is_below_R = self._above.has_reached(0, 2 / alpha), self._below.has_reached(0, 2 / alpha)
-        is_same_R = self._above.has_reached(-margin, 1 / alpha) & self._below.has_reached(margin, 1 / alpha)
+        sure, alpha = 2 / self.rule.alpha, self.rule.alpha
+        is_above_R, is_below_R = self._above.has_reached(self._zero, sure), self._below.has_reached(self._zero, sure)
+        is_same_R = self._above.has_reached(self._low, 1 / alpha) & self._below.has_reached(self._high, 1 / alpha)
         otherwise = _UNDECIDED if self.n >= self.rule.horizon else _NOT_YET
         found_R = np.select([is_above_R, is_below_R, is_same_R], [_BETTER, _WORSE, _SAME], otherwise)
         is_new_R = (self.outcome_R == _NOT_YET) & (found_R != _NOT_YET)
@@ -156,7 +158,7 @@ class Limit:
         mean_R = (self.sum_R + _CAUTION * self.limit) / (self.n + _CAUTION)
         self._bettors.bet(is_bad_R.astype(np.float64), mean_R, mean_R * (1 - mean_R), np.zeros_like(mean_R))
         self.n, self.sum_R = self.n + 1, self.sum_R + is_bad_R
-        return self._bettors.has_reached(self.limit, 1 / self._alpha)
+        return self._bettors.has_reached(0, 1 / self._alpha)
 
     def add_one(self, is_bad: bool) -> bool:
         """The same for a single arm."""
