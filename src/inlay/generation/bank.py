@@ -111,7 +111,7 @@ class Bank:
             self._drop_unheld(digest)
 
     def holders(self, digest: str) -> int:
-        """How many hold the adapter; 0 where it is not in memory."""
+        """Number of those who hold the adapter; 0 where it is not in memory."""
         held = self._held.get(digest)
         return 0 if held is None else held.holders
 

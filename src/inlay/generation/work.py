@@ -40,6 +40,21 @@ class Work:
 class Forward(Protocol):
     """A base that computes steps; its keys and values lie in a pool of blocks."""
 
+    @property
+    def blocks(self) -> int:
+        """Blocks of the pool; they are numbered from 0."""
+        raise NotImplementedError
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a sequence, at most."""
+        raise NotImplementedError
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids are below it."""
+        raise NotImplementedError
+
     def logits(self, work: Work) -> Tensor:
         """(W, V) float32. Writes the keys and values of the step's tokens into their blocks."""
         raise NotImplementedError
@@ -65,6 +80,7 @@ class Adapters(Protocol):
         """The layer's output with each token's own adapter: of `y = W (h ⊙ x) + bias` it is `g ⊙ y + B A x + b`, see
         `Gain`. `x` is the layer's input without h; y is overwritten.
 
+        Rows behind those of the segments are padding.
         Tokens of the base alone keep their output bit for bit.
         """
         raise NotImplementedError
