@@ -81,7 +81,7 @@ BAD = {
     "bad held-out file": ([*GOOD, "--set", "data.eval=empty.jsonl"], "no rows"),
     "config missing": (["train", "bed.yaml"], "Did you mean bad.yaml"),
     "data named .yml": (["train", "rows.yml", "--model", "builtin:nano"], "a mapping of sections (got a list)"),
-    "several faults": (["train", "bad.yaml", "--set", "train.epochs=0"], "adapter.rank: must be a whole number"),
+    "several faults": (["train", "bad.yaml", "--set", "train.epochs=0"], "adapter.rank: must be `auto` or a whole number"),
     "unknown preset": ([*GOOD, "--preset", "coed"], "Did you mean 'code'"),
     "set without =": ([*GOOD, "--set", "adapter.rank"], "needs key=value"),
     "set on a section": ([*GOOD, "--set", "adapter=8"], "is a section"),

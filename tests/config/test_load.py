@@ -112,7 +112,7 @@ def test_a_config_that_is_missing_or_not_utf8_is_refused(tmp_path: Path) -> None
     ("key", "value", "part"),
     [
         ("adapter.rank", 0, "must be `auto` or a whole number from 1 to 65536 (got 0)"),
-        ("adapter.rank", True, "must be a whole number from 1 to 65536 (got True)"),
+        ("adapter.rank", True, "must be `auto` or a whole number from 1 to 65536 (got True)"),
         ("adapter.rank", "8", "(got '8')"),
         ("adapter.rank", 8.5, "(got 8.5)"),
         ("adapter.alpha", "3x", "must be a number above 0, `1x`, `2x` or `4x` (got '3x')"),
