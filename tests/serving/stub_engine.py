@@ -39,6 +39,7 @@ class StubEngine:
     refuse: Refusal | None = None
     has_chat_template: bool = True
     asks: list[Ask] = field(default_factory=list)
+    encoded: int = 0
     cancelled: int = 0
     running: int = 0
     retired: list[str] = field(default_factory=list)
@@ -50,6 +51,7 @@ class StubEngine:
         )  # fmt: skip
 
     async def encode_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
+        self.encoded += 1
         if not self.has_chat_template:
             raise Refusal(400, "messages: this base has no chat template.", code="no_chat_template", param="messages")
         text = "".join(f"<{turn['role']}>{turn['content']}" for turn in prompt.messages) + "<assistant>"

@@ -100,12 +100,15 @@ class Door:
             headers: dict[bytes, list[bytes]] = defaultdict(list)
             for name, value in scope["headers"]:
                 headers[name.lower()].append(value)
+            limits = self._server.gate.limits
+            if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:
+                text = f"The headers are longer than {limits.header_bytes:,} bytes."
+                raise Refusal(431, text, code="headers_too_large")
             address = (scope.get("client") or ("",))[0]
             principal = self._server.auth.admit(scope["path"], headers, address)
             if principal is not None:
                 record.principal = principal.name
                 scope["state"]["principal"] = principal
-            limits = self._server.gate.limits
             _require_plain_json(scope["method"], headers)
             body = await asyncio.wait_for(_body_of(headers, receive, limits), limits.body_seconds)
             await self._while_the_client_is_there(scope, receive, send, body)

@@ -22,6 +22,8 @@ TYPES: Final[Mapping[int, str]] = {
 }
 """`type` of an error by its status; of others `invalid_request_error` below 500 and `server_error` from there on."""
 
+_LONGEST_PLACE: Final = 120
+
 
 def error_body(refusal: Refusal) -> JsonObject:
     """The object that a client gets."""
@@ -72,8 +74,9 @@ def of_validation(errors: Sequence[Mapping[str, Any]], body: object, fields: Seq
             400, f"{place}: this field is not supported here.{hint}", code="unsupported_parameter", param=place
         )
     if first["type"] == "missing":
-        return invalid("this field is required", place, "missing_required_parameter")
-    reasons = dict.fromkeys(str(one["msg"]) for one in errors if _place(one, body) == place)
+        what = "this field is required" if place else "a JSON object is required as the body"
+        return invalid(what, place or None, "missing_required_parameter")
+    reasons = dict.fromkeys(str(one["msg"])[:300] for one in errors if _place(one, body) == place)
     return invalid(" or: ".join(list(reasons)[:4]), place or None)
 
 
@@ -81,11 +84,13 @@ def _place(error: Mapping[str, Any], body: object) -> str:
     """`messages[0].content` for where an error is; names that pydantic gives to the parts of a union are left out."""
     place = ""
     value = body
-    parts = [part for part in error["loc"] if part not in ("body", "query", "path")]
+    source, *parts = error["loc"]
+    if source != "body":
+        return str(parts[0]) if parts else ""
     for part in parts:
         if isinstance(value, list) and isinstance(part, int) and part < len(value):
             place, value = f"{place}[{part}]", value[part]
         elif isinstance(value, dict) and (part in value or (error["type"] == "missing" and part == parts[-1])):
-            place, value = f"{place}.{part}" if place else str(part), value.get(part)
-    field = error.get("ctx", {}).get("field")
+            place, value = f"{place}.{part}"[not place :][:_LONGEST_PLACE], value.get(part)
+    field = error.get("ctx", {}).get("field") or ("role" if error["type"].startswith("union_tag") else None)
     return ".".join(part for part in (place, field) if part)

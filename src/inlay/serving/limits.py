@@ -29,7 +29,10 @@ class Limits:
     """A stream without news gets a comment line so often, so that no proxy takes it for dead."""
     max_wait_s: float = 30.0
     """A request that would wait longer than this for its first token is refused at once."""
+    connections: int = 2048
+    """Open at one time."""
     live_in_all: int = 1024
+    """Requests that are being answered at one time."""
     requests_per_minute: int | None = None
     """Of one token, as the two below."""
     tokens_per_minute: int | None = None

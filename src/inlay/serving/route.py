@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 
 from inlay.serving.door import StrictRequest
 from inlay.serving.errors import of_validation
-from inlay.serving.replies import ErrorReply
+from inlay.serving.replies import ErrorReply, Reply
 
 ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     "4XX": {"model": ErrorReply, "description": "The request cannot be answered as it is; `code` says why."},
@@ -20,9 +20,24 @@ ERRORS: Final[dict[int | str, dict[str, Any]]] = {
 """For `responses` of a route."""
 
 
-def streamed(chunk: type[Any]) -> dict[str, Any]:
-    """The description of a stream of these chunks, for `responses` of a route."""
-    return {"text/event-stream": {"schema": {"type": "string", "description": f"data: {chunk.__name__}, as JSON"}}}
+_COMPONENTS: Final = "#/components/schemas/{model}"
+
+
+def streamed(chunk: type[Reply]) -> dict[str, Any]:
+    """The description of a stream of these chunks, for `content` of a route's response."""
+    either = [{"$ref": _COMPONENTS.format(model=one.__name__)} for one in (chunk, ErrorReply)]
+    body = {"contentMediaType": "application/json", "contentSchema": {"anyOf": either}}
+    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, body]}
+    return {"text/event-stream": {"itemSchema": {"type": "object", "required": ["data"], "properties": {"data": data}}}}
+
+
+def with_chunks(description: dict[str, Any], *chunks: type[Reply]) -> dict[str, Any]:
+    """The description of an application with the schemas that only streams use."""
+    for chunk in chunks:
+        schema = chunk.model_json_schema(ref_template=_COMPONENTS, mode="serialization")
+        for name, part in {**schema.pop("$defs", {}), chunk.__name__: schema}.items():
+            description["components"]["schemas"].setdefault(name, part)
+    return description
 
 
 class StrictRoute(APIRoute):

@@ -157,28 +157,11 @@ class Call(Body):
     function: CalledFunction
 
 
-class ChatMessage(Body):
-    """One turn of a conversation."""
+class Turn(Body):
+    """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: str
     content: Content | None = None
-    tool_calls: Annotated[list[Call], Field(max_length=128)] | None = None
-    tool_call_id: Key | None = None
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
-    annotations: Annotated[list[JsonObject], Field(max_length=0)] | None = None
-    """These four stand, empty, in a message that came from a client library and goes back."""
-
-    @model_validator(mode="after")
-    def _of_its_role(self) -> Self:
-        if self.content is None and not self.tool_calls:
-            raise _wrong("content", "is required" + (" without tool_calls" if self.role == "assistant" else ""))
-        if self.tool_calls is not None and self.role != "assistant":
-            raise _wrong("tool_calls", "only a message of the role assistant has it")
-        if (self.tool_call_id is not None) != (self.role == "tool"):
-            raise _wrong("tool_call_id", "each message of the role tool has one, and no other")
-        return self
 
     @property
     def text(self) -> str:
@@ -186,13 +169,62 @@ class ChatMessage(Body):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
 
     def for_template(self) -> JsonObject:
-        """The turn for the engine; `developer` is today's word for `system`."""
-        turn: JsonObject = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+        """The message for the engine; `developer` is today's word for `system`."""
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+
+
+class SystemTurn(Turn):
+    """Instructions that stand before the conversation."""
+
+    role: Literal["system", "developer"]
+    content: Content
+
+
+class UserTurn(Turn):
+    """A user's message."""
+
+    role: Literal["user"]
+    content: Content
+
+
+class AssistantTurn(Turn):
+    """An answer, with the calls that it made."""
+
+    role: Literal["assistant"]
+    tool_calls: Annotated[list[Call], Field(min_length=1, max_length=128)] | None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Annotated[list[JsonObject], Field(max_length=0)] | None = None
+    """These four stand, empty, in a message that came from a client library and goes back."""
+
+    @model_validator(mode="after")
+    def _with_something(self) -> Self:
+        if self.content is None and not self.tool_calls:
+            raise _wrong("content", "is required without tool_calls")
+        return self
+
+    def for_template(self) -> JsonObject:
+        """The message with its calls, their arguments as JSON text."""
+        turn = super().for_template()
         if self.tool_calls:
             turn["tool_calls"] = [call.model_dump() for call in self.tool_calls]
-        if self.tool_call_id is not None:
-            turn["tool_call_id"] = self.tool_call_id
         return turn
+
+
+class ToolTurn(Turn):
+    """The result of a call."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: Key
+
+    def for_template(self) -> JsonObject:
+        """The message with the id of its call."""
+        return super().for_template() | {"tool_call_id": self.tool_call_id}
+
+
+ChatMessage = Annotated[SystemTurn | UserTurn | AssistantTurn | ToolTurn, Field(discriminator="role")]
 
 
 class Function(Body):
