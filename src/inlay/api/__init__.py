@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         untag_adapter,
     )
     from inlay.api.advice import advise
+    from inlay.api.alias_tests import show_tests, start_test, stop_test
     from inlay.api.chat import Loaded, load
     from inlay.api.configs import (
         advise_settings,
@@ -52,6 +53,7 @@ _FAMILIES = {
     "adapter_ranks": "rank_adapter shrink_adapter",
     "adapters": "removable_adapter add_adapter check_adapters compose_adapters export_adapter list_adapters merge_adapters remove_adapter show_adapter tag_adapter untag_adapter",
     "advice": "advise",
+    "alias_tests": "show_tests start_test stop_test",
     "chat": "Loaded load",
     "configs": "advise_settings config_of explain_config import_config init sampling_of show_config",
     "data": "check_data data_stats make_data split_data write_data_page",
@@ -114,8 +116,11 @@ __all__ = [
     "show_adapter",
     "show_config",
     "show_data",
+    "show_tests",
     "shrink_adapter",
     "split_data",
+    "start_test",
+    "stop_test",
     "tag_adapter",
     "train",
     "untag_adapter",

@@ -12,6 +12,7 @@ import typer
 
 from inlay._version import __version__
 from inlay.cli import (
+    ab,
     adapters,
     advise,
     bench,
@@ -57,7 +58,7 @@ app = typer.Typer(
 )
 for module in (
     train, compare_methods, cross_validate, demo, checkpoints,
-    compare, evaluate, harness, generate, chat, verify, adapters, bench,
+    compare, evaluate, harness, generate, chat, verify, adapters, ab, bench,
     doctor, plan, init, advise, data, config,
 ):  # fmt: skip
     module.add_to(app)

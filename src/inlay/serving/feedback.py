@@ -21,6 +21,8 @@ from inlay.serving.aliases import AliasConfig, require_arms
 from inlay.serving.door import CLIENT_GONE
 from inlay.serving.engine import Refusal
 from inlay.serving.live_events import (
+    ANSWERS,
+    EVENTS,
     Answered,
     Answers,
     Event,
@@ -38,7 +40,6 @@ from inlay.serving.route import ERRORS, StrictRoute
 from inlay.serving.server import Record, Server, principal_of
 from inlay.serving.shared_log import SharedLog
 
-EVENTS, ANSWERS = "ab.jsonl", "ab-answers.jsonl"
 _KEPT_ANSWERS: Final = 100_000
 """Answers that can be scored."""
 _LARGEST_ANSWERS: Final = 32 << 20

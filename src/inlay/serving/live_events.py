@@ -11,6 +11,9 @@ from typing import Final, Literal
 from inlay.serving.aliases import AliasConfig
 from inlay.typed_json import JsonObject, Mistyped, decode, encode
 
+EVENTS, ANSWERS = "ab.jsonl", "ab-answers.jsonl"
+"""Files of a library: the events of all tests; the answers of late."""
+
 
 @dataclass(frozen=True, slots=True)
 class Started:

@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Final, Literal
 
 from inlay.errors import UserError, unknown_name
-from inlay.serving.live_events import Answered, Event, Guarded, Scored, Started, Stopped, Weighed, now
+from inlay.serving.live_events import (
+    ANSWERS,
+    EVENTS,
+    Answered,
+    Event,
+    Guarded,
+    Scored,
+    Started,
+    Stopped,
+    Weighed,
+    answer_of,
+    event_of,
+    now,
+)
 from inlay.serving.sequential import ArmTest, Limit, Outcome, Rule
+from inlay.serving.shared_log import SharedLog
 from inlay.serving.split import Split, place_of
 from inlay.typed_json import JsonObject
 
@@ -196,11 +211,15 @@ class LiveTest:
         return replace(found, outcome=test.outcome, ended_at=ended_at, difference=test.difference, low=low, high=high)
 
 
-def live_tests(events: Iterable[Event]) -> dict[str, LiveTest]:
-    """The tests by alias after all events of a log."""
+def stored_tests(folder: Path) -> dict[str, LiveTest]:
+    """The tests by alias that lie in a library, whether a server is running or not. Raises: StorageError."""
     found: dict[str, LiveTest] = {}
-    for event in events:
-        apply(found, event)
+    for event in map(event_of, SharedLog(folder / EVENTS).new_lines()):
+        if event is not None:
+            apply(found, event)
+    for answer in map(answer_of, SharedLog(folder / ANSWERS).new_lines()):
+        if answer is not None and answer.alias in found:
+            found[answer.alias].answer(answer)
     return found
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inlay.cli.render import (
+        ab,
         adapter_difference,
         adapter_ranks,
         adapters,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ab",
     "adapter_difference",
     "adapter_ranks",
     "adapters",
