@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from inlay.adapters.gain import gains_of
+from inlay.engine import decode_ops
 from inlay.errors import AdapterError
 from inlay.generation.bank import LEAST_ROWS, RANKS, Bank
 from inlay.generation.gain import Gain
@@ -71,7 +73,9 @@ def assert_is_peft(adapted: Any, bare: nn.Module, gains: dict[str, Gain]) -> Non
     assert (expected - alone).abs().max() > 1e-3
     bank = Bank()
     bank.load("a", gains)
-    assert (served(bare, bank, work(("a", len(IDS_T), False))) - expected).abs().max() < 1e-5
+    for count, is_decode in ((1, False), (len(IDS_T), True)):
+        step = work(*[("a", len(IDS_T) // count, is_decode)] * count)
+        assert (served(bare, bank, step) - expected).abs().max() < 1e-5
     assert torch.equal(served(bare, bank, work((None, len(IDS_T), False))), alone)
 
 
@@ -149,6 +153,13 @@ def gain(seed: int) -> Gain:
     return Gain(random(rank, INPUTS), random(OUTPUTS, rank), g_O, random(INPUTS) if seed % 4 == 3 else None, b_O)
 
 
+@pytest.fixture(autouse=True)
+def compiled() -> None:
+    """Before the clock of an example runs."""
+    for dtype in (torch.float32, torch.bfloat16):
+        assert sys.platform != "linux" or decode_ops.reason(dtype) is None
+
+
 def bank_of(count: int, dtype: torch.dtype) -> Bank:
     bank = Bank(dtype)
     for seed in range(count):
@@ -162,15 +173,18 @@ STEPS = st.tuples(
 ).filter(lambda step: bool(step[0] or step[1]))
 
 
+@pytest.mark.parametrize("has_loops", [True, False], ids=["compiled", "torch"])
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @given(step=STEPS, seed=st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
 def test_a_token_in_a_mixed_step_has_the_bits_that_it_has_alone(
-    stored: torch.dtype, dtype: torch.dtype, step: Any, seed: int
+    has_loops: bool, stored: torch.dtype, dtype: torch.dtype, step: Any, seed: int
 ) -> None:
     decoded, pieces = step
     bank = bank_of(7, stored)
+    if not has_loops:
+        bank.__dict__["_has_loops"] = False  # as where numba is missing
     segments = [(adapter, 1, True) for adapter in decoded] + [(adapter, tokens, False) for adapter, tokens in pieces]
     mixed = work(*segments)
     draw = torch.Generator().manual_seed(seed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import llvmlite.binding as llvm
@@ -297,16 +298,28 @@ LOOPS: Final = (
 )  # fmt: skip
 
 
-_KNOWN: Final = ("llvm.", "Py", "_Py", "numba_gil_", "omp_get_", "logf", "floorf", "sqrtf", "memset", "memcpy")
+_KNOWN: Final = (
+    "llvm.",
+    "Py",
+    "_Py",
+    "numba_gil_",
+    "omp_get_",
+    "GOMP_barrier",
+    "logf",
+    "floorf",
+    "sqrtf",
+    "memset",
+    "memcpy",
+)
 """Beginnings of the names of functions that the process of a run has."""
 
 
-def object_code(dtype: str) -> bytes:
+def object_code(dtype: str, loops: Sequence[Callable[..., None]] = LOOPS) -> bytes:
     """An object file of this processor in which each loop, for tensors of this format, is a function of its name."""
-    for name in ("omp_get_thread_num", "omp_get_num_threads"):
+    for name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier"):
         llvm.add_symbol(name, 1)  # numba finishes what it compiles, and asks where they are; here nobody calls them
     whole = llvm.parse_assembly("")
-    for loop in LOOPS:
+    for loop in loops:
         signature = types.void(types.CPointer(_FORMATS[dtype]))
         built = cfunc(signature, fastmath=INEXACT, error_model="numpy", boundscheck=False)(loop)
         module = llvm.parse_assembly(built.inspect_llvm())
@@ -320,6 +333,11 @@ def object_code(dtype: str) -> bytes:
     return bytes(machine.emit_object(whole))
 
 
-if __name__ == "__main__":
-    code = object_code(sys.argv[1])
+def write_object_code(loops: Sequence[Callable[..., None]]) -> None:
+    """Writes digest and object code to standard output, for the format that the command line names."""
+    code = object_code(sys.argv[1], loops)
     sys.stdout.buffer.write(hashlib.sha256(code).hexdigest().encode() + b"\n" + code)
+
+
+if __name__ == "__main__":
+    write_object_code(LOOPS)

@@ -12,6 +12,7 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import config, njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 config.CPU_NAME, config.CPU_FEATURES = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
@@ -44,6 +45,22 @@ def _pointer_to(kind: Any) -> Any:
 
 
 values, floats, integers = _pointer_to(None), _pointer_to(types.float32), _pointer_to(types.int64)
+
+
+@intrinsic
+def fetch(_: Any, values: Any, index: Any) -> Any:
+    """Has the processor bring a value near, beside what it does: where the next row begins it cannot guess. May be beyond
+    the end."""
+
+    def generate(__: Any, builder: Any, ___: Any, arguments: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        place = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), byte)
+        builder.call(prefetch, [place, _I32(0), _I32(2), _I32(1)])  # to read, into the second cache, data
+        return ir.Constant(byte, None)
+
+    return types.none(values, types.int64), generate
 
 
 @intrinsic

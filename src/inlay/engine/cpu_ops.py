@@ -28,6 +28,9 @@ from inlay.storage import cache_folder, write_file
 _FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 LOOP_SOURCES = ("cpu_loops.py", "cpu_numbers.py")
 """Files of this folder that decide the object code."""
+_TRAINING = "cpu_loops"
+SOURCES = {_TRAINING: LOOP_SOURCES, "decode_loops": ("decode_loops.py", *LOOP_SOURCES)}
+"""The same of each module of loops; those of serving are compiled apart, so that a training does not wait for them."""
 _FEWEST = 1 << 15  # values that are worth waking other threads for
 _NO_WINDOW = 1 << 40
 _GATED = {"silu": "gated_silu", "gelu_pytorch_tanh": "gated_gelu"}
@@ -44,22 +47,22 @@ def takes(*tensors: Tensor) -> bool:
 
 
 @functools.cache
-def reason(dtype: torch.dtype) -> str | None:
+def reason(dtype: torch.dtype, module: str = _TRAINING) -> str | None:
     """The reason why there are no loops for a dtype here, None where there are. Waits for their compilation."""
     if (against := _against(dtype)) is not None:
         return against
     try:
-        _loaded(dtype)
+        _loaded(dtype, module)
     except (RuntimeError, OSError, ImportError) as error:
         return f"numba could not compile the loops: {error}"
     return None
 
 
-def prepare(dtype: torch.dtype) -> None:
+def prepare(dtype: torch.dtype, module: str = _TRAINING) -> None:
     """Begins to compile the loops for a dtype beside what this process does, unless they are there."""
     if _against(dtype) is None:
         with contextlib.suppress(OSError, ImportError):  # `reason` will say it
-            _build(dtype)
+            _build(dtype, module)
 
 
 def _against(dtype: torch.dtype) -> str | None:
@@ -82,19 +85,19 @@ def _process() -> ctypes.CDLL:
 
 
 class _Build:
-    """Object code of the loops for one dtype: what an earlier process kept, or a compiler process at work."""
+    """Object code of a module of loops for one dtype: what an earlier process kept, or a compiler process at work."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, module: str) -> None:
         import llvmlite.binding as llvm
 
-        source = b"".join((resources.files("inlay") / "engine" / name).read_bytes() for name in LOOP_SOURCES)
+        source = b"".join((resources.files("inlay") / "engine" / name).read_bytes() for name in SOURCES[module])
         versions = [metadata.version(name) for name in ("numba", "llvmlite")]
         processor = [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
         about = "\n".join([*versions, *processor, _FORMATS[dtype]]).encode() + source
         self._file = cache_folder("loops") / hashlib.sha256(about).hexdigest()[:32]
         self._code, self._compiler = self._kept(), None
         if self._code is None:
-            command = [sys.executable, "-P", "-W", "ignore", "-m", "inlay.engine.cpu_loops", _FORMATS[dtype]]
+            command = [sys.executable, "-P", "-W", "ignore", "-m", f"inlay.engine.{module}", _FORMATS[dtype]]
             pipe = subprocess.PIPE
             self._compiler = subprocess.Popen(  # Ctrl+C is for the run, and does not reach it
                 command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
@@ -125,19 +128,19 @@ def _whole(behind_digest: bytes) -> bytes | None:
 
 
 @functools.cache
-def _build(dtype: torch.dtype) -> _Build:
-    return _Build(dtype)
+def _build(dtype: torch.dtype, module: str = _TRAINING) -> _Build:
+    return _Build(dtype, module)
 
 
 @functools.cache
-def _loaded(dtype: torch.dtype) -> Any:
+def _loaded(dtype: torch.dtype, module: str) -> Any:
     """The engine that holds the machine code; it stays for as long as the process does."""
     import llvmlite.binding as llvm
 
-    code = _build(dtype).code()
+    code = _build(dtype, module).code()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    for name in ("omp_get_thread_num", "omp_get_num_threads"):
+    for name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier"):
         llvm.add_symbol(name, _where(name))
     for name in ("numba_gil_ensure", "numba_gil_release"):
         llvm.add_symbol(name, _where("abort"))  # numba's wrapper names them for a loop that raises, which none does
@@ -153,19 +156,23 @@ def _where(function: str) -> int:
 
 
 @functools.cache
-def _address(name: str, dtype: torch.dtype) -> int:
-    return int(_loaded(dtype).get_function_address(name))
+def _address(name: str, dtype: torch.dtype, module: str = _TRAINING) -> int:
+    return int(_loaded(dtype, module).get_function_address(name))
 
 
 def _run(name: str, like: Tensor, rows: int, width: int, *arguments: int | float) -> None:
     """Calls the loop with (rows, *arguments) on torch's threads: on all or on one, since the library ends and begins
     threads where one team is smaller than the last."""
-    if not rows:
-        return
+    if rows:
+        threads = torch.get_num_threads() if rows * width >= _FEWEST else 1
+        run_on(threads, _address(name, like.dtype), rows, *arguments)
+
+
+def run_on(threads: int, address: int, *arguments: int | float) -> None:
+    """Calls the loop at an address on so many of torch's threads."""
     kinds = "".join("d" if isinstance(one, float) else "q" for one in arguments)
-    call = struct.pack(f"=q{kinds}", rows, *arguments)
-    threads = torch.get_num_threads() if rows * width >= _FEWEST else 1
-    code = ctypes.c_void_p(_address(name, like.dtype))
+    call = struct.pack(f"={kinds}", *arguments)
+    code = ctypes.c_void_p(address)
     _process().GOMP_parallel(code, ctypes.c_char_p(call), ctypes.c_uint(threads), ctypes.c_uint(0))
 
 

@@ -1,23 +1,27 @@
 """The adapters in memory, all on one base: many of them act in one step, each on its own tokens.
 
-An adapter is known by the digest of its weights alone. Its memory goes when nobody holds it any more.
+An adapter is known by the digest of its weights alone. Its memory goes when nobody holds it any more. Generated tokens read
+A and B where they lie, in a compiled loop over all their adapters; a piece of a prompt takes two matmuls.
 
-Shapes: T tokens of a step, of which the first D are generated ones; I inputs and O outputs of a module, R rank.
+Shapes: T tokens of a step, of which the first D are generated ones, N of these with an adapter; G adapters; S modules of the
+base that any adapter has changed; I inputs and O outputs of a module, R rank.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
+from inlay.engine import decode_ops
 from inlay.errors import AdapterError
 from inlay.generation.gain import Gain
-from inlay.generation.work import Segment, Work
+from inlay.generation.work import Work
 
 LEAST_ROWS: Final = 16
 """A matmul of so many rows gives each of them the same bits, however many others there are and whatever they hold."""
@@ -37,6 +41,11 @@ class _Part(NamedTuple):
     is_embedding: bool
 
     @property
+    def is_in_loop(self) -> bool:
+        """Whether the compiled loop computes all of it."""
+        return self.g_O is None and self.h_I is None and self.b_O is None and not self.is_embedding
+
+    @property
     def bytes(self) -> int:
         """Memory of its tensors."""
         return sum(each.nbytes for each in self[:5] if isinstance(each, Tensor))
@@ -47,24 +56,44 @@ class _Held:
     """One adapter in memory."""
 
     parts: dict[str, _Part]
+    places_S3: Tensor
+    """Where the compiled loop finds A, B and R of each module, by its number; zeros where the adapter has none."""
     holders: int = 0
     is_retired: bool = False
     bytes: int = field(init=False)
+    with_vectors: frozenset[str] = field(init=False)
+    """Modules where it has more than A and B."""
 
     def __post_init__(self) -> None:
         self.bytes = sum(part.bytes for part in self.parts.values())
+        self.with_vectors = frozenset(site for site, part in self.parts.items() if not part.is_in_loop)
 
 
-class Group(NamedTuple):
-    """Tokens of one adapter that take the same kernel."""
+class _Group(NamedTuple):
+    """Tokens of one adapter."""
 
-    parts: Mapping[str, _Part]
+    held: _Held
     tokens: slice | Tensor
     """Of a piece of a prompt a slice; of generated tokens their places."""
 
 
+class _Step(NamedTuple):
+    """The tokens of each adapter in one step, of this step's tokens and of nothing that an earlier one left."""
+
+    work: Work
+    decode: list[_Group]
+    pieces: list[_Group]
+    generated: int
+    """D"""
+    rows: decode_ops.Groups
+    places_SG3: Tensor
+    low_NR: Tensor
+    """Room for A x."""
+
+
 class Bank:
-    """Adapters in memory; an `Adapters` of `inlay.generation.work`. Loading and holding may come from any thread."""
+    """Adapters in memory; an `Adapters` of `inlay.generation.work`. Loading and holding may come from any thread, steps from
+    one."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         """`dtype` is that of A and B in memory: bfloat16 halves what a step reads, and rounds them to 8 bits."""
@@ -72,7 +101,9 @@ class Bank:
         self._held: dict[str, _Held] = {}
         self._lock = threading.Lock()
         self._sites: frozenset[str] = frozenset()
-        self._step: tuple[Work, list[Group]] | None = None
+        self._numbers: dict[str, int] = {}
+        self._last: _Step | None = None
+        decode_ops.prepare(dtype)
 
     # ---------------------------------------------------------------- what is in memory
 
@@ -82,8 +113,11 @@ class Bank:
             if (held := self._held.get(digest)) is not None:
                 held.is_retired = False
                 return
-        made = _Held({site: self._part(gain) for site, gain in gains.items()})
+        parts = self._parts(gains)
         with self._lock:
+            for site in parts:
+                self._numbers.setdefault(site, len(self._numbers))
+            made = _Held(parts, self._places(parts))
             self._held.setdefault(digest, made).is_retired = False
             self._find_sites()
 
@@ -129,16 +163,33 @@ class Bank:
         """Exact names of the modules that any adapter in memory changes."""
         return self._sites
 
-    def _part(self, gain: Gain) -> _Part:
-        more, pad = -gain.rank % RANKS, torch.nn.functional.pad
+    def _parts(self, gains: Mapping[str, Gain]) -> dict[str, _Part]:
+        """All A and B one after another in one piece of memory, as a step reads them."""
+        pairs = {site: _filled(gain.A_RI, gain.B_OR) for site, gain in gains.items()}
+        room = sum(_aligned(each.numel()) for pair in pairs.values() for each in pair if each is not None)
+        memory, end = torch.empty(room, dtype=self.dtype), 0
 
-        def own(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-            return None if tensor is None else tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+        def placed(tensor: Tensor | None) -> Tensor | None:
+            nonlocal end
+            if tensor is None:
+                return None
+            start, end = end, end + _aligned(tensor.numel())
+            return memory[start : start + tensor.numel()].view(tensor.shape).copy_(tensor)
 
-        a_RI = None if gain.A_RI is None else pad(gain.A_RI, (0, 0, 0, more))
-        b_RO = None if gain.B_OR is None else pad(gain.B_OR.T, (0, 0, 0, more))
-        g_O, h_I, b_O = (own(vector, torch.float32) for vector in (gain.g_O, gain.h_I, gain.b_O))
-        return _Part(own(a_RI, self.dtype), own(b_RO, self.dtype), g_O, h_I, b_O, gain.is_embedding)
+        def own(vector: Tensor | None) -> Tensor | None:
+            return None if vector is None else vector.float().clone()
+
+        return {
+            site: _Part(placed(a_RI), placed(b_RO), own(one.g_O), own(one.h_I), own(one.b_O), one.is_embedding)
+            for (site, (a_RI, b_RO)), one in zip(pairs.items(), gains.values(), strict=True)
+        }
+
+    def _places(self, parts: Mapping[str, _Part]) -> Tensor:
+        places = torch.zeros(len(self._numbers), 3, dtype=torch.int64)
+        for site, (a_RI, b_RO, *_, is_embedding) in parts.items():
+            if a_RI is not None and b_RO is not None and not is_embedding:
+                places[self._numbers[site]] = torch.tensor([a_RI.data_ptr(), b_RO.data_ptr(), len(a_RI)])
+        return places
 
     def _drop_unheld(self, digest: str) -> None:
         held = self._held[digest]
@@ -153,9 +204,9 @@ class Bank:
 
     def inputs(self, site: str, x_TI: Tensor, work: Work) -> Tensor:
         """The module's input, with h of each token's own adapter; the same tensor where none has one."""
-        scaled_TI = x_TI
-        for group in self._groups(work):
-            part = group.parts.get(site)
+        step, scaled_TI = self._step(work), x_TI
+        for group in (*step.decode, *step.pieces):
+            part = group.held.parts.get(site)
             if part is None or part.h_I is None:
                 continue
             if scaled_TI is x_TI:
@@ -168,29 +219,82 @@ class Bank:
 
         `x_TI` are the module's inputs without h, or ids (T,) where it is an embedding. All arithmetic is in float32.
         """
-        for group in self._groups(work):
-            if (part := group.parts.get(site)) is not None:
-                y_NO = y_TO[group.tokens].float()
-                y_TO[group.tokens] = _added(part, x_TI[group.tokens], y_NO).to(y_TO.dtype)
+        step = self._step(work)
+        if step.decode:
+            if self._has_loops and y_TO.is_cpu and y_TO.stride(1) == 1:
+                self._add_decode(step, site, x_TI, y_TO)
+            else:
+                _add_groups(step.decode, site, x_TI, y_TO)
+        _add_groups(step.pieces, site, x_TI, y_TO)
         return y_TO
 
-    def _groups(self, work: Work) -> list[Group]:
-        """The tokens of each adapter in a step, made once: of the tokens of this step, from nothing that an earlier one left."""
-        if self._step is None or self._step[0] is not work:
-            decode: dict[str, list[Segment]] = {}
-            groups = []
+    @cached_property
+    def _has_loops(self) -> bool:
+        return decode_ops.reason(self.dtype) is None
+
+    def _add_decode(self, step: _Step, site: str, x_TI: Tensor, y_TO: Tensor) -> None:
+        y_DO = y_TO[: step.generated].float()  # the same memory where it is float32
+        for group in step.decode:
+            if site in group.held.with_vectors:
+                part, tokens = group.held.parts[site], group.tokens
+                if part.g_O is not None:
+                    y_DO[tokens] = y_DO[tokens] * part.g_O
+                if part.is_embedding:
+                    y_DO[tokens] = _added(part._replace(g_O=None, b_O=None), x_TI[tokens], y_DO[tokens])
+        number = self._numbers.get(site, len(step.places_SG3))
+        if number < len(step.places_SG3) and x_TI.ndim == 2:
+            x_DI = x_TI[: step.generated].float()
+            x_DI = x_DI if x_DI.stride(1) == 1 else x_DI.contiguous()
+            decode_ops.add_adapters(y_DO, x_DI, step.rows, step.places_SG3[number], step.low_NR, self.dtype)
+        for group in step.decode:
+            if site in group.held.with_vectors and (b_O := group.held.parts[site].b_O) is not None:
+                y_DO[group.tokens] = y_DO[group.tokens] + b_O
+        if y_TO.dtype != torch.float32:
+            y_TO[: step.generated] = y_DO.to(y_TO.dtype)
+
+    def _step(self, work: Work) -> _Step:
+        if self._last is None or self._last.work is not work:
+            places: dict[str, list[int]] = {}
+            pieces = []
             for segment in work.segments:
                 if segment.adapter is None:
                     continue
                 if segment.is_decode:
-                    decode.setdefault(segment.adapter, []).append(segment)
+                    places.setdefault(segment.adapter, []).append(segment.start)
                 else:
-                    groups.append(Group(self._held[segment.adapter].parts, slice(segment.start, segment.stop)))
-            for digest, segments in decode.items():
-                places = torch.tensor([segment.start for segment in segments], device=work.ids_T.device)
-                groups.append(Group(self._held[digest].parts, places))
-            self._step = work, groups
-        return self._step[1]
+                    pieces.append(_Group(self._held[segment.adapter], slice(segment.start, segment.stop)))
+            generated = sum(segment.is_decode for segment in work.segments)
+            assert all(max(each) < generated for each in places.values()), "generated tokens come first"
+            helds = [self._held[digest] for digest in places]
+            rows_N = torch.tensor([place for those in places.values() for place in those])
+            places_SG3 = torch.zeros(len(self._numbers), len(helds), 3, dtype=torch.int64)
+            for group, held in enumerate(helds):
+                places_SG3[: len(held.places_S3), group] = held.places_S3
+            rank = int(places_SG3[..., 2].max()) if places_SG3.numel() else 0
+            rows = decode_ops.Groups(len(helds), rows_N, torch.tensor([0, *map(len, places.values())]).cumsum(0))
+            decode = [_Group(h, torch.tensor(r)) for h, r in zip(helds, places.values(), strict=True)]
+            self._last = _Step(work, decode, pieces, generated, rows, places_SG3, torch.empty(len(rows_N), rank))
+        return self._last
+
+
+def _filled(a_RI: Tensor | None, b_OR: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """(A, B transposed) with zeros up to the next multiple of RANKS."""
+    if a_RI is None or b_OR is None:
+        return None, None
+    more = (0, 0, 0, -len(a_RI) % RANKS)
+    return torch.nn.functional.pad(a_RI, more), torch.nn.functional.pad(b_OR.T, more)
+
+
+def _aligned(count: int) -> int:
+    """So many numbers and more, up to the end of a cache line."""
+    return -(-count // 32) * 32
+
+
+def _add_groups(groups: Sequence[_Group], site: str, x_TI: Tensor, y_TO: Tensor) -> None:
+    for group in groups:
+        if (part := group.held.parts.get(site)) is not None:
+            y_NO = y_TO[group.tokens].float()
+            y_TO[group.tokens] = _added(part, x_TI[group.tokens], y_NO).to(y_TO.dtype)
 
 
 def _added(part: _Part, x_NI: Tensor, y_NO: Tensor) -> Tensor:
