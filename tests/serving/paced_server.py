@@ -15,7 +15,7 @@ from typing import Any
 
 OPTIONS: dict[str, Any] = {
     "first_s": 0.05, "gap_s": 0.01, "tokens": 20, "at_once": 10_000, "most": 10_000, "framing": "chunked",
-    "models": ["base", "a", "b"], "completions": False,
+    "models": ["a", "base", "b"], "completions": False,
 }  # fmt: skip
 
 
@@ -44,7 +44,16 @@ class Server:
     async def answer(self, method: str, path: str, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         options = self.options
         if path == "/v1/models":
-            return self.whole(writer, 200, {"data": [{"id": name} for name in options["models"]]})
+            return self.whole(
+                writer,
+                200,
+                {
+                    "data": [
+                        {"id": name, **({"inlay": {"kind": "base"}} if name == "base" else {})}
+                        for name in options["models"]
+                    ]
+                },
+            )
         if path == "/metrics":
             return self.whole(writer, 200, 'inlay:kv_bytes{part="keys"} 4096\ninlay:requests_total 7\n')
         if path == "/health":

@@ -10,7 +10,7 @@ import contextlib
 import json
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -19,6 +19,7 @@ from inlay.typed_json import JsonObject
 
 Piece = tuple[float, bytes]
 """(when it came, by `time.perf_counter`; its bytes)"""
+OnPiece = Callable[[int, bytes], None]
 _READ_BYTES = 2**16
 _GONE = (ConnectionError, asyncio.IncompleteReadError, OSError)
 
@@ -79,13 +80,18 @@ class Connection:
         self._target = target
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def exchange(self, method: str, path: str, body: JsonObject | None = None) -> Exchange:
-        """Sends a request and reads its response to the end. A fault of the network is part of the result."""
+    async def exchange(
+        self, method: str, path: str, body: JsonObject | None = None, on_piece: OnPiece | None = None
+    ) -> Exchange:
+        """Sends a request and reads its response to the end. A fault of the network is part of the result.
+
+        `on_piece` gets the status and each piece as it comes.
+        """
         message = self._message(method, path, body)
         was_open = self._streams is not None
-        found = await self._once(message)
+        found = await self._once(message, on_piece)
         if was_open and found.status == 0 and not found.pieces:  # the server had closed a kept connection
-            found = await self._once(message)
+            found = await self._once(message, on_piece)
         return found
 
     def _message(self, method: str, path: str, body: JsonObject | None) -> bytes:
@@ -99,16 +105,22 @@ class Connection:
             lines.append(f"Authorization: Bearer {target.token}")
         return "\r\n".join([*lines, "", ""]).encode() + content
 
-    async def _once(self, message: bytes) -> Exchange:
+    async def _once(self, message: bytes, on_piece: OnPiece | None) -> Exchange:
         sent_s, status, fault = time.perf_counter(), 0, ""
         pieces: list[Piece] = []
+
+        def add(data: bytes) -> None:
+            pieces.append((time.perf_counter(), data))
+            if on_piece is not None:
+                on_piece(status, data)
+
         try:
             reader, writer = await self._open()
             writer.write(message)
             await writer.drain()
             head = await reader.readuntil(b"\r\n\r\n")
             status, fields = _parsed_head(head)
-            await _read_body(reader, fields, pieces)
+            await _read_body(reader, fields, add)
             if "close" in fields.get("connection", "") or _has_no_length(fields):
                 await self.close()
         except _GONE as error:
@@ -147,12 +159,12 @@ def _has_no_length(fields: dict[str, str]) -> bool:
     return fields.get("transfer-encoding") != "chunked" and "content-length" not in fields
 
 
-async def _read_body(reader: asyncio.StreamReader, fields: dict[str, str], pieces: list[Piece]) -> None:
-    """Adds each piece of the body with the time at which it came."""
+async def _read_body(reader: asyncio.StreamReader, fields: dict[str, str], add: Callable[[bytes], None]) -> None:
+    """Hands over each piece of the body as it comes."""
     if fields.get("transfer-encoding") == "chunked":
         while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
             data = await reader.readexactly(size + 2)
-            pieces.append((time.perf_counter(), data[:-2]))
+            add(data[:-2])
         while await reader.readuntil(b"\r\n") != b"\r\n":  # trailing fields
             pass
         return
@@ -163,17 +175,29 @@ async def _read_body(reader: asyncio.StreamReader, fields: dict[str, str], piece
             if left:
                 raise ConnectionResetError
             return
-        pieces.append((time.perf_counter(), data))
+        add(data)
         left = None if left is None else left - len(data)
 
 
-def server_sent_events(pieces: Sequence[Piece]) -> Iterator[Piece]:
-    """The data of each server-sent event, with the time at which its last byte came; comments are left out."""
-    held = b""
-    for at_s, data in pieces:
-        held = (held + data).replace(b"\r\n", b"\n")
-        *whole, held = held.split(b"\n\n")
+class EventReader:
+    """Server-sent events out of the pieces of a body, however the network cuts it."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The data of each event that is whole with this piece; comments are left out."""
+        *whole, self._held = (self._held + data).replace(b"\r\n", b"\n").split(b"\n\n")
+        found = []
         for event in whole:
             lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
             if lines:
-                yield at_s, b"\n".join(lines)
+                found.append(b"\n".join(lines))
+        return found
+
+
+def server_sent_events(pieces: Sequence[Piece]) -> Iterator[Piece]:
+    """The data of each event, with the time at which its last byte came."""
+    reader = EventReader()
+    for at_s, data in pieces:
+        yield from ((at_s, event) for event in reader.feed(data))

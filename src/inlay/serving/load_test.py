@@ -60,7 +60,7 @@ class LoadResult:
 
 async def load_test(target: Target, options: LoadOptions, reporter: Reporter) -> list[LoadResult]:
     """The speed of the server under each load. Raises: InlayError where it does not answer; UserError."""
-    base, *served = await served_models(target)
+    base, served = await served_models(target)
     adapters = list(served if options.adapters is None else options.adapters)
     found = []
     for number, name in enumerate(options.workloads):

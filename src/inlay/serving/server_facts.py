@@ -26,18 +26,24 @@ class ServerMemory:
     """By the server's own words: what `/metrics` and `/health` say in bytes or blocks."""
 
 
-async def served_models(target: Target) -> list[str]:
-    """Names of the models that it serves, in its order. Raises: InlayError where it does not say."""
+async def served_models(target: Target) -> tuple[str, list[str]]:
+    """(name of its base, names of its other models in its order). Raises: InlayError where it does not say."""
     connection = Connection(target)
     found = await connection.exchange("GET", "/v1/models")
     await connection.close()
     try:
-        return [str(one["id"]) for one in json.loads(found.body)["data"]]
-    except (ValueError, KeyError, TypeError):
+        models = json.loads(found.body)["data"]
+        names = [str(one["id"]) for one in models]
+        bases = [str(one["id"]) for one in models if (one.get("inlay") or {}).get("kind") == "base"]
+    except (ValueError, KeyError, TypeError, AttributeError):
         fault = found.fault or f"HTTP {found.status}"
         raise InlayError(
             f"{target.url}/v1/models: no list of models ({fault}). Is a server of OpenAI's API there?"
         ) from None
+    if not names:
+        raise InlayError(f"{target.url}/v1/models: lists no model that this token may use.")
+    base = (bases or names)[0]
+    return base, [name for name in names if name != base]
 
 
 async def server_memory(target: Target) -> ServerMemory:

@@ -1,0 +1,1 @@
+"""Engines of other programs behind the front of the server."""
