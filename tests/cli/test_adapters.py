@@ -204,12 +204,16 @@ def test_a_training_holds_the_version_that_it_starts_from_and_refuses_a_damaged_
         api.train(config, reporter=QUIET)
 
 
-def test_margins_that_moved_are_another_answer(library: Library) -> None:
+@pytest.mark.parametrize("rank", range(5))
+def test_the_same_tokens_with_other_log_probabilities_are_another_answer(library: Library, rank: int) -> None:
     golden = read_goldens(library.find("support").folder)[0]
-    moved = [golden.margins[0] + 0.02, *golden.margins[1:]]
-    for margins, differing in ((golden.margins, 0), (moved, 1)):
-        assert agree([golden], [golden.ids], golden.computed_on, [margins]).differing == differing
-    assert agree([golden], [golden.ids], "cuda bfloat16, torch 2", [moved]).differing == 0
+    assert agree([golden], [golden.ids], golden.computed_on, [golden.top]).differing == 0
+    one, value = golden.top[0][rank]
+    for first in ((one, value + 0.02), (-1, value - 0.02)):  # the id moved, or gave way to another
+        moved = [[first if at == rank else each for at, each in enumerate(golden.top[0])], *golden.top[1:]]
+        found = agree([golden], [golden.ids], golden.computed_on, [moved])
+        assert found.differing == 1
+        assert agree([golden], [golden.ids], "cuda bfloat16, torch 2", [moved]).differing == 0
 
 
 def test_a_checkpoint_is_added_as_its_own_version(library: Library) -> None:

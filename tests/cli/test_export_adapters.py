@@ -64,6 +64,17 @@ def test_an_export_has_its_origin_its_command_and_golden_answers(
     assert {*read_manifest(out)["files"]} == {"EXPORT.md", "goldens.jsonl", "support.gguf"}
 
 
+def test_an_adapter_of_another_library_is_exported_and_merged_from_there(
+    library: Path, tmp_path: Path, inlay: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("INLAY_LIBRARY")
+    for form in ("peft", "folder"):
+        refused = inlay("adapters", "export", "support:1", str(tmp_path / form), "--to", form)
+        assert "no adapter 'support'" in refused.err
+        export(inlay, "support:1", str(tmp_path / form), "--to", form, "--library", str(library))
+        assert (tmp_path / form).is_dir()
+
+
 def test_held_out_prompts_leave_only_when_they_are_asked_for(
     library: Path, tmp_path: Path, inlay: Callable[..., Ended]
 ):

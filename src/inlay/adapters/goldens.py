@@ -40,9 +40,11 @@ _NEAR_FLOAT32: Final = 1e-3
 """Margins in nats under which rounding may choose another token; the second between two float32 computations."""
 
 
-_MARGIN_OFF: Final = 0.5
-_MARGIN_OFF_FLOAT32: Final = 1e-2
-"""How far a margin may be off on the same kind of device and dtype, in nats."""
+_OFF: Final = 0.5
+_OFF_FLOAT32: Final = 1e-2
+"""How far a log-probability may be off on the same kind of device and dtype, in nats."""
+Top = Sequence[Sequence[tuple[int, float]]]
+"""At each token of an answer the most probable ids with their log-probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +134,14 @@ def read_goldens(folder: Path) -> list[Golden]:
 
 def agree(
     goldens: Sequence[Golden], answers: Sequence[Sequence[int]], computed_on: str = "",
-    margins: Sequence[Sequence[float]] | None = None,
+    tops: Sequence[Top] | None = None,
 ) -> Agreement:  # fmt: skip
     """The answers (ids, in the order of the goldens) against the golden ones.
 
     Two that part where the golden margin is under 0.05 nats are a near tie; under 0.001 where both are of float32 on the
     same kind of device. What follows such a place is not compared.
-    Of equal answers the `margins` are compared, where they were computed on the same kind of device in the same dtype:
-    they may be off by 0.01 nats in float32, by 0.5 in a narrower dtype.
+    Of equal answers the log-probabilities of the five most probable ids are compared with `tops`, where they were computed
+    on the same kind of device in the same dtype: they may be off by 0.01 nats in float32, by 0.5 in a narrower dtype.
     """
     if len(goldens) != len(answers):
         raise DataError(f"goldens: {len(goldens)} are stored, {len(answers)} answers were given.")
@@ -152,7 +154,7 @@ def agree(
         at = next((n for n, (a, b) in enumerate(zip(golden.ids, answer, strict=False)) if a != b), None)
         if at is None and len(golden.ids) != len(answer):
             at = min(len(golden.ids), len(answer))
-        off = _largest_gap(golden, margins[row], computed_on) if at is None and margins is not None else None
+        off = _largest_gap(golden, tops[row], computed_on) if at is None and tops is not None else None
         if off is not None:
             differing.append(f"{golden.source} prompt {golden.prompt[:40]!r}: same tokens, {off}")
         elif at is None:
@@ -169,21 +171,22 @@ def replayed(ready: OpenedBase, model: Any, goldens: Sequence[Golden], on_done: 
     """The model's answers to the golden prompts, against the golden ones."""
     prompts = [(golden.source, list(golden.prompt_ids)) for golden in goldens]
     now = goldens_of(ready, model, prompts, on_done)
-    return agree(
-        goldens, [golden.ids for golden in now], _computed_on(ready), [golden.margins for golden in now]
-    )  # fmt: skip
+    return agree(goldens, [golden.ids for golden in now], _computed_on(ready), [golden.top for golden in now])
 
 
-def _largest_gap(golden: Golden, margins: Sequence[float], computed_on: str) -> str | None:
-    """Where the margins are too far from the golden ones, in words; None where they are near, or not comparable."""
+def _largest_gap(golden: Golden, top: Top, computed_on: str) -> str | None:
+    """Where log-probabilities are too far from the golden ones, in words; None where they are near, or not comparable."""
     if golden.computed_on.partition(",")[0] != computed_on.partition(",")[0]:
         return None
-    gaps = [abs(now - then) for now, then in zip(margins, golden.margins, strict=True)]
-    limit = _MARGIN_OFF_FLOAT32 if _exact(computed_on) else _MARGIN_OFF
-    worst = max(range(len(gaps)), key=gaps.__getitem__, default=0)
-    if not gaps or gaps[worst] <= limit:
-        return None
-    return f"the margin of token {worst + 1} is {margins[worst]:.4g}, then {golden.margins[worst]:.4g}"
+    limit = _OFF_FLOAT32 if _exact(computed_on) else _OFF
+    for token, (before, after) in enumerate(zip(golden.top, top, strict=True), 1):
+        now, least = dict(after), min(after, key=lambda one: one[1])[1]
+        for one, then in before:
+            # an id that is no longer among the first has at most the last one's
+            if (one in now and abs(now[one] - then) > limit) or (one not in now and then - least > limit):
+                value = f"{now[one]:.4g}" if one in now else f"below {least:.4g}"
+                return f"the log-probability of id {one} at token {token} is {value}, then {then:.4g}"
+    return None
 
 
 def _computed_on(ready: OpenedBase) -> str:

@@ -202,6 +202,7 @@ def export_adapter(
     dtype: str = "float32",
     with_rows: bool = False,
     reporter: Reporter | None = None,
+    library: LibraryLike = None,
     folder: str = "results",
 ) -> Exported:
     """The adapter in the new folder `out`, in the form that another program reads: peft, vllm, gguf, mlx or ollama.
@@ -215,7 +216,7 @@ def export_adapter(
     from inlay.workflows.adapter_library.export import ExportOptions, export
 
     reporter = reporter or PlainReporter()
-    one = reference(ref, folder, reporter.note)
+    one = reference(ref, folder, reporter.note, library_at(library, folder))
     return export(one, None if out is None else Path(out), ExportOptions(to, as_trained, dtype, with_rows), reporter)
 
 

@@ -259,6 +259,7 @@ def export(
     with_rows: Annotated[
         bool, typer.Option("--with-rows", help="Add golden answers to held-out prompts, which are rows of your data.")
     ] = False,
+    library: Library = None,
     output: Folder = "results",
     as_json: Json = False,
 ) -> Output:
@@ -269,10 +270,12 @@ def export(
     if to == "folder":
         render.adapters.require_plain_merge(is_check, as_trained, dtype, with_rows)
         assert out is not None
-        merged = api.merge_adapters({ref: None}, out, reporter=render.progress.reporter(), folder=output)
+        merged = api.merge_adapters(
+            {ref: None}, out, reporter=render.progress.reporter(), library=library, folder=output
+        )
         return Output(merged.to_json(), render.adapters.merged_text(merged, ref))
     exported = api.export_adapter(
         ref, to, out, as_trained=as_trained, dtype=dtype, with_rows=with_rows, reporter=render.progress.reporter(),
-        folder=output,
+        library=library, folder=output,
     )  # fmt: skip
     return Output(exported.to_json(), render.adapters.exported_text(exported), 0 if exported.fits else 1)

@@ -26,6 +26,7 @@ from inlay.runs.reporter import LateBar, Reporter
 from inlay.tasks.opened_base import OpenedBase
 from inlay.typed_json import JsonObject
 from inlay.workflows.adapter_library.add import origin_of
+from inlay.workflows.adapter_library.logit_agreement import same_choices, summed_kl
 from inlay.workflows.adapter_library.one_adapter import LateParameters, opened_adapter
 from inlay.workflows.compare import compare_and_report, reports_folder
 from inlay.workflows.measure import EvaluationRequest, measure_models
@@ -214,8 +215,7 @@ def _behaviour(a: _Side, b: _Side, reporter: Reporter) -> Behaviour:
         raise AdapterError("no golden prompt fits the base.")
     of_a, of_b = ([_log_probabilities(side, golden) for golden in answers] for side in (a, b))
     pairs = list(zip(of_a, of_b, strict=True))
-    agreed = sum(int((p_TV.argmax(-1) == q_TV.argmax(-1)).sum()) for p_TV, q_TV in pairs)
-    kl = sum(float((p_TV.exp() * (p_TV - q_TV)).double().sum()) for p_TV, q_TV in pairs)
+    agreed, kl = sum(same_choices(*pair) for pair in pairs), sum(summed_kl(*pair) for pair in pairs)
     # an answer whose every token is the second's first choice is its greedy answer
     equal = sum(tuple(q_TV.argmax(-1).tolist()) == one.ids for q_TV, one in zip(of_b, answers, strict=True))
     tokens = sum(len(one.ids) for one in answers)

@@ -1,4 +1,4 @@
-"""The logits of two forms of one adapter beside each other, on a few general texts.
+"""The logits of two models beside each other: two forms of one adapter on a few general texts, or any two.
 
 Shapes: T tokens of a text, V vocabulary.
 """
@@ -59,6 +59,16 @@ def logits_of(ready: OpenedBase, state: AdapterState | None, probes: list[list[i
         return [model(torch.tensor([ids], device=ready.device)).logits[0].float().cpu() for ids in probes]
 
 
+def summed_kl(first_TV: Tensor, second_TV: Tensor) -> float:
+    """KL(first‖second) of the next token in nats, summed over the tokens, of log-probabilities."""
+    return float((first_TV.exp() * (first_TV - second_TV)).double().sum())
+
+
+def same_choices(first_TV: Tensor, second_TV: Tensor) -> int:
+    """Number of tokens at which both have the same first choice."""
+    return int((first_TV.argmax(-1) == second_TV.argmax(-1)).sum())
+
+
 def agreement_of(base: list[Tensor], adapter: list[Tensor], merged: list[Tensor]) -> LogitAgreement:
     """The agreement of merged and unmerged logits; the base's are the scale. `largest` is infinite for values that are not finite."""
     wrong2 = effect2 = largest = kl = 0.0
@@ -69,8 +79,8 @@ def agreement_of(base: list[Tensor], adapter: list[Tensor], merged: list[Tensor]
         effect2 += float((adapter_TV - base_TV).double().square().sum())
         largest = max(largest, float(difference_TV.abs().max()) if torch.isfinite(merged_TV).all() else math.inf)
         one_TV, two_TV = adapter_TV.log_softmax(-1), merged_TV.log_softmax(-1)
-        kl += float((one_TV.exp() * (one_TV - two_TV)).sum())
-        same += int((one_TV.argmax(-1) == two_TV.argmax(-1)).sum())
+        kl += summed_kl(one_TV, two_TV)
+        same += same_choices(one_TV, two_TV)
         tokens += len(one_TV)
     relative = math.sqrt(wrong2 / effect2) if effect2 else 0.0 if not wrong2 else math.inf
     return LogitAgreement(tokens, largest, relative, max(kl / tokens, 0.0), same / tokens)
