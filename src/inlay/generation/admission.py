@@ -5,12 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 PATIENCE_S: Final = 5.0
 """An ask that waits longer for room among the adapters keeps those of other adapters waiting, too, until it is in."""
-
-Room = Literal["yes", "not for its adapter", "no"]
 
 
 class Waiter(Protocol):
@@ -63,30 +61,30 @@ class Queue:
         assert len(kept) < len(queue), "it did not wait"
         self._set(waiter.salt, kept)
 
-    def pop(self, room: Callable[[Any], Room]) -> Any | None:
-        """The next one, None where there is no room for it. Who only lacks room for its adapter is passed over."""
-        shut_for = self._shut_for(room)
+    def pop(self, fits_adapter: Callable[[Any], bool], take: Callable[[Any], bool]) -> Any | None:
+        """The next one, for which `take` found room; None without. Who only lacks room for its adapter is passed over."""
+        shut_for = self._shut_for(fits_adapter)
         for salt in sorted(self._of_salt, key=lambda salt: self._given[salt]):
             for _, waiter in self._of_salt[salt]:
                 if shut_for is not None and waiter.adapter not in (None, shut_for):
                     continue
-                found = room(waiter)
-                if found == "no":  # smaller ones must not slip past it for ever
+                if not fits_adapter(waiter):
+                    continue
+                if not take(waiter):  # smaller ones must not slip past it for ever
                     return None
-                if found == "yes":
-                    self.remove(waiter)
-                    self._level = self._given[salt]
-                    self._given[salt] += waiter.cost
-                    self._forget()
-                    return waiter
+                self.remove(waiter)
+                self._level = self._given[salt]
+                self._given[salt] += waiter.cost
+                self._forget()
+                return waiter
         return None
 
-    def _shut_for(self, room: Callable[[Any], Room]) -> str | None:
+    def _shut_for(self, fits_adapter: Callable[[Any], bool]) -> str | None:
         """The adapter of the one that has waited longest, and too long, for room among the adapters."""
         begun = self._clock() - PATIENCE_S
         late = [
             pair for queue in self._of_salt.values() for pair in queue
-            if pair[0] < begun and pair[1].adapter is not None and room(pair[1]) == "not for its adapter"
+            if pair[0] < begun and not fits_adapter(pair[1])
         ]  # fmt: skip
         return min(late, key=lambda pair: pair[0])[1].adapter if late else None
 

@@ -13,16 +13,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from inlay.data.encoding.encoder import Encoder
 from inlay.errors import DataError
-from inlay.generation.admission import Queue, Room
+from inlay.generation.admission import Queue
 from inlay.generation.blocks import BLOCK, Pool, blocks_for
-from inlay.generation.request import Ask, Event, Finish
+from inlay.generation.choice import NO_TOKEN, ChoiceRow, Constraint, choose, logprobs_of
+from inlay.generation.prefixes import Prefixes
+from inlay.generation.request import Ask, Event, Finish, TokenLogprob
 from inlay.generation.work import Forward, Segment, Work
 
 _RATE_S = 5.0
@@ -56,7 +58,11 @@ class LoopState:
     step_seconds: float
     """Of the last step."""
     blocks: int
+    """Of the key/value pool."""
     blocks_used: int
+    """Blocks of the answers that are being computed."""
+    blocks_kept: int
+    """Blocks of the prefix cache; answers may share them, and what nobody else holds gives way."""
     prompt_tokens: int
     """Of all prompts that were begun so far."""
     prefix_hits_tokens: int
@@ -76,19 +82,70 @@ class Bank(Protocol):
         """Ends one `hold`."""
         raise NotImplementedError
 
+    def retire(self, digest: str) -> None:
+        """Nobody new gets it; its memory goes with the last holder."""
+        raise NotImplementedError
+
+    def __contains__(self, digest: object) -> bool:
+        """Whether `hold` would succeed."""
+        raise NotImplementedError
+
+
+class TextStream(Protocol):
+    """Text of one answer, token by token."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        raise NotImplementedError
+
+    def add(self, id: int) -> str:  # noqa: A002
+        """The text that is final with this token."""
+        raise NotImplementedError
+
+    def end(self) -> str:
+        """The text that was held back, at the end of the answer."""
+        raise NotImplementedError
+
+
+class _WholeText:
+    """Decodes the whole answer at each token."""
+
+    def __init__(self, encoder: Encoder, stop: Sequence[str]) -> None:
+        self._encoder, self._stop, self.stopped = encoder, stop, False
+        self._ids: list[int] = []
+        self._told = ""
+
+    def add(self, id: int) -> str:  # noqa: A002
+        """The text that is final with this token."""
+        self._ids.append(id)
+        whole = self._encoder.text(self._ids)
+        for string in self._stop:
+            whole, found, _ = whole.partition(string)
+            self.stopped |= bool(found)
+        new, self._told = whole[len(self._told) :], whole
+        return new
+
+    def end(self) -> str:
+        """Nothing is held back."""
+        return ""
+
 
 class _Row:
     """One answer, waiting or being computed."""
 
-    def __init__(self, number: int, ask: Ask, room: int) -> None:
-        self.number, self.ask, self.room = number, ask, room
+    def __init__(self, number: int, ask: Ask, room: int, choice: ChoiceRow, text: TextStream) -> None:
+        self.number, self.ask, self.room, self.choice, self.text = number, ask, room, choice, text
         self.ids = list(ask.prompt)
         """Of prompt and answer."""
         self.computed = 0
         """Tokens whose keys and values are in the blocks."""
+        self.cached = 0
+        """Of those, found in the prefix cache."""
         self.blocks: list[int] = []
-        self.text = ""
         self.is_running = False
+        self.prompt_logprobs: list[TokenLogprob | None] = [None] if ask.prompt_logprobs else []
+        self._is_told = False
 
     @property
     def salt(self) -> bytes:
@@ -115,6 +172,21 @@ class _Row:
         """Whether its prompt has been computed."""
         return self.computed >= len(self.ask.prompt)
 
+    def see_prompt(self, logits_NV: Tensor) -> None:
+        """Takes in the logits of the next tokens of the prompt."""
+        seen = len(self.prompt_logprobs)
+        ids = self.ask.prompt[seen : seen + len(logits_NV)]
+        tops = [self.ask.sampling.logprobs or 0] * len(ids)
+        self.prompt_logprobs += logprobs_of(logits_NV[: len(ids)], ids, tops)
+
+    def event(self, **told: Any) -> Event:
+        """The next event; the first one tells of the prompt, too."""
+        if not self._is_told:
+            self._is_told = True
+            told |= {"cached_tokens": self.cached, "prompt_logprobs": tuple(self.prompt_logprobs)}
+            self.prompt_logprobs = []
+        return Event(self.number, **told)
+
     def segment(self, start: int, count: int) -> Segment:
         """Its next so many tokens, which begin at `start` in the step."""
         return Segment(start, start + count, self.computed, self.blocks, self.adapter, self.is_answering)
@@ -125,12 +197,16 @@ class Loop:
 
     def __init__(
         self, forward: Forward, encoder: Encoder, bank: Bank | None = None, limits: Limits | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, *, grammars: Callable[[str], Constraint] | None = None,
+        texts: Callable[[Ask], TextStream] | None = None,
     ) -> None:  # fmt: skip
-        """`bank` holds the adapters that asks may name; the forward asks the same."""
+        """`bank` holds the adapters that asks may name; the forward asks the same. `grammars` makes the rule of an ask's
+        grammar, `texts` what turns its tokens into text."""
         self.forward, self.limits = forward, limits or Limits()
+        self._grammars, self._texts = grammars, texts or (lambda ask: _WholeText(encoder, ask.sampling.stop))
         self._encoder, self._bank, self._clock = encoder, bank, clock
         self._pool = Pool(forward.blocks)
+        self._prefixes = Prefixes(self._pool)
         self._waiting = Queue(clock)
         self._rows: dict[int, _Row] = {}
         """All that are not finished, in the order in which they came."""
@@ -155,12 +231,15 @@ class Loop:
         if not 0 <= min(ask.prompt) <= max(ask.prompt) < self.forward.vocabulary:
             wrong = next(i for i in ask.prompt if not 0 <= i < self.forward.vocabulary)
             raise DataError(f"prompt: has the id {wrong}; the vocabulary has 0 to {self.forward.vocabulary - 1}.")
-        row = _Row(next(self._numbers), ask, max(0, min(ask.sampling.max_new_tokens, limit - length)))
-        if blocks_for(row.cost) > self._pool.size:
+        room = max(0, min(ask.sampling.max_new_tokens, limit - length))
+        if blocks_for(length + room) > self._pool.size:
             raise DataError(
-                f"prompt: {length} tokens with {row.room} more need memory for {row.cost}; there is some for "
+                f"prompt: {length} tokens with {room} more need memory for {length + room}; there is some for "
                 f"{self._pool.size * BLOCK}. Shorten it, or ask for fewer tokens."
             )
+        rule = self._grammars(ask.grammar) if self._grammars is not None and ask.grammar is not None else None
+        choice = ChoiceRow(ask.prompt, ask.sampling, self._encoder.stop_ids, ask.choice, rule)
+        row = _Row(next(self._numbers), ask, room, choice, self._texts(ask))
         if ask.adapter is not None:
             assert self._bank is not None, "an adapter, and no bank"
             self._bank.hold(ask.adapter)
@@ -172,6 +251,12 @@ class Loop:
         """Ends an answer, whatever it is at; there are no more events of it. One that has ended is left alone."""
         if (row := self._rows.get(number)) is not None:
             self._leave(row)
+
+    def retire(self, adapter: str) -> None:
+        """Nobody new gets the adapter; answers with it end as they began, and its prefixes go with the last of them."""
+        assert self._bank is not None, "an adapter, and no bank"
+        self._bank.retire(adapter)
+        self._forget_unused(adapter)
 
     @property
     def live(self) -> bool:
@@ -192,7 +277,7 @@ class Loop:
         seconds = sum(took for took, _ in self._steps)
         return LoopState(
             len(self._running), len(self._waiting), left, tokens / seconds if seconds else 0.0, self._step_seconds,
-            self._pool.size, self._pool.size - self._pool.free, self._prompt_tokens, self._hits, self._answer_tokens,
+            self._pool.size, len({block for row in self._running for block in row.blocks}), len(self._prefixes), self._prompt_tokens, self._hits, self._answer_tokens,
         )  # fmt: skip
 
     # ------------------------------------------------------------ a step
@@ -208,23 +293,52 @@ class Loop:
         logits_WV = self.forward.logits(work)
         for row, count in parts:
             row.computed += count
+            if row.computed <= len(row.ask.prompt):
+                self._keep_prefix(row, row.computed // BLOCK * BLOCK)
         events = self._choose(logits_WV, wanted)
         self._note(self._clock() - begun, len(work.ids_T))
         return events
 
     def _admit(self) -> None:
-        while (row := self._waiting.pop(self._room_for)) is not None:
-            row.blocks = self._pool.take(blocks_for(row.cost))
+        while (row := self._waiting.pop(self._fits_adapter, self._take_blocks)) is not None:
             row.is_running = True
             self._running.append(row)
             self._prompt_tokens += len(row.ask.prompt)
+            self._hits += row.cached
 
-    def _room_for(self, row: _Row) -> Room:
-        if len(self._running) >= self.limits.rows or blocks_for(row.cost) > self._pool.free:
-            return "no"
+    def _fits_adapter(self, row: _Row) -> bool:
         adapters = {other.adapter for other in self._running} - {None}
-        is_new = row.adapter is not None and row.adapter not in adapters
-        return "not for its adapter" if is_new and len(adapters) >= self.limits.adapters else "yes"
+        return row.adapter is None or row.adapter in adapters or len(adapters) < self.limits.adapters
+
+    def _take_blocks(self, row: _Row) -> bool:
+        """Whether there are blocks for its prompt and its whole answer, so that it never waits again."""
+        if len(self._running) >= self.limits.rows:
+            return False
+        known = self._prefixes.match(row.salt, row.adapter, row.ask.prompt[:-1] if not row.ask.prompt_logprobs else ())
+        more = blocks_for(row.cost) - len(known.blocks)
+        self._prefixes.evict(more - self._pool.free)
+        if is_there := more <= self._pool.free:
+            row.blocks = [*known.blocks, *self._pool.take(more)]
+            row.computed = row.cached = known.tokens
+            if known.tail is not None:
+                self.forward.copy_block(known.tail, row.blocks[len(known.blocks)], known.tail_tokens)
+        else:
+            self._pool.release(known.blocks)
+        if known.tail is not None:
+            self._pool.release([known.tail])
+        return is_there
+
+    def _keep_prefix(self, row: _Row, tokens: int) -> None:
+        """Lets others begin where so many tokens of its prompt end."""
+        self._prefixes.add(row.salt, row.adapter, row.ask.prompt[:tokens], row.blocks)
+
+    def _forget_unused(self, adapter: str) -> None:
+        if (
+            self._bank is not None
+            and adapter not in self._bank
+            and all(r.adapter != adapter for r in self._rows.values())
+        ):
+            self._prefixes.forget(adapter)
 
     def _parts(self) -> list[tuple[_Row, int]]:
         """(answer, its tokens in this step): one of each answer that is begun, then pieces of prompts."""
@@ -237,35 +351,55 @@ class Loop:
                 room -= count
         return parts
 
-    def _choose(self, logits_WV: Tensor, wanted: Sequence[_Row]) -> list[Event]:
-        events = []
-        best = logits_WV.argmax(-1).tolist() if len(wanted) else []
-        for row, chosen in zip(wanted, best, strict=True):
-            events.append(self._took(row, chosen))
+    def _choose(self, logits_WV: Tensor, wanted: Sequence[_Wanted]) -> list[Event]:
+        for one in wanted:
+            if one.row.prompt_logprobs:
+                one.row.see_prompt(logits_WV[one.first : one.last + 1])
+        ended = [one for one in wanted if one.gives_next]
+        events = [self._finished(one.row, "length") for one in ended if not one.row.room]
+        going = [one for one in ended if one.row.room]
+        if going:
+            places = [one.last for one in going]
+            logits_BV = logits_WV if places == list(range(len(logits_WV))) else logits_WV[places]
+            chosen = choose(logits_BV, [one.row.choice for one in going])
+            for one, id_, logprob in zip(going, chosen.ids, chosen.logprobs, strict=True):
+                events.append(self._took(one.row, id_, logprob))
         return events
 
-    def _took(self, row: _Row, chosen: int) -> Event:
-        if chosen in self._encoder.stop_ids:
-            self._leave(row)
-            return Event(row.number, finish="stop")
+    def _took(self, row: _Row, chosen: int, logprob: TokenLogprob | None) -> Event:
+        if chosen == NO_TOKEN:
+            return self._finished(
+                row, "failed", reason="no token can be chosen: the logits are no numbers, or all are ruled out"
+            )
+        if chosen in self._encoder.stop_ids and not row.ask.sampling.ignore_eos:
+            return self._finished(row, "stop", text=row.text.end())
         row.ids.append(chosen)
+        row.choice.append(chosen)
         self._answer_tokens += 1
-        whole = self._encoder.text(row.ids[len(row.ask.prompt) :])
-        new, row.text = whole[len(row.text) :], whole
-        finish: Finish | None = "length" if row.answered >= row.room else None
-        if finish:
-            self._leave(row)
-        return Event(row.number, (chosen,), new, finish=finish)
+        new = {"ids": (chosen,), "logprobs": () if logprob is None else (logprob,)}
+        text = row.text.add(chosen)
+        if row.text.stopped:
+            return self._finished(row, "stop", text=text, **new)
+        if row.answered >= row.room:
+            return self._finished(row, "length", text=text + row.text.end(), **new)
+        return row.event(text=text, **new)
+
+    def _finished(self, row: _Row, finish: Finish, **told: Any) -> Event:
+        self._leave(row)
+        return row.event(finish=finish, **told)
 
     def _leave(self, row: _Row) -> None:
         del self._rows[row.number]
         if row.is_running:
             self._running.remove(row)
+            if row.is_answering:  # nobody writes into its last block any more
+                self._keep_prefix(row, len(row.ask.prompt))
             self._pool.release(row.blocks)
         else:
             self._waiting.remove(row)
         if row.adapter is not None and self._bank is not None:
             self._bank.release(row.adapter)
+            self._forget_unused(row.adapter)
 
     def _note(self, seconds: float, tokens: int) -> None:
         self._step_seconds = seconds
@@ -274,19 +408,32 @@ class Loop:
             self._steps.popleft()
 
 
-def _work(parts: Sequence[tuple[_Row, int]]) -> tuple[Work, list[_Row]]:
-    """(the work of a step, the answers whose next token it gives, in the order of its logits)"""
+class _Wanted(NamedTuple):
+    """Rows of logits that one answer wants of a step."""
+
+    row: _Row
+    first: int
+    last: int
+    gives_next: bool
+    """Whether the last one gives the next token."""
+
+
+def _work(parts: Sequence[tuple[_Row, int]]) -> tuple[Work, list[_Wanted]]:
+    """(the work of a step, the logits that it is wanted for)"""
     ids: list[int] = []
     positions: list[int] = []
-    segments, wanted, places = [], [], []
+    places: list[int] = []
+    segments, wanted = [], []
     for row, count in parts:
         segments.append(row.segment(len(ids), count))
         end = row.computed + count
         ids += row.ids[row.computed : end]
         positions += range(row.computed, end)
-        if end == len(row.ids):
-            wanted.append(row)
-            places.append(len(ids) - 1)
+        gives_next = end == len(row.ids)
+        more = count if row.prompt_logprobs and not row.is_answering else int(gives_next)
+        if more:
+            wanted.append(_Wanted(row, len(places), len(places) + more - 1, gives_next))
+            places += range(len(ids) - more, len(ids))
     return Work(
         torch.tensor(ids), torch.tensor(positions), tuple(segments), torch.tensor(places, dtype=torch.long)
     ), wanted
