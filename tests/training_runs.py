@@ -128,7 +128,7 @@ _CONTEXT.set_forkserver_preload(  # by name: the fork server does not know the f
     [
         "torch", "transformers.models.llama.modeling_llama", "peft", "bitsandbytes", "matplotlib.figure",
         "matplotlib.backends.backend_agg", "inlay.cli", "inlay.api.training", "inlay.api.evaluation", "inlay.training.setup", "inlay.runs.report",
-        "inlay.evaluation.compare", "inlay.cli.render.comparison",
+        "inlay.evaluation.compare", "inlay.cli.render.comparison", "inlay.serving.lifetime",
     ]
 )  # fmt: skip
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from inlay.api.load_tests import bench_serve
     from inlay.api.machine import doctor, plan
     from inlay.api.run_checkpoints import checkpoint, checkpoints, clean_checkpoints, delete_checkpoint, pin
+    from inlay.api.server import make_token, serve
     from inlay.api.training import compare_methods, cross_validate, resume, train
     from inlay.config.load import ConfigLike
     from inlay.runs.folder import RunLike
@@ -63,6 +64,7 @@ _FAMILIES = {
     "load_tests": "bench_serve",
     "machine": "doctor plan",
     "run_checkpoints": "checkpoint checkpoints clean_checkpoints delete_checkpoint pin",
+    "server": "make_token serve",
     "training": "compare_methods cross_validate resume train",
 }
 """File -> its public names."""
@@ -105,6 +107,7 @@ __all__ = [
     "list_adapters",
     "load",
     "make_data",
+    "make_token",
     "merge_adapters",
     "pin",
     "plan",
@@ -113,6 +116,7 @@ __all__ = [
     "remove_adapter",
     "resume",
     "sampling_of",
+    "serve",
     "show_adapter",
     "show_config",
     "show_data",

@@ -18,6 +18,7 @@ from inlay.config.other_trainers import COUNTERPARTS, counterpart, in_words, nea
 from inlay.config.renamed import RENAMED_VALUES
 from inlay.config.sections.advise import AdviseConfig
 from inlay.config.sections.base import Assignments, Settings, Tree
+from inlay.config.sections.serve import ServeConfig
 from inlay.config.settings import Config
 from inlay.errors import ConfigError, nearest, unknown_name
 
@@ -26,7 +27,7 @@ ConfigLike = Config | Assignments | str | Path
 """A config, a nested mapping of settings, or the path of a YAML file."""
 UNSET: Final = "-"
 """Stands for a required setting that a partial config leaves out."""
-VERB_SECTIONS: Final[Mapping[str, type[Settings]]] = {"advise": AdviseConfig}
+VERB_SECTIONS: Final[Mapping[str, type[Settings]]] = {"advise": AdviseConfig, "serve": ServeConfig}
 """Settings of one verb, which are no part of a run."""
 
 

@@ -80,7 +80,8 @@ class Answers:
         if not self._waiting and self._error is None:
             self._news.clear()
             try:
-                await asyncio.wait_for(self._news.wait(), patience_s)
+                async with asyncio.timeout(patience_s):  # wait_for loses a cancellation that comes with the news
+                    await self._news.wait()
             except TimeoutError:
                 return False
         return True

@@ -5,11 +5,35 @@ from __future__ import annotations
 import dataclasses
 import json
 from asyncio import IncompleteReadError, StreamReader
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from socket import socket
 from typing import Any
 
 from inlay.generation.request import Ask, Event, Sampling, TokenLogprob
+from inlay.serving.engine import Refusal
 from inlay.typed_json import JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The first message to a child process: names of what is served, and settings."""
+
+    base: str
+    """A base, a run or an adapter; of the latter two their base is served with them."""
+    results: str
+    """Folder of the runs."""
+    library: str
+    """Folder of the adapter library."""
+    settings: JsonObject = field(default_factory=dict)
+    """The section `serve` of the config."""
+    adapters: Mapping[str, str] | None = field(default_factory=dict)
+    """References by the names that are served; None for all of the library."""
+    is_again: bool = False
+    """Whether an earlier engine had them in memory: one that is gone meanwhile is left out."""
+    own: Mapping[str, str] = field(default_factory=dict)
+    """For the encoding child: references of adapters in memory, by identity."""
+
 
 LARGEST_BYTES = 64 * 2**20
 """Of one message; a longer one is a defect of ours."""
@@ -83,6 +107,31 @@ def event_from_json(value: JsonObject) -> Event:
     return Event(**found)
 
 
+def refusal_to_json(refusal: Refusal) -> JsonObject:
+    """A `Refusal` as JSON."""
+    return {
+        "status": refusal.status, "message": str(refusal), "code": refusal.code, "param": refusal.param,
+        "retry_after_s": refusal.retry_after_s,
+    }  # fmt: skip
+
+
+def refusal_from_json(value: JsonObject) -> Refusal:
+    """The `Refusal` of its JSON."""
+    return Refusal(
+        value["status"],
+        value["message"],
+        code=value["code"],
+        param=value["param"],
+        retry_after_s=value["retry_after_s"],
+    )
+
+
+def template_too_long(seconds: float) -> Refusal:
+    """The refusal of a conversation that keeps its chat template busy."""
+    text = f"messages: the chat template did not end within {seconds:g} s for this conversation. Shorten it."
+    return Refusal(400, text, code="template_failed", param="messages")
+
+
 def _logprob(value: JsonObject) -> TokenLogprob:
     return TokenLogprob(value["id"], value["logprob"], tuple((id_, p) for id_, p in value.get("top", ())))
 
@@ -90,10 +139,10 @@ def _logprob(value: JsonObject) -> TokenLogprob:
 def _changed(value: Any, default: Any) -> JsonObject:
     """The fields that are not at their defaults, as JSON."""
     found: JsonObject = {}
-    for field in dataclasses.fields(value):
-        one = getattr(value, field.name)
-        if one != getattr(default, field.name) and not isinstance(one, Sampling):
-            found[field.name] = [_plain(part) for part in one] if isinstance(one, tuple) else one
+    for part in dataclasses.fields(value):
+        one = getattr(value, part.name)
+        if one != getattr(default, part.name) and not isinstance(one, Sampling):
+            found[part.name] = [_plain(item) for item in one] if isinstance(one, tuple) else one
     return found
 
 

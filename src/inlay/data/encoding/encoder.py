@@ -118,7 +118,8 @@ class Encoder:
         self._template = Template(tokenizer, self._special)
         self._switched: dict[Switches, Template] = {}
         self.stop_ids = self._find_stop_ids()
-        self._written_end = self._find_written_end()
+        self.written_end = self._find_written_end()
+        """The end that the template writes behind an answer, where that is text and no token; usually empty."""
 
     @classmethod
     def of(cls, tokenizer: Any, data: DataConfig, template_file: str | None = None, rows: int | None = None) -> Encoder:
@@ -189,7 +190,7 @@ class Encoder:
     def text(self, ids: Sequence[int]) -> str:
         """The text of an answer, without special tokens and without an end that the template writes as text."""
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-        return text.removesuffix(self._written_end).strip() if self._written_end else text
+        return text.removesuffix(self.written_end).strip() if self.written_end else text
 
     def piece(self, id: int) -> str:  # noqa: A002
         """The text of one token. A part of a character, or a leading space, is as the vocabulary has it."""

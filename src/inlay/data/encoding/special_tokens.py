@@ -26,6 +26,15 @@ class _UnquotableError(Exception):
     """The tokenizer would read a special token whatever is marked."""
 
 
+class SpecialTokenError(DataError):
+    """A text holds a special token."""
+
+    def __init__(self, message: str, turn: int | None = None, token: str = "") -> None:
+        """`turn` counts from 0; None for the tools."""
+        super().__init__(message)
+        self.turn, self.token = turn, token
+
+
 class SpecialTokens:
     """The tokens of a tokenizer that structure a conversation."""
 
@@ -73,13 +82,14 @@ class SpecialTokens:
         found = self._first(messages, tools)
         if found is None:
             return messages, tools
-        where, token, text = found
+        turn, where, token, text = found
         escapes = self.escapes and token != MARK
         if escapes:
             with contextlib.suppress(_UnquotableError):
                 return [self._without(m) for m in messages], _mapped(tools, self._quote)
         kind = "which inlay keeps for itself" if token == MARK else "which this tokenizer reads as a special token"
-        raise DataError(f"{source}: {where} {token!r}, {kind}. {self._advice(text, token)}")
+        message = f"{source}: {where} {token!r}, {kind}. {self._advice(text, token)}"
+        raise SpecialTokenError(message, turn, token)
 
     def _advice(self, text: str, token: str) -> str:
         """The way out for a text with a special token: it may be quoted, or written by a template before."""
@@ -99,16 +109,16 @@ class SpecialTokens:
             return f"Take it off the end of the text: what ends an answer is added by itself.{quoted_only}"
         return f"Remove or rewrite it{f', or have it encoded as ordinary text ({escape})' if escape else ''}."
 
-    def _first(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[str, str, str] | None:
-        """(where, the token, the text with it) of the first text that holds a special token."""
+    def _first(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[int | None, str, str, str] | None:
+        """(turn, where, the token, the text with it) of the first text that holds a special token."""
         if not tools and not any(m.has_more or self._kept_out(m.content) for m in messages):
             return None
-        for n, message in enumerate(messages, 1):
+        for n, message in enumerate(messages):
             for what, text in _carriers(message):
                 if found := self._kept_out(text):
-                    return f"turn {n} ({message.role}){what} contains", found, text
+                    return n, f"turn {n + 1} ({message.role}){what} contains", found, text
         return next(
-            (("tools contain", found, text) for text in _strings(tools) if (found := self._kept_out(text))), None
+            ((None, "tools contain", found, text) for text in _strings(tools) if (found := self._kept_out(text))), None
         )
 
     def _kept_out(self, text: str) -> str | None:

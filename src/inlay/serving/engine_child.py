@@ -1,0 +1,397 @@
+"""The engine child of the server: one base in memory, one loop, adapters that come and go beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, replace
+from typing import Any, Final
+
+import torch
+
+from inlay.adapters.gain import gains_of
+from inlay.adapters.goldens import Golden, agree, read_goldens
+from inlay.adapters.identity import WeightFacts, identity
+from inlay.adapters.library import Entry, Library, held
+from inlay.adapters.reference import Reference
+from inlay.config.load import validate_section
+from inlay.config.sections.serve import ServeConfig
+from inlay.errors import AdapterError, InlayError
+from inlay.generation.bank import Bank
+from inlay.generation.blocks import blocks_for
+from inlay.generation.loop import Limits, Loop
+from inlay.generation.plain import PlainForward
+from inlay.generation.request import Ask, Event, Sampling
+from inlay.hardware.facts import memory_facts
+from inlay.serving import wire
+from inlay.serving.child_process import Front
+from inlay.serving.engine import EngineState, Refusal, ServedAdapter
+from inlay.serving.memory_needed import MemoryNeeded
+from inlay.serving.opening import adapter, named_base, opened, opened_base
+from inlay.serving.wire import Start
+from inlay.tasks.opened_base import OpenedBase
+from inlay.typed_json import JsonObject, decode, encode
+
+GOLDEN_TOKENS: Final = 8
+"""Of one golden answer, which an adapter must give again before it is served."""
+
+
+@dataclass(slots=True)
+class _Read:
+    """An adapter that was read into memory and must still prove itself."""
+
+    number: int
+    """Of the front's request; 0 at the start."""
+    served: ServedAdapter
+    held: contextlib.ExitStack
+    golden: Golden | None
+    answer: list[int]
+    is_second: bool = False
+    """Whether it had left memory again before it could prove itself, and was read once more."""
+
+
+class EngineChild:
+    """The loop, and what the front asks of it."""
+
+    def __init__(self, front: Front, start: Start, base: OpenedBase, loop: Loop, bank: Bank) -> None:
+        self._front, self._start, self._base, self._loop, self._bank = front, start, base, loop, bank
+        self._rows: dict[int, int] = {}
+        self._numbers: dict[int, int] = {}
+        self._trials: dict[int, _Read] = {}
+        """Golden prompts that are being answered, by row."""
+        self._held: dict[str, contextlib.ExitStack] = {}
+        """Locks on library versions in memory, by digest."""
+        self._retired: set[str] = set()
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="adapters")
+        self._reported = 0.0
+
+    def run(self) -> None:
+        """Steps while there are answers to compute, and waits for the front while there are none."""
+        while True:
+            while self._front.has_message() or not self._loop.live:
+                if not self._front.has_message():
+                    self._report([])
+                self._handle(self._front.next())
+            self._step()
+
+    def load_all(self, adapters: dict[str, str]) -> dict[str, ServedAdapter]:
+        """Adapters by the names that are given, loaded and tried. Raises: InlayError for the first that cannot be served."""
+        found = {}
+        for name, ref in adapters.items():
+            self._front.send({"progress": f"Loading the adapter {ref}."})
+            try:
+                read = self._read(0, ref)
+            except Refusal as refusal:
+                raise AdapterError(str(refusal)) from None
+            self._try(read)
+            while self._trials:
+                self._step()
+            if read.served.digest not in self._bank:
+                raise AdapterError(_disagreement(read, self._base))
+            found[name] = read.served
+        return found
+
+    # ---------------------------------------------------------------- messages
+
+    def _handle(self, message: JsonObject) -> None:
+        if "add" in message:
+            self._add(message["add"], wire.ask_from_json(message["ask"]))
+        elif "cancel" in message:
+            row = self._rows.pop(message["cancel"], None)
+            if row is not None:
+                del self._numbers[row]
+                self._loop.cancel(row)
+        elif "load" in message:
+            self._reader.submit(self._read_beside, message["load"], message["ref"])
+        elif "read" in message:
+            self._try(message["read"])
+        elif "unread" in message:
+            self._refuse(message["unread"], message["why"])
+        elif "retire" in message:
+            self._retire(message["retire"])
+
+    def _add(self, number: int, ask: Ask) -> None:
+        try:
+            row = self._loop.add(ask)
+        except InlayError as error:
+            self._refuse(number, Refusal(400, str(error), code="invalid_prompt"))
+            return
+        self._rows[number], self._numbers[row] = row, number
+
+    def _refuse(self, number: int, refusal: Refusal) -> None:
+        self._front.send({"number": number, "refused": wire.refusal_to_json(refusal)})
+
+    def _step(self) -> None:
+        events = self._loop.step()
+        sent = []
+        for event in events:
+            if event.row in self._trials:
+                self._on_trial(event)
+            elif (number := self._numbers.get(event.row)) is not None:
+                sent.append([number, wire.event_to_json(event)])
+                if event.finish is not None:
+                    del self._numbers[event.row], self._rows[number]
+        self._report(sent)
+        self._release_unused()
+
+    def _report(self, events: list[Any]) -> None:
+        now = time.monotonic()
+        if not events and now - self._reported < 0.05 and self._loop.live:
+            return
+        self._reported = now
+        self._front.send({"events": events, "state": encode(self.state())})
+
+    def state(self) -> EngineState:
+        """Load of the loop just now."""
+        load = self._loop.state()
+        return EngineState(
+            "ready", "", load.running, load.waiting, load.queued_tokens, load.tokens_per_second, self._base.context_length,
+            self._loop.forward.vocabulary,
+            {
+                "kv_blocks": load.blocks, "kv_blocks_used": load.blocks_used, "step_seconds": load.step_seconds,
+                "prompt_tokens": load.prompt_tokens, "prefix_hits_tokens": load.prefix_hits_tokens,
+                "answer_tokens": load.answer_tokens, "adapters": len(self._held), "adapters_bytes": self._bank.bytes,
+            },
+        )  # fmt: skip
+
+    # ---------------------------------------------------------------- adapters
+
+    def _read_beside(self, number: int, ref: str, *, is_second: bool = False) -> None:
+        """Reads an adapter in a thread of its own, while the loop steps."""
+        try:
+            self._front.put({"read": replace(self._read(number, ref), is_second=is_second)})
+        except Refusal as refusal:
+            self._front.put({"unread": number, "why": refusal})
+        except InlayError as error:
+            self._front.put({"unread": number, "why": Refusal(400, str(error), code="adapter_refused", param="ref")})
+        except MemoryError:
+            self._front.put({"unread": number, "why": _no_room(ref)})
+        except Exception:  # noqa: BLE001 -- a bug; its traceback goes to the log of this process
+            traceback.print_exc()
+            why = Refusal(500, f"{ref}: could not be loaded; the server's log says why.", code="internal_error")
+            self._front.put({"unread": number, "why": why})
+
+    def _read(self, number: int, ref: str) -> _Read:
+        """Raises: Refusal, InlayError."""
+        try:
+            named = adapter(self._start, ref)
+        except AdapterError as error:
+            raise Refusal(404, str(error), code="adapter_not_found", param="ref") from None
+        with contextlib.ExitStack() as stack:
+            if named.entry is not None:
+                self._require_base(named.entry)
+                if 3 * named.entry.card.bytes > memory_facts().available_bytes:
+                    raise _no_room(ref)
+                stack.enter_context(held(named.entry))
+            state = named.adapter(self._base.ref)
+            assert state is not None, "a model without an adapter is the base"
+            weights, whole = self._digests(named, state)
+            gains = gains_of(state, self._base.model)
+            self._bank.load(weights, gains)
+            tensors = [
+                tensor for gain in gains.values() for tensor in astuple(gain) if isinstance(tensor, torch.Tensor)
+            ]
+            size = sum(tensor.nbytes for tensor in tensors)
+            goldens = read_goldens(named.folder) if named.folder else []
+            served = ServedAdapter(weights, whole, named.name, size, self._note(named))
+            return _Read(number, served, stack.pop_all(), goldens[0] if goldens else None, [])
+
+    def _require_base(self, entry: Entry) -> None:
+        """Raises: Refusal for an adapter of another base."""
+        own = self._base.ref.digest()
+        if entry.card.base_digest != own:
+            raise Refusal(
+                409,
+                f"{entry.ref}: was made for {entry.card.base_model} (digest {entry.card.base_digest[:12]}); this server has "
+                f"{self._base.ref.name} (digest {own[:12]}).",
+                code="another_base", param="ref",
+            )  # fmt: skip
+
+    def _digests(self, named: Reference, state: Any) -> tuple[str, str]:
+        """(digest of the weights, identity with tokenizer and template)."""
+        if named.entry is not None:
+            return named.entry.card.weights_digest, named.entry.card.identity
+        weights = WeightFacts.of(state, self._base.ref.digest()).weights_digest
+        encoder = opened(named).encoder
+        return weights, identity(weights, encoder.tokenizer_hash, encoder.template_hash)
+
+    def _note(self, named: Reference) -> str:
+        """Why its answers may differ from those that were measured; empty where nothing says so."""
+        if named.entry is None:
+            return named.caution
+        card, own = named.entry.card, self._base.precision
+        dtype = str(own.dtype).removeprefix("torch.")
+        if (card.dtype, card.quantization) == (dtype, own.quantization):
+            return named.caution
+        then, now = (
+            f"{d}{'' if q == 'none' else ' ' + q}"
+            for d, q in ((card.dtype, card.quantization), (dtype, own.quantization))
+        )
+        return " ".join(
+            filter(None, [named.caution, f"It was measured over a base in {then}; here the base is in {now}."])
+        )
+
+    def _try(self, read: _Read) -> None:
+        """Has the loop answer a golden prompt with it; where there is none, it is served at once."""
+        if read.served.digest not in self._bank and read.number and not read.is_second:
+            read.held.close()
+            self._reader.submit(self._read_beside, read.number, read.served.ref, is_second=True)
+            return
+        if read.golden is None:
+            self._serve(read)
+            return
+        sampling = Sampling(max_new_tokens=min(GOLDEN_TOKENS, len(read.golden.ids)))
+        try:
+            row = self._loop.add(Ask(read.golden.prompt_ids, sampling, read.served.digest))
+        except InlayError as error:
+            self._drop(read, str(error))
+        else:
+            self._trials[row] = read
+
+    def _on_trial(self, event: Event) -> None:
+        read = self._trials[event.row]
+        read.answer += event.ids
+        if event.finish is None:
+            return
+        del self._trials[event.row]
+        if event.finish == "failed" or not _agrees(read, self._base):
+            self._drop(read, event.reason or _disagreement(read, self._base))
+        else:
+            self._serve(read)
+
+    def _serve(self, read: _Read) -> None:
+        digest = read.served.digest
+        if digest in self._held:
+            read.held.close()
+        else:
+            self._held[digest] = read.held
+        self._retired.discard(digest)
+        if read.number:
+            self._front.send({"loaded": read.number, "adapter": encode(read.served)})
+
+    def _drop(self, read: _Read, why: str) -> None:
+        read.held.close()
+        if read.served.digest not in self._held:
+            self._bank.retire(read.served.digest)
+        if read.number:
+            self._refuse(read.number, Refusal(400, why, code="adapter_refused", param="ref"))
+
+    def _retire(self, digest: str) -> None:
+        self._bank.retire(digest)
+        self._retired.add(digest)
+        self._release_unused()
+
+    def _release_unused(self) -> None:
+        """Lets go of library versions whose weights have left memory."""
+        for digest in [one for one in self._retired if not self._bank.holders(one)]:
+            self._retired.discard(digest)
+            if (stack := self._held.pop(digest, None)) is not None:
+                stack.close()
+
+
+def _agrees(read: _Read, base: OpenedBase) -> bool:
+    return not _agreement(read, base).differing
+
+
+def _agreement(read: _Read, base: OpenedBase) -> Any:
+    assert read.golden is not None
+    ids = read.golden.ids[:GOLDEN_TOKENS]
+    if ids and ids[-1] in base.encoder.stop_ids:
+        ids = ids[:-1]
+    golden = replace(read.golden, ids=ids, margins=read.golden.margins[: len(ids)])
+    return agree([golden], [read.answer])
+
+
+def _disagreement(read: _Read, base: OpenedBase) -> str:
+    first = _agreement(read, base).first if read.golden is not None else ""
+    return (
+        f"{read.served.ref}: does not answer as it did when it was stored ({first}). It is not served. "
+        f"Look at it with: inlay adapters check {read.served.ref}"
+    )
+
+
+def _no_room(ref: str) -> Refusal:
+    return Refusal(507, f"{ref}: does not fit into the memory that is left.", code="no_room", param="ref")
+
+
+def _wanted(start: Start, base: OpenedBase, settings: ServeConfig) -> dict[str, str]:
+    """References of the adapters that are loaded at the start, by the names that are served.
+
+    Raises: AdapterError for one that is not there, or that was made for another base.
+    """
+    library, own = Library(start.library), base.ref.digest()
+    named = named_base(start)
+    found = {named.name: named.name} if named.folder is not None and not start.is_again else {}
+    if start.adapters is not None:
+        entries = {}
+        for name, ref in start.adapters.items():
+            if named.folder is not None and ref in (start.base, named.name):
+                found[name] = ref
+                continue
+            try:
+                entries[name] = library.find(ref)
+            except AdapterError:
+                if not start.is_again:
+                    raise
+    else:
+        newest = {entry.name: entry for entry in library.entries()}
+        tagged = {f"{entry.name}:{tag}": entry for entry in library.entries() for tag in entry.tags}
+        entries = newest | tagged
+    others = {name: entry for name, entry in entries.items() if entry.card.base_digest != own}
+    if others and not (start.adapters is None and settings.skip_others):
+        listed = "\n".join(
+            f"  {entry.ref}: {entry.card.base_model} (digest {entry.card.base_digest[:12]})"
+            for entry in others.values()
+        )
+        way = (
+            "Leave them out with --set serve.skip_others=true."
+            if start.adapters is None
+            else "Leave them out of --adapters."
+        )
+        raise AdapterError(
+            f"the base {base.ref.name} has the digest {own[:12]}; these adapters were made for another one:\n{listed}\n{way}"
+        )
+    return found | {name: entry.ref for name, entry in entries.items() if name not in others}
+
+
+def _opened(front: Front, start: Start) -> EngineChild:
+    """The engine, ready. Raises: InlayError where that cannot be."""
+    settings = validate_section(ServeConfig, start.settings)
+    front.send({"progress": "Opening the base."})
+    base = opened_base(start)
+    wanted = _wanted(start, base, settings)
+    sizes = [named.entry.card.bytes for ref in wanted.values() if (named := adapter(start, ref)).entry is not None]
+    needed = MemoryNeeded.of(base, sizes)
+    tokens = settings.cache_tokens or needed.cache_tokens(settings.max_rows, base.context_length)
+    needed.require_room(tokens)
+    front.send({"progress": f"Loading the weights of {base.ref.name}."})
+    torch.set_grad_enabled(False)
+    model, bank = base.model, Bank()
+    limits = Limits(settings.max_rows, settings.max_adapters)
+    forward = PlainForward(model, blocks_for(tokens), bank, autocast_dtype=base.autocast_dtype)
+    child = EngineChild(front, start, base, Loop(forward, base.encoder, bank, limits), bank)
+    adapters = child.load_all(wanted)
+    encoder = base.encoder
+    whole = identity(base.ref.digest(), encoder.tokenizer_hash, encoder.template_hash)
+    by_name = {name: encode(one) for name, one in adapters.items()}
+    front.send(
+        {"ready": {"base": base.ref.name, "identity": whole, "adapters": by_name}, "state": encode(child.state())}
+    )
+    return child
+
+
+def main() -> None:
+    """Opens what the front names, and then answers it."""
+    front = Front()
+    try:
+        child = _opened(front, decode(Start, front.next()["start"]))
+    except InlayError as error:
+        front.send({"failed": str(error), "exit_code": error.exit_code})
+        return
+    child.run()
+
+
+if __name__ == "__main__":
+    main()
