@@ -193,13 +193,15 @@ def test_a_name_that_moves_leaves_requests_on_what_they_began_with() -> None:
     async def replace() -> tuple[httpx.Response, httpx.Response]:
         async with client_of(one) as client:
             body = {"model": "support:prod", "messages": HELLO}
-            running = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+            long = body | {"ignore_eos": True, "max_tokens": 200}
+            running = asyncio.create_task(client.post("/v1/chat/completions", json=long))
             while not engine.running:
                 await asyncio.sleep(0.001)
             assert one.names.put("support:prod", new) == old
             retiring = asyncio.create_task(one.retire(old))
             after = await client.post("/v1/chat/completions", json=body)
-            assert running.done() or not engine.retired
+            await asyncio.sleep(0.05)
+            assert (running.done(), engine.retired) == (False, [])
             before = await running
             await retiring
             return before, after
