@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import http_fields
+
 from inlay.config.render import markdown
 from inlay.data.reading import row_fields, turn_fields
 
@@ -11,6 +13,7 @@ PAGES = {"docs/configuration.md": markdown}
 TABLES = {
     "turn": ("docs/data.md", lambda: row_fields.markdown(turn_fields.table(), "turn")),
     "row": ("docs/data.md", lambda: row_fields.markdown(row_fields.table(), "row")),
+    **{name: ("docs/http.md", make) for name, make in http_fields.TABLES.items()},
 }
 """Tables inside pages, between `<!-- fields of a NAME -->` and `<!-- end -->`."""
 

@@ -16,11 +16,13 @@ class Limits:
     """Sizes, times and rates. None: no such limit."""
 
     body_bytes: int = 2**20
+    """Of a request's body."""
     header_bytes: int = 16 * 2**10
+    """Of its line and headers."""
     header_seconds: float = 10.0
-    """A request's line and headers must be there by then."""
+    """Until its line and headers are there."""
     body_seconds: float = 30.0
-    """And its body so long after."""
+    """Until its body is there, too."""
     write_seconds: float = 60.0
     """A client that takes nothing of its answer for so long is cut off."""
     events_waiting: int = 256
@@ -28,15 +30,17 @@ class Limits:
     comment_seconds: float = 10.0
     """A stream without news gets a comment line so often, so that no proxy takes it for dead."""
     max_wait_s: float = 30.0
-    """A request that would wait longer than this for its first token is refused at once."""
+    """A request that would wait longer than this is refused at once."""
     connections: int = 2048
     """Open at one time."""
     live_in_all: int = 1024
     """Requests that are being answered at one time."""
     requests_per_minute: int | None = None
-    """Of one token, as the two below."""
+    """Requests of one token."""
     tokens_per_minute: int | None = None
+    """Tokens of one token's prompts and answers."""
     live_requests: int | None = None
+    """Requests of one token that are being answered at one time."""
 
 
 class Allowance:
