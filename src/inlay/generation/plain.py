@@ -222,7 +222,7 @@ class PlainForward:
     def _adapting(self, work: Work) -> Iterator[None]:
         if self._adapters is not None and any(segment.adapter is not None for segment in work.segments):
             self._work = work
-            self._head_work = _of_wanted(work)
+            self._head_work = at_wanted(work)
         try:
             yield
         finally:
@@ -279,7 +279,7 @@ class PlainForward:
                 )
 
 
-def _of_wanted(work: Work) -> Work:
+def at_wanted(work: Work) -> Work:
     """The work as the head sees it: its rows are the wanted ones."""
     wanted = work.wanted_W.tolist()
     segments, at = [], 0

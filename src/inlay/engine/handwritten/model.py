@@ -143,7 +143,7 @@ class _Layer:
             norm(module, "post_attention_layernorm") if has_post else None,
             (config.num_attention_heads, config.num_key_value_heads, width),
             None if q_norm is None or k_norm is None else (q_norm, k_norm),
-            Softmax(float(attention.scaling), _window(attention, config), softcap),
+            Softmax(float(attention.scaling), window_of(attention, config), softcap),
             adapters,
             compute,
         )
@@ -284,7 +284,8 @@ def caps_scores(config: Any) -> bool:
     return capped and config.attn_logit_softcapping is not None
 
 
-def _window(attention: Any, config: Any) -> int | None:
+def window_of(attention: Any, config: Any) -> int | None:
+    """Keys that a query of this layer sees at most, its own among them; None for all."""
     if hasattr(attention, "sliding_window"):
         return None if attention.sliding_window is None else int(attention.sliding_window)
     window = getattr(config, "sliding_window", None) if config.model_type in ("mistral", "phi3") else None

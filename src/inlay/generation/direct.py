@@ -1,0 +1,302 @@
+"""Steps of the loop for decoders of the Llama family on a CPU, without transformers' modules: few calls for each layer.
+
+Generated tokens attend in a compiled loop, pieces of prompts over blocks of keys; all other operations take a row at a time,
+whatever rows are beside it.
+
+Shapes: T tokens of a step, the first D of them generated; H hidden, I inputs and O outputs of linear layers stacked, N query
+heads, K key heads, E pairs that RoPE turns, W wanted rows of logits, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from inlay.engine import cpu_ops, decode_ops
+from inlay.engine.decode_ops import Rows
+from inlay.engine.handwritten.attention import rope_
+from inlay.engine.handwritten.frozen import Frozen
+from inlay.engine.handwritten.mlp import ACTIVATIONS, gated
+from inlay.engine.handwritten.model import activation, caps_scores, window_of
+from inlay.engine.handwritten.norm import RmsNorm
+from inlay.engine.select_engine import FAMILIES
+from inlay.errors import ModelError
+from inlay.generation.attention import How, KeyValues, Places
+from inlay.generation.blocks import BLOCK
+from inlay.generation.plain import at_wanted
+from inlay.generation.row_floor import row_floor
+from inlay.generation.work import Adapters, Work
+from inlay.models.base import context_length
+
+_ANGLES: Final = 1024
+"""Positions whose angles are computed at once, so that a position has the same ones in every step."""
+_ROPES: Final = ("default", "linear", "llama3", "yarn")
+"""Kinds whose angles do not depend on the length of a sequence."""
+
+
+class _Step(NamedTuple):
+    """What all layers need of one step."""
+
+    work: Work
+    adapters: Adapters | None
+    """None where no token has one."""
+    sites: frozenset[str]
+    decode: Rows | None
+    generated: int
+    """D"""
+    begun: list[int]
+    """Blocks that get their first token by generation."""
+    prompts: Places | None
+
+
+class _Linear:
+    """Linear layers that read the same input, as one matmul, with their adapters."""
+
+    def __init__(self, linears: Sequence[Any], names: dict[int, str], compute: torch.dtype) -> None:
+        self.frozen = Frozen(linears, compute)
+        self.sites: list[tuple[str, slice]] = []
+        end = 0
+        for linear in linears:
+            self.sites.append((names[id(linear)], slice(end, end := end + linear.out_features)))
+
+    def forward(self, x_TI: Tensor, step: _Step) -> Tensor:
+        """(T, O)"""
+        weight_OI, bias_O = self.frozen.weight(), self.frozen.bias_O
+        y_TO = F.linear(x_TI, weight_OI, bias_O)
+        if step.adapters is None:
+            return y_TO
+        for site, outputs in self.sites:
+            if site not in step.sites:
+                continue
+            scaled_TI = step.adapters.inputs(site, x_TI, step.work)
+            if scaled_TI is not x_TI:  # only rows that are scaled: with fewer outputs others might round otherwise
+                own_TO = F.linear(scaled_TI, weight_OI[outputs], None if bias_O is None else bias_O[outputs])
+                changed_T1 = (scaled_TI != x_TI).any(1, keepdim=True)
+                y_TO[:, outputs] = torch.where(changed_T1, own_TO, y_TO[:, outputs])
+            y_TO[:, outputs] = step.adapters.add(site, x_TI, y_TO[:, outputs], step.work)
+        return y_TO
+
+
+class _Layer:
+    """One layer of the decoder."""
+
+    def __init__(self, index: int, module: Any, config: Any, names: dict[int, str], compute: torch.dtype) -> None:
+        attention, mlp = module.self_attn, module.mlp
+        offset = 1.0 if config.model_type.startswith("gemma") else 0.0
+
+        def norm(holder: Any, name: str) -> RmsNorm | None:
+            found = getattr(holder, name, None)
+            return None if found is None else RmsNorm(found, offset)
+
+        def linear(holder: Any, fused: str, *parts: str) -> _Linear:
+            found = [getattr(holder, fused)] if hasattr(holder, fused) else [getattr(holder, part) for part in parts]
+            return _Linear(found, names, compute)
+
+        has_post = hasattr(module, "pre_feedforward_layernorm")
+        self.index, self.kind = index, getattr(attention, "layer_type", None)
+        self.heads, self.key_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
+        self.size = int(attention.head_dim)
+        softcap = config.attn_logit_softcapping if caps_scores(config) else None
+        self.how = How(float(attention.scaling), window_of(attention, config), softcap)
+        self.norm = norm(module, "input_layernorm")
+        self.head_norms = norm(attention, "q_norm"), norm(attention, "k_norm")
+        self.qkv = linear(attention, "qkv_proj", "q_proj", "k_proj", "v_proj")
+        self.o = linear(attention, "o_proj", "o_proj")
+        self.post = norm(module, "post_attention_layernorm") if has_post else None
+        self.mlp_norm = norm(module, "pre_feedforward_layernorm" if has_post else "post_attention_layernorm")
+        self.gate_up = linear(mlp, "gate_up_proj", "gate_proj", "up_proj")
+        self.act, self.down = activation(config), linear(mlp, "down_proj", "down_proj")
+        self.mlp_post = norm(module, "post_feedforward_layernorm")
+
+    def forward(self, x_TH: Tensor, step: _Step, rope: tuple[Tensor, Tensor], kept: KeyValues) -> Tensor:
+        """(T, H), over x."""
+        qkv_TO = self.qkv.forward(_normed(self.norm, x_TH), step)
+        y_TH = self.o.forward(self._attended(qkv_TO, step, rope, kept), step)
+        x_TH.add_(_normed(self.post, y_TH))
+        gate_up = self.gate_up.forward(_normed(self.mlp_norm, x_TH), step)
+        y_TH = self.down.forward(gated(self.act, gate_up), step)
+        return x_TH.add_(_normed(self.mlp_post, y_TH))
+
+    def _attended(self, qkv_TO: Tensor, step: _Step, rope: tuple[Tensor, Tensor], kept: KeyValues) -> Tensor:
+        """(T, N·D)"""
+        q_TND, k_TKD, v_TKD = torch.split(
+            qkv_TO.view(len(qkv_TO), -1, self.size), [self.heads, self.key_heads, self.key_heads], 1
+        )
+        for part, norm in zip((q_TND, k_TKD), self.head_norms, strict=True):
+            if norm is not None:
+                part.copy_(norm.forward(part)[0])
+        pool = kept.layer(self.index, k_TKD.transpose(0, 1), v_TKD.transpose(0, 1))
+        (cos_TE, sin_TE), done = rope, step.generated
+        out = qkv_TO.new_zeros(len(qkv_TO), self.heads * self.size)
+        if step.decode is not None:
+            for part in pool:
+                part[step.begun] = 0  # values beyond the last token may get the weight 0, and 0 times NaN is NaN
+            angles = cos_TE[:done].float(), sin_TE[:done].float()
+            keys, values, how = *pool, self.how
+            decode_ops.attend(
+                qkv_TO[:done], out, step.decode, keys, values, angles, self.heads, how.scaling, how.window, how.softcap
+            )
+        if step.prompts is not None:
+            q_TND, k_TKD, v_TKD = q_TND[done:], k_TKD[done:], v_TKD[done:]
+            for part in (q_TND, k_TKD):
+                rope_(part, cos_TE[done:, None], sin_TE[done:, None])
+            q_NTD, k_KTD, v_KTD = (part.transpose(0, 1) for part in (q_TND, k_TKD, v_TKD))
+            out[done:] = step.prompts.attend(q_NTD, k_KTD, v_KTD, pool, self.how).flatten(1)
+        return out
+
+
+class DirectForward:
+    """A `Forward` for decoders of the Llama family."""
+
+    def __init__(self, model: Any, blocks: int, adapters: Adapters | None = None) -> None:
+        """Stacks linear layers that read the same input; the model's own become views of them.
+
+        Raises: ModelError, with the reason, for a model that it cannot compute.
+        """
+        if why := refusal(model):
+            raise ModelError(f"this base has no engine of its own for serving: {why}.")
+        config, inner = model.config, model.model
+        names = {id(module): name for name, module in model.named_modules()}
+        self.compute: torch.dtype = model.lm_head.weight.dtype
+        self.row_floor = row_floor(model, torch.device("cpu"))
+        """Rows that a matmul has at least, so that a row does not depend on the others."""
+        self._context, self._embed, self._adapters = context_length(config), inner.embed_tokens, adapters
+        self._layers = [_Layer(n, layer, config, names, self.compute) for n, layer in enumerate(inner.layers)]
+        self._norm = RmsNorm(inner.norm, 1.0 if config.model_type.startswith("gemma") else 0.0)
+        self._head, self._softcap = model.lm_head, getattr(config, "final_logit_softcapping", None)
+        self._names = names[id(self._embed)], names[id(self._head)]
+        self._rotary, self._angles = inner.rotary_emb, dict[tuple[Any, int], tuple[Tensor, Tensor]]()
+        self._kept = KeyValues(blocks)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the key/value pool."""
+        return self._kept.blocks
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a sequence, at most."""
+        return self._context
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids are below it."""
+        return len(self._embed.weight)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the key/value pool, so far."""
+        return self._kept.bytes
+
+    def copy_block(self, source: int, target: int, tokens: int) -> None:
+        """The first so many tokens of a block, in all layers, into another block."""
+        with torch.inference_mode():
+            self._kept.copy(source, target, tokens)
+
+    @torch.inference_mode()
+    def logits(self, work: Work) -> Tensor:
+        """(W, V) float32; see `Forward`."""
+        missing = max(0, self.row_floor - len(work.ids_T))
+        ids_T, positions_T = (F.pad(each, (0, missing)) for each in (work.ids_T, work.positions_T))
+        step = self._step(work)
+        x_TH = self._embed(ids_T).to(self.compute)
+        if step.adapters is not None and self._names[0] in step.sites:
+            x_TH = step.adapters.add(self._names[0], ids_T, x_TH, work)
+        ropes = {kind: self._rope(kind, positions_T) for kind in {layer.kind for layer in self._layers}}
+        for layer in self._layers:
+            x_TH = layer.forward(x_TH, step, ropes[layer.kind], self._kept)
+        return self._logits(x_TH, step)
+
+    def _step(self, work: Work) -> _Step:
+        decode = [segment for segment in work.segments if segment.is_decode]
+        pieces, done = work.segments[len(decode) :], len(decode)
+        assert not any(segment.is_decode for segment in pieces), "generated tokens come first"
+        rows, prompts = None, None
+        if decode:
+            longest = max(segment.position for segment in decode) + 1
+            width = -(-longest // BLOCK)
+            table = [[*segment.blocks[:width], *[0] * (width - len(segment.blocks))] for segment in decode]
+            rows = Rows(torch.tensor([segment.position for segment in decode]), torch.tensor(table), longest)
+        if pieces:
+            moved = tuple(piece._replace(start=piece.start - done, stop=piece.stop - done) for piece in pieces)
+            prompts = Places(Work(work.ids_T[done:], work.positions_T[done:], moved, work.wanted_W), self._kept_on())
+        begun = [s.blocks[s.position // BLOCK] for s in decode if s.position % BLOCK == 0]
+        is_adapted = self._adapters is not None and any(segment.adapter is not None for segment in work.segments)
+        adapters = self._adapters if is_adapted else None
+        sites = frozenset[str]() if adapters is None else adapters.sites()
+        return _Step(work, adapters, sites, rows, done, begun, prompts)
+
+    def _kept_on(self) -> torch.device:
+        return torch.device("cpu")
+
+    def _rope(self, kind: Any, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of each token, (T, E)."""
+        chunks = positions_T // _ANGLES
+        parts = {chunk: self._angles_of(kind, chunk) for chunk in set(chunks.tolist())}
+        cos_TE, sin_TE = (part.new_empty(len(positions_T), part.shape[1]) for part in next(iter(parts.values())))
+        for chunk, (cos_PE, sin_PE) in parts.items():
+            tokens = (chunks == chunk).nonzero()[:, 0]
+            places = positions_T[tokens] - chunk * _ANGLES
+            cos_TE[tokens], sin_TE[tokens] = cos_PE[places], sin_PE[places]
+        return cos_TE, sin_TE
+
+    def _angles_of(self, kind: Any, chunk: int) -> tuple[Tensor, Tensor]:
+        if (kind, chunk) not in self._angles:
+            positions_P = torch.arange(chunk * _ANGLES, (chunk + 1) * _ANGLES)
+            like = torch.empty(0, dtype=self.compute)
+            cos, sin = self._rotary(like, positions_P[None], *([kind] if hasattr(self._rotary, "layer_types") else []))
+            half = cos.shape[-1] // 2
+            self._angles[kind, chunk] = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+        return self._angles[kind, chunk]
+
+    def _logits(self, x_TH: Tensor, step: _Step) -> Tensor:
+        wanted_W = step.work.wanted_W
+        count = len(wanted_W)
+        n_WH = _normed(self._norm, x_TH[F.pad(wanted_W, (0, max(0, self.row_floor - count)))])
+        head, site = self._head, self._names[1]
+        given_WH, work = n_WH, step.work
+        is_adapted = step.adapters is not None and site in step.sites
+        if step.adapters is not None and is_adapted:
+            work = at_wanted(work)
+            given_WH = step.adapters.inputs(site, n_WH, work)
+        z_WV = F.linear(given_WH, head.weight, head.bias)
+        if step.adapters is not None and is_adapted:
+            z_WV = step.adapters.add(site, n_WH, z_WV, work)
+        z_WV = z_WV[:count].float()
+        if self._softcap is not None:
+            for z_V in z_WV:  # a row at a time: the last values of an operation may be rounded otherwise
+                z_V.div_(self._softcap).tanh_().mul_(self._softcap)
+        return z_WV
+
+
+def _normed(norm: RmsNorm | None, x_TH: Tensor) -> Tensor:
+    return x_TH if norm is None else norm.forward(x_TH)[0]
+
+
+def refusal(model: Any) -> str | None:
+    """The reason why `DirectForward` cannot compute this model, None where it can. Waits for the loops' compilation."""
+    config = model.config
+    if config.model_type not in FAMILIES:
+        return f"it does not know {config.model_type}"
+    if activation(config) not in ACTIVATIONS:
+        return f"it does not know the activation {activation(config)}"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "the base looks ahead"
+    ropes = getattr(config, "rope_parameters", None) or {}
+    kinds = {each.get("rope_type", "default") for each in (ropes, *ropes.values()) if isinstance(each, dict)}
+    if others := sorted(kinds - {*_ROPES}):
+        return f"its RoPE ({others[0]}) depends on the length of the sequence"
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if len(dtypes) > 1 or any(parameter.device.type != "cpu" for parameter in model.parameters()):
+        return "its weights are not all on the CPU in one dtype"
+    linears = [module for module in model.model.layers.modules() if hasattr(module, "in_features")]
+    if any(type(linear) is not nn.Linear for linear in linears):
+        return "its layers are quantized or have adapters of PEFT"
+    dtype = dtypes.pop()
+    if why := cpu_ops.reason(dtype) or decode_ops.reason(dtype):
+        return f"there are no compiled loops ({why})"
+    return None
