@@ -18,7 +18,7 @@ from inlay.adapters.reference import Reference, config_of, opened, reference
 from inlay.methods.adapter_state import AdapterState
 from inlay.models.base import BaseRef
 from inlay.tasks.opened_base import OpenedBase
-from inlay.workflows.adapter_library.add import _fill, _put_tokenizer, described
+from inlay.workflows.adapter_library.add import _fill, described
 from inlay.workflows.adapter_library.export import ExportOptions, export_source
 
 FORMS: Final = ("peft", "gguf", "mlx")
@@ -99,8 +99,10 @@ def put(library: Library, name: str, ready: OpenedBase, one: Reference) -> None:
     state = one.adapter(ready.ref)
     assert state is not None
     written, card = described(ready, state)
-    _put_tokenizer(library, card, ready)
-    library.put(name, lambda folder: _fill(folder, written, None, []), card)
+    library.put(
+        name, lambda folder: _fill(folder, written, None, []), card,
+        lambda folder: ready.encoder.tokenizer.save_pretrained(str(folder)),
+    )  # fmt: skip
 
 
 def for_mlx(base: Path, out: Path) -> Path:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import string
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -327,6 +328,56 @@ def test_a_card_that_is_no_ordinary_file_is_damage_and_nothing_waits_for_it(tmp_
     assert [entry.version for entry in library.entries(on_damage=damaged.append)] == [3]
     assert ["not an ordinary file" in damaged[0].fault, "is a link" in damaged[1].fault] == [True, True]
     assert library.remove("a:1") == "a:1"
+
+
+ONE, OTHER = "1" * 32, "2" * 32
+
+
+def put_with(library: Library, name: str, content: str, tokenizer: str) -> None:
+    library.put(name, lambda folder: fill(folder, content), card(content, tokenizer=tokenizer), fill)
+
+
+def tokenizers(library: Library) -> set[str]:
+    return {path.name for path in (library.path / "tokenizers").iterdir() if not path.name.startswith(".")}
+
+
+def test_a_tokenizer_goes_with_the_last_version_that_uses_it(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    for name, content, tokenizer in (("a", "x", ONE), ("b", "y", ONE), ("b", "z", OTHER)):
+        put_with(library, name, content, tokenizer)
+    (tmp_path / "tokenizers" / "mine").mkdir()
+    library.remove("a:1")
+    assert tokenizers(library) == {ONE, OTHER, "mine"}
+    library.remove("b:1")
+    assert tokenizers(library) == {OTHER, "mine"}
+    put_with(library, "a", "x", ONE)
+    assert tokenizers(library) == {ONE, OTHER, "mine"}
+
+
+def test_an_unreadable_card_keeps_every_tokenizer(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    put_with(library, "a", "x", ONE)
+    put_with(library, "b", "y", OTHER)
+    (tmp_path / "b" / "versions" / "1" / "card.json").write_text("{")
+    library.remove("a:1")
+    assert tokenizers(library) == {ONE, OTHER}
+
+
+def test_a_tokenizer_stays_while_a_version_with_it_is_being_added(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    put_with(library, "a", "x", ONE)
+    removing = threading.Thread(target=Library(tmp_path).remove, args=("a:1",))
+
+    def slowly(folder: Path) -> None:
+        removing.start()
+        while library.versions("a"):
+            time.sleep(0.001)
+        removing.join(0.2)
+        fill(folder, "y")
+
+    library.put("b", slowly, card("y", tokenizer=ONE), fill)
+    removing.join()
+    assert (library.names(), tokenizers(library)) == (["b"], {ONE})
 
 
 @pytest.mark.parametrize("name", ["tags.json", "log.jsonl"])

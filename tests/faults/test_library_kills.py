@@ -24,8 +24,6 @@ from inlay.errors import AdapterError
 from inlay.storage import verified
 from training_runs import Forked
 
-TOKENIZER = "0" * 32
-
 
 def fill(folder: Path, content: str = "x") -> None:
     (folder / "adapter_model.safetensors").write_bytes(content.encode() * 100)
@@ -36,10 +34,9 @@ def put(library: Library, content: str) -> None:
     digest = hashlib.sha256(content.encode()).hexdigest()
     card = Card(
         identity=digest, weights_digest=digest, base_model="b", base_digest="d", method="lora", modules=1, parameters=1,
-        bytes=1, tokenizer_hash="t", chat_template_hash="c", tokenizer=TOKENIZER,
+        bytes=1, tokenizer_hash="t", chat_template_hash="c", tokenizer=digest[:32],
     )  # fmt: skip
-    library.put_tokenizer(TOKENIZER, fill)
-    library.put("a", partial(fill, content=content), card)
+    library.put("a", partial(fill, content=content), card, fill)
 
 
 def remove(library: Library) -> None:
@@ -61,6 +58,10 @@ VERBS: dict[str, tuple[Callable[[Library], Any], dict[str, Any]]] = {
 """Verb -> (call, what must be there in the end)."""
 
 
+def tokenizers(library: Library) -> set[str]:
+    return {path.name for path in (library.path / "tokenizers").iterdir() if len(path.name) == 32}
+
+
 def state_of(library: Library) -> dict[str, Any]:
     return {"versions": library.versions("a"), "tags": library.tags("a")}
 
@@ -70,6 +71,9 @@ def faults_in(library: Library, before: dict[str, Any], after: dict[str, Any]) -
     found = [entry for entry in library.entries() if verified(entry.folder)["identity"] != entry.card.identity]
     state = state_of(library)
     faults = [f"{entry.ref} has another identity" for entry in found]
+    for entry in library.entries():
+        assert entry.tokenizer_folder is not None
+        verified(entry.tokenizer_folder)
     faults += [] if state in (before, after) else [f"neither before nor after: {state}"]
     library.history("a")
     return faults
@@ -82,7 +86,6 @@ def killed_at_each(verb: str, folder: Path, step: int) -> list[str]:
     for content in ("first", "second"):
         put(origin, content)
     origin.tag("a:1", "prod")
-    shutil.rmtree(origin.path / "tokenizers")  # its writing is a part of add
     before, faults, number = state_of(origin), list[str](), 0
     while True:
         library = Library(folder / f"{verb}-{number}")
@@ -102,6 +105,8 @@ def killed_at_each(verb: str, folder: Path, step: int) -> list[str]:
         ]
         if state_of(library) != expected or left or len(lines) != len(set(lines)):
             faults.append(f"{verb}, event {event}, repeated: {state_of(library)}, left {left}, history {lines}")
+        if tokenizers(library) != {entry.card.tokenizer for entry in library.entries()}:
+            faults.append(f"{verb}, event {event}: tokenizers {tokenizers(library)}")
         if lines != [("add", 1), ("add", 2), *{"add": [("add", 3)], "remove": [("remove", 2)]}.get(verb, [])]:
             faults.append(f"{verb}, event {event}: history {lines}")
         shutil.rmtree(library.path)

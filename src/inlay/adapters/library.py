@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Final, NamedTuple
 
 from inlay.adapters.cards import CARD, Card
+from inlay.adapters.shared_tokenizers import SharedTokenizers
 from inlay.errors import AdapterError, StorageError, nearest_of
 from inlay.folder_files import in_a_line, read_bytes
 from inlay.storage import (
@@ -32,11 +33,9 @@ from inlay.storage import (
     one_at_a_time,
     path_exists,
     removed_at_once,
-    replace_folder,
     require_space,
     require_writable,
     sweep_staging,
-    verified,
     write_file,
     write_folder,
     write_json,
@@ -159,6 +158,7 @@ class Library:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._tokenizers = SharedTokenizers(self.path)
 
     def names(self) -> list[str]:
         """Names with at least one version, sorted."""
@@ -249,9 +249,11 @@ class Library:
         *whole, _torn = read_bytes(path.parent, path.name, _LARGEST_LOG).split(b"\n")
         return [_history_line(path, number, line) for number, line in enumerate(whole, 1)]
 
-    def put(self, name: str, fill: Callable[[Path], None], card: Card) -> Stored:
+    def put(
+        self, name: str, fill: Callable[[Path], None], card: Card, fill_tokenizer: Callable[[Path], None] | None = None
+    ) -> Stored:
         """The entry of this card under the name: a new version that `fill` writes the files of, or the one that has the
-        same identity already.
+        same identity already. `fill_tokenizer` writes the card's tokenizer where the library does not have it.
 
         Raises: AdapterError for a name that cannot be used; StorageError when the disk refuses, with nothing written.
         """
@@ -269,20 +271,12 @@ class Library:
                 write_json(folder / CARD, card.to_json())
 
             folder = self._versions(name) / str(version)
-            write_folder(folder, whole, {"name": name, "version": version, "identity": card.identity})
+            with contextlib.ExitStack() as held_while_written:
+                if card.tokenizer is not None and fill_tokenizer is not None:
+                    held_while_written.enter_context(self._tokenizers.present(card.tokenizer, fill_tokenizer))
+                write_folder(folder, whole, {"name": name, "version": version, "identity": card.identity})
             self._log(name, "add", version, {"identity": card.identity})
         return Stored(self._entry(name, version, self._tags_by_version(name)), True)
-
-    def put_tokenizer(self, key: str, fill: Callable[[Path], None]) -> None:
-        """Makes `tokenizers/KEY` with the files that `fill` writes; one that is there and intact stays."""
-        require_writable(self.path)
-        folder = self.path / "tokenizers" / key
-        with one_at_a_time(folder.with_name(".lock")):
-            sweep_staging(folder.parent)
-            with contextlib.suppress(StorageError):
-                verified(folder)
-                return
-            replace_folder(folder, fill, {"tokenizer": key})
 
     def tag(self, ref: str, tag: str) -> Entry:
         """The entry, which has the tag now; another version of the name that had it has it no more."""
@@ -302,7 +296,8 @@ class Library:
         return name, version
 
     def remove(self, ref: str) -> str:
-        """`NAME:VERSION` of the version that was removed, damaged or not; its number is never given again.
+        """`NAME:VERSION` of the version that was removed, damaged or not; its number is never given again. A tokenizer that
+        no other version uses goes with it.
 
         Raises: AdapterError for a version that has a tag, or that a running process holds.
         """
@@ -312,7 +307,7 @@ class Library:
             folder = self._versions(name) / str(version)
             with _locked(f"{name}:{version}", folder / MANIFEST, shared=False):
                 removed_at_once(folder)
-            self._log(name, "remove", version, {})
+            self._log_removed(name, version)
         return f"{name}:{version}"
 
     def _retag(self, ref: str, tag: str, *, is_set: bool) -> Entry:
@@ -368,7 +363,24 @@ class Library:
             self._log(name, "add", version, {"noted": "later"})
         removed = {line["version"] for line in self.history(name) if line.get("action") == "remove"}
         for version in sorted(given - there - removed):
-            self._log(name, "remove", version, {"noted": "later"})
+            self._log_removed(name, version, noted="later")
+
+    def _log_removed(self, name: str, version: int, **more: str) -> None:
+        """The line of a version that is gone. Unused tokenizers go first: without the line a later change does it again."""
+        self._tokenizers.keep(self._tokenizers_in_use)
+        self._log(name, "remove", version, more)
+
+    def _tokenizers_in_use(self) -> set[str] | None:
+        """Keys that the cards name; None where one cannot be read."""
+        keys = set()
+        for name in self.names():
+            for version in self.versions(name):
+                try:
+                    keys.add(self._entry(name, version, {}).card.tokenizer or "")
+                except AdapterError:
+                    if path_exists(self._versions(name) / str(version)):  # else removed meanwhile
+                        return None
+        return keys
 
     def _log(self, name: str, action: str, version: int, more: Mapping[str, object]) -> None:
         path = self.path / name / "log.jsonl"

@@ -128,12 +128,15 @@ def put(
     The config and the held-out prompts are those of `run`.
     """
     written, card = described(ready, state, labels, origin)
-    if any(entry.card.identity == card.identity for entry in library.entries(name, lambda _: None)):
-        return library.put(name, lambda folder: None, card)
-    _put_tokenizer(library, card, ready)
+    for entry in library.entries(require_name(name), lambda _: None):
+        if entry.card.identity == card.identity:
+            return Stored(entry, False)
     goldens = golden_answers(ready, state, held_out_of(run), name, reporter)
     card = card.model_copy(update={"goldens": StoredGoldens(count=len(goldens), computed_on=_where(goldens))})
-    return library.put(name, lambda folder: _fill(folder, written, run, goldens), card)
+    return library.put(
+        name, lambda folder: _fill(folder, written, run, goldens), card,
+        lambda folder: ready.encoder.tokenizer.save_pretrained(str(folder)),
+    )  # fmt: skip
 
 
 def _default_name(one: Reference) -> str:
@@ -284,11 +287,6 @@ def _proofs(run: Run) -> StoredProofs | None:
         return StoredProofs(held=sum(one["passed"] is True for one in proofs), failed=failed)
     except (OSError, ValueError, LookupError, TypeError):
         return None
-
-
-def _put_tokenizer(library: Library, card: Card, ready: OpenedBase) -> None:
-    assert card.tokenizer is not None
-    library.put_tokenizer(card.tokenizer, lambda folder: ready.encoder.tokenizer.save_pretrained(str(folder)))
 
 
 def golden_answers(
