@@ -19,6 +19,7 @@ from inlay.errors import UserError
 from inlay.serving.admin import admin_router
 from inlay.serving.app import create_app
 from inlay.serving.auth import Auth
+from inlay.serving.connection import connections
 from inlay.serving.limits import Gate, Limits
 from inlay.serving.metrics import Metrics, metrics_router
 from inlay.serving.names import Names
@@ -75,9 +76,11 @@ class Lifetime:
 
         A second signal ends the process at once with exit code 130. Raises: ChildFailedError, and what a child refuses.
         """
+        limits: Limits = app.state.server.gate.limits
         server = _Uvicorn(uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=_LAST_BYTES_S, server_header=False,
-            h11_max_incomplete_event_size=16 * 2**10, ws="none", lifespan="off", proxy_headers=False,
+            http=connections(limits), h11_max_incomplete_event_size=limits.header_bytes, ws="none", lifespan="off",
+            proxy_headers=False,
         ))  # fmt: skip
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
@@ -137,7 +140,10 @@ async def run_server(
     """Serves what `processes` open to those whom `auth` lets in. See `Lifetime.run`."""
     lifetime = Lifetime(processes, config.drain_s)
     metrics, names = Metrics(processes, processes.pids), Names("base")
-    gate = Gate(Limits(max_wait_s=config.max_wait_s, live_in_all=config.max_requests))
+    gate = Gate(Limits(
+        max_wait_s=config.max_wait_s, live_in_all=config.max_requests, requests_per_minute=config.requests_per_minute,
+        tokens_per_minute=config.tokens_per_minute, live_requests=config.live_requests,
+    ))  # fmt: skip
     server = Server(processes, names, auth, gate, [metrics])
 
     def ready() -> None:

@@ -22,6 +22,12 @@ class ServeConfig(Settings):
     """Answers that are computed or wait; one more gets 429."""
     max_wait_s: Seconds = 30.0
     """A request that would wait longer gets 429 at once."""
+    requests_per_minute: PositiveInt | None = None
+    """Requests of one token; null sets no limit."""
+    tokens_per_minute: PositiveInt | None = None
+    """Tokens of the prompts and answers of one token; null sets no limit."""
+    live_requests: PositiveInt | None = None
+    """Requests of one token that are being answered at one time; null sets no limit."""
     drain_s: Annotated[float, Field(ge=0)] = 30.0
     """After SIGTERM, running answers may go on for so long."""
     cache_tokens: PositiveInt | None = None
