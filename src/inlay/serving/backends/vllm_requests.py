@@ -67,7 +67,7 @@ def events_of(data: bytes, stop_ids: Collection[int]) -> list[Event]:
 
 
 def refusal_of(body: Any, status: int) -> Refusal:
-    """vLLM's error as the client is to be told it: its fault as it is, ours as one of the server."""
+    """vLLM's error as the client is to be entries it: its fault as it is, ours as one of the server."""
     error = body.get("error") if isinstance(body, dict) else None
     message = str(error.get("message") if isinstance(error, dict) else error or body)[:500]
     if status in (400, 422):
@@ -112,12 +112,12 @@ def _sorted(top: dict[int, float]) -> tuple[tuple[int, float], ...]:
 
 def _of_prompt(found: list[JsonObject | None], ids: Any) -> list[TokenLogprob | None]:
     """vLLM gives for each token of the prompt {id: {logprob, rank}} of itself and the most likely ones."""
-    told: list[TokenLogprob | None] = []
+    entries: list[TokenLogprob | None] = []
     for place, entry in enumerate(found):
         if entry is None:
-            told.append(None)
+            entries.append(None)
             continue
         values = {int(name): float(one["logprob"]) for name, one in entry.items()}
         own = int(ids[place]) if place < len(ids) else next(iter(values))
-        told.append(TokenLogprob(own, values[own], _sorted(values)))
-    return told
+        entries.append(TokenLogprob(own, values[own], _sorted(values)))
+    return entries
