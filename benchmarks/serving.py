@@ -300,13 +300,14 @@ def page(found: Found) -> str:
         failed = sum(block.get("failed", 0) + block.get("refused", 0) for block in blocks)
         times = [median_ms(blocks, key, part) for key, part in _TIMES]
         lines.append(f"| {name} | {speed:.1f} | {' | '.join(times)} | {failed} |")
+    models = list(dict.fromkeys(model for by_model in found.texts.values() for model in by_model))
     lines += ["", "## Texts", "", f"Greedy texts of {TEXT_TOKENS} tokens equal to those of transformers and PEFT.", "",
-              "| server | " + " | ".join(model for model in next(iter(found.texts.values()), {})) + " |"]  # fmt: skip
-    width = len(next(iter(found.texts.values()), {}))
-    lines.append("|---" * (width + 1) + "|")
+              "| server | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]  # fmt: skip
     for name, by_model in found.texts.items():
-        cells = [text.replace("|", "\\|") for text in by_model.values()]
-        lines.append(f"| {name} | " + " | ".join(cells + [""] * (width - len(cells))) + " |")
+        cells = [by_model.get(model, "").partition(";")[0] for model in models]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    differing = {f"{name}, {model}": text for name, ones in found.texts.items() for model, text in ones.items() if ";" in text}
+    lines += ["", *(f"- {place}: {text.partition('; ')[2]}" for place, text in differing.items())]
     lines += [
         "",
         "## Memory",

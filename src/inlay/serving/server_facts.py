@@ -23,7 +23,7 @@ class ServerMemory:
     rss_bytes: int | None = None
     """Resident memory of its processes, where they run on this machine; shared pages count in each."""
     parts: dict[str, float] = field(default_factory=dict)
-    """By the server's own words: what `/metrics` and `/health` say in bytes or blocks."""
+    """By the server's own words: what `/metrics`, else `/health`, says in bytes or blocks."""
 
 
 async def served_models(target: Target) -> tuple[str, list[str]]:
@@ -56,7 +56,7 @@ async def server_memory(target: Target) -> ServerMemory:
                 parts[name + labels] = float(value)
     health = await connection.exchange("GET", "/health")
     await connection.close()
-    if health.status == 200:
+    if not parts and health.status == 200:
         with contextlib.suppress(ValueError):
             _add_numbers(json.loads(health.body), "", parts)
     return ServerMemory(resident_bytes(target), parts)

@@ -38,6 +38,11 @@ class Workload:
     overload: float = 0.0
     """Requests come at so many times the rate that the server was just found to manage."""
 
+    @property
+    def is_about_adapters(self) -> bool:
+        """Whether it has no sense without adapters; others take the base where there are none."""
+        return bool(self.adapters) and not (self.shared_words or self.long_prompt_words or self.overload)
+
 
 WORKLOADS: Final = {
     "base": Workload("the base alone"),

@@ -72,7 +72,8 @@ def refusal_of(body: Any, status: int) -> Refusal:
     message = str(error.get("message") if isinstance(error, dict) else error or body)[:500]
     if status in (400, 422):
         return Refusal(400, message, code="invalid_request")
-    return Refusal(503, f"vLLM could not answer (HTTP {status}): {message}", code="backend_failed", retry_after_s=2)
+    place = f" (HTTP {status})" if status > 200 else ""
+    return Refusal(503, f"vLLM could not answer{place}: {message}", code="backend_failed", retry_after_s=2)
 
 
 def _event(choice: JsonObject, stop_ids: Collection[int]) -> Event:

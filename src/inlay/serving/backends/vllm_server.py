@@ -104,7 +104,7 @@ class VllmServer:
                     raise last
                 yield last  # type: ignore[misc]
             elif not is_whole:
-                self.is_up = self.is_up and found.status != 0
+                self.is_up = self.is_up and not found.fault
                 raise refusal_of(_words(found), found.status)
         finally:
             self.live -= 1
@@ -114,6 +114,11 @@ class VllmServer:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+
+    async def close(self) -> None:
+        """Closes the connections that no answer uses."""
+        while self._idle:
+            await self._idle.pop().close()
 
     async def _exchange(self, method: str, path: str, body: JsonObject | None = None) -> Exchange:
         connection = Connection(self.target)
