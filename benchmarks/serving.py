@@ -273,7 +273,8 @@ def page(found: Found) -> str:
         f"words, greedy. {versions}.", "",
         "While one server is measured all others are stopped. The client runs on the same cores. A ratio is tokens per second of "
         "inlay over the other's in the same round; its interval is a 95% bootstrap over the rounds. PEFT is no server: static "
-        "batches of `generate` with `adapter_names`, without HTTP. mlx-lm takes one request after the other, from 2 clients.", "",
+        "batches of `generate` with `adapter_names`, without HTTP. mlx-lm takes one request after the other, from 2 clients. "
+        "llama.cpp keeps no prompts where adapters are asked for (`cache_prompt` off): its slots would reuse those of another adapter.", "",
         "## Ratios", "", "| | against | tokens/s | other | ratio | aimed at |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for one in comparisons(10_000):
@@ -306,7 +307,9 @@ def page(found: Found) -> str:
     for name, by_model in found.texts.items():
         cells = [by_model.get(model, "").partition(";")[0] for model in models]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    differing = {f"{name}, {model}": text for name, ones in found.texts.items() for model, text in ones.items() if ";" in text}
+    differing = {
+        f"{name}, {model}": text for name, ones in found.texts.items() for model, text in ones.items() if ";" in text
+    }
     lines += ["", *(f"- {place}: {text.partition('; ')[2]}" for place, text in differing.items())]
     lines += [
         "",

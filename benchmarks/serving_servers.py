@@ -205,8 +205,10 @@ def llamacpp(prepared: Prepared, python: str, gguf: str, adapters: Sequence[str]
     command = [python, "-c", LLAMACPP, gguf, str(port), str(max(8, len(adapters))), str(CONTEXT), str(threads), *places]
 
     def fields(name: str) -> dict[str, Any]:
-        chosen = [{"id": list(adapters).index(name), "scale": 1.0}] if name in adapters else []
-        return {"model": "base", "lora": chosen}
+        if name not in adapters:
+            return {"model": "base", "lora": []}
+        # its slots reuse the keys and values of another adapter for the same prompt, and give another text
+        return {"model": "base", "lora": [{"id": list(adapters).index(name), "scale": 1.0}], "cache_prompt": False}
 
     more = {"ignore_eos": True, "repeat_penalty": 1.0}
     return Server("llamacpp", command, port, "base", Dialect(more=more, adapter_field=fields))

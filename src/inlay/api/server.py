@@ -52,7 +52,7 @@ def serve(
     except ImportError as error:
         raise ConfigError(f'serve: {error.name} is not installed: pip install "inlay[serve]".') from None
     from inlay.serving.lifetime import listening, run_server
-    from inlay.serving.processes import Processes
+    from inlay.serving.processes import ENGINE, VLLM, Processes
 
     given = {name.removeprefix("serve."): value for name, value in (settings or {}).items()}
     config = validate_section(ServeConfig, given, given=set(settings or {}))
@@ -71,7 +71,7 @@ def serve(
         logs = Path(tempfile.mkdtemp(prefix="inlay-serve-"))
 
         async def run() -> Ended:
-            processes = Processes(start, logs, config.max_requests)
+            processes = Processes(start, logs, config.max_requests, engine=VLLM if config.backend == "vllm" else ENGINE)
             return await run_server(
                 processes, config, auth, listener, lambda: on_ready(_ready(url, processes)), on_progress
             )

@@ -13,8 +13,7 @@ import torch
 
 from inlay.adapters.gain import gains_of
 from inlay.adapters.goldens import Golden, agree, read_goldens
-from inlay.adapters.identity import WeightFacts, identity
-from inlay.adapters.library import Entry, Library, held
+from inlay.adapters.library import held
 from inlay.adapters.reference import Reference
 from inlay.config.load import validate_section
 from inlay.config.sections.serve import ServeConfig
@@ -29,7 +28,14 @@ from inlay.serving import wire
 from inlay.serving.child_process import Front
 from inlay.serving.engine import EngineState, Refusal, ServedAdapter
 from inlay.serving.memory_needed import MemoryNeeded
-from inlay.serving.opening import adapter, named_base, opened, opened_base
+from inlay.serving.opening import (
+    adapter,
+    adapter_digests,
+    base_identity,
+    opened_base,
+    require_same_base,
+    wanted_adapters,
+)
 from inlay.serving.wire import Start
 from inlay.tasks.opened_base import OpenedBase
 from inlay.typed_json import JsonObject, decode, encode
@@ -181,13 +187,13 @@ class EngineChild:
             raise Refusal(404, str(error), code="adapter_not_found", param="ref") from None
         with contextlib.ExitStack() as stack:
             if named.entry is not None:
-                self._require_base(named.entry)
+                require_same_base(named.entry, self._base)
                 if 3 * named.entry.card.bytes > memory_facts().available_bytes:
                     raise _no_room(ref)
                 stack.enter_context(held(named.entry))
             state = named.adapter(self._base.ref)
             assert state is not None, "a model without an adapter is the base"
-            weights, whole = self._digests(named, state)
+            weights, whole = adapter_digests(named, state, self._base)
             gains = gains_of(state, self._base.model)
             self._bank.load(weights, gains)
             tensors = [
@@ -197,25 +203,6 @@ class EngineChild:
             goldens = read_goldens(named.folder) if named.folder else []
             served = ServedAdapter(weights, whole, named.name, size, self._note(named))
             return _Read(number, served, stack.pop_all(), goldens[0] if goldens else None, [])
-
-    def _require_base(self, entry: Entry) -> None:
-        """Raises: Refusal for an adapter of another base."""
-        own = self._base.ref.digest()
-        if entry.card.base_digest != own:
-            raise Refusal(
-                409,
-                f"{entry.ref}: was made for {entry.card.base_model} (digest {entry.card.base_digest[:12]}); this server has "
-                f"{self._base.ref.name} (digest {own[:12]}).",
-                code="another_base", param="ref",
-            )  # fmt: skip
-
-    def _digests(self, named: Reference, state: Any) -> tuple[str, str]:
-        """(digest of the weights, identity with tokenizer and template)."""
-        if named.entry is not None:
-            return named.entry.card.weights_digest, named.entry.card.identity
-        weights = WeightFacts.of(state, self._base.ref.digest()).weights_digest
-        encoder = opened(named).encoder
-        return weights, identity(weights, encoder.tokenizer_hash, encoder.template_hash)
 
     def _note(self, named: Reference) -> str:
         """Why its answers may differ from those that were measured; empty where nothing says so."""
@@ -316,52 +303,12 @@ def _no_room(ref: str) -> Refusal:
     return Refusal(507, f"{ref}: does not fit into the memory that is left.", code="no_room", param="ref")
 
 
-def _wanted(start: Start, base: OpenedBase, settings: ServeConfig) -> dict[str, str]:
-    """References of the adapters that are loaded at the start, by the names that are served.
-
-    Raises: AdapterError for one that is not there, or that was made for another base.
-    """
-    library, own = Library(start.library), base.ref.digest()
-    named = named_base(start)
-    found = {named.name: named.name} if named.folder is not None and not start.is_again else {}
-    if start.adapters is not None:
-        entries = {}
-        for name, ref in start.adapters.items():
-            if named.folder is not None and ref in (start.base, named.name):
-                found[name] = ref
-                continue
-            try:
-                entries[name] = library.find(ref)
-            except AdapterError:
-                if not start.is_again:
-                    raise
-    else:
-        newest = {entry.name: entry for entry in library.entries()}
-        tagged = {f"{entry.name}:{tag}": entry for entry in library.entries() for tag in entry.tags}
-        entries = newest | tagged
-    others = {name: entry for name, entry in entries.items() if entry.card.base_digest != own}
-    if others and not (start.adapters is None and settings.skip_others):
-        listed = "\n".join(
-            f"  {entry.ref}: {entry.card.base_model} (digest {entry.card.base_digest[:12]})"
-            for entry in others.values()
-        )
-        way = (
-            "Leave them out with --set serve.skip_others=true."
-            if start.adapters is None
-            else "Leave them out of --adapters."
-        )
-        raise AdapterError(
-            f"the base {base.ref.name} has the digest {own[:12]}; these adapters were made for another one:\n{listed}\n{way}"
-        )
-    return found | {name: entry.ref for name, entry in entries.items() if name not in others}
-
-
 def _opened(front: Front, start: Start) -> EngineChild:
     """The engine, ready. Raises: InlayError where that cannot be."""
     settings = validate_section(ServeConfig, start.settings)
     front.send({"progress": "Opening the base."})
     base = opened_base(start)
-    wanted = _wanted(start, base, settings)
+    wanted = wanted_adapters(start, base, settings)
     sizes = [named.entry.card.bytes for ref in wanted.values() if (named := adapter(start, ref)).entry is not None]
     needed = MemoryNeeded.of(base, sizes)
     tokens = settings.cache_tokens or needed.cache_tokens(settings.max_rows, base.context_length)
@@ -373,12 +320,9 @@ def _opened(front: Front, start: Start) -> EngineChild:
     forward = PlainForward(model, blocks_for(tokens), bank, autocast_dtype=base.autocast_dtype)
     child = EngineChild(front, start, base, Loop(forward, base.encoder, bank, limits), bank)
     adapters = child.load_all(wanted)
-    encoder = base.encoder
-    whole = identity(base.ref.digest(), encoder.tokenizer_hash, encoder.template_hash)
     by_name = {name: encode(one) for name, one in adapters.items()}
-    front.send(
-        {"ready": {"base": base.ref.name, "identity": whole, "adapters": by_name}, "state": encode(child.state())}
-    )
+    ready = {"base": base.ref.name, "identity": base_identity(base), "adapters": by_name}
+    front.send({"ready": ready, "state": encode(child.state())})
     return child
 
 

@@ -22,6 +22,7 @@ from inlay.typed_json import JsonObject, decode, encode
 
 ENCODING: Final = "inlay.serving.encoding"
 ENGINE: Final = "inlay.serving.engine_child"
+VLLM: Final = "inlay.serving.backends.vllm"
 """Modules that the children run."""
 MOST_EVENTS: Final = 256
 """Of one answer, not yet taken by its client."""

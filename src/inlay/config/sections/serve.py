@@ -1,10 +1,10 @@
-"""The section serve: limits of the HTTP server. A command line may set any; a config of a run has none of them."""
+"""The section serve: limits of the HTTP server, and what computes behind it. A command line may set any; a config of a run has none of them."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from inlay.config.sections.base import PositiveInt, Settings
 
@@ -35,3 +35,24 @@ class ServeConfig(Settings):
     `max_rows` answers of half the context need, in at most half of the free memory."""
     skip_others: bool = False
     """With `--adapters all`: leaves out adapters of other bases. Otherwise they are an error."""
+    backend: Literal["own", "vllm"] = "own"
+    """What computes: inlay itself, or vLLM in an environment of its own."""
+    vllm_python: str = ""
+    """Interpreter of the environment with vLLM, with which `vllm serve` is started."""
+    vllm_servers: list[str] = Field(default_factory=list)
+    """Addresses of vLLM servers that run already, in place of one that is started; INLAY_VLLM_KEY has their key."""
+    vllm_folder: str = ""
+    """Folder that adapters are written to for vLLM. Servers elsewhere must see it under the same path; by default a temporary
+    one."""
+    vllm_arguments: list[str] = Field(default_factory=list)
+    """More arguments for the `vllm serve` that is started, such as `--dtype` and `float32`."""
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        names = ("vllm_python", "vllm_servers", "vllm_folder", "vllm_arguments")
+        given = [name for name in names if getattr(self, name)]
+        if self.backend == "own" and given:
+            raise ValueError(f"serve.{given[0]}: has no effect without serve.backend=vllm")
+        if self.backend == "vllm" and bool(self.vllm_python) == bool(self.vllm_servers):
+            raise ValueError("serve.backend: vllm needs serve.vllm_python or serve.vllm_servers, one of both")
+        return self
