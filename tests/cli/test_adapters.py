@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -244,6 +245,32 @@ def test_a_folder_of_others_is_added_for_the_base_that_is_named_and_nothing_of_i
     )
     (found,) = api.check_adapters("theirs", reporter=QUIET)
     assert found["passed"], found
+
+
+def test_a_change_larger_than_the_bases_weight_is_noted_when_a_folder_of_others_is_added(
+    library: Library, tmp_path: Path, tiny_base: Path
+) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(str(tiny_base))
+    settings = LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model = get_peft_model(model, settings)
+    model.save_pretrained(str(tmp_path / "theirs"))
+    shares = {
+        name.removeprefix("base_model.model."): float(
+            layer.get_delta_weight("default").detach().norm() / layer.base_layer.weight.norm()
+        )
+        for name, layer in model.named_modules()
+        if hasattr(layer, "get_delta_weight")
+    }
+    worst, second = sorted(shares, key=shares.__getitem__)[::-1][:2]
+    between = 2 / (shares[worst] * shares[second]) ** 0.5  # an alpha at which one module alone is above 1
+    config = tmp_path / "theirs" / "adapter_config.json"
+    for alpha, above in ((between, 1), (1.9 / shares[worst], 0)):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": alpha}))
+        added = api.add_adapter(str(tmp_path / "theirs"), base=str(tiny_base), reporter=QUIET)
+        large = [note for note in added.notes if "times as large as the base's weight" in note]
+        assert len(large) == above
+        assert all(f"its change of {worst} is" in note and "above 1 in 1 of 4 modules" in note for note in large)
 
 
 def test_an_adapter_of_another_base_is_refused(library: Library, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,7 @@ from inlay.adapters.cards import Card, StoredGoldens, StoredProofs, Verdict, is_
 from inlay.adapters.goldens import FILE, Golden, golden_prompts, goldens_of, lines_of
 from inlay.adapters.identity import WeightFacts, identity
 from inlay.adapters.library import Entry, Library, Stored, require_name, require_tag
+from inlay.adapters.lowrank import inner, module_factors, parameters_of
 from inlay.adapters.reference import CONFIG, Reference, config_of, open_base, opened, reference
 from inlay.config.sections.data import DataConfig
 from inlay.data.types import Example
@@ -191,10 +193,33 @@ def _of_folder(one: Reference, base: str | None) -> tuple[OpenedBase, AdapterSta
     state = one.adapter(ready.ref)
     assert state is not None
     notes = [f"imported for the base {ready.ref.name}: what it was trained on is not known"]
+    if large := _larger_than_base(state, ready):
+        notes.append(large)
     template = None if one.folder is None or own else _text(one.folder / "chat_template.jinja")
     if template is not None and template != ready.tokenizer.chat_template:
         notes.append("its chat template is another than the base's and was not taken; the base's is used")
     return ready, state, notes
+
+
+def _larger_than_base(state: AdapterState, ready: OpenedBase) -> str:
+    """A warning where the adapter changes a weight by more than its own size; empty where it does not, or is no LoRA."""
+    if state.method.name != "lora":
+        return ""
+    own, shares = parameters_of(ready.model), {}
+    for module, factors in module_factors(state.exported()).items():
+        weight = own(f"{module}.weight")
+        size = len(factors.B_OR) * factors.A_RI.shape[1]
+        if weight is not None and weight.is_floating_point() and weight.numel() == size:  # neither packed nor experts
+            change = math.sqrt(max(inner(factors, factors), 0.0))
+            shares[module] = change / max(float(weight.detach().float().norm()), 1e-30)
+    above = sum(share > 1 for share in shares.values())
+    if not above:
+        return ""
+    worst = max(shares, key=shares.__getitem__)
+    return (
+        f"warning: its change of {worst} is {shares[worst]:.3g} times as large as the base's weight (‖ΔW‖/‖W‖, above 1 in "
+        f"{above} of {len(shares)} modules), as with another base or a wrong alpha"
+    )
 
 
 def _tokenizer_folder(one: Reference, card: JsonObject) -> Path | None:
