@@ -11,7 +11,7 @@ HARM = {
     "POWER": "{{ (9 ** (9 ** (8 + messages | length))) > 1 }}",
     "HEAP": "{{ (messages[0].content * (2 ** 33)) | length }}",
 }
-"""Word -> loops; one number that never ends, which no signal interrupts; more memory than a prompt may have."""
+"""Word -> loops; one number that takes for ever; more memory than a prompt may have."""
 
 
 def make_harmful_base(folder: Path) -> Path:

@@ -87,12 +87,12 @@ class Running(Forked):
         self.wait_until(lambda: is_ended() or self.children().get(name, pid) != pid)
         self.wait_until(lambda: is_ended() or self.http.get("/ready").status_code == 200)
 
-    def ask(self, tokens: int, stream: bool = False, model: str = "base") -> dict[str, Any]:
-        messages = [{"role": "user", "content": "Hello"}]
+    def ask(self, tokens: int, stream: bool = False, model: str = "base", text: str = "Hello") -> dict[str, Any]:
+        messages = [{"role": "user", "content": text}]
         return {"model": model, "messages": messages, "max_tokens": tokens, "stream": stream}
 
-    def chat(self, tokens: int, model: str = "base") -> httpx.Response:
-        return self.http.post("/v1/chat/completions", json=self.ask(tokens, model=model))
+    def chat(self, tokens: int, model: str = "base", text: str = "Hello") -> httpx.Response:
+        return self.http.post("/v1/chat/completions", json=self.ask(tokens, model=model, text=text))
 
     def ended(self) -> tuple[int, Any]:
         """(exit code, its last line)"""

@@ -198,13 +198,14 @@ class Loop:
     def __init__(
         self, forward: Forward, encoder: Encoder, bank: Bank | None = None, limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic, *, grammars: Callable[[str], Constraint] | None = None,
-        texts: Callable[[Ask], TextStream] | None = None,
+        texts: Callable[[Ask], TextStream] | None = None, stop_ids: Callable[[Ask], frozenset[int]] | None = None,
     ) -> None:  # fmt: skip
         """`bank` holds the adapters that asks may name; the forward asks the same. `grammars` makes the rule of an ask's
-        grammar, `texts` what turns its tokens into text."""
+        grammar, `texts` what turns its tokens into text; `stop_ids` gives the ids that end it, by default the encoder's."""
         self.forward, self.limits = forward, limits or Limits()
         self._grammars, self._texts = grammars, texts or (lambda ask: _WholeText(encoder, ask.sampling.stop))
-        self._encoder, self._bank, self._clock = encoder, bank, clock
+        self._stop_ids = stop_ids or (lambda ask: encoder.stop_ids)
+        self._bank, self._clock = bank, clock
         self._pool = Pool(forward.blocks)
         self._prefixes = Prefixes(self._pool)
         self._waiting = Queue(clock)
@@ -238,7 +239,7 @@ class Loop:
                 f"{self._pool.size * BLOCK}. Shorten it, or ask for fewer tokens."
             )
         rule = self._grammars(ask.grammar) if self._grammars is not None and ask.grammar is not None else None
-        choice = ChoiceRow(ask.prompt, ask.sampling, self._encoder.stop_ids, ask.choice, rule)
+        choice = ChoiceRow(ask.prompt, ask.sampling, self._stop_ids(ask), ask.choice, rule)
         row = _Row(next(self._numbers), ask, room, choice, self._texts(ask))
         if ask.adapter is not None:
             assert self._bank is not None, "an adapter, and no bank"
@@ -371,7 +372,7 @@ class Loop:
             return self._finished(
                 row, "failed", reason="no token can be chosen: the logits are no numbers, or all are ruled out"
             )
-        if chosen in self._encoder.stop_ids and not row.ask.sampling.ignore_eos:
+        if chosen in self._stop_ids(row.ask) and not row.ask.sampling.ignore_eos:
             return self._finished(row, "stop", text=row.text.end())
         row.ids.append(chosen)
         row.choice.append(chosen)

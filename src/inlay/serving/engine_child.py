@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 
 from inlay.adapters.gain import gains_of
-from inlay.adapters.goldens import Golden, agree, read_goldens
+from inlay.adapters.goldens import Agreement, Golden, agree, read_goldens
 from inlay.adapters.library import held
 from inlay.adapters.reference import Reference
 from inlay.config.load import validate_section
@@ -36,6 +36,7 @@ from inlay.serving.opening import (
     require_same_base,
     wanted_adapters,
 )
+from inlay.serving.tokenizers import Tokenizers
 from inlay.serving.wire import Start
 from inlay.tasks.opened_base import OpenedBase
 from inlay.typed_json import JsonObject, decode, encode
@@ -54,6 +55,8 @@ class _Read:
     held: contextlib.ExitStack
     golden: Golden | None
     answer: list[int]
+    why_not: str = ""
+    """Why it is not served."""
     is_second: bool = False
     """Whether it had left memory again before it could prove itself, and was read once more."""
 
@@ -61,8 +64,11 @@ class _Read:
 class EngineChild:
     """The loop, and what the front asks of it."""
 
-    def __init__(self, front: Front, start: Start, base: OpenedBase, loop: Loop, bank: Bank) -> None:
+    def __init__(
+        self, front: Front, start: Start, base: OpenedBase, loop: Loop, bank: Bank, tokenizers: Tokenizers
+    ) -> None:
         self._front, self._start, self._base, self._loop, self._bank = front, start, base, loop, bank
+        self._tokenizers = tokenizers
         self._rows: dict[int, int] = {}
         self._numbers: dict[int, int] = {}
         self._trials: dict[int, _Read] = {}
@@ -94,8 +100,8 @@ class EngineChild:
             self._try(read)
             while self._trials:
                 self._step()
-            if read.served.digest not in self._bank:
-                raise AdapterError(_disagreement(read, self._base))
+            if read.why_not:
+                raise AdapterError(read.why_not)
             found[name] = read.served
         return found
 
@@ -194,6 +200,7 @@ class EngineChild:
             state = named.adapter(self._base.ref)
             assert state is not None, "a model without an adapter is the base"
             weights, whole = adapter_digests(named, state, self._base)
+            self._tokenizers.add(weights, named)
             gains = gains_of(state, self._base.model)
             self._bank.load(weights, gains)
             tensors = [
@@ -243,10 +250,26 @@ class EngineChild:
         if event.finish is None:
             return
         del self._trials[event.row]
-        if event.finish == "failed" or not _agrees(read, self._base):
-            self._drop(read, event.reason or _disagreement(read, self._base))
+        if event.finish == "failed" or self._agreement(read).differing:
+            self._drop(read, event.reason or self._disagreement(read))
         else:
             self._serve(read)
+
+    def _agreement(self, read: _Read) -> Agreement:
+        """Its answer against the golden one; with near ties, as it may be computed otherwise here."""
+        assert read.golden is not None
+        ids = read.golden.ids[:GOLDEN_TOKENS]
+        if ids and ids[-1] in self._tokenizers.stop_ids(read.served.digest):
+            ids = ids[:-1]
+        golden = replace(read.golden, ids=ids, margins=read.golden.margins[: len(ids)])
+        return agree([golden], [read.answer])
+
+    def _disagreement(self, read: _Read) -> str:
+        first = self._agreement(read).first if read.golden is not None else ""
+        return (
+            f"{read.served.ref}: does not answer as it did when it was stored ({first}). It is not served. "
+            f"Look at it with: inlay adapters check {read.served.ref}"
+        )
 
     def _serve(self, read: _Read) -> None:
         digest = read.served.digest
@@ -259,6 +282,7 @@ class EngineChild:
             self._front.send({"loaded": read.number, "adapter": encode(read.served)})
 
     def _drop(self, read: _Read, why: str) -> None:
+        read.why_not = why
         read.held.close()
         if read.served.digest not in self._held:
             self._bank.retire(read.served.digest)
@@ -266,7 +290,7 @@ class EngineChild:
             self._refuse(read.number, Refusal(400, why, code="adapter_refused", param="ref"))
 
     def _retire(self, digest: str) -> None:
-        self._bank.retire(digest)
+        self._loop.retire(digest)
         self._retired.add(digest)
         self._release_unused()
 
@@ -274,29 +298,9 @@ class EngineChild:
         """Lets go of library versions whose weights have left memory."""
         for digest in [one for one in self._retired if not self._bank.holders(one)]:
             self._retired.discard(digest)
+            self._tokenizers.remove(digest)
             if (stack := self._held.pop(digest, None)) is not None:
                 stack.close()
-
-
-def _agrees(read: _Read, base: OpenedBase) -> bool:
-    return not _agreement(read, base).differing
-
-
-def _agreement(read: _Read, base: OpenedBase) -> Any:
-    assert read.golden is not None
-    ids = read.golden.ids[:GOLDEN_TOKENS]
-    if ids and ids[-1] in base.encoder.stop_ids:
-        ids = ids[:-1]
-    golden = replace(read.golden, ids=ids, margins=read.golden.margins[: len(ids)])
-    return agree([golden], [read.answer])
-
-
-def _disagreement(read: _Read, base: OpenedBase) -> str:
-    first = _agreement(read, base).first if read.golden is not None else ""
-    return (
-        f"{read.served.ref}: does not answer as it did when it was stored ({first}). It is not served. "
-        f"Look at it with: inlay adapters check {read.served.ref}"
-    )
 
 
 def _no_room(ref: str) -> Refusal:
@@ -318,7 +322,16 @@ def _opened(front: Front, start: Start) -> EngineChild:
     model, bank = base.model, Bank()
     limits = Limits(settings.max_rows, settings.max_adapters)
     forward = PlainForward(model, blocks_for(tokens), bank, autocast_dtype=base.autocast_dtype)
-    child = EngineChild(front, start, base, Loop(forward, base.encoder, bank, limits), bank)
+    tokenizers = Tokenizers(base)
+    loop = Loop(
+        forward,
+        base.encoder,
+        bank,
+        limits,
+        texts=tokenizers.text,
+        stop_ids=lambda ask: tokenizers.stop_ids(ask.adapter),
+    )
+    child = EngineChild(front, start, base, loop, bank, tokenizers)
     adapters = child.load_all(wanted)
     by_name = {name: encode(one) for name, one in adapters.items()}
     ready = {"base": base.ref.name, "identity": base_identity(base), "adapters": by_name}

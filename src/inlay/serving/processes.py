@@ -144,6 +144,7 @@ class Processes:
             self._first_of_engine, self._on_news, self._on_engine_end,
         )  # fmt: skip
         self._state = EngineState("loading", "The base is being opened.")
+        self._is_open = False
         self._count = 0
         self._answers: dict[int, _Answer] = {}
         self._changes: dict[int, asyncio.Future[ServedAdapter]] = {}
@@ -172,9 +173,12 @@ class Processes:
             raise first from None
 
     async def ready(self) -> None:
-        """Waits until both children answer."""
+        """Waits until both children answer, and adapters loaded at the start have their encoders."""
         await self._encoding.is_ready.wait()
         await self._engine.is_ready.wait()
+        for adapter in list(self._loaded.values()):
+            await self._exchange({"own": adapter.identity, "ref": adapter.ref}, _OWN_ENCODER_S)
+        self._is_open = True
 
     def drain(self) -> None:
         """From now on the condition is `draining`."""
@@ -198,10 +202,10 @@ class Processes:
     def state(self) -> EngineState:
         """Condition and load now."""
         state = self._state
-        if state.condition == "ready" and not (self._engine.is_ready.is_set() and self._encoding.is_ready.is_set()):
-            return dataclasses.replace(
-                state, condition="loading", why="A process of the server is being started again."
-            )
+        if state.condition == "ready" and not self._is_open:
+            return dataclasses.replace(state, condition="loading", why="Chat templates are being opened.")
+        if state.condition == "ready" and not self._engine.is_ready.is_set():
+            return dataclasses.replace(state, condition="loading", why="The model is being loaded again.")
         return state
 
     async def encode_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
