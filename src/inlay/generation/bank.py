@@ -63,10 +63,13 @@ class _Held:
     bytes: int = field(init=False)
     with_vectors: frozenset[str] = field(init=False)
     """Modules where it has more than A and B."""
+    with_h: frozenset[str] = field(init=False)
+    """Modules whose input it scales."""
 
     def __post_init__(self) -> None:
         self.bytes = sum(part.bytes for part in self.parts.values())
         self.with_vectors = frozenset(site for site, part in self.parts.items() if not part.is_in_loop)
+        self.with_h = frozenset(site for site, part in self.parts.items() if part.h_I is not None)
 
 
 class _Group(NamedTuple):
@@ -87,8 +90,14 @@ class _Step(NamedTuple):
     """D"""
     rows: decode_ops.Groups
     places_SG3: Tensor
+    in_loop_S: list[bool]
+    """Whether the compiled loop has work at a module."""
     low_NR: Tensor
     """Room for A x."""
+    with_vectors: frozenset[str]
+    """Modules where an adapter of a generated token has more than A and B."""
+    with_h: frozenset[str]
+    """Modules where an adapter of any token scales the input."""
 
 
 class Bank:
@@ -205,6 +214,8 @@ class Bank:
     def inputs(self, site: str, x_TI: Tensor, work: Work) -> Tensor:
         """The module's input, with h of each token's own adapter; the same tensor where none has one."""
         step, scaled_TI = self._step(work), x_TI
+        if site not in step.with_h:
+            return x_TI
         for group in (*step.decode, *step.pieces):
             part = group.held.parts.get(site)
             if part is None or part.h_I is None:
@@ -233,48 +244,59 @@ class Bank:
         return decode_ops.reason(self.dtype) is None
 
     def _add_decode(self, step: _Step, site: str, x_TI: Tensor, y_TO: Tensor) -> None:
+        number = self._numbers.get(site, len(step.in_loop_S))
+        is_in_loop = number < len(step.in_loop_S) and step.in_loop_S[number]
+        others = [g for g in step.decode if site in g.held.with_vectors] if site in step.with_vectors else []
+        if not is_in_loop and not others:
+            return
         y_DO = y_TO[: step.generated].float()  # the same memory where it is float32
-        for group in step.decode:
-            if site in group.held.with_vectors:
-                part, tokens = group.held.parts[site], group.tokens
-                if part.g_O is not None:
-                    y_DO[tokens] = y_DO[tokens] * part.g_O
-                if part.is_embedding:
-                    y_DO[tokens] = _added(part._replace(g_O=None, b_O=None), x_TI[tokens], y_DO[tokens])
-        number = self._numbers.get(site, len(step.places_SG3))
-        if number < len(step.places_SG3) and x_TI.ndim == 2:
+        for group in others:
+            part, tokens = group.held.parts[site], group.tokens
+            if part.g_O is not None:
+                y_DO[tokens] = y_DO[tokens] * part.g_O
+            if part.is_embedding:
+                y_DO[tokens] = _added(part._replace(g_O=None, b_O=None), x_TI[tokens], y_DO[tokens])
+        if is_in_loop:
             x_DI = x_TI[: step.generated].float()
             x_DI = x_DI if x_DI.stride(1) == 1 else x_DI.contiguous()
             decode_ops.add_adapters(y_DO, x_DI, step.rows, step.places_SG3[number], step.low_NR, self.dtype)
-        for group in step.decode:
-            if site in group.held.with_vectors and (b_O := group.held.parts[site].b_O) is not None:
+        for group in others:
+            if (b_O := group.held.parts[site].b_O) is not None:
                 y_DO[group.tokens] = y_DO[group.tokens] + b_O
         if y_TO.dtype != torch.float32:
             y_TO[: step.generated] = y_DO.to(y_TO.dtype)
 
     def _step(self, work: Work) -> _Step:
         if self._last is None or self._last.work is not work:
-            places: dict[str, list[int]] = {}
-            pieces = []
-            for segment in work.segments:
-                if segment.adapter is None:
-                    continue
-                if segment.is_decode:
-                    places.setdefault(segment.adapter, []).append(segment.start)
-                else:
-                    pieces.append(_Group(self._held[segment.adapter], slice(segment.start, segment.stop)))
-            generated = sum(segment.is_decode for segment in work.segments)
-            assert all(max(each) < generated for each in places.values()), "generated tokens come first"
-            helds = [self._held[digest] for digest in places]
-            rows_N = torch.tensor([place for those in places.values() for place in those])
-            places_SG3 = torch.zeros(len(self._numbers), len(helds), 3, dtype=torch.int64)
-            for group, held in enumerate(helds):
-                places_SG3[: len(held.places_S3), group] = held.places_S3
-            rank = int(places_SG3[..., 2].max()) if places_SG3.numel() else 0
-            rows = decode_ops.Groups(len(helds), rows_N, torch.tensor([0, *map(len, places.values())]).cumsum(0))
-            decode = [_Group(h, torch.tensor(r)) for h, r in zip(helds, places.values(), strict=True)]
-            self._last = _Step(work, decode, pieces, generated, rows, places_SG3, torch.empty(len(rows_N), rank))
+            self._last = self._made(work)
         return self._last
+
+    def _made(self, work: Work) -> _Step:
+        places: dict[str, list[int]] = {}
+        pieces = []
+        for segment in work.segments:
+            if segment.adapter is None:
+                continue
+            if segment.is_decode:
+                places.setdefault(segment.adapter, []).append(segment.start)
+            else:
+                pieces.append(_Group(self._held[segment.adapter], slice(segment.start, segment.stop)))
+        generated = sum(segment.is_decode for segment in work.segments)
+        assert all(max(each) < generated for each in places.values()), "generated tokens come first"
+        helds = [self._held[digest] for digest in places]
+        rows_N = torch.tensor([place for those in places.values() for place in those])
+        places_SG3 = torch.zeros(len(self._numbers), len(helds), 3, dtype=torch.int64)
+        for group, held in enumerate(helds):
+            places_SG3[: len(held.places_S3), group] = held.places_S3
+        ranks_SG = places_SG3[..., 2]
+        rows = decode_ops.Groups(len(helds), rows_N, torch.tensor([0, *map(len, places.values())]).cumsum(0))
+        decode = [_Group(held, torch.tensor(those)) for held, those in zip(helds, places.values(), strict=True)]
+        return _Step(
+            work, decode, pieces, generated, rows, places_SG3, (ranks_SG > 0).any(1).tolist(),
+            torch.empty(len(rows_N), int(ranks_SG.max()) if ranks_SG.numel() else 0),
+            frozenset().union(*(held.with_vectors for held in helds)),
+            frozenset().union(*(group.held.with_h for group in (*decode, *pieces))),
+        )  # fmt: skip
 
 
 def _filled(a_RI: Tensor | None, b_OR: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

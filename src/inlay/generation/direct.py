@@ -28,7 +28,7 @@ from inlay.errors import ModelError
 from inlay.generation.attention import How, KeyValues, Places
 from inlay.generation.blocks import BLOCK
 from inlay.generation.plain import at_wanted
-from inlay.generation.row_floor import row_floor
+from inlay.generation.row_floor import row_counts
 from inlay.generation.work import Adapters, Work
 from inlay.models.base import context_length
 
@@ -77,7 +77,10 @@ class _Linear:
                 own_TO = F.linear(scaled_TI, weight_OI[outputs], None if bias_O is None else bias_O[outputs])
                 changed_T1 = (scaled_TI != x_TI).any(1, keepdim=True)
                 y_TO[:, outputs] = torch.where(changed_T1, own_TO, y_TO[:, outputs])
-            y_TO[:, outputs] = step.adapters.add(site, x_TI, y_TO[:, outputs], step.work)
+            y_TP = y_TO[:, outputs]
+            added_TP = step.adapters.add(site, x_TI, y_TP, step.work)
+            if added_TP is not y_TP:
+                y_TO[:, outputs] = added_TP
         return y_TO
 
 
@@ -162,8 +165,7 @@ class DirectForward:
         config, inner = model.config, model.model
         names = {id(module): name for name, module in model.named_modules()}
         self.compute: torch.dtype = model.lm_head.weight.dtype
-        self.row_floor = row_floor(model, torch.device("cpu"))
-        """Rows that a matmul has at least, so that a row does not depend on the others."""
+        self._counts = row_counts(model, torch.device("cpu"))
         self._context, self._embed, self._adapters = context_length(config), inner.embed_tokens, adapters
         self._layers = [_Layer(n, layer, config, names, self.compute) for n, layer in enumerate(inner.layers)]
         self._norm = RmsNorm(inner.norm, 1.0 if config.model_type.startswith("gemma") else 0.0)
@@ -200,7 +202,7 @@ class DirectForward:
     @torch.inference_mode()
     def logits(self, work: Work) -> Tensor:
         """(W, V) float32; see `Forward`."""
-        missing = max(0, self.row_floor - len(work.ids_T))
+        missing = self._missing(len(work.ids_T))
         ids_T, positions_T = (F.pad(each, (0, missing)) for each in (work.ids_T, work.positions_T))
         step = self._step(work)
         x_TH = self._embed(ids_T).to(self.compute)
@@ -210,6 +212,10 @@ class DirectForward:
         for layer in self._layers:
             x_TH = layer.forward(x_TH, step, ropes[layer.kind], self._kept)
         return self._logits(x_TH, step)
+
+    def _missing(self, rows: int) -> int:
+        """Rows of padding with which a row of a matmul does not depend on the others."""
+        return next((count for count in self._counts if count >= rows), rows) - rows
 
     def _step(self, work: Work) -> _Step:
         decode = [segment for segment in work.segments if segment.is_decode]
@@ -256,7 +262,7 @@ class DirectForward:
     def _logits(self, x_TH: Tensor, step: _Step) -> Tensor:
         wanted_W = step.work.wanted_W
         count = len(wanted_W)
-        n_WH = _normed(self._norm, x_TH[F.pad(wanted_W, (0, max(0, self.row_floor - count)))])
+        n_WH = _normed(self._norm, x_TH[F.pad(wanted_W, (0, self._missing(count)))])
         head, site = self._head, self._names[1]
         given_WH, work = n_WH, step.work
         is_adapted = step.adapters is not None and site in step.sites

@@ -17,20 +17,27 @@ _MOST = 16
 def row_floor(model: Any, device: torch.device, autocast_dtype: torch.dtype | None = None) -> int:
     """The least number of rows from which on every linear layer of the model gives a row the same bits; 1 where there is
     none that is small, and answers are then equal within rounding only."""
+    return row_counts(model, device, autocast_dtype)[-1]
+
+
+def row_counts(model: Any, device: torch.device, autocast_dtype: torch.dtype | None = None) -> tuple[int, ...]:
+    """Numbers of rows below the floor at which a row has those bits, too, and the floor: MKL on two threads takes 8 rows as
+    it takes 12 and more, but not 9."""
     layers = {(type(m), tuple(m.weight.shape), m.weight.dtype): m for m in model.modules() if _is_linear(m)}
     with torch.inference_mode(), autocast(str(device), autocast_dtype):
-        floor = max((_floor_of(layer, device) for layer in layers.values()), default=1)
-    return floor if floor <= _MOST else 1
+        differing = {rows for layer in layers.values() for rows in _differing(layer, device)}
+    floor = max(differing, default=0) + 1
+    return (*(n for n in range(1, floor) if n not in differing), floor) if floor <= _MOST else (1,)
 
 
 def _is_linear(module: Any) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def _floor_of(layer: Any, device: torch.device) -> int:
+def _differing(layer: Any, device: torch.device) -> list[int]:
+    """Numbers of rows with other bits than many have."""
     width = layer.weight.shape[0 if type(layer).__name__ == "Conv1D" else 1]
     drawn = torch.randn(max(_TRIED), width, generator=torch.Generator().manual_seed(0))
     x_MI = drawn.to(device, layer.weight.dtype)
     whole: Tensor = layer(x_MI[None])[0]
-    differing = [rows for rows in _TRIED if not torch.equal(layer(x_MI[None, :rows])[0], whole[:rows])]
-    return max(differing, default=0) + 1
+    return [rows for rows in _TRIED if not torch.equal(layer(x_MI[None, :rows])[0], whole[:rows])]
