@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from inlay.api.evaluation import compare, evaluate, harness, verify
     from inlay.api.load_tests import bench_serve
     from inlay.api.machine import doctor, plan
+    from inlay.api.routing import RouterRefused, fit_router
     from inlay.api.run_checkpoints import checkpoint, checkpoints, clean_checkpoints, delete_checkpoint, pin
     from inlay.api.server import make_token, serve
     from inlay.api.training import compare_methods, cross_validate, resume, train
@@ -63,6 +64,7 @@ _FAMILIES = {
     "evaluation": "compare evaluate harness verify",
     "load_tests": "bench_serve",
     "machine": "doctor plan",
+    "routing": "RouterRefused fit_router",
     "run_checkpoints": "checkpoint checkpoints clean_checkpoints delete_checkpoint pin",
     "server": "make_token serve",
     "training": "compare_methods cross_validate resume train",
@@ -77,6 +79,7 @@ __all__ = [
     "ConfigLike",
     "Confirm",
     "Loaded",
+    "RouterRefused",
     "RunLike",
     "add_adapter",
     "advise",
@@ -101,6 +104,7 @@ __all__ = [
     "evaluate",
     "explain_config",
     "export_adapter",
+    "fit_router",
     "harness",
     "import_config",
     "init",

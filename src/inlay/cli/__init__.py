@@ -29,6 +29,7 @@ from inlay.cli import (
     harness,
     init,
     plan,
+    route,
     serve,
     train,
     verify,
@@ -59,7 +60,7 @@ app = typer.Typer(
 )
 for module in (
     train, compare_methods, cross_validate, demo, checkpoints,
-    compare, evaluate, harness, generate, chat, serve, verify, adapters, ab, bench,
+    compare, evaluate, harness, generate, chat, serve, verify, adapters, ab, route, bench,
     doctor, plan, init, advise, data, config,
 ):  # fmt: skip
     module.add_to(app)
