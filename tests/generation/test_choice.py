@@ -200,6 +200,7 @@ class Only:
 
     def __init__(self) -> None:
         self.taken: list[int] = []
+        self.is_complete = False
 
     def allowed(self) -> Any:
         mask = np.zeros(20, bool)

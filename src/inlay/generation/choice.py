@@ -28,6 +28,11 @@ _COLDEST: Final = 1e-6  # below it only the most likely token has a share, and f
 class Constraint(Protocol):
     """A rule that an answer follows from its first token on."""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer ends here, as nothing more may follow."""
+        raise NotImplementedError
+
     def allowed(self) -> np.ndarray | None:
         """(up to V,) bool, True for each token that may come next; None allows all. Ids beyond its end are ruled out."""
         raise NotImplementedError
@@ -87,6 +92,11 @@ class ChoiceRow:
             or len(self.ids) < self.sampling.min_new_tokens
         )
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether its grammar ends the answer here."""
+        return self.constraint is not None and self.constraint.is_complete
+
     def alter_(self, logits_V: np.ndarray) -> None:
         """Penalties, bans and the grammar, in place."""
         settings = self.sampling
@@ -100,12 +110,14 @@ class ChoiceRow:
         if self._counts:
             taken = self._counts.counts * settings.frequency_penalty + settings.presence_penalty
             logits_V[self._counts.ids] -= taken.astype(np.float32)
-        if len(self.ids) < settings.min_new_tokens:
+        before_V = logits_V[self._ends]
+        if is_short := len(self.ids) < settings.min_new_tokens:
             logits_V[self._ends] = -np.inf
         if self.constraint and (allowed := self.constraint.allowed()) is not None:
-            known = min(len(allowed), len(logits_V))
-            logits_V[:known][~allowed[:known]] = -np.inf
-            logits_V[known:] = -np.inf
+            allowed = np.pad(allowed[: len(logits_V)], (0, max(0, len(logits_V) - len(allowed))))
+            logits_V[~allowed] = -np.inf
+            if is_short and not np.isfinite(logits_V.max()):  # the grammar has nothing else
+                logits_V[self._ends] = np.where(allowed[self._ends], before_V, -np.inf)
 
     def number(self) -> float:
         """In [0, 1), fixed by seed, choice and position in the sequence alone: no batch, order or restart changes it."""
