@@ -132,6 +132,22 @@ def test_weights_are_fitted_to_one_half_of_the_rows_and_judged_on_the_other(
     assert_sum(change_of(read_entry(entry)), weighted)
 
 
+def test_each_block_of_layers_can_have_fitted_weights_of_its_own(
+    library: Library, tmp_path: Path, inlay: Callable[..., Ended]
+) -> None:
+    rows = str(write_rows(tmp_path / "rows.jsonl", qa_rows(12)))
+    ended = inlay("adapters", "compose", "support", "--name", "blocks", "--fit", rows, "--blocks", "2", "--json")
+    assert ended.code == 0, ended.err
+    first, second = json.loads(ended.out)["fit"]["weights"]["support"]
+    entry = library.find("blocks")
+    assert entry.card.operation == "compose, fitted weights, in 2 blocks of layers"
+    assert [one.weight for one in entry.card.parents] == [pytest.approx((first + second) / 2)]
+    before, after = (change_of(read_entry(one)).factors for one in (library.find("support"), entry))
+    for module, factors in before.items():
+        weight = first if ".layers.0." in module else second
+        assert torch.allclose(dense(after[module]), weight * dense(factors), atol=1e-6)
+
+
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "no weight": (("support", "first=1"), "support: has no weight. Write support=0.7"),
     "zero": (("support=0",), "support=0: an adapter of weight 0 has no part"),
@@ -145,6 +161,10 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "density alone": (("support=1", "--density", "0.2"), "--density: only a lossy merge"),
     "merge": (("support=1", "--as", "ties"), "Did you mean 'ties_svd'"),
     "weights with fit": (("support=1", "--fit", "rows.jsonl"), "--fit: finds the weights itself"),
+    "blocks without fit": (
+        ("support=1", "--blocks", "2"),
+        "--blocks: weights of blocks of layers are fitted. Add --fit",
+    ),
     "whole model": (("builtin:nano=1",), "is a whole model, not an adapter"),
     "size": (("support=1", "--budget", "much"), "budget: not an amount"),
 }

@@ -19,11 +19,11 @@ from inlay.data.reading.read import read_examples
 from inlay.data.splits import prompt_key
 from inlay.data.types import Example
 from inlay.engine.loss import RowLosses, causal_loss
-from inlay.errors import AdapterError, DataError
+from inlay.errors import AdapterError, ConfigError, DataError
 from inlay.models.base import find_base
 from inlay.tasks.opened_base import OpenedBase, Precision
 from inlay.workflows.adapter_library import fit
-from inlay.workflows.adapter_library.fit import Objective, fit_weights, least_loss, weighted_blocks
+from inlay.workflows.adapter_library.fit import LayerBlocks, Objective, fit_weights, least_loss, weighted_blocks
 from parts import ToldBar, qa_rows, write_rows
 from training_runs import Quiet
 
@@ -117,7 +117,7 @@ def test_fitted_weights_have_no_higher_loss_than_any_simpler_choice(ready: Opene
     found = fitted(ready, examples, bar)
     assert set(found.rivals) == {"a alone", "b alone", "sum", "mean"}
     assert found.fit_loss < min(found.rival_fit_losses.values())
-    assert all(-2 <= weight <= 2 for weight in found.weights.values())
+    assert all(-2 <= weight <= 2 for (weight,) in found.weights.values())
     assert found.fitted_rows + found.judged_rows == len(examples)
     assert bar.told[0] == (24, 0, "evaluation")
     assert bar.told[-1] == "end"
@@ -132,7 +132,7 @@ def test_fitted_weights_have_no_higher_loss_than_any_simpler_choice(ready: Opene
     assert {many.verdict(name) for name in found.rivals} == {"not distinguishable"}
     sure = replace(many, rivals={name: replace(one, p=0.001) for name, one in many.rivals.items()})
     assert {sure.verdict(name) for name in found.rivals} == {"better"}
-    total = summed([(weight, parts()[name]) for name, weight in found.weights.items()])
+    total = summed([(weight, parts()[name]) for name, (weight,) in found.weights.items()])
     halves = fit._halves(examples)
     assert not {prompt_key(e) for e in halves[0]} & {prompt_key(e) for e in halves[1]}
     rows = fit._encoded(ready, halves[0], 64)
@@ -141,6 +141,46 @@ def test_fitted_weights_have_no_higher_loss_than_any_simpler_choice(ready: Opene
         model, rows.tokens, [[n] for n in range(len(rows.tokens))], ready.encoder.pad_id, "cpu", None
     )
     assert abs(float(scores[0].sum() / scores[1].sum()) - found.fit_loss) < 1e-5
+
+
+def test_weights_of_each_block_of_layers_compute_what_the_adapter_with_scaled_blocks_computes(ready: OpenedBase):
+    kinds, ids = parts(), torch.arange(3, 43).view(2, 20)
+    blocks = LayerBlocks.of(kinds.values(), 2)
+    scaled = [blocks.scaled(kinds["a"], (0.7, 0.1)), blocks.scaled(kinds["b"], (-0.4, 0.9))]
+    with torch.inference_mode():
+        expected = ready.with_adapter(state_of(summed([(1.0, one) for one in scaled])))(input_ids=ids).logits
+        model = ready.with_adapter(state_of(summed([(1.0, one) for one in kinds.values()])))
+        with weighted_blocks(model, list(kinds.values()), blocks) as set_weights:
+            set_weights(torch.tensor([0.7, -0.4, 0.1, 0.9]))
+            assert torch.allclose(model(input_ids=ids).logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_blocks_of_layers_are_consecutive_and_of_nearly_equal_size(count: int):
+    blocks = LayerBlocks.of([LowRank("digest", dict.fromkeys(f"model.layers.{n}.q_proj" for n in range(5)), {})], count)
+    found = [blocks.of_module(f"model.layers.{n}.mlp.experts.3.w1") for n in range(5)]
+    sizes = [found.count(block) for block in range(count)]
+    assert found == sorted(found)
+    assert (sum(sizes), max(sizes) - min(sizes) <= 1) == (5, True)
+    assert blocks.of_module("lm_head") == count - 1
+
+
+def test_blocks_of_layers_have_no_higher_loss_than_weights_that_all_layers_share(ready: OpenedBase, examples: Any):
+    above = "model.layers.1.mlp.up_proj"
+    below = {"model.layers.0.mlp.up_proj": part(5, above, size=1.0).factors[above]}
+    one = part(4, above, size=1.0)
+    kinds = {"a": replace(one, factors={**one.factors, **below})}
+    found = fit_weights(kinds, ready, examples, 64, 8, 200, 0, Quiet(), block_count=2)
+    shared = fitted(ready, examples, **kinds)
+    same = "fitted, same in all layers"
+    assert set(found.rivals) == {"a alone", same}
+    assert found.rival_fit_losses[same] == pytest.approx(shared.fit_loss, abs=1e-6)
+    assert found.fit_loss < shared.fit_loss - 1e-4
+    assert [len(row) for row in found.weights.values()] == [2]
+    assert found.to_json()["weights"]["a"] == list(found.weights["a"])
+    assert shared.to_json()["weights"]["a"] == shared.weights["a"][0]
+    with pytest.raises(ConfigError, match=r"--blocks 3: the adapters change 2 layers\. Give 1 to 2 blocks"):
+        fit_weights(parts(), ready, examples, 64, 8, 200, 0, Quiet(), block_count=3)
 
 
 def test_one_adapter_alone_is_given_its_best_weight(ready: OpenedBase, examples: Any):

@@ -138,6 +138,7 @@ def compose_adapters(
     lossy: str | None = None,
     density: float | None = None,
     fit: str | None = None,
+    blocks: int = 1,
     seed: int = 0,
     reporter: Reporter | None = None,
     library: LibraryLike = None,
@@ -146,7 +147,7 @@ def compose_adapters(
     """The weighted sum of adapters as a new version of `name`; exact, but for what `rank`, `energy` or `budget` cut off.
 
     `weights` maps a run, `RUN@STEP`, a folder or a library adapter to its weight. With `fit`, a file of rows, every weight
-    is None: they are found on one half of the rows and judged on the other. `budget` is a size, such as `20MB`. `lossy` is
+    is None: they are found on one half of the rows and judged on the other, for each of `blocks` blocks of layers. `budget` is a size, such as `20MB`. `lossy` is
     a merge that is no sum, `ties_svd` or `dare_svd`, which keeps the share `density` of each change.
     Raises: AdapterError for adapters that have no sum, such as on different bases, or of DoRA; ConfigError.
     """
@@ -155,7 +156,7 @@ def compose_adapters(
     from inlay.workflows.adapter_library.compose import ComposeRequest, compose
 
     size = parse_bytes(budget, "budget") if isinstance(budget, str) else budget
-    request = ComposeRequest(weights, RankLimit(rank, energy, size), lossy, density, fit, seed)
+    request = ComposeRequest(weights, RankLimit(rank, energy, size), lossy, density, fit, blocks, seed)
     return compose(request, name, library_at(library, folder), folder, reporter or PlainReporter())
 
 

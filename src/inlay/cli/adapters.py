@@ -51,6 +51,7 @@ _COMPOSE_EXAMPLES = (
     "inlay adapters compose support=0.7 legal=0.3 --name both",
     "inlay adapters compose support:prod=1 news@120=-0.4 --name c --energy 0.99",
     "inlay adapters compose support legal --name both --fit rows.jsonl",
+    "inlay adapters compose support legal --name both --fit rows.jsonl --blocks 4",
     "inlay adapters compose support=1 legal=1 --name c --as ties_svd",
 )
 
@@ -181,6 +182,9 @@ def compose(
         str | None,
         typer.Option("--fit", metavar="ROWS", help="Find the weights on half of these rows; judge them on the others."),
     ] = None,
+    blocks: Annotated[
+        int, typer.Option("--blocks", metavar="N", help="With --fit: own weights for each of N blocks of layers.")
+    ] = 1,
     library: Library = None,
     output: Folder = "results",
     as_json: Json = False,
@@ -189,7 +193,7 @@ def compose(
     linear, which weighs A and B apart, is off by 85% for two adapters."""
     composed = api.compose_adapters(
         render.adapters.weights_of(parts), name, rank=rank, energy=energy, budget=budget, lossy=lossy, density=density,
-        fit=fit, reporter=render.progress.reporter(), library=library, folder=output,
+        fit=fit, blocks=blocks, reporter=render.progress.reporter(), library=library, folder=output,
     )  # fmt: skip
     return Output(composed.to_json(), render.adapters.composed_text(composed))
 

@@ -152,6 +152,8 @@ def composed_text(composed: Composed) -> str:
     """The sum, its rank, size and error, the fit, and the next command."""
     entry, card = composed.entry, composed.entry.card
     terms = " ".join(f"{weight:+.4g}·{name}" for name, weight in composed.weights.items()).removeprefix("+")
+    if composed.fit is not None and composed.fit.blocks.count > 1:
+        terms = f"{', '.join(composed.weights)} with weights by blocks of layers"
     kind = "the exact sum" if composed.lossy is None else f"{composed.lossy}, which is no sum,"
     error = "exact" if composed.error == 0 else f"relative error {composed.error:.1e}"
     lines = [
@@ -167,7 +169,12 @@ def composed_text(composed: Composed) -> str:
 
 
 def _fit_lines(fit: Fit) -> list[str]:
-    lines = [f"  weights fitted on {fit.fitted_rows} rows; judged on {fit.judged_rows} others, by loss against"]
+    count = fit.blocks.count
+    lines = [
+        f"  block {block + 1} of {count}: " + " ".join(f"{row[block]:+.4g}·{name}" for name, row in fit.weights.items())
+        for block in range(count if count > 1 else 0)
+    ]
+    lines += [f"  weights fitted on {fit.fitted_rows} rows; judged on {fit.judged_rows} others, by loss against"]
     width = max(len(name) for name in fit.rivals)
     for name, one in fit.rivals.items():
         p = fit.adjusted_p[name]

@@ -36,6 +36,8 @@ class ComposeRequest:
     """Share of entries that a lossy merge keeps; None is 0.2."""
     fit: str | None = None
     """File of rows that the weights are fitted to."""
+    blocks: int = 1
+    """Blocks of layers that have fitted weights of their own."""
     seed: int = 0
 
     def require_usable(self) -> None:
@@ -49,6 +51,8 @@ class ComposeRequest:
         if self.fit is None and len(given) < len(self.weights):
             name = next(name for name, weight in self.weights.items() if weight is None)
             raise ConfigError(f"{name}: has no weight. Write {name}=0.7, or have all weights fitted: --fit ROWS.")
+        if self.fit is None and self.blocks != 1:
+            raise ConfigError("--blocks: weights of blocks of layers are fitted. Add --fit ROWS.")
         if self.fit is not None and self.lossy is not None:
             raise ConfigError(f"--as {self.lossy}: weights are fitted to the exact sum. Leave out --fit or --as.")
         if self.density is not None and self.lossy is None:
@@ -62,6 +66,7 @@ class Composed:
     entry: Entry
     is_new: bool
     weights: Mapping[str, float]
+    """Of each part; the mean of its weights where blocks of layers have their own."""
     error: float
     """‖ΔW - exact sum‖ / ‖exact sum‖."""
     lossy: str | None
@@ -100,13 +105,18 @@ def compose(request: ComposeRequest, name: str, library: Library, results: str, 
     ready, parts = _opened_parts(list(request.weights), library, results, reporter)
     notes = _notes_on_differences(parts)
     weights, fit = {key: weight for key, weight in request.weights.items() if weight is not None}, None
+    weighted = [(weight, parts[key].lowrank) for key, weight in weights.items()]
     if request.fit is not None:
         fit = _fitted(request, ready, parts, library, results, reporter)
-        weights = {key: weight for key, weight in fit.weights.items() if abs(weight) >= _NO_WEIGHT}
-        if not weights:
+        kept = {key: row for key, row in fit.weights.items() if max(map(abs, row)) >= _NO_WEIGHT}
+        if not kept:
             raise AdapterError("--fit: all fitted weights are 0: the base alone has the least loss on these rows.")
-        notes += [f"{key}: its fitted weight is 0, so it is left out" for key in fit.weights if key not in weights]
-    weighted = [(weight, parts[key].lowrank) for key, weight in weights.items()]
+        notes += [f"{key}: its fitted weight is 0, so it is left out" for key in fit.weights if key not in kept]
+        weights = {key: sum(row) / len(row) for key, row in kept.items()}
+        if fit.blocks.count == 1:
+            weighted = [(weight, parts[key].lowrank) for key, weight in weights.items()]
+        else:
+            weighted = [(1.0, fit.blocks.scaled(parts[key].lowrank, row)) for key, row in kept.items()]
     total = exact_sum(weighted)
     if note := size_note(weighted, total):
         notes.append(note)
@@ -194,8 +204,9 @@ def _fitted(
     limit = config.data.max_length if isinstance(config.data.max_length, int) else ready.context_length
     lowranks = {key: part.lowrank for key, part in parts.items()}
     return fit_weights(
-        lowranks, ready, examples, limit, config.eval.batch_size, config.eval.resamples, request.seed, reporter
-    )
+        lowranks, ready, examples, limit, config.eval.batch_size, config.eval.resamples, request.seed, reporter,
+        request.blocks,
+    )  # fmt: skip
 
 
 def _put_together(
@@ -227,5 +238,6 @@ def _operation(request: ComposeRequest) -> str:
         f"energy {limit.energy:g}" if limit.energy is not None else "",
         f"budget {limit.bytes} bytes" if limit.bytes is not None else "",
         "fitted weights" if request.fit is not None else "",
+        f"in {request.blocks} blocks of layers" if request.blocks > 1 else "",
     ]
     return ", ".join(["compose", *(part for part in how if part)])
