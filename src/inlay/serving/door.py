@@ -110,10 +110,8 @@ class Door:
                 record.principal = principal.name
                 scope["state"]["principal"] = principal
             _require_plain_json(scope["method"], headers)
-            body = await asyncio.wait_for(_body_of(headers, receive, limits), limits.body_seconds)
+            body = await _body_in_time(headers, receive, limits)
             await self._while_the_client_is_there(scope, receive, send, body)
-        except TimeoutError:
-            await self._refuse(Refusal(408, "The body did not arrive in time.", code="timeout"), scope, receive, send)
         except Refusal as refused:
             await self._refuse(refused, scope, receive, send)
         except _ClientGone:
@@ -209,6 +207,14 @@ def _require_plain_json(method: str, headers: Mapping[bytes, Sequence[bytes]]) -
     has_body = headers.get(b"content-length", [b"0"]) != [b"0"] or b"transfer-encoding" in headers
     if method in ("POST", "PUT", "PATCH") and has_body and kinds != [b"application/json"]:
         raise Refusal(415, "Content-Type: only application/json is taken.", code="unsupported_media_type")
+
+
+async def _body_in_time(headers: Mapping[bytes, Sequence[bytes]], receive: Receive, limits: Limits) -> bytes:
+    """The whole body. Raises: Refusal 408, 413, _ClientGone."""
+    try:
+        return await asyncio.wait_for(_body_of(headers, receive, limits), limits.body_seconds)
+    except TimeoutError:
+        raise Refusal(408, "The body did not arrive in time.", code="timeout") from None
 
 
 async def _body_of(headers: Mapping[bytes, Sequence[bytes]], receive: Receive, limits: Limits) -> bytes:

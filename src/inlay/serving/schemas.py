@@ -58,7 +58,7 @@ class SamplingFields(Body):
     )
     presence_penalty: Penalty | None = Field(None, description="Taken off the logit of tokens that the answer has.")
     frequency_penalty: Penalty | None = Field(None, description="The same for each time that it has them.")
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = Field(
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = Field(
         None, description="Above 1, tokens of prompt and answer become less likely; default 1."
     )
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = Field(
