@@ -161,6 +161,7 @@ def test_a_tokens_file_is_read_line_by_line(tmp_path: Path) -> None:
         (f"alice {'0' * 64} anser", "'answer'"), (ADMIN_LINE, "unknown scope 'admin'"), (f"{USER_LINE}\n{USER_LINE}", "twice"),
         (f"alice {'0' * 64} answer a b", "5 fields"),
     ],
+    ids=["empty", "name", "not a digest", "slash", "scope", "scope of admins", "twice", "fields"],  # tokens are drawn
 )  # fmt: skip
 def test_a_line_that_is_no_token_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "tokens").write_text(text)
