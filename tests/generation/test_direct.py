@@ -16,6 +16,7 @@ from inlay.errors import ModelError
 from inlay.generation.bank import Bank
 from inlay.generation.blocks import blocks_for
 from inlay.generation.direct import DirectForward, refusal
+from inlay.generation.forwards import forward_of
 from inlay.generation.gain import Gain
 from inlay.generation.plain import PlainForward
 from inlay.generation.work import Segment, Work
@@ -153,3 +154,26 @@ def test_what_it_does_not_know_is_refused_with_the_reason(monkeypatch: pytest.Mo
         DirectForward(model, 4)
     monkeypatch.setattr(decode_ops, "reason", lambda _: "numba is not installed")
     assert refusal(model_of("llama")) == "there are no compiled loops (numba is not installed)"
+
+
+def test_a_base_takes_its_own_engine_where_that_is_proved_equal_else_transformers_modules(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = model_of("llama")
+    assert isinstance(forward_of(model, 4), DirectForward)
+    monkeypatch.setattr("inlay.generation.direct.gated", lambda _, both: both.chunk(2, 1)[0].contiguous())
+    assert isinstance(forward_of(model, 4), DirectForward), "it was tried before"
+    assert isinstance(forward_of(model_of("llama"), 4), PlainForward)
+
+
+def test_a_weight_that_changes_is_computed_with_and_others_are_stacked_once() -> None:
+    model = model_of("llama")
+    before = in_pieces(DirectForward(model, 4), 0, ())
+    stacked = model.model.layers[0].self_attn.q_proj.weight.data_ptr()
+    assert torch.equal(in_pieces(DirectForward(model, 4), 0, ()), before)
+    assert model.model.layers[0].self_attn.q_proj.weight.data_ptr() == stacked
+    with torch.no_grad():
+        model.model.layers[0].input_layernorm.weight.mul_(2)
+    after = in_pieces(DirectForward(model, 4), 0, ())
+    assert (after - model(ids_of(0)[None]).logits[0]).abs().max() < 1e-4 * before.abs().max()
+    assert not torch.equal(after, before)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -152,32 +153,57 @@ class _Layer:
         return out
 
 
+class _Decoder:
+    """The weights of one model as they are computed with; forward passes over several pools share them."""
+
+    def __init__(self, model: Any) -> None:
+        config, inner = model.config, model.model
+        names = {id(module): name for name, module in model.named_modules()}
+        self.compute: torch.dtype = model.lm_head.weight.dtype
+        self.counts = row_counts(model, torch.device("cpu"))
+        self.embed, self.head = inner.embed_tokens, model.lm_head
+        self.names = names[id(self.embed)], names[id(self.head)]
+        self.layers = [_Layer(n, layer, config, names, self.compute) for n, layer in enumerate(inner.layers)]
+        self.norm = RmsNorm(inner.norm, 1.0 if config.model_type.startswith("gemma") else 0.0)
+        self.softcap, self.rotary = getattr(config, "final_logit_softcapping", None), inner.rotary_emb
+        self.angles: dict[tuple[Any, int], tuple[Tensor, Tensor]] = {}
+        self.made_of = _present(model)
+
+
+_decoders: WeakKeyDictionary[Any, _Decoder] = WeakKeyDictionary()
+
+
+def _present(model: Any) -> tuple[Any, ...]:
+    """Changes when a weight is replaced, or written to."""
+    threads = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    return *threads, *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
+
+
 class DirectForward:
     """A `Forward` for decoders of the Llama family."""
 
     def __init__(self, model: Any, blocks: int, adapters: Adapters | None = None) -> None:
-        """Stacks linear layers that read the same input; the model's own become views of them.
+        """Stacks linear layers that read the same input, once for a model; its own become views of them.
 
         Raises: ModelError, with the reason, for a model that it cannot compute.
         """
         if why := refusal(model):
             raise ModelError(f"this base has no engine of its own for serving: {why}.")
-        config, inner = model.config, model.model
-        names = {id(module): name for name, module in model.named_modules()}
-        self.compute: torch.dtype = model.lm_head.weight.dtype
-        self._counts = row_counts(model, torch.device("cpu"))
-        self._context, self._embed, self._adapters = context_length(config), inner.embed_tokens, adapters
-        self._layers = [_Layer(n, layer, config, names, self.compute) for n, layer in enumerate(inner.layers)]
-        self._norm = RmsNorm(inner.norm, 1.0 if config.model_type.startswith("gemma") else 0.0)
-        self._head, self._softcap = model.lm_head, getattr(config, "final_logit_softcapping", None)
-        self._names = names[id(self._embed)], names[id(self._head)]
-        self._rotary, self._angles = inner.rotary_emb, dict[tuple[Any, int], tuple[Tensor, Tensor]]()
-        self._kept = KeyValues(blocks)
+        decoder = _decoders.get(model)
+        if decoder is None or decoder.made_of != _present(model):
+            decoder = _decoders[model] = _Decoder(model)
+        self._decoder, self._adapters, self._kept = decoder, adapters, KeyValues(blocks)
+        self._context = context_length(model.config)
 
     @property
     def blocks(self) -> int:
         """Blocks of the key/value pool."""
         return self._kept.blocks
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of weights, hidden values and matmuls."""
+        return self._decoder.compute
 
     @property
     def context_length(self) -> int:
@@ -187,7 +213,7 @@ class DirectForward:
     @property
     def vocabulary(self) -> int:
         """Ids are below it."""
-        return len(self._embed.weight)
+        return len(self._decoder.embed.weight)
 
     @property
     def bytes(self) -> int:
@@ -205,17 +231,18 @@ class DirectForward:
         missing = self._missing(len(work.ids_T))
         ids_T, positions_T = (F.pad(each, (0, missing)) for each in (work.ids_T, work.positions_T))
         step = self._step(work)
-        x_TH = self._embed(ids_T).to(self.compute)
-        if step.adapters is not None and self._names[0] in step.sites:
-            x_TH = step.adapters.add(self._names[0], ids_T, x_TH, work)
-        ropes = {kind: self._rope(kind, positions_T) for kind in {layer.kind for layer in self._layers}}
-        for layer in self._layers:
+        x_TH = self._decoder.embed(ids_T).to(self._decoder.compute)
+        site = self._decoder.names[0]
+        if step.adapters is not None and site in step.sites:
+            x_TH = step.adapters.add(site, ids_T, x_TH, work)
+        ropes = {kind: self._rope(kind, positions_T) for kind in {layer.kind for layer in self._decoder.layers}}
+        for layer in self._decoder.layers:
             x_TH = layer.forward(x_TH, step, ropes[layer.kind], self._kept)
         return self._logits(x_TH, step)
 
     def _missing(self, rows: int) -> int:
         """Rows of padding with which a row of a matmul does not depend on the others."""
-        return next((count for count in self._counts if count >= rows), rows) - rows
+        return next((count for count in self._decoder.counts if count >= rows), rows) - rows
 
     def _step(self, work: Work) -> _Step:
         decode = [segment for segment in work.segments if segment.is_decode]
@@ -229,15 +256,14 @@ class DirectForward:
             rows = Rows(torch.tensor([segment.position for segment in decode]), torch.tensor(table), longest)
         if pieces:
             moved = tuple(piece._replace(start=piece.start - done, stop=piece.stop - done) for piece in pieces)
-            prompts = Places(Work(work.ids_T[done:], work.positions_T[done:], moved, work.wanted_W), self._kept_on())
+            prompts = Places(
+                Work(work.ids_T[done:], work.positions_T[done:], moved, work.wanted_W), torch.device("cpu")
+            )
         begun = [s.blocks[s.position // BLOCK] for s in decode if s.position % BLOCK == 0]
         is_adapted = self._adapters is not None and any(segment.adapter is not None for segment in work.segments)
         adapters = self._adapters if is_adapted else None
         sites = frozenset[str]() if adapters is None else adapters.sites()
         return _Step(work, adapters, sites, rows, done, begun, prompts)
-
-    def _kept_on(self) -> torch.device:
-        return torch.device("cpu")
 
     def _rope(self, kind: Any, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """(cos, sin) of each token, (T, E)."""
@@ -251,19 +277,20 @@ class DirectForward:
         return cos_TE, sin_TE
 
     def _angles_of(self, kind: Any, chunk: int) -> tuple[Tensor, Tensor]:
-        if (kind, chunk) not in self._angles:
+        angles, rotary = self._decoder.angles, self._decoder.rotary
+        if (kind, chunk) not in angles:
             positions_P = torch.arange(chunk * _ANGLES, (chunk + 1) * _ANGLES)
-            like = torch.empty(0, dtype=self.compute)
-            cos, sin = self._rotary(like, positions_P[None], *([kind] if hasattr(self._rotary, "layer_types") else []))
+            like = torch.empty(0, dtype=self._decoder.compute)
+            cos, sin = rotary(like, positions_P[None], *([kind] if hasattr(rotary, "layer_types") else []))
             half = cos.shape[-1] // 2
-            self._angles[kind, chunk] = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
-        return self._angles[kind, chunk]
+            angles[kind, chunk] = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+        return angles[kind, chunk]
 
     def _logits(self, x_TH: Tensor, step: _Step) -> Tensor:
         wanted_W = step.work.wanted_W
         count = len(wanted_W)
-        n_WH = _normed(self._norm, x_TH[F.pad(wanted_W, (0, self._missing(count)))])
-        head, site = self._head, self._names[1]
+        n_WH = _normed(self._decoder.norm, x_TH[F.pad(wanted_W, (0, self._missing(count)))])
+        head, site, softcap = self._decoder.head, self._decoder.names[1], self._decoder.softcap
         given_WH, work = n_WH, step.work
         is_adapted = step.adapters is not None and site in step.sites
         if step.adapters is not None and is_adapted:
@@ -273,9 +300,9 @@ class DirectForward:
         if step.adapters is not None and is_adapted:
             z_WV = step.adapters.add(site, n_WH, z_WV, work)
         z_WV = z_WV[:count].float()
-        if self._softcap is not None:
+        if softcap is not None:
             for z_V in z_WV:  # a row at a time: the last values of an operation may be rounded otherwise
-                z_V.div_(self._softcap).tanh_().mul_(self._softcap)
+                z_V.div_(softcap).tanh_().mul_(softcap)
         return z_WV
 
 

@@ -20,8 +20,8 @@ from inlay.config.sections.serve import ServeConfig
 from inlay.errors import AdapterError, InlayError
 from inlay.generation.bank import Bank
 from inlay.generation.blocks import blocks_for
+from inlay.generation.forwards import forward_of
 from inlay.generation.loop import Limits, Loop
-from inlay.generation.plain import PlainForward
 from inlay.generation.request import Ask, Event, Sampling
 from inlay.hardware.facts import memory_facts
 from inlay.serving import wire
@@ -319,9 +319,9 @@ def _opened(front: Front, start: Start) -> EngineChild:
     needed.require_room(tokens)
     front.send({"progress": f"Loading the weights of {base.ref.name}."})
     torch.set_grad_enabled(False)
-    model, bank = base.model, Bank()
+    model, bank = base.model, Bank(getattr(torch, settings.adapter_dtype))
     limits = Limits(settings.max_rows, settings.max_adapters)
-    forward = PlainForward(model, blocks_for(tokens), bank, autocast_dtype=base.autocast_dtype)
+    forward = forward_of(model, blocks_for(tokens), bank, autocast_dtype=base.autocast_dtype)
     tokenizers = Tokenizers(base)
     loop = Loop(
         forward,

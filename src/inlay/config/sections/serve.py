@@ -33,6 +33,8 @@ class ServeConfig(Settings):
     cache_tokens: PositiveInt | None = None
     """Tokens whose keys and values are kept, of answers being computed and of prompts seen before. By default as many as
     `max_rows` answers of half the context need, in at most half of the free memory."""
+    adapter_dtype: Literal["float32", "bfloat16"] = "float32"
+    """dtype of the adapters' A and B in memory. In bfloat16 a token reads half as much of them; they are rounded to 8 bits."""
     skip_others: bool = False
     """With `--adapters all`: leaves out adapters of other bases. Otherwise they are an error."""
     backend: Literal["own", "vllm"] = "own"
