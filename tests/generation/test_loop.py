@@ -145,15 +145,15 @@ def require_empty(loop: Loop, bank: Bank) -> None:
 def test_answers_that_come_and_go_at_random_have_the_bits_that_each_has_alone(
     model: Any, encoder: Encoder, bank: Bank
 ) -> None:
-    wanted = asks(16, seed=0)
+    wanted = asks(12, seed=0)
     alone = Recorded(model, 32, bank)
     expected = []
     for ask in wanted:
         loop = Loop(alone, encoder, bank)
         row = loop.add(ask)
         expected.append(answered(loop.drain())[row])
-    assert len({tuple(ids) for ids in expected}) > 8
-    for step_tokens in (16, 64, 1000):
+    assert len({tuple(ids) for ids in expected}) > 6
+    for step_tokens in (16, 1000):
         together = Recorded(model, 32, bank)
         loop = Loop(together, encoder, bank, Limits(rows=6, adapters=2, step_tokens=step_tokens))
         drawn, events, rows = random.Random(step_tokens), [], []

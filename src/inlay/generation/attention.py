@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inlay.engine import decode_ops
 from inlay.generation.blocks import BLOCK, blocks_for
 from inlay.generation.work import Segment, Work
 
@@ -61,6 +62,13 @@ class KeyValues:
             part[target, :, :tokens] = part[source, :, :tokens]
             part[target, :, tokens:] = 0
 
+    def fits_loops(self) -> bool:
+        """Whether the compiled loop of attention takes the layers that were used so far."""
+        return all(
+            keys.is_cpu and keys.shape == values.shape and decode_ops.reason(keys.dtype) is None
+            for keys, values in self._layers.values()
+        )
+
     @property
     def bytes(self) -> int:
         """Memory that the layers reserve."""
@@ -70,7 +78,8 @@ class KeyValues:
 class Places:
     """Where the tokens of one step lie in the pool, and which keys each of them sees; made once, used by every layer."""
 
-    def __init__(self, work: Work, device: torch.device) -> None:
+    def __init__(self, work: Work, device: torch.device, *, has_loops: bool = False) -> None:
+        """`has_loops`: generated tokens take the compiled loop of `inlay.engine.decode_ops`."""
         starts, stops, firsts = (np.array([s[n] for s in work.segments], dtype=np.int64) for n in range(3))
         counts = stops - starts
         positions_T = np.arange(counts.sum()) + np.repeat(firsts - (np.cumsum(counts) - counts), counts)
@@ -87,7 +96,8 @@ class Places:
         """Blocks that get their first token in this step."""
         decode = [s for s in work.segments if s.is_decode]
         assert all(s.is_decode for s in work.segments[: len(decode)]), "decode tokens come first"
-        self.groups = _grouped(decode, device)
+        self._loop = _LoopRows(decode) if has_loops and decode else None
+        self._groups = [] if has_loops else _grouped(decode, device)
         self._pieces = work.segments[len(decode) :]
         self._tiles: dict[int, list[_Tile]] = {}
         self._device = device
@@ -105,7 +115,9 @@ class Places:
                 part[self.begun] = 0  # values beyond the last token get the weight 0, and 0 times NaN is NaN
             part[self.block_T, :, self.offset_T] = new_KTD[:, : self.tokens].transpose(0, 1)
         mixed_THD = query_HTD.new_zeros((rows, heads, value_KTD.shape[-1]))
-        for group in self.groups:
+        if self._loop is not None:
+            self._loop.attend(query_HTD, key_KTD, value_KTD, kept, how, mixed_THD)
+        for group in self._groups:
             mixed_THD[group.rows] = group.attend(query_HTD, kept, how)
         share = heads // len(key_KTD)
         if share not in self._tiles:
@@ -113,6 +125,31 @@ class Places:
         for tile in self._tiles[share]:
             mixed_THD[tile.start : tile.stop] = tile.attend(query_HTD, kept, how)
         return mixed_THD
+
+
+class _LoopRows:
+    """Decode rows for the compiled loop, which reads each row's keys and values where they lie."""
+
+    def __init__(self, decode: Sequence[Segment]) -> None:
+        counts = [blocks_for(s.position + 1) for s in decode]
+        table = np.zeros((len(decode), max(counts)), dtype=np.int64)
+        for row, segment, count in zip(table, decode, counts, strict=True):
+            row[:count] = segment.blocks[:count]
+        positions = [s.position for s in decode]
+        self._rows = decode_ops.Rows(torch.tensor(positions), torch.from_numpy(table), max(positions) + 1)
+        self._turned = torch.empty(len(decode), 0)
+        """RoPE has been applied by the model."""
+
+    def attend(
+        self, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, kept: tuple[Tensor, Tensor], how: How, mixed_THD: Tensor
+    ) -> None:  # fmt: skip
+        """Writes the first rows of `mixed_THD`."""
+        count = len(self._turned)
+        parts = [part[:, :count].transpose(0, 1).reshape(count, -1) for part in (query_HTD, key_KTD, value_KTD)]
+        decode_ops.attend(
+            torch.cat(parts, 1), mixed_THD.view(len(mixed_THD), -1), self._rows, *kept, (self._turned, self._turned),
+            len(query_HTD), how.scaling, how.window, how.softcap,
+        )  # fmt: skip
 
 
 class _Group:

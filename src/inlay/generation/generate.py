@@ -1,11 +1,12 @@
-"""Answers from a model, in batches of similar prompt length, with a key/value cache that is written in place."""
+"""Answers from a model: by the loop where it takes the model, else by transformers, in batches of similar prompt length."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -15,8 +16,11 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from inlay.data.encoding.encoder import Encoder
 from inlay.engine.batch_invariance import BatchGroups, answer_groups
-from inlay.errors import DataError
-from inlay.generation.request import Sampling
+from inlay.errors import DataError, ModelError
+from inlay.generation.blocks import blocks_for
+from inlay.generation.loop import Limits, Loop
+from inlay.generation.plain import PlainForward
+from inlay.generation.request import Ask, Sampling
 from inlay.methods.adapter import virtual_tokens
 from inlay.models.base import context_length
 
@@ -58,7 +62,7 @@ def full_answers(
 ) -> list[Answer]:
     """The answer to each prompt (ids), in their order.
 
-    Greedy answers do not depend on `batch_size` beyond rounding. An answer ends at the latest where the model's
+    Greedy answers do not depend on `batch_size` beyond rounding; sampled ones depend on seed and prompt. An answer ends at the latest where the model's
     context does. Raises: DataError for a prompt that is empty or fills the whole context.
     """
     limit = context_length(model.config) - virtual_tokens(model)
@@ -67,6 +71,8 @@ def full_answers(
             raise DataError(f"prompt {n}: no tokens. Give it some text.")
         if len(prompt) >= limit:
             raise DataError(f"prompt {n}: {len(prompt)} tokens fill the context of {limit}. Shorten it.")
+    if streamer is None and (forward := _forward(model, prompts, sampling, batch_size)) is not None:
+        return _by_loop(forward, encoder, prompts, sampling, batch_size, on_done)
     found: dict[int, Answer] = {}
     if sampling.temperature > 0:
         torch.manual_seed(sampling.seed)
@@ -81,6 +87,43 @@ def full_answers(
         done += len(picked)
         on_done(done)
     return [found[i] for i in range(len(prompts))]
+
+
+def _forward(model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, batch_size: int) -> PlainForward | None:
+    """The steps of a loop over the model, as it is given; None where transformers' own generation answers."""
+    if len(prompts) < 2 or next(model.parameters()).device.type != "cpu":
+        return None
+    longest = min(max(map(len, prompts)) + sampling.max_new_tokens, context_length(model.config))
+    try:
+        return PlainForward(model, batch_size * blocks_for(longest))
+    except ModelError:
+        return None
+
+
+def _by_loop(
+    forward: PlainForward, encoder: Encoder, prompts: Sequence[Sequence[int]], sampling: Sampling, batch_size: int,
+    on_done: Callable[[int], None],
+) -> list[Answer]:  # fmt: skip
+    loop = Loop(forward, encoder, limits=Limits(batch_size))
+    repeats: Counter[tuple[int, ...]] = Counter()
+    order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))  # the long ones do not come last, alone
+    numbers = {}
+    for n in order:
+        prompt = tuple(prompts[n])
+        numbers[loop.add(Ask(prompt, sampling, choice=repeats[prompt]))] = n
+        repeats[prompt] += 1
+    ids: dict[int, list[int]] = {n: [] for n in order}
+    found: dict[int, Answer] = {}
+    while loop.live:
+        before = len(found)
+        for event in loop.step():
+            n = numbers[event.row]
+            ids[n] += event.ids
+            if event.finish is not None:
+                found[n] = replace(_answer(encoder, ids[n], sampling.stop), stopped=event.finish == "stop")
+        if len(found) > before:
+            on_done(len(found))
+    return [found[n] for n in range(len(prompts))]
 
 
 def _batches(

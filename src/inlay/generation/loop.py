@@ -25,6 +25,7 @@ from inlay.generation.blocks import BLOCK, Pool, blocks_for
 from inlay.generation.choice import NO_TOKEN, ChoiceRow, Constraint, choose, logprobs_of
 from inlay.generation.prefixes import Prefixes
 from inlay.generation.request import Ask, Event, Finish, TokenLogprob
+from inlay.generation.text import AnswerText, Detokenizer
 from inlay.generation.work import Forward, Segment, Work
 
 _RATE_S = 5.0
@@ -108,27 +109,9 @@ class TextStream(Protocol):
         raise NotImplementedError
 
 
-class _WholeText:
-    """Decodes the whole answer at each token."""
-
-    def __init__(self, encoder: Encoder, stop: Sequence[str]) -> None:
-        self._encoder, self._stop, self.stopped = encoder, stop, False
-        self._ids: list[int] = []
-        self._told = ""
-
-    def add(self, id: int) -> str:  # noqa: A002
-        """The text that is final with this token."""
-        self._ids.append(id)
-        whole = self._encoder.text(self._ids)
-        for string in self._stop:
-            whole, found, _ = whole.partition(string)
-            self.stopped |= bool(found)
-        new, self._told = whole[len(self._told) :], whole
-        return new
-
-    def end(self) -> str:
-        """Nothing is held back."""
-        return ""
+def _texts_of(encoder: Encoder) -> Callable[[Ask], AnswerText]:
+    tokens = Detokenizer(encoder.tokenizer)
+    return lambda ask: tokens.answer(ask.sampling.stop)
 
 
 class _Row:
@@ -145,7 +128,7 @@ class _Row:
         self.blocks: list[int] = []
         self.is_running = False
         self.prompt_logprobs: list[TokenLogprob | None] = [None] if ask.prompt_logprobs else []
-        self._is_told = False
+        self._has_begun = False
 
     @property
     def salt(self) -> bytes:
@@ -179,13 +162,13 @@ class _Row:
         tops = [self.ask.sampling.logprobs or 0] * len(ids)
         self.prompt_logprobs += logprobs_of(logits_NV[: len(ids)], ids, tops)
 
-    def event(self, **told: Any) -> Event:
+    def event(self, **fields: Any) -> Event:
         """The next event; the first one tells of the prompt, too."""
-        if not self._is_told:
-            self._is_told = True
-            told |= {"cached_tokens": self.cached, "prompt_logprobs": tuple(self.prompt_logprobs)}
+        if not self._has_begun:
+            self._has_begun = True
+            fields |= {"cached_tokens": self.cached, "prompt_logprobs": tuple(self.prompt_logprobs)}
             self.prompt_logprobs = []
-        return Event(self.number, **told)
+        return Event(self.number, **fields)
 
     def segment(self, start: int, count: int) -> Segment:
         """Its next so many tokens, which begin at `start` in the step."""
@@ -203,7 +186,7 @@ class Loop:
         """`bank` holds the adapters that asks may name; the forward asks the same. `grammars` makes the rule of an ask's
         grammar, `texts` what turns its tokens into text; `stop_ids` gives the ids that end it, by default the encoder's."""
         self.forward, self.limits = forward, limits or Limits()
-        self._grammars, self._texts = grammars, texts or (lambda ask: _WholeText(encoder, ask.sampling.stop))
+        self._grammars, self._texts = grammars, texts or _texts_of(encoder)
         self._stop_ids = stop_ids or (lambda ask: encoder.stop_ids)
         self._bank, self._clock = bank, clock
         self._pool = Pool(forward.blocks)
@@ -385,9 +368,9 @@ class Loop:
             return self._finished(row, "length", text=text + row.text.end(), **new)
         return row.event(text=text, **new)
 
-    def _finished(self, row: _Row, finish: Finish, **told: Any) -> Event:
+    def _finished(self, row: _Row, finish: Finish, **fields: Any) -> Event:
         self._leave(row)
-        return row.event(finish=finish, **told)
+        return row.event(finish=finish, **fields)
 
     def _leave(self, row: _Row) -> None:
         del self._rows[row.number]

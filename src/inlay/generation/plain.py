@@ -68,6 +68,11 @@ def _attention(
     return _step.layers(module, query[0], key[0], value[0], how)[None], None
 
 
+def _ambient(device: torch.device) -> torch.dtype | None:
+    """Dtype of the autocast that a caller has begun."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
 class _Refused(Exception):
     """Why a base cannot be computed so."""
 
@@ -79,6 +84,8 @@ class Facts(NamedTuple):
     """Rows that a matmul has at least, so that a row does not depend on the others."""
     is_exact: bool
     """Whether an answer among others has the bits that it has alone; else it is equal within rounding."""
+    has_loops: bool
+    """Whether generated tokens take the compiled loop of attention."""
 
 
 _known: WeakKeyDictionary[Any, dict[str, Facts]] = WeakKeyDictionary()
@@ -110,10 +117,18 @@ class PlainForward:
 
     def _found(self) -> Facts:
         known = _known.setdefault(self._model, {})
-        key = f"{self._dtype} {torch.get_float32_matmul_precision()} {torch.get_num_threads()} {self._device}"
+        key = f"{self._dtype} {torch.get_float32_matmul_precision()} {torch.get_num_threads()} {self._device} {_ambient(self._device)}"
         if key not in known:
-            self.facts = Facts(row_floor(self._model, self._device, self._dtype), False)
-            known[key] = self.facts._replace(is_exact=self._is_proved())
+            floor = row_floor(self._model, self._device, self._dtype)
+            self.facts = Facts(floor, False, has_loops=False)
+            try:
+                self._kept = KeyValues(1)
+                self._tried(torch.zeros(2, dtype=torch.long), [(0, 2, 0)])  # shows dtype and sizes of keys and values
+                self.facts = self.facts._replace(has_loops=self._kept.fits_loops())
+                is_exact = self._is_proved()
+            except _Refused as error:
+                raise ModelError(f"this base cannot share a step among answers: {error}.") from None
+            known[key] = self.facts._replace(is_exact=is_exact)
         return known[key]
 
     @property
@@ -143,7 +158,7 @@ class PlainForward:
         wanted = work.wanted_W.to(self._device)
         if count := len(wanted):
             wanted = nn.functional.pad(wanted, (0, max(0, self.facts.row_floor - count)))
-        places = Places(work, self._device)
+        places = Places(work, self._device, has_loops=self.facts.has_loops)
 
         def layer(module: Any, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
             with torch.autocast(self._device.type, enabled=False):
@@ -239,26 +254,25 @@ class PlainForward:
         ids_T = torch.randint(self.vocabulary, (length,), generator=torch.Generator().manual_seed(0))
         self._kept = KeyValues(2 * blocks_for(length))
         cuts = sorted({0, length * 2 // 3, length - 1, length})
-        try:
-            alone = [self._tried(ids_T, [(start, stop, 0)]) for start, stop in pairwise(cuts)]
-            among = [self._tried(ids_T, [(length - 1, length, 0), (0, length - 1, 1)])]
-        except _Refused as error:
-            raise ModelError(f"this base cannot share a step among answers: {error}.") from None
+        alone = [self._tried(ids_T, [(start, stop, 0)]) for start, stop in pairwise(cuts)]
+        among = self._tried(ids_T, [(length - 1, length, 0), (0, length - 1, 1)])
         self._require_windows()
         with torch.inference_mode(), autocast(str(self._device), self._dtype):
-            own_TV = self._model(input_ids=ids_T[None].to(self._device), use_cache=False).logits[0].float()
-        found_TV = torch.cat(alone)
+            seen = torch.cat([_ends(start, stop) for start, stop in pairwise(cuts)]).to(self._device)
+            ids = ids_T[None].to(self._device)
+            own_WV = self._model(input_ids=ids, use_cache=False, logits_to_keep=seen).logits[0].float()
+        found_WV = torch.cat(alone)
         dtypes = {p.dtype for p in self._model.parameters()}
         is_coarse = dtypes != {torch.float32} or torch.get_float32_matmul_precision() != "highest"
-        distance = float((found_TV - own_TV).norm() / own_TV.norm().clamp_min(1e-30))
+        distance = float((found_WV - own_WV).norm() / own_WV.norm().clamp_min(1e-30))
         if not distance <= _NEAR[is_coarse]:
             raise ModelError(
                 f"this base cannot share a step among answers: its logits are {distance:.1e} from those of the whole prompt."
             )
-        return torch.equal(torch.cat(among), torch.cat([found_TV[-1:], found_TV[:-1]]))
+        return torch.equal(among, torch.cat([alone[-1], alone[-2]])) if len(alone) > 1 else True
 
     def _tried(self, ids_T: Tensor, parts: Sequence[tuple[int, int, int]]) -> Tensor:
-        """The logits of (start, stop, number of the sequence) in one step."""
+        """The logits of the last tokens of each (start, stop, number of the sequence) in one step."""
         segments, at = [], 0
         count = blocks_for(len(ids_T))
         for start, stop, number in parts:
@@ -266,7 +280,8 @@ class PlainForward:
             segments.append(Segment(at, at + stop - start, start, blocks, None, stop == len(ids_T) > 1))
             at += stop - start
         places_T = torch.cat([torch.arange(start, stop) for start, stop, _ in parts])
-        return self.logits(Work(ids_T[places_T], places_T, tuple(segments), torch.arange(at)))
+        wanted = torch.cat([_ends(segment.start, segment.stop) for segment in segments])
+        return self.logits(Work(ids_T[places_T], places_T, tuple(segments), wanted))
 
     def _require_windows(self) -> None:
         """Raises: ModelError where a layer with a sliding window did not say so to attention: a short prompt does not show it."""
@@ -277,6 +292,11 @@ class PlainForward:
                 raise ModelError(
                     f"this base cannot share a step among answers: layer {layer} has {kinds[layer]} and asks for a window of {found}."
                 )
+
+
+def _ends(start: int, stop: int) -> Tensor:
+    """The last places, which see all that was computed before them."""
+    return torch.arange(max(start, stop - 4), stop)
 
 
 def at_wanted(work: Work) -> Work:

@@ -23,7 +23,7 @@ def row_floor(model: Any, device: torch.device, autocast_dtype: torch.dtype | No
 def row_counts(model: Any, device: torch.device, autocast_dtype: torch.dtype | None = None) -> tuple[int, ...]:
     """Numbers of rows below the floor at which a row has those bits, too, and the floor: MKL on two threads takes 8 rows as
     it takes 12 and more, but not 9."""
-    layers = {(type(m), tuple(m.weight.shape), m.weight.dtype): m for m in model.modules() if _is_linear(m)}
+    layers = {(type(m), _width(m), tuple(m.weight.shape), m.weight.dtype): m for m in model.modules() if _is_linear(m)}
     with torch.inference_mode(), autocast(str(device), autocast_dtype):
         differing = {rows for layer in layers.values() for rows in _differing(layer, device)}
     floor = max(differing, default=0) + 1
@@ -34,10 +34,13 @@ def _is_linear(module: Any) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
+def _width(layer: Any) -> int:
+    return int(layer.in_features if isinstance(layer, nn.Linear) else layer.weight.shape[0])
+
+
 def _differing(layer: Any, device: torch.device) -> list[int]:
     """Numbers of rows with other bits than many have."""
-    width = layer.weight.shape[0 if type(layer).__name__ == "Conv1D" else 1]
-    drawn = torch.randn(max(_TRIED), width, generator=torch.Generator().manual_seed(0))
-    x_MI = drawn.to(device, layer.weight.dtype)
+    drawn = torch.randn(max(_TRIED), _width(layer), generator=torch.Generator().manual_seed(0))
+    x_MI = drawn.to(device, layer.weight.dtype if layer.weight.is_floating_point() else torch.float32)
     whole: Tensor = layer(x_MI[None])[0]
     return [rows for rows in _TRIED if not torch.equal(layer(x_MI[None, :rows])[0], whole[:rows])]
