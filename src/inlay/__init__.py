@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from inlay._version import __version__
 
 if TYPE_CHECKING:
-    from inlay.api import Loaded, checkpoints, compare, demo, doctor, evaluate, init, load, resume, train
+    from inlay.api import Host, Loaded, checkpoints, compare, demo, doctor, evaluate, init, load, resume, train
     from inlay.config import Config
     from inlay.errors import InlayError, Interrupted, UserError
     from inlay.evaluation.compare import Comparison
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Comparison",
     "Config",
+    "Host",
     "InlayError",
     "Interrupted",
     "Loaded",

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from inlay.api.routing import RouterRefused, fit_router
     from inlay.api.run_checkpoints import checkpoint, checkpoints, clean_checkpoints, delete_checkpoint, pin
     from inlay.api.server import make_token, serve
+    from inlay.api.serving import Host
     from inlay.api.training import compare_methods, cross_validate, resume, train
     from inlay.config.load import ConfigLike
     from inlay.runs.folder import RunLike
@@ -65,6 +66,7 @@ _FAMILIES = {
     "load_tests": "bench_serve",
     "machine": "doctor plan",
     "routing": "RouterRefused fit_router",
+    "serving": "Host",
     "run_checkpoints": "checkpoint checkpoints clean_checkpoints delete_checkpoint pin",
     "server": "make_token serve",
     "training": "compare_methods cross_validate resume train",
@@ -78,6 +80,7 @@ _HOME = {
 __all__ = [
     "ConfigLike",
     "Confirm",
+    "Host",
     "Loaded",
     "RouterRefused",
     "RunLike",

@@ -83,7 +83,7 @@ def full_answers(
     ):
         rows = _generate(model, encoder, [list(prompts[i]) for i in picked], sampling, room, streamer)
         for i, ids in zip(picked, rows, strict=True):
-            found[i] = _answer(encoder, ids, sampling.stop)
+            found[i] = answer_of(encoder, ids, sampling.stop)
         done += len(picked)
         on_done(done)
     return [found[i] for i in range(len(prompts))]
@@ -120,7 +120,7 @@ def _by_loop(
             n = numbers[event.row]
             ids[n] += event.ids
             if event.finish is not None:
-                found[n] = replace(_answer(encoder, ids[n], sampling.stop), stopped=event.finish == "stop")
+                found[n] = replace(answer_of(encoder, ids[n], sampling.stop), stopped=event.finish == "stop")
         if len(found) > before:
             on_done(len(found))
     return [found[n] for n in range(len(prompts))]
@@ -206,7 +206,8 @@ def settings_alone(model: Any, settings: Any) -> Iterator[None]:
         base.generation_config = before
 
 
-def _answer(encoder: Encoder, ids: list[int], stop: Sequence[str]) -> Answer:
+def answer_of(encoder: Encoder, ids: list[int], stop: Sequence[str]) -> Answer:
+    """The answer of these generated ids, up to the one that ends the turn and to a stop string."""
     end = next((n for n, i in enumerate(ids) if i in encoder.stop_ids), None)
     whole = encoder.text(ids[:end])
     text = whole
