@@ -144,6 +144,29 @@ def test_a_server_on_this_machine_answers_to_its_own_names_only(host: str, statu
     assert ask(lambda client: client.get("/health", headers={"Host": host})).status_code == status
 
 
+def test_a_web_page_may_ask_where_its_origin_is_allowed() -> None:
+    one = guarded()
+    one.origins = frozenset({"https://a.example"})
+
+    def asked(method: str, origin: str, **headers: str) -> httpx.Response:
+        return ask(lambda client: client.request(method, "/v1/models", headers={"Origin": origin, **headers}), one)
+
+    preflight = asked("OPTIONS", "https://a.example")
+    assert (preflight.status_code, preflight.headers["access-control-allow-headers"]) == (
+        204,
+        "Authorization, Content-Type",
+    )
+    assert asked("GET", "https://a.example").status_code == 401
+    answer = asked("GET", "https://a.example", **bearer("a"))
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://a.example")
+    other = asked("OPTIONS", "https://b.example")
+    assert other.status_code == 401
+    assert "access-control-allow-origin" not in {
+        **other.headers,
+        **asked("GET", "https://b.example", **bearer("a")).headers,
+    }
+
+
 def test_a_tokens_file_is_read_line_by_line(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text(f"# made today\n\n{USER_LINE}\n")

@@ -10,11 +10,11 @@ import secrets
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
-from fastapi import Request
+from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inlay.serving.engine import Refusal
@@ -28,6 +28,12 @@ DEEPEST_JSON: Final = 64
 CLIENT_GONE: Final = 499
 _TOKENS_OF_DEPTH: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{\]}]', re.DOTALL)
 _SURROGATE: Final = re.compile(rb"\\u[dD][89abAB]")
+_PREFLIGHT: Final = {
+    "Access-Control-Allow-Methods": "GET, POST",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type",
+    "Access-Control-Max-Age": "600",
+}
+"""A browser asks with OPTIONS, before the request of a web page from elsewhere."""
 _HELD_BACK_BODIES: Final = 8
 """A body too long is read and dropped up to so many times the limit, so that the client reads why."""
 
@@ -87,7 +93,7 @@ class Door:
             await self._app(scope, receive, send)
             return
         record = Record(secrets.token_hex(8), scope["method"])
-        outgoing = Outgoing(send, record)
+        outgoing = Outgoing(send, record, _origin_of(scope, self._server.origins))
         try:
             async with AsyncExitStack() as closing:
                 scope.setdefault("state", {}).update(record=record, closing=closing)
@@ -101,6 +107,9 @@ class Door:
             for name, value in scope["headers"]:
                 headers[name.lower()].append(value)
             limits = self._server.gate.limits
+            if scope["method"] == "OPTIONS" and send.origin:
+                await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, send)
+                return
             if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:
                 text = f"The headers are longer than {limits.header_bytes:,} bytes."
                 raise Refusal(431, text, code="headers_too_large")
@@ -173,8 +182,9 @@ def defect(record: Record) -> Refusal:
 class Outgoing:
     """Passes an answer on to the client, and knows how far it is."""
 
-    def __init__(self, send: Send, record: Record) -> None:
-        self._send, self.record = send, record
+    def __init__(self, send: Send, record: Record, origin: bytes | None) -> None:
+        """`origin`: of a web page that may read the answer."""
+        self._send, self.record, self.origin = send, record, origin
         self.has_begun = self.is_whole = False
 
     async def __call__(self, message: Message) -> None:
@@ -183,9 +193,18 @@ class Outgoing:
             self.has_begun = True
             self.record.status = message["status"]
             message["headers"] = [*message["headers"], (b"x-request-id", self.record.id.encode())]
+            if self.origin:
+                shown = (b"access-control-expose-headers", b"X-Request-Id, Retry-After")
+                message["headers"] += [(b"access-control-allow-origin", self.origin), (b"vary", b"Origin"), shown]
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             self.is_whole = True
         await self._send(message)
+
+
+def _origin_of(scope: Scope, allowed: Collection[str]) -> bytes | None:
+    """The origin of the web page that asks, where it may."""
+    found = [value for name, value in scope["headers"] if name.lower() == b"origin"]
+    return found[0] if len(found) == 1 and found[0].decode("latin-1") in allowed else None
 
 
 class _ClientGone(Exception):

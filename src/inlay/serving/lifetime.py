@@ -144,7 +144,7 @@ async def run_server(
         max_wait_s=config.max_wait_s, live_in_all=config.max_requests, requests_per_minute=config.requests_per_minute,
         tokens_per_minute=config.tokens_per_minute, live_requests=config.live_requests,
     ))  # fmt: skip
-    server = Server(processes, names, auth, gate, [metrics])
+    server = Server(processes, names, auth, gate, [metrics], frozenset(config.origins))
 
     def ready() -> None:
         names.base, names.base_identity = processes.base, processes.base_identity

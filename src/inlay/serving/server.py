@@ -62,6 +62,8 @@ class Server:
     auth: Auth
     gate: Gate
     observers: list[Observer] = field(default_factory=list)
+    origins: frozenset[str] = frozenset()
+    """Web pages of these origins may ask from a browser, such as `https://example.org`."""
 
     async def retire(self, adapter: ServedAdapter) -> None:
         """Takes an adapter out of memory once no request holds it, unless a name leads to it again by then."""

@@ -28,6 +28,8 @@ class ServeConfig(Settings):
     """Tokens of the prompts and answers of one token; null sets no limit."""
     live_requests: PositiveInt | None = None
     """Requests of one token that are being answered at one time; null sets no limit."""
+    origins: list[str] = Field(default_factory=list)
+    """Origins of web pages whose scripts may ask from a browser, such as `https://example.org`."""
     drain_s: Annotated[float, Field(ge=0)] = 30.0
     """After SIGTERM, running answers may go on for so long."""
     cache_tokens: PositiveInt | None = None
