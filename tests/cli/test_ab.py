@@ -23,6 +23,7 @@ def tests(tmp_path: Path) -> LiveTests:
     """Of a server that is running, whose alias has answered but has no score yet."""
     config = AliasConfig.model_validate({"arms": {"support:3": 50.0, "support:4": 50.0}})
     tests = LiveTests(tmp_path / "library", {"help": config})
+    tests.begin()
     for n in range(40):
         tests.choose("help", Asker(f"id {n}", "local", f"user {n}"))
         tests.ended(Record("r", answer_id=f"id {n}", status=200, started=0.0, first_token=0.1))

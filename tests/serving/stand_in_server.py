@@ -22,7 +22,9 @@ import psutil
 from inlay.config.sections.serve import ServeConfig
 from inlay.errors import InlayError
 from inlay.serving import wire
+from inlay.serving.aliases import read_aliases
 from inlay.serving.auth import Auth, Token
+from inlay.serving.feedback import LiveTests
 from inlay.serving.lifetime import listening, run_server
 from inlay.serving.processes import Processes
 from training_runs import Forked
@@ -41,7 +43,10 @@ def serve(base: str, logs: Path, loading_s: float, settings: dict[str, Any]) -> 
         async def run() -> Any:
             children = {"encoding": "serving.stand_in_encoding", "engine": "serving.stand_in_engine"}
             processes = Processes(start, logs, config.max_requests, **children)
-            return await run_server(processes, config, auth, listener, lambda: _print("ready"), lambda text: None)
+            tests = LiveTests(logs, read_aliases(Path(config.aliases))) if config.aliases else None
+            return await run_server(
+                processes, config, auth, listener, lambda: _print("ready"), lambda text: None, tests=tests
+            )
 
         try:
             _print(asdict(asyncio.run(run())))

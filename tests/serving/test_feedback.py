@@ -20,11 +20,12 @@ from inlay.serving.app import create_app
 from inlay.serving.auth import Auth, Token
 from inlay.serving.engine import Refusal
 from inlay.serving.feedback import LiveTests, add_tests, feedback_router
-from inlay.serving.live_test import NO_SCORES, LiveReport
+from inlay.serving.live_test import NO_SCORES, LiveReport, stored_tests
 from inlay.serving.names import Asker
 from inlay.serving.server import Record, Server
 from inlay.serving.shared_log import SharedLog
 from inlay.storage import one_at_a_time
+from serving.stand_in_server import ADMIN, stand_in_server
 
 ARMS = {"support:3": 50.0, "code:2": 50.0}
 
@@ -34,7 +35,9 @@ def alias(arms: Mapping[str, float] = ARMS, **more: Any) -> AliasConfig:
 
 
 def running(folder: Path, config: AliasConfig | None = None) -> LiveTests:
-    return LiveTests(folder, {"help": config or alias()})
+    tests = LiveTests(folder, {"help": config or alias()})
+    tests.begin()
+    return tests
 
 
 def answered(
@@ -299,3 +302,18 @@ def test_lines_of_many_writers_are_whole_and_in_one_order_for_all_readers(tmp_pa
     assert all(lines == seen[0] for lines in seen)
     assert sorted((line["writer"], line["k"]) for line in seen[0]) == [(n, k) for n in range(4) for k in range(15)]
     assert SharedLog(path).new_lines() == seen[0]
+
+
+def test_a_running_server_answers_under_an_alias_and_keeps_its_scores(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "serve.yaml").write_text("aliases: {help: {arms: {a: 50, base: 50}}}")
+    with stand_in_server(tmp_path / "logs", aliases=str(tmp_path / "serve.yaml")) as one:
+        one.wait_ready()
+        found = [one.chat(2, model="help").json() for _ in range(12)]
+        assert {answer["inlay"]["adapter"] for answer in found} == {"a:1", None}
+        taken = one.http.post("/v1/feedback", json={"id": found[0]["id"], "score": 1})
+        assert taken.json() == {"id": found[0]["id"], "counted": True}
+        shown = one.http.get("/admin/aliases/help", headers=ADMIN).json()
+        assert sum(arm["answers"] for arm in shown["arms"]) == 12
+    assert sum(arm.scores for arm in stored_tests(tmp_path / "logs")["help"].report().arms) == 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inlay.adapters.names import library_at
+from inlay.adapters.router import Router
 from inlay.config.load import validate_section
 from inlay.config.sections.base import Assignments
 from inlay.config.sections.serve import ServeConfig
@@ -51,6 +52,8 @@ def serve(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigError(f'serve: {error.name} is not installed: pip install "inlay[serve]".') from None
+    from inlay.serving.aliases import read_aliases
+    from inlay.serving.feedback import LiveTests
     from inlay.serving.lifetime import listening, run_server
     from inlay.serving.processes import ENGINE, VLLM, Processes
 
@@ -65,6 +68,10 @@ def serve(
         base, str(Path(folder).absolute()), str(library_at(library, folder).path.absolute()), config.model_dump(),
         wanted(adapters),
     )  # fmt: skip
+    aliases = read_aliases(Path(config.aliases)) if config.aliases else {}
+    tests = LiveTests(Path(start.library), aliases) if aliases else None
+    router = Router.read(Path(config.router)) if config.router else None
+    more = [*aliases, *(["auto"] if router else [])]
     with listening(host, port) as listener:
         port = listener.getsockname()[1]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -73,17 +80,20 @@ def serve(
         async def run() -> Ended:
             processes = Processes(start, logs, config.max_requests, engine=VLLM if config.backend == "vllm" else ENGINE)
             return await run_server(
-                processes, config, auth, listener, lambda: on_ready(_ready(url, processes)), on_progress
-            )
+                processes, config, auth, listener, lambda: on_ready(_ready(url, processes, more)), on_progress,
+                tests=tests, router=router,
+            )  # fmt: skip
 
         ended = asyncio.run(run())
         shutil.rmtree(logs, ignore_errors=True)  # an error names it, and leaves it
         return ended
 
 
-def _ready(url: str, processes: Processes) -> Ready:
+def _ready(url: str, processes: Processes, more: list[str]) -> Ready:
     named = processes.named
-    return Ready(url, [processes.base, *named], [f"{name}: {one.note}" for name, one in named.items() if one.note])
+    return Ready(
+        url, [processes.base, *named, *more], [f"{name}: {one.note}" for name, one in named.items() if one.note]
+    )
 
 
 def wanted(adapters: str) -> Mapping[str, str] | None:

@@ -52,10 +52,7 @@ class LiveTests:
     """The tests of all aliases of a server, and its answers of late that can be scored."""
 
     def __init__(self, folder: Path, aliases: Mapping[str, AliasConfig]) -> None:
-        """Goes on with the tests of an earlier server; begins one where an alias is new, or declared otherwise.
-
-        Raises: StorageError.
-        """
+        """The tests of an earlier server; `begin` makes them those of these aliases. Raises: StorageError."""
         self.configs = dict(aliases)
         self._events, self._answers = SharedLog(folder / EVENTS), SharedLog(folder / ANSWERS)
         self._tests: dict[str, LiveTest] = {}
@@ -63,12 +60,15 @@ class LiveTests:
         self._waiting: dict[str, Answered] = {}
         self._looked_at = 0.0
         self._take(self._events.new_lines())
-        for name, config in aliases.items():
-            for event in self._beginning(name, config):
-                self._add(event)
         for line in SharedLog(self._answers.old_path).new_lines():
             if (earlier := answer_of(line)) and earlier.id not in self._known:
                 self._know(earlier.id, earlier)
+
+    def begin(self) -> None:
+        """Goes on with each test; begins one where an alias is new, or declared otherwise. Raises: StorageError."""
+        for name, config in self.configs.items():
+            for event in self._beginning(name, config):
+                self._add(event)
         self._read_answers()
 
     def test_of(self, alias: str) -> LiveTest:
@@ -78,6 +78,8 @@ class LiveTests:
             raise Refusal(404, f"{alias[:80]!r}: no alias has this name. Aliases: {known}.", code="alias_not_found")
         if time.monotonic() - self._looked_at > _LOOK_S:
             self._take(self._events.new_lines())
+        if alias not in self._tests:
+            raise Refusal(503, f"{alias!r}: its models are not loaded yet.", code="loading", retry_after_s=1)
         return self._tests[alias]
 
     def choose(self, alias: str, asker: Asker) -> str:
@@ -200,10 +202,14 @@ class LiveTests:
 
 
 def add_tests(server: Server, tests: LiveTests, where: str) -> None:
-    """Makes the aliases names of a server whose models are loaded. Raises: ConfigError, where an arm is none of them."""
+    """Makes the aliases names of a server whose models are loaded, and begins their tests.
+
+    Raises: ConfigError where an arm is none of the models; StorageError.
+    """
     adapters = server.names.adapters()
     models = {*adapters, *(adapter.ref for adapter in adapters.values()), server.names.base, "base"}
     require_arms(tests.configs, models, where)
+    tests.begin()
     server.names.aliases.update({name: LiveAlias(name, tests) for name in tests.configs})
     server.observers.append(tests)
 

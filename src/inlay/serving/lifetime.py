@@ -14,16 +14,19 @@ from typing import Any, Final
 
 import uvicorn
 
+from inlay.adapters.router import Router
 from inlay.config.sections.serve import ServeConfig
 from inlay.errors import UserError
 from inlay.serving.admin import admin_router
 from inlay.serving.app import create_app
 from inlay.serving.auth import Auth
 from inlay.serving.connection import connections
+from inlay.serving.feedback import LiveTests, add_tests, feedback_router
 from inlay.serving.limits import Gate, Limits
 from inlay.serving.metrics import Metrics, metrics_router
 from inlay.serving.names import Names
 from inlay.serving.processes import Processes
+from inlay.serving.router import add_router
 from inlay.serving.server import Server
 
 _LAST_BYTES_S: Final = 5
@@ -135,9 +138,13 @@ class Lifetime:
 
 async def run_server(
     processes: Processes, config: ServeConfig, auth: Auth, listener: socket.socket,
-    on_ready: Callable[[], None], on_progress: Callable[[str], None],
+    on_ready: Callable[[], None], on_progress: Callable[[str], None], *, tests: LiveTests | None = None,
+    router: Router | None = None,
 ) -> Ended:  # fmt: skip
-    """Serves what `processes` open to those whom `auth` lets in. See `Lifetime.run`."""
+    """Serves what `processes` open to those whom `auth` lets in, under the aliases of `tests` and as `auto`, too.
+
+    See `Lifetime.run`. Raises: ConfigError where an alias or the router needs a model that is not served.
+    """
     lifetime = Lifetime(processes, config.drain_s)
     metrics, names = Metrics(processes, processes.pids), Names("base")
     gate = Gate(Limits(
@@ -150,9 +157,14 @@ async def run_server(
         names.base, names.base_identity = processes.base, processes.base_identity
         for name, adapter in processes.named.items():
             names.put(name, adapter)
+        if tests is not None:
+            add_tests(server, tests, config.aliases)
+        if router is not None:
+            add_router(server, router, config.router)
         on_ready()
 
-    app = create_app(server, metrics_router(metrics), admin_router(lifetime.drain))
+    routers = [metrics_router(metrics), admin_router(lifetime.drain)]
+    app = create_app(server, *routers, *([feedback_router(tests)] if tests else []))
     return await lifetime.run(app, listener, ready, on_progress)
 
 

@@ -39,6 +39,10 @@ class ServeConfig(Settings):
     """dtype of the adapters' A and B in memory. In bfloat16 a token reads half as much of them; they are rounded to 8 bits."""
     skip_others: bool = False
     """With `--adapters all`: leaves out adapters of other bases. Otherwise they are an error."""
+    aliases: str = ""
+    """File of aliases: names that share users out to several models, and test which is better."""
+    router: str = ""
+    """Router that `inlay route fit` wrote: the model `auto` chooses the adapter by the query."""
     backend: Literal["own", "vllm"] = "own"
     """What computes: inlay itself, or vLLM in an environment of its own."""
     vllm_python: str = ""
