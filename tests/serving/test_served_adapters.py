@@ -12,10 +12,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx
+import openai
 import psutil
+import pydantic
 import pytest
 
 from inlay import api
@@ -109,6 +111,27 @@ def test_a_served_greedy_answer_is_that_of_the_model_alone(served: Served, model
         assert answer.status_code == 200, answer.text
         assert served.is_solo(answer, question)
     assert (answer.json()["inlay"]["identity"] is None) == (model == "base")
+
+
+class Ball(pydantic.BaseModel):
+    color: Literal["red", "green"]
+    sizes: Annotated[list[bool], pydantic.Field(max_length=2)]
+
+
+def test_an_answer_is_parsed_into_a_model_of_pydantic_and_a_hostile_schema_is_refused(served: Served) -> None:
+    with openai.OpenAI(base_url=str(served.http.base_url.join("/v1")), api_key="none", max_retries=0) as client:
+        for model in ("base", "b"):
+            answer = client.chat.completions.parse(
+                model=model, messages=[{"role": "user", "content": "Hi"}], response_format=Ball, max_tokens=200, seed=1
+            )
+            assert isinstance(answer.choices[0].message.parsed, Ball), answer
+            assert answer.choices[0].finish_reason == "stop"
+        with pytest.raises(openai.BadRequestError, match="keyword 'not'") as refused:
+            client.chat.completions.create(
+                model="base", messages=[{"role": "user", "content": "Hi"}],
+                response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}},
+            )  # fmt: skip
+        assert refused.value.param == "response_format"
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ class Loop:
 
     def __init__(
         self, forward: Forward, encoder: Encoder, bank: Bank | None = None, limits: Limits | None = None,
-        clock: Callable[[], float] = time.monotonic, *, grammars: Callable[[str], Constraint] | None = None,
+        clock: Callable[[], float] = time.monotonic, *, grammars: Callable[[Ask], Constraint] | None = None,
         texts: Callable[[Ask], TextStream] | None = None, stop_ids: Callable[[Ask], frozenset[int]] | None = None,
     ) -> None:  # fmt: skip
         """`bank` holds the adapters that asks may name; the forward asks the same. `grammars` makes the rule of an ask's
@@ -221,7 +221,7 @@ class Loop:
                 f"prompt: {length} tokens with {room} more need memory for {length + room}; there is some for "
                 f"{self._pool.size * BLOCK}. Shorten it, or ask for fewer tokens."
             )
-        rule = self._grammars(ask.grammar) if self._grammars is not None and ask.grammar is not None else None
+        rule = self._grammars(ask) if self._grammars is not None and ask.grammar is not None else None
         choice = ChoiceRow(ask.prompt, ask.sampling, self._stop_ids(ask), ask.choice, rule)
         row = _Row(next(self._numbers), ask, room, choice, self._texts(ask))
         if ask.adapter is not None:
@@ -364,6 +364,8 @@ class Loop:
         text = row.text.add(chosen)
         if row.text.stopped:
             return self._finished(row, "stop", text=text, **new)
+        if row.choice.is_complete:
+            return self._finished(row, "stop", text=text + row.text.end(), **new)
         if row.answered >= row.room:
             return self._finished(row, "length", text=text + row.text.end(), **new)
         return row.event(text=text, **new)

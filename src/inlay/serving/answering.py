@@ -55,7 +55,6 @@ class Wanted:
     """Last turn of the user, for A/B tests and routers."""
     user: str | None = None
     safety_identifier: str | None = None
-    grammar: str | None = None
 
 
 @dataclass(slots=True)
@@ -139,7 +138,7 @@ def _asks(
             seed % 2**64, most, temperature=wanted.temperature, logprobs=wanted.logprobs, stop=prompt.stop
         )
         asks += [
-            Ask(prompt.ids, sampling, target.digest, salt, choice, wanted.grammar, wanted.prompt_logprobs)
+            Ask(prompt.ids, sampling, target.digest, salt, choice, prompt.grammar, wanted.prompt_logprobs)
             for choice in range(wanted.n)
         ]
     return asks

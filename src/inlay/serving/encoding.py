@@ -13,6 +13,7 @@ import resource
 import signal
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import psutil
@@ -26,8 +27,9 @@ from inlay.data.types import Message, Row, Source
 from inlay.errors import InlayError
 from inlay.serving import wire
 from inlay.serving.child_process import Front
-from inlay.serving.engine import ChatPrompt, EncodedPrompt, Refusal
+from inlay.serving.engine import CallForm, ChatPrompt, EncodedPrompt, Refusal
 from inlay.serving.opening import adapter, opened, opened_base
+from inlay.serving.tools import form_of
 from inlay.serving.wire import Start
 from inlay.typed_json import JsonObject, decode, encode
 
@@ -55,6 +57,7 @@ class Encoders:
         self._start = start
         self._refs: dict[str, str] = {}
         self._opened: dict[str | None, Encoder] = {}
+        self._call_forms: dict[str | None, CallForm | None] = {}
         self._encoder(None)
         for identity, ref in start.own.items():
             self.add(identity, ref)
@@ -72,6 +75,7 @@ class Encoders:
         """Forgets an adapter's encoder."""
         self._refs.pop(identity, None)
         self._opened.pop(identity, None)
+        self._call_forms.pop(identity, None)
 
     def chat(self, prompt: ChatPrompt) -> EncodedPrompt:
         """The ids of a conversation and of the opening of an answer. Raises: Refusal."""
@@ -90,7 +94,13 @@ class Encoders:
                     f"chat_template_kwargs.{name}: the chat template reads no such switch. {can}",
                     "chat_template_kwargs",
                 )
-        return self._prompt(encoder, messages, known, tuple(sorted(prompt.switches.items())))
+        found = self._prompt(encoder, messages, known, tuple(sorted(prompt.switches.items())))
+        return replace(found, calls=self._call_form(prompt.identity)) if known else found
+
+    def _call_form(self, identity: str | None) -> CallForm | None:
+        if identity not in self._call_forms:
+            self._call_forms[identity] = form_of(self._encoder(identity).answer_with_calls)
+        return self._call_forms[identity]
 
     def text(self, text: str, identity: str | None) -> EncodedPrompt:
         """The ids of a text as it is. Raises: Refusal."""

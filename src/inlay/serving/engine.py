@@ -57,6 +57,20 @@ class ChatPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class CallForm:
+    """The form in which a chat template writes calls of tools, without special tokens; see `serving.tools`."""
+
+    opening: str
+    """Text before the JSON object of a call."""
+    name_key: str
+    arguments_key: str
+    between: str
+    """Text between the objects of two calls in one answer."""
+    closing: str
+    """Text after the last one."""
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedPrompt:
     """Ids of a prompt, and what the server must know of it."""
 
@@ -65,6 +79,10 @@ class EncodedPrompt:
     """As the template wrote it."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer beside the model's own end."""
+    calls: CallForm | None = None
+    """The form of calls, where the prompt has tools and the template shows them as JSON."""
+    grammar: str | None = None
+    """What the answer must match, as llguidance takes it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -330,6 +330,7 @@ def _opened(front: Front, start: Start) -> EngineChild:
         limits,
         texts=tokenizers.text,
         stop_ids=lambda ask: tokenizers.stop_ids(ask.adapter),
+        grammars=tokenizers.rule,
     )
     child = EngineChild(front, start, base, loop, bank, tokenizers)
     adapters = child.load_all(wanted)

@@ -48,11 +48,6 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_value")
     return Refusal(400, f"{param}: {message}" if param else message, code=code, param=param)
 
 
-def unsupported(param: str, why: str = "is not supported here") -> Refusal:
-    """A refusal of a field that would have no effect: status 400."""
-    return Refusal(400, f"{param}: this field {why}.", code="unsupported_parameter", param=param)
-
-
 def of_status(status: int, detail: str) -> Refusal:
     """The refusal for a status that the router chose: no such path, no such method."""
     codes = {404: "not_found", 405: "method_not_allowed"}

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ MOST_SECONDS: Final = 2.0
 _MOST_COMPILING_S: Final = 0.5
 """For compiling alone: the engine does it again, between two steps."""
 
-_WHITE_SPACE: Final = r"[ \n\t]{0,40}"
+WHITE_SPACE: Final = r"[ \n\t]{0,40}"
 """Bounded, so that no answer is white space for ever."""
 
 _TRIAL: Final = """
@@ -54,6 +55,17 @@ def json_grammar(schema: JsonObject | bool | None, param: str = "response_format
     not supported, which is named.
     """
     value: Any = {"type": "object"} if schema is None else schema
+    _require_small(value, param)
+    return _compiled(json.dumps(value, ensure_ascii=False), param)
+
+
+def lark_grammar(lark: str, schemas: Sequence[Any], param: str) -> str:
+    """The grammar of a text in llguidance's form of lark, with schemas of a client in it. Raises: Refusal, as `json_grammar`."""
+    _require_small(list(schemas), param)
+    return _compiled_lark(lark, param)
+
+
+def _require_small(value: Any, param: str) -> None:
     text = json.dumps(value, ensure_ascii=False)
     if len(text.encode()) > MOST_BYTES:
         raise _refused(
@@ -61,7 +73,6 @@ def json_grammar(schema: JsonObject | bool | None, param: str = "response_format
         )
     if _depth(value) > 2 * MOST_DEEP:
         raise _refused(f"{param}: the schema is more than {MOST_DEEP} schemas deep. Write it flatter.", param)
-    return _compiled(text, param)
 
 
 @lru_cache(256)
@@ -72,8 +83,17 @@ def _compiled(schema: str, param: str) -> str:
     value = json.loads(schema)
     if isinstance(value, dict) and "x-guidance" in value:
         raise _refused(f'{param}: the keyword "x-guidance" is not supported. Leave it out.', param)
-    options = {"whitespace_flexible": True, "whitespace_pattern": _WHITE_SPACE, "lenient": False}
+    options = {"whitespace_flexible": True, "whitespace_pattern": WHITE_SPACE, "lenient": False}
     grammar = str(LLMatcher.grammar_from_json_schema(schema, overrides=options))
+    _try(grammar, param)
+    return grammar
+
+
+@lru_cache(256)
+def _compiled_lark(lark: str, param: str) -> str:
+    from llguidance import LLMatcher
+
+    grammar = str(LLMatcher.grammar_from_lark(lark))
     _try(grammar, param)
     return grammar
 

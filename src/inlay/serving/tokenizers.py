@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from inlay.adapters.reference import Reference
 from inlay.data.encoding.encoder import Encoder
+from inlay.generation.constraint import GrammarConstraint, Grammars
 from inlay.generation.request import Ask
 from inlay.generation.text import AnswerText, Detokenizer
 from inlay.serving.opening import opened
@@ -16,6 +17,7 @@ class Tokenizers:
     def __init__(self, base: OpenedBase) -> None:
         self._base = base.encoder, Detokenizer(base.tokenizer)
         self._own: dict[str, tuple[Encoder, Detokenizer]] = {}
+        self._grammars: dict[str | None, Grammars] = {}
 
     def add(self, digest: str, named: Reference) -> None:
         """Opens those of an adapter, where they are others than the base's."""
@@ -28,10 +30,20 @@ class Tokenizers:
     def remove(self, digest: str) -> None:
         """Forgets those of an adapter."""
         self._own.pop(digest, None)
+        self._grammars.pop(digest, None)
 
     def text(self, ask: Ask) -> AnswerText:
         """What turns the tokens of an answer into text."""
         return self._of(ask.adapter)[1].answer(ask.sampling.stop)
+
+    def rule(self, ask: Ask) -> GrammarConstraint:
+        """The grammar of an answer, token by token. Raises: DataError for what is no grammar."""
+        assert ask.grammar is not None
+        digest = ask.adapter if ask.adapter in self._own else None
+        if digest not in self._grammars:
+            encoder = self._of(digest)[0]
+            self._grammars[digest] = Grammars(encoder.tokenizer, encoder.stop_ids)
+        return self._grammars[digest](ask.grammar)
 
     def stop_ids(self, digest: str | None) -> frozenset[int]:
         """Ids that end an answer of an adapter, or of the base."""

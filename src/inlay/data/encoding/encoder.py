@@ -187,6 +187,19 @@ class Encoder:
         ids = self._tokenize(pieces, [k == 0 for k in range(len(pieces))])
         return [i for piece in ids for i in piece.tolist()]
 
+    def answer_with_calls(self, calls: Sequence[ToolCall], tools: Sequence[Tool]) -> str | None:
+        """The text of an answer that makes these calls, without special tokens; None where the template shows none."""
+        messages = [Message("user", "a"), Message("assistant", "", 0.0, tuple(calls))]
+        conversation = RenderedConversation(self._template, messages, tools, _TEMPLATE)
+        try:
+            prompt, whole = conversation.prompt(1), conversation.rendered(2)
+            answer = whole[len(prompt) :] if whole.startswith(prompt) else conversation.continuation(1)
+        except DataError:
+            return None
+        for string in self._special.strings:
+            answer = answer.replace(string, "")
+        return answer
+
     def text(self, ids: Sequence[int]) -> str:
         """The text of an answer, without special tokens and without an end that the template writes as text."""
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
