@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
-    "module", ["inlay", "inlay.api", "inlay.cli", "inlay.config", "inlay.data.reading.formats", "inlay.serving.app"]
+    "module",
+    ["inlay", "inlay.api", "inlay.cli", "inlay.config", "inlay.data.reading.formats", "inlay.serving.lifetime"],
 )
 def test_torch_is_not_imported_before_a_verb_needs_it(module: str) -> None:
     asked = (

@@ -8,10 +8,9 @@ from parts import NANO, make_base
 
 HARM = {
     "SPIN": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "POWER": "{{ (9 ** (9 ** (8 + messages | length))) > 1 }}",
     "HEAP": "{{ (messages[0].content * (2 ** 33)) | length }}",
 }
-"""Word -> loops; one number that takes for ever; more memory than a prompt may have."""
+"""Word -> loops that take for ever; more memory than a prompt may have."""
 
 
 def make_harmful_base(folder: Path) -> Path:

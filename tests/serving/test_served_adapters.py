@@ -30,7 +30,7 @@ from inlay.generation.request import Sampling
 from inlay.tasks.opened_base import OpenedBase
 from parts import make_base
 from program import environment
-from serving.harmful import HARM, make_harmful_base
+from serving.harmful import make_harmful_base
 from serving.random_adapters import opened, put_random, random_state
 
 QUESTIONS = ("Where is my parcel?", "How do I reset my password?", "Hello")
@@ -173,6 +173,7 @@ def test_no_answer_crosses_to_another_adapter_while_names_are_replaced_and_remov
             if n % 3 == 2:
                 assert served.http.delete("/admin/adapters/x", headers=served.admin).status_code == 200
             n += 1
+            time.sleep(0.05)
 
     changing = threading.Thread(target=change)
     changing.start()
@@ -240,7 +241,7 @@ def test_an_adapter_of_another_base_and_an_unknown_one_are_refused(served: Serve
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "adapter_not_found"), answer.text
 
 
-@pytest.mark.parametrize("word", HARM)
+@pytest.mark.parametrize("word", ["HEAP", pytest.param("SPIN", marks=pytest.mark.slow)])
 def test_a_template_that_does_harm_is_stopped_and_the_server_answers_on(served: Served, word: str) -> None:
     begun = time.monotonic()
     answer = served.ask("a:1", word)

@@ -82,7 +82,7 @@ class Supervised:
                 raise ChildFailedError(
                     f"{self._name} ended{often}: it {ending}.{_last_line(self._log)} Its output: {self._log}"
                 )
-            await asyncio.sleep(0.25 * 2 ** len(recent))
+            await asyncio.sleep(0.1 * 2 ** len(recent))
 
     async def _one(self) -> str:
         """One process from its start to its end, which is given in words."""
