@@ -153,9 +153,11 @@ class Auth:
             )  # fmt: skip
         if not self.tokens and scope != "admin":
             return Principal("local", frozenset(USER_SCOPES), salt=self._salt("local"))
-        self._require_few_guesses(address)
         token = self._token_of(headers.get(b"authorization", ()))
-        if token is None:
+        if (
+            token is None
+        ):  # one who has a token is let in whatever others at the same address, as of a proxy, have tried
+            self._require_few_guesses(address)
             self._count_guess(address)
             raise Refusal(401, "A valid token is needed: Authorization: Bearer TOKEN.", code="invalid_api_key")
         if scope not in token.scopes:
