@@ -319,6 +319,7 @@ def test_what_cannot_answer_says_so_with_503_and_health_goes_on(condition: str) 
     response = chat(one)
     assert (response.status_code, response.json()["error"]["code"]) == (503, condition)
     assert int(response.headers["retry-after"]) > 0
+    assert chat(one, model="not loaded yet").status_code == 503
     assert ask(lambda client: client.get("/ready"), one).status_code == 503
     health = ask(lambda client: client.get("/health"), one)
     assert (health.status_code, health.json()["status"]) == (200, condition)

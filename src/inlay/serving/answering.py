@@ -15,7 +15,7 @@ from inlay.generation.request import Ask, Event, TokenLogprob
 from inlay.serving import replies
 from inlay.serving.engine import EncodedPrompt, Engine, EngineState, Refusal
 from inlay.serving.errors import invalid
-from inlay.serving.limits import Reserved
+from inlay.serving.limits import Reserved, require_ready
 from inlay.serving.names import Asker, Target
 from inlay.serving.schemas import DEFAULT_MAX_TOKENS, SamplingFields
 from inlay.serving.server import Record, Server, principal_of, record_of, server_of
@@ -102,6 +102,7 @@ async def start(request: Request, wanted: Wanted) -> Answering:
     server, record, who = server_of(request), record_of(request), principal_of(request)
     answer_id = record.answer_id = f"{wanted.id_prefix}{uuid.uuid4().hex}"
     asker = Asker(answer_id, who.name, wanted.user, wanted.safety_identifier, dict(request.headers), wanted.text)
+    require_ready(server.engine.state())  # names are known when the adapters are loaded, not before
     target = record.target = server.names.resolve(wanted.model, who, asker)
     closing = request.state.closing
     closing.enter_context(server.names.held(target))
