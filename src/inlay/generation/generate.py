@@ -24,6 +24,8 @@ from inlay.generation.request import Ask, Sampling
 from inlay.methods.adapter import virtual_tokens
 from inlay.models.base import context_length
 
+_STEP_TOKENS = 256  # of prompts: nobody waits for the others' next token
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -104,7 +106,7 @@ def _by_loop(
     forward: PlainForward, encoder: Encoder, prompts: Sequence[Sequence[int]], sampling: Sampling, batch_size: int,
     on_done: Callable[[int], None],
 ) -> list[Answer]:  # fmt: skip
-    loop = Loop(forward, encoder, limits=Limits(batch_size))
+    loop = Loop(forward, encoder, limits=Limits(batch_size, step_tokens=_STEP_TOKENS))
     repeats: Counter[tuple[int, ...]] = Counter()
     order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))  # the long ones do not come last, alone
     numbers = {}

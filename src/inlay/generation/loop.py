@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from inlay.generation.request import Ask, Event, Finish, TokenLogprob
 from inlay.generation.text import AnswerText, Detokenizer
 from inlay.generation.work import Forward, Segment, Work
 
+STEP_S: Final = 0.2
+"""Longest step, about: a long prompt delays the other answers by no more at a time."""
+_FEWEST_TOKENS, _TRIED_TOKENS, _MOST_TOKENS = 16, 64, 1024
 _RATE_S = 5.0
 """Tokens per second are measured over so long."""
 
@@ -40,8 +43,8 @@ class Limits:
     """Answers."""
     adapters: int = 32
     """Different adapters among them."""
-    step_tokens: int = 256
-    """Tokens of prompts in one step."""
+    step_tokens: int | None = None
+    """Tokens of prompts in one step; None: as many as a step of `STEP_S` takes, measured at the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +192,7 @@ class Loop:
         self._grammars, self._texts = grammars, texts or _texts_of(encoder)
         self._stop_ids = stop_ids or (lambda ask: encoder.stop_ids)
         self._bank, self._clock = bank, clock
+        self._step_tokens = self.limits.step_tokens or _measured_step(forward)
         self._pool = Pool(forward.blocks)
         self._prefixes = Prefixes(self._pool)
         self._waiting = Queue(clock)
@@ -327,7 +331,7 @@ class Loop:
     def _parts(self) -> list[tuple[_Row, int]]:
         """(answer, its tokens in this step): one of each answer that is begun, then pieces of prompts."""
         parts = [(row, 1) for row in self._running if row.is_answering]
-        room = self.limits.step_tokens
+        room = self._step_tokens
         for row in self._running:
             if room and not row.is_answering:
                 count = min(room, len(row.ask.prompt) - row.computed)
@@ -402,6 +406,20 @@ class _Wanted(NamedTuple):
     last: int
     gives_next: bool
     """Whether the last one gives the next token."""
+
+
+def _measured_step(forward: Forward) -> int:
+    """Tokens of a prompt that a step computes in `STEP_S`."""
+    count = min(_TRIED_TOKENS, forward.context_length, forward.blocks * BLOCK)
+    segment = Segment(0, count, 0, range(forward.blocks), None, False)
+    work = Work(torch.zeros(count, dtype=torch.long), torch.arange(count), (segment,), torch.zeros(0, dtype=torch.long))
+    took = []
+    for _ in range(2):  # the first one reads the weights into memory
+        begun = time.perf_counter()
+        forward.logits(work)
+        took.append(time.perf_counter() - begun)
+    fitting = int(count * STEP_S / max(min(took), 1e-6))
+    return max(_FEWEST_TOKENS, min(fitting, _MOST_TOKENS) // _FEWEST_TOKENS * _FEWEST_TOKENS)
 
 
 def _work(parts: Sequence[tuple[_Row, int]]) -> tuple[Work, list[_Wanted]]:
