@@ -112,8 +112,8 @@ class ArmTest:
 
     @property
     def difference(self) -> float:
-        """Mean score of B minus that of A, estimated without bias whatever the shares were; 0 before the first score."""
-        return float(self._sum_R[0] / max(self.n, 1))
+        """Mean score of B minus that of A, estimated whatever the shares were; 0 before the first score."""
+        return max(-1.0, min(1.0, float(self._sum_R[0] / max(self.n, 1))))
 
     def intervals(self) -> tuple[Array, Array]:
         """Low and high end of the difference: at no time outside of them with probability 1 - alpha. In steps of 0.005."""

@@ -126,7 +126,7 @@ def fit_router(names: Sequence[str], library: Library, results: str, reporter: R
         raise ConfigError(f"route: name at least two adapters, each once (got {', '.join(names) or 'none'}).")
     arms = _arms(names, library, results, reporter, seed)
     ready = arms[0].held_out.base
-    general, other = _general(), _other_tasks(arms)
+    general, other = general_parts(), _other_tasks(arms)
     reporter.stage(f"fitting a router to {sum(len(arm.fit) for arm in arms):,} prompts")
     fit = [Side(0, general[0]), *(Side(0, fit) for fit, _ in other.values())]
     calibrate = [Side(0, general[1]), *(Side(0, held) for _, held in other.values())]
@@ -269,7 +269,7 @@ def _prompts(examples: Sequence[Example]) -> list[str]:
     return [prompt_text(example) for example in examples]
 
 
-def _general() -> tuple[list[str], list[str], list[str]]:
+def general_parts() -> tuple[list[str], list[str], list[str]]:
     """General texts to fit, to calibrate and to judge: whole ones, and their sentences, each text in one part."""
     parts: tuple[list[str], list[str], list[str]] = ([], [], [])
     for n, example in enumerate(general_rows()):
