@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any, Final
 from serving_adapters import Prepared
 
 from inlay.serving.load_client import Connection, Target
+from inlay.serving.started_server import free_port
 from inlay.serving.timed_answers import Dialect
 
 LLAMACPP: Final = """
@@ -84,12 +84,6 @@ for line in sys.stdin:
 """
 """Answers of transformers and PEFT in one process: the reference for texts, and static batches by `adapter_names`."""
 CONTEXT: Final = 1024
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @dataclass
@@ -178,7 +172,9 @@ class Server:
 
 async def _answers(target: Target) -> bool:
     connection = Connection(target)
-    found = await connection.exchange("GET", "/v1/models")
+    found = await connection.exchange("GET", "/ready")  # of inlay, which lists its models while it still loads them
+    if found.status == 404:
+        found = await connection.exchange("GET", "/v1/models")
     await connection.close()
     return found.status == 200
 

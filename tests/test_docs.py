@@ -133,7 +133,7 @@ def faults_of(code: str) -> list[str]:
     """What a piece of Python needs and does not have: names, modules, and what it calls of inlay with its keywords."""
     nodes = list(ast.walk(ast.parse(code)))
     bound = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
-    bound |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    bound |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
     bound |= {node.arg for node in nodes if isinstance(node, ast.arg)} | set(dir(builtins))
     faults, values = [], dict[str, Any]()
     for node in nodes:

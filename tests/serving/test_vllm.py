@@ -13,13 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from inlay.adapters.library import Library
 from inlay.errors import ModelError
 from inlay.generation.request import Ask, Event, Sampling, TokenLogprob
-from inlay.methods.adapter_state import AdapterState
-from inlay.models.base import BaseRef
 from inlay.serving import wire
 from inlay.serving.backends.vllm import VllmChild
 from inlay.serving.backends.vllm_requests import events_of, refusal_of, request_of
@@ -30,8 +26,8 @@ from inlay.serving.opening import opened_base
 from inlay.serving.wire import Start
 from inlay.tasks.opened_base import OpenedBase
 from inlay.typed_json import decode
-from inlay.workflows.adapter_library.add import _fill, described
 from parts import make_base
+from serving.made_adapters import put_adapters
 from serving.vllm_stub import ids_of
 
 DIGEST = "d" * 64
@@ -168,27 +164,11 @@ def stub(**options: Any) -> Iterator[str]:
 def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Start, OpenedBase]:
     """A base and a library with the adapters a and b, of unequal ranks, c of DoRA, and x of another base."""
     folder = tmp_path_factory.mktemp("shop")
-    library = Library(folder / "library")
-    bases = {seed: make_base(folder / f"base{seed}", seed=seed) for seed in (0, 1)}
-    for number, name in enumerate("abcx"):
-        base = bases[int(name == "x")]
-        draw, tensors = torch.Generator().manual_seed(number), {}
-        for layer, rank in ((0, 2), (1, 3 + number)):
-            module = f"base_model.model.model.layers.{layer}.mlp.up_proj"
-            tensors[f"{module}.lora_A.weight"] = torch.randn(rank, 32, generator=draw) * 0.1
-            tensors[f"{module}.lora_B.weight"] = torch.randn(48, rank, generator=draw) * 0.1
-            if name == "c":
-                tensors[f"{module}.lora_magnitude_vector"] = torch.ones(48)
-        settings: Any = {
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 6, "bias": "none", "init_lora_weights": True,
-            "rank_pattern": {"model.layers.1.mlp.up_proj": 3 + number}, "target_modules": ["up_proj"], "use_dora": name == "c",
-        }  # fmt: skip
-        (folder / name).mkdir()
-        AdapterState(settings, tensors).on(BaseRef(str(base), base)).write(folder / name)
-        ready = opened_base(Start(str(base), str(folder), str(library.path)))
-        state, card = described(ready, AdapterState.read(folder / name))
-        library.put(name, lambda out, state=state: _fill(out, state, None, []), card)
-    start = Start(str(bases[0]), str(folder), str(library.path))
+    library, own = folder / "library", str(make_base(folder / "base"))
+    put_adapters(library, own, "ab")
+    put_adapters(library, own, "c", use_dora=True)
+    put_adapters(library, str(make_base(folder / "other", seed=1)), "x")
+    start = Start(own, str(folder), str(library))
     return start, opened_base(start)
 
 

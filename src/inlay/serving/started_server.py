@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,8 @@ def started_server(arguments: Sequence[str]) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+            assert child.stdout is not None
+            child.stdout.close()
 
 
 def _ready_url(line: str) -> str | None:
@@ -45,3 +48,10 @@ def _ready_url(line: str) -> str | None:
         return str(json.loads(line)["ready"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on at the moment."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

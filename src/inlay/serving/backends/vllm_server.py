@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -20,6 +19,7 @@ from inlay.generation.request import Ask, Event
 from inlay.serving.backends.vllm_requests import BASE, events_of, refusal_of, request_of
 from inlay.serving.engine import Refusal
 from inlay.serving.load_client import Connection, EventReader, Exchange, Target
+from inlay.serving.started_server import free_port
 from inlay.typed_json import JsonObject
 
 KEY: Final = "INLAY_VLLM_KEY"
@@ -148,7 +148,7 @@ class OwnVllm:
     """The process of a vLLM server that is started here, on a free port of this machine, with a key of its own."""
 
     def __init__(self, python: str, base: str, arguments: Sequence[str], log: IO[bytes] | int) -> None:
-        key, port = secrets.token_hex(24), _free_port()
+        key, port = secrets.token_hex(24), free_port()
         self.server = VllmServer(Target("127.0.0.1", port, token=key))
         command = [
             sys.executable, "-c", _HELPED, python, "-m", "vllm.entrypoints.cli.main", "serve", base, "--host", "127.0.0.1",
@@ -167,9 +167,3 @@ class OwnVllm:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
