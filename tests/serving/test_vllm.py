@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -23,7 +24,10 @@ from inlay.serving.backends.vllm_server import VllmServer
 from inlay.serving.engine import Refusal, ServedAdapter
 from inlay.serving.load_client import Connection, Target
 from inlay.serving.opening import opened_base
+from inlay.serving.started_server import started_server
+from inlay.serving.timed_answers import Dialect, ask
 from inlay.serving.wire import Start
+from inlay.serving.workloads import Prompt
 from inlay.tasks.opened_base import OpenedBase
 from inlay.typed_json import decode
 from parts import make_base
@@ -334,3 +338,40 @@ def test_a_server_of_another_model_is_refused(shop: tuple[Start, OpenedBase], tm
 
     with stub(models=["llama"]) as url, pytest.raises(ModelError, match="serves llama, and no 'base'"):
         run(shop, tmp_path, [url], nothing)
+
+
+@pytest.mark.slow
+def test_vllm_itself_gives_the_answers_of_the_own_engine(tmp_path: Path) -> None:
+    """INLAY_VLLM_PYTHON is an interpreter with vLLM, or a script that starts one."""
+    if not (python := os.environ.get("INLAY_VLLM_PYTHON")):
+        pytest.skip("INLAY_VLLM_PYTHON names no interpreter with vLLM")
+    shape: Any = {"hidden_size": 256, "intermediate_size": 320, "initializer_range": 0.08, "tie_word_embeddings": False}
+    base, library = str(make_base(tmp_path / "base", **shape)), tmp_path / "library"
+    put_adapters(library, base, ("a", "b"), size=0.05)
+    common = [base, "--adapters", "a,b", "--library", str(library)]
+    more = '["--dtype","float32","--enforce-eager","--max-model-len","256"]'
+    back_end = [
+        "--set",
+        "serve.backend=vllm",
+        "--set",
+        f"serve.vllm_python={python}",
+        "--set",
+        f"serve.vllm_arguments={more}",
+    ]
+
+    async def texts(url: str) -> list[str]:
+        connection, found = Connection(Target.of(url)), []
+        for model in (base, "a", "b"):
+            for question in ("My parcel is late.", "A lamp?"):
+                dialect = Dialect(new_tokens=16, more={"ignore_eos": True, "logprobs": True})
+                one = await ask(connection, dialect, Prompt(model, question))
+                assert (one.fault, one.tokens, one.finish) == ("", 16, "length")
+                found.append(one.text)
+        await connection.close()
+        return found
+
+    with started_server(common) as url:
+        expected = asyncio.run(texts(url))
+    with started_server([*common, *back_end]) as url:
+        assert asyncio.run(texts(url)) == expected
+    assert len(set(expected)) == 6
