@@ -211,6 +211,7 @@ def test_over_http_an_alias_answers_takes_a_score_and_its_test_is_shown_widened_
             for path, body, status in (
                 ("start", {}, 409),
                 ("start", {"weights": {"support:3": 90}}, 400),
+                ("start", {"weights": {"support:3": 1e308, "code:2": 1e308}}, 400),
                 ("start", {"weights": {"support:3": 90, "code:2": 10}}, 200),
                 ("stop", {"keep": "cod:2"}, 400),
                 ("stop", {"keep": "code:2"}, 200),
@@ -240,7 +241,8 @@ def test_an_alias_whose_arm_is_not_served_or_that_has_the_name_of_an_adapter_is_
         ("{}", "declares no alias"),
         ("aliases: [a]", "declares no alias"),
         ("aliases: {help: {arms: {a: 90, b: 9}}}", "aliases.help.arms: the weights sum to 99. They are percentages"),
-        ("aliases: {help: {arms: {a: 110, b: -10}}}", "aliases.help.arms: a weight is a percentage of at least 0"),
+        ("aliases: {help: {arms: {a: 110, b: -10}}}", "aliases.help.arms: a weight is a percentage from 0 to 100"),
+        ("aliases: {help: {arms: {a: 1e308, b: 1e308}}}", "aliases.help.arms: a weight is a percentage from 0 to 100"),
         ("aliases: {help: {arms: {}}}", "aliases.help.arms: must be"),
         ("aliases: {help: {arms: {a: many}}}", "aliases.help.arms.a: must be a percentage (got 'many')"),
         ("aliases: {help: {}}", "aliases.help.arms: missing"),

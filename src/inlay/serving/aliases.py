@@ -123,10 +123,10 @@ def _checked(name: str, value: Any) -> AliasConfig:
 def _broken_rules(config: AliasConfig) -> list[str]:
     """The faults that no single value has."""
     faults = []
-    total = math.fsum(config.arms.values())
-    if min(config.arms.values()) < 0:
-        faults.append(f".arms: a weight is a percentage of at least 0 (got {min(config.arms.values()):g}).")
-    elif abs(total - 100) > 1e-6:
+    wrong = next((weight for weight in config.arms.values() if not 0 <= weight <= 100), None)
+    if wrong is not None:
+        faults.append(f".arms: a weight is a percentage from 0 to 100 (got {wrong:g}).")
+    elif abs((total := math.fsum(config.arms.values())) - 100) > 1e-6:
         faults.append(f".arms: the weights sum to {total:g}. They are percentages: make them sum to 100.")
     if not _KEY.fullmatch(config.key):
         faults.append(f".key: must be user, safety_identifier or header:NAME (got {config.key!r}).")

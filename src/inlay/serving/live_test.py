@@ -261,6 +261,7 @@ def _checked_weights(test: LiveTest, weights: Mapping[str, float]) -> dict[str, 
         if arm not in test.started.arms:
             raise UserError(f"{alias}: {unknown_name('arm', arm, test.started.arms)}")
     whole = {arm: float(weights.get(arm, 0)) for arm in test.started.arms}
-    if min(whole.values()) < 0 or abs(math.fsum(whole.values()) - 100) > 1e-6:
+    is_share = all(0 <= weight <= 100 for weight in whole.values())
+    if not is_share or abs(math.fsum(whole.values()) - 100) > 1e-6:
         raise UserError(f"{alias}: weights are percentages that sum to 100 (got {dict(weights)}).")
     return whole
