@@ -40,7 +40,7 @@ _ROPES: Final = ("default", "linear", "llama3", "yarn")
 
 
 class _Step(NamedTuple):
-    """What all layers need of one step."""
+    """Values of one step that all layers need."""
 
     work: Work
     adapters: Adapters | None

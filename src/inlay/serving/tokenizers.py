@@ -33,7 +33,7 @@ class Tokenizers:
         self._grammars.pop(digest, None)
 
     def text(self, ask: Ask) -> AnswerText:
-        """What turns the tokens of an answer into text."""
+        """The text of an answer, token by token."""
         return self._of(ask.adapter)[1].answer(ask.sampling.stop)
 
     def rule(self, ask: Ask) -> GrammarConstraint:
