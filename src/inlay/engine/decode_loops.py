@@ -136,17 +136,34 @@ def attend(call):
                 room[to + half + i] = wide(stored(second * c + first * s, qkv[0]))
         low = max(np.int64(0), position + 1 - window)
         seen = position + 1 - low
-        for j in range(low, position + 1):
-            base = (blocks[row * blocks_step + j // block_size] * key_heads + head) * block_size * size
-            base += j % block_size * size
-            for g in range(group):
-                score = _ZERO
-                for i in range(size):
-                    score = plus(score, room[g * size + i] * wide(keys[base + i]))
-                score *= scaling
-                if cap > 0:
-                    score = cap * tanh(score / cap)
-                room[2 * width + g * seen + j - low] = score
+        for n in range(low // block_size, position // block_size + 1):
+            start = n * block_size
+            block = (blocks[row * blocks_step + n] * key_heads + head) * block_size * size
+            first, end = max(low, start), min(position + 1, start + block_size)
+            for quad in range((end - first) // 4):
+                j = first + 4 * quad
+                of_0 = block + (j - start) * size
+                of_1, of_2, of_3 = of_0 + size, of_0 + 2 * size, of_0 + 3 * size
+                for g in range(group):
+                    s_0, s_1, s_2, s_3 = _ZERO, _ZERO, _ZERO, _ZERO
+                    for i in range(size):
+                        q = room[g * size + i]
+                        s_0 = plus(s_0, q * wide(keys[of_0 + i]))
+                        s_1 = plus(s_1, q * wide(keys[of_1 + i]))
+                        s_2 = plus(s_2, q * wide(keys[of_2 + i]))
+                        s_3 = plus(s_3, q * wide(keys[of_3 + i]))
+                    to = 2 * width + g * seen + j - low
+                    room[to], room[to + 1], room[to + 2], room[to + 3] = s_0, s_1, s_2, s_3
+            for j in range(end - (end - first) % 4, end):
+                of_0 = block + (j - start) * size
+                for g in range(group):
+                    score = _ZERO
+                    for i in range(size):
+                        score = plus(score, room[g * size + i] * wide(keys[of_0 + i]))
+                    room[2 * width + g * seen + j - low] = score
+        for i in range(2 * width, 2 * width + group * seen):
+            score = room[i] * scaling
+            room[i] = cap * tanh(score / cap) if cap > 0 else score
         for g in range(group):
             at = 2 * width + g * seen
             most = ordered(room[at])
@@ -162,13 +179,29 @@ def attend(call):
                 room[j] = room[j] * share
         for i in range(width):
             room[width + i] = _ZERO
-        for j in range(low, position + 1):
-            base = (blocks[row * blocks_step + j // block_size] * key_heads + head) * block_size * size
-            base += j % block_size * size
-            for g in range(group):
-                p, to = room[2 * width + g * seen + j - low], width + g * size
-                for i in range(size):
-                    room[to + i] = room[to + i] + p * wide(kept[base + i])
+        for n in range(low // block_size, position // block_size + 1):
+            start = n * block_size
+            block = (blocks[row * blocks_step + n] * key_heads + head) * block_size * size
+            first, end = max(low, start), min(position + 1, start + block_size)
+            for quad in range((end - first) // 4):
+                j = first + 4 * quad
+                of_0 = block + (j - start) * size
+                of_1, of_2, of_3 = of_0 + size, of_0 + 2 * size, of_0 + 3 * size
+                for g in range(group):
+                    at, to = 2 * width + g * seen + j - low, width + g * size
+                    p_0, p_1, p_2, p_3 = room[at], room[at + 1], room[at + 2], room[at + 3]
+                    for i in range(size):
+                        room[to + i] = (
+                            room[to + i]
+                            + (p_0 * wide(kept[of_0 + i]) + p_1 * wide(kept[of_1 + i]))
+                            + (p_2 * wide(kept[of_2 + i]) + p_3 * wide(kept[of_3 + i]))
+                        )
+            for j in range(end - (end - first) % 4, end):
+                of_0 = block + (j - start) * size
+                for g in range(group):
+                    p_0, to = room[2 * width + g * seen + j - low], width + g * size
+                    for i in range(size):
+                        room[to + i] = room[to + i] + p_0 * wide(kept[of_0 + i])
         to = row * out_step + head * width
         for i in range(width):
             out[to + i] = stored(room[width + i], qkv[0])
