@@ -18,9 +18,9 @@ from inlay.data.types import Message
 from inlay.errors import AdapterError, DataError, InlayError, ModelError, unknown_name
 from inlay.generation.bank import Bank
 from inlay.generation.blocks import blocks_for
+from inlay.generation.forwards import forward_of
 from inlay.generation.generate import Answer, answer_of
 from inlay.generation.loop import Limits, Loop
-from inlay.generation.plain import PlainForward
 from inlay.generation.request import Ask, Sampling
 from inlay.serving import opening
 
@@ -72,9 +72,7 @@ class Host:
         self._current: str | None = None
         self._bank, context = Bank(), self._base.context_length
         tokens = max(context, cache_tokens or _ANSWERS * context // 2)
-        forward = PlainForward(
-            self._base.model, blocks_for(tokens), self._bank, autocast_dtype=self._base.autocast_dtype
-        )
+        forward = forward_of(self._base.model, blocks_for(tokens), self._bank, autocast_dtype=self._base.autocast_dtype)
         own = self._base.encoder
         self._loop = Loop(
             forward, own, self._bank, Limits(adapters=max_adapters),
