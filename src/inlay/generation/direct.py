@@ -10,6 +10,7 @@ heads, K key heads, E pairs that RoPE turns, W wanted rows of logits, V vocabula
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 from inlay.engine import cpu_ops, decode_ops
 from inlay.engine.decode_ops import Rows
 from inlay.engine.handwritten.attention import rope_
-from inlay.engine.handwritten.frozen import Frozen
 from inlay.engine.handwritten.mlp import ACTIVATIONS, gated
 from inlay.engine.handwritten.model import activation, caps_scores, window_of
 from inlay.engine.handwritten.norm import RmsNorm
@@ -29,10 +29,12 @@ from inlay.errors import ModelError
 from inlay.generation.attention import How, KeyValues, Places
 from inlay.generation.blocks import BLOCK
 from inlay.generation.plain import at_wanted
-from inlay.generation.row_floor import row_counts
+from inlay.generation.row_floor import counts_of
 from inlay.generation.work import Adapters, Work
 from inlay.models.base import context_length
 
+_ROWS: Final = 8
+"""Weights are packed for a matmul of so many rows; others are as right and a little slower."""
 _ANGLES: Final = 1024
 """Positions whose angles are computed at once, so that a position has the same ones in every step."""
 _ROPES: Final = ("default", "linear", "llama3", "yarn")
@@ -54,11 +56,43 @@ class _Step(NamedTuple):
     prompts: Places | None
 
 
-class _Linear:
-    """Linear layers that read the same input, as one matmul, with their adapters."""
+class _Packed:
+    """Linear layers that read the same input, as one matmul over weights in the order in which oneDNN multiplies them.
 
-    def __init__(self, linears: Sequence[Any], names: dict[int, str], compute: torch.dtype) -> None:
-        self.frozen = Frozen(linears, compute)
+    Without oneDNN the weights are stacked as they are.
+    """
+
+    def __init__(self, linears: Sequence[Any]) -> None:
+        weights = [linear.weight.detach() for linear in linears]
+        weight_OI = weights[0] if len(weights) == 1 else torch.cat(weights)
+        biases = [linear.bias for linear in linears]
+        self.width, self.dtype = weight_OI.shape[1], weight_OI.dtype
+        self.bias_O = None
+        if any(bias is not None for bias in biases):
+            parts = [w.new_zeros(len(w)) if b is None else b.detach() for w, b in zip(weights, biases, strict=True)]
+            self.bias_O = torch.cat(parts)
+        self._packs = _packs(self.dtype)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI, _ROWS) if self._packs else weight_OI
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        """(T, O)"""
+        if not self._packs:
+            return F.linear(x_TI, self._weight, self.bias_O)
+        y_TO: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, self._weight, self.bias_O, "none", [], "")
+        return y_TO
+
+
+@cache
+def _packs(dtype: torch.dtype) -> bool:
+    known = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
+    return known and (dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+
+class _Linear:
+    """Linear layers that read the same input, with their adapters."""
+
+    def __init__(self, linears: Sequence[Any], names: dict[int, str]) -> None:
+        self.matmul = _Packed(linears)
         self.sites: list[tuple[str, slice]] = []
         end = 0
         for linear in linears:
@@ -66,18 +100,15 @@ class _Linear:
 
     def forward(self, x_TI: Tensor, step: _Step) -> Tensor:
         """(T, O)"""
-        weight_OI, bias_O = self.frozen.weight(), self.frozen.bias_O
-        y_TO = F.linear(x_TI, weight_OI, bias_O)
+        y_TO = self.matmul(x_TI)
         if step.adapters is None:
             return y_TO
         for site, outputs in self.sites:
             if site not in step.sites:
                 continue
             scaled_TI = step.adapters.inputs(site, x_TI, step.work)
-            if scaled_TI is not x_TI:  # only rows that are scaled: with fewer outputs others might round otherwise
-                own_TO = F.linear(scaled_TI, weight_OI[outputs], None if bias_O is None else bias_O[outputs])
-                changed_T1 = (scaled_TI != x_TI).any(1, keepdim=True)
-                y_TO[:, outputs] = torch.where(changed_T1, own_TO, y_TO[:, outputs])
+            if scaled_TI is not x_TI:
+                y_TO[:, outputs] = self.matmul(scaled_TI)[:, outputs]
             y_TP = y_TO[:, outputs]
             added_TP = step.adapters.add(site, x_TI, y_TP, step.work)
             if added_TP is not y_TP:
@@ -88,7 +119,7 @@ class _Linear:
 class _Layer:
     """One layer of the decoder."""
 
-    def __init__(self, index: int, module: Any, config: Any, names: dict[int, str], compute: torch.dtype) -> None:
+    def __init__(self, index: int, module: Any, config: Any, names: dict[int, str]) -> None:
         attention, mlp = module.self_attn, module.mlp
         offset = 1.0 if config.model_type.startswith("gemma") else 0.0
 
@@ -98,7 +129,7 @@ class _Layer:
 
         def linear(holder: Any, fused: str, *parts: str) -> _Linear:
             found = [getattr(holder, fused)] if hasattr(holder, fused) else [getattr(holder, part) for part in parts]
-            return _Linear(found, names, compute)
+            return _Linear(found, names)
 
         has_post = hasattr(module, "pre_feedforward_layernorm")
         self.index, self.kind = index, getattr(attention, "layer_type", None)
@@ -160,13 +191,17 @@ class _Decoder:
         config, inner = model.config, model.model
         names = {id(module): name for name, module in model.named_modules()}
         self.compute: torch.dtype = model.lm_head.weight.dtype
-        self.counts = row_counts(model, torch.device("cpu"))
-        self.embed, self.head = inner.embed_tokens, model.lm_head
-        self.names = names[id(self.embed)], names[id(self.head)]
-        self.layers = [_Layer(n, layer, config, names, self.compute) for n, layer in enumerate(inner.layers)]
+        self.embed, self.head = inner.embed_tokens, _Packed([model.lm_head])
+        self.names = names[id(self.embed)], names[id(model.lm_head)]
+        self.layers = [_Layer(n, layer, config, names) for n, layer in enumerate(inner.layers)]
         self.norm = RmsNorm(inner.norm, 1.0 if config.model_type.startswith("gemma") else 0.0)
         self.softcap, self.rotary = getattr(config, "final_logit_softcapping", None), inner.rotary_emb
         self.angles: dict[tuple[Any, int], tuple[Tensor, Tensor]] = {}
+        first = self.layers[0]
+        matmuls = [each.matmul for each in (first.qkv, first.o, first.gate_up, first.down)]
+        with torch.inference_mode():
+            self.counts = counts_of(((m, m.width, m.dtype) for m in (*matmuls, self.head)), torch.device("cpu"))
+        """Numbers of rows with which a row of a matmul does not depend on the others; any number from the last one on."""
         self.made_of = _present(model)
 
 
@@ -183,7 +218,7 @@ class DirectForward:
     """A `Forward` for decoders of the Llama family."""
 
     def __init__(self, model: Any, blocks: int, adapters: Adapters | None = None) -> None:
-        """Stacks linear layers that read the same input, once for a model; its own become views of them.
+        """Packs the weights, once for a model; its own stay as they are.
 
         Raises: ModelError, with the reason, for a model that it cannot compute.
         """
@@ -296,7 +331,7 @@ class DirectForward:
         if step.adapters is not None and is_adapted:
             work = at_wanted(work)
             given_WH = step.adapters.inputs(site, n_WH, work)
-        z_WV = F.linear(given_WH, head.weight, head.bias)
+        z_WV = head(given_WH)
         if step.adapters is not None and is_adapted:
             z_WV = step.adapters.add(site, n_WH, z_WV, work)
         z_WV = z_WV[:count].float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,7 +26,14 @@ def row_counts(model: Any, device: torch.device, autocast_dtype: torch.dtype | N
     it takes 12 and more, but not 9."""
     layers = {(type(m), _width(m), tuple(m.weight.shape), m.weight.dtype): m for m in model.modules() if _is_linear(m)}
     with torch.inference_mode(), autocast(str(device), autocast_dtype):
-        differing = {rows for layer in layers.values() for rows in _differing(layer, device)}
+        return counts_of(((_on_rows(layer), _width(layer), _dtype(layer)) for layer in layers.values()), device)
+
+
+def counts_of(
+    matmuls: Iterable[tuple[Callable[[Tensor], Tensor], int, torch.dtype]], device: torch.device
+) -> tuple[int, ...]:
+    """The same for functions of rows of that width and dtype."""
+    differing = {rows for matmul in matmuls for rows in _differing(*matmul, device)}
     floor = max(differing, default=0) + 1
     return (*(n for n in range(1, floor) if n not in differing), floor) if floor <= _MOST else (1,)
 
@@ -34,13 +42,21 @@ def _is_linear(module: Any) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
+def _on_rows(layer: Any) -> Callable[[Tensor], Tensor]:
+    return lambda x_MI: layer(x_MI[None])[0]
+
+
 def _width(layer: Any) -> int:
     return int(layer.in_features if isinstance(layer, nn.Linear) else layer.weight.shape[0])
 
 
-def _differing(layer: Any, device: torch.device) -> list[int]:
+def _dtype(layer: Any) -> torch.dtype:
+    return layer.weight.dtype if layer.weight.is_floating_point() else torch.float32
+
+
+def _differing(matmul: Callable[[Tensor], Tensor], width: int, dtype: torch.dtype, device: torch.device) -> list[int]:
     """Numbers of rows with other bits than many have."""
-    drawn = torch.randn(max(_TRIED), _width(layer), generator=torch.Generator().manual_seed(0))
-    x_MI = drawn.to(device, layer.weight.dtype if layer.weight.is_floating_point() else torch.float32)
-    whole: Tensor = layer(x_MI[None])[0]
-    return [rows for rows in _TRIED if not torch.equal(layer(x_MI[None, :rows])[0], whole[:rows])]
+    drawn = torch.randn(max(_TRIED), width, generator=torch.Generator().manual_seed(0))
+    x_MI = drawn.to(device, dtype)
+    whole = matmul(x_MI)
+    return [rows for rows in _TRIED if not torch.equal(matmul(x_MI[:rows]), whole[:rows])]
