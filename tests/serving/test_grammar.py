@@ -140,6 +140,18 @@ def test_a_finished_answer_fits_its_schema(name: str, grammars: tuple[Encoder, G
         jsonschema.validate(json.loads(text), schema or {"type": "object"}, format_checker=jsonschema.FormatChecker())
 
 
+@pytest.mark.usefixtures("_without_trial")
+def test_an_answer_that_may_go_on_is_not_complete(grammars: tuple[Encoder, Grammars]) -> None:
+    encoder, made = grammars
+    rule = made(json_grammar({"enum": [1, 12]}))
+    one, two = (encoder.tokenizer.convert_tokens_to_ids(digit) for digit in "12")
+    rule.advance(one)
+    assert not rule.is_complete
+    assert rule.allowed()[[two, *encoder.stop_ids]].all()
+    rule.advance(two)
+    assert rule.is_complete
+
+
 def some(names: Any, *quick: str) -> list[Any]:
     """Every name as a test; those that are not quick as slow ones."""
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]

@@ -126,6 +126,12 @@ def test_an_answer_is_parsed_into_a_model_of_pydantic_and_a_hostile_schema_is_re
             )
             assert isinstance(answer.choices[0].message.parsed, Ball), answer
             assert answer.choices[0].finish_reason == "stop"
+        called = client.chat.completions.create(
+            model="base", messages=[{"role": "user", "content": "Hi"}], max_tokens=120, tool_choice="required",
+            tools=[{"type": "function", "function": {"name": "kick", "parameters": {"enum": [{"hard": True}]}}}],
+        ).choices[0]  # fmt: skip
+        assert called.finish_reason == "tool_calls", called
+        assert json.loads(called.message.tool_calls[0].function.arguments) == {"hard": True}  # type: ignore[union-attr,index]
         with pytest.raises(openai.BadRequestError, match="keyword 'not'") as refused:
             client.chat.completions.create(
                 model="base", messages=[{"role": "user", "content": "Hi"}],
