@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 from serving_adapters import Prepared
 
 from inlay.serving.load_client import Connection, Target
@@ -152,22 +153,33 @@ class Server:
         return json.loads(self.process.stdout.readline())
 
     def signal(self, number: int) -> None:
-        """To the process and all that it started."""
-        if self.process is not None and self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
+        """To the process and all that it started, whatever group they are in."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        with contextlib.suppress(psutil.Error):
+            first = psutil.Process(self.process.pid)
+            for one in [first, *first.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    one.send_signal(number)
 
     def end(self) -> None:
-        """Ends it, whatever its state."""
+        """Ends it, whatever its state, and what it leaves behind."""
+        if self.process is None:
+            return
         self.signal(signal.SIGCONT)
-        self.signal(signal.SIGTERM)
-        if self.process is not None:
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.signal(signal.SIGKILL)
-                self.process.wait()
-            self.signal(signal.SIGKILL)  # children that outlived it
+        left = []
+        with contextlib.suppress(psutil.Error):
+            left = psutil.Process(self.process.pid).children(recursive=True)
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for one in psutil.wait_procs(left, timeout=5)[1]:
+            with contextlib.suppress(psutil.Error):
+                one.kill()
 
 
 async def _answers(target: Target) -> bool:
