@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -222,3 +223,23 @@ def test_an_admin_ends_the_server(shared: Running) -> None:
     assert shared.http.post("/admin/drain", headers=ADMIN).status_code == 202
     code, end = shared.ended()
     assert (code, end["reason"]) == (0, "an admin's request")
+
+
+@pytest.mark.slow
+def test_of_ten_times_as_many_requests_as_fit_each_is_answered_or_refused_and_none_is_left_behind(
+    tmp_path: Path,
+) -> None:
+    async def all_of(server: Running) -> list[int]:
+        async def one(http: httpx.AsyncClient) -> int:
+            return (await http.post("/v1/chat/completions", json=server.ask(50))).status_code
+
+        limits = httpx.Limits(max_connections=100)
+        async with httpx.AsyncClient(base_url=server.http.base_url, timeout=60, limits=limits) as http:
+            return [done for _ in range(5) for done in await asyncio.gather(*(one(http) for _ in range(80)))]
+
+    with stand_in_server(tmp_path, max_requests=8) as server:
+        server.wait_ready()
+        found = asyncio.run(all_of(server))
+        assert set(found) == {200, 429}
+        assert found.count(200) >= 5 * 8 * 0.95
+        server.wait_until(lambda: server.live() == 0)
