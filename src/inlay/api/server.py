@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -46,6 +47,10 @@ def serve(
     `adapters` are names of the library, separated by commas, or `all` or `none`. `settings` are those of the section serve
     by their dotted names. Raises: InlayError for whatever keeps it from starting, and where a process of it ends for good.
     """
+    if os.name == "nt":
+        raise ConfigError(
+            "serve: its processes share sockets in a way that Windows lacks. Use WSL, or inlay.Host in Python."
+        )
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401

@@ -14,8 +14,8 @@ from inlay.cli.render.outcome import Output
 
 _EXAMPLES = (
     "inlay bench serve http://127.0.0.1:8000",
-    "inlay bench serve http://127.0.0.1:8000 --workload adapters-32 --workload overload --seconds 60",
-    "inlay bench serve Qwen/Qwen2.5-0.5B-Instruct --adapters support:prod,code:2 --rate 4",
+    "inlay bench serve http://127.0.0.1:8000 --workload overload",
+    "inlay bench serve Qwen/Qwen2.5-0.5B-Instruct --adapters all --rate 4",
 )
 
 

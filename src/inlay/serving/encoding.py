@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import resource
 import signal
 import traceback
 from collections.abc import Iterator, Sequence
@@ -223,6 +222,8 @@ def _limited(seconds: float) -> Iterator[None]:
 
 def _limit_memory(more: int) -> None:
     """Lets this process take so many bytes beside what it has."""
+    import resource  # Windows has none, and no server
+
     most = psutil.Process().memory_info().vms + more
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
