@@ -13,7 +13,6 @@ from inlay import api
 from inlay.cli.help import verb
 from inlay.cli.options import USE, Json, Library
 from inlay.cli.render.outcome import Output
-from inlay.config.load import parse_assignment
 from inlay.errors import ConfigError, count_shown
 
 _EXAMPLES = (
@@ -71,6 +70,8 @@ def serve(
     Ctrl+C or SIGTERM lets running answers end; a second one ends at once. --json prints {"ready": URL, "models": [...]} as
     its first line.
     """  # fmt: skip
+    from inlay.config.load import parse_assignment
+
     if name is not None:
         return _token(base, name)
     over = dict(map(parse_assignment, settings))
