@@ -224,6 +224,17 @@ def test_a_prompt_that_begins_like_an_earlier_one_has_the_bits_that_it_has_alone
         assert loop.state().prefix_hits_tokens == sum(hit for _, hit in found)
 
 
+def test_a_pool_of_one_answer_gives_them_one_after_another_though_they_begin_alike(
+    model: Any, encoder: Encoder
+) -> None:
+    loop = Loop(PlainForward(model, 1), encoder)
+    for prompt in ((5, 6, 7, 8), (5, 6, 7, 9), (5, 6, 7, 8)):
+        loop.add(Ask(prompt, Sampling(max_new_tokens=4)))
+    for _ in range(40):
+        loop.step()
+    assert not loop.live
+
+
 def test_a_prefix_is_found_by_its_own_principal_and_adapter_alone(model: Any, encoder: Encoder, bank: Bank) -> None:
     prompt = tuple(random.Random(1).randrange(4, 400) for _ in range(150))
     keys = [(b"one", None), (b"two", None), (b"one", "a"), (b"one", "b"), (b"two", "b")]

@@ -93,7 +93,7 @@ def full_answers(
 
 def _forward(model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, batch_size: int) -> PlainForward | None:
     """The steps of a loop over the model, as it is given; None where transformers' own generation answers."""
-    if len(prompts) < 2 or next(model.parameters()).device.type != "cpu":
+    if min(len(prompts), batch_size) < 2 or next(model.parameters()).device.type != "cpu":
         return None
     longest = min(max(map(len, prompts)) + sampling.max_new_tokens, context_length(model.config))
     try:

@@ -23,7 +23,7 @@ from inlay.errors import DataError
 from inlay.generation.admission import Queue
 from inlay.generation.blocks import BLOCK, Pool, blocks_for
 from inlay.generation.choice import NO_TOKEN, ChoiceRow, Constraint, choose, logprobs_of
-from inlay.generation.prefixes import Prefixes
+from inlay.generation.prefixes import Match, Prefixes
 from inlay.generation.request import Ask, Event, Finish, TokenLogprob
 from inlay.generation.text import AnswerText, Detokenizer
 from inlay.generation.work import Forward, Segment, Work
@@ -302,7 +302,14 @@ class Loop:
         """Whether there are blocks for its prompt and its whole answer, so that it never waits again."""
         if len(self._running) >= self.limits.rows:
             return False
-        known = self._prefixes.match(row.salt, row.adapter, row.ask.prompt[:-1] if not row.ask.prompt_logprobs else ())
+        asked = () if row.ask.prompt_logprobs else row.ask.prompt[:-1]
+        if self._begin_after(row, self._prefixes.match(row.salt, row.adapter, asked)):
+            return True
+        # nobody else will give blocks back: those of its own prefix make room
+        return not self._running and self._begin_after(row, Match([], None, 0))
+
+    def _begin_after(self, row: _Row, known: Match) -> bool:
+        """Whether there are blocks for what follows the known beginning, whose blocks are held; else they are let go."""
         more = blocks_for(row.cost) - len(known.blocks)
         self._prefixes.evict(more - self._pool.free)
         if is_there := more <= self._pool.free:
