@@ -27,6 +27,7 @@ SHORT = [
 ]  # fmt: skip
 NOT_OURS = ("pip", "make", "python", ".venv/bin/python", ".venv/bin/inlay", "git", "py", "cd", "source")
 DURATION = re.compile(r"# (h # min|min # s|min|h|ms)\b")
+SIZE = re.compile(r"# [kMG]?B\b")
 NUMBER = re.compile(r"\d[\d,.]*")
 VERDICTS = re.compile(r"\b(better|worse|not distinguishable)\b")
 
@@ -48,8 +49,10 @@ def commands(lines: list[str]) -> Iterator[list[str]]:
 
 
 def shape(line: str) -> str:
-    """A line without its numbers, the units of its durations, its spaces and its verdict."""
-    return DURATION.sub("# s", " ".join(NUMBER.sub("#", VERDICTS.sub("VERDICT", line)).split()))
+    """A line without its numbers, the units of its durations and sizes, its spaces, its verdict, and what a quick machine leaves
+    out: the time that is left."""
+    bare = DURATION.sub("# s", " ".join(NUMBER.sub("#", VERDICTS.sub("VERDICT", line)).split()))
+    return SIZE.sub("# MB", bare).removesuffix(" # s left")
 
 
 FROM_NOTHING = ("README.md", "quickstart.md")
@@ -124,4 +127,5 @@ def test_the_commands_of_a_page_run_in_order_and_print_what_it_shows(page: Path,
 def test_a_shape_forgets_numbers_and_verdict_and_nothing_else() -> None:
     assert shape("loss 8.319  lr 0.002 better") == shape("loss 7.1 lr 1 not distinguishable")
     assert shape("1 min 44 s left") == shape("19 s left")
+    assert shape("memory 750 MB  33 s left") == shape("memory 1.1 GB")
     assert shape("loss 8.319") != shape("lost 8.319")
