@@ -26,6 +26,8 @@ def encode(value: Any) -> Any:
 
     A field whose default is empty (None or an empty tuple) is left out while it holds that default.
     """
+    if value is None or isinstance(value, (str, int, float)):
+        return value
     if is_dataclass(value):
         return {
             one.name: encode(held)
@@ -87,6 +89,8 @@ def _of_union(parts: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _of_tuple(parts: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if parts[-1] is Ellipsis and parts[0] in (int, str) and all(type(one) is parts[0] for one in value):
+        return tuple(value)  # thousands of ids of a prompt
     kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else parts
     if len(kinds) != len(value):
         raise Mistyped(f"{where}: must hold {len(kinds)} values (got {len(value)})")

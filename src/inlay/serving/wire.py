@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from socket import socket
 from typing import Any
 
-from inlay.generation.request import Ask, Event, Sampling, TokenLogprob
+from inlay.generation.request import Ask, Event, TokenLogprob
 from inlay.serving.engine import Refusal
-from inlay.typed_json import JsonObject
+from inlay.typed_json import JsonObject, decode, encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +76,17 @@ def _exactly(connection: socket, size: int) -> bytes:
 
 
 def ask_to_json(ask: Ask) -> JsonObject:
-    """An `Ask` as JSON; fields at their defaults are left out."""
-    found = _changed(ask, Ask((0,)))
-    return found | {"sampling": _changed(ask.sampling, Sampling()), "salt": ask.salt.hex(), "prompt": list(ask.prompt)}
+    """An `Ask` as JSON."""
+    return dict(encode(ask), salt=ask.salt.hex())
 
 
 def ask_from_json(value: JsonObject) -> Ask:
     """The `Ask` of its JSON."""
-    sampling: dict[str, Any] = dict(value["sampling"])
-    if "stop" in sampling:
-        sampling["stop"] = tuple(sampling["stop"])
-    if "logit_bias" in sampling:
-        sampling["logit_bias"] = tuple((id_, bias) for id_, bias in sampling["logit_bias"])
-    more = {"sampling": Sampling(**sampling), "salt": bytes.fromhex(value["salt"]), "prompt": tuple(value["prompt"])}
-    return Ask(**{**value, **more})
+    return decode(Ask, value | {"salt": bytes.fromhex(value["salt"])})
 
 
 def event_to_json(event: Event) -> JsonObject:
-    """An `Event` as JSON; fields at their defaults are left out."""
+    """An `Event` as JSON; fields at their defaults are left out. There is one for each token, so nothing is checked."""
     return {"row": event.row} | _changed(event, Event(0))
 
 
@@ -141,7 +134,7 @@ def _changed(value: Any, default: Any) -> JsonObject:
     found: JsonObject = {}
     for part in dataclasses.fields(value):
         one = getattr(value, part.name)
-        if one != getattr(default, part.name) and not isinstance(one, Sampling):
+        if one != getattr(default, part.name):
             found[part.name] = [_plain(item) for item in one] if isinstance(one, tuple) else one
     return found
 
