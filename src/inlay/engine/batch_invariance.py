@@ -94,9 +94,14 @@ def _groups(model: Any, side: str) -> BatchGroups:
     return groups_of_config(model.config, virtual_tokens(model))._replace(pads=pads, shares=shares)
 
 
-def _switch(config: Any) -> int | None:
+def ropes_of(config: Any) -> list[Mapping[str, Any]]:
+    """The RoPE settings of a base: all of them, and those of a kind of layer."""
     ropes = getattr(config, "rope_parameters", None) or {}
-    for rope in (ropes, *(one for one in ropes.values() if isinstance(one, Mapping))):
+    return [ropes, *(one for one in ropes.values() if isinstance(one, Mapping))]
+
+
+def _switch(config: Any) -> int | None:
+    for rope in ropes_of(config):
         if rope.get("rope_type") == "longrope":
             own = getattr(config, "original_max_position_embeddings", None)
             return int(rope.get("original_max_position_embeddings") or own or config.max_position_embeddings)

@@ -127,16 +127,21 @@ class Places:
         return mixed_THD
 
 
+def rows_of(decode: Sequence[Segment]) -> decode_ops.Rows:
+    """Positions and blocks of generated tokens, as the compiled loop of attention takes them."""
+    counts = [blocks_for(s.position + 1) for s in decode]
+    table = np.zeros((len(decode), max(counts)), dtype=np.int64)
+    for row, segment, count in zip(table, decode, counts, strict=True):
+        row[:count] = segment.blocks[:count]
+    positions = [s.position for s in decode]
+    return decode_ops.Rows(torch.tensor(positions), torch.from_numpy(table), max(positions) + 1)
+
+
 class _LoopRows:
     """Decode rows for the compiled loop, which reads each row's keys and values where they lie."""
 
     def __init__(self, decode: Sequence[Segment]) -> None:
-        counts = [blocks_for(s.position + 1) for s in decode]
-        table = np.zeros((len(decode), max(counts)), dtype=np.int64)
-        for row, segment, count in zip(table, decode, counts, strict=True):
-            row[:count] = segment.blocks[:count]
-        positions = [s.position for s in decode]
-        self._rows = decode_ops.Rows(torch.tensor(positions), torch.from_numpy(table), max(positions) + 1)
+        self._rows = rows_of(decode)
         self._turned = torch.empty(len(decode), 0)
         """RoPE has been applied by the model."""
 

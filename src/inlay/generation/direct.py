@@ -19,6 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from inlay.engine import cpu_ops, decode_ops
+from inlay.engine.batch_invariance import ropes_of
 from inlay.engine.decode_ops import Rows
 from inlay.engine.handwritten.attention import rope_
 from inlay.engine.handwritten.mlp import ACTIVATIONS, gated
@@ -26,7 +27,7 @@ from inlay.engine.handwritten.model import activation, caps_scores, window_of
 from inlay.engine.handwritten.norm import RmsNorm
 from inlay.engine.select_engine import FAMILIES
 from inlay.errors import ModelError
-from inlay.generation.attention import How, KeyValues, Places
+from inlay.generation.attention import How, KeyValues, Places, rows_of
 from inlay.generation.blocks import BLOCK
 from inlay.generation.plain import at_wanted
 from inlay.generation.row_floor import counts_of
@@ -283,12 +284,7 @@ class DirectForward:
         decode = [segment for segment in work.segments if segment.is_decode]
         pieces, done = work.segments[len(decode) :], len(decode)
         assert not any(segment.is_decode for segment in pieces), "generated tokens come first"
-        rows, prompts = None, None
-        if decode:
-            longest = max(segment.position for segment in decode) + 1
-            width = -(-longest // BLOCK)
-            table = [[*segment.blocks[:width], *[0] * (width - len(segment.blocks))] for segment in decode]
-            rows = Rows(torch.tensor([segment.position for segment in decode]), torch.tensor(table), longest)
+        rows, prompts = rows_of(decode) if decode else None, None
         if pieces:
             moved = tuple(piece._replace(start=piece.start - done, stop=piece.stop - done) for piece in pieces)
             prompts = Places(
@@ -354,9 +350,7 @@ def refusal(model: Any) -> str | None:
         return f"it does not know the activation {activation(config)}"
     if getattr(config, "use_bidirectional_attention", False):
         return "the base looks ahead"
-    ropes = getattr(config, "rope_parameters", None) or {}
-    kinds = {each.get("rope_type", "default") for each in (ropes, *ropes.values()) if isinstance(each, dict)}
-    if others := sorted(kinds - {*_ROPES}):
+    if others := sorted({rope.get("rope_type", "default") for rope in ropes_of(config)} - {*_ROPES}):
         return f"its RoPE ({others[0]}) depends on the length of the sequence"
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if len(dtypes) > 1 or any(parameter.device.type != "cpu" for parameter in model.parameters()):

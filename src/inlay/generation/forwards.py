@@ -10,7 +10,7 @@ import torch
 
 from inlay.generation.blocks import BLOCK, blocks_for
 from inlay.generation.direct import DirectForward, refusal
-from inlay.generation.plain import PlainForward
+from inlay.generation.plain import PlainForward, relative_distance
 from inlay.generation.work import Adapters, Segment, Work
 
 _TRIED: Final = BLOCK + 12
@@ -48,4 +48,4 @@ def _distance(model: Any, direct: DirectForward) -> float:
         places_T = torch.arange(start, stop)
         found.append(direct.logits(Work(ids_T[start:stop], places_T, (segment,), places_T - start)))
     own_TV = model(input_ids=ids_T[None], use_cache=False).logits[0].float()
-    return float((torch.cat(found) - own_TV).norm() / own_TV.norm().clamp_min(1e-30))
+    return relative_distance(torch.cat(found), own_TV)

@@ -120,8 +120,11 @@ def _texts_of(encoder: Encoder) -> Callable[[Ask], AnswerText]:
 class _Row:
     """One answer, waiting or being computed."""
 
-    def __init__(self, number: int, ask: Ask, room: int, choice: ChoiceRow, text: TextStream) -> None:
+    def __init__(
+        self, number: int, ask: Ask, room: int, choice: ChoiceRow, text: TextStream, stop_ids: frozenset[int]
+    ) -> None:
         self.number, self.ask, self.room, self.choice, self.text = number, ask, room, choice, text
+        self.stop_ids = stop_ids
         self.ids = list(ask.prompt)
         """Of prompt and answer."""
         self.computed = 0
@@ -226,8 +229,9 @@ class Loop:
                 f"{self._pool.size * BLOCK}. Shorten it, or ask for fewer tokens."
             )
         rule = self._grammars(ask) if self._grammars is not None and ask.grammar is not None else None
-        choice = ChoiceRow(ask.prompt, ask.sampling, self._stop_ids(ask), ask.choice, rule)
-        row = _Row(next(self._numbers), ask, room, choice, self._texts(ask))
+        stop_ids = self._stop_ids(ask)
+        choice = ChoiceRow(ask.prompt, ask.sampling, stop_ids, ask.choice, rule)
+        row = _Row(next(self._numbers), ask, room, choice, self._texts(ask), stop_ids)
         if ask.adapter is not None:
             assert self._bank is not None, "an adapter, and no bank"
             self._bank.hold(ask.adapter)
@@ -366,7 +370,7 @@ class Loop:
             return self._finished(
                 row, "failed", reason="no token can be chosen: the logits are no numbers, or all are ruled out"
             )
-        if chosen in self._stop_ids(row.ask) and not row.ask.sampling.ignore_eos:
+        if chosen in row.stop_ids and not row.ask.sampling.ignore_eos:
             return self._finished(row, "stop", text=row.text.end())
         row.ids.append(chosen)
         row.choice.append(chosen)

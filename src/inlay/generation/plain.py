@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from inlay.engine.batch_invariance import ropes_of
 from inlay.engine.loss import autocast
 from inlay.errors import ModelError
 from inlay.generation.attention import How, KeyValues, Places
@@ -264,7 +265,7 @@ class PlainForward:
         found_WV = torch.cat(alone)
         dtypes = {p.dtype for p in self._model.parameters()}
         is_coarse = dtypes != {torch.float32} or torch.get_float32_matmul_precision() != "highest"
-        distance = float((found_WV - own_WV).norm() / own_WV.norm().clamp_min(1e-30))
+        distance = relative_distance(found_WV, own_WV)
         if not distance <= _NEAR[is_coarse]:
             raise ModelError(
                 f"this base cannot share a step among answers: its logits are {distance:.1e} from those of the whole prompt."
@@ -292,6 +293,11 @@ class PlainForward:
                 raise ModelError(
                     f"this base cannot share a step among answers: layer {layer} has {kinds[layer]} and asks for a window of {found}."
                 )
+
+
+def relative_distance(found_WV: Tensor, own_WV: Tensor) -> float:
+    """Distance of logits from the model's own, relative to their size."""
+    return float((found_WV - own_WV).norm() / own_WV.norm().clamp_min(1e-30))
 
 
 def _ends(start: int, stop: int) -> Tensor:
@@ -328,10 +334,7 @@ def _refusal(model: Any, base: Any) -> str:
     kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         return f"it has layers of {', '.join(sorted(kinds))}"
-    ropes = getattr(text, "rope_parameters", None) or {}
-    if any(
-        rope.get("rope_type") == "longrope" for rope in (ropes, *(r for r in ropes.values() if isinstance(r, dict)))
-    ):
+    if any(rope.get("rope_type") == "longrope" for rope in ropes_of(text)):
         return "its RoPE has frequencies of their own for long prompts (longrope)"
     takes = inspect.signature(base.forward).parameters
     missing = [name for name in ("position_ids", "logits_to_keep") if name not in takes]
