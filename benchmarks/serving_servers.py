@@ -19,7 +19,7 @@ import psutil
 from serving_adapters import Prepared
 
 from inlay.serving.load_client import Connection, Target
-from inlay.serving.started_server import free_port
+from inlay.serving.started_server import end_process, free_port
 from inlay.serving.timed_answers import Dialect
 
 LLAMACPP: Final = """
@@ -170,13 +170,7 @@ class Server:
         left = []
         with contextlib.suppress(psutil.Error):
             left = psutil.Process(self.process.pid).children(recursive=True)
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end_process(self.process, 20)
         for one in psutil.wait_procs(left, timeout=5)[1]:
             with contextlib.suppress(psutil.Error):
                 one.kill()

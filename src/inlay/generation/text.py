@@ -24,7 +24,7 @@ class Detokenizer:
         backend = tokenizer.backend_tokenizer
         self._tokenizer, self._backend = tokenizer, backend
         self._special = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
-        stages = "" if backend.decoder is None else backend.decoder.__getstate__().decode()
+        stages = decoder_stages(backend)
         self._is_byte_level = bool(stages) and json.loads(stages).get("type") == "ByteLevel"
         self._joins_bytes, self._has_byte_level = '"ByteFallback"' in stages, '"ByteLevel"' in stages
         corrupts = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
@@ -46,7 +46,7 @@ class Detokenizer:
         found = self._bytes.get(id_)
         if found is None:
             token = self._backend.id_to_token(id_) or ""
-            known = [_BYTE_OF.get(c) for c in token]
+            known = [BYTE_OF.get(c) for c in token]
             found = token.encode() if None in known else bytes(b for b in known if b is not None)
             self._bytes[id_] = found
         return found
@@ -62,6 +62,11 @@ class Detokenizer:
     def may_change(self, text: str) -> bool:
         """Whether the end of the text may be part of a character."""
         return self._has_byte_level and text.endswith("\ufffd")
+
+
+def decoder_stages(backend: Any) -> str:
+    """The decoder of a tokenizer as JSON; empty without one."""
+    return "" if backend.decoder is None else str(backend.decoder.__getstate__().decode())
 
 
 class AnswerText:
@@ -230,4 +235,5 @@ def _byte_characters() -> Iterator[tuple[str, int]]:
     yield from ((chr(256 + n), byte) for n, byte in enumerate(b for b in range(256) if b not in printable))
 
 
-_BYTE_OF: Final = dict(_byte_characters())
+BYTE_OF: Final = dict(_byte_characters())
+"""Byte of each character in the vocabulary of a byte-level tokenizer."""

@@ -24,6 +24,7 @@ from inlay.data.reading.conversation import openai_turns
 from inlay.data.reading.tool_calls import tools
 from inlay.data.types import Message, Row, Source
 from inlay.errors import InlayError
+from inlay.generation.text import BYTE_OF, decoder_stages
 from inlay.serving import wire
 from inlay.serving.child_process import Front
 from inlay.serving.engine import CallForm, ChatPrompt, EncodedPrompt, Refusal
@@ -111,14 +112,14 @@ class Encoders:
         """The bytes of each token."""
         tokenizer = self._encoder(identity).tokenizer
         added = tokenizer.added_tokens_decoder
-        is_byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder"))
+        is_byte_level = '"ByteLevel"' in decoder_stages(tokenizer.backend_tokenizer)
         found = []
         for id_ in ids:
             text = tokenizer.convert_ids_to_tokens(int(id_)) or ""
             if int(id_) in added:
                 found.append(text.encode())
             elif is_byte_level:
-                found.append(b"".join(_BYTE_OF.get(one, one.encode()) for one in text))
+                found.append(b"".join(bytes([BYTE_OF[one]]) if one in BYTE_OF else one.encode() for one in text))
             elif byte := _BYTE.fullmatch(text):
                 found.append(bytes([int(byte[1], 16)]))
             else:
@@ -231,16 +232,6 @@ def _limit_memory(more: int) -> None:
 def on_alarm(*_signal_and_frame: object) -> None:
     """Handler of SIGALRM."""
     raise _TooLong
-
-
-def _byte_level() -> dict[str, int]:
-    """Byte by its character in a byte-level vocabulary (GPT-2's table)."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-_BYTE_OF: Final = {character: bytes([byte]) for character, byte in _byte_level().items()}
 
 
 def main() -> None:

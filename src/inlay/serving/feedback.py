@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -105,9 +105,7 @@ class LiveTests:
         if answer is None or not (is_failed or record.status in (200, CLIENT_GONE)):
             return  # refused, which is no fault of the arm
         ttft_s = None if record.first_token is None else round(record.first_token - record.started, 4)
-        done = Answered(
-            answer.alias, answer.test, answer.id, answer.unit, answer.arm, answer.shares, answer.by, is_failed, ttft_s
-        )
+        done = replace(answer, is_failed=is_failed, ttft_s=ttft_s)
         for line in self._answers.append(line_of(done)):
             self._take_answer(line)
         self._rotate()

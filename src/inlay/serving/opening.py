@@ -84,8 +84,9 @@ def wanted_adapters(start: Start, base: OpenedBase, settings: ServeConfig) -> di
                 if not start.is_again:
                     raise
     else:
-        newest = {entry.name: entry for entry in library.entries()}
-        tagged = {f"{entry.name}:{tag}": entry for entry in library.entries() for tag in entry.tags}
+        stored = library.entries()
+        newest = {entry.name: entry for entry in stored}
+        tagged = {f"{entry.name}:{tag}": entry for entry in stored for tag in entry.tags}
         entries = newest | tagged
     others = {name: entry for name, entry in entries.items() if entry.card.base_digest != own}
     if others and not (start.adapters is None and settings.skip_others):

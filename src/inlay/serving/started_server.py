@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from inlay.errors import InlayError
 
@@ -32,12 +33,7 @@ def started_server(arguments: Sequence[str]) -> Iterator[str]:
                 raise InlayError(f"inlay serve {arguments[0]}: did not start: {last}")
             yield url
         finally:
-            child.send_signal(signal.SIGTERM)
-            try:
-                child.wait(_PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+            end_process(child, _PATIENCE_S)
             assert child.stdout is not None
             child.stdout.close()
 
@@ -48,6 +44,16 @@ def _ready_url(line: str) -> str | None:
         return str(json.loads(line)["ready"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def end_process(process: subprocess.Popen[Any], patience_s: float) -> None:
+    """Ends a process by SIGTERM; after so many seconds by force."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def free_port() -> int:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -19,7 +18,7 @@ from inlay.generation.request import Ask, Event
 from inlay.serving.backends.vllm_requests import BASE, events_of, refusal_of, request_of
 from inlay.serving.engine import Refusal
 from inlay.serving.load_client import Connection, EventReader, Exchange, Target
-from inlay.serving.started_server import free_port
+from inlay.serving.started_server import end_process, free_port
 from inlay.typed_json import JsonObject
 
 KEY: Final = "INLAY_VLLM_KEY"
@@ -160,10 +159,4 @@ class OwnVllm:
 
     def end(self) -> None:
         """Ends it and its children."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end_process(self.process, 20)
