@@ -138,3 +138,19 @@ def edit_config(folder: Path, **values: Any) -> None:
     """Puts these values into the config.json of a base."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+HARNESS_TASK = """
+task: shop
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_target: "{{gold}}"
+doc_to_choice: "{{choices}}"
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+metadata: {version: 1}
+"""
+"""A task of lm-evaluation-harness over the JSON lines in FILE."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from inlay import api
@@ -19,21 +18,6 @@ from inlay.errors import DataError, RunError
 from inlay.generation import generate
 from inlay.generation.generate import answers, cache_argument, cache_for, full_answers, text_streamer
 from inlay.generation.request import Sampling
-
-
-@pytest.fixture(scope="module")
-def model(tiny_base: Path) -> Any:
-    found = AutoModelForCausalLM.from_pretrained(str(tiny_base), dtype=torch.float32).eval()
-    with torch.no_grad():  # flat random logits would make the argmax a matter of rounding
-        found.lm_head.weight.mul_(20)
-    return found
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_base: Path) -> Encoder:
-    from transformers import AutoTokenizer
-
-    return Encoder(AutoTokenizer.from_pretrained(str(tiny_base)))
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     GptOssConfig,
     GptOssForCausalLM,
     MambaConfig,
@@ -31,19 +28,6 @@ from inlay.generation.loop import Limits, Loop
 from inlay.generation.plain import PlainForward
 from inlay.generation.request import Ask, Event, Sampling
 from inlay.generation.work import Work
-
-
-@pytest.fixture(scope="module")
-def model(tiny_base: Path) -> Any:
-    found = AutoModelForCausalLM.from_pretrained(str(tiny_base), dtype=torch.float32).eval()
-    with torch.no_grad():  # flat random logits would make the argmax a matter of rounding
-        found.lm_head.weight.mul_(20)
-    return found
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_base: Path) -> Encoder:
-    return Encoder(AutoTokenizer.from_pretrained(str(tiny_base)))
 
 
 @pytest.fixture(scope="module")

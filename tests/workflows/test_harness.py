@@ -13,23 +13,9 @@ import pytest
 from inlay import api
 from inlay.errors import ConfigError, UserError
 from inlay.workflows import harness
-from parts import qa_rows, write_rows
+from parts import HARNESS_TASK, qa_rows, write_rows
 from program import program
 from training_runs import Quiet, train
-
-TASK = """
-task: shop
-dataset_path: json
-dataset_kwargs: {data_files: {test: FILE}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_target: "{{gold}}"
-doc_to_choice: "{{choices}}"
-metric_list:
-  - {metric: acc, aggregation: mean, higher_is_better: true}
-metadata: {version: 1}
-"""
 
 
 def found(values: list[float], total: float, **over: Any) -> dict[str, Any]:
@@ -68,7 +54,7 @@ def test_a_local_task_file_is_run_on_base_and_adapter(tiny_base: Path, tmp_path:
     ]
     file = tmp_path / "shop.jsonl"
     file.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
-    (tmp_path / "shop.yaml").write_text(TASK.replace("FILE", str(file)))
+    (tmp_path / "shop.yaml").write_text(HARNESS_TASK.replace("FILE", str(file)))
     data = write_rows(tmp_path / "data.jsonl", rows)
     run = train(
         {

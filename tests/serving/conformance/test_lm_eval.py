@@ -10,21 +10,7 @@ import pytest
 
 from inlay import api
 from inlay.adapters.reference import config_of, opened, reference
-from parts import NANO, qa_rows
-
-TASK = """
-task: shop
-dataset_path: json
-dataset_kwargs: {data_files: {test: FILE}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_target: "{{gold}}"
-doc_to_choice: "{{choices}}"
-metric_list:
-  - {metric: acc, aggregation: mean, higher_is_better: true}
-metadata: {version: 1}
-"""
+from parts import HARNESS_TASK, NANO, qa_rows
 
 
 @pytest.mark.harness
@@ -42,7 +28,7 @@ def test_local_completions_gives_the_log_likelihoods_of_the_model_itself(
     ]
     file = tmp_path / "shop.jsonl"
     file.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
-    (tmp_path / "shop.yaml").write_text(TASK.replace("FILE", str(file)))
+    (tmp_path / "shop.yaml").write_text(HARNESS_TASK.replace("FILE", str(file)))
     arguments = {
         "model": model, "base_url": f"{url}/v1/completions", "tokenizer": str(NANO), "tokenizer_backend": "huggingface",
         "num_concurrent": 1, "max_length": 512,
