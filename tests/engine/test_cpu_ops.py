@@ -118,6 +118,21 @@ def test_causal_softmax(
     assert_rounded(dp, slopes, least=1.0)
 
 
+@pytest.mark.parametrize("width", [9, 17, 40])
+def test_a_softmax_is_bit_equal_wherever_its_scratch_row_lies(width: int) -> None:
+    """Scratch that the allocator puts right behind the scores changed the order of the last rows' sums."""
+    rows, found = 18, []
+    for gap in (0, 4, 16, 48, 4096):
+        memory = torch.zeros(rows * width + gap + 2 * width)
+        memory[: rows * width] = torch.randn(rows * width, generator=torch.Generator().manual_seed(0))
+        scores, scratch = memory[: rows * width].view(rows, width), memory[rows * width + gap :]
+        addresses = (scores.data_ptr(), rows, width - 1, width, scratch.data_ptr())
+        cpu_ops._run("causal_softmax", scores, rows, width, width, *addresses)
+        found.append(scores.clone())
+    assert all(torch.equal(one, found[-1]) for one in found)
+    assert torch.allclose(found[0].sum(1), torch.ones(rows))
+
+
 @settings(deadline=None)
 @given(FORMATS, st.integers(1, 9), st.integers(2, 300), st.none() | st.floats(0.5, 30), st.floats(0.1, 60))
 def test_slopes_of_logits(

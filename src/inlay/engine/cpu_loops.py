@@ -174,9 +174,10 @@ def causal_softmax(call):
             most = larger(most, ordered(wide(p[i])))
         largest, total = number(most), np.float32(0)
         for i in range(low, high):
-            e = exp(wide(p[at + i]) - largest)
-            total = plus(total, e)
-            unrounded[i] = e
+            unrounded[i] = exp(wide(p[at + i]) - largest)
+        # A sum beside a store is only vectorised where the two arrays lie far apart: its order would hang on addresses.
+        for i in range(low, high):
+            total = plus(total, unrounded[i])
         for i in range(low, high):
             p[at + i] = stored(unrounded[i] / total, p[0])
         for i in range(at, at + low):
