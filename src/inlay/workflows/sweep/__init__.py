@@ -1,0 +1,1 @@
+"""A search over settings: trials over one base, a winner judged on rows that chose nothing."""
