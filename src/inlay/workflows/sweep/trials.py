@@ -12,7 +12,7 @@ State: TypeAlias = Literal["running", "finished", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class Rung:
-    """What a trial had reached when it was compared with others."""
+    """The loss of a trial at the point where it was compared with others."""
 
     rows: int
     """Trained rows up to here."""
