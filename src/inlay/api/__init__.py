@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from inlay.api.run_checkpoints import checkpoint, checkpoints, clean_checkpoints, delete_checkpoint, pin
     from inlay.api.server import make_token, serve
     from inlay.api.serving import Host
+    from inlay.api.sweeping import over_of, sweep, sweep_settings
     from inlay.api.training import compare_methods, cross_validate, resume, train
     from inlay.config.load import ConfigLike
     from inlay.runs.folder import RunLike
@@ -69,6 +70,7 @@ _FAMILIES = {
     "serving": "Host",
     "run_checkpoints": "checkpoint checkpoints clean_checkpoints delete_checkpoint pin",
     "server": "make_token serve",
+    "sweeping": "over_of sweep sweep_settings",
     "training": "compare_methods cross_validate resume train",
 }
 """File -> its public names."""
@@ -116,6 +118,7 @@ __all__ = [
     "make_data",
     "make_token",
     "merge_adapters",
+    "over_of",
     "pin",
     "plan",
     "rank_adapter",
@@ -132,6 +135,8 @@ __all__ = [
     "split_data",
     "start_test",
     "stop_test",
+    "sweep",
+    "sweep_settings",
     "tag_adapter",
     "train",
     "untag_adapter",

@@ -31,6 +31,7 @@ from inlay.cli import (
     plan,
     route,
     serve,
+    sweep,
     train,
     verify,
 )
@@ -59,7 +60,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
 )
 for module in (
-    train, compare_methods, cross_validate, demo, checkpoints,
+    train, sweep, compare_methods, cross_validate, demo, checkpoints,
     compare, evaluate, harness, generate, chat, serve, verify, adapters, ab, route, bench,
     doctor, plan, init, advise, data, config,
 ):  # fmt: skip

@@ -19,6 +19,7 @@ from inlay.config.renamed import RENAMED_VALUES
 from inlay.config.sections.advise import AdviseConfig
 from inlay.config.sections.base import Assignments, Settings, Tree
 from inlay.config.sections.serve import ServeConfig
+from inlay.config.sections.sweep import SweepConfig
 from inlay.config.settings import Config
 from inlay.errors import ConfigError, nearest, unknown_name
 
@@ -27,7 +28,11 @@ ConfigLike = Config | Assignments | str | Path
 """A config, a nested mapping of settings, or the path of a YAML file."""
 UNSET: Final = "-"
 """Stands for a required setting that a partial config leaves out."""
-VERB_SECTIONS: Final[Mapping[str, type[Settings]]] = {"advise": AdviseConfig, "serve": ServeConfig}
+VERB_SECTIONS: Final[Mapping[str, type[Settings]]] = {
+    "advise": AdviseConfig,
+    "serve": ServeConfig,
+    "sweep": SweepConfig,
+}
 """Settings of one verb, which are no part of a run."""
 
 

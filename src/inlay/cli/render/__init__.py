@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         run,
         scores,
         settings,
+        sweep,
         terminal,
     )
 
@@ -43,6 +44,7 @@ __all__ = [
     "run",
     "scores",
     "settings",
+    "sweep",
     "terminal",
 ]
 

@@ -1,68 +1,47 @@
-"""One trial of a sweep, from its proposal to its end, and what proposes and stops trials."""
+"""One trial of a sweep, from its proposal to its end."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-Value: TypeAlias = str | int | float | bool | list[str] | None
-"""Of one setting in a trial."""
-State: TypeAlias = Literal["running", "finished", "stopped", "failed"]
+from inlay.config.load import in_yaml
 
-
-@dataclass(frozen=True)
-class Rung:
-    """The loss of a trial at the point where it was compared with others."""
-
-    rows: int
-    """Trained rows up to here."""
-    loss: float
-    """Held-out loss per token on the rows that select."""
-    goes_on: bool
-    rank: int | None = None
-    """Among the trials at this rung, 1 is best."""
-    of: int | None = None
+Value: TypeAlias = Any
+"""Of one setting, as YAML holds it."""
+State: TypeAlias = Literal["running", "finished", "failed"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Trial:
     """One combination of settings and what became of it."""
 
     number: int
     """0 is the config as it is."""
-    values: dict[str, Value]
-    """By path of the setting; empty for trial 0."""
+    values: dict[str, Value] = field(default_factory=dict)
+    """By setting; empty for trial 0."""
     state: State = "running"
-    rungs: list[Rung] = field(default_factory=list)
     loss: float | None = None
-    """Held-out loss per token on the rows that select, at the end."""
+    """Nats per trained token of the rows that choose."""
     reason: str = ""
-    """Why it was stopped or failed."""
+    """Why it failed."""
     run: str = ""
-    """Its run folder, relative to the folder of the sweep."""
-    rank: int | None = None
+    """Its run folder."""
     parameters: int | None = None
-    steps: int = 0
-    total_steps: int = 0
-    seconds: float = 0.0
-
-
-class Proposer(Protocol):
-    """Says which settings to try next, and which trials are not worth their end."""
-
-    def ask(self) -> Trial | None:
-        """The next trial; None when all were proposed."""
-        ...
-
-    def report(self, number: int, rows: int, loss: float) -> Rung:
-        """Records a loss at a rung, and whether the trial goes on. The decision is on the disk before it is returned."""
-        ...
-
-    def tell(self, trial: Trial) -> None:
-        """Records the end of a trial."""
-        ...
+    """Trained."""
+    steps: int | None = None
+    time_s: float | None = None
 
     @property
-    def trials(self) -> list[Trial]:
-        """All trials so far, by number; those of an interrupted sweep too."""
-        ...
+    def title(self) -> str:
+        """Its settings in one line."""
+        return shown(self.values)
+
+
+def shown(values: Mapping[str, Value]) -> str:
+    """Settings in one line; floats with four digits."""
+    if not values:
+        return "the config as it is"
+    texts = {path: f"{v:.4g}" if isinstance(v, float) else in_yaml(v) for path, v in values.items()}
+    return ", ".join(f"{path} {text}" for path, text in texts.items())

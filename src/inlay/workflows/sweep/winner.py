@@ -1,0 +1,98 @@
+"""The winner of a sweep: chosen on some rows, judged on others. Shapes: N rows, T trials, R resamples."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from inlay.errors import DataError
+from inlay.evaluation.metrics import LOSS_METRICS, Array
+from inlay.evaluation.verdict import MIN_ROWS, Difference, compare_scores
+
+LEAST_ROWS: Final = 50
+"""Rows that choose, and rows that judge: with fewer, chance decides more than the settings do."""
+_RESAMPLES: Final = 2_000
+_LEVEL: Final = 0.05
+_PER_TRIAL: Final = 80
+"""Resamples for each trial: with fewer, no p-value could be as small as the correction for so many asks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which trial won on the rows that choose."""
+
+    winner: int
+    """Its place among the trials."""
+    finalists: list[int]
+    """Places of the trials that cannot be told from the best one, itself included."""
+    optimism: float
+    """How far the least of these losses lies below what the same choice has on new rows, in nats per token."""
+
+
+def choose(
+    nll_TN: Array, weight_N: Array, sizes_T: Sequence[int], groups: Sequence[Hashable], *, resamples: int, seed: int
+) -> Choice:
+    """The smallest adapter among the trials that are not worse than the best one, beyond chance.
+
+    `nll_TN` are summed losses of each row, `weight_N` the weights of its trained tokens. Ties go to the smaller, then to
+    the better, then to the earlier trial. Raises: DataError for a loss that is not finite.
+    """
+    if not np.isfinite(nll_TN).all():
+        raise DataError("sweep: a loss is not finite, so no trial can be chosen by it.")
+    resamples = max(resamples, _PER_TRIAL * len(nll_TN))
+    losses_T = nll_TN.sum(1) / weight_N.sum()
+    best = int(np.argmin(losses_T))
+    others = [trial for trial in range(len(nll_TN)) if trial != best]
+    differences = {
+        trial: loss_between(nll_TN[best], nll_TN[trial], weight_N, groups, resamples=resamples, seed=seed)
+        for trial in others
+    }
+    worse = _holm({trial: found.p for trial, found in differences.items() if found.p is not None})
+    finalists = [trial for trial in range(len(nll_TN)) if trial not in worse]
+    winner = min(finalists, key=lambda trial: (sizes_T[trial], losses_T[trial], trial))
+    return Choice(winner, finalists, optimism(nll_TN, weight_N, groups, seed))
+
+
+def loss_between(
+    base_N: Array, other_N: Array, weight_N: Array, groups: Sequence[Hashable], *, resamples: int, seed: int
+) -> Difference:
+    """Held-out loss of `other` minus `base`; rows of one group are drawn together."""
+    pair = (np.stack([base_N, weight_N], 1), np.stack([other_N, weight_N], 1), LOSS_METRICS["loss"])
+    clusters = groups if len(set(groups)) < len(groups) else None
+    return compare_scores({"loss": pair}, resamples=resamples, seed=seed, clusters=clusters)["loss"]
+
+
+def _holm(values: dict[int, float]) -> set[int]:
+    """The trials whose p-value stays below 5% when all of them are asked (Holm 1979)."""
+    found: set[int] = set()
+    for place, (trial, p) in enumerate(sorted(values.items(), key=lambda one: one[1])):
+        if p > _LEVEL / (len(values) - place):
+            break
+        found.add(trial)
+    return found
+
+
+def optimism(nll_TN: Array, weight_N: Array, groups: Sequence[Hashable], seed: int) -> float:
+    """How much the least of T losses flatters itself, in nats per token: the loss out of the bag minus in the bag, of the
+    trial that is best in the bag, over resamples of the groups of rows. 0 with one trial."""
+    names = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    place_N = np.array([names[group] for group in groups])
+    units = len(names)
+    if len(nll_TN) < 2 or units < MIN_ROWS:
+        return 0.0
+    nll_TU = np.stack([np.bincount(place_N, row, units) for row in nll_TN])
+    weight_U = np.bincount(place_N, weight_N, units)
+    counts_RU = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), _RESAMPLES)
+    apart_RU = counts_RU == 0
+    some_R = (apart_RU @ weight_U > 0) & (counts_RU @ weight_U > 0)
+    counts_RU, apart_RU = counts_RU[some_R], apart_RU[some_R]
+    inside_RT = counts_RU @ nll_TU.T / (counts_RU @ weight_U)[:, None]
+    outside_RT = apart_RU @ nll_TU.T / (apart_RU @ weight_U)[:, None]
+    chosen_R1 = inside_RT.argmin(1)[:, None]
+    # against the mean of all trials: how hard the drawn rows are falls out
+    inside_RT, outside_RT = (side - side.mean(1, keepdims=True) for side in (inside_RT, outside_RT))
+    gaps = np.take_along_axis(outside_RT, chosen_R1, 1) - np.take_along_axis(inside_RT, chosen_R1, 1)
+    return float(max(0.0, gaps.mean()))
