@@ -19,7 +19,7 @@ import yaml
 
 import inlay
 from inlay.cli import app
-from inlay.config.load import load, parse_yaml, presets, section_names, setting_paths
+from inlay.config.load import VERB_SECTIONS, load, parse_yaml, presets, section_names, setting_paths, validate_section
 from inlay.data import read_examples
 from inlay.data.reading.formats import FORMATS
 from inlay.errors import DataError
@@ -123,6 +123,8 @@ def test_every_config_is_one_that_loads(page: Path) -> None:
     for language, body in blocks(page.read_text(encoding="utf-8")):
         if language == "yaml":
             tree = parse_yaml(body, page.name)
+            for name in VERB_SECTIONS.keys() & tree.keys():
+                validate_section(VERB_SECTIONS[name], tree.pop(name))
             required = {"model": {"base_model": "x"}, "data": {"train": "x"}}
             load(
                 tree={**required, **{k: required.get(k, {}) | v if isinstance(v, dict) else v for k, v in tree.items()}}

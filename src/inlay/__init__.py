@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from inlay._version import __version__
 
 if TYPE_CHECKING:
-    from inlay.api import Host, Loaded, checkpoints, compare, demo, doctor, evaluate, init, load, resume, train
+    from inlay.api import Host, Loaded, checkpoints, compare, demo, doctor, evaluate, init, load, resume, sweep, train
     from inlay.config import Config
     from inlay.errors import InlayError, Interrupted, UserError
     from inlay.evaluation.compare import Comparison
@@ -37,6 +37,7 @@ __all__ = [
     "init",
     "load",
     "resume",
+    "sweep",
     "train",
 ]
 

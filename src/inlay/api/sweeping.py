@@ -32,7 +32,7 @@ def sweep(
     """The best settings of a search, judged on rows that chose nothing; every trial is a run in the sweep's folder.
 
     `over` maps a setting to a list of values, or to `{"low": …, "high": …, "log": …}`. `settings` are those of the section
-    `sweep`: method, trials, confirm, seed. Of the held-out rows one half chooses the winner and the other judges it;
+    `sweep`: method, trials, confirm. Of the held-out rows one half chooses the winner and the other judges it;
     `confirm` names a file of rows that judge in its place, or `none` to judge on the rows that choose. A second call
     resumes where the first stopped; `fresh` moves an earlier sweep of that name aside.
 

@@ -14,7 +14,7 @@ from inlay.cli.render.outcome import Output
 
 _EXAMPLES = (
     "inlay sweep data.jsonl --model builtin:nano --over adapter.rank=4,8,16",
-    "inlay sweep config.yaml --over train.learning_rate=5e-5..2e-3:log --trials 24",
+    "inlay sweep config.yaml --over train.learning_rate=5e-5..2e-3:log",
 )
 _WHAT = "What to try"
 

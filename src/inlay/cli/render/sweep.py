@@ -1,4 +1,4 @@
-"""What `inlay sweep` prints at its end."""
+"""The text that `inlay sweep` ends with."""
 
 from __future__ import annotations
 

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from inlay.config.sections.base import PositiveInt, Seed, Settings
+from inlay.config.sections.base import PositiveInt, Settings
 
 SearchMethod = Literal["grid", "random", "qmc", "tpe", "gp"]
 
 
 class SweepConfig(Settings):
-    """Which settings a sweep tries, how it chooses them, and which rows judge the winner."""
+    """The settings that a sweep tries, the way it chooses them, and the rows that judge the winner."""
 
     over: dict[str, Any] = Field(default_factory=dict)
     """Setting to a list of values, or to a range {low, high, log}."""
@@ -22,5 +22,3 @@ class SweepConfig(Settings):
     """Trials in all. The first one is the config as it is."""
     confirm: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the held-out rows that choose nothing and judge the winner."""
-    seed: Seed = 0
-    """Of the proposals. The same sweep again proposes the same trials."""

@@ -60,7 +60,7 @@ def _proposed(space: Space, sweep: SweepConfig, past: Sequence[Trial], attempt: 
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of samplers that Optuna calls experimental
-        sampler = _sampler(sweep, len(past), attempt)
+        sampler = _sampler(sweep, space.config.train.seed, len(past), attempt)
         study = optuna.create_study(sampler=sampler, direction="minimize")
         known = distributions(space)
         if sweep.method == "qmc":  # the place in its sequence is the number of its proposals
@@ -73,19 +73,19 @@ def _proposed(space: Space, sweep: SweepConfig, past: Sequence[Trial], attempt: 
     return {path: parse_yaml(value, path) if path in space.choices else value for path, value in found.items()}
 
 
-def _sampler(sweep: SweepConfig, number: int, attempt: int) -> BaseSampler:
+def _sampler(sweep: SweepConfig, seed: int, number: int, attempt: int) -> BaseSampler:
     import numpy as np
     from optuna import samplers
 
     # a new one for each trial: what a sampler remembers is not on the disk
-    seed = int(np.random.SeedSequence((sweep.seed, number, attempt)).generate_state(1)[0])
+    own = int(np.random.SeedSequence((seed, number, attempt)).generate_state(1)[0])
     if sweep.method == "random":
-        return samplers.RandomSampler(seed=seed)
+        return samplers.RandomSampler(seed=own)
     if sweep.method == "qmc":
-        return samplers.QMCSampler(scramble=True, seed=sweep.seed, warn_asynchronous_seeding=False)
+        return samplers.QMCSampler(scramble=True, seed=seed, warn_asynchronous_seeding=False)
     if sweep.method == "gp":
-        return samplers.GPSampler(seed=seed, deterministic_objective=True)
-    return samplers.TPESampler(seed=seed, multivariate=True)
+        return samplers.GPSampler(seed=own, deterministic_objective=True)
+    return samplers.TPESampler(seed=own, multivariate=True)
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:

@@ -22,7 +22,7 @@ from inlay.workflows.sweep.trials import Trial, shown
 def sweep_page(found: SweepResult) -> str:
     """The report as one HTML file that needs no other."""
     winner, columns = found.winner, settings_of(found.trials)
-    told = {
+    summary = {
         "winner": f"trial {winner.number}: {shown(winner.values)}",
         "judged on": found.judged_on,
         "winner against the base": _change(found.against_base),
@@ -34,7 +34,10 @@ def sweep_page(found: SweepResult) -> str:
     rows = [_row(trial, found, columns) for trial in by_loss(found.trials)]
     failed = [note(f"trial {t.number} failed ({t.title}): {t.reason}") for t in found.trials if t.state == "failed"]
     head = ["trial", "loss", "trained", "steps", "time", *columns]
-    parts = [section("Winner", facts(told.items())), section("Trials", table(head, rows, numbers=range(1, 5)), *failed)]
+    parts = [
+        section("Winner", facts(summary.items())),
+        section("Trials", table(head, rows, numbers=range(1, 5)), *failed),
+    ]
     parts += _curves(found)
     return page("Sweep", *parts, *(note(text) for text in found.notes))
 

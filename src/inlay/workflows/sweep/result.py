@@ -1,4 +1,4 @@
-"""What a sweep has found, as values."""
+"""The findings of a sweep as values."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class _Sweep:
         self._rows: dict[str | None, HeldOutLosses] = {}
 
     def _known_trials(self) -> list[Trial]:
-        """Those of an earlier call. Raises: RunError for another sweep, or a folder of something else."""
+        """The trials of an earlier call. Raises: RunError for another sweep, or a folder of something else."""
         path = self._folder / TRIALS
         if not path.is_file():
             if (self._folder / "run.json").exists():
@@ -206,7 +206,7 @@ class _Sweep:
         return found
 
     def _loss(self, trial: Trial, run: Run) -> float:
-        """Of the rows that choose."""
+        """The loss on the rows that choose. Raises: DataError for one that is not finite."""
         import numpy as np
 
         nll_N = self._nll(run, None)
@@ -307,7 +307,7 @@ class _Sweep:
 
 
 def _digest(config: Config, sweep: SweepConfig, confirm: str | None) -> str:
-    """Of all that the trials have in common; the number of trials may grow."""
+    """A digest of all that the trials have in common; the number of trials may grow."""
     tree = anchored(config).model_dump(mode="json", exclude={"output", "track"})
     own: Mapping[str, Any] = sweep.model_dump(mode="json", exclude={"trials"})
     text = json.dumps([with_first_names(tree), own, confirm], sort_keys=True)

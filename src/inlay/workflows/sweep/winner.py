@@ -22,7 +22,7 @@ _PER_TRIAL: Final = 80
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which trial won on the rows that choose."""
+    """The trial that won on the rows that choose."""
 
     winner: int
     """Its place among the trials."""
@@ -76,8 +76,11 @@ def _holm(values: dict[int, float]) -> set[int]:
 
 
 def optimism(nll_TN: Array, weight_N: Array, groups: Sequence[Hashable], seed: int) -> float:
-    """How much the least of T losses flatters itself, in nats per token: the loss out of the bag minus in the bag, of the
-    trial that is best in the bag, over resamples of the groups of rows. 0 with one trial."""
+    """Nats per token by which the least of T losses flatters itself; 0 with one trial.
+
+    Over resamples of the groups of rows: the loss, on groups that were not drawn, of the trial that is best on those that
+    were, minus its loss there.
+    """
     names = {group: place for place, group in enumerate(dict.fromkeys(groups))}
     place_N = np.array([names[group] for group in groups])
     units = len(names)
