@@ -90,7 +90,7 @@ def pair(row: dict[str, list[dict[str, str]]]) -> tuple[str, str]:
 
 def short(words: list[str]) -> list[str]:
     """The command, for a training of four steps."""
-    trains = words[words.index("inlay") + 1] in ("train", "cross-validate", "compare-methods")
+    trains = words[words.index("inlay") + 1] in ("train", "sweep", "cross-validate", "compare-methods")
     return [*words, *(part for setting in SHORT for part in ("--set", setting))] if trains else words
 
 

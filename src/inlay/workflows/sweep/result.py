@@ -26,6 +26,9 @@ class SweepResult:
     """The config as it is minus the base, on the same rows."""
     tuning: Difference
     """The winner minus the config as it is: whether the sweep was worth it."""
+    least_gain: float | None
+    """Gain over the config as it is, in nats per token, that a sweep of so many trials on such rows finds in 95 of 100; None
+    where no two trials differ."""
     optimism: float
     """Nats per token by which the least loss of these trials flatters itself on the rows that chose it."""
     judged_on: str
@@ -39,6 +42,7 @@ class SweepResult:
             "winner": _entry(self.winner, self.against_base),
             "baseline": _entry(self.trials[0], self.baseline_against_base),
             "tuning": self.tuning.to_json(),
+            "least_gain": self.least_gain,
             "optimism": self.optimism,
             "finalists": self.finalists,
             "judged_on": self.judged_on,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -10,12 +11,14 @@ import numpy as np
 
 from inlay.errors import DataError
 from inlay.evaluation.metrics import LOSS_METRICS, Array
-from inlay.evaluation.verdict import MIN_ROWS, Difference, compare_scores
+from inlay.evaluation.verdict import MIN_ROWS, Difference, compare_scores, t_quantile
 
 LEAST_ROWS: Final = 50
 """Rows that choose, and rows that judge: with fewer, chance decides more than the settings do."""
 _RESAMPLES: Final = 2_000
 _LEVEL: Final = 0.05
+_MISSED: Final = 0.035
+"""Share of sweeps that may miss a gain of that size on the rows that choose; the rest of 5% is for those that judge."""
 _PER_TRIAL: Final = 80
 """Resamples for each trial: with fewer, no p-value could be as small as the correction for so many asks."""
 
@@ -28,6 +31,9 @@ class Choice:
     """Its place among the trials."""
     finalists: list[int]
     """Places of the trials that cannot be told from the best one, itself included."""
+    least_gain: float | None
+    """The smallest gain over all other trials that rows like these show to be one in 95 of 100 sweeps; None where no two
+    trials differ."""
     optimism: float
     """How far the least of these losses lies below what the same choice has on new rows, in nats per token."""
 
@@ -51,9 +57,10 @@ def choose(
         for trial in others
     }
     worse = _holm({trial: found.p for trial, found in differences.items() if found.p is not None})
+    errors = [found.standard_error for found in differences.values() if found.standard_error]
     finalists = [trial for trial in range(len(nll_TN)) if trial not in worse]
     winner = min(finalists, key=lambda trial: (sizes_T[trial], losses_T[trial], trial))
-    return Choice(winner, finalists, optimism(nll_TN, weight_N, groups, seed))
+    return Choice(winner, finalists, _least_gain(errors, len(set(groups))), optimism(nll_TN, weight_N, groups, seed))
 
 
 def loss_between(
@@ -73,6 +80,20 @@ def _holm(values: dict[int, float]) -> set[int]:
             break
         found.add(trial)
     return found
+
+
+def least_gain(choice: Choice, judged: Difference) -> float | None:
+    """Nats per token that a sweep must gain to be seen: on the rows that choose, and on those that judge."""
+    found = [gain for gain in (choice.least_gain, judged.mde) if gain is not None]
+    return max(found) if found else None
+
+
+def _least_gain(errors: Sequence[float], units: int) -> float | None:
+    """From the standard errors of the differences to the best trial: each of them must come out, at its corrected level."""
+    if not errors:
+        return None
+    reach = t_quantile(1 - _LEVEL / 2 / len(errors), units - 1) + t_quantile(1 - _MISSED / len(errors), units - 1)
+    return reach * math.sqrt(units / (units - 1)) * max(errors)
 
 
 def optimism(nll_TN: Array, weight_N: Array, groups: Sequence[Hashable], seed: int) -> float:
