@@ -40,12 +40,12 @@ def losses(trials: int, rows: int, seed: int) -> tuple[Array, Array]:
     return (hard_N + own_TN) * weight_N, weight_N
 
 
-def swept(trials: int, rows: int, seed: int, gain: float = 0.0) -> Swept:
+def swept(trials: int, rows: int, seed: int, gain: float = 0.0, resamples: int = RESAMPLES) -> Swept:
     """One sweep; the last trial is better than all others by `gain` in truth. All adapters but that of trial 0 are small."""
     nll_TN, weight_N = losses(trials, rows, seed)
     nll_TN[-1] -= gain * weight_N
     first, second, half = slice(0, rows // 2), slice(rows // 2, rows), list(range(rows // 2))
-    options = {"resamples": RESAMPLES, "seed": seed}
+    options = {"resamples": resamples, "seed": seed}
     choice = choose(nll_TN[:, first], weight_N[first], [2, *[1] * (trials - 1)], half, **options)
     best = int(np.argmin(nll_TN[:, first].sum(1)))
     judged = loss_between(nll_TN[0, second], nll_TN[choice.winner, second], weight_N[second], half, **options)

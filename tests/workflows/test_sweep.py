@@ -221,14 +221,40 @@ def test_the_least_loss_flatters_itself_by_what_is_printed() -> None:
 
 
 @settings(max_examples=25)
-@given(st.integers(0, 2**32 - 1), st.permutations(range(5)))
-def test_neither_the_order_of_trials_nor_a_repeated_trial_changes_the_winner(seed: int, order: list[int]) -> None:
-    nll_TN, weight_N = losses(5, 60, seed, effect=0.02)
+@given(st.integers(0, 2**32 - 1), st.permutations(range(5)), st.lists(st.integers(0, 4), max_size=4))
+def test_neither_the_order_of_trials_or_rows_nor_a_repeated_trial_changes_the_choice(
+    seed: int, order: list[int], repeated: list[int]
+) -> None:
+    nll_TN, weight_N = losses(5, 60, seed)
+    nll_TN += np.random.default_rng(seed).normal(0, 0.01, (5, 1)) * weight_N
     sizes, groups = [10, 20, 30, 40, 50], list(range(60))
     one = choose(nll_TN, weight_N, sizes, groups, resamples=200, seed=0)
-    moved = choose(nll_TN[order], weight_N, [sizes[n] for n in order], groups, resamples=200, seed=0)
-    assert order[moved.winner] == one.winner
-    assert sorted(order[n] for n in moved.finalists) == one.finalists
+    trials, rows = [*order, *repeated], np.random.default_rng(seed).permutation(60)
+    moved = choose(
+        nll_TN[trials][:, rows], weight_N[rows], [sizes[n] for n in trials], [groups[n] for n in rows],
+        resamples=200, seed=0,
+    )  # fmt: skip
+    assert trials[moved.winner] == one.winner
+    assert sorted({trials[n] for n in moved.finalists}) == one.finalists
+    assert (moved.least_gain, moved.optimism) == (one.least_gain, one.optimism)
+
+
+@pytest.mark.slow
+def test_a_sweep_seldom_names_a_gain_that_is_none_and_finds_the_gain_that_it_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sweeps, trials, rows, resamples = 200, 16, 400, 2_000
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    from sweep_error_rates import swept as simulated
+
+    equal = [simulated(trials, rows, seed, resamples=resamples) for seed in range(sweeps)]
+    gains = sum(one.judged.verdict == "better" for one in equal)
+    naive = sum(one.naive.verdict == "better" for one in equal)
+    assert gains <= 0.05 * sweeps < naive, (gains, naive)
+    gain = float(np.median([one.least_gain for one in equal]))
+    planted = [simulated(trials, rows, 1_000 + seed, gain, resamples) for seed in range(sweeps)]
+    found = [one.winner == trials - 1 and one.judged.verdict == "better" for one in planted]
+    assert np.mean(found) >= 0.95
 
 
 def test_a_difference_of_a_trial_to_itself_is_none() -> None:

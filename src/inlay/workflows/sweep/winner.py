@@ -1,4 +1,5 @@
-"""The winner of a sweep: chosen on some rows, judged on others. Shapes: N rows, T trials, R resamples."""
+"""The winner of a sweep: chosen on some rows, judged on others. Shapes: N rows, T trials, D trials with
+different losses, R resamples, U groups of rows."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from inlay.errors import DataError
 from inlay.evaluation.metrics import LOSS_METRICS, Array
-from inlay.evaluation.verdict import MIN_ROWS, Difference, compare_scores, t_quantile
+from inlay.evaluation.verdict import MIN_ROWS, Difference, compare_scores, holm, t_quantile
 
 LEAST_ROWS: Final = 50
 """Rows that choose, and rows that judge: with fewer, chance decides more than the settings do."""
@@ -25,7 +26,7 @@ _PER_TRIAL: Final = 80
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The trial that won on the rows that choose."""
+    """The trial that won on the rows that choose. Neither the order of rows or trials nor a repeated trial changes it."""
 
     winner: int
     """Its place among the trials."""
@@ -48,19 +49,26 @@ def choose(
     """
     if not np.isfinite(nll_TN).all():
         raise DataError("sweep: a loss is not finite, so no trial can be chosen by it.")
-    resamples = max(resamples, _PER_TRIAL * len(nll_TN))
-    losses_T = nll_TN.sum(1) / weight_N.sum()
-    best = int(np.argmin(losses_T))
-    others = [trial for trial in range(len(nll_TN)) if trial != best]
+    # resamples draw places: in this order neither that of the rows nor that of the trials changes a draw or a sum
+    order = sorted(range(len(groups)), key=lambda row: (repr(groups[row]), weight_N[row]))
+    nll_TN, weight_N, groups = nll_TN[:, order], weight_N[order], [groups[row] for row in order]
+    # trials with the same losses are asked once: repeats would make the correction stricter for all others
+    nll_DN, place_T = np.unique(nll_TN, axis=0, return_inverse=True)
+    resamples = max(resamples, _PER_TRIAL * len(nll_DN))
+    losses_D = nll_DN.sum(1) / weight_N.sum()
+    best = int(np.argmin(losses_D))
     differences = {
-        trial: loss_between(nll_TN[best], nll_TN[trial], weight_N, groups, resamples=resamples, seed=seed)
-        for trial in others
+        place: loss_between(nll_DN[best], nll_DN[place], weight_N, groups, resamples=resamples, seed=seed)
+        for place in range(len(nll_DN))
+        if place != best
     }
-    worse = _holm({trial: found.p for trial, found in differences.items() if found.p is not None})
+    asked = holm({str(place): found.p for place, found in differences.items()})
+    worse = {int(place) for place, p in asked.items() if p is not None and p <= _LEVEL}
     errors = [found.standard_error for found in differences.values() if found.standard_error]
-    finalists = [trial for trial in range(len(nll_TN)) if trial not in worse]
-    winner = min(finalists, key=lambda trial: (sizes_T[trial], losses_T[trial], trial))
-    return Choice(winner, finalists, _least_gain(errors, len(set(groups))), optimism(nll_TN, weight_N, groups, seed))
+    places = [int(place) for place in place_T.ravel()]
+    finalists = [trial for trial, place in enumerate(places) if place not in worse]
+    winner = min(finalists, key=lambda trial: (sizes_T[trial], losses_D[places[trial]], trial))
+    return Choice(winner, finalists, _least_gain(errors, len(set(groups))), optimism(nll_DN, weight_N, groups, seed))
 
 
 def loss_between(
@@ -70,16 +78,6 @@ def loss_between(
     pair = (np.stack([base_N, weight_N], 1), np.stack([other_N, weight_N], 1), LOSS_METRICS["loss"])
     clusters = groups if len(set(groups)) < len(groups) else None
     return compare_scores({"loss": pair}, resamples=resamples, seed=seed, clusters=clusters)["loss"]
-
-
-def _holm(values: dict[int, float]) -> set[int]:
-    """The trials whose p-value stays below 5% when all of them are asked (Holm 1979)."""
-    found: set[int] = set()
-    for place, (trial, p) in enumerate(sorted(values.items(), key=lambda one: one[1])):
-        if p > _LEVEL / (len(values) - place):
-            break
-        found.add(trial)
-    return found
 
 
 def least_gain(choice: Choice, judged: Difference) -> float | None:
