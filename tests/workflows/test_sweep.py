@@ -151,8 +151,16 @@ def test_a_sweep_that_was_cut_off_finds_what_an_unbroken_one_finds(tree: dict[st
     assert alone.result.eval_loss == Run(Path(trial.run)).result.eval_loss
     assert {path.name for path in alone.path.iterdir()} == {path.name for path in Path(trial.run).iterdir()}
 
-    with pytest.raises(RunError, match="holds a sweep with other settings"):
+    # what is there is enough for fewer trials; other settings and other rows are refused
+    fewer = swept(other, settings={"trials": 2})
+    assert [trial.number for trial in fewer.trials] == [0, 1, 2]
+    assert "trial 2" in (tmp_path / "again" / "tried" / "sweep.html").read_text()
+    assert (tmp_path / "again" / "tried" / "trials.csv").read_text().count("\n") == 4
+    with pytest.raises(RunError, match="holds a sweep with other settings or rows"):
         swept(other, {"adapter.rank": [2, 8]})
+    write_rows(Path(tree["data"]["train"]), qa_rows(26))
+    with pytest.raises(RunError, match="holds a sweep with other settings or rows"):
+        swept(other)
 
 
 def test_a_trial_that_cannot_be_trained_is_told_and_the_others_go_on(tree: dict[str, Any]) -> None:
@@ -161,9 +169,7 @@ def test_a_trial_that_cannot_be_trained_is_told_and_the_others_go_on(tree: dict[
     assert [trial.state for trial in found.trials] == ["finished", "failed", "finished"]
     assert "no_such_layer" in found.trials[1].reason
     broken = tree | {"adapter": {"target_modules": ["none_such"]}, "output": tree["output"] | {"name": "b"}}
-    with pytest.raises(
-        DataError, match=r"every trial failed, so there is nothing to compare with\. The first reason: .*none_such"
-    ):
+    with pytest.raises(DataError, match=r"the config as it is cannot be trained.*none_such"):
         swept(broken, {"adapter.rank": [2]}, settings={"method": "grid", "trials": 2})
 
 

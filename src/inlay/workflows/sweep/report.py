@@ -93,7 +93,8 @@ def _curves(found: SweepResult) -> list[Html]:
 
 def _held_out(trial: Trial) -> list[tuple[float, float]]:
     try:
-        found = [(line["step"], line["eval_loss"]) for line in Run(Path(trial.run)).metrics if line.get("eval_loss")]
-    except (InlayError, OSError):
-        return []  # a run that was deleted hides nothing else
-    return [(float(step), float(loss)) for step, loss in found if math.isfinite(loss)]
+        every = [(line["step"], line["eval_loss"]) for line in Run(Path(trial.run)).metrics if line.get("eval_loss")]
+        found = [(float(step), float(loss)) for step, loss in every]
+    except (InlayError, OSError, KeyError, TypeError, ValueError):
+        return []  # a run that was deleted or damaged hides nothing else
+    return [(step, loss) for step, loss in found if math.isfinite(loss)]

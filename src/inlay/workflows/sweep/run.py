@@ -22,7 +22,7 @@ from inlay.errors import DataError, InlayError, Interrupted, RunError, StorageEr
 from inlay.runs import folder as runs
 from inlay.runs.folder import Run
 from inlay.runs.reporter import Figures, Reporter
-from inlay.storage import explained, owned, write_file, write_json
+from inlay.storage import explained, owned, sha256_of, write_file, write_json
 from inlay.strict_json import parsed
 from inlay.workflows import train
 from inlay.workflows.sweep.propose import propose, require_optuna, write_study
@@ -78,7 +78,7 @@ def _require_rows(config: Config, sweep: SweepConfig, confirm: str | None) -> No
         raise DataError(
             f"{config.data.train_name}: {count_shown(count, 'held-out row')}, of which {count - judge} would choose the winner and "
             f"{judge} judge it. Each needs {LEAST_ROWS}. Give rows that judge with --confirm FILE, more held-out rows with "
-            "--set data.eval_fraction=0.2 or data.eval, or --confirm none to judge on the rows that choose."
+            "data.eval or a larger data.eval_fraction, or --confirm none to judge on the rows that choose."
         )
 
 
@@ -109,7 +109,7 @@ class _Sweep:
             raise RunError(f"{path}: cannot be read ({error}). Move the folder aside with --fresh.") from None
         if digest != self._digest:
             raise RunError(
-                f"{self._folder}: holds a sweep with other settings, and trials of both would mislead. Give another --name, "
+                f"{self._folder}: holds a sweep with other settings or rows, and trials of both would mislead. Give another --name, "
                 "or --fresh to move it aside."
             )
         return trials
@@ -123,7 +123,7 @@ class _Sweep:
         count = self._settings.trials
         while True:
             if not self._trials or self._trials[-1].state != "running":
-                if len(self._trials) == count:
+                if len(self._trials) >= count:
                     return
                 proposed = propose(self._space, self._settings, self._trials)
                 if proposed is None:
@@ -135,6 +135,11 @@ class _Sweep:
             trial = self._trials[-1]
             self._reporter.note(f"trial {trial.number} of {count - 1}: {trial.title}")
             self._trials[-1] = self._ended(trial)
+            if self._trials[-1].state == "failed" and trial.number == 0:
+                reason = self._trials[-1].reason
+                raise DataError(
+                    f"sweep: the config as it is cannot be trained, so there is nothing to compare with. {reason}"
+                )
             self._write()
             self._note_place(self._trials[-1])
 
@@ -238,17 +243,13 @@ class _Sweep:
     # The winner
 
     def conclude(self) -> SweepResult:
-        """The winner, judged; also in sweep.json. Raises: DataError where no trial was trained to its end."""
+        """The winner, judged; also in sweep.json."""
         import numpy as np
 
         from inlay.workflows.sweep.report import sweep_page, trials_csv
         from inlay.workflows.sweep.winner import choose, least_gain, loss_between
 
-        finished = [trial for trial in self._trials if trial.state == "finished"]
-        if not finished or finished[0].number != 0:
-            reason = next(trial.reason for trial in self._trials if trial.state == "failed")
-            what = "the config as it is failed" if finished else "every trial failed"
-            raise DataError(f"sweep: {what}, so there is nothing to compare with. The first reason: {reason}")
+        finished = [trial for trial in self._trials if trial.state == "finished"]  # the first one always is
         nll_TN = np.stack([self._kept(trial) for trial in finished])
         rows = self._rows[None]
         choosing, groups = self._choosing_rows(), rows.groups
@@ -310,9 +311,13 @@ class _Sweep:
 
 def _digest(config: Config, sweep: SweepConfig, confirm: str | None) -> str:
     """A digest of all that the trials have in common; the number of trials may grow."""
+    from inlay.data.prepare import data_hash
+
     tree = anchored(config).model_dump(mode="json", exclude={"output", "track"})
     own: Mapping[str, Any] = sweep.model_dump(mode="json", exclude={"trials"})
-    text = json.dumps([with_first_names(tree), own, confirm], sort_keys=True)
+    others = [Path(path) for path in (config.data.eval, confirm) if path is not None]
+    rows = [data_hash(config.data), *(sha256_of(path) for path in others if path.is_file())]
+    text = json.dumps([with_first_names(tree), own, confirm, rows], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
