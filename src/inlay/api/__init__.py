@@ -46,11 +46,12 @@ if TYPE_CHECKING:
     from inlay.api.run_checkpoints import checkpoint, checkpoints, clean_checkpoints, delete_checkpoint, pin
     from inlay.api.server import make_token, serve
     from inlay.api.serving import Host
-    from inlay.api.sweeping import over_of, sweep, sweep_settings
+    from inlay.api.sweeping import sweep, sweep_settings
     from inlay.api.training import compare_methods, cross_validate, resume, train
     from inlay.config.load import ConfigLike
     from inlay.runs.folder import RunLike
     from inlay.workflows.resume import Confirm
+    from inlay.workflows.sweep.space import over_of
 
 _FAMILIES = {
     "adapter_difference": "diff_adapters",
@@ -70,13 +71,13 @@ _FAMILIES = {
     "serving": "Host",
     "run_checkpoints": "checkpoint checkpoints clean_checkpoints delete_checkpoint pin",
     "server": "make_token serve",
-    "sweeping": "over_of sweep sweep_settings",
+    "sweeping": "sweep sweep_settings",
     "training": "compare_methods cross_validate resume train",
 }
 """File -> its public names."""
 _HOME = {
     "ConfigLike": "inlay.config.load", "Confirm": "inlay.workflows.resume", "RunLike": "inlay.runs.folder",
-    "as_config": "inlay.adapters.names",
+    "as_config": "inlay.adapters.names", "over_of": "inlay.workflows.sweep.space",
 }  # fmt: skip
 """Home of the names that lie elsewhere."""
 __all__ = [

@@ -34,11 +34,23 @@ def config_of(
     """
     if not source:
         raise ConfigError("the name of the data is empty. Name a data file, a hub dataset or a .yaml config.")
-    assignments: dict[str, object] = dict(configs.parse_assignment(text) for text in settings)
-    assignments |= {path: value for path, value in (given or {}).items() if value is not None}
+    assignments = assigned(settings, given or {})
     if source.endswith((".yaml", ".yml")):
         return configs.load(Path(source), assignments, preset, partial=partial)
     return configs.load(None, {"data.train": source} | assignments, preset, partial=partial)
+
+
+def assigned(settings: Sequence[str], given: Assignments) -> dict[str, object]:
+    """Setting to value of `key=value` texts, then of options, where they were given. Raises: ConfigError."""
+    values: dict[str, object] = dict(map(configs.parse_assignment, settings))
+    return values | {path: value for path, value in given.items() if value is not None}
+
+
+def of_section(name: str, settings: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """(value by setting of `key=value` texts of that section, the other texts). Raises: ConfigError."""
+    own = [text for text in settings if text.startswith(f"{name}.")]
+    values = {path.removeprefix(f"{name}."): value for path, value in map(configs.parse_assignment, own)}
+    return values, [text for text in settings if text not in own]
 
 
 def init(path: str | Path = "inlay.yaml", *, preset: str | None = None, force: bool = False) -> Path:
@@ -60,9 +72,7 @@ def sampling_of(settings: Sequence[str]) -> dict[str, object]:
 
 def advise_settings(settings: Sequence[str]) -> tuple[AdviseConfig, list[str]]:
     """(the section advise of `key=value` texts, the other texts). Raises: ConfigError."""
-    own = [text for text in settings if text.startswith("advise.")]
-    values = {path.removeprefix("advise."): value for path, value in map(configs.parse_assignment, own)}
-    others = [text for text in settings if text not in own]
+    values, others = of_section("advise", settings)
     return configs.validate_section(AdviseConfig, values, given=[f"advise.{key}" for key in values]), others
 
 

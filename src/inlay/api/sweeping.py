@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from inlay import config as configs
 from inlay.adapters.names import as_config
-from inlay.api.configs import config_of
+from inlay.api.configs import assigned, config_of, of_section
 from inlay.config import Config
 from inlay.config.load import ConfigLike, read_tree
 from inlay.config.sections.base import Assignments
@@ -50,25 +50,12 @@ def sweep(
 
 def sweep_settings(source: str, settings: Sequence[str], given: Assignments) -> tuple[Config, dict[str, Any]]:
     """(config of a run, section `sweep`) of a command line; a .yaml config may have the section. Raises: ConfigError."""
-    own = [text for text in settings if text.startswith("sweep.")]
-    others = [text for text in settings if text not in own]
-    section: Any = {}
-    if source.endswith((".yaml", ".yml")):
-        tree = read_tree(Path(source))
-        section = tree.pop("sweep", None) or {}
-        assignments = dict(map(configs.parse_assignment, others))
-        assignments |= {path: value for path, value in given.items() if value is not None}
-        config = configs.load(None, assignments, None, tree)
-    else:
-        config = config_of(source, others, None, given)
+    own, others = of_section("sweep", settings)
+    if not source.endswith((".yaml", ".yml")):
+        return config_of(source, others, None, given), own
+    tree = read_tree(Path(source))
+    section = tree.pop("sweep", None) or {}
+    config = configs.load(None, assigned(others, given), None, tree)
     if not isinstance(section, Mapping):
         raise ConfigError(f"{source}: sweep: a section holds settings (got {section!r}).")
-    texts = dict(map(configs.parse_assignment, own))
-    return config, dict(section) | {path.removeprefix("sweep."): value for path, value in texts.items()}
-
-
-def over_of(texts: Sequence[str]) -> dict[str, Any]:
-    """Setting to values or range, of texts such as `adapter.rank=4,8` and `train.learning_rate=5e-5..2e-3:log`."""
-    from inlay.workflows.sweep.space import over_of as parsed
-
-    return parsed(texts)
+    return config, dict(section) | own

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from inlay.workflows.measure import EvaluationResult
 
 RESULT = "folds.json"
-_UNCHOSEN = {"export": "last", "on_overfitting": "note", "on_plateau": "note", "early_stopping_patience": None}
 _NOTES = (
     "every fold's adapter is that of its last step, so nothing was chosen on the rows that judge it.",
     "the folds share most of their training rows: the interval speaks of these rows; the spread between folds is a first "
@@ -162,8 +161,7 @@ class _Titled:
 def _of_part(config: Config, folder: Path, name: str, part: str) -> Config:
     data = config.data.model_copy(update={"fold": part})
     output = config.output.model_copy(update={"folder": str(folder), "name": name})
-    train = config.train.model_copy(update=_UNCHOSEN)
-    return config.model_copy(update={"data": data, "output": output, "train": train})
+    return train.without_selection(config.model_copy(update={"data": data, "output": output}))
 
 
 def _pooled(found: Sequence[EvaluationResult], wanted: Sequence[str]) -> dict[str, Difference]:

@@ -47,6 +47,12 @@ def train(
     return run
 
 
+def without_selection(config: Config) -> Config:
+    """The config with the adapter of its last step: nothing inside the run is chosen on its held-out rows."""
+    chosen = {"export": "last", "on_overfitting": "note", "on_plateau": "note", "early_stopping_patience": None}
+    return config.model_copy(update={"train": config.train.model_copy(update=chosen)})
+
+
 def _early(
     config: Config, resumes: bool, fresh: bool, reporter: Reporter, confirm: Confirm | None, held: contextlib.ExitStack
 ) -> tuple[RunSelection, InlayError | None]:

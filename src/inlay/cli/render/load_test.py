@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from inlay.cli.render.terminal import aligned
 from inlay.errors import count_shown
 from inlay.runs.reporter import bytes_shown
 from inlay.serving.load_test import LoadResult
@@ -26,8 +27,7 @@ _HEAD = (
 def results_text(results: Sequence[LoadResult]) -> str:
     """One row a load, then its memory, its faults, and the cost of the stopwatch."""
     rows = [_HEAD, *(_row(one) for one in results)]
-    widths = [max(len(row[n]) for row in rows) for n in range(len(_HEAD))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = aligned(rows)
     lines += ["", "Times are p50 / p95 / p99. good: first token within 2 s, then at most 200 ms a token in the mean."]
     for one in results:
         lines += _memory(one)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from inlay.cli.render.costs import bills_text
+from inlay.cli.render.terminal import aligned
 from inlay.errors import count_shown
 from inlay.runs.reporter import bytes_shown, duration_shown
 
@@ -23,7 +24,7 @@ def plan_text(plan: Plan) -> str:
         f"up to {count_shown(plan.max_length, 'token')}; "
         f"rank {plan.rank}; planned with {bytes_shown(plan.room_bytes)}",
         "",
-        *_columns([_HEAD, *(_row(plan, one) for one in plan.forecasts)]),
+        *aligned([_HEAD, *(_row(plan, one) for one in plan.forecasts)]),
         "",
         "trained: its fp32 weights, gradients and optimizer. recomputed: activations with train.gradient_checkpointing.",
         "other: logits or one layer's workspace, holes of the heap, Python, the libraries and the rows.",
@@ -39,7 +40,7 @@ def plan_text(plan: Plan) -> str:
         )
         return "\n".join(lines)
     lines.append(f"{mine.method} does not fit. What would help, each with those above it:")
-    lines += _columns(
+    lines += aligned(
         [(f"  {c.setting}", bytes_shown(c.total_bytes), "fits" if c.fits else "too much") for c in plan.changes]
     )
     if not any(change.fits for change in plan.changes):
@@ -64,8 +65,3 @@ def _row(plan: Plan, one: Forecast) -> tuple[str, ...]:
         bytes_shown(one.recomputed.activations), bytes_shown(max(0, other)), duration_shown(one.step_s),
         duration_shown(one.train_s), "yes" if one.fits else "no",
     )  # fmt: skip
-
-
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
+from inlay.cli.render.terminal import aligned
 from inlay.errors import count_shown
 from inlay.evaluation.verdict import Difference
 from inlay.runs.reporter import change_shown, figure_shown, interval_shown, signed
@@ -41,8 +42,7 @@ def harness_text(found: JsonObject) -> str:
 def methods_text(found: MethodComparison, columns: int) -> str:
     """The methods in a table, the reasons of those that could not run, and notes."""
     rows = [list(HEAD), *(cells(row.method, row.figures) for row in found.methods if row.figures)]
-    widths = [max(len(row[n]) for row in rows) for n in range(len(HEAD))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = aligned(rows)
     for row in found.methods:
         if row.reason:
             lines += textwrap.wrap(f"{row.method}: {row.reason}", columns)

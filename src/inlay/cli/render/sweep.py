@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
+from inlay.cli.render.terminal import aligned
 from inlay.runs.reporter import change_shown, duration_shown
-from inlay.workflows.sweep.report import by_loss
-from inlay.workflows.sweep.trials import shown
+from inlay.workflows.sweep.trials import by_loss, shown
 
 if TYPE_CHECKING:
     from inlay.workflows.sweep.result import SweepResult
@@ -23,13 +23,13 @@ def sweep_text(found: SweepResult, columns: int) -> str:
         ]
         for trial in by_loss(found.trials)
     ]  # fmt: skip
-    widths = [max(len(row[n]) for row in rows) for n in range(len(head))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = aligned(rows)
     for trial in found.trials:
         if trial.state == "failed":
             lines += textwrap.wrap(f"trial {trial.number} failed ({trial.title}): {trial.reason}", columns)
     number = "{:+.4f}".format
     winner, tuning = found.winner, found.tuning
+    preposition = "from" if tuning.verdict == "not distinguishable" else "than"
     texts = [f"* winner: trial {winner.number}, {shown(winner.values)}"]
     if len(found.finalists) > 1:
         others = ", ".join(str(n) for n in found.finalists if n != winner.number)
@@ -37,9 +37,7 @@ def sweep_text(found: SweepResult, columns: int) -> str:
     texts += [
         f"judged on {found.judged_on}",
         f"winner against the base: {change_shown(found.against_base, number)} {found.against_base.verdict}",
-        f"verdict: {tuning.verdict} than the config as it is: {change_shown(tuning, number)}; {tuning.reason}"
-        if tuning.verdict != "not distinguishable"
-        else f"verdict: not distinguishable from the config as it is: {change_shown(tuning, number)}; {tuning.reason}",
+        f"verdict: {tuning.verdict} {preposition} the config as it is: {change_shown(tuning, number)}; {tuning.reason}",
     ]
     if winner.number == 0:
         texts[-1] = "verdict: the config as it is wins; tuning gained nothing here"

@@ -68,7 +68,7 @@ def _proposed(space: Space, sweep: SweepConfig, past: Sequence[Trial], attempt: 
                 study.ask(known)
         else:
             for trial in past:
-                study.add_trial(_frozen(trial, space))
+                study.add_trial(_frozen(trial, known))
         found = study.ask(known).params
     return {path: parse_yaml(value, path) if path in space.choices else value for path, value in found.items()}
 
@@ -103,14 +103,15 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     return found
 
 
-def _frozen(trial: Trial, space: Space) -> FrozenTrial:
+def _frozen(trial: Trial, known: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    from optuna.distributions import CategoricalDistribution
     from optuna.trial import TrialState, create_trial
 
     states = {"running": TrialState.RUNNING, "finished": TrialState.COMPLETE, "failed": TrialState.FAIL}
     params: dict[str, Any] = {
-        path: in_yaml(value) if path in space.choices else value for path, value in trial.values.items()
+        path: in_yaml(value) if isinstance(known[path], CategoricalDistribution) else value
+        for path, value in trial.values.items()
     }
-    known = distributions(space)
     attributes: Mapping[str, Any] = {"number": trial.number, "run": trial.run, "reason": trial.reason}
     return create_trial(
         state=states[trial.state],
@@ -130,7 +131,8 @@ def write_study(file: Path, trials: Sequence[Trial], space: Space) -> None:
     storage = RDBStorage(f"sqlite:///{file.absolute()}")
     try:
         study: Study = optuna.create_study(storage=storage, study_name=STUDY, direction="minimize")
+        known = distributions(space)
         for trial in trials:
-            study.add_trial(_frozen(trial, space))
+            study.add_trial(_frozen(trial, known))
     finally:
         storage.engine.dispose()

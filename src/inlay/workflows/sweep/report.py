@@ -16,7 +16,7 @@ from inlay.reports.html import Html, facts, note, page, section, table, tag
 from inlay.runs.folder import Run
 from inlay.runs.reporter import change_shown, duration_shown
 from inlay.workflows.sweep.result import SweepResult
-from inlay.workflows.sweep.trials import Trial, shown
+from inlay.workflows.sweep.trials import Trial, by_loss, shown
 
 
 def sweep_page(found: SweepResult) -> str:
@@ -59,11 +59,6 @@ def trials_csv(trials: Sequence[Trial]) -> str:
 def settings_of(trials: Sequence[Trial]) -> list[str]:
     """The settings that any of the trials has a value for."""
     return list(dict.fromkeys(path for trial in trials for path in trial.values))
-
-
-def by_loss(trials: Sequence[Trial]) -> list[Trial]:
-    """The finished trials, the least loss first."""
-    return sorted((trial for trial in trials if trial.loss is not None), key=lambda one: (one.loss or 0.0, one.number))
 
 
 def _row(trial: Trial, found: SweepResult, columns: Sequence[str]) -> list[str]:

@@ -6,12 +6,14 @@ other. So the same command goes on where a sweep was cut off, and finds what an 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,7 +30,7 @@ from inlay.workflows import train
 from inlay.workflows.sweep.propose import propose, require_optuna, write_study
 from inlay.workflows.sweep.result import SweepResult
 from inlay.workflows.sweep.space import Space
-from inlay.workflows.sweep.trials import Trial
+from inlay.workflows.sweep.trials import Trial, by_loss
 from inlay.workflows.train_process import anchored
 
 if TYPE_CHECKING:
@@ -44,8 +46,6 @@ TRIALS: Final = "trials.json"
 STUDY_FILE: Final = "study.db"
 _LOSSES: Final = "losses"
 _SAME_ROWS: Final = "none"
-_UNCHOSEN: Final = {"export": "last", "on_overfitting": "note", "on_plateau": "note", "early_stopping_patience": None}
-"""Of a trial: its held-out rows choose nothing inside it, as half of them judge."""
 
 
 def sweep(
@@ -165,14 +165,14 @@ class _Sweep:
     def _config_of(self, trial: Trial) -> Config:
         config = self._space.config_of(trial.values)
         output = config.output.model_copy(update={"folder": str(self._folder), "name": f"{trial.number:03d}"})
-        settings = config.train.model_copy(update=_UNCHOSEN)
-        return config.model_copy(update={"output": output, "train": settings})
+        # half of its held-out rows judge, so they choose nothing inside a trial
+        return train.without_selection(config.model_copy(update={"output": output}))
 
     def _note_place(self, trial: Trial) -> None:
         if trial.state == "failed":
             self._reporter.note(f"trial {trial.number} failed: {trial.reason}")
             return
-        finished = sorted((one for one in self._trials if one.loss is not None), key=lambda one: one.loss or 0.0)
+        finished = by_loss(self._trials)
         place, best = finished.index(trial) + 1, finished[0]
         lead = (
             "the best so far"
@@ -194,21 +194,24 @@ class _Sweep:
         return self._rows[rows]
 
     def _nll(self, run: Run | None, rows: str | None) -> Array:
-        """(N,) losses under the adapter of a run, None for the base. They are kept in the sweep's folder."""
+        """(N,) losses under the adapter of a run, None for the base: computed once and kept in the sweep's folder."""
         import numpy as np
 
         from inlay.adapters.reference import reference
 
-        measured = self._rows[rows] if run is None else self._measured(run, rows)
+        measured = self._measured(run or Run(Path(self._trials[0].run)), rows)
         name = "base" if run is None else run.name
-        state = None if run is None else reference(run, str(self._folder)).adapter(measured.base.ref)
-        found = measured.of(name, state)
-        kept = io.BytesIO()
-        np.save(kept, np.stack([found, measured.weight_N]), allow_pickle=False)
         path = self._folder / _LOSSES / f"{name}{'-judge' if rows else ''}.npy"
+        with contextlib.suppress(OSError, ValueError):
+            stored: tuple[Array, Array] = np.load(path, allow_pickle=False)
+            nll_N, measured.weight_N = stored
+            return nll_N
+        nll_N = measured.of(name, None if run is None else reference(run, str(self._folder)).adapter(measured.base.ref))
+        kept = io.BytesIO()
+        np.save(kept, np.stack([nll_N, measured.weight_N]), allow_pickle=False)
         path.parent.mkdir(exist_ok=True)
         write_file(path, kept.getvalue())
-        return found
+        return nll_N
 
     def _loss(self, trial: Trial, run: Run) -> float:
         """The loss on the rows that choose. Raises: DataError for one that is not finite."""
@@ -217,9 +220,10 @@ class _Sweep:
         nll_N = self._nll(run, None)
         if not np.isfinite(nll_N).all():
             raise DataError(f"trial {trial.number}: a held-out loss is not finite.")
-        chosen, weight_N = self._choosing_rows(), self._rows[None].weight_N
+        chosen, weight_N = self._choosing_rows, self._rows[None].weight_N
         return float(nll_N[chosen].sum() / weight_N[chosen].sum())
 
+    @cached_property
     def _choosing_rows(self) -> np.ndarray:
         import numpy as np
 
@@ -227,18 +231,6 @@ class _Sweep:
 
         examples = self._rows[None].rows.examples
         return np.arange(len(examples)) if self._confirm else np.array(by_content(examples, self._settings.confirm)[0])
-
-    def _kept(self, trial: Trial) -> Array:
-        import numpy as np
-
-        path = self._folder / _LOSSES / f"{Path(trial.run).name}.npy"
-        try:
-            both: Array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError):
-            return self._nll(Run(Path(trial.run)), None)
-        self._measured(Run(Path(trial.run)), None).weight_N = both[1]
-        kept: Array = both[0]
-        return kept
 
     # The winner
 
@@ -250,9 +242,9 @@ class _Sweep:
         from inlay.workflows.sweep.winner import choose, least_gain, loss_between
 
         finished = [trial for trial in self._trials if trial.state == "finished"]  # the first one always is
-        nll_TN = np.stack([self._kept(trial) for trial in finished])
+        nll_TN = np.stack([self._nll(Run(Path(trial.run)), None) for trial in finished])
         rows = self._rows[None]
-        choosing, groups = self._choosing_rows(), rows.groups
+        choosing, groups = self._choosing_rows, rows.groups
         weight_N, seed, resamples = rows.weight_N, self._config.train.seed, self._config.eval.resamples
         choice = choose(
             nll_TN[:, choosing], weight_N[choosing], [trial.parameters or 0 for trial in finished],

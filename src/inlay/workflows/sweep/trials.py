@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -45,3 +45,8 @@ def shown(values: Mapping[str, Value]) -> str:
         return "the config as it is"
     texts = {path: f"{v:.4g}" if isinstance(v, float) else in_yaml(v) for path, v in values.items()}
     return ", ".join(f"{path} {text}" for path, text in texts.items())
+
+
+def by_loss(trials: Sequence[Trial]) -> list[Trial]:
+    """The finished trials, the least loss first."""
+    return sorted((trial for trial in trials if trial.loss is not None), key=lambda one: (one.loss or 0.0, one.number))
